@@ -1,0 +1,98 @@
+"""The `vpltool` command: finds the commands, and turns exceptions into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpltool import __version__, console
+from vpltool.errors import VplError
+from vpltool.stage import command_modules
+
+_HELP = """Photos with image-level tags in, a trained segmenter out.
+
+The commands stand in the order of the pipeline; each reads files and writes files, and
+`vpltool COMMAND --help` ends with the command that comes next. Begin with:
+
+    vpltool prepare folder PHOTOS --labels tags.csv --model ViT-B-16-quickgelu --pretrained openai
+"""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vpltool {__version__}")
+        raise typer.Exit
+
+
+def _global_options(
+    ctx: typer.Context,
+    work: Annotated[
+        Path,
+        typer.Option(
+            "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR",
+            help="Workspace: where inputs are looked for and outputs go.",
+        ),
+    ] = Path("."),
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True,
+            callback=_print_version,
+        ),
+    ] = False,
+) -> None:
+    ctx.obj = work
+
+
+def build_app() -> typer.Typer:
+    """Assemble the Typer application from the files in `vpltool/commands`."""
+    app = typer.Typer(
+        name="vpltool", help=_HELP, no_args_is_help=True, add_completion=False,
+        pretty_exceptions_enable=False, rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_global_options)
+    for name, module in command_modules():
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, rich_help_panel=module.STAGE.panel)
+        else:
+            command = getattr(module, name.replace("-", "_"))
+            app.command(name, rich_help_panel=module.STAGE.panel, no_args_is_help=False)(command)
+    return app
+
+
+def main() -> None:
+    """Run the command line; every exit code of the contract is decided here.
+
+    0 done; 1 something the user can fix; 2 usage; 130 interrupted (the next run goes on).
+    `VPLTOOL_DEBUG=1` shows the traceback of an error.
+    """
+    debug = bool(os.environ.get("VPLTOOL_DEBUG"))
+    try:
+        build_app()()
+    except VplError as error:
+        if debug:
+            raise
+        console.error(error.message, error.hint)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _interrupted()
+    except BrokenPipeError:
+        # The reader of our stdout (`| head`) is gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if debug or error.filename is None and error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        console.error(f"{error.strerror or error}{where}", "VPLTOOL_DEBUG=1 shows the traceback")
+        sys.exit(1)
+
+
+def _interrupted() -> None:
+    console.error("interrupted; what is written is kept", "run the same command again to go on")
+    sys.exit(130)

@@ -1,0 +1,1 @@
+"""One file a command, named after it. They import nothing heavy: `--help` is instant."""

@@ -1,0 +1,80 @@
+"""What commands that write or read single files share: resume, refusal, and model checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import Header, expect_header
+from vpltool.formats.header import difference
+
+
+def is_done(
+    path: Path, header: Header, *, overwrite: bool, by_model_name: bool = False
+) -> bool:
+    """Tell whether a single file is there already, made with the same configuration.
+
+    Args:
+        path: the file.
+        header: as it would be written now.
+        overwrite: never done; the caller replaces it.
+        by_model_name: compare models without their fingerprints, when it is not loaded yet.
+
+    Raises:
+        VplError: it is there, made with other settings.
+    """
+    if overwrite or not path.exists():
+        return False
+    found = expect_header(path, header.kind)
+    if by_model_name:
+        found = replace(found, model={key: value for key, value in found.model.items()
+                                      if key != "fingerprint"})
+    if found.config_hash != header.config_hash:
+        raise VplError(f"{path} was made with other settings: {difference(header, found)}",
+                       "add --overwrite to replace it, or --out FILE to keep both")
+    console.note(f"{path} is there already, made with the same settings")
+    return True
+
+
+def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:
+    """Check that two artifacts come from the same CLIP.
+
+    Raises:
+        VplError: they do not; `what` says which two, `features/train and prototypes/text`.
+    """
+    if first.get("fingerprint") != second.get("fingerprint"):
+        names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
+                 f"{model.get('fingerprint', '?')[:6]})" for model in (first, second)]
+        raise VplError(f"{what} come from different models: {names[0]} and {names[1]}",
+                       "make one of them again with the workspace's model: "
+                       "vpltool text-prototypes --overwrite, or vpltool extract --overwrite")
+
+
+def read_prototypes(work: Path, choice: str) -> tuple[Path, Header, dict[str, Any]]:
+    """Read prototypes by NAME (`text`, `vision`) or path.
+
+    Raises:
+        VplError: they are not there; the hint is the command that makes them.
+    """
+    from vpltool.formats import read_tensors
+
+    path = find_prototypes(work, choice)
+    header, tensors = read_tensors(path, "prototypes", made_by=prototypes_hint(choice))
+    return path, header, tensors
+
+
+def find_prototypes(work: Path, choice: str) -> Path:
+    """Path of prototypes given by NAME or path."""
+    named = work / "prototypes" / f"{choice}.safetensors"
+    return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
+
+
+def prototypes_hint(choice: str) -> str:
+    """Command that makes prototypes of this name."""
+    if choice == "vision":
+        return "vpltool learn-prototypes"
+    return "vpltool text-prototypes"

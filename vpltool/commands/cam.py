@@ -1,0 +1,131 @@
+"""`vpltool cam`: from features and prototypes to class activation maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vpltool import console
+from vpltool.commands import _artifacts
+from vpltool.commands.extract import head_path
+from vpltool.errors import VplError, near_name
+from vpltool.formats import (
+    Header,
+    identity_of_file,
+    open_input,
+    open_output,
+    open_workspace,
+    read_tensors,
+)
+from vpltool.formats.batches import feature_batches
+from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
+from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGE = Stage(order=40, panel="Maps and masks", reads=("features", "head", "prototypes"),
+              writes=("cams",))
+
+METHODS = {"gradcam": "tokens", "dense": "patches"}
+"""Each method, and the tensor of the features that it reads."""
+
+TAU = {"gradcam": 0.01, "dense": 0.05}
+
+
+def cam(
+    ctx: typer.Context,
+    prototypes: Annotated[str, typer.Option(
+        metavar="NAME-OR-PATH", help="text, vision, or a file of prototypes.")] = "text",
+    method: Annotated[str, typer.Option(
+        help="gradcam, or dense: softmax of each patch.")] = "gradcam",
+    target: Annotated[str, typer.Option(
+        help="Score that GradCAM follows: margin, or softmax as CLIP-ES has it.")] = "margin",
+    tau: Annotated[float, typer.Option(
+        min=0, help="Temperature; 0: 0.01 for gradcam, 0.05 for dense.")] = 0,
+    split: Split = "train",
+    name: Annotated[str, typer.Option(
+        help="Name of the result; default: that of the prototypes, and the method if dense.",
+    )] = "",
+    features: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
+    limit: Limit = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a class activation map of each class that a photo is tagged with.
+
+    Runs CLIP's last block at most; the encoder is not run again. Text and vision prototypes are
+    the same to it.
+
+    Example: vpltool cam --prototypes vision --split train
+
+    Next: vpltool refine, or vpltool learn-prototypes, or vpltool eval
+    """
+    console.set_quiet(quiet)
+    for option, value, known in (("method", method, tuple(METHODS)),
+                                 ("target", target, ("margin", "softmax"))):
+        if value not in known:
+            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    workspace = open_workspace(ctx.obj)
+    photos = workspace.photos(split, limit)
+    source = open_input(features or ctx.obj / "features" / split, ("features",),
+                        f"vpltool extract --split {split}")
+    path, vectors_header, vectors = _artifacts.read_prototypes(ctx.obj, prototypes)
+    _artifacts.check_same_model(source.header.model, vectors_header.model,
+                                f"{source.path} and {path}")
+    _check_classes(int(vectors["class_index"].max()), len(workspace.classes), path)
+    tau = tau or TAU[method]
+    options = {"split": split, "prototypes": path.stem, "method": method, "tau": tau}
+    if method == "gradcam":
+        options["target"] = target
+    header = Header(kind="cams", command="cam", model=source.header.model, options=options,
+                    inputs={"features": source.identity, "prototypes": identity_of_file(path)})
+    name = name or (path.stem if method == "gradcam" else f"{path.stem}-dense")
+    ids = source.available(photo.id for photo in photos)
+    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite)
+
+    import torch
+
+    from vpltool.core import gradcam
+    from vpltool.core.device import find_device
+
+    place = find_device(device)
+    rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
+    head = _read_head(source.path).to(place) if method == "gradcam" and output.todo else None
+    classes = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
+               for photo in photos}
+    with console.progress(f"cam {name} {split}", len(output.todo)) as advance:
+        for batch in feature_batches(source, output.todo, [METHODS[method]], batch_size):
+            field: Tensor = batch.tensors[METHODS[method]].to(place).float()
+            present = [classes[key].to(place) for key in batch.ids]
+            if head is not None:
+                maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
+                                       target=target)
+            else:
+                maps = gradcam.dense_cam(field, batch.grid, rows, index, present, tau=tau)
+            for key, cams in zip(batch.ids, maps, strict=True):
+                output.write_tensors(key, {"cam": cams.half(), "classes": classes[key]})
+            advance(len(batch.ids))
+    output.finish()
+
+
+def _check_classes(largest: int, known: int, path: Path) -> None:
+    if largest != known:
+        raise VplError(f"{path} has {largest} classes, the workspace {known}",
+                       "vpltool text-prototypes --overwrite")
+
+
+def _read_head(features: Path):  # type: ignore[no-untyped-def]
+    from vpltool.core.vit import Head
+
+    header, tensors = read_tensors(head_path(features), "head",
+                                   made_by="vpltool extract writes it beside the features")
+    head = Head.from_config(header.facts["config"])
+    head.load_state_dict(tensors)
+    return head.eval().requires_grad_(False)

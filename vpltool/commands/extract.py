@@ -1,0 +1,137 @@
+"""`vpltool extract`: from photos to frozen features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpltool import console
+from vpltool.errors import VplError, near_name
+from vpltool.formats import Header, open_output, open_workspace, write_tensors
+from vpltool.options import (
+    BatchSize,
+    Device,
+    Limit,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Split,
+    Workers,
+)
+from vpltool.stage import Stage
+
+STAGE = Stage(order=30, panel="Features and prototypes", reads=("workspace", "images"),
+              writes=("features", "head"))
+
+KEPT = ("tokens", "patches", "attention", "layers")
+
+
+def extract(
+    ctx: typer.Context,
+    split: Split = "train",
+    scale: Annotated[float, typer.Option(
+        min=0.05, max=8, help="Factor on the photo's sides before the network.")] = 1.0,
+    max_side: Annotated[int, typer.Option(
+        min=0, help="Scale longer photos down to this first; 0: never.", metavar="PIXELS")] = 1024,
+    keep: Annotated[str, typer.Option(
+        metavar="LIST", help="What to store: tokens (for gradcam), patches (for dense and "
+                             "learn-prototypes), attention (for refine), layers (for "
+                             "train-decoder).")] = "tokens,patches,attention",
+    layers: Annotated[str, typer.Option(
+        metavar="LIST", help="Blocks whose output `layers` holds, 0 is the first; "
+                             "default: all but the last.")] = "",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    batch_size: BatchSize = 8,
+    workers: Workers = -1,
+    limit: Limit = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the frozen CLIP over photos once, and store what the later commands need.
+
+    Photos are resized to multiples of the patch, each side on its own, without crop (CLIP-ES).
+
+    Example: vpltool extract --split train
+
+    Next: vpltool cam --prototypes text
+    """
+    console.set_quiet(quiet)
+    workspace = open_workspace(ctx.obj)
+    photos = workspace.photos(split, limit)
+    kept = _kept(keep)
+
+    from vpltool.core.clip import load_clip
+    from vpltool.core.device import find_device, find_precision, worker_count
+    from vpltool.core.photos import PhotoSettings, load_batches
+
+    place = find_device(device)
+    dtype = find_precision(precision, place)
+    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj)
+    chosen = _layers(layers, clip.vision.depth) if "layers" in kept else []
+    folder = out or ctx.obj / "features" / split
+    header = Header(kind="features", command="extract", model=clip.identity, options={
+        "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
+        "layers": chosen, "precision": precision})
+    output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
+    write_tensors(head_path(folder), Header(
+        kind="head", command="extract", model=clip.identity,
+        facts={"config": clip.vision.head.config}), clip.vision.head.state_dict())
+
+    import torch
+
+    vision = clip.vision.to(dtype)
+    paths = {photo.id: workspace.image_path(photo) for photo in photos}
+    settings = PhotoSettings(vision.patch, clip.mean, clip.std, scale, max_side)
+    with console.progress(f"extract {split}", len(output.todo)) as advance:
+        for batch in load_batches([(key, paths[key]) for key in output.todo], settings,
+                                  batch_size=batch_size, workers=worker_count(workers)):
+            for key, reason in batch.failed.items():
+                output.fail(key, reason)
+            advance(len(batch.failed))
+            if not batch.ids:
+                continue
+            pixels = batch.pixels.to(place, dtype, non_blocking=True)
+            features = vision(pixels, attention="attention" in kept, layers=chosen)
+            grid = torch.tensor([pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch])
+            fields = {name: getattr(features, name).half().cpu() for name in kept}
+            for index, key in enumerate(batch.ids):
+                tensors = {name: field[index] for name, field in fields.items()}
+                if chosen:
+                    tensors["layer_index"] = torch.tensor(chosen)
+                output.write_tensors(key, {"grid": grid, **tensors})
+            advance(len(batch.ids))
+    output.finish()
+
+
+def head_path(features: Path) -> Path:
+    """Where `extract` puts CLIP's head: beside the features of the same split."""
+    return features.parent / f"{features.name}.head.safetensors"
+
+
+def _kept(keep: str) -> tuple[str, ...]:
+    names = [name.strip() for name in keep.split(",") if name.strip()]
+    for name in names:
+        if name not in KEPT:
+            raise VplError(f"--keep {keep}: `{name}` is nothing that can be kept",
+                           near_name(name, KEPT))
+    if not names:
+        raise VplError("--keep is empty", f"one or more of {', '.join(KEPT)}")
+    return tuple(name for name in KEPT if name in names)
+
+
+def _layers(choice: str, depth: int) -> list[int]:
+    if not choice:
+        return list(range(depth - 1))
+    try:
+        layers = sorted({int(part) for part in choice.split(",")})
+    except ValueError:
+        layers = []
+    if not layers or layers[0] < 0 or layers[-1] >= depth:
+        raise VplError(f"--layers {choice}: this model has the blocks 0 to {depth - 1}",
+                       "for example --layers 2,5,8,11")
+    return layers

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the mathematics. No paths to artifacts, no typer, no printing."""

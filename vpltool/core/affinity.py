@@ -1,0 +1,119 @@
+"""Class-aware attention affinity (CAA) of CLIP-ES: CAMs spread along attention, within boxes.
+
+The affinity matrix T = D² is never formed: (T ∘ mask) c = D(D(mask ∘ c)), and D is the attention
+between two scaling vectors. The cost is a few matrix–vector products for all classes at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.gradcam import min_max
+
+SINKHORN_ROUNDS = 3
+
+
+def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
+    """Vectors r, c that make diag(r)·A·diag(c) nearly doubly stochastic.
+
+    One round divides by the column sums, then by the row sums, as CLIP-ES does.
+
+    Args:
+        attention: A, non-negative (B, n, n).
+        rounds: number of rounds.
+
+    Returns:
+        r (B, n) and c (B, n).
+    """
+    rows = torch.ones_like(attention[..., 0])
+    columns = torch.ones_like(rows)
+    for _ in range(rounds):
+        columns = 1 / torch.einsum("bij,bi->bj", attention, rows).clamp_min(1e-12)
+        rows = 1 / torch.einsum("bij,bj->bi", attention, columns).clamp_min(1e-12)
+    return rows, columns
+
+
+def box_mask(cams: Tensor, threshold: float = 0.4) -> Tensor:
+    """Union of the bounding boxes of what a CAM shows, per map.
+
+    CLIP-ES: floor(255·cam) > floor(threshold·max), 8-connected components, their boxes.
+
+    Args:
+        cams: maps in [0, 1] (maps, h, w).
+        threshold: λ, 0.4 for VOC and 0.7 for COCO.
+
+    Returns:
+        bool (maps, h, w).
+    """
+    count, height, width = cams.shape
+    levels = (cams * 255).floor()
+    bright = levels > (threshold * levels.amax(dim=(1, 2), keepdim=True)).floor()
+    component = _components(bright)
+    y, x = torch.meshgrid(torch.arange(height, device=cams.device),
+                          torch.arange(width, device=cams.device), indexing="ij")
+    size = height * width
+    slot = component.flatten(1)
+    corners = []
+    for coordinate, reduce in ((y, "amin"), (y, "amax"), (x, "amin"), (x, "amax")):
+        start = slot.new_full((count, size + 1), size if reduce == "amin" else -1)
+        values = coordinate.reshape(1, -1).expand(count, -1)
+        corners.append(start.scatter_reduce(1, slot, values, reduce)[:, 1:])
+    # A box is marked by +1 and -1 at its corners; two running sums fill it.
+    fill = cams.new_zeros(count, height + 1, width + 1, dtype=torch.long)
+    photo, box = (corners[1] >= 0).nonzero(as_tuple=True)
+    top, bottom, left, right = (corner[photo, box] for corner in corners)
+    for row, column, sign in ((top, left, 1), (bottom + 1, left, -1), (top, right + 1, -1),
+                              (bottom + 1, right + 1, 1)):
+        fill.index_put_((photo, row, column), torch.full_like(row, sign), accumulate=True)
+    return fill.cumsum(1).cumsum(2)[:, :height, :width] > 0
+
+
+def _components(bright: Tensor) -> Tensor:
+    """Label 8-connected components by the largest pixel number in them, from 1; 0 is dark."""
+    count, height, width = bright.shape
+    numbers = torch.arange(1, height * width + 1, device=bright.device, dtype=torch.float32)
+    labels = numbers.view(1, height, width) * bright
+    while True:
+        grown = F.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0] * bright
+        if torch.equal(grown, labels):
+            return labels.long()
+        labels = grown
+
+
+def refine(
+    cams: Tensor, attention: Tensor, *, mask: str = "box", threshold: float = 0.4,
+    normalise: bool = True,
+) -> Tensor:
+    """Spread the CAMs of one photo along its attention (CLIP-ES, eq. 5 to 7).
+
+    Args:
+        cams: maps in [0, 1] (K, h, w).
+        attention: mean attention of the last blocks (h·w, h·w).
+        mask: `box` keeps what lies in the classes' boxes, `none` keeps all.
+        threshold: λ of the boxes.
+        normalise: min-max the result, as CLIP-ES does; without it the maps keep their scale.
+
+    Returns:
+        maps (K, h, w), float32.
+    """
+    if not len(cams):
+        return cams.float()
+    attention = attention.float()
+    rows, columns = sinkhorn_scaling(attention[None])
+    start = cams.float()
+    if mask == "box":
+        start = start * box_mask(start, threshold)
+    spread = start.flatten(1).T
+    for _ in range(2):
+        spread = _symmetric_product(attention, rows[0], columns[0], spread)
+    refined = spread.T.view_as(cams)
+    return min_max(refined) if normalise else refined.clamp(0, 1)
+
+
+def _symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:
+    """Multiply D = (S + Sᵀ)/2, S = diag(rows)·A·diag(columns), with maps (n, K)."""
+    forward = rows[:, None] * (attention @ (columns[:, None] * maps))
+    backward = columns[:, None] * (attention.T @ (rows[:, None] * maps))
+    return (forward + backward) / 2

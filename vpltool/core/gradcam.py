@@ -1,0 +1,107 @@
+"""Class activation maps from a frozen CLIP and any prototypes: GradCAM, and the dense softmax.
+
+GradCAM as in CLIP-ES (CVPR 2023, eq. 2 to 4): target activation is ln_1's output of the last block,
+the score is that of the pooled photo, gradients are averaged over the patches. Only the last block
+is run, from stored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vpltool.core.classes import allowed_rows, class_scores
+from vpltool.core.vit import Head
+
+TARGETS = ("margin", "softmax")
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map (..., h, w) to [0, 1] as CLIP-ES does: (x − min) / (1e-7 + max(x − min))."""
+    shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-7)
+
+
+def gradcam(
+    head: Head, tokens: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
+    present: Sequence[Tensor], *, tau: float = 0.01, target: str = "margin",
+) -> list[Tensor]:
+    """GradCAM of every present class of every photo, in one batched backward pass.
+
+    Each (photo, class) pair is an entry of one batch through the last block. The logits are
+    z·p / τ over the photo's present classes and the background rows. `softmax` takes the class's
+    probability as score, `margin` the logit minus the log-sum-exp of the others: the same map
+    after min-max, without the factor y(1−y) that underflows when the photo is certain.
+
+    Args:
+        head: CLIP's end.
+        tokens: input of the last block (B, 1+h·w, width).
+        grid: (h, w).
+        prototypes: L2-normed rows (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        present: class indices of each photo, one tensor (K_i,) a photo.
+        tau: temperature τ_T.
+        target: `margin` or `softmax`.
+
+    Returns:
+        for each photo a map per class (K_i, h, w) in [0, 1], float32.
+    """
+    pairs = [(photo, int(index)) for photo, classes in enumerate(present) for index in classes]
+    if not pairs:
+        return [tokens.new_zeros((0, *grid), dtype=torch.float32) for _ in present]
+    photo_of = torch.tensor([photo for photo, _ in pairs], device=tokens.device)
+    class_of = torch.tensor([index for _, index in pairs], device=tokens.device)
+    with torch.no_grad():
+        normed = head.block.ln_1(tokens)[photo_of]
+    normed.requires_grad_(True)
+    with torch.enable_grad():
+        pooled = head.pooled(head.block.forward_from(tokens[photo_of], normed))
+        logits = (pooled @ prototypes.to(pooled).T).float() / tau
+        logits = logits.masked_fill(~allowed_rows(class_index, present)[photo_of], float("-inf"))
+        own = class_index == class_of[:, None]
+        score = logits.masked_fill(~own, float("-inf")).logsumexp(dim=-1)
+        if target == "softmax":
+            score = (score - logits.logsumexp(dim=-1)).exp()
+        else:
+            others = logits.masked_fill(own, float("-inf"))
+            rivals = others.isfinite().any(dim=-1)
+            # Without a rival there is no margin; the class's own logit is what is left.
+            others = torch.where(rivals[:, None], others, torch.zeros_like(others))
+            score = score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
+        (gradient,) = torch.autograd.grad(score.sum(), normed)
+    # The weight of a channel is its mean gradient over the patches, CLS excluded.
+    weights = gradient[:, 1:].float().mean(dim=1, keepdim=True)
+    maps = (weights * normed[:, 1:].detach().float()).sum(dim=-1).relu()
+    maps = min_max(maps.view(-1, *grid))
+    return list(maps.split([len(classes) for classes in present]))
+
+
+@torch.no_grad()
+def dense_cam(
+    patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
+    present: Sequence[Tensor], *, tau: float = 0.05,
+) -> list[Tensor]:
+    """Softmax of each patch embedding over present classes and background rows.
+
+    Args:
+        patches: L2-normed patch embeddings (B, h·w, dim).
+        grid: (h, w).
+        prototypes: L2-normed rows (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        present: class indices of each photo, one tensor (K_i,) a photo.
+        tau: temperature.
+
+    Returns:
+        for each photo a map per class (K_i, h, w): the classes' probabilities, float32. What is
+        missing to 1 is the background's.
+    """
+    logits = (patches @ prototypes.to(patches).T).float() / tau
+    logits = logits.masked_fill(~allowed_rows(class_index, present)[:, None], float("-inf"))
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    maps = []
+    for photo, classes in enumerate(present):
+        scores = class_scores(logits[photo], class_index, classes)
+        maps.append((scores - total[photo]).exp().T.reshape(len(classes), *grid))
+    return maps

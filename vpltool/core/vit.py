@@ -1,0 +1,221 @@
+"""A frozen CLIP vision transformer, forwarded block by block from open_clip's weights.
+
+open_clip gives neither attention maps nor varying image sizes. What is needed for CAMs (tokens
+before the last block, joint-space patch embeddings, attention) comes out of one pass here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ATTENTION_BLOCKS = 8
+"""CLIP-ES averages the attention of the last 8 blocks."""
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What rebuilds a `Block`: width, hidden width of the MLP, heads, LN epsilon, activation."""
+
+    width: int
+    hidden: int
+    heads: int
+    eps: float
+    activation: str
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: x += γ₁·attention(ln_1(x)); x += γ₂·mlp(ln_2(x))."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.ln_1 = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.out = nn.Linear(shape.width, shape.width)
+        self.ln_2 = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.fc = nn.Linear(shape.width, shape.hidden)
+        self.proj = nn.Linear(shape.hidden, shape.width)
+        self.gamma_1 = nn.Parameter(torch.ones(shape.width))
+        self.gamma_2 = nn.Parameter(torch.ones(shape.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, width) to tokens (B, N, width)."""
+        return self.forward_from(x, self.ln_1(x))
+
+    def forward_from(self, x: Tensor, normed: Tensor) -> Tensor:
+        """Run the block with ln_1's output given: GradCAM's target activation.
+
+        Args:
+            x: tokens (B, N, width), the residual branch.
+            normed: ln_1(x), or whatever stands for it, (B, N, width).
+        """
+        query, key, value = self._heads(normed)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self._after_attention(x, mixed)
+
+    def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the block; also give its head-averaged attention (B, N, N), rows summing to 1."""
+        query, key, value = self._heads(self.ln_1(x))
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        weights = scores.softmax(dim=-1)
+        return self._after_attention(x, weights @ value), weights.mean(dim=1)
+
+    def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, count, width = normed.shape
+        qkv = self.qkv(normed).view(batch, count, 3, self.shape.heads, width // self.shape.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.gamma_1 * self.out(mixed.transpose(1, 2).flatten(2))
+        hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
+        return x + self.gamma_2 * self.proj(hidden)
+
+
+class Head(nn.Module):
+    """CLIP's end: the last block, ln_post and projection. `cam` needs nothing else of the encoder.
+
+    A tower with attention pooling maps each patch by the pooler's value path: what its attention
+    would return if it saw this patch alone.
+    """
+
+    def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
+                 value_path: bool, post_eps: float) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "shape": vars(shape), "pool_width": pool_width, "dim": dim,
+            "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps}
+        self.block = Block(shape)
+        self.ln_after_pool = ln_after_pool
+        self.value_path = nn.Sequential(
+            nn.LayerNorm(shape.width, eps=shape.eps), nn.Linear(shape.width, pool_width),
+            nn.Linear(pool_width, pool_width)) if value_path else nn.Identity()
+        self.ln_post = nn.LayerNorm(pool_width, eps=post_eps)
+        self.proj = nn.Parameter(torch.empty(pool_width, dim))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Head:
+        """Rebuild an empty head from `Head.config`; load its state dict next."""
+        return cls(BlockShape(**config["shape"]),
+                   **{key: value for key, value in config.items() if key != "shape"})
+
+    def patch_embeddings(self, tokens: Tensor) -> Tensor:
+        """Map the last block's output (B, N, width) to L2-normed joint-space vectors (B, N, dim)."""
+        return F.normalize(self.ln_post(self.value_path(tokens)) @ self.proj, dim=-1)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Average the patch tokens (B, 1+n, width), CLS excluded, to L2-normed (B, dim).
+
+        The paper replaces the class token by the average of the others (VPL, Implementation
+        Details; CLIP-ES does the same).
+        """
+        patches = self.value_path(tokens[:, 1:])
+        if self.ln_after_pool:
+            mean = self.ln_post(patches.mean(dim=1))
+        else:
+            mean = self.ln_post(patches).mean(dim=1)
+        return F.normalize(mean @ self.proj, dim=-1)
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """One pass of the encoder over a batch of equal size, on a grid of h·w = n patches.
+
+    Args:
+        tokens: input of the last block (B, 1+n, width).
+        patches: L2-normed joint-space patch embeddings (B, n, dim).
+        attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
+        layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
+    """
+
+    tokens: Tensor
+    patches: Tensor
+    attention: Tensor | None
+    layers: Tensor | None
+
+
+class VisionTower(nn.Module):
+    """CLIP's vision transformer for images of any size that is a multiple of the patch."""
+
+    def __init__(self, *, patch: int, grid: tuple[int, int], blocks: Sequence[Block], head: Head,
+                 width: int, ln_pre: nn.Module) -> None:
+        super().__init__()
+        self.patch = patch
+        self.grid = grid
+        self.conv = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.cls = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.ln_pre = ln_pre
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks, the last one included."""
+        return len(self.blocks) + 1
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Cut normalised pixels (B, 3, H, W) into tokens with positions (B, 1+n, width)."""
+        patches = self.conv(pixels)
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)
+        cls = self.cls.expand(len(patches), 1, -1)
+        x = torch.cat([cls, patches], dim=1)
+        return self.ln_pre(x + self.positions_for(grid).to(x.dtype))
+
+    def positions_for(self, grid: tuple[int, int]) -> Tensor:
+        """Interpolate the position embedding to a grid, bilinear as CLIP-ES: (1+h·w, width)."""
+        if grid == self.grid:
+            return self.positions
+        table = self.positions[1:].float().view(1, *self.grid, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
+        return torch.cat([self.positions[:1].float(), table.flatten(2)[0].T])
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, *, attention: bool = True,
+                layers: Sequence[int] = ()) -> DenseFeatures:
+        """Encode a batch.
+
+        Args:
+            pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
+            attention: whether to average the attention of the last blocks.
+            layers: indices of the blocks whose output is wanted (0 is the first).
+        """
+        x = self.embed(pixels)
+        first = self.depth - min(ATTENTION_BLOCKS, self.depth) if attention else self.depth
+        total: Tensor | None = None
+        kept: dict[int, Tensor] = {}
+        tokens = x
+        for index, block in enumerate([*self.blocks, self.head.block]):
+            tokens = x
+            if index >= first:
+                x, weights = block.forward_with_attention(x)
+                weights = weights[:, 1:, 1:].float()
+                total = weights if total is None else total + weights
+            else:
+                x = block(x)
+            if index in layers:
+                kept[index] = x[:, 1:]
+        mean = None if total is None else total / (self.depth - first)
+        return DenseFeatures(
+            tokens, self.head.patch_embeddings(x[:, 1:]), mean,
+            torch.stack([kept[index] for index in layers], dim=1) if layers else None)

@@ -1,0 +1,78 @@
+"""Prompt templates: one `{}` each, where the class word goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vpltool.errors import VplError
+
+_SINGLE = ("a photo of a {}.",)
+
+_ORIGAMI = ("a clean origami {}.",)
+"""CLIP-ES's choice, by the sharpness of its scores over multi-label photos."""
+
+_SEVEN = (
+    "itap of a {}.", "a origami {}.", "a bad photo of the {}.", "a photo of the large {}.",
+    "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
+)
+"""InMaP's seven (NeurIPS 2023), CLIP's own shortlist for ImageNet."""
+
+_IMAGENET_80 = tuple("""
+a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
+a low resolution photo of the {}.|a rendering of a {}.|graffiti of a {}.|a bad photo of the {}.
+a cropped photo of the {}.|a tattoo of a {}.|the embroidered {}.|a photo of a hard to see {}.
+a bright photo of a {}.|a photo of a clean {}.|a photo of a dirty {}.|a dark photo of the {}.
+a drawing of a {}.|a photo of my {}.|the plastic {}.|a photo of the cool {}.
+a close-up photo of a {}.|a black and white photo of the {}.|a painting of the {}.|a painting of a {}.
+a pixelated photo of the {}.|a sculpture of the {}.|a bright photo of the {}.|a cropped photo of a {}.
+a plastic {}.|a photo of the dirty {}.|a jpeg corrupted photo of a {}.|a blurry photo of the {}.
+a photo of the {}.|a good photo of the {}.|a rendering of the {}.|a {} in a video game.
+a photo of one {}.|a doodle of a {}.|a close-up photo of the {}.|a photo of a {}.
+the origami {}.|the {} in a video game.|a sketch of a {}.|a doodle of the {}.
+a origami {}.|a low resolution photo of a {}.|the toy {}.|a rendition of the {}.
+a photo of the clean {}.|a photo of a large {}.|a rendition of a {}.|a photo of a nice {}.
+a photo of a weird {}.|a blurry photo of a {}.|a cartoon {}.|art of a {}.
+a sketch of the {}.|a embroidered {}.|a pixelated photo of a {}.|itap of the {}.
+a jpeg corrupted photo of the {}.|a good photo of a {}.|a plushie {}.|a photo of the nice {}.
+a photo of the small {}.|a photo of the weird {}.|the cartoon {}.|art of the {}.
+a drawing of the {}.|a photo of the large {}.|a black and white photo of a {}.|the plushie {}.
+a dark photo of a {}.|itap of a {}.|graffiti of the {}.|a toy {}.
+itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}.
+""".strip().replace("\n", "|").split("|"))
+"""The 80 templates that CLIP (2021) averages for ImageNet."""
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "single": _SINGLE, "origami": _ORIGAMI, "seven": _SEVEN, "ensemble": _IMAGENET_80,
+}
+
+
+def find_prompts(choice: str) -> tuple[str, ...]:
+    """Return the templates of a name in `PROMPTS`, or those of a file, one a line.
+
+    Raises:
+        VplError: neither a name nor a file, or a line without `{}`.
+    """
+    if choice in PROMPTS:
+        return PROMPTS[choice]
+    lines = read_lines(Path(choice), f"--prompts is one of {', '.join(PROMPTS)}, or a text file")
+    for line in lines:
+        if line.count("{}") != 1:
+            raise VplError(f"{choice}: `{line}` needs one {{}} where the class word goes",
+                           "for example: a photo of a {}.")
+    return tuple(lines)
+
+
+def read_lines(path: Path, hint: str) -> list[str]:
+    """Read a text file's lines, without empty ones.
+
+    Raises:
+        VplError: it is missing, is no text, or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VplError(f"cannot read {path}: {reason}", hint) from error
+    if not lines:
+        raise VplError(f"{path} is empty", hint)
+    return lines

@@ -1,0 +1,77 @@
+"""Class names, CLIP-ES's class words, and background words of VOC and COCO.
+
+CLIP-ES (CVPR 2023) replaces some names by several words in one prompt ("synonym fusion") and adds
+words for things that are no class, so that railway pixels have something better to match than train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words of a data set.
+
+    Args:
+        classes: class names in index order, without the background.
+        background: words for what is no class.
+        synonyms: class name to the words that CLIP-ES puts in its place.
+    """
+
+    classes: tuple[str, ...]
+    background: tuple[str, ...]
+    synonyms: dict[str, str] = field(default_factory=dict)
+
+
+_BACKGROUND = (
+    "ground", "land", "grass", "tree", "building", "wall", "sky", "lake", "water", "river", "sea",
+    "railway", "railroad", "keyboard", "helmet", "cloud", "house", "mountain", "ocean", "road",
+    "rock", "street", "valley", "bridge", "sign",
+)
+
+VOC = Vocabulary(
+    classes=(
+        "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+        "train", "tvmonitor",
+    ),
+    background=_BACKGROUND,
+    synonyms={
+        "bird": "bird avian", "chair": "chair seat", "person": "person with clothes,people,human",
+        "tvmonitor": "tvmonitor screen",
+    },
+)
+
+COCO = Vocabulary(
+    classes=(
+        "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+        "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat",
+        "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack",
+        "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball",
+        "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
+        "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+        "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair",
+        "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse",
+        "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+        "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier",
+        "toothbrush",
+    ),
+    background=tuple(word for word in _BACKGROUND if word not in ("keyboard", "sign")),
+    synonyms={
+        "person": "person with clothes,people,human", "bird": "bird avian",
+        "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
+        "tie": "necktie",
+        # CLIP-ES's published run has this spelling; it is part of its numbers.
+        "snowboard": "sknowboard",
+        "baseball glove": "glove", "spoon": "dessertspoon", "chair": "chair seat",
+        "tv": "tvmonitor screen", "remote": "remote control", "hair drier": "hairdrier,blowdrier",
+    },
+)
+
+VOCABULARIES: dict[str, Vocabulary] = {"voc": VOC, "coco": COCO}
+
+SPLIT_WORDS = {
+    "diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor",
+}
+"""VOC's joined names as words; used where no synonym is."""

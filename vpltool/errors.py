@@ -1,0 +1,30 @@
+"""The one exception that a user is meant to see."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VplError(Exception):
+    """Something the user can fix: one line that says what, and a hint that can be pasted.
+
+    Args:
+        message: what is wrong, with the file and the value in it; no trailing period.
+        hint: the next command to type, or the option to change; empty if there is none.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def near_name(wanted: str, known: Iterable[str]) -> str:
+    """Say which known name is meant: "did you mean `cat`?", or the list of all that there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wanted, names, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    return f"one of: {shown}" if shown else "there are none"

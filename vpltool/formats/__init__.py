@@ -1,0 +1,28 @@
+"""The one owner of files: kinds, headers, atomic writes, resume. Nothing else opens them."""
+
+from vpltool.formats.folders import InputFolder, OutputFolder, open_input, open_output
+from vpltool.formats.header import Header, identity_of_file, identity_of_many
+from vpltool.formats.kinds import IGNORE, KINDS
+from vpltool.formats.labels import read_labels, voc_palette, write_labels
+from vpltool.formats.storage import (
+    describe,
+    expect_header,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from vpltool.formats.workspace import (
+    Photo,
+    Workspace,
+    find_folder,
+    open_workspace,
+    write_workspace,
+)
+
+__all__ = [
+    "IGNORE", "KINDS", "Header", "InputFolder", "OutputFolder", "Photo", "Workspace", "describe",
+    "expect_header", "find_folder", "identity_of_file", "identity_of_many", "open_input",
+    "open_output", "open_workspace", "read_json", "read_labels", "read_tensors", "voc_palette",
+    "write_json", "write_labels", "write_tensors", "write_workspace",
+]

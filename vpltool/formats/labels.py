@@ -1,0 +1,61 @@
+"""Label images: palette PNGs, as VOC has them. The pixel's value is the class, 255 is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats.header import METADATA_KEY, Header
+from vpltool.formats.storage import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def voc_palette() -> list[int]:
+    """The 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …): the index's bits, spread."""
+    colours = []
+    for index in range(256):
+        red = green = blue = 0
+        for bit in range(8):
+            red |= (index >> (3 * bit) & 1) << (7 - bit)
+            green |= (index >> (3 * bit + 1) & 1) << (7 - bit)
+            blue |= (index >> (3 * bit + 2) & 1) << (7 - bit)
+        colours += [red, green, blue]
+    return colours
+
+
+def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header) -> None:
+    """Write labels (height, width) uint8 as a palette PNG with the header in a text chunk."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette())
+    text = PngInfo()
+    text.add_text(METADATA_KEY, header.to_json())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=text)
+
+
+def read_labels(path: Path) -> npt.NDArray[np.uint8]:
+    """Read labels (height, width) uint8 from a palette or 8-bit greyscale PNG, vpltool's or not.
+
+    Raises:
+        VplError: the file is missing or damaged, or holds colours instead of indices.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise VplError(f"{path} holds colours (mode {image.mode}), not class indices",
+                               "save it as a palette PNG: the pixel's value is the class")
+            return np.asarray(image, dtype=np.uint8).copy()
+    except FileNotFoundError:
+        raise VplError(f"no mask at {path}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise VplError(f"{path} cannot be read as a PNG ({error})") from error

@@ -1,0 +1,195 @@
+"""Reading and writing single files: atomic, whole or not there, with the header inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool.errors import VplError
+from vpltool.formats.header import METADATA_KEY, Header
+from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+
+if TYPE_CHECKING:
+    import torch
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    The file gets the permissions that the umask gives (temporary files are made with 0600).
+
+    Raises:
+        VplError: the folder cannot be written, or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise VplError(f"cannot write {path}: {error.strerror or error}",
+                       "free some space, or choose another place with -C DIR or --out") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented, so that people can read and edit it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        VplError: the file is missing or is no JSON object; the hint is `made_by`.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise VplError(f"{path} is not there", made_by) from None
+    except (ValueError, OSError) as error:
+        raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
+    if not isinstance(content, dict):
+        raise VplError(f"{path} holds no JSON object", made_by)
+    return content
+
+
+def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a .safetensors file with its header.
+
+    Raises:
+        VplError: a tensor does not fit the header's kind, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save
+
+    # safetensors' writers trust the memory layout; a view must be copied first.
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        content = save(whole, metadata={METADATA_KEY: header.to_json()})
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise VplError(f"cannot write {path}: {error}") from error
+    shapes = _tensor_shapes(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]]))
+    check_shapes(KINDS[header.kind], shapes, str(path))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_tensors(
+    path: Path, kind: str, names: tuple[str, ...] = (), made_by: str = ""
+) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Read a .safetensors file of a kind.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        names: the tensors wanted; all if empty.
+        made_by: hint if the file or a tensor is missing; default: the kind's own command.
+
+    Raises:
+        VplError: missing, truncated, of another kind, or without a wanted tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    hint = made_by or kind_named(kind).made_by
+    header = expect_header(path, kind, hint)
+    try:
+        with safe_open(path, framework="pt") as file:
+            present = set(file.keys())
+            missing = [name for name in names if name not in present]
+            if missing:
+                raise VplError(f"{path} holds no `{missing[0]}`", hint)
+            return header, {name: file.get_tensor(name) for name in sorted(names or present)}
+    except SafetensorError as error:
+        raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
+
+
+def expect_header(path: Path, kind: str, hint: str = "") -> Header:
+    """Read a file's header and check that it is of the kind.
+
+    Raises:
+        VplError: missing, unreadable, or of another kind.
+    """
+    hint = hint or kind_named(kind).made_by
+    if not path.is_file():
+        raise VplError(f"no {kind} at {path}", hint)
+    described = describe(path)
+    if described.header is None or described.header.kind != kind:
+        found = described.header.kind if described.header else "something that vpltool did not make"
+        raise VplError(f"{path} holds {found}, expected {kind}", hint)
+    check_shapes(KINDS[kind], described.shapes, str(path))
+    return described.header
+
+
+@dataclass(frozen=True)
+class Description:
+    """What can be said of a file from its first bytes: header, and tensor name to (dtype, shape)."""
+
+    header: Header | None
+    shapes: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def describe(path: Path) -> Description:
+    """Read a file's header with the standard library alone, so that `inspect` is instant.
+
+    Raises:
+        VplError: a .safetensors or PNG that is truncated or is none.
+    """
+    if path.suffix == ".png":
+        return Description(_png_header(path), {})
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= size - 8:
+            raise VplError(f"{path} is damaged: {size} bytes are no .safetensors file",
+                           "delete it and run the command that makes it again")
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError as error:
+            raise VplError(f"{path} is no .safetensors file ({error})") from error
+    text = entries.get("__metadata__", {}).get(METADATA_KEY)
+    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise VplError(f"{path} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
+                       "expected", "delete it and run the command that makes it again")
+    return Description(Header.from_json(text, path) if text else None, _tensor_shapes(entries))
+
+
+def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (entry["dtype"], tuple(entry["shape"]))
+            for name, entry in entries.items() if name != "__metadata__"}
+
+
+def _png_header(path: Path) -> Header | None:
+    with path.open("rb") as file:
+        if file.read(8) != _PNG_SIGNATURE:
+            raise VplError(f"{path} is no PNG file")
+        while len(start := file.read(8)) == 8:
+            length, chunk = struct.unpack(">I4s", start)
+            if chunk in (b"IDAT", b"IEND"):
+                break
+            content = file.read(length + 4)[:length]
+            key, _, text = content.partition(b"\0")
+            if chunk == b"tEXt" and key == METADATA_KEY.encode():
+                return Header.from_json(text.decode("latin-1"), path)
+    return None
