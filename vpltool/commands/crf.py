@@ -1,0 +1,256 @@
+"""`vpltool crf`: CAMs or predictions sharpened by a dense CRF."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vpltool import console
+from vpltool.errors import VplError, near_name
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    OutputFolder,
+    find_folder,
+    open_output,
+    open_workspace,
+    read_json,
+)
+from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from vpltool.core.crf import CrfSettings
+
+STAGE = Stage(order=60, panel="Maps and masks", reads=("cams", "probabilities", "predictions"),
+              writes=("masks", "predictions"))
+
+
+def crf(
+    ctx: typer.Context,
+    what: Annotated[str, typer.Option(
+        metavar="PATH-OR-NAME", help="CAMs, or predictions/NAME; default: the best CAMs there "
+                                     "are: vision-refined, vision, text-refined, text.")] = "",
+    preset: Annotated[str, typer.Option(
+        metavar="NAME-OR-FILE", help="clip-es, weclip, or a JSON file of settings.")] = "clip-es",
+    backend: Annotated[str, typer.Option(
+        help="auto, torch or pydensecrf: the same result.")] = "auto",
+    confidence: Annotated[float, typer.Option(
+        min=0, max=1, help="For CAMs: pixels less sure than this become 255, ignored in "
+                           "training.")] = 0.95,
+    alpha: Annotated[float, typer.Option(
+        min=0, help="For CAMs: background score (1 - max)^ALPHA.")] = 1.0,
+    split: Split = "train",
+    device: Device = "auto",
+    workers: Workers = -1,
+    limit: Limit = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF over the classes present.
+
+    CAMs give two folders: masks/NAME, with 255 where it is unsure, to train on; and
+    masks/NAME-full, without, to score. Predictions give predictions/NAME-crf.
+
+    Example: vpltool crf --what vision-refined --split train
+
+    Next: vpltool train-decoder, or vpltool eval
+    """
+    console.set_quiet(quiet)
+    workspace = open_workspace(ctx.obj)
+    settings = _settings(preset)
+    if backend not in ("auto", "torch", "pydensecrf"):
+        raise VplError(f"--backend {backend}: no such backend",
+                       near_name(backend, ("auto", "torch", "pydensecrf")))
+    photos = workspace.photos(split, limit)
+    source = _find_source(ctx.obj, what, split)
+    ids = source.available(photo.id for photo in photos)
+    outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
+        "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence})
+    todo = {key for output in outputs for key in output.todo}
+    jobs = [(photo.id, workspace.image_path(photo)) for photo in photos if photo.id in todo]
+
+    from vpltool.core.device import find_device, worker_count
+
+    place = find_device(device)
+    backend = _choose_backend(backend, on_cpu=place.type == "cpu")
+    # Both backends keep one core busy and hold the interpreter's lock: processes, not threads.
+    count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
+    task = _Task(source, settings, backend, alpha, str(place),
+                 tuple(output.header.options.get("confidence", 0.0) for output in outputs))
+    with console.progress(f"crf {_name_of(source)} {split} ({backend})", len(jobs)) as advance:
+        for key, result in _run(task, jobs, count if place.type == "cpu" else 0):
+            for index, output in enumerate(outputs):
+                if isinstance(result, str):
+                    output.fail(key, result)
+                else:
+                    output.write_labels(key, result[index])
+            advance()
+    for output in reversed(outputs):
+        output.finish()
+
+
+def _find_source(work: Path, what: str, split: str) -> InputFolder:
+    """CAMs; or probabilities where a prediction is meant and they were stored, else its labels."""
+    kinds = ("cams", "probabilities", "predictions")
+    if what.startswith("predictions/"):
+        soft = work / "probabilities" / what.removeprefix("predictions/") / split
+        if (soft / "artifact.json").exists():
+            return find_folder(work, kinds, str(soft), "", kinds, "vpltool predict")
+    return find_folder(work, ("cams", "predictions"), what, split, kinds,
+                       f"vpltool cam --split {split}",
+                       preferred=("vision-refined", "vision", "text-refined", "text"))
+
+
+def _name_of(source: InputFolder) -> str:
+    return source.path.parent.name
+
+
+def _open_outputs(
+    work: Path, source: InputFolder, split: str, out: Path | None, ids: Sequence[str],
+    overwrite: bool, options: dict[str, object],
+) -> list[OutputFolder]:
+    name = _name_of(source)
+    if source.kind == "cams":
+        folder = out or work / "masks" / name / split
+        full = (folder.parent / f"{folder.name}-full" if out
+                else work / "masks" / f"{name}-full" / split)
+        places = {folder: options, full: {**options, "confidence": 0.0}}
+    else:
+        used = {key: options[key] for key in ("split", "crf")}
+        places = {out or work / "predictions" / f"{name}-crf" / split: used}
+    kind = "masks" if source.kind == "cams" else "predictions"
+    return [
+        open_output(place, Header(kind=kind, command="crf", options=used, model=source.header.model,
+                                  inputs={source.kind: source.identity}), ids, overwrite=overwrite)
+        for place, used in places.items()
+    ]
+
+
+def _settings(preset: str) -> CrfSettings:
+    from vpltool.core.crf import PRESETS, CrfSettings
+
+    if preset in PRESETS:
+        return PRESETS[preset]
+    if not Path(preset).exists():
+        raise VplError(f"--preset {preset}: neither a preset nor a file", near_name(preset, PRESETS))
+    try:
+        return CrfSettings(**read_json(Path(preset), ""))
+    except TypeError as error:
+        raise VplError(f"{preset}: {error}", "it takes what a preset has: " + ", ".join(
+            asdict(PRESETS["clip-es"]))) from error
+
+
+def _choose_backend(choice: str, *, on_cpu: bool) -> str:
+    installed = importlib.util.find_spec("pydensecrf") is not None
+    if choice == "pydensecrf" and not installed:
+        raise VplError("pydensecrf is not installed",
+                       "pip install pydensecrf2, or --backend torch")
+    if choice == "auto":
+        return "pydensecrf" if installed and on_cpu else "torch"
+    return choice
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What each worker needs to know; sent to it once."""
+
+    source: InputFolder
+    settings: CrfSettings
+    backend: str
+    alpha: float
+    device: str
+    confidences: tuple[float, ...]
+
+
+_Result = tuple[str, "list[npt.NDArray[np.uint8]] | str"]
+_task: list[_Task] = []
+
+
+def _run(task: _Task, jobs: Sequence[tuple[str, Path]], processes: int) -> Iterator[_Result]:
+    """Do the jobs in worker processes; in this one if that is too few to pay for starting them."""
+    if processes < 2 or len(jobs) < 4:
+        _task[:] = [task]
+        yield from map(_one_photo, jobs)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    # Forking a process that has run torch can hang in its thread pool; a fresh one cannot.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker,
+                             initargs=(task,)) as pool:
+        waiting = set()
+        try:
+            for job in jobs:
+                waiting.add(pool.submit(_one_photo, job))
+                if len(waiting) >= 4 * processes:
+                    done = next(as_completed(waiting))
+                    waiting.remove(done)
+                    yield done.result()
+            for done in as_completed(waiting):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(task: _Task) -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _task[:] = [task]
+
+
+def _one_photo(job: tuple[str, Path]) -> _Result:
+    """Run the CRF on a photo: labels for each confidence, or the reason why not."""
+    import torch
+
+    from vpltool.core import crf as core
+    from vpltool.core.photos import describe_failure, read_photo
+
+    task = _task[0]
+    key, path = job
+    try:
+        photo = read_photo(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        return key, describe_failure(path, error)
+    scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
+    marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
+                                device=torch.device(task.device))
+    return key, [core.to_labels(marginals, classes.numpy(), confidence)
+                 for confidence in task.confidences]
+
+
+def _scores(task: _Task, key: str, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the present labels at the photo's size (L, H, W), and their classes (L,)."""
+    import torch
+    import torch.nn.functional as F
+
+    from vpltool.core import crf as core
+
+    if task.source.kind == "predictions":
+        return core.scores_of_labels(task.source.read_labels(key))
+    tensors = task.source.read_tensors(key)
+    scores, classes = tensors["cam"].float(), tensors["classes"]
+    if len(scores):
+        scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    else:
+        scores = scores.new_zeros((0, *size))
+    if task.source.kind == "cams":
+        scores = core.with_background(scores, task.alpha)
+        classes = torch.cat([classes.new_zeros(1), classes])
+    return scores, classes
