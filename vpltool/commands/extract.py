@@ -72,7 +72,7 @@ def extract(
     place = find_device(device)
     dtype = find_precision(precision, place)
     clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj)
-    chosen = _layers(layers, clip.vision.depth) if "layers" in kept else []
+    chosen = parse_layers(layers, clip.vision.depth) if "layers" in kept else []
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
@@ -124,7 +124,12 @@ def _kept(keep: str) -> tuple[str, ...]:
     return tuple(name for name in KEPT if name in names)
 
 
-def _layers(choice: str, depth: int) -> list[int]:
+def parse_layers(choice: str, depth: int) -> list[int]:
+    """Read a list of block numbers, `2,5,8`; empty: all but the last.
+
+    Raises:
+        VplError: it is no such list, or the model has fewer blocks.
+    """
     if not choice:
         return list(range(depth - 1))
     try:

@@ -6,12 +6,14 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vpltool.formats.folders import InputFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def feature_batches(
         names: tensors to read of each.
         batch_size: photos in a batch at most.
     """
-    return _ahead(_bucketed(features, ids, names, batch_size))
+    return read_ahead(_bucketed(features, ids, names, batch_size))
 
 
 def _bucketed(
@@ -66,12 +68,12 @@ def _stack(grid: tuple[int, int], bucket: list[tuple[str, dict[str, Tensor]]]) -
         name: torch.stack([tensors[name] for _, tensors in bucket]) for name in names})
 
 
-def _ahead(batches: Iterator[FeatureBatch]) -> Iterator[FeatureBatch]:
+def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
     """Run an iterator in a thread, one item ahead; its exception is raised here."""
-    ready: queue.Queue[FeatureBatch | BaseException | None] = queue.Queue(maxsize=1)
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
     stopped = threading.Event()
 
-    def offer(item: FeatureBatch | BaseException | None) -> None:
+    def offer(item: Item | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return ready.put(item, timeout=0.2)

@@ -1,0 +1,323 @@
+"""`vpltool train-decoder`: a segmenter on a frozen CLIP, from pseudo masks and prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vpltool import console
+from vpltool.commands import _artifacts
+from vpltool.errors import VplError, near_name
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    describe,
+    find_folder,
+    identity_of_file,
+    open_input,
+    open_workspace,
+    read_tensors,
+    write_tensors,
+)
+from vpltool.options import Device, Out, Overwrite, Quiet, Seed, Split
+from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from vpltool.core.decoder import Decoder
+    from vpltool.core.training import CropBatch, TrainingSettings
+
+STAGE = Stage(order=70, panel="Segmenter", reads=("features", "masks", "prototypes"),
+              writes=("decoder",))
+
+_DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
+
+
+def train_decoder(
+    ctx: typer.Context,
+    masks: Annotated[str, typer.Option(
+        metavar="NAME-OR-PATH", help="Pseudo masks to learn from; default: the furthest.")] = "",
+    prototypes: Annotated[str, typer.Option(
+        metavar="NAME-OR-PATH", help="The pixel classifier: vision, text or a file.")] = "vision",
+    source: Annotated[str, typer.Option(
+        help="photos: random scale, mirror, crop, encoded at each step; features: mirror and crop "
+             "of stored layers, much faster; auto: features where they hold layers.")] = "auto",
+    iters: Annotated[int, typer.Option(min=1, help="Steps.")] = 30000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 6,
+    crop: Annotated[int, typer.Option(min=2, help="Side of a crop, in patches.")] = 20,
+    lambda_ce: Annotated[float, typer.Option(min=0, help="Weight of the cross-entropy.")] = 1.0,
+    lambda_rsc: Annotated[float, typer.Option(
+        min=0, help="Weight of the regional semantic contrast; 0: without.")] = 1.0,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option(
+        min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
+    tau: Annotated[float, typer.Option(
+        min=1e-3, help="Temperature of the pixel classifier.")] = 0.07,
+    width: Annotated[int, typer.Option(min=8, help="Width of the decoder.")] = 256,
+    layers: Annotated[str, typer.Option(
+        metavar="LIST", help="CLIP blocks to read, 0 is the first; default: those stored, or all "
+                             "but the last.")] = "",
+    split: Split = "train",
+    name: Annotated[str, typer.Option(help="Name of the decoder; default: the masks'.")] = "",
+    checkpoint_every: Annotated[int, typer.Option(
+        min=1, help="Steps between checkpoints; a stopped run goes on from the last.")] = 200,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train WeCLIP's multi-layer decoder on pseudo masks; CLIP stays frozen.
+
+    The class scores of a pixel are the cosines of its embedding to the prototypes.
+
+    Example: vpltool train-decoder --iters 30000 --lambda-rsc 1
+
+    Next: vpltool predict --split val
+    """
+    console.set_quiet(quiet)
+    for option, value, known in (("optimizer", optimizer, ("sgd", "adamw")),
+                                 ("source", source, ("auto", "features", "photos"))):
+        if value not in known:
+            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    workspace = open_workspace(ctx.obj)
+    labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
+                         f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
+    path, vectors_header, vectors = _artifacts.read_prototypes(ctx.obj, prototypes)
+    ids = set(labels.available(photo.id for photo in workspace.photos(split)))
+    photos = [photo for photo in workspace.photos(split) if photo.id in ids]
+    frozen = _frozen_layers(workspace, source, layers, split, photos, str(device))
+    if frozen.model:
+        _artifacts.check_same_model(frozen.model, vectors_header.model,
+                                    f"{frozen.name} and {path}")
+
+    from vpltool.core.training import TrainingSettings
+
+    settings = TrainingSettings(
+        iterations=iters, batch_size=batch_size, crop=crop, optimizer=optimizer,
+        lr=lr or _DEFAULT_LR[optimizer], lambda_ce=lambda_ce, lambda_rsc=lambda_rsc, seed=seed)
+    header = Header(
+        kind="decoder", command="train-decoder", model=vectors_header.model,
+        options={"split": split, "source": frozen.source, "tau": tau, "width": width,
+                 "layers": list(frozen.layers), **asdict(settings)},
+        inputs={"masks": labels.identity, "prototypes": identity_of_file(path)} | frozen.inputs)
+    target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
+    if not _artifacts.is_done(target, header, overwrite=overwrite):
+        run = _Run(workspace, labels, photos, frozen, settings, header, target)
+        _train(run, vectors, tau, width, checkpoint_every, str(device))
+    print(target)
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """Where the frozen layers come from: stored features, or a tower that encodes crops."""
+
+    source: str
+    name: str
+    layers: tuple[int, ...]
+    input_width: int
+    model: dict[str, str]
+    inputs: dict[str, str]
+    features: InputFolder | None = None
+    clip: Any = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    workspace: Workspace
+    masks: InputFolder
+    photos: list[Photo]
+    frozen: _Frozen
+    settings: TrainingSettings
+    header: Header
+    target: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.target.with_name(f"{self.target.stem}.checkpoint.safetensors")
+
+
+def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
+                   photos: Sequence[Photo], device: str) -> _Frozen:
+    folder = workspace.path / "features" / split
+    if source != "photos" and (folder / "artifact.json").exists():
+        features = open_input(folder, ("features",))
+        shapes = describe(features.path_of(photos[0].id)).shapes
+        if "layers" in shapes:
+            features.available(photo.id for photo in photos)
+            stored = tuple(features.header.options["layers"])
+            wanted = tuple(int(part) for part in layers.split(",")) if layers else stored
+            if not set(wanted) <= set(stored):
+                raise VplError(f"{folder} holds the layers {list(stored)}, not {layers}",
+                               f"vpltool extract --split {split} --keep tokens,patches,attention,"
+                               f"layers --layers {layers} --overwrite, or --source photos")
+            return _Frozen("features", str(folder), wanted, shapes["layers"][1][2],
+                           features.header.model, {"features": features.identity}, features)
+    if source == "features":
+        raise VplError(f"{folder} holds no layers", f"vpltool extract --split {split} --keep "
+                       "tokens,patches,attention,layers --overwrite, or --source photos")
+
+    from vpltool.commands.extract import parse_layers
+    from vpltool.core.clip import load_clip
+    from vpltool.core.device import find_device
+
+    clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
+                     base=workspace.path)
+    wanted = tuple(parse_layers(layers, clip.vision.depth))
+    return _Frozen("photos", workspace.model, wanted, clip.vision.cls.shape[0], clip.identity, {},
+                   clip=clip)
+
+
+def _train(run: _Run, vectors: dict[str, torch.Tensor], tau: float, width: int,
+           checkpoint_every: int, device: str) -> None:
+    import torch
+
+    from vpltool.core.decoder import Decoder, DecoderShape
+    from vpltool.core.device import find_device
+    from vpltool.core.training import make_optimizer, train
+
+    torch.manual_seed(run.settings.seed)
+    shape = DecoderShape(run.frozen.layers, run.frozen.input_width, vectors["prototypes"].shape[1],
+                         width)
+    decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], tau)
+    decoder = decoder.to(find_device(device))
+    optimizer = make_optimizer(decoder, run.settings)
+    start, curve = _resume(run, decoder, optimizer)
+    steps = run.settings.iterations
+    recent: list[tuple[float, float]] = []
+    with console.progress(f"train-decoder {run.target.stem}", steps - start) as advance:
+        for record in train(decoder, optimizer, run.settings, _batches(run, start), start=start):
+            recent.append((record.mask, record.contrast))
+            done = record.iteration + 1
+            if done % max(steps // 50, 1) == 0 or done == steps:
+                means = [round(sum(values) / len(values), 5) for values in zip(*recent, strict=True)]
+                curve.append([done, *means])
+                recent.clear()
+            if done % checkpoint_every == 0 and done < steps:
+                _write_checkpoint(run, decoder, optimizer, done, curve)
+            advance(text=f"mask {record.mask:.3f} contrast {record.contrast:.3f}")
+    facts = {"config": decoder.config, "curve": curve}
+    write_tensors(run.target, replace(run.header, facts=facts), decoder.state_dict())
+    run.checkpoint.unlink(missing_ok=True)
+    if curve:
+        console.note(f"mask loss {curve[0][1]:.3f} → {curve[-1][1]:.3f}, "
+                     f"contrast {curve[0][2]:.3f} → {curve[-1][2]:.3f}")
+
+
+def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer, done: int,
+                      curve: list[list[float]]) -> None:
+    tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        import torch
+
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    facts = {"checkpoint": done, "curve": curve}
+    write_tensors(run.checkpoint, replace(run.header, facts=facts), tensors)
+
+
+def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
+            ) -> tuple[int, list[list[float]]]:
+    """Load the checkpoint, if it is of the same configuration: first step, and loss curve so far."""
+    if not run.checkpoint.exists():
+        return 0, []
+    header, tensors = read_tensors(run.checkpoint, "decoder")
+    if header.config_hash != run.header.config_hash:
+        console.warn(f"{run.checkpoint} is of another configuration and is not used")
+        return 0, []
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    weights = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "decoder":
+            weights[rest] = tensor
+        else:
+            index, _, field = rest.partition(".")
+            state.setdefault(int(index), {})[field] = tensor
+    decoder.load_state_dict(weights)
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+    start = int(header.facts["checkpoint"])
+    console.note(f"going on from step {start} of {run.settings.iterations}")
+    return start, header.facts["curve"]
+
+
+def _batches(run: _Run, start: int) -> Iterator[CropBatch]:
+    from vpltool.formats.batches import read_ahead
+
+    return read_ahead(_feature_batches(run, start) if run.frozen.features is not None
+                      else _photo_batches(run, start))
+
+
+def _feature_batches(run: _Run, start: int) -> Iterator[CropBatch]:
+    import torch
+
+    from vpltool.core.decoder import layers_of
+    from vpltool.core.training import (
+        CropBatch,
+        chosen_photos,
+        generator_of,
+        labels_at,
+        random_window,
+    )
+
+    features, settings = run.frozen.features, run.settings
+    assert features is not None
+    for iteration in range(start, settings.iterations):
+        rng = generator_of(settings, iteration)
+        crops, tags = [], []
+        for number in chosen_photos(len(run.photos), settings, iteration):
+            photo = run.photos[number]
+            tensors = features.read_tensors(photo.id, "grid", "layers", "layer_index")
+            height, width = tensors["grid"].tolist()
+            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
+                               run.frozen.layers)
+            labels = labels_at(run.masks.read_labels(photo.id), (height, width))
+            image, label, valid = random_window(stored.unflatten(1, (height, width)), labels,
+                                                settings.crop, 1, rng)
+            crops.append((image.flatten(1, 2), label, valid))
+            tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
+        layers, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        yield CropBatch(layers, labels, valid, tags)
+
+
+def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
+    import torch
+
+    from vpltool.core.photos import fit_size, read_photo, to_pixels
+    from vpltool.core.training import (
+        CropBatch,
+        chosen_photos,
+        generator_of,
+        labels_at,
+        random_window,
+    )
+
+    clip, settings = run.frozen.clip, run.settings
+    vision, patch = clip.vision, clip.vision.patch
+    device = vision.cls.device
+    for iteration in range(start, settings.iterations):
+        rng = generator_of(settings, iteration)
+        crops, tags = [], []
+        for number in chosen_photos(len(run.photos), settings, iteration):
+            photo = run.photos[number]
+            pixels = read_photo(run.workspace.image_path(photo))
+            size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
+                            scale=float(rng.uniform(0.5, 2.0)))
+            grid = (size[0] // patch, size[1] // patch)
+            labels = labels_at(run.masks.read_labels(photo.id), grid)
+            image = to_pixels(pixels, size, clip.mean, clip.std)
+            crops.append(random_window(image, labels, settings.crop, patch, rng))
+            tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
+        images, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        encoded = vision(images.to(device), attention=False, layers=run.frozen.layers)
+        yield CropBatch(encoded.layers, labels, valid, tags)

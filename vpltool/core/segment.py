@@ -1,0 +1,79 @@
+"""From a trained decoder to labels: several scales, mirrored copies, the photo's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.decoder import Decoder
+from vpltool.core.vit import VisionTower
+
+FINENESS = 4
+"""Probabilities are kept at 4×4 values a patch of the largest scale."""
+
+
+@torch.no_grad()
+def probabilities_of(decoder: Decoder, layers: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Class probabilities (B, classes, 4h, 4w) of frozen layers (B, L, h·w, width)."""
+    logits = decoder.logits(decoder.embeddings(layers, grid), grid)
+    size = (grid[0] * FINENESS, grid[1] * FINENESS)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).softmax(dim=1)
+
+
+@torch.no_grad()
+def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Sequence[float] = (1.0,),
+            *, flip: bool = False) -> Tensor:
+    """Class probabilities of photos, averaged over scales and mirrored copies.
+
+    Args:
+        vision: the frozen tower.
+        decoder: the trained decoder.
+        pixels: normalised photos (B, 3, H, W), at the largest scale.
+        scales: factors on H and W; each size is rounded up to a multiple of the patch.
+        flip: whether to see them mirrored, too.
+
+    Returns:
+        (B, classes, 4H/patch, 4W/patch).
+    """
+    height, width = pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch
+    total: Tensor | None = None
+    views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
+    for scale, mirrored in views:
+        grid = (max(1, round(height * scale)), max(1, round(width * scale)))
+        seen = pixels.flip(3) if mirrored else pixels
+        if grid != (height, width):
+            seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
+                                 mode="bicubic", align_corners=False, antialias=True)
+        encoded = vision(seen.to(vision.cls.dtype), attention=False, layers=decoder.shape.layers)
+        assert encoded.layers is not None
+        part = probabilities_of(decoder, encoded.layers.float(), grid)
+        part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
+                             align_corners=False)
+        part = part.flip(3) if mirrored else part
+        total = part if total is None else total + part
+    assert total is not None
+    return total / len(views)
+
+
+def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
+    full = F.interpolate(probabilities[None].float(), size=size, mode="bilinear",
+                         align_corners=False)[0]
+    labels: npt.NDArray[np.uint8] = full.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Drop classes that are nowhere likely: scores (K, h, w) and their class indices (K,).
+
+    The background stays in any case.
+    """
+    strong = probabilities.flatten(1).amax(dim=1) >= least
+    strong[0] = True
+    classes = strong.nonzero()[:, 0]
+    return probabilities[classes], classes.cpu()

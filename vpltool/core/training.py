@@ -1,0 +1,198 @@
+"""Training the decoder: crops, augmentation and steps that depend on (seed, iteration) alone.
+
+So a run that goes on from a checkpoint gives the same decoder as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.decoder import Decoder
+from vpltool.core.losses import mask_loss, regional_contrast
+
+LABELS_PER_PATCH = 4
+"""The mask loss is taken on 4×4 labels a patch: finer than the features, much cheaper than pixels."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the decoder is trained; the defaults are the paper's, or WeCLIP's where it is silent.
+
+    Args:
+        iterations: number of steps.
+        batch_size: crops a step.
+        crop: side of the crop in patches.
+        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
+        lr: learning rate at the start.
+        power: the rate falls as (1 − t)^power.
+        warmup: steps of linear rise at the start.
+        lambda_ce: weight of the cross-entropy.
+        lambda_rsc: weight of the regional semantic contrast.
+        seed: where chance begins.
+    """
+
+    iterations: int
+    batch_size: int = 6
+    crop: int = 20
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    power: float = 0.9
+    warmup: int = 50
+    lambda_ce: float = 1.0
+    lambda_rsc: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """Crops of one step, `crop` patches a side.
+
+    Args:
+        layers: frozen layers (B, L, crop², width).
+        labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
+        valid: False where a patch is padding (B, crop²).
+        tags: class indices of each photo (K_i,).
+    """
+
+    layers: Tensor
+    labels: Tensor
+    valid: Tensor
+    tags: list[Tensor]
+
+
+def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> list[int]:
+    """Indices of the photos of a step: each photo once an epoch, in an order of its own."""
+    picked = []
+    for position in range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size):
+        epoch, place = divmod(position, count)
+        order = np.random.default_rng((settings.seed, 1, epoch)).permutation(count)
+        picked.append(int(order[place]))
+    return picked
+
+
+def generator_of(settings: TrainingSettings, iteration: int) -> np.random.Generator:
+    """The random numbers of a step's augmentation."""
+    return np.random.default_rng((settings.seed, 2, iteration))
+
+
+def random_window(
+    image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirror at random and cut a square of `side` patches; what is smaller is padded.
+
+    Args:
+        image: channels or layers first, (C, h·unit, w·unit) or (L, h, w, width) with unit 1.
+        labels: (4h, 4w) uint8.
+        side: patches a side.
+        unit: elements of `image` a patch: 1 for features, the patch size for pixels.
+        rng: random numbers.
+
+    Returns:
+        the cut image, labels (4·side, 4·side), and valid (side²,).
+    """
+    if rng.random() < 0.5:
+        image, labels = image.flip(2), labels.flip(1)
+    height, width = image.shape[1] // unit, image.shape[2] // unit
+    top = int(rng.integers(0, max(height - side, 0) + 1))
+    left = int(rng.integers(0, max(width - side, 0) + 1))
+    image = image[:, top * unit : (top + side) * unit, left * unit : (left + side) * unit]
+    fine = LABELS_PER_PATCH
+    labels = labels[top * fine : (top + side) * fine, left * fine : (left + side) * fine]
+    below, right = max(side - height, 0), max(side - width, 0)
+    valid = torch.ones((side - below, side - right), dtype=torch.bool)
+    if below or right:
+        tail = (0, 0) * (image.dim() - 3)
+        image = F.pad(image, (*tail, 0, right * unit, 0, below * unit))
+        labels = F.pad(labels, (0, right * fine, 0, below * fine), value=255)
+        valid = F.pad(valid, (0, right, 0, below))
+    return image, labels, valid.flatten()
+
+
+def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
+    """Take labels (H, W) to 4×4 a patch of the grid (h, w), by nearest neighbour: (4h, 4w)."""
+    size = (grid[0] * LABELS_PER_PATCH, grid[1] * LABELS_PER_PATCH)
+    field = torch.from_numpy(labels)[None, None].float()
+    return F.interpolate(field, size=size, mode="nearest-exact")[0, 0].to(torch.uint8)
+
+
+def make_optimizer(decoder: Decoder, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimizer that the settings name."""
+    parameters = list(decoder.parameters())
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01)
+    return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
+
+
+def learning_rate(settings: TrainingSettings, iteration: int) -> float:
+    """Rate of a step: linear warm-up, then polynomial decay."""
+    decay = (1 - iteration / settings.iterations) ** settings.power
+    return settings.lr * min(1.0, (iteration + 1) / max(settings.warmup, 1)) * decay
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Losses of one step."""
+
+    iteration: int
+    mask: float
+    contrast: float
+
+
+def train(
+    decoder: Decoder, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
+    batches: Iterable[CropBatch], *, start: int = 0,
+) -> Iterator[StepRecord]:
+    """Run steps `start`, `start + 1`, …; the decoder and the optimizer are changed in place.
+
+    Args:
+        decoder: to be trained, on its device.
+        optimizer: of its parameters.
+        settings: see there.
+        batches: the crops of each step, from step `start` on.
+        start: first step, when going on from a checkpoint.
+
+    Yields:
+        a record after each step.
+    """
+    device = decoder.prototypes.device
+    decoder.train()
+    for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
+        torch.manual_seed(settings.seed * 1_000_003 + iteration)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, iteration)
+        mask, contrast = step_losses(decoder, batch.layers.to(device).float(),
+                                     batch.labels.to(device), batch.valid.to(device), batch.tags,
+                                     settings)
+        optimizer.zero_grad(set_to_none=True)
+        (settings.lambda_ce * mask + settings.lambda_rsc * contrast).backward()
+        optimizer.step()
+        with torch.no_grad():
+            decoder.log_scale.clamp_(max=float(np.log(100)))
+        yield StepRecord(iteration, float(mask.detach()), float(contrast.detach()))
+
+
+def step_losses(
+    decoder: Decoder, layers: Tensor, labels: Tensor, valid: Tensor, tags: Sequence[Tensor],
+    settings: TrainingSettings,
+) -> tuple[Tensor, Tensor]:
+    """Mask loss and regional contrast of a batch of crops (see `random_crop`, stacked)."""
+    grid = (settings.crop, settings.crop)
+    embeddings = decoder.embeddings(layers, grid)
+    mask = mask_loss(decoder.logits(embeddings, grid), labels)
+    if not settings.lambda_rsc:
+        return mask, mask.new_zeros(())
+    # A crop may have lost some of its photo's classes; what the masks show is what counts.
+    shown = [torch.unique(part[part != 255]) for part in labels]
+    present = [tag.to(labels.device)[torch.isin(tag.to(labels.device), seen)]
+               for tag, seen in zip(tags, shown, strict=True)]
+    contrast = regional_contrast(
+        embeddings, decoder.prototypes, decoder.class_index, present, decoder.mask_scale,
+        decoder.mask_shift, decoder.log_scale.exp(), valid)
+    return mask, contrast
