@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 STAGE = Stage(order=40, panel="Maps and masks", reads=("features", "head", "prototypes"),
               writes=("cams",))
 
-METHODS = {"gradcam": "tokens", "dense": "patches"}
+METHODS = {"gradcam": "tokens", "dense": "patches", "salient": "patches"}
 """Each method, and the tensor of the features that it reads."""
 
-TAU = {"gradcam": 0.01, "dense": 0.05}
+TAU = {"gradcam": 0.01, "dense": 0.05, "salient": 0.05}
 
 
 def cam(
@@ -40,14 +40,15 @@ def cam(
     prototypes: Annotated[str, typer.Option(
         metavar="NAME-OR-PATH", help="text, vision, or a file of prototypes.")] = "text",
     method: Annotated[str, typer.Option(
-        help="gradcam, or dense: softmax of each patch.")] = "gradcam",
+        help="gradcam; dense: softmax of each patch; salient: border saliency, shared "
+             "among the classes by the prototypes.")] = "gradcam",
     target: Annotated[str, typer.Option(
         help="Score that GradCAM follows: margin, or softmax as CLIP-ES has it.")] = "margin",
     tau: Annotated[float, typer.Option(
-        min=0, help="Temperature; 0: 0.01 for gradcam, 0.05 for dense.")] = 0,
+        min=0, help="Temperature; 0: 0.01 for gradcam, else 0.05.")] = 0,
     split: Split = "train",
     name: Annotated[str, typer.Option(
-        help="Name of the result; default: that of the prototypes, and the method if dense.",
+        help="Name of the result; default: that of the prototypes, and the method unless gradcam.",
     )] = "",
     features: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
@@ -86,13 +87,13 @@ def cam(
         options["target"] = target
     header = Header(kind="cams", command="cam", model=source.header.model, options=options,
                     inputs={"features": source.identity, "prototypes": identity_of_file(path)})
-    name = name or (path.stem if method == "gradcam" else f"{path.stem}-dense")
+    name = name or (path.stem if method == "gradcam" else f"{path.stem}-{method}")
     ids = source.available(photo.id for photo in photos)
     output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite)
 
     import torch
 
-    from vpltool.core import gradcam
+    from vpltool.core import gradcam, saliency
     from vpltool.core.device import find_device
 
     place = find_device(device)
@@ -108,7 +109,8 @@ def cam(
                 maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
                                        target=target)
             else:
-                maps = gradcam.dense_cam(field, batch.grid, rows, index, present, tau=tau)
+                map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
+                maps = map_of(field, batch.grid, rows, index, present, tau=tau)
             for key, cams in zip(batch.ids, maps, strict=True):
                 output.write_tensors(key, {"cam": cams.half(), "classes": classes[key]})
             advance(len(batch.ids))

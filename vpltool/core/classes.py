@@ -43,4 +43,6 @@ def class_scores(logits: Tensor, class_index: Tensor, classes: Tensor) -> Tensor
         rows = (class_index == index).nonzero()[:, 0]
         columns.append(logits.index_select(-1, rows).logsumexp(dim=-1) if len(rows)
                        else logits.new_full(logits.shape[:-1], float("-inf")))
+    if not columns:
+        return logits.new_zeros((*logits.shape[:-1], 0))
     return torch.stack(columns, dim=-1)

@@ -1,0 +1,52 @@
+# make test       set everything up, run the tests
+# make photos20   set everything up, run the whole pipeline on small real photos, print the ladder
+# make check      lint, types, tests
+#
+# A machine with a GPU keeps its own torch (the environment sees the system's packages);
+# one without gets torch without CUDA packages.
+
+PYTHON ?= python3
+VENV ?= .venv
+REALDATA ?= ../shared/realdata
+WORK ?= work/photos20
+BIN := $(VENV)/bin
+
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+ifeq ($(HAS_GPU),yes)
+  VENV_FLAGS := --system-site-packages
+else ifeq ($(shell uname -s),Linux)
+  TORCH := -r constraints-cpu.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+.PHONY: setup test check lint types bench photos20 clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@# pydensecrf2 is built from source; without a compiler the CRF runs on torch instead.
+	$(BIN)/python -m pip install -q -e '.[crf]' \
+		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy vpltool
+
+check: lint types test
+
+photos20: setup
+	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/photos20.sh $(REALDATA) $(WORK)
+
+bench: setup
+	$(BIN)/python benchmarks/features.py
+
+clean:
+	rm -rf $(VENV) work build *.egg-info

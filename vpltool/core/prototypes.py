@@ -1,0 +1,246 @@
+"""Phase 1 of VPL (AAAI 2025): vision prototypes learned from pixels, guided by the text.
+
+    min_W  Σ_i KL(P'_i ‖ softmax(x_i W / τ_I)),   P'_i = softmax(x_i Z / τ_T)          (eq. 7)
+
+x_i are L2-normed patch embeddings, Z text prototypes, W the vision prototypes, both L2-normed rows.
+The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK = 65536
+"""Pixels at a time where a softmax over the rows is formed: bounds the memory on top of X."""
+
+
+@dataclass(frozen=True)
+class SolverRecord:
+    """State of a solver: step, objective (eq. 7, nats per pixel), gradient norm, learning rate."""
+
+    step: int
+    objective: float
+    gradient: float
+    lr: float
+
+
+Watch = Callable[[SolverRecord], None]
+
+
+def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the last axis, restricted to the allowed entries (True), if given."""
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf"))
+    return logits.softmax(dim=-1)
+
+
+def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float = 0.01,
+                 allowed: Tensor | None = None, harden: float = 0.0) -> Tensor:
+    """Targets P' (eq. 5).
+
+    Args:
+        pixels: L2-normed (N, dim).
+        prototypes: L2-normed rows Z (rows, dim).
+        tau: τ_T.
+        allowed: True where a row may take part (N, rows): classes that the photo shows, and the
+            background; None: all rows, the paper to the letter.
+        harden: targets whose largest entry exceeds this become one-hot (InMaP's α); 0: never.
+
+    Returns:
+        (N, rows), rows summing to 1.
+    """
+    targets = masked_softmax(pixels @ prototypes.T / tau, allowed)
+    if harden:
+        top, index = targets.max(dim=-1)
+        sure = top > harden
+        targets[sure] = F.one_hot(index[sure], targets.shape[1]).to(targets)
+    return targets
+
+
+def target_moments(
+    pixels: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """What of the targets enters the objective, once for all steps.
+
+    Args:
+        pixels: X (N, dim).
+        targets: P' (N, rows).
+        weights: of the pixels (N,), mean 1; None: all equal.
+
+    Returns:
+        P'ᵀ X (rows, dim), and Σ P' log P' (the part of eq. 7 that W does not change).
+    """
+    moments, negative_entropy = pixels.new_zeros(targets.shape[1], pixels.shape[1]), 0.0
+    for start in range(0, len(pixels), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        p = targets[part]
+        terms = p * p.clamp_min(1e-30).log()
+        if weights is not None:
+            p, terms = p * weights[part, None], terms * weights[part, None]
+        moments += p.T @ pixels[part]
+        negative_entropy += float(terms.sum())
+    return moments, negative_entropy
+
+
+def objective_and_gradient(
+    pixels: Tensor, moments: Tensor, negative_entropy: float, prototypes: Tensor, tau: float,
+    allowed: Tensor | None = None, weights: Tensor | None = None,
+) -> tuple[float, Tensor]:
+    """KL objective (eq. 7, mean over pixels) and its exact gradient.
+
+    ∂L/∂W = (P_W − P')ᵀ X / (N τ_I). The targets come in by their moments alone: Σ P' log P_W is
+    ⟨P'ᵀX, W⟩ / τ_I less the log-partition, as the targets of a pixel sum to 1.
+
+    Args:
+        pixels: X (N, dim).
+        moments: P'ᵀ X (rows, dim), see `target_moments`.
+        negative_entropy: Σ P' log P'.
+        prototypes: W (rows, dim).
+        tau: τ_I.
+        allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
+            elsewhere.
+        weights: of the pixels (N,), mean 1; None: all equal.
+
+    Returns:
+        objective in nats, gradient (rows, dim).
+    """
+    partition = 0.0
+    gradient = -moments
+    for start in range(0, len(pixels), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        logits = pixels[part] @ prototypes.T / tau
+        if allowed is not None:
+            logits = logits.masked_fill_(~allowed[part], float("-inf"))
+        log_partition = logits.logsumexp(dim=-1, keepdim=True)
+        q = logits.sub_(log_partition).exp_()
+        if weights is not None:
+            q, log_partition = q * weights[part, None], log_partition * weights[part, None]
+        partition += float(log_partition.sum())
+        gradient = gradient + q.T @ pixels[part]
+    agreement = float((moments * prototypes).sum()) / tau
+    objective = (negative_entropy - agreement + partition) / len(pixels)
+    return objective, gradient / (len(pixels) * tau)
+
+
+def solve_pgd(
+    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
+    lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
+    watch: Watch | None = None, halving: bool = True,
+) -> Tensor:
+    """Projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
+
+    W ← W − lr·∂L/∂W, then every row is put back on the sphere. Where the gradient's norm has
+    grown, the rate is halved for good: without that, lr 10 diverges.
+
+    Args:
+        pixels: X (N, dim).
+        targets: P' (N, rows).
+        start: W at the start (rows, dim): the text prototypes.
+        tau: τ_I.
+        iters: T_w.
+        lr: α.
+        allowed: see `objective_and_gradient`.
+        weights: see `objective_and_gradient`.
+        watch: called with the state 50 times, and at the first and last step.
+        halving: InMaP's halving of the rate.
+
+    Returns:
+        W (rows, dim), L2-normed.
+    """
+    prototypes = start.clone().float()
+    moments, entropy = target_moments(pixels, targets, weights)
+    previous = float("inf")
+    for step in range(iters):
+        value, gradient = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
+                                                 allowed, weights)
+        norm = float(gradient.norm())
+        if halving and norm > previous:
+            lr /= 2
+        previous = norm
+        if watch and (step % max(iters // 50, 1) == 0 or step == iters - 1):
+            watch(SolverRecord(step, value, norm, lr))
+        prototypes = F.normalize(prototypes - lr * gradient, dim=-1)
+    return prototypes
+
+
+def solve_lbfgs(
+    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 50,
+    allowed: Tensor | None = None, weights: Tensor | None = None, watch: Watch | None = None,
+) -> Tensor:
+    """The same objective by L-BFGS on w = v / ‖v‖: far fewer passes over the data.
+
+    Args:
+        pixels: X (N, dim).
+        targets: P' (N, rows).
+        start: W at the start (rows, dim).
+        tau: τ_I.
+        iters: iterations at most; it stops when the objective no longer falls.
+        allowed: see `objective_and_gradient`.
+        weights: see `objective_and_gradient`.
+        watch: called with the state after each evaluation.
+
+    Returns:
+        W (rows, dim), L2-normed.
+    """
+    free = start.clone().float().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([free], max_iter=iters, max_eval=2 * iters, history_size=10,
+                                  tolerance_grad=1e-9, tolerance_change=1e-9,
+                                  line_search_fn="strong_wolfe")
+    moments, entropy = target_moments(pixels, targets, weights)
+    count = 0
+
+    def closure() -> Tensor:
+        nonlocal count
+        length = free.detach().norm(dim=-1, keepdim=True)
+        unit = free.detach() / length
+        value, gradient = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
+                                                 weights)
+        # Chain rule of v / ‖v‖: only what is tangent to the sphere counts.
+        free.grad = (gradient - (gradient * unit).sum(-1, keepdim=True) * unit) / length
+        if watch:
+            watch(SolverRecord(count, value, float(free.grad.norm()), 1.0))
+        count += 1
+        return torch.tensor(value, dtype=torch.float32)
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return F.normalize(free.detach(), dim=-1)
+
+
+def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int = 25) -> Tensor:
+    """Centres of L2-normed points by cosine k-means, k-means++ start (count, dim), L2-normed.
+
+    Args:
+        points: L2-normed (N, dim).
+        count: number of centres; fewer come back if there are fewer points.
+        seed: where chance begins.
+        rounds: Lloyd rounds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if len(points) <= count:
+        return points.clone()
+    points = points.float()
+    first = int(torch.randint(len(points), (1,), generator=generator))
+    centres = points[first][None]
+    nearest = points @ centres[0]
+    for _ in range(count - 1):
+        chance = (1 - nearest).clamp_min(0).cpu() + 1e-12
+        # Inverse sampling: torch.multinomial takes at most 2²⁴ categories.
+        drawn = torch.rand(1, generator=generator, dtype=torch.float64) * chance.double().sum()
+        index = int(torch.searchsorted(chance.double().cumsum(0), drawn).clamp(max=len(points) - 1))
+        centres = torch.cat([centres, points[index][None]])
+        nearest = torch.maximum(nearest, points @ points[index])
+    for _ in range(rounds):
+        owner = torch.cat([(part @ centres.T).argmax(dim=-1) for part in points.split(_CHUNK)])
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        moved = F.normalize(sums, dim=-1)
+        # An empty cluster keeps its centre.
+        moved = torch.where(sums.norm(dim=-1, keepdim=True) > 0, moved, centres)
+        if torch.allclose(moved, centres, atol=1e-6):
+            break
+        centres = moved
+    return centres

@@ -1,0 +1,82 @@
+"""Where the objects are, whatever they are: patches that do not look like the photo's border.
+
+A text prototype says which class a photo shows, and often not where: with small encoders its score
+ranks the object's own patches no better than chance. The border prior is older than CLIP (Zhu et
+al., CVPR 2014: background touches the border). Here it is a random walk between the photo's patches:
+what walks to the border is background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.classes import class_scores
+
+
+def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
+                    steps: int = 2) -> Tensor:
+    """Rank each patch by how seldom a random walk from it ends on the border.
+
+    The walk steps to patch j with probability softmax_j(cos(x_i − m, x_j − m) / τ), m the mean
+    of the photo's patches.
+
+    Args:
+        patches: L2-normed patch embeddings (B, h·w, dim).
+        grid: (h, w).
+        tau: temperature of the walk.
+        steps: its length.
+
+    Returns:
+        rank in the photo (B, h·w), 0 for the least and 1 for the most salient patch.
+    """
+    height, width = grid
+    centred = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+    walk = (centred @ centred.transpose(1, 2) / tau).softmax(dim=-1)
+    border = torch.zeros(grid, device=patches.device)
+    border[[0, -1]] = 1
+    border[:, [0, -1]] = 1
+    mass = border.flatten()[None, :, None].expand(len(patches), -1, 1)
+    for _ in range(steps):
+        mass = walk @ mass
+    order = mass[..., 0].argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(height * width, device=patches.device, dtype=torch.float32)
+    ranks = (ranks / max(height * width - 1, 1)).expand(len(patches), -1)
+    return torch.empty_like(ranks).scatter_(1, order, ranks)
+
+
+def salient_cam(
+    patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
+    present: Sequence[Tensor], *, tau: float = 0.05,
+) -> list[Tensor]:
+    """CAMs that join where (border saliency) and which (the prototypes, over the photo's classes).
+
+    The likeliest class of a patch gets the patch's saliency, another one the saliency times the
+    ratio of their probabilities; the background rows have no part in it. So `cam ≥ 0.9` picks the
+    most salient tenth of the photo, each patch for its likeliest class.
+
+    Args:
+        patches: L2-normed patch embeddings (B, h·w, dim).
+        grid: (h, w).
+        prototypes: L2-normed rows (rows, dim).
+        class_index: class of each row (rows,).
+        present: class indices of each photo, one tensor (K_i,) a photo.
+        tau: temperature of the class probabilities.
+
+    Returns:
+        for each photo a map per class (K_i, h, w) in [0, 1], float32.
+    """
+    saliency = border_saliency(patches, grid)
+    maps = []
+    for photo, classes in enumerate(present):
+        if not len(classes):
+            maps.append(patches.new_zeros((0, *grid)))
+            continue
+        scores = class_scores(patches[photo] @ prototypes.to(patches).T / tau, class_index, classes)
+        likely = scores.softmax(dim=-1)
+        share = likely / likely.amax(dim=-1, keepdim=True)
+        maps.append((saliency[photo][:, None] * share).T.reshape(len(classes), *grid))
+    return maps
