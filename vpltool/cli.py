@@ -1,4 +1,4 @@
-"""The `vpltool` command: finds the commands, and turns exceptions into one line and an exit code."""
+"""The `vpltool` command: finds the commands, turns exceptions into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _global_options(
             "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR",
             help="Workspace: where inputs are looked for and outputs go.",
         ),
-    ] = Path("."),
+    ] = Path(),
     _version: Annotated[
         bool,
         typer.Option(
@@ -81,6 +81,11 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this exit code by itself, without a word.
+        if stop.code == 130:
+            _interrupted()
+        raise
     except BrokenPipeError:
         # The reader of our stdout (`| head`) is gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

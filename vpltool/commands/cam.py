@@ -89,7 +89,8 @@ def cam(
                     inputs={"features": source.identity, "prototypes": identity_of_file(path)})
     name = name or (path.stem if method == "gradcam" else f"{path.stem}-{method}")
     ids = source.available(photo.id for photo in photos)
-    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite)
+    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,
+                         left_out=source.left_out(photo.id for photo in photos))
 
     import torch
 

@@ -17,6 +17,7 @@ from vpltool.formats import (
     InputFolder,
     OutputFolder,
     find_folder,
+    finish_all,
     open_output,
     open_workspace,
     read_json,
@@ -96,8 +97,7 @@ def crf(
                 else:
                     output.write_labels(key, result[index])
             advance()
-    for output in reversed(outputs):
-        output.finish()
+    finish_all(outputs)
 
 
 def _find_source(work: Path, what: str, split: str) -> InputFolder:
@@ -132,7 +132,8 @@ def _open_outputs(
     kind = "masks" if source.kind == "cams" else "predictions"
     return [
         open_output(place, Header(kind=kind, command="crf", options=used, model=source.header.model,
-                                  inputs={source.kind: source.identity}), ids, overwrite=overwrite)
+                                  inputs={source.kind: source.identity}), ids, overwrite=overwrite,
+                    left_out=source.failed)
         for place, used in places.items()
     ]
 
@@ -143,7 +144,8 @@ def _settings(preset: str) -> CrfSettings:
     if preset in PRESETS:
         return PRESETS[preset]
     if not Path(preset).exists():
-        raise VplError(f"--preset {preset}: neither a preset nor a file", near_name(preset, PRESETS))
+        raise VplError(f"--preset {preset}: neither a preset nor a file",
+                       near_name(preset, PRESETS))
     try:
         return CrfSettings(**read_json(Path(preset), ""))
     except TypeError as error:
@@ -226,7 +228,7 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
     key, path = job
     try:
         photo = read_photo(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except OSError as error:
         return key, describe_failure(path, error)
     scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
     marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,

@@ -78,9 +78,10 @@ def extract(
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
         "layers": chosen, "precision": precision})
     output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
-    write_tensors(head_path(folder), Header(
-        kind="head", command="extract", model=clip.identity,
-        facts={"config": clip.vision.head.config}), clip.vision.head.state_dict())
+    if output.todo or not head_path(folder).exists():
+        write_tensors(head_path(folder), Header(
+            kind="head", command="extract", model=clip.identity,
+            facts={"config": clip.vision.head.config}), clip.vision.head.state_dict())
 
     import torch
 

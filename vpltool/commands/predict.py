@@ -17,6 +17,7 @@ from vpltool.formats import (
     OutputFolder,
     Workspace,
     expect_header,
+    finish_all,
     identity_of_file,
     open_input,
     open_output,
@@ -123,8 +124,7 @@ def predict(
             for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
                 _write(outputs, seen)
                 advance()
-    for output in reversed(outputs):
-        output.finish()
+    finish_all(outputs)
 
 
 @dataclass(frozen=True)

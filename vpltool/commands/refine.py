@@ -18,11 +18,17 @@ STAGE = Stage(order=50, panel="Maps and masks", reads=("cams", "features"), writ
 
 MASKS = ("box", "none")
 
+AFFINITIES = {"attention": "attention", "patches": "patches"}
+"""Each affinity, and the tensor of the features that it is made of."""
+
 
 def refine(
     ctx: typer.Context,
     cams: Annotated[str, typer.Option(
         metavar="NAME-OR-PATH", help="CAMs to refine; default: vision if there, else text.")] = "",
+    affinity: Annotated[str, typer.Option(
+        help="attention: CLIP's, doubly stochastic, squared (CLIP-ES); patches: a random walk "
+             "between patches that look alike, one step.")] = "attention",
     mask: Annotated[str, typer.Option(
         help="box: each class stays in the boxes of its CAM; none.")] = "box",
     threshold: Annotated[float, typer.Option(
@@ -48,33 +54,36 @@ def refine(
     Next: vpltool crf, or vpltool eval
     """
     console.set_quiet(quiet)
-    if mask not in MASKS:
-        raise VplError(f"--mask {mask}: no such mask", near_name(mask, MASKS))
+    for option, value, known in (("mask", mask, MASKS), ("affinity", affinity, tuple(AFFINITIES))):
+        if value not in known:
+            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
                         preferred=("vision", "text"))
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")
-    options = {"split": split, "mask": mask, "min_max": min_max}
+    options = {"split": split, "affinity": affinity, "mask": mask, "min_max": min_max}
     if mask == "box":
         options["lambda"] = threshold
     header = Header(kind="cams", command="refine", model=source.header.model, options=options,
                     inputs={"cams": start.identity, "features": source.identity})
     name = f"{start.path.parent.name if start.path.name == split else start.path.name}-refined"
-    ids = start.available(source.available(photo.id for photo in photos))
-    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite)
+    wanted = [photo.id for photo in photos]
+    ids = start.available(source.available(wanted))
+    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,
+                         left_out=start.left_out(wanted) | source.left_out(wanted))
 
     from vpltool.core.affinity import refine as spread
     from vpltool.core.device import find_device
 
-    place = find_device(device)
+    place, source_tensor = find_device(device), AFFINITIES[affinity]
     with console.progress(f"refine {name} {split}", len(output.todo)) as advance:
-        for batch in feature_batches(source, output.todo, ["attention"], batch_size):
-            for key, attention in zip(batch.ids, batch.tensors["attention"], strict=True):
+        for batch in feature_batches(source, output.todo, [source_tensor], batch_size):
+            for key, field in zip(batch.ids, batch.tensors[source_tensor], strict=True):
                 tensors = start.read_tensors(key)
-                refined = spread(tensors["cam"].to(place), attention.to(place), mask=mask,
-                                 threshold=threshold, normalise=min_max)
+                refined = spread(tensors["cam"].to(place), field.to(place), affinity=affinity,
+                                 mask=mask, threshold=threshold, normalise=min_max)
                 output.write_tensors(key, {"cam": refined.half(), "classes": tensors["classes"]})
             advance(len(batch.ids))
     output.finish()

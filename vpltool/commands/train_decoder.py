@@ -197,7 +197,7 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], tau: float, width: int,
             recent.append((record.mask, record.contrast))
             done = record.iteration + 1
             if done % max(steps // 50, 1) == 0 or done == steps:
-                means = [round(sum(values) / len(values), 5) for values in zip(*recent, strict=True)]
+                means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
                 recent.clear()
             if done % checkpoint_every == 0 and done < steps:
@@ -214,9 +214,9 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], tau: float, width: int,
 def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer, done: int,
                       curve: list[list[float]]) -> None:
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        import torch
+    import torch
 
+    for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.gradcam import min_max
+from vpltool.core.saliency import patch_walk
 
 SINKHORN_ROUNDS = 3
 
@@ -83,14 +84,17 @@ def _components(bright: Tensor) -> Tensor:
 
 
 def refine(
-    cams: Tensor, attention: Tensor, *, mask: str = "box", threshold: float = 0.4,
-    normalise: bool = True,
+    cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
+    threshold: float = 0.4, normalise: bool = True,
 ) -> Tensor:
-    """Spread the CAMs of one photo along its attention (CLIP-ES, eq. 5 to 7).
+    """Spread the CAMs of one photo: along its attention (CLIP-ES, eq. 5 to 7) or its patches.
 
     Args:
         cams: maps in [0, 1] (K, h, w).
-        attention: mean attention of the last blocks (h·w, h·w).
+        source: mean attention of the last blocks (h·w, h·w); for `patches` the L2-normed patch
+            embeddings (h·w, dim).
+        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, one step of
+            `patch_walk`.
         mask: `box` keeps what lies in the classes' boxes, `none` keeps all.
         threshold: λ of the boxes.
         normalise: min-max the result, as CLIP-ES does; without it the maps keep their scale.
@@ -100,14 +104,17 @@ def refine(
     """
     if not len(cams):
         return cams.float()
-    attention = attention.float()
-    rows, columns = sinkhorn_scaling(attention[None])
     start = cams.float()
     if mask == "box":
         start = start * box_mask(start, threshold)
     spread = start.flatten(1).T
-    for _ in range(2):
-        spread = _symmetric_product(attention, rows[0], columns[0], spread)
+    if affinity == "patches":
+        spread = patch_walk(source[None].float())[0] @ spread
+    else:
+        attention = source.float()
+        rows, columns = sinkhorn_scaling(attention[None])
+        for _ in range(2):
+            spread = _symmetric_product(attention, rows[0], columns[0], spread)
     refined = spread.T.view_as(cams)
     return min_max(refined) if normalise else refined.clamp(0, 1)
 

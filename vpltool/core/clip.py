@@ -49,7 +49,7 @@ class Clip:
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(".")) -> Clip:
+def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path()) -> Clip:
     """Load a CLIP with weights, and never with random ones.
 
     Args:
@@ -126,7 +126,8 @@ _declared: list[Any] = []
 
 def _check_names(open_clip: Any, model: str, pretrained: str, *, is_file: bool) -> None:
     if model not in open_clip.list_models():
-        raise VplError(f"open_clip has no model `{model}`", near_name(model, open_clip.list_models()))
+        raise VplError(f"open_clip has no model `{model}`",
+                       near_name(model, open_clip.list_models()))
     if is_file:
         return
     tags = open_clip.list_pretrained_tags_by_model(model)

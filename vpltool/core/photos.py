@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import struct
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         OSError: unreadable, truncated, empty or too large; the message says what.
     """
-    with _opened(path) as image:
-        _check_size(image)
+    with _readable(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I") or upright.mode == "F":
@@ -39,6 +39,10 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
             top = 65535.0 if upright.mode.startswith("I") else max(float(wide.max()), 1e-9)
             narrow = (wide.clip(0, top) / top * 255).round().astype(np.uint8)
             return np.repeat(narrow[..., None], 3, axis=2)
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            upright = Image.new("RGB", layer.size)
+            upright.paste(layer, mask=layer.getchannel("A"))
         return np.asarray(upright.convert("RGB")).copy()
 
 
@@ -48,33 +52,34 @@ def photo_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError: unreadable, empty or too large.
     """
-    with _opened(path) as image:
-        _check_size(image)
+    with _readable(path) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
 
 
-def _opened(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Image.Image]:
+    """Open a photo; whatever Pillow raises about its content becomes an OSError."""
     if not path.exists():
         raise OSError("the photo is not there")
     if path.stat().st_size == 0:
         raise OSError("the file is empty")
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit is lower than ours; `_check_size` follows.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+        # Pillow's own limit is lower than ours and speaks of attacks.
+        Image.MAX_IMAGE_PIXELS = None
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
+            yield image
     except Image.UnidentifiedImageError:
         raise OSError("this is no image that can be read") from None
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise OSError(str(error)) from None
-
-
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
+    except (ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
+        raise OSError(str(error) or type(error).__name__) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
@@ -146,7 +151,7 @@ class _Batches(Dataset[Batch]):
         for key, path in self.batches[index]:
             try:
                 photo = read_photo(path)
-            except (OSError, ValueError, SyntaxError, MemoryError) as error:
+            except OSError as error:
                 failed[key] = describe_failure(path, error)
                 continue
             size = (photo.shape[0], photo.shape[1])

@@ -1,9 +1,9 @@
 """Where the objects are, whatever they are: patches that do not look like the photo's border.
 
-A text prototype says which class a photo shows, and often not where: with small encoders its score
-ranks the object's own patches no better than chance. The border prior is older than CLIP (Zhu et
-al., CVPR 2014: background touches the border). Here it is a random walk between the photo's patches:
-what walks to the border is background.
+A text prototype says which class a photo shows, and often not where: with a small encoder its
+score ranked an object's own patches no better than chance. The border prior is older than CLIP (Zhu
+et al., CVPR 2014: background touches the border). Here it is a random walk between the photo's
+patches: what walks to the border is background.
 """
 
 from __future__ import annotations
@@ -17,25 +17,38 @@ from torch import Tensor
 from vpltool.core.classes import class_scores
 
 
+def patch_walk(patches: Tensor, tau: float = 0.1) -> Tensor:
+    """Random walk between the patches of a photo that look alike.
+
+    It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), m the mean of the
+    photo's patches.
+
+    Args:
+        patches: L2-normed patch embeddings (B, n, dim).
+        tau: temperature.
+
+    Returns:
+        (B, n, n), rows summing to 1.
+    """
+    centred = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+    return (centred @ centred.transpose(1, 2) / tau).softmax(dim=-1)
+
+
 def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
                     steps: int = 2) -> Tensor:
     """Rank each patch by how seldom a random walk from it ends on the border.
 
-    The walk steps to patch j with probability softmax_j(cos(x_i − m, x_j − m) / τ), m the mean
-    of the photo's patches.
-
     Args:
         patches: L2-normed patch embeddings (B, h·w, dim).
         grid: (h, w).
-        tau: temperature of the walk.
+        tau: temperature of the walk, see `patch_walk`.
         steps: its length.
 
     Returns:
         rank in the photo (B, h·w), 0 for the least and 1 for the most salient patch.
     """
     height, width = grid
-    centred = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
-    walk = (centred @ centred.transpose(1, 2) / tau).softmax(dim=-1)
+    walk = patch_walk(patches, tau)
     border = torch.zeros(grid, device=patches.device)
     border[[0, -1]] = 1
     border[:, [0, -1]] = 1

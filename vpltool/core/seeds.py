@@ -17,7 +17,7 @@ UNSURE = -1
 
 
 def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float) -> Tensor:
-    """Label the patches of a photo: its strongest class where CAM ≥ Φ, background where all are low.
+    """Label a photo's patches: its strongest class where CAM ≥ Φ, background where all are low.
 
     Args:
         cam: maps in [0, 1] (K, h, w).

@@ -42,7 +42,8 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
     """
     height, width = pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch
     total: Tensor | None = None
-    views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
+    sides = (False, True) if flip else (False,)
+    views = [(scale, mirrored) for scale in scales for mirrored in sides]
     for scale, mirrored in views:
         grid = (max(1, round(height * scale)), max(1, round(width * scale)))
         seen = pixels.flip(3) if mirrored else pixels

@@ -18,7 +18,7 @@ from vpltool.core.decoder import Decoder
 from vpltool.core.losses import mask_loss, regional_contrast
 
 LABELS_PER_PATCH = 4
-"""The mask loss is taken on 4×4 labels a patch: finer than the features, much cheaper than pixels."""
+"""The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
 
 
 @dataclass(frozen=True)

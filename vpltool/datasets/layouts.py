@@ -1,4 +1,4 @@
-"""Photos, tags and splits of the layouts that `prepare` knows. True masks are named here, never opened."""
+"""Photos, tags and splits of known layouts. True masks are named here, never opened."""
 
 from __future__ import annotations
 
@@ -144,16 +144,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     try:
         # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            lines = [row for row in csv.reader(file, skipinitialspace=True) if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise VplError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
                        hint) from error
-    for row in rows:
-        if row.get("id") is None or row.get("labels") is None:
-            raise VplError(f"{path} lacks the columns id and labels; it has "
-                           f"{', '.join(str(name) for name in row)}", hint)
-    return [{str(key).strip(): str(value or "").strip() for key, value in row.items()}
-            for row in rows]
+    columns = [name.strip() for name in lines[0]] if lines else []
+    if "id" not in columns or "labels" not in columns:
+        raise VplError(f"{path} lacks the columns id and labels; it has "
+                       f"{', '.join(columns) or 'none'}", hint)
+    for line in lines[1:]:
+        if len(line) > len(columns):
+            raise VplError(f"{path}: the row of {line[0]} has more fields than columns, "
+                           f"such as {line[len(columns)]}", "separate labels by ; or by spaces")
+    return [dict(zip(columns, [field.strip() for field in line] + [""] * len(columns),
+                     strict=False)) for line in lines[1:]]
 
 
 def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:

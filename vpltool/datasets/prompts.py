@@ -23,8 +23,9 @@ a low resolution photo of the {}.|a rendering of a {}.|graffiti of a {}.|a bad p
 a cropped photo of the {}.|a tattoo of a {}.|the embroidered {}.|a photo of a hard to see {}.
 a bright photo of a {}.|a photo of a clean {}.|a photo of a dirty {}.|a dark photo of the {}.
 a drawing of a {}.|a photo of my {}.|the plastic {}.|a photo of the cool {}.
-a close-up photo of a {}.|a black and white photo of the {}.|a painting of the {}.|a painting of a {}.
-a pixelated photo of the {}.|a sculpture of the {}.|a bright photo of the {}.|a cropped photo of a {}.
+a close-up photo of a {}.|a black and white photo of the {}.|a painting of the {}.
+a painting of a {}.|a pixelated photo of the {}.|a sculpture of the {}.
+a bright photo of the {}.|a cropped photo of a {}.
 a plastic {}.|a photo of the dirty {}.|a jpeg corrupted photo of a {}.|a blurry photo of the {}.
 a photo of the {}.|a good photo of the {}.|a rendering of the {}.|a {} in a video game.
 a photo of one {}.|a doodle of a {}.|a close-up photo of the {}.|a photo of a {}.

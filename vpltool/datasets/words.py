@@ -1,7 +1,7 @@
 """Class names, CLIP-ES's class words, and background words of VOC and COCO.
 
 CLIP-ES (CVPR 2023) replaces some names by several words in one prompt ("synonym fusion") and adds
-words for things that are no class, so that railway pixels have something better to match than train.
+words for what is no class, so that railway pixels have something better to match than train.
 """
 
 from __future__ import annotations

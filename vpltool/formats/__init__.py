@@ -1,6 +1,6 @@
 """The one owner of files: kinds, headers, atomic writes, resume. Nothing else opens them."""
 
-from vpltool.formats.folders import InputFolder, OutputFolder, open_input, open_output
+from vpltool.formats.folders import InputFolder, OutputFolder, finish_all, open_input, open_output
 from vpltool.formats.header import Header, identity_of_file, identity_of_many
 from vpltool.formats.kinds import IGNORE, KINDS
 from vpltool.formats.labels import read_labels, voc_palette, write_labels
@@ -22,7 +22,7 @@ from vpltool.formats.workspace import (
 
 __all__ = [
     "IGNORE", "KINDS", "Header", "InputFolder", "OutputFolder", "Photo", "Workspace", "describe",
-    "expect_header", "find_folder", "identity_of_file", "identity_of_many", "open_input",
-    "open_output", "open_workspace", "read_json", "read_labels", "read_tensors", "voc_palette",
+    "expect_header", "find_folder", "finish_all", "identity_of_file", "identity_of_many",
+    "open_input", "open_output", "open_workspace", "read_json", "read_labels", "read_tensors", "voc_palette",
     "write_json", "write_labels", "write_tensors", "write_workspace",
 ]

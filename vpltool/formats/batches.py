@@ -76,7 +76,8 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
     def offer(item: Item | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(item, timeout=0.2)
+                ready.put(item, timeout=0.2)
+                return
             except queue.Full:
                 continue
 

@@ -34,7 +34,8 @@ class OutputFolder:
         header: goes into every file; its config hash decides about resuming.
         todo: ids that are still to be made.
         total: number of ids asked for.
-        failed: id to reason, of photos that could not be done.
+        failed: id to reason, of photos that could not be done in this run.
+        known_failed: the same of earlier runs and earlier commands, for the manifest alone.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class OutputFolder:
     todo: list[str]
     total: int
     failed: dict[str, str] = field(default_factory=dict)
+    known_failed: dict[str, str] = field(default_factory=dict)
 
     def path_of(self, photo_id: str) -> Path:
         """Path of a photo's file."""
@@ -58,7 +60,6 @@ class OutputFolder:
     def fail(self, photo_id: str, reason: str) -> None:
         """Note that a photo cannot be done; the others go on."""
         self.failed[photo_id] = reason
-        console.warn(f"{photo_id}: {reason}")
 
     def finish(self) -> None:
         """Set the completion mark, print the folder's path on stdout, and report what failed.
@@ -66,7 +67,7 @@ class OutputFolder:
         Raises:
             VplError: photos failed; all others are done and kept.
         """
-        self._write_manifest(complete=True)
+        self.write_manifest(complete=True)
         print(self.path)
         if self.failed:
             shown = "; ".join(f"{key}: {why}" for key, why in sorted(self.failed.items())[:20])
@@ -76,24 +77,51 @@ class OutputFolder:
                 f"{shown}{more}",
                 "mend them and run the same command again: only they are done anew")
 
-    def _write_manifest(self, *, complete: bool) -> None:
-        write_json(self.path / _MANIFEST, {
+    def write_manifest(self, *, complete: bool) -> None:
+        """Write `artifact.json`, unless it says just this already."""
+        failed = {key: why for key, why in self.known_failed.items()
+                  if not self.path_of(key).exists()}
+        content = {
             "header": asdict(self.header), "config": self.header.config_hash,
-            "complete": complete, "failed": dict(sorted(self.failed.items()))})
+            "complete": complete, "failed": dict(sorted((failed | self.failed).items()))}
+        manifest = self.path / _MANIFEST
+        if not manifest.exists() or read_json(manifest, "") != content:
+            write_json(manifest, content)
+
+
+def finish_all(outputs: Sequence[OutputFolder]) -> None:
+    """Finish several folders that were written together, the most wanted first.
+
+    Raises:
+        VplError: photos failed; all folders are finished before it is raised.
+    """
+    for output in outputs[1:]:
+        output.write_manifest(complete=True)
+        print(output.path)
+    outputs[0].finish()
 
 
 def open_output(
-    path: Path, header: Header, ids: Sequence[str], *, overwrite: bool = False
+    path: Path, header: Header, ids: Sequence[str], *, overwrite: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> OutputFolder:
     """Begin, or go on with, a folder of per-photo files.
 
     With the same configuration what exists is kept and skipped. With another one it is an error,
     unless `overwrite`, which deletes what the folder holds of this kind.
 
+    Args:
+        path: the folder.
+        header: what goes into every file.
+        ids: photos asked for.
+        overwrite: begin anew.
+        left_out: id to reason, of photos that an earlier command failed on: later ones must know.
+
     Raises:
         VplError: the folder was made with other settings, or by something else.
     """
     manifest = path / _MANIFEST
+    known_failed: dict[str, str] = {}
     if manifest.exists():
         found = _read_manifest(path, header.kind)
         if overwrite:
@@ -102,15 +130,20 @@ def open_output(
             raise VplError(
                 f"{path} was made with other settings: {difference(header, found) or 'kind'}",
                 "add --overwrite to replace it, or --out DIR to keep both")
+        else:
+            known_failed = dict(read_json(manifest, "").get("failed", {}))
     elif path.is_dir() and any(path.iterdir()):
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another place with --out DIR")
-    output = OutputFolder(path, header, [], len(ids))
+    output = OutputFolder(path, header, [], len(ids), known_failed=known_failed)
     output.todo = [key for key in ids if not output.path_of(key).exists()]
+    for key in output.todo:
+        output.known_failed.pop(key, None)
+    output.known_failed |= dict(left_out or {})
     for leftover in path.rglob(".part-*") if path.is_dir() else ():
         leftover.unlink()
     if output.todo:
-        output._write_manifest(complete=False)
+        output.write_manifest(complete=False)
     if len(output.todo) < len(ids):
         console.note(f"{path}: {len(ids) - len(output.todo)} of {len(ids)} photos are done already")
     return output
@@ -153,8 +186,13 @@ class InputFolder:
         """Read a photo's labels (height, width)."""
         return read_labels(self.path_of(photo_id))
 
+    def left_out(self, ids: Iterable[str]) -> dict[str, str]:
+        """Id to reason, of those photos that failed here or before."""
+        return {key: self.failed[key] for key in ids
+                if key in self.failed and not self.path_of(key).exists()}
+
     def available(self, ids: Iterable[str]) -> list[str]:
-        """Drop the ids that failed when the folder was made, with a warning.
+        """Drop the ids that failed when the folder was made, or before, with a warning.
 
         Raises:
             VplError: an id is missing although it did not fail: the folder is not complete.

@@ -18,7 +18,9 @@ METADATA_KEY = "vpltool"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file is, what made it, and from what. No date, host or absolute path: same run, same bytes.
+    """What a file is, what made it, and from what.
+
+    No date, host or absolute path: the same run gives the same bytes.
 
     Args:
         kind: name of the kind of file.

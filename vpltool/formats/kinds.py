@@ -1,4 +1,4 @@
-"""Every kind of file there is: what it holds, which axes its tensors have, which command makes it."""
+"""Every kind of file: what it holds, which axes its tensors have, which command makes it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ _ALL = (
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "vpltool crf", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
          "vpltool train-decoder", {}),
-    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "vpltool predict", {}),
-    Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, background included",
+    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "vpltool predict",
+         {}),
+    Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
          "vpltool predict --probabilities", {
              "cam": TensorSpec("F16", ("classes", "height", "width")),
              "classes": TensorSpec("I64", ("classes",)),
@@ -129,18 +130,22 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
                 f"expected {spec.dtype}({', '.join(spec.axes)})", _remake(kind))
         for axis, length in zip(spec.axes, shape, strict=True):
-            if axis.isdigit():
-                axis_length, wanted = length, int(axis)
-            elif axis.startswith("1+"):
-                axis_length, wanted = length - 1, lengths.setdefault(axis[2:], length - 1)
-            else:
-                axis_length, wanted = length, lengths.setdefault(axis, length)
-            if axis_length != wanted:
-                raise VplError(f"{where}: `{name}` has {axis_length} {axis}, expected {wanted}",
+            wanted = _wanted_length(axis, length, lengths)
+            if length != wanted:
+                raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}",
                                _remake(kind))
     unknown = sorted(set(shapes) - set(kind.tensors))
     if unknown:
         raise VplError(f"{where}: a {kind.name} file has no `{unknown[0]}`", _remake(kind))
+
+
+def _wanted_length(axis: str, length: int, lengths: dict[str, int]) -> int:
+    """Length that an axis must have; the first axis of a name sets it for the others."""
+    if axis.isdigit():
+        return int(axis)
+    if axis.startswith("1+"):
+        return 1 + lengths.setdefault(axis[2:], length - 1)
+    return lengths.setdefault(axis, length)
 
 
 def _remake(kind: Kind) -> str:

@@ -142,7 +142,7 @@ def expect_header(path: Path, kind: str, hint: str = "") -> Header:
 
 @dataclass(frozen=True)
 class Description:
-    """What can be said of a file from its first bytes: header, and tensor name to (dtype, shape)."""
+    """What a file's first bytes tell: header, and tensor name to (dtype, shape)."""
 
     header: Header | None
     shapes: dict[str, tuple[str, tuple[int, ...]]]
@@ -165,14 +165,17 @@ def describe(path: Path) -> Description:
                            "delete it and run the command that makes it again")
         try:
             entries = json.loads(file.read(length))
-        except ValueError as error:
-            raise VplError(f"{path} is no .safetensors file ({error})") from error
-    text = entries.get("__metadata__", {}).get(METADATA_KEY)
-    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+            text = entries.get("__metadata__", {}).get(METADATA_KEY)
+            shapes = _tensor_shapes(entries)
+            ends = [entry["data_offsets"][1] for name, entry in entries.items()
+                    if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise VplError(f"{path} is no .safetensors file ({error})",
+                           "delete it and run the command that makes it again") from error
     if 8 + length + max(ends, default=0) != size:
         raise VplError(f"{path} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
                        "expected", "delete it and run the command that makes it again")
-    return Description(Header.from_json(text, path) if text else None, _tensor_shapes(entries))
+    return Description(Header.from_json(text, path) if text else None, shapes)
 
 
 def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""The workspace: which photos, which classes, which CLIP; and where everything else lies by default."""
+"""The workspace: which photos, classes and CLIP; and where everything else lies by default."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def open_workspace(path: Path) -> Workspace:
 
 def write_workspace(workspace: Workspace, photos: Sequence[Photo]) -> None:
     """Write `images.jsonl`, then `workspace.json`."""
-    with atomic_path(workspace.path / "images.jsonl") as temporary, temporary.open("w") as file:
+    with atomic_path(workspace.path / "images.jsonl") as temporary, temporary.open(
+            "w", encoding="utf-8") as file:
         for photo in photos:
             file.write(json.dumps(asdict(photo), ensure_ascii=False) + "\n")
     content = asdict(workspace)
