@@ -247,11 +247,13 @@ def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_
     ids = features.available(todo)
     for key in set(todo) - set(ids):
         yield _Seen(key, None, failure=features.failed[key])
-    for batch in feature_batches(features, ids, ["layers", "layer_index"], task.batch_size):
+    for batch in feature_batches(features, ids, ["layers", "layer_index", "patches"],
+                                 task.batch_size):
         index = batch.tensors["layer_index"][0].tolist()
         layers = layers_of(batch.tensors["layers"], index, decoder.shape.layers)
-        result = probabilities_of(decoder, layers.to(decoder.prototypes.device).float(),
-                                  batch.grid)
+        place = decoder.prototypes.device
+        result = probabilities_of(decoder, layers.to(place).float(),
+                                  batch.tensors["patches"].to(place).float(), batch.grid)
         for key, part in zip(batch.ids, result, strict=True):
             try:
                 yield _Seen(key, part, photo_size(todo[key]))

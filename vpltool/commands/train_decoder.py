@@ -61,6 +61,9 @@ def train_decoder(
     tau: Annotated[float, typer.Option(
         min=1e-3, help="Temperature of the pixel classifier.")] = 0.07,
     width: Annotated[int, typer.Option(min=8, help="Width of the decoder.")] = 256,
+    residual: Annotated[bool, typer.Option(
+        "--residual/--no-residual", help="Add the decoder's output to CLIP's own patch embeddings: "
+                                         "better with few photos or steps.")] = False,
     layers: Annotated[str, typer.Option(
         metavar="LIST", help="CLIP blocks to read, 0 is the first; default: those stored, or all "
                              "but the last.")] = "",
@@ -106,12 +109,13 @@ def train_decoder(
     header = Header(
         kind="decoder", command="train-decoder", model=vectors_header.model,
         options={"split": split, "source": frozen.source, "tau": tau, "width": width,
+                 "residual": residual,
                  "layers": list(frozen.layers), **asdict(settings)},
         inputs={"masks": labels.identity, "prototypes": identity_of_file(path)} | frozen.inputs)
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
         run = _Run(workspace, labels, photos, frozen, settings, header, target)
-        _train(run, vectors, tau, width, checkpoint_every, str(device))
+        _train(run, vectors, checkpoint_every, str(device))
     print(target)
 
 
@@ -175,8 +179,8 @@ def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
                    clip=clip)
 
 
-def _train(run: _Run, vectors: dict[str, torch.Tensor], tau: float, width: int,
-           checkpoint_every: int, device: str) -> None:
+def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
+           device: str) -> None:
     import torch
 
     from vpltool.core.decoder import Decoder, DecoderShape
@@ -184,9 +188,10 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], tau: float, width: int,
     from vpltool.core.training import make_optimizer, train
 
     torch.manual_seed(run.settings.seed)
+    options = run.header.options
     shape = DecoderShape(run.frozen.layers, run.frozen.input_width, vectors["prototypes"].shape[1],
-                         width)
-    decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], tau)
+                         options["width"], residual=options["residual"])
+    decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
     optimizer = make_optimizer(decoder, run.settings)
     start, curve = _resume(run, decoder, optimizer)
@@ -277,17 +282,19 @@ def _feature_batches(run: _Run, start: int) -> Iterator[CropBatch]:
         crops, tags = [], []
         for number in chosen_photos(len(run.photos), settings, iteration):
             photo = run.photos[number]
-            tensors = features.read_tensors(photo.id, "grid", "layers", "layer_index")
-            height, width = tensors["grid"].tolist()
+            tensors = features.read_tensors(photo.id, "grid", "layers", "layer_index", "patches")
+            grid = tuple(tensors["grid"].tolist())
             stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
                                run.frozen.layers)
-            labels = labels_at(run.masks.read_labels(photo.id), (height, width))
-            image, label, valid = random_window(stored.unflatten(1, (height, width)), labels,
-                                                settings.crop, 1, rng)
-            crops.append((image.flatten(1, 2), label, valid))
+            # One image of all channels, so that layers and patches are cut alike.
+            channels = torch.cat([*stored, tensors["patches"]], dim=-1).unflatten(0, grid)
+            labels = labels_at(run.masks.read_labels(photo.id), grid)
+            image, label, valid = random_window(channels[None], labels, settings.crop, 1, rng)
+            *layers, patches = image.flatten(0, 2).split(
+                [stored.shape[-1]] * len(stored) + [tensors["patches"].shape[-1]], dim=-1)
+            crops.append((torch.stack(layers), patches, label, valid))
             tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
-        layers, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        yield CropBatch(layers, labels, valid, tags)
+        yield CropBatch(*(torch.stack(parts) for parts in zip(*crops, strict=True)), tags)
 
 
 def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
@@ -320,4 +327,4 @@ def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
             tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
         images, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
         encoded = vision(images.to(device), attention=False, layers=run.frozen.layers)
-        yield CropBatch(encoded.layers, labels, valid, tags)
+        yield CropBatch(encoded.layers, encoded.patches, labels, valid, tags)

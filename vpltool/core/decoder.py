@@ -29,6 +29,8 @@ class DecoderShape:
         blocks: transformer blocks (WeCLIP: 3).
         heads: their attention heads (WeCLIP: 8).
         dropout: share of channels dropped in training (WeCLIP: 0.1).
+        residual: add the output to CLIP's own patch embeddings, beginning with nothing to add:
+            then the untrained decoder is the dense CAM, which helps where photos are few.
     """
 
     layers: tuple[int, ...]
@@ -38,6 +40,7 @@ class DecoderShape:
     blocks: int = 3
     heads: int = 8
     dropout: float = 0.1
+    residual: bool = False
 
 
 class Decoder(nn.Module):
@@ -67,6 +70,9 @@ class Decoder(nn.Module):
         block = BlockShape(shape.width, 4 * shape.width, shape.heads, 1e-5, "quick_gelu")
         self.blocks = nn.ModuleList(Block(block) for _ in range(shape.blocks))
         self.project = nn.Linear(shape.width, shape.dim)
+        if shape.residual:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
         # Soft masks of the regional contrast: sigmoid(scale·cos + shift), as TCL (CVPR 2023).
         self.mask_scale = nn.Parameter(torch.tensor(10.0))
         self.mask_shift = nn.Parameter(torch.tensor(-2.5))
@@ -93,15 +99,25 @@ class Decoder(nn.Module):
         """Class indices 0, 1, …, the order of the logits."""
         return torch.arange(int(self.class_index.max()) + 1, device=self.class_index.device)
 
-    def embeddings(self, layers: Tensor, grid: tuple[int, int]) -> Tensor:
-        """L2-normed pixel embeddings V (B, h·w, dim) of frozen layers (B, L, h·w, input width)."""
+    def embeddings(self, layers: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pixel embeddings V.
+
+        Args:
+            layers: frozen layers (B, L, h·w, input width).
+            patches: L2-normed patch embeddings (B, h·w, dim); used if `residual`.
+            grid: (h, w).
+
+        Returns:
+            L2-normed (B, h·w, dim).
+        """
         parts = [reduce(layers[:, index]) for index, reduce in enumerate(self.reduce)]
         fused = self.fuse(torch.cat(parts, dim=-1))
         channels = fused.transpose(1, 2).unflatten(2, grid)
         x = self.dropout(channels).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
-        return F.normalize(self.project(x), dim=-1)
+        embedding = self.project(x)
+        return F.normalize(patches + embedding if self.shape.residual else embedding, dim=-1)
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Class logits (B, classes, h, w): log-sum-exp over each class's rows of V·W / τ."""

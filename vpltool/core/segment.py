@@ -18,9 +18,10 @@ FINENESS = 4
 
 
 @torch.no_grad()
-def probabilities_of(decoder: Decoder, layers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Class probabilities (B, classes, 4h, 4w) of frozen layers (B, L, h·w, width)."""
-    logits = decoder.logits(decoder.embeddings(layers, grid), grid)
+def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor,
+                     grid: tuple[int, int]) -> Tensor:
+    """Class probabilities (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`."""
+    logits = decoder.logits(decoder.embeddings(layers, patches, grid), grid)
     size = (grid[0] * FINENESS, grid[1] * FINENESS)
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).softmax(dim=1)
 
@@ -52,7 +53,7 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
                                  mode="bicubic", align_corners=False, antialias=True)
         encoded = vision(seen.to(vision.cls.dtype), attention=False, layers=decoder.shape.layers)
         assert encoded.layers is not None
-        part = probabilities_of(decoder, encoded.layers.float(), grid)
+        part = probabilities_of(decoder, encoded.layers.float(), encoded.patches.float(), grid)
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)
         part = part.flip(3) if mirrored else part

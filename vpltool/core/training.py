@@ -56,15 +56,23 @@ class CropBatch:
 
     Args:
         layers: frozen layers (B, L, crop², width).
+        patches: L2-normed patch embeddings (B, crop², dim).
         labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
         valid: False where a patch is padding (B, crop²).
         tags: class indices of each photo (K_i,).
     """
 
     layers: Tensor
+    patches: Tensor
     labels: Tensor
     valid: Tensor
     tags: list[Tensor]
+
+    def to(self, device: torch.device) -> CropBatch:
+        """The same in float32 on a device."""
+        return CropBatch(self.layers.to(device).float(), self.patches.to(device).float(),
+                         self.labels.to(device), self.valid.to(device),
+                         [tags.to(device) for tags in self.tags])
 
 
 def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> list[int]:
@@ -167,9 +175,7 @@ def train(
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, iteration)
-        mask, contrast = step_losses(decoder, batch.layers.to(device).float(),
-                                     batch.labels.to(device), batch.valid.to(device), batch.tags,
-                                     settings)
+        mask, contrast = step_losses(decoder, batch.to(device), settings)
         optimizer.zero_grad(set_to_none=True)
         (settings.lambda_ce * mask + settings.lambda_rsc * contrast).backward()
         optimizer.step()
@@ -179,20 +185,18 @@ def train(
 
 
 def step_losses(
-    decoder: Decoder, layers: Tensor, labels: Tensor, valid: Tensor, tags: Sequence[Tensor],
-    settings: TrainingSettings,
+    decoder: Decoder, batch: CropBatch, settings: TrainingSettings
 ) -> tuple[Tensor, Tensor]:
-    """Mask loss and regional contrast of a batch of crops (see `random_crop`, stacked)."""
+    """Mask loss and regional contrast of a batch of crops, on the decoder's device."""
     grid = (settings.crop, settings.crop)
-    embeddings = decoder.embeddings(layers, grid)
-    mask = mask_loss(decoder.logits(embeddings, grid), labels)
+    embeddings = decoder.embeddings(batch.layers, batch.patches, grid)
+    mask = mask_loss(decoder.logits(embeddings, grid), batch.labels)
     if not settings.lambda_rsc:
         return mask, mask.new_zeros(())
     # A crop may have lost some of its photo's classes; what the masks show is what counts.
-    shown = [torch.unique(part[part != 255]) for part in labels]
-    present = [tag.to(labels.device)[torch.isin(tag.to(labels.device), seen)]
-               for tag, seen in zip(tags, shown, strict=True)]
+    present = [tags[torch.isin(tags, labels.unique().to(tags))]
+               for tags, labels in zip(batch.tags, batch.labels, strict=True)]
     contrast = regional_contrast(
         embeddings, decoder.prototypes, decoder.class_index, present, decoder.mask_scale,
-        decoder.mask_shift, decoder.log_scale.exp(), valid)
+        decoder.mask_shift, decoder.log_scale.exp(), batch.valid)
     return mask, contrast

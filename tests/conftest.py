@@ -1,0 +1,206 @@
+"""A tiny random CLIP, a handful of drawn photos, and a workspace that the commands have filled."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from vpltool import cli, console
+
+# Two threads on tensors this small only wait for each other: one is up to 80 times as fast.
+torch.set_num_threads(1)
+
+VISION: dict[str, Any] = {
+    "image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8,
+    "ls_init_value": 0.5,
+}
+TEXT: dict[str, Any] = {
+    "context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1,
+}
+EMBED_DIM = 16
+SHAPES = ("bar", "box", "disc")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a user sees of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    def lines(self, label: str) -> list[str]:
+        """Lines of stderr that begin with `error:`, `hint:` or `warning:`, without it."""
+        return [line.removeprefix(label).strip() for line in self.err.splitlines()
+                if line.startswith(label)]
+
+
+Run = Callable[..., Result]
+
+
+def run_in_process(*args: object, work: Path | None = None) -> Result:
+    """Run the command line in this process, through `cli.main`: its exit codes are the user's."""
+    console.set_quiet(False)
+    argv = ["vpltool", *(["-C", str(work)] if work else []), *map(str, args)]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out),
+          contextlib.redirect_stderr(err)):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def save_clip(folder: Path, seed: int = 0, vision: dict[str, Any] | None = None) -> Path:
+    """Save a random CLIP in open_clip's local-dir format."""
+    from safetensors.torch import save_file
+
+    from vpltool.core.clip import import_open_clip
+
+    config = {"embed_dim": EMBED_DIM, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT}
+    torch.manual_seed(seed)
+    model = import_open_clip().CLIP(**config)
+    # open_clip starts the text projection and the embeddings so small that all words look alike.
+    with torch.no_grad():
+        model.token_embedding.weight.normal_(std=1.0)
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+              folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({
+        "model_cfg": config,
+        "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}}))
+    return folder
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn photo: RGB, true labels (0, or 1 + index in SHAPES) and tags."""
+
+    id: str
+    photo: np.ndarray[Any, Any]
+    mask: np.ndarray[Any, Any]
+    tags: tuple[str, ...]
+    split: str
+
+
+def draw_scenes(count: int = 8, seed: int = 0) -> list[Scene]:
+    """Draw coloured shapes on textured ground; every shape has a colour of its own."""
+    rng = np.random.default_rng(seed)
+    scenes = []
+    for number in range(count):
+        width, height = ((48, 40), (40, 48))[number % 2]
+        ground = rng.integers(60, 120, (height // 4, width // 4, 3)).astype(np.uint8)
+        photo = Image.fromarray(ground).resize((width, height), Image.Resampling.BICUBIC)
+        mask = Image.new("L", (width, height), 0)
+        tags = (SHAPES[number % 3], *((SHAPES[(number + 1) % 3],) if number % 4 == 3 else ()))
+        for place, tag in enumerate(tags):
+            left = 3 + 20 * place + int(rng.integers(0, 3))
+            top = int(rng.integers(3, height - 20))
+            _draw(photo, mask, tag, (left, top))
+        noise = rng.integers(-12, 13, (height, width, 3))
+        pixels = (np.asarray(photo).astype(int) + noise).clip(0, 255).astype(np.uint8)
+        scenes.append(Scene(f"scene{number}", pixels, np.asarray(mask).copy(), tags,
+                            "val" if number >= count - 2 else "train"))
+    return scenes
+
+
+def _draw(photo: Image.Image, mask: Image.Image, tag: str, corner: tuple[int, int]) -> None:
+    left, top = corner
+    index = SHAPES.index(tag) + 1
+    colour = ((30, 60, 220), (40, 190, 40), (230, 50, 40))[index - 1]
+    for image, fill in ((photo, colour), (mask, index)):
+        draw: Any = ImageDraw.Draw(image)
+        if tag == "disc":
+            draw.ellipse((left, top, left + 14, top + 14), fill=fill)
+        elif tag == "box":
+            draw.rectangle((left, top, left + 13, top + 11), fill=fill)
+        else:
+            draw.rectangle((left, top, left + 15, top + 5), fill=fill)
+
+
+def write_scenes(base: Path, scenes: list[Scene]) -> None:
+    """Write photos/, masks/ and tags.csv."""
+    for folder in ("photos", "masks"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    rows = ["id,labels,split"]
+    for scene in scenes:
+        Image.fromarray(scene.photo).save(base / "photos" / f"{scene.id}.png")
+        Image.fromarray(scene.mask).save(base / "masks" / f"{scene.id}.png")
+        rows.append(f"{scene.id},{';'.join(scene.tags)},{scene.split}")
+    (base / "tags.csv").write_text("\n".join(rows) + "\n")
+
+
+def prepare(base: Path, *options: object) -> Result:
+    """Make the workspace base/work of base/photos, base/tags.csv and base/clip."""
+    return run_in_process("prepare", "folder", base / "photos", "--labels", base / "tags.csv",
+                          "--pretrained", base / "clip", *options, work=base / "work")
+
+
+CHAIN: tuple[tuple[object, ...], ...] = (
+    ("text-prototypes", "--prompts", "single"),
+    ("extract", "--split", "train", "--workers", 0),
+    ("extract", "--split", "val", "--workers", 0),
+    ("cam", "--split", "train"),
+    ("cam", "--split", "val"),
+    ("refine", "--split", "train"),
+    ("refine", "--split", "val"),
+    ("crf", "--split", "train", "--workers", 0),
+)
+"""The commands that fill a workspace after `prepare`."""
+
+
+def run_chain(base: Path, chain: tuple[tuple[object, ...], ...] = CHAIN) -> None:
+    """Run commands in base/work; each must succeed."""
+    for command in chain:
+        result = run_in_process(*command, work=base / "work")
+        assert result.code == 0, f"{command}: {result.err}"
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return run_in_process
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("model") / "clip")
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """photos/, masks/, tags.csv, clip, and work/ with all up to `crf`. Read only: see `copied`."""
+    base = tmp_path_factory.mktemp("ready")
+    (base / "clip").symlink_to(tiny_clip)
+    write_scenes(base, draw_scenes())
+    # A symbolic link would be resolved; what counts is that the name in the headers is `clip`.
+    assert prepare(base, "--masks", base / "masks").code == 0
+    run_chain(base)
+    return base
+
+
+@pytest.fixture
+def copied(ready: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    """A copy of `ready` that a test may change; modification times are kept."""
+    base = tmp_path / "copy"
+    shutil.copytree(ready, base, symlinks=True)
+    description = base / "work" / "workspace.json"
+    content = json.loads(description.read_text())
+    content["pretrained"] = os.path.relpath(tiny_clip.resolve(), (base / "work").resolve())
+    description.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return base

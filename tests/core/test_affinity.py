@@ -1,0 +1,146 @@
+"""The affinity by matrix-vector products against the n × n matrices of the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from vpltool.core.affinity import box_mask, refine, sinkhorn_scaling
+from vpltool.core.gradcam import min_max
+
+
+def some_attention(count: int, seed: int) -> Tensor:
+    """Rows that sum to less than 1, as when CLS is cut off."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = 3 * torch.randn(count, count, generator=generator)
+    return scores.softmax(dim=-1) * (0.5 + 0.5 * torch.rand(count, 1, generator=generator))
+
+
+def some_maps(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return min_max(torch.rand(count, height, width, generator=generator) ** 4)
+
+
+def slow_refine(cams: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+    """Formulas 1.4 with every matrix written out, in double precision."""
+    matrix = attention.double()
+    for _ in range(3):
+        matrix = matrix / matrix.sum(dim=0, keepdim=True)
+        matrix = matrix / matrix.sum(dim=1, keepdim=True)
+    matrix = (matrix + matrix.T) / 2
+    transition = matrix @ matrix
+    maps = []
+    for cam, box in zip(cams.double(), mask.double(), strict=True):
+        flat = (transition * box.flatten()[None, :]) @ cam.flatten()
+        maps.append(flat.view_as(cam))
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 5, 4), (2, 1, 6)])
+@pytest.mark.parametrize("mask", ["box", "none"])
+def test_refine_is_the_explicit_matrix(shape: tuple[int, int, int], mask: str) -> None:
+    cams = some_maps(*shape, seed=shape[1])
+    attention = some_attention(shape[1] * shape[2], seed=shape[0])
+    boxes = slow_boxes(cams, 0.4) if mask == "box" else torch.ones_like(cams, dtype=torch.bool)
+    slow = slow_refine(cams, attention, boxes)
+    found = refine(cams, attention, mask=mask, normalise=False)
+    torch.testing.assert_close(found.double(), slow.clamp(0, 1), atol=1e-6, rtol=1e-5)
+    scaled = refine(cams, attention, mask=mask)
+    wanted = (slow - slow.amin((1, 2), keepdim=True))
+    wanted = wanted / (wanted.amax((1, 2), keepdim=True) + 1e-7)
+    torch.testing.assert_close(scaled.double(), wanted, atol=1e-4, rtol=0)
+
+
+def test_the_threshold_of_the_boxes_counts() -> None:
+    cams = some_maps(2, 5, 4)
+    attention = some_attention(20, seed=1)
+    wanted = slow_refine(cams, attention, slow_boxes(cams, 0.9))
+    found = refine(cams, attention, threshold=0.9, normalise=False)
+    torch.testing.assert_close(found.double(), wanted.clamp(0, 1), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(found, refine(cams, attention, threshold=0.1, normalise=False))
+
+
+def test_half_precision_attention_is_computed_in_full() -> None:
+    cams, attention = some_maps(2, 4, 4).half(), some_attention(16, seed=2).half()
+    found = refine(cams, attention)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, refine(cams.float(), attention.float()))
+
+
+def test_refine_of_no_classes() -> None:
+    found = refine(torch.zeros(0, 3, 4), some_attention(12, seed=0))
+    assert tuple(found.shape) == (0, 3, 4)
+
+
+def test_sinkhorn_is_nearly_doubly_stochastic() -> None:
+    attention = some_attention(8, seed=3)[None].double()
+    rows, columns = sinkhorn_scaling(attention, rounds=200)
+    matrix = rows[0][:, None] * attention[0] * columns[0][None, :]
+    torch.testing.assert_close(matrix.sum(dim=0), torch.ones(8).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(8).double(), atol=1e-6, rtol=0)
+
+
+def components(bright: list[list[bool]]) -> Iterator[list[tuple[int, int]]]:
+    """Flood fill over eight neighbours."""
+    height, width = len(bright), len(bright[0])
+    left = {(y, x) for y in range(height) for x in range(width) if bright[y][x]}
+    while left:
+        waiting, found = [left.pop()], []
+        while waiting:
+            y, x = waiting.pop()
+            found.append((y, x))
+            for neighbour in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+                if neighbour in left:
+                    left.remove(neighbour)
+                    waiting.append(neighbour)
+        yield found
+
+
+def slow_boxes(cams: Tensor, threshold: float) -> Tensor:
+    masks = torch.zeros_like(cams, dtype=torch.bool)
+    for cam, mask in zip(cams, masks, strict=True):
+        levels = [[int(255 * float(value)) for value in row] for row in cam]
+        least = int(threshold * max(map(max, levels)))
+        for part in components([[level > least for level in row] for row in levels]):
+            rows, columns = [y for y, _ in part], [x for _, x in part]
+            mask[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
+    return masks
+
+
+PICTURES = {
+    "ring": ["........", ".#####..", ".#...#..", ".#.#.#..", ".#...#..", ".#####..", "........"],
+    "diagonal": ["#......", ".#.....", "..#....", ".......", ".....#.", "......#"],
+    "borders": ["##...##", "#.....#", ".......", "...#...", ".......", "#.....#", "##...##"],
+    "snake": ["######.", ".....#.", ".####..", "#......", ".#####.", "......#"],
+    "empty": ["....", "....", "...."],
+    "full": ["####", "####"],
+    "one": ["#"],
+    "two far apart": ["#..........", "...........", "..........#"],
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_box_mask_of_drawn_shapes(name: str) -> None:
+    cam = torch.tensor([[float(letter == "#") for letter in row] for row in PICTURES[name]])
+    assert torch.equal(box_mask(cam[None]), slow_boxes(cam[None], 0.4))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.7, 1.0])
+def test_box_mask_of_random_maps(threshold: float) -> None:
+    cams = some_maps(40, 9, 7, seed=5)
+    assert torch.equal(box_mask(cams, threshold), slow_boxes(cams, threshold))
+
+
+def test_maps_in_one_call_do_not_touch_each_other() -> None:
+    cams = some_maps(5, 6, 8, seed=7)
+    alone = torch.cat([box_mask(cam[None]) for cam in cams])
+    assert torch.equal(box_mask(cams), alone)
+
+
+def test_a_level_equal_to_the_threshold_is_dark() -> None:
+    """CLIP-ES: strictly greater. 102 = int(0.4 · 255)."""
+    cam = torch.tensor([[[1.0, 0.0, 102 / 255 + 1e-4, 0.0, 103 / 255 + 1e-4]]])
+    assert box_mask(cam).tolist() == [[[True, False, False, False, True]]]

@@ -1,0 +1,146 @@
+"""The torch CRF against pydensecrf, and the lattice against the Gaussian that it approximates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vpltool.core.crf import (
+    PRESETS,
+    CrfSettings,
+    mean_field,
+    scores_of_labels,
+    to_labels,
+    with_background,
+)
+from vpltool.core.permutohedral import Lattice
+
+
+def some_photo(height: int = 40, width: int = 48, seed: int = 0) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(seed)
+    photo = np.full((height, width, 3), (90, 110, 100)) + rng.integers(-10, 11, (height, width, 3))
+    photo[10:28, 8:24] = (200, 60, 50) + rng.integers(-10, 11, (18, 16, 3))
+    photo[20:36, 28:44] = (40, 60, 210) + rng.integers(-10, 11, (16, 16, 3))
+    return photo.astype(np.uint8)
+
+
+def some_scores(height: int = 40, width: int = 48, seed: int = 1) -> np.ndarray[Any, Any]:
+    """Blurred, shifted and noisy maps of the two boxes, and their background."""
+    rng = np.random.default_rng(seed)
+    cams = np.zeros((2, height // 4, width // 4), np.float32)
+    cams[0, 2:6, 1:6] = 0.8
+    cams[1, 5:9, 7:10] = 0.7
+    cams += rng.random(cams.shape, np.float32) * 0.3
+    full = torch.nn.functional.interpolate(torch.from_numpy(cams)[None], size=(height, width),
+                                           mode="bilinear", align_corners=False)[0].clamp(0, 1)
+    scores: np.ndarray[Any, Any] = with_background(full).numpy()
+    return scores
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("labels", [2, 3])
+def test_torch_is_pydensecrf(preset: str, labels: int) -> None:
+    pytest.importorskip("pydensecrf")
+    photo, scores = some_photo(), some_scores()[:labels]
+    first, second = (mean_field(photo, scores, PRESETS[preset], backend=backend)
+                     for backend in ("torch", "pydensecrf"))
+    assert (first.argmax(axis=0) == second.argmax(axis=0)).mean() >= 0.999
+    assert np.abs(first - second).mean() < 1e-3
+    # The CRF must have had something to do.
+    assert (first.argmax(axis=0) != scores.argmax(axis=0)).mean() > 0.005
+
+
+@pytest.mark.parametrize("dims", [2, 5])
+def test_lattice_is_about_a_gaussian(dims: int) -> None:
+    """Ratios of filtered values to the sum of weights: how the CRF uses it, up to its own error."""
+    generator = torch.Generator().manual_seed(dims)
+    points = 2 * torch.rand(200, dims, generator=generator)
+    values = torch.rand(200, 3, generator=generator) + (points[:, :1] > 1)
+    kernel = (-0.5 * torch.cdist(points.double(), points.double()) ** 2).exp().float()
+    exact = kernel @ values / kernel.sum(dim=1, keepdim=True)
+    lattice = Lattice(points)
+    found = lattice.filter(values) / lattice.filter(torch.ones(200, 1))
+    assert (found - exact).abs().mean() < 0.05
+    assert (found - exact).abs().mean() < 0.3 * (exact - values.mean(0)).abs().mean()
+
+
+def test_lattice_parts_what_is_far_apart() -> None:
+    """Two clusters ten deviations apart: nothing of one arrives at the other."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.cat([0.1 * torch.randn(20, 3, generator=generator),
+                        0.1 * torch.randn(20, 3, generator=generator) + 10])
+    values = torch.cat([torch.ones(20, 1), torch.zeros(20, 1)])
+    found = Lattice(points).filter(values)
+    assert float(found[20:].abs().max()) == 0
+    # Within a cluster the kernel is nearly 1: the sum is nearly the number of points.
+    assert float(found[:20].mean()) == pytest.approx(20, rel=0.25)
+
+
+def test_filter_is_linear() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lattice = Lattice(3 * torch.rand(60, 2, generator=generator))
+    matrix = lattice.filter(torch.eye(60))
+    values = torch.rand(60, 4, generator=generator)
+    torch.testing.assert_close(lattice.filter(values), matrix @ values, atol=1e-5, rtol=1e-4)
+
+
+def test_lattice_refuses_what_it_cannot_number() -> None:
+    with pytest.raises(ValueError, match="deviations"):
+        Lattice(torch.tensor([[0.0] * 5, [1e7] * 5]))
+
+
+def test_marginals_sum_to_one_and_need_no_normalised_scores() -> None:
+    found = mean_field(some_photo(), some_scores() * 0.5, PRESETS["weclip"])
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_zero_weights_leave_the_scores() -> None:
+    scores = some_scores()
+    found = mean_field(some_photo(), scores, CrfSettings(1, 0, 67, 3, 0))
+    np.testing.assert_allclose(found, scores / scores.sum(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
+def test_a_single_label_is_sure(backend: str) -> None:
+    found = mean_field(some_photo(), np.full((1, 40, 48), 0.3, np.float32), PRESETS["clip-es"],
+                       backend=backend)
+    assert found.shape == (1, 40, 48)
+    assert (found == 1).all()
+
+
+def test_sizes_do_not_share_a_kernel() -> None:
+    """The smoothness kernel is kept between photos, by size."""
+    first = mean_field(some_photo(), some_scores(), PRESETS["clip-es"])
+    mean_field(some_photo()[:24, :32], some_scores()[:, :24, :32], PRESETS["clip-es"])
+    again = mean_field(some_photo(), some_scores(), PRESETS["clip-es"])
+    assert (first == again).all()
+
+
+def test_with_background() -> None:
+    cams = torch.tensor([[[0.2, 0.9]], [[0.5, 0.1]]])
+    torch.testing.assert_close(with_background(cams)[0], torch.tensor([[0.5, 0.1]]))
+    torch.testing.assert_close(with_background(cams, 2.0)[0], torch.tensor([[0.25, 0.01]]))
+    assert torch.equal(with_background(cams)[1:], cams)
+    assert torch.equal(with_background(torch.zeros(0, 2, 3)), torch.ones(1, 2, 3))
+
+
+def test_to_labels() -> None:
+    marginals = np.array([[[0.96, 0.2, 0.5]], [[0.04, 0.8, 0.4]], [[0.0, 0.0, 0.1]]], np.float32)
+    classes = np.array([0, 7, 12])
+    assert to_labels(marginals, classes).tolist() == [[0, 7, 0]]
+    assert to_labels(marginals, classes, 0.7).tolist() == [[0, 7, 255]]
+    assert to_labels(marginals, classes, 0.95).tolist() == [[0, 255, 255]]
+
+
+def test_scores_of_labels() -> None:
+    scores, classes = scores_of_labels(np.array([[0, 5], [255, 9]], np.uint8))
+    assert classes.tolist() == [0, 5, 9]
+    np.testing.assert_allclose(scores[:, 0, 0], [0.7, 0.15, 0.15], rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 1, 0], [0.7, 0.15, 0.15], rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 1, 1], [0.15, 0.15, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(scores.sum(0), 1, rtol=1e-6)
+    alone, classes = scores_of_labels(np.full((2, 2), 4, np.uint8))
+    assert (classes.tolist(), tuple(alone.shape)) == ([4], (1, 2, 2))

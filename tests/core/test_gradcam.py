@@ -1,0 +1,213 @@
+"""GradCAM against autograd through the whole tower, one class at a time; the dense map by loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.clip import import_open_clip, tower_from_open_clip
+from vpltool.core.gradcam import dense_cam, gradcam, min_max
+
+VISION: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16,
+                          "patch_size": 8, "ls_init_value": 0.7}
+TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+GRID = (4, 4)
+CLASS_INDEX = torch.tensor([1, 2, 3, 0, 0, 2])
+"""Class 2 has two rows, the background too."""
+
+PRESENT = [torch.tensor([1, 3]), torch.tensor([2]), torch.tensor([], dtype=torch.long),
+           torch.tensor([1, 2, 3])]
+
+
+@pytest.fixture(scope="module", params=["layer scale", "average, ln after", "pooler"])
+def model(request: pytest.FixtureRequest) -> Any:
+    extra = {"layer scale": {}, "pooler": {"attentional_pool": True, "attn_pooler_queries": 1,
+                                           "attn_pooler_heads": 2},
+             "average, ln after": {"pool_type": "avg", "final_ln_after_pool": True}}
+    torch.manual_seed(1)
+    built = import_open_clip().CLIP(embed_dim=16, vision_cfg=VISION | extra[request.param],
+                                    text_cfg=TEXT)
+    with torch.no_grad():
+        for parameter in built.visual.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    # Double precision: the reference and the short way must agree to more than float's noise.
+    return built.double().eval()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Tensor:
+    return F.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(4)).double(),
+                       dim=-1)
+
+
+def pooled_by_open_clip(visual: Any, x: Tensor) -> Tensor:
+    """CLIP-ES's pooling with open_clip's own modules: the mean of the patches takes CLS's place."""
+    patches = x[:, 1:]
+    if visual.attn_pool is not None:
+        patches = torch.cat([visual.attn_pool(patches[:, index : index + 1])
+                             for index in range(patches.shape[1])], dim=1)
+    if visual.attn_pool is None and visual.final_ln_after_pool:
+        mean = visual.ln_post(patches.mean(dim=1))
+    else:
+        mean = visual.ln_post(patches).mean(dim=1)
+    return F.normalize(mean @ visual.proj, dim=-1)
+
+
+def slow_gradcam(model: Any, image: Tensor, vectors: Tensor, class_index: Tensor,
+                 present: Tensor, wanted: int, tau: float) -> Tensor:
+    """Formulas 1.3: hook on ln_1's output, softmax score, full autograd, one class."""
+    visual = model.visual
+    kept: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    hook = visual.transformer.resblocks[-1].ln_1.register_forward_hook(keep)
+    x = visual.transformer(visual._embeds(image[None]))
+    hook.remove()
+    rows = [row for row, index in enumerate(class_index.tolist())
+            if index == 0 or index in present.tolist()]
+    logits = pooled_by_open_clip(visual, x)[0] @ vectors[rows].T / tau
+    probability = logits.softmax(dim=0)
+    own = [place for place, row in enumerate(rows) if int(class_index[row]) == wanted]
+    sum(probability[place] for place in own).backward()  # type: ignore[union-attr]
+    activation = kept[0]
+    assert activation.grad is not None
+    weight = activation.grad[0, 1:].mean(dim=0)
+    cam = torch.zeros(GRID, dtype=torch.double)
+    for place in range(16):
+        value = float(weight @ activation[0, 1 + place].detach())
+        cam[place // 4, place % 4] = max(value, 0.0)
+    model.zero_grad()
+    return (cam - cam.min()) / (1e-7 + (cam - cam.min()).max())
+
+
+
+
+@pytest.mark.parametrize("target", ["margin", "softmax"])
+def test_gradcam_is_full_autograds(model: Any, pixels: Tensor, vectors: Tensor,
+                                   target: str) -> None:
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    found = gradcam(tower.head, tower(pixels).tokens, GRID, vectors, CLASS_INDEX, PRESENT,
+                    tau=0.2, target=target)
+    assert [len(maps) for maps in found] == [2, 1, 0, 3]
+    for image, present, maps in zip(pixels, PRESENT, found, strict=True):
+        for place, wanted in enumerate(present.tolist()):
+            slow = slow_gradcam(model, image, vectors, CLASS_INDEX, present, wanted, 0.2)
+            assert slow.max() > 0.9, "the reference is an empty map and would prove nothing"
+            # 1e-7 in the min-max weighs more where a softmax's gradients are small.
+            torch.testing.assert_close(maps[place].double(), slow, atol=2e-3, rtol=0)
+
+
+def test_margin_and_softmax_give_one_map(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    tokens = tower(pixels).tokens
+    first, second = (gradcam(tower.head, tokens, GRID, vectors, CLASS_INDEX, PRESENT, tau=0.2,
+                             target=target) for target in ("margin", "softmax"))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_margin_survives_where_softmax_underflows(model: Any, pixels: Tensor,
+                                                  vectors: Tensor) -> None:
+    """At τ = 1e-3 the probability of the strongest class is 1: its gradient is nothing."""
+    tower = tower_from_open_clip(model.visual).eval().requires_grad_(False).float()
+    tokens = tower(pixels.float()).tokens
+    pooled = tower.head.pooled(tower.head.block(tokens))[0]
+    near = F.normalize(pooled, dim=0)
+    far = F.normalize(torch.randn(16, generator=torch.Generator().manual_seed(9)), dim=0)
+    rows, index = torch.stack([near, far]), torch.tensor([1, 0])
+    present = [torch.tensor([1])]
+    margin, = gradcam(tower.head, tokens[:1], GRID, rows, index, present, tau=1e-3)
+    softmax, = gradcam(tower.head, tokens[:1], GRID, rows, index, present, tau=1e-3,
+                       target="softmax")
+    assert float(softmax.max()) == 0
+    assert float(margin.max()) > 0.99
+
+
+def test_batched_is_one_by_one(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    tokens = tower(pixels).tokens
+    together = gradcam(tower.head, tokens, GRID, vectors, CLASS_INDEX, PRESENT)
+    for photo, present in enumerate(PRESENT):
+        alone, = gradcam(tower.head, tokens[photo : photo + 1], GRID, vectors, CLASS_INDEX,
+                         [present])
+        torch.testing.assert_close(together[photo], alone, atol=1e-6, rtol=0)
+
+
+def test_a_class_absent_is_no_rival(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    """The rows of a class that the photo does not show change nothing."""
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    tokens = tower(pixels[:1]).tokens
+    other = vectors.clone()
+    other[1], other[5] = -vectors[1], vectors[0]
+    assert CLASS_INDEX[1] == CLASS_INDEX[5] == 2
+    for method in ("margin", "softmax"):
+        first, second = (gradcam(tower.head, tokens, GRID, rows, CLASS_INDEX, [PRESENT[0]],
+                                 target=method)[0] for rows in (vectors, other))
+        assert torch.equal(first, second)
+
+
+def test_no_rivals(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    """One class and no background: the class's own logit is followed, and no NaN comes out."""
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    tokens = tower(pixels[:1]).tokens
+    found, = gradcam(tower.head, tokens, GRID, vectors[:1], torch.tensor([1]), [torch.tensor([1])])
+    assert found.isfinite().all()
+    assert float(found.max()) > 0.99
+    normed = tower.head.block.ln_1(tokens).requires_grad_(True)
+    (tower.head.pooled(tower.head.block.forward_from(tokens, normed))[0] @ vectors[0]).backward()
+    weight = normed.grad[0, 1:].mean(dim=0)  # type: ignore[index]
+    slow = (normed.detach()[0, 1:] @ weight).relu().view(GRID)
+    torch.testing.assert_close(found[0].double(), min_max(slow[None])[0], atol=1e-4, rtol=0)
+
+
+def test_all_photos_without_tags(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)
+    none = torch.tensor([], dtype=torch.long)
+    found = gradcam(tower.head, tower(pixels[:2]).tokens, GRID, vectors, CLASS_INDEX, [none, none])
+    assert [tuple(maps.shape) for maps in found] == [(0, 4, 4), (0, 4, 4)]
+
+
+@pytest.fixture(scope="module")
+def patches() -> Tensor:
+    return F.normalize(torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(6)), dim=-1)
+
+
+def test_dense_cam_is_a_loop_of_softmaxes(patches: Tensor, vectors: Tensor) -> None:
+    rows = vectors.float()
+    found = dense_cam(patches, (2, 3), rows, CLASS_INDEX, PRESENT, tau=0.05)
+    for photo, present in enumerate(PRESENT):
+        assert tuple(found[photo].shape) == (len(present), 2, 3)
+        for place in range(6):
+            exps = {row: math.exp(float(patches[photo, place] @ rows[row]) / 0.05)
+                    for row, index in enumerate(CLASS_INDEX.tolist())
+                    if index == 0 or index in present.tolist()}
+            for number, wanted in enumerate(present.tolist()):
+                own = sum(value for row, value in exps.items() if int(CLASS_INDEX[row]) == wanted)
+                assert float(found[photo][number, place // 3, place % 3]) == pytest.approx(
+                    own / sum(exps.values()), rel=1e-4)
+
+
+def test_dense_cam_without_background_sums_to_one(patches: Tensor, vectors: Tensor) -> None:
+    found, = dense_cam(patches[:1], (2, 3), vectors[:3].float(), torch.tensor([1, 2, 3]),
+                       [torch.tensor([1, 3])])
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(2, 3))
+
+
+def test_min_max() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
+    found = min_max(maps)
+    torch.testing.assert_close(found[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]), atol=1e-6, rtol=0)
+    assert torch.equal(found[1], torch.zeros(2, 2))

@@ -1,0 +1,244 @@
+"""Photos of every sort come out as upright 8-bit RGB, or fail with a reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vpltool.core.photos import (
+    PhotoSettings,
+    fit_size,
+    load_batches,
+    photo_size,
+    read_photo,
+    to_pixels,
+)
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+def some_rgb(height: int = 20, width: int = 30) -> np.ndarray[Any, Any]:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([8 * y, 7 * x, 255 - 6 * y], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def test_greyscale(tmp_path: Path) -> None:
+    Image.fromarray(some_rgb()[..., 0]).save(tmp_path / "a.png")
+    found = read_photo(tmp_path / "a.png")
+    assert (found == some_rgb()[..., :1].repeat(3, axis=2)).all()
+    assert found.dtype == np.uint8
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    Image.fromarray(some_rgb()).convert("CMYK").save(tmp_path / "a.jpg", quality=98)
+    found = read_photo(tmp_path / "a.jpg")
+    assert found.shape == (20, 30, 3)
+    assert np.abs(found.astype(int) - some_rgb()).mean() < 6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
+    """Scaled by 1/257, not cut to the lowest or clipped to the highest 8 bits."""
+    wide = (some_rgb()[..., 0].astype(np.uint16)) * 257
+    Image.fromarray(wide).save(tmp_path / f"a{suffix}")
+    found = read_photo(tmp_path / f"a{suffix}")
+    assert (found == some_rgb()[..., :1].repeat(3, axis=2)).all()
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    """Transparent is shown over black, whatever colour the palette hides there."""
+    image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8))
+    image.putpalette([250, 10, 10, 10, 250, 10, 10, 10, 250])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert read_photo(tmp_path / "a.png").tolist() == [
+        [[0, 0, 0], [10, 250, 10]], [[10, 10, 250], [0, 0, 0]]]
+
+
+def test_half_transparent(tmp_path: Path) -> None:
+    rgba = np.dstack([np.full((2, 2, 3), 200, np.uint8),
+                      np.array([[255, 0], [51, 255]], np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    assert read_photo(tmp_path / "a.png")[..., 0].tolist() == [[200, 0], [40, 200]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotated(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(some_rgb()).save(tmp_path / "a.png", exif=exif)
+    upright = {
+        1: lambda p: p, 2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2), 6: lambda p: np.rot90(p, -1),
+        7: lambda p: np.rot90(p[::-1], 1), 8: lambda p: np.rot90(p, 1),
+    }[orientation](some_rgb())
+    found = read_photo(tmp_path / "a.png")
+    assert found.shape == upright.shape
+    assert (found == upright).all()
+    assert photo_size(tmp_path / "a.png") == upright.shape[:2]
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims any size."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    start = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start)
+            + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b""))
+
+
+BAD = {
+    "empty.jpg": (b"", "empty"),
+    "text.jpg": (b"this is a letter to the editor, not a photo\n" * 5, "no image"),
+    "huge.png": (png_of_size(100_000, 100_000), "pixels"),
+    "large.png": (png_of_size(30_000, 20_000), "pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_say_what_is_wrong(tmp_path: Path, name: str) -> None:
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    for read in (read_photo, photo_size):
+        with pytest.raises(OSError, match=reason):
+            read(tmp_path / name)
+
+
+def test_a_missing_photo(tmp_path: Path) -> None:
+    for read in (read_photo, photo_size):
+        with pytest.raises(OSError, match="not there"):
+            read(tmp_path / "none.jpg")
+
+
+def test_pillows_lower_limit_is_not_ours(tmp_path: Path) -> None:
+    """400 million pixels are below MAX_PIXELS; Pillow alone refuses 179 million."""
+    (tmp_path / "a.png").write_bytes(png_of_size(20_000, 20_000))
+    assert photo_size(tmp_path / "a.png") == (20_000, 20_000)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp", "ppm"])
+def test_a_truncated_photo_is_an_oserror_wherever_it_ends(tmp_path: Path, suffix: str) -> None:
+    """Pillow also raises SyntaxError, ValueError, struct.error …; a caller catches OSError."""
+    whole = io.BytesIO()
+    spelled = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
+    Image.fromarray(some_rgb()).save(whole, format=spelled)
+    content = whole.getvalue()
+    path = tmp_path / f"a.{suffix}"
+    failed = 0
+    for end in [*range(1, 64), *range(64, len(content), max(1, len(content) // 60))]:
+        path.write_bytes(content[:end])
+        for read in (photo_size, read_photo):
+            try:
+                read(path)
+            except OSError as error:
+                assert str(error)
+                failed += 1
+    assert failed > 60
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["jpeg", "png", "tiff", "webp"])
+def test_a_damaged_photo_is_an_oserror_or_read(tmp_path: Path, suffix: str) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(some_rgb()).save(whole, format=suffix)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.jpg"
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for place in rng.integers(0, len(content), 3):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content)
+        for read in (photo_size, read_photo):
+            try:
+                read(path)
+            except OSError as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize(("size", "options", "wanted"), [
+    ((375, 500), {}, (384, 512)),
+    ((384, 512), {}, (384, 512)),
+    ((1, 1), {}, (16, 16)),
+    ((17, 16), {}, (32, 16)),
+    ((320, 320), {"scale": 0.7}, (224, 224)),
+    ((300, 400), {"scale": 0.5}, (160, 208)),
+    ((1000, 2000), {"max_side": 500}, (256, 512)),
+    ((100, 200), {"max_side": 500}, (112, 208)),
+    ((1000, 2000), {"max_side": 500, "scale": 2}, (512, 1008)),
+    ((2, 5000), {"max_side": 320}, (16, 320)),
+])
+def test_fit_size(size: tuple[int, int], options: dict[str, Any], wanted: tuple[int, int]) -> None:
+    assert fit_size(size, 16, **options) == wanted
+
+
+def test_to_pixels_is_pil_and_clips_normalisation() -> None:
+    found = to_pixels(some_rgb(), (32, 32), MEAN, STD)
+    resized = np.asarray(Image.fromarray(some_rgb()).resize((32, 32), Image.Resampling.BICUBIC))
+    wanted = (resized / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
+    assert found.is_contiguous()
+
+
+def mixed_folder(folder: Path) -> list[tuple[str, Path]]:
+    photos = []
+    for number in range(7):
+        height, width = ((20, 30), (30, 20), (21, 30))[number % 3]
+        path = folder / f"p{number}.png"
+        Image.fromarray(np.roll(some_rgb(height, width), number, axis=0)).save(path)
+        photos.append((f"p{number}", path))
+    whole = photos[3][1].read_bytes()
+    photos[3][1].write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    return [*photos, ("empty", folder / "empty.jpg"), ("none", folder / "none.jpg")]
+
+
+def test_batches_are_the_same_with_workers(tmp_path: Path) -> None:
+    photos = mixed_folder(tmp_path)
+    settings = PhotoSettings(16, MEAN, STD)
+    alone, helped = (list(load_batches(photos, settings, batch_size=2, workers=workers))
+                     for workers in (0, 2))
+    assert [batch.ids for batch in alone] == [batch.ids for batch in helped]
+    assert [batch.failed for batch in alone] == [batch.failed for batch in helped]
+    for first, second in zip(alone, helped, strict=True):
+        assert torch.equal(first.pixels, second.pixels)
+
+
+def test_batches_report_failures_and_go_on(tmp_path: Path) -> None:
+    photos = mixed_folder(tmp_path)
+    found = list(load_batches(photos, PhotoSettings(16, MEAN, STD), batch_size=2, workers=0))
+    failed = {key: why for batch in found for key, why in batch.failed.items()}
+    assert sorted(failed) == ["empty", "none", "p3"]
+    assert failed["empty"] == "empty.jpg: the file is empty"
+    assert "p3.png" in failed["p3"]
+    done = [key for batch in found for key in batch.ids]
+    assert sorted(done) == ["p0", "p1", "p2", "p4", "p5", "p6"]
+    paths = dict(photos)
+    for batch in found:
+        assert len(batch.ids) == len(batch.sizes) <= 2
+        for key, size, pixels in zip(batch.ids, batch.sizes, batch.pixels, strict=True):
+            photo = read_photo(paths[key])
+            assert size == photo.shape[:2]
+            assert torch.equal(pixels, to_pixels(photo, fit_size(size, 16), MEAN, STD))
+
+
+def test_no_photo_at_all() -> None:
+    assert list(load_batches([], PhotoSettings(16, MEAN, STD), batch_size=2, workers=0)) == []
+
+
+def test_largest_photos_come_first(tmp_path: Path) -> None:
+    for name, side in (("small", 16), ("large", 64), ("middle", 32)):
+        Image.fromarray(some_rgb(side, side)).save(tmp_path / f"{name}.png")
+    photos = [(path.stem, path) for path in sorted(tmp_path.iterdir())]
+    found = load_batches(photos, PhotoSettings(16, MEAN, STD), batch_size=4, workers=0)
+    assert [batch.ids for batch in found] == [["large"], ["middle"], ["small"]]

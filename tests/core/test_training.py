@@ -1,0 +1,192 @@
+"""Crops keep photo and labels together; a run that was stopped ends as one that was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.training import (
+    LABELS_PER_PATCH,
+    CropBatch,
+    StepRecord,
+    TrainingSettings,
+    chosen_photos,
+    generator_of,
+    labels_at,
+    learning_rate,
+    make_optimizer,
+    random_window,
+    train,
+)
+
+
+def numbered(height: int, width: int, unit: int) -> tuple[Tensor, Tensor]:
+    """An image that holds each patch's own number, from 1, and labels that hold the same."""
+    numbers = torch.arange(1, height * width + 1).view(height, width)
+    image = numbers.repeat_interleave(unit, 0).repeat_interleave(unit, 1).float()
+    fine = numbers.repeat_interleave(LABELS_PER_PATCH, 0).repeat_interleave(LABELS_PER_PATCH, 1)
+    return image[None].repeat(3, 1, 1), fine.to(torch.uint8)
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+@pytest.mark.parametrize("size", [(6, 9), (4, 4), (3, 5), (7, 2), (2, 2)])
+def test_window_keeps_image_and_labels_aligned(size: tuple[int, int], unit: int) -> None:
+    side, seen = 4, set()
+    for seed in range(250):
+        image, labels = numbered(*size, unit)
+        cut, marks, valid = random_window(image, labels, side, unit, np.random.default_rng(seed))
+        assert tuple(cut.shape) == (3, side * unit, side * unit)
+        assert tuple(marks.shape) == (side * LABELS_PER_PATCH, side * LABELS_PER_PATCH)
+        real = valid.view(side, side)
+        assert int(real.sum()) == min(side, size[0]) * min(side, size[1])
+        for y in range(side):
+            for x in range(side):
+                patch = cut[:, y * unit : (y + 1) * unit, x * unit : (x + 1) * unit]
+                label = marks[4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                wanted = int(label[0, 0])
+                assert (label == wanted).all()
+                assert (patch == (wanted if real[y, x] else 0)).all()
+                assert (wanted == 255) == (not real[y, x])
+        kept = marks[::4, ::4][real].view(min(side, size[0]), -1)
+        step = int(kept[0, 1]) - int(kept[0, 0])
+        assert step in (1, -1)
+        seen.add((step, int(kept.min())))
+    # Both directions, and every place where the window fits.
+    corners = (max(size[0] - side, 0) + 1) * (max(size[1] - side, 0) + 1)
+    assert len(seen) == 2 * corners
+
+
+def test_window_flips_within_a_patch() -> None:
+    """A mirrored photo has mirrored pixels, not only patches in another order."""
+    image = torch.arange(16.0).repeat(3, 16, 1)
+    labels = torch.arange(8).repeat(8, 1).to(torch.uint8)
+    pictures = {tuple(random_window(image, labels, 2, 8, np.random.default_rng(seed))[0][0, 0]
+                      .tolist()) for seed in range(20)}
+    assert pictures == {tuple(range(16)), tuple(range(15, -1, -1))}
+
+
+def test_window_of_stored_layers() -> None:
+    layers = torch.arange(2 * 3 * 5).view(2, 3, 5, 1).float()
+    cut, _, valid = random_window(layers, torch.zeros(12, 20, dtype=torch.uint8), 4, 1,
+                                  np.random.default_rng(0))
+    assert tuple(cut.shape) == (2, 4, 4, 1)
+    assert (cut[1, :3] - cut[0, :3] == 15).all()
+    assert valid.view(4, 4)[:3].all()
+    assert not valid.view(4, 4)[3].any()
+
+
+def test_labels_at() -> None:
+    labels = np.kron(np.array([[1, 2], [255, 0]], np.uint8), np.ones((15, 21), np.uint8))
+    found = labels_at(labels, (2, 2))
+    assert tuple(found.shape) == (8, 8)
+    assert found[:4, :4].unique().tolist() == [1]
+    assert found[:4, 4:].unique().tolist() == [2]
+    assert found[4:, :4].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (2, 6), (6, 6), (5, 1)])
+def test_every_photo_once_an_epoch(count: int, batch_size: int) -> None:
+    settings = TrainingSettings(iterations=count * 4, batch_size=batch_size)
+    order = [number for iteration in range(count * 4)
+             for number in chosen_photos(count, settings, iteration)]
+    epochs = [order[start : start + count] for start in range(0, len(order) - count + 1, count)]
+    for epoch in epochs:
+        assert Counter(epoch) == Counter(range(count))
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    other = TrainingSettings(iterations=count * 4, batch_size=batch_size, seed=1)
+    assert order != [number for iteration in range(count * 4)
+                     for number in chosen_photos(count, other, iteration)]
+
+
+SHAPE = DecoderShape(layers=(0, 1), input_width=6, dim=8, width=16, blocks=1, heads=2)
+
+
+def make_decoder() -> Decoder:
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(4, 8), dim=-1)
+    return Decoder(SHAPE, rows, torch.tensor([1, 2, 0, 0]))
+
+
+def batches(settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
+    for iteration in range(start, settings.iterations):
+        rng = generator_of(settings, iteration)
+        count = settings.crop**2
+        layers = torch.from_numpy(rng.standard_normal((2, 2, count, 6), dtype=np.float32))
+        labels = torch.from_numpy(rng.integers(0, 3, (2, 4 * settings.crop, 4 * settings.crop)))
+        yield CropBatch(layers, labels.to(torch.uint8), torch.ones(2, count, dtype=torch.bool),
+                        [torch.tensor([1]), torch.tensor([2])])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resumed_is_uninterrupted(optimizer: str) -> None:
+    settings = TrainingSettings(iterations=8, batch_size=2, crop=3, optimizer=optimizer, warmup=3)
+    whole = make_decoder()
+    records = list(train(whole, make_optimizer(whole, settings), settings, batches(settings, 0)))
+
+    first = make_decoder()
+    steps = make_optimizer(first, settings)
+    begun = train(first, steps, settings, batches(settings, 0))
+    for _ in range(5):
+        next(begun)
+    weights = {name: value.clone() for name, value in first.state_dict().items()}
+    state = steps.state_dict()
+    second = make_decoder()
+    torch.manual_seed(12345)
+    second.load_state_dict(weights)
+    again = make_optimizer(second, settings)
+    again.load_state_dict(state)
+    rest = list(train(second, again, settings, batches(settings, 5), start=5))
+
+    assert rest == records[5:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_training_learns() -> None:
+    settings = TrainingSettings(iterations=150, batch_size=2, crop=3, optimizer="adamw", lr=0.01,
+                                warmup=1)
+    decoder = make_decoder()
+    batch = next(batches(settings, 0))
+
+    def same() -> Iterator[CropBatch]:
+        while True:
+            yield batch
+
+    smooth = CropBatch(batch.layers, batch.labels // 128 + 1, batch.valid, batch.tags)
+    batch = smooth
+    records: list[StepRecord] = list(train(decoder, make_optimizer(decoder, settings), settings,
+                                           same()))
+    assert len(records) == 150
+    assert records[-1].mask < 0.2 * records[0].mask
+
+
+def test_without_contrast_nothing_of_it_is_trained() -> None:
+    settings = TrainingSettings(iterations=2, batch_size=2, crop=3, lambda_rsc=0)
+    decoder = make_decoder()
+    before = decoder.mask_scale.item()
+    records = list(train(decoder, make_optimizer(decoder, settings), settings,
+                         batches(settings, 0)))
+    assert [record.contrast for record in records] == [0, 0]
+    assert decoder.mask_scale.item() == before
+
+
+def test_prototypes_stay_frozen() -> None:
+    settings = TrainingSettings(iterations=3, batch_size=2, crop=3)
+    decoder = make_decoder()
+    before = decoder.prototypes.clone()
+    list(train(decoder, make_optimizer(decoder, settings), settings, batches(settings, 0)))
+    assert torch.equal(decoder.prototypes, before)
+
+
+def test_learning_rate() -> None:
+    settings = TrainingSettings(iterations=100, lr=2.0, warmup=10, power=1.0)
+    assert learning_rate(settings, 0) == pytest.approx(0.2)
+    assert learning_rate(settings, 50) == pytest.approx(1.0)
+    assert learning_rate(settings, 99) == pytest.approx(0.02)

@@ -1,0 +1,196 @@
+"""Our block forward against open_clip's own, for every kind of tower that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.core.clip import import_open_clip, tower_from_open_clip
+from vpltool.core.vit import VisionTower
+from vpltool.errors import VplError
+
+PLAIN: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16,
+                         "patch_size": 8}
+TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+
+TOWERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.3},
+    "no ln_pre": {"no_ln_pre": True},
+    "average": {"pool_type": "avg"},
+    "average, ln after": {"pool_type": "avg", "final_ln_after_pool": True},
+    "class token, ln after": {"pool_type": "tok", "final_ln_after_pool": True},
+    "deep, thin heads": {"layers": 10, "head_width": 8},
+    "wide mlp, tanh": {"mlp_ratio": 3.0, "act_kwargs": {"approximate": "tanh"}},
+    "sincos": {"pos_embed_type": "sin_cos_2d"},
+    "eps": {"norm_kwargs": {"eps": 1e-2}},
+    "pooler": {"attentional_pool": True, "attn_pooler_queries": 1, "attn_pooler_heads": 2},
+}
+
+
+def build(options: dict[str, Any], *, quick_gelu: bool = False) -> Any:
+    """A random open_clip model whose biases, scales and norms are all away from 0 and 1."""
+    torch.manual_seed(3)
+    model = import_open_clip().CLIP(embed_dim=16, vision_cfg=PLAIN | options, text_cfg=TEXT,
+                                    quick_gelu=quick_gelu)
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def pixels(height: int = 32, width: int = 32, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def last_tokens(tower: VisionTower, image: Tensor, *, attention: bool) -> Tensor:
+    return tower.head.block(tower(image, attention=attention).tokens)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize(("name", "quick_gelu"), [
+    *((name, False) for name in TOWERS if name != "pooler"), ("plain", True),
+    ("layer scale", True), ("average, ln after", True)])
+def test_forward_is_open_clips(name: str, quick_gelu: bool, attention: bool) -> None:
+    model = build(TOWERS[name], quick_gelu=quick_gelu)
+    tower = tower_from_open_clip(model.visual).eval()
+    with torch.no_grad():
+        wanted = model.encode_image(pixels(), normalize=True)
+        x = last_tokens(tower, pixels(), attention=attention)
+        if TOWERS[name].get("pool_type") == "avg":
+            found = tower.head.pooled(x)
+        else:
+            found = tower.head.patch_embeddings(x[:, 0])
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+
+
+def test_quick_gelu_is_not_gelu() -> None:
+    """Else the comparison above could not tell a wrong activation."""
+    plain, quick = (build({}, quick_gelu=quick) for quick in (False, True))
+    quick.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        first, second = (model.encode_image(pixels(), normalize=True) for model in (plain, quick))
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_patch_embeddings_are_open_clips_tokens() -> None:
+    model = build({"ls_init_value": 0.3, "output_tokens": True})
+    tower = tower_from_open_clip(model.visual).eval()
+    with torch.no_grad():
+        _, tokens = model.visual(pixels())
+        wanted = F.normalize(tokens @ model.visual.proj, dim=-1)
+        found = tower(pixels()).patches
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(2, 16))
+
+
+@pytest.mark.parametrize("dim", [16, 32])
+def test_value_path_is_the_pooler_at_one_key(dim: int) -> None:
+    """dim 32 equals the width: nn.MultiheadAttention then keeps its weights in one matrix."""
+    torch.manual_seed(3)
+    vision = PLAIN | TOWERS["pooler"]
+    model = import_open_clip().CLIP(embed_dim=dim, vision_cfg=vision, text_cfg=TEXT).eval()
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        tower = tower_from_open_clip(model.visual).eval()
+        x = last_tokens(tower, pixels(), attention=False)[:, 1:]
+        alone = torch.cat([model.visual.attn_pool(x[:, index : index + 1])
+                           for index in range(x.shape[1])], dim=1)
+        wanted = F.normalize(model.visual.ln_post(alone) @ model.visual.proj, dim=-1)
+        found = tower(pixels(), attention=False).patches
+        torch.testing.assert_close(tower.head.value_path(x), alone, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+
+
+def test_attention_is_multihead_attentions() -> None:
+    """The mean over the last 8 of 10 blocks, heads averaged, CLS row and column removed."""
+    model = build({"layers": 10})
+    tower = tower_from_open_clip(model.visual).eval()
+    maps = []
+    with torch.no_grad():
+        x = tower.embed(pixels())
+        for block in model.visual.transformer.resblocks:
+            normed = block.ln_1(x)
+            maps.append(block.attn(normed, normed, normed, need_weights=True)[1])
+            x = block(x)
+        found = tower(pixels()).attention
+    assert found is not None
+    wanted = torch.stack(maps[2:]).mean(0)[:, 1:, 1:]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    assert (found - torch.stack(maps).mean(0)[:, 1:, 1:]).abs().max() > 1e-5
+
+
+def test_layers_and_tokens_are_the_blocks_outputs() -> None:
+    model = build({"ls_init_value": 0.3})
+    tower = tower_from_open_clip(model.visual).eval()
+    outputs = []
+    with torch.no_grad():
+        x = tower.embed(pixels())
+        for block in model.visual.transformer.resblocks:
+            x = block(x)
+            outputs.append(x)
+        found = tower(pixels(), layers=[0, 2])
+    assert found.layers is not None
+    torch.testing.assert_close(found.layers[:, 0], outputs[0][:, 1:], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found.layers[:, 1], outputs[2][:, 1:], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found.tokens, outputs[1], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(5, 3), (2, 7), (4, 5), (1, 1)])
+def test_positions_are_interpolated_bilinearly(grid: tuple[int, int]) -> None:
+    tower = tower_from_open_clip(build({}).visual)
+    table = tower.positions.detach()[1:].view(4, 4, -1)
+    wanted = torch.zeros(*grid, table.shape[-1])
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            # Half-pixel centres (align_corners=False), held at the border.
+            y = min(max((row + 0.5) * 4 / grid[0] - 0.5, 0.0), 3.0)
+            x = min(max((column + 0.5) * 4 / grid[1] - 0.5, 0.0), 3.0)
+            top, left = int(y), int(x)
+            below, right = min(top + 1, 3), min(left + 1, 3)
+            dy, dx = y - top, x - left
+            wanted[row, column] = (
+                (1 - dy) * ((1 - dx) * table[top, left] + dx * table[top, right])
+                + dy * ((1 - dx) * table[below, left] + dx * table[below, right]))
+    found = tower.positions_for(grid).detach()
+    torch.testing.assert_close(found[1:], wanted.flatten(0, 1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[0], tower.positions.detach()[0])
+
+
+def test_any_size_runs() -> None:
+    tower = tower_from_open_clip(build({"ls_init_value": 0.3}).visual).eval()
+    found = tower(pixels(40, 24))
+    assert found.attention is not None
+    assert (found.tokens.shape, found.patches.shape, found.attention.shape) == (
+        (2, 16, 32), (2, 15, 16), (2, 15, 15))
+
+
+def test_a_resnet_is_refused() -> None:
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16,
+              "patch_size": None}
+    model = import_open_clip().CLIP(embed_dim=16, vision_cfg=vision, text_cfg=TEXT)
+    with pytest.raises(VplError, match="ModifiedResNet") as caught:
+        tower_from_open_clip(model.visual)
+    assert "ViT" in caught.value.hint
+
+
+def test_an_odd_activation_is_refused() -> None:
+    model = build({})
+    for block in model.visual.transformer.resblocks:
+        block.mlp.gelu = nn.Mish()
+    with pytest.raises(VplError, match="Mish"):
+        tower_from_open_clip(model.visual)
+
+
+@pytest.mark.parametrize("options", [
+    {"attentional_pool": "parallel"}, {"block_type": "custom"}, {"scale_fc": True},
+    {"qk_norm": True}])
+def test_parts_that_are_not_copied_are_refused(options: dict[str, Any]) -> None:
+    """A part that is silently left out would give other features than open_clip's."""
+    with pytest.raises(VplError):
+        tower_from_open_clip(build(TOWERS["pooler"] | options).visual)

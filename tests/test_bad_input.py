@@ -1,0 +1,299 @@
+"""Bad input gets a clear error, and nothing of what is good is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import CHAIN, Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
+from PIL import Image
+
+from vpltool.formats import open_input, read_labels, read_tensors
+
+TRAIN = [f"scene{number}" for number in range(6)]
+
+
+def tear(path: Path) -> bytes:
+    """Cut a file in half; its whole content is returned."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+def mtimes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("scene*")}
+
+
+@pytest.fixture
+def bare(tmp_path: Path, tiny_clip: Path) -> Path:
+    """Photos, tags and a CLIP; nothing is prepared."""
+    (tmp_path / "clip").symlink_to(tiny_clip)
+    write_scenes(tmp_path, draw_scenes())
+    return tmp_path
+
+
+def rewrite_tags(base: Path, **labels: str) -> None:
+    """Change the labels of some photos in tags.csv."""
+    rows = [line.split(",") for line in (base / "tags.csv").read_text().splitlines()]
+    (base / "tags.csv").write_text("\n".join(
+        ",".join([key, labels.get(key, tags), split]) for key, tags, split in rows) + "\n")
+
+
+def test_a_truncated_photo_among_good_ones(bare: Path, run: Run) -> None:
+    """extract names it and does the rest; cam goes on without; once mended, only it is done."""
+    assert prepare(bare).code == 0
+    run_chain(bare, CHAIN[:1])
+    work = bare / "work"
+    whole = tear(bare / "photos/scene2.png")
+    extract = ("extract", "--workers", 0)
+    result = run(*extract, work=work)
+    assert result.code == 1
+    error, = result.lines("error:")
+    assert "1 of 6 photos failed" in error
+    assert "scene2: scene2.png: " in error
+    assert result.lines("hint:")
+    done = mtimes(work / "features/train")
+    assert sorted(done) == [f"{key}.safetensors" for key in TRAIN if key != "scene2"]
+
+    for command in (("cam",), ("refine",), ("crf", "--workers", 0)):
+        later = run(*command, work=work)
+        assert later.code == 0, later.err
+        assert any("scene2" in line for line in later.lines("warning:"))
+    assert len(mtimes(work / "cams/text/train")) == 5
+
+    (bare / "photos/scene2.png").write_bytes(whole)
+    again = run(*extract, work=work)
+    assert again.code == 0, again.err
+    now = mtimes(work / "features/train")
+    assert now.keys() == {*done, "scene2.safetensors"}
+    assert {name: now[name] for name in done} == done
+    mended = run("cam", work=work)
+    assert mended.code == 0
+    assert not mended.lines("warning:")
+    assert len(mtimes(work / "cams/text/train")) == 6
+
+
+def test_a_photo_torn_between_extract_and_crf(copied: Path, run: Run) -> None:
+    """Both folders that crf writes are complete and name the photo; training can go on."""
+    work = copied / "work"
+    shutil.rmtree(work / "masks")
+    tear(copied / "photos/scene2.png")
+    result = run("crf", "--workers", 0, work=work)
+    assert result.code == 1
+    assert "scene2" in result.lines("error:")[0]
+    for name in ("text-refined", "text-refined-full"):
+        manifest = json.loads((work / "masks" / name / "train/artifact.json").read_text())
+        assert manifest["complete"]
+        assert list(manifest["failed"]) == ["scene2"]
+        folder = open_input(work / "masks" / name / "train", ("masks",))
+        assert folder.available(TRAIN) == [key for key in TRAIN if key != "scene2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"a letter, not a photo", None])
+def test_unreadable_photos_are_named(bare: Path, run: Run, content: bytes | None) -> None:
+    assert prepare(bare).code == 0
+    path = bare / "photos/scene1.png"
+    path.unlink() if content is None else path.write_bytes(content)
+    result = run("extract", "--workers", 0, work=bare / "work")
+    assert result.code == 1
+    assert "scene1.png" in result.lines("error:")[0]
+    assert len(mtimes(bare / "work/features/train")) == 5
+
+
+def test_all_photos_unreadable(bare: Path, run: Run) -> None:
+    assert prepare(bare).code == 0
+    run_chain(bare, CHAIN[:1])
+    for path in (bare / "photos").iterdir():
+        path.write_bytes(b"")
+    result = run("extract", "--workers", 0, work=bare / "work")
+    assert "6 of 6 photos failed" in result.lines("error:")[0]
+    later = run("cam", work=bare / "work")
+    assert later.code == 1
+    assert later.lines("hint:")
+
+
+def test_odd_photos_go_through(bare: Path, run: Run) -> None:
+    """Greyscale, CMYK, 16-bit and EXIF-rotated; masks come out at the upright size."""
+    photos = bare / "photos"
+    exif = Image.Exif()
+    exif[274] = 6
+    rgb = Image.open(photos / "scene0.png").convert("RGB")
+    width, height = rgb.size
+    rgb.save(photos / "scene0.png", exif=exif)
+    Image.open(photos / "scene1.png").convert("L").save(photos / "scene1.png")
+    Image.open(photos / "scene2.png").convert("CMYK").save(photos / "scene2.jpg")
+    (photos / "scene2.png").unlink()
+    Image.open(photos / "scene3.png").convert("L").convert("I;16").save(photos / "scene3.png")
+    assert prepare(bare).code == 0
+    run_chain(bare, (CHAIN[0], CHAIN[1], CHAIN[3], CHAIN[5], CHAIN[7]))
+    assert read_labels(bare / "work/masks/text-refined/train/scene0.png").shape == (width, height)
+
+
+def test_a_tag_that_names_no_class(bare: Path, run: Run) -> None:
+    (bare / "classes.txt").write_text("bar\nbox\ndisc\n")
+    rewrite_tags(bare, scene4="dics")
+    result = prepare(bare, "--classes", bare / "classes.txt")
+    assert result.code == 1
+    assert "scene4" in result.lines("error:")[0]
+    assert "`dics`" in result.lines("error:")[0]
+    assert "did you mean `disc`?" in result.lines("hint:")[0]
+    assert not (bare / "work/workspace.json").exists()
+
+
+def test_a_tag_changed_by_hand(copied: Path, run: Run) -> None:
+    path = copied / "work/images.jsonl"
+    path.write_text(path.read_text().replace('"disc"', '"dics"', 1))
+    result = run("cam", work=copied / "work")
+    assert result.code == 1
+    assert "`dics`" in result.lines("error:")[0]
+    assert "`disc`" in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize("method", ["gradcam", "dense"])
+def test_a_photo_without_tags(bare: Path, run: Run, method: str) -> None:
+    """No map, and all background; it stops no command."""
+    rewrite_tags(bare, scene1="")
+    result = prepare(bare)
+    assert result.code == 0
+    assert any("no tag" in line and "scene1" in line for line in result.lines("warning:"))
+    work = bare / "work"
+    name = "text" if method == "gradcam" else "text-dense"
+    run_chain(bare, (CHAIN[0], CHAIN[1], ("cam", "--method", method), ("refine", "--cams", name),
+                     ("crf", "--what", f"{name}-refined", "--workers", 0)))
+    for folder in (name, f"{name}-refined"):
+        tensors = read_tensors(work / "cams" / folder / "train/scene1.safetensors", "cams")[1]
+        assert tensors["cam"].shape[0] == 0
+        assert tensors["classes"].tolist() == []
+    labels = read_labels(work / "masks" / f"{name}-refined" / "train/scene1.png")
+    assert labels.shape == Image.open(bare / "photos/scene1.png").size[::-1]
+    assert (labels == 0).all()
+
+
+def test_a_class_without_photos(bare: Path, run: Run) -> None:
+    (bare / "classes.txt").write_text("bar\nbox\ndisc\nunicorn\n")
+    result = prepare(bare, "--classes", bare / "classes.txt")
+    assert result.code == 0
+    assert result.lines("warning:") == ["no photo has the tag `unicorn`"]
+    run_chain(bare, (CHAIN[0], CHAIN[1], CHAIN[3], CHAIN[5], CHAIN[7]))
+
+
+@pytest.mark.parametrize("command", ["extract", "cam", "refine", "crf"])
+def test_a_split_that_is_not_there(command: str, ready: Path, run: Run) -> None:
+    result = run(command, "--split", "trian", work=ready / "work")
+    assert result.code == 1
+    assert "`trian`" in result.lines("error:")[0]
+    assert "did you mean `train`?" in result.lines("hint:")[0]
+
+
+def test_features_of_one_model_with_prototypes_of_another(copied: Path, run: Run) -> None:
+    save_clip(copied / "other" / "clip", seed=1)
+    path = copied / "work/workspace.json"
+    content = json.loads(path.read_text())
+    content["pretrained"] = "../other/clip"
+    path.write_text(json.dumps(content))
+    made = run("text-prototypes", "--prompts", "single", "--overwrite", work=copied / "work")
+    assert made.code == 0, made.err
+    result = run("cam", work=copied / "work")
+    assert result.code == 1
+    error, = result.lines("error:")
+    assert "different models" in error
+    assert "features/train" in error
+    assert "text.safetensors" in error
+    assert result.lines("hint:")
+
+
+def test_the_same_name_with_other_weights_does_not_resume(copied: Path, run: Run) -> None:
+    """Both models are called `clip`: only the fingerprint tells them apart."""
+    save_clip(copied / "other" / "clip", seed=1)
+    path = copied / "work/workspace.json"
+    content = json.loads(path.read_text())
+    content["pretrained"] = "../other/clip"
+    path.write_text(json.dumps(content))
+    result = run("extract", "--workers", 0, work=copied / "work")
+    assert result.code == 1
+    assert "fingerprint" in result.lines("error:")[0]
+
+
+def test_prototypes_of_other_classes(copied: Path, run: Run) -> None:
+    path = copied / "work/workspace.json"
+    content = json.loads(path.read_text())
+    content["classes"].append("unicorn")
+    path.write_text(json.dumps(content))
+    result = run("cam", work=copied / "work")
+    assert result.code == 1
+    assert "3 classes, the workspace 4" in result.lines("error:")[0]
+
+
+@pytest.mark.parametrize(("pretrained", "said"), [("none", "none"), ("photos", "photos")])
+def test_a_model_that_is_none(bare: Path, run: Run, pretrained: str, said: str) -> None:
+    """A tag that does not exist, and a folder that holds no model: never random weights."""
+    result = run("prepare", "folder", bare / "photos", "--labels", bare / "tags.csv",
+                 "--pretrained", bare / pretrained, work=bare / "work")
+    assert result.code == 0
+    for command in ("text-prototypes", "extract"):
+        later = run(command, work=bare / "work")
+        assert later.code == 1
+        assert len(later.lines("error:")) == 1
+        assert said in later.lines("error:")[0]
+        assert later.lines("hint:")
+
+
+def test_weights_are_never_random(bare: Path, run: Run, tiny_clip: Path) -> None:
+    """A folder with a config and no weights."""
+    (bare / "empty").mkdir()
+    shutil.copy(tiny_clip / "open_clip_config.json", bare / "empty")
+    assert run("prepare", "folder", bare / "photos", "--labels", bare / "tags.csv",
+               "--pretrained", bare / "empty", work=bare / "work").code == 0
+    result = run("extract", "--workers", 0, work=bare / "work")
+    assert result.code == 1
+    assert result.lines("hint:")
+    assert not (bare / "work/features").exists()
+
+
+def test_openais_weights_with_another_activation_are_refused(bare: Path, run: Run) -> None:
+    assert run("prepare", "folder", bare / "photos", "--labels", bare / "tags.csv", "--model",
+               "ViT-B-16", "--pretrained", "openai", work=bare / "work").code == 0
+    result = run("extract", work=bare / "work")
+    assert result.code == 1
+    assert "--model ViT-B-16-quickgelu" in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("cam", "--method", "gradcamm"), "gradcamm"), (("cam", "--target", "max"), "max"),
+    (("refine", "--mask", "bx"), "bx"), (("crf", "--preset", "clipes"), "clipes"),
+    (("crf", "--backend", "cuda"), "cuda"), (("extract", "--keep", "token"), "token"),
+    (("extract", "--keep", "layers", "--layers", "7"), "7"),
+    (("extract", "--device", "gpu"), "gpu"), (("extract", "--precision", "fp8"), "fp8"),
+    (("extract", "--precision", "fp16", "--device", "cpu"), "fp16"),
+    (("cam", "--prototypes", "vison"), "vison"), (("refine", "--cams", "txt"), "txt"),
+    (("crf", "--what", "txet-refined"), "txet"),
+    (("text-prototypes", "--prompts", "sngle"), "sngle"),
+])
+def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Path,
+                                run: Run) -> None:
+    result = run(*arguments, work=ready / "work")
+    assert result.code == 1, result.err
+    assert len(result.lines("error:")) == 1
+    assert said in result.lines("error:")[0]
+    assert result.lines("hint:")
+
+
+@pytest.mark.parametrize("name", [
+    "features/train/scene0.safetensors", "prototypes/text.safetensors",
+    "features/train.head.safetensors"])
+def test_a_torn_artifact_is_named(name: str, copied: Path, run: Run) -> None:
+    tear(copied / "work" / name)
+    result = run("cam", "--overwrite", work=copied / "work")
+    assert result.code == 1, result.err
+    assert Path(name).name in result.lines("error:")[0]
+    assert result.lines("hint:")
+
+
+def test_a_torn_list_of_photos_is_named(copied: Path, run: Run) -> None:
+    path = copied / "work/images.jsonl"
+    path.write_text(path.read_text()[:-20])
+    result = run("cam", work=copied / "work")
+    assert result.code == 1
+    assert "images.jsonl:8" in result.lines("error:")[0]

@@ -1,0 +1,190 @@
+"""Folders of per-photo files: resume, refusal, and what a reader may count on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vpltool.errors import VplError
+from vpltool.formats import Header, find_folder, open_input, open_output
+from vpltool.formats.folders import OutputFolder
+
+HEADER = Header(kind="cams", command="cam", options={"split": "train", "tau": 0.01})
+CAM = {"cam": torch.zeros(1, 2, 2).half(), "classes": torch.tensor([1])}
+
+
+def made(path: Path, ids: list[str], *, failing: tuple[str, ...] = (),
+         header: Header = HEADER) -> OutputFolder:
+    """A finished folder; `failing` photos are reported."""
+    output = open_output(path, header, ids)
+    for key in output.todo:
+        if key in failing:
+            output.fail(key, "it is torn")
+        else:
+            output.write_tensors(key, CAM)
+    if output.failed:
+        with pytest.raises(VplError):
+            output.finish()
+    else:
+        output.finish()
+    return output
+
+
+def manifest(path: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((path / "artifact.json").read_text())
+    return content
+
+
+def test_what_exists_is_skipped(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    assert open_output(tmp_path, HEADER, ["a", "b", "c"]).todo == ["b", "c"]
+    assert not manifest(tmp_path)["complete"]
+    made(tmp_path, ["a", "b", "c"])
+    assert manifest(tmp_path)["complete"]
+    assert open_output(tmp_path, HEADER, ["a", "b", "c"]).todo == []
+    assert manifest(tmp_path)["complete"]
+
+
+def test_nothing_is_rewritten_where_nothing_is_to_do(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    made(tmp_path, ["a"])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    other = replace(HEADER, options={"split": "train", "tau": 0.02})
+    with pytest.raises(VplError, match=r"tau was 0\.01, now 0\.02") as caught:
+        open_output(tmp_path, other, ["a"])
+    assert "--overwrite" in caught.value.hint
+    assert (tmp_path / "a.safetensors").exists()
+
+
+def test_facts_and_version_do_not_refuse(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    assert open_output(tmp_path, replace(HEADER, version="9", facts={"x": 1}), ["a"]).todo == []
+
+
+def test_overwrite_clears(tmp_path: Path) -> None:
+    made(tmp_path, ["a", "sub/b"])
+    (tmp_path / "notes.txt").write_text("mine")
+    other = replace(HEADER, options={"split": "train", "tau": 0.02})
+    output = open_output(tmp_path, other, ["a"], overwrite=True)
+    assert output.todo == ["a"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "artifact.json", "notes.txt"]
+
+
+def test_overwrite_of_another_kind(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    output = open_output(tmp_path, replace(HEADER, kind="masks"), ["a"], overwrite=True)
+    assert output.todo == ["a"]
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_foreign_files_are_never_touched(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis.png").write_text("ten years of work")
+    with pytest.raises(VplError, match="did not make") as caught:
+        open_output(tmp_path, HEADER, ["a"], overwrite=overwrite)
+    assert "--out" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.png"]
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    (tmp_path / "sub").mkdir()
+    for place in (tmp_path, tmp_path / "sub"):
+        (place / ".part-x.safetensors").write_text("half")
+    output = open_output(tmp_path, HEADER, ["a", "b"])
+    assert output.todo == ["b"]
+    assert not list(tmp_path.rglob(".part-*"))
+
+
+def test_failed_photos_are_named_counted_and_tried_again(tmp_path: Path) -> None:
+    output = open_output(tmp_path, HEADER, ["a", "b", "c"])
+    output.fail("b", "it is torn")
+    for key in ("a", "c"):
+        output.write_tensors(key, CAM)
+    with pytest.raises(VplError, match=r"1 of 3 photos failed.*b: it is torn"):
+        output.finish()
+    assert manifest(tmp_path)["failed"] == {"b": "it is torn"}
+    assert open_output(tmp_path, HEADER, ["a", "b", "c"]).todo == ["b"]
+
+
+def test_a_shorter_run_does_not_forget_a_failure(tmp_path: Path) -> None:
+    """`--limit 1` after a full run: later commands must still know why `b` is not there."""
+    made(tmp_path, ["a", "b"], failing=("b",))
+    made(tmp_path, ["a"])
+    assert open_input(tmp_path, ("cams",)).available(["a", "b"]) == ["a"]
+
+
+def test_a_mended_photo_is_no_failure(tmp_path: Path) -> None:
+    made(tmp_path, ["a", "b"], failing=("b",))
+    made(tmp_path, ["a", "b"])
+    assert manifest(tmp_path)["failed"] == {}
+    assert open_input(tmp_path, ("cams",)).available(["a", "b"]) == ["a", "b"]
+
+
+def test_available_drops_failed_ones_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, ["a", "b", "c"], failing=("b",))
+    capsys.readouterr()
+    assert open_input(tmp_path, ("cams",)).available(["c", "b", "a"]) == ["c", "a"]
+    assert "warning: 1 photos are left out, they failed in cam: b" in capsys.readouterr().err
+
+
+def test_available_refuses_an_incomplete_folder(tmp_path: Path) -> None:
+    made(tmp_path, ["a"])
+    with pytest.raises(VplError, match=r"1 of 2 photos; b is missing") as caught:
+        open_input(tmp_path, ("cams",)).available(["a", "b"])
+    assert "vpltool cam --split train" in caught.value.hint
+
+
+def test_available_refuses_a_folder_without_any(tmp_path: Path) -> None:
+    made(tmp_path, ["a"], failing=("a",))
+    with pytest.raises(VplError, match="none of the photos"):
+        open_input(tmp_path, ("cams",)).available(["a"])
+
+
+def test_open_input_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(VplError, match="no cams in") as caught:
+        open_input(tmp_path / "none", ("cams",))
+    assert caught.value.hint == "vpltool cam"
+    made(tmp_path, ["a"])
+    with pytest.raises(VplError, match="holds cams, expected masks or predictions"):
+        open_input(tmp_path, ("masks", "predictions"))
+
+
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "{}", '{"header": {}}', '{"header": []}',
+    '{"header": {"kind": "cams", "command": "cam", "format": 99}}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "artifact.json").write_text(content)
+    with pytest.raises(VplError, match="artifact.json"):
+        open_input(tmp_path, ("cams",))
+
+
+def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
+    for name in ("text", "vision", "other"):
+        made(tmp_path / "cams" / name / "train", ["a"])
+
+    def found(what: str, preferred: tuple[str, ...] = ()) -> str:
+        return find_folder(tmp_path, ("cams",), what, "train", ("cams",), "vpltool cam",
+                           preferred).path.relative_to(tmp_path).as_posix()
+
+    assert found("text") == "cams/text/train"
+    assert found("cams/vision") == "cams/vision/train"
+    assert found(str(tmp_path / "cams/other")) == "cams/other/train"
+    assert found(str(tmp_path / "cams/other/train")) == "cams/other/train"
+    assert found("", ("vision", "text")) == "cams/vision/train"
+    assert found("", ("none",)) == "cams/other/train"
+    with pytest.raises(VplError, match="visoin") as caught:
+        found("visoin")
+    assert "vision" in caught.value.hint
