@@ -67,7 +67,7 @@ def test_eval_of_cams_at_a_threshold(copied: Path, run: Run, threshold: float) -
         label = tensors["classes"].numpy()[cam.argmax(axis=0)]
         pairs.append((scene.mask, np.where(cam.max(axis=0) >= threshold, label, 0)))
     assert list(report["iou"].values()) == pytest.approx(slow_iou(pairs), abs=1e-6)
-    assert report["threshold_chosen_by"] == "user"
+    assert report["threshold_chosen_by"] == "given"
 
 
 def test_the_best_of_the_sweep_is_said_to_be_so(copied: Path, run: Run) -> None:

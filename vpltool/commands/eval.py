@@ -18,6 +18,7 @@ from vpltool.formats import (
     identity_of_file,
     identity_of_many,
     open_workspace,
+    read_json,
     read_labels,
     write_json,
 )
@@ -42,6 +43,9 @@ def eval(  # noqa: A001 - the command's name
     threshold: Annotated[float, typer.Option(
         min=0, max=1, help="Background threshold of CAMs; 0: the best of the sweep, and said so.",
     )] = 0,
+    threshold_from: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Take the threshold from these scores: choose it on one split, score "
+                             "another.")] = None,
     alpha: Annotated[float, typer.Option(
         min=0, help="Background score (1 - max)^ALPHA of CAMs, as CLIP-ES; instead of "
                     "--threshold.")] = 0,
@@ -62,6 +66,10 @@ def eval(  # noqa: A001 - the command's name
     """
     console.set_quiet(quiet)
     workspace = open_workspace(ctx.obj)
+    if threshold_from is not None:
+        threshold = read_json(threshold_from, "vpltool eval --split SPLIT").get("threshold", 0)
+        if not threshold:
+            raise VplError(f"{threshold_from} has no threshold", "take scores of CAMs")
     source = find_folder(
         ctx.obj, ("predictions", "masks", "cams"), what, split, ("predictions", "masks", "cams"),
         "vpltool cam, vpltool crf or vpltool predict make something to score",
@@ -149,7 +157,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
         report["alphas"] = {f"{value:g}": round(metrics.scores(metrics.confusion_at(
             counts, metrics.threshold_of_alpha(value))).miou, 6) for value in _ALPHAS}
         chosen = threshold or (metrics.threshold_of_alpha(alpha) if alpha else 0)
-        report["threshold_chosen_by"] = "user" if chosen else "best of the sweep"
+        report["threshold_chosen_by"] = "given" if chosen else "best of the sweep"
         report["threshold"] = chosen = round(chosen or steps[curve.index(max(curve))], 4)
         counts = metrics.confusion_at(counts, chosen)
     result = metrics.scores(counts)

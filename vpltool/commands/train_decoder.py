@@ -58,6 +58,9 @@ def train_decoder(
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(
         min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
+    balanced: Annotated[bool, typer.Option(
+        "--balanced/--plain", help="Background and foreground weigh the same in the cross-entropy "
+                                   "(WeCLIP), or each pixel does.")] = True,
     tau: Annotated[float, typer.Option(
         min=1e-3, help="Temperature of the pixel classifier.")] = 0.07,
     width: Annotated[int, typer.Option(min=8, help="Width of the decoder.")] = 256,
@@ -105,12 +108,12 @@ def train_decoder(
 
     settings = TrainingSettings(
         iterations=iters, batch_size=batch_size, crop=crop, optimizer=optimizer,
-        lr=lr or _DEFAULT_LR[optimizer], lambda_ce=lambda_ce, lambda_rsc=lambda_rsc, seed=seed)
+        lr=lr or _DEFAULT_LR[optimizer], balanced=balanced, lambda_ce=lambda_ce,
+        lambda_rsc=lambda_rsc, seed=seed)
     header = Header(
         kind="decoder", command="train-decoder", model=vectors_header.model,
         options={"split": split, "source": frozen.source, "tau": tau, "width": width,
-                 "residual": residual,
-                 "layers": list(frozen.layers), **asdict(settings)},
+                 "residual": residual, "layers": list(frozen.layers), **asdict(settings)},
         inputs={"masks": labels.identity, "prototypes": identity_of_file(path)} | frozen.inputs)
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
@@ -231,7 +234,7 @@ def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimi
 
 def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
             ) -> tuple[int, list[list[float]]]:
-    """Load the checkpoint, if it is of the same configuration: first step, and loss curve so far."""
+    """Load the checkpoint, if it is of the same configuration: first step, and loss so far."""
     if not run.checkpoint.exists():
         return 0, []
     header, tensors = read_tensors(run.checkpoint, "decoder")

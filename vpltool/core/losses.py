@@ -11,13 +11,29 @@ from torch import Tensor
 from vpltool.core.classes import BACKGROUND
 
 
-def mask_loss(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
-    """Cross-entropy of logits (B, C, h, w), upsampled to the labels (B, H, W); 0 if all ignored."""
-    if bool((labels == ignore).all()):
-        return logits.sum() * 0
+def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
+              ignore: int = 255) -> Tensor:
+    """Cross-entropy of the pixels with the pseudo masks.
+
+    Args:
+        logits: (B, C, h, w); upsampled to the labels.
+        labels: (B, H, W).
+        balanced: half the mean over background pixels and half that over the others, as WeCLIP
+            has it: most pixels are background. Otherwise the mean over all pixels.
+        ignore: label that is not counted.
+
+    Returns:
+        the loss; what has no pixel counts 0.
+    """
     full = F.interpolate(logits, size=tuple(labels.shape[-2:]), mode="bilinear",
                          align_corners=False)
-    return F.cross_entropy(full.float(), labels.long(), ignore_index=ignore)
+    terms = F.cross_entropy(full.float(), labels.long(), ignore_index=ignore, reduction="none")
+    counted = labels != ignore
+    if not balanced:
+        return terms.sum() / counted.sum().clamp_min(1)
+    behind = labels == BACKGROUND
+    parts = [terms[part].sum() / part.sum().clamp_min(1) for part in (behind, counted & ~behind)]
+    return 0.5 * parts[0] + 0.5 * parts[1]
 
 
 def regional_contrast(

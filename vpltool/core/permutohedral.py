@@ -69,7 +69,7 @@ class Lattice:
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Enclosing simplex of each point: vertex keys (N, d + 1, d), barycentric weights (N, d + 1)."""
+    """Simplex around each point: vertex keys (N, d + 1, d), barycentric weights (N, d + 1)."""
     count, dims = features.shape
     device = features.device
     axes = torch.arange(1, dims + 1, device=device, dtype=torch.float32)

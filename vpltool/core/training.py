@@ -5,7 +5,7 @@ So a run that goes on from a checkpoint gives the same decoder as one that was n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ class TrainingSettings:
         lr: learning rate at the start.
         power: the rate falls as (1 − t)^power.
         warmup: steps of linear rise at the start.
+        balanced: whether background and foreground weigh the same in the cross-entropy.
         lambda_ce: weight of the cross-entropy.
         lambda_rsc: weight of the regional semantic contrast.
         seed: where chance begins.
@@ -45,6 +46,7 @@ class TrainingSettings:
     lr: float = 0.01
     power: float = 0.9
     warmup: int = 50
+    balanced: bool = True
     lambda_ce: float = 1.0
     lambda_rsc: float = 1.0
     seed: int = 0
@@ -190,7 +192,7 @@ def step_losses(
     """Mask loss and regional contrast of a batch of crops, on the decoder's device."""
     grid = (settings.crop, settings.crop)
     embeddings = decoder.embeddings(batch.layers, batch.patches, grid)
-    mask = mask_loss(decoder.logits(embeddings, grid), batch.labels)
+    mask = mask_loss(decoder.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
     if not settings.lambda_rsc:
         return mask, mask.new_zeros(())
     # A crop may have lost some of its photo's classes; what the masks show is what counts.

@@ -119,7 +119,7 @@ class Head(nn.Module):
                    **{key: value for key, value in config.items() if key != "shape"})
 
     def patch_embeddings(self, tokens: Tensor) -> Tensor:
-        """Map the last block's output (B, N, width) to L2-normed joint-space vectors (B, N, dim)."""
+        """Map the last block's output (B, N, width) to L2-normed joint vectors (B, N, dim)."""
         return F.normalize(self.ln_post(self.value_path(tokens)) @ self.proj, dim=-1)
 
     def pooled(self, tokens: Tensor) -> Tensor:

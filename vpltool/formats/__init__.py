@@ -21,8 +21,9 @@ from vpltool.formats.workspace import (
 )
 
 __all__ = [
-    "IGNORE", "KINDS", "Header", "InputFolder", "OutputFolder", "Photo", "Workspace", "describe",
-    "expect_header", "find_folder", "finish_all", "identity_of_file", "identity_of_many",
-    "open_input", "open_output", "open_workspace", "read_json", "read_labels", "read_tensors", "voc_palette",
-    "write_json", "write_labels", "write_tensors", "write_workspace",
+    "Header", "IGNORE", "InputFolder", "KINDS", "OutputFolder", "Photo", "Workspace",
+    "describe", "expect_header", "find_folder", "finish_all", "identity_of_file",
+    "identity_of_many", "open_input", "open_output", "open_workspace", "read_json",
+    "read_labels", "read_tensors", "voc_palette", "write_json", "write_labels", "write_tensors",
+    "write_workspace",
 ]
