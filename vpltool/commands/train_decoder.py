@@ -60,7 +60,7 @@ def train_decoder(
         min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
     balanced: Annotated[bool, typer.Option(
         "--balanced/--plain", help="Background and foreground weigh the same in the cross-entropy "
-                                   "(WeCLIP), or each pixel does.")] = True,
+                                   "(WeCLIP), or each pixel does (the paper).")] = False,
     tau: Annotated[float, typer.Option(
         min=1e-3, help="Temperature of the pixel classifier.")] = 0.07,
     width: Annotated[int, typer.Option(min=8, help="Width of the decoder.")] = 256,

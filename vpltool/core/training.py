@@ -46,7 +46,7 @@ class TrainingSettings:
     lr: float = 0.01
     power: float = 0.9
     warmup: int = 50
-    balanced: bool = True
+    balanced: bool = False
     lambda_ce: float = 1.0
     lambda_rsc: float = 1.0
     seed: int = 0
