@@ -71,6 +71,11 @@ reading salient-kl5 $SEEDED --cams text-salient --iters 5
 reading salient-kl50 $SEEDED --cams text-salient --iters 50
 reading salient-4 $SEEDED --cams text-salient --iters 0 --per-class 4
 reading salient-rounds $SEEDED --cams text-salient --iters 20 --rounds 3
+run extract --split train --max-side $SIDE --keep patches --patches value --out "$VPLTOOL_WORK/features-value/train"
+run learn-prototypes --features "$VPLTOOL_WORK/features-value/train" --solver lbfgs --iters 60 \
+    --max-pixels 50000 --out "$VPLTOOL_WORK/prototypes/value.safetensors"
+run cam --prototypes value --method dense --features "$VPLTOOL_WORK/features-value/train"
+score_cams value-dense
 run cam --prototypes salient
 run refine --cams salient
 score_cams salient
@@ -110,7 +115,7 @@ say 'readings of phase 1 (train, dense CAMs unless said otherwise)'
 vpltool scores --markdown \
     'text, GradCAM=scores/text-train.json' 'text, GradCAM refined=scores/text-refined-train.json' \
     'text, dense=scores/text-dense-train.json' 'literal, GradCAM refined=scores/literal-refined-train.json' \
-    $(for name in literal present present-student hardened regions grad-seeds grad-seeds-kl \
+    $(for name in literal value present present-student hardened regions grad-seeds grad-seeds-kl \
         grad-clusters salient-words salient salient-kl5 salient-kl50 salient-4 salient-rounds; do
         echo "$name=scores/$name-dense-train.json"; done) \
     'salient, GradCAM=scores/salient-train.json' 'salient, GradCAM refined=scores/salient-refined-train.json' \

@@ -144,3 +144,23 @@ def test_a_level_equal_to_the_threshold_is_dark() -> None:
     """CLIP-ES: strictly greater. 102 = int(0.4 · 255)."""
     cam = torch.tensor([[[1.0, 0.0, 102 / 255 + 1e-4, 0.0, 103 / 255 + 1e-4]]])
     assert box_mask(cam).tolist() == [[[True, False, False, False, True]]]
+
+
+@pytest.mark.parametrize("mask", ["box", "none"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_refine_along_patches_is_one_step_of_the_explicit_walk(mask: str, normalise: bool) -> None:
+    cams = some_maps(3, 5, 4, seed=9)
+    patches = torch.nn.functional.normalize(
+        torch.randn(20, 8, generator=torch.Generator().manual_seed(10)), dim=-1)
+    centred = (patches - patches.mean(dim=0)).double()
+    centred = centred / centred.norm(dim=1, keepdim=True)
+    heat = torch.tensor([[float(a @ b) / 0.1 for b in centred] for a in centred]).double().exp()
+    walk = heat / heat.sum(dim=1, keepdim=True)
+    masked = cams * slow_boxes(cams, 0.4) if mask == "box" else cams
+    wanted = torch.stack([(walk @ cam.flatten().double()).view(5, 4) for cam in masked])
+    if normalise:
+        wanted = wanted - wanted.amin((1, 2), keepdim=True)
+        wanted = wanted / (wanted.amax((1, 2), keepdim=True) + 1e-7)
+    found = refine(cams, patches.half() if normalise else patches, affinity="patches", mask=mask,
+                   normalise=normalise)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-2 if normalise else 1e-5, rtol=0)

@@ -118,31 +118,67 @@ def test_descent_brings_regions_to_their_prototypes() -> None:
     assert second.item() < first.item()
 
 
-def test_mask_loss_is_the_mean_over_labelled_pixels() -> None:
-    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(8))
+def pixel_losses(logits: Tensor, labels: Tensor) -> dict[int, list[float]]:
+    """Cross-entropy of each labelled pixel, by its label."""
+    each: dict[int, list[float]] = {}
+    for photo, y, x in (labels != 255).nonzero().tolist():
+        exps = [math.exp(value) for value in logits[photo, :, y, x].tolist()]
+        label = int(labels[photo, y, x])
+        each.setdefault(label, []).append(-math.log(exps[label] / sum(exps)))
+    return each
+
+
+@pytest.fixture
+def some_logits() -> Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(8))
+
+
+@pytest.fixture
+def some_labels() -> Tensor:
+    """More of the classes than of the background, so that both means differ."""
     labels = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(9))
-    labels[0, :2] = 255
-    each = []
-    for photo in range(2):
-        for y in range(4):
-            for x in range(4):
-                if labels[photo, y, x] != 255:
-                    exps = [math.exp(value) for value in logits[photo, :, y, x].tolist()]
-                    each.append(-math.log(exps[int(labels[photo, y, x])] / sum(exps)))
-    found = mask_loss(logits, labels.to(torch.uint8))
+    labels[0, :2], labels[1, 0] = 255, 1
+    return labels.to(torch.uint8)
+
+
+def test_plain_mask_loss_is_the_mean_over_labelled_pixels(some_logits: Tensor,
+                                                          some_labels: Tensor) -> None:
+    each = [value for part in pixel_losses(some_logits, some_labels).values() for value in part]
+    found = mask_loss(some_logits, some_labels, balanced=False)
     assert float(found) == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
-def test_mask_loss_takes_logits_to_the_labels_size() -> None:
+def test_balanced_mask_loss_is_half_background(some_logits: Tensor, some_labels: Tensor) -> None:
+    each = pixel_losses(some_logits, some_labels)
+    behind, front = each[0], each[1] + each[2]
+    wanted = 0.5 * sum(behind) / len(behind) + 0.5 * sum(front) / len(front)
+    assert float(mask_loss(some_logits, some_labels)) == pytest.approx(wanted, rel=1e-5)
+    assert len(behind) != len(front), "else it would be the plain mean"
+
+
+@pytest.mark.parametrize("only", [0, 2])
+def test_balanced_mask_loss_of_one_side_alone(only: int, some_logits: Tensor) -> None:
+    labels = torch.full((2, 4, 4), only, dtype=torch.uint8)
+    each = pixel_losses(some_logits, labels)[only]
+    assert float(mask_loss(some_logits, labels)) == pytest.approx(sum(each) / len(each) / 2)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_mask_loss_takes_logits_to_the_labels_size(balanced: bool) -> None:
     logits = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     labels = torch.randint(0, 2, (1, 12, 12), generator=torch.Generator().manual_seed(2))
     full = F.interpolate(logits, size=(12, 12), mode="bilinear", align_corners=False)
-    assert float(mask_loss(logits, labels)) == pytest.approx(float(F.cross_entropy(full, labels)))
+    each = pixel_losses(full, labels)
+    wanted = float(F.cross_entropy(full, labels))
+    if balanced:
+        wanted = sum(sum(part) / len(part) for part in each.values()) / 2
+    assert float(mask_loss(logits, labels, balanced=balanced)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_mask_loss_of_ignored_labels_alone_is_zero() -> None:
+@pytest.mark.parametrize("balanced", [True, False])
+def test_mask_loss_of_ignored_labels_alone_is_zero(balanced: bool) -> None:
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
-    loss = mask_loss(logits, torch.full((1, 12, 12), 255, dtype=torch.uint8))
+    loss = mask_loss(logits, torch.full((1, 12, 12), 255, dtype=torch.uint8), balanced=balanced)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

@@ -40,6 +40,9 @@ def extract(
         metavar="LIST", help="What to store: tokens (for gradcam), patches (for dense and "
                              "learn-prototypes), attention (for refine), layers (for "
                              "train-decoder).")] = "tokens,patches,attention",
+    patches: Annotated[str, typer.Option(
+        help="Patch embeddings: block (the last block's output, projected), or value (its value "
+             "path alone, as MaskCLIP).")] = "block",
     layers: Annotated[str, typer.Option(
         metavar="LIST", help="Blocks whose output `layers` holds, 0 is the first; "
                              "default: all but the last.")] = "",
@@ -64,6 +67,8 @@ def extract(
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     kept = _kept(keep)
+    if patches not in ("block", "value"):
+        raise VplError(f"--patches {patches}: no such path", near_name(patches, ("block", "value")))
 
     from vpltool.core.clip import load_clip
     from vpltool.core.device import find_device, find_precision, worker_count
@@ -76,7 +81,7 @@ def extract(
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
-        "layers": chosen, "precision": precision})
+        "layers": chosen, "patches": patches, "precision": precision})
     output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
     if output.todo or not head_path(folder).exists():
         write_tensors(head_path(folder), Header(
@@ -97,7 +102,8 @@ def extract(
             if not batch.ids:
                 continue
             pixels = batch.pixels.to(place, dtype, non_blocking=True)
-            features = vision(pixels, attention="attention" in kept, layers=chosen)
+            features = vision(pixels, attention="attention" in kept, layers=chosen,
+                              value_path=patches == "value")
             grid = torch.tensor([pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch])
             fields = {name: getattr(features, name).half().cpu() for name in kept}
             for index, key in enumerate(batch.ids):

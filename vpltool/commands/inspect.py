@@ -50,16 +50,8 @@ def _describe(path: Path) -> dict[str, Any]:
         raise VplError(f"{path} is not there", "vpltool inspect FILE")
     if path.is_dir():
         return _describe_folder(path)
-    if path.name == "workspace.json":
-        return _describe_folder(path.parent)
     if path.suffix == ".json":
-        content = read_json(path, "")
-        if content.get("kind") == "scores":
-            return {key: value for key, value in content.items()
-                    if key not in ("confusion", "sweep")}
-        if "header" in content:
-            return _describe_folder(path.parent)
-        return {"kind": "JSON", "keys": sorted(content)}
+        return _describe_json(path)
     if path.suffix == ".jsonl":
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {"kind": "images", "photos": len(lines)}
@@ -67,14 +59,23 @@ def _describe(path: Path) -> dict[str, Any]:
         raise VplError(f"{path} is of no kind that vpltool writes",
                        "it writes .safetensors, .png, .json and .jsonl")
     described = describe(path)
-    result = {"kind": "unknown: no vpltool header"}
+    result: dict[str, Any] = {"kind": "unknown: no vpltool header"}
     if described.header is not None:
         result = _of_header(asdict(described.header))
     if described.shapes:
-        result["tensors"] = {  # type: ignore[assignment]
+        result["tensors"] = {
             name: f"{dtype} {' × '.join(map(str, shape)) or 'scalar'}"
             for name, (dtype, shape) in sorted(described.shapes.items())}
     return result
+
+
+def _describe_json(path: Path) -> dict[str, Any]:
+    content = read_json(path, "")
+    if path.name == "workspace.json" or "header" in content:
+        return _describe_folder(path.parent)
+    if content.get("kind") == "scores":
+        return {key: value for key, value in content.items() if key not in ("confusion", "sweep")}
+    return {"kind": "JSON", "keys": sorted(content)}
 
 
 def _describe_folder(path: Path) -> dict[str, Any]:

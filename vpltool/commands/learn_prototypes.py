@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -87,6 +88,8 @@ def learn_prototypes(
                                      "else text.")] = "",
     text: Annotated[str, typer.Option(
         metavar="NAME-OR-PATH", help="Text prototypes.")] = "text",
+    features: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
     split: Split = "train",
     seed: Seed = 0,
     device: Device = "auto",
@@ -112,15 +115,16 @@ def learn_prototypes(
         "classes": classes, "student": student,
         "targets": targets or ("text" if pixels == "all" else "seeds"), "start": start,
         "background": background, "clusters": clusters, "per_class": per_class, "rounds": rounds,
-        "balance": balance, "max_pixels": max_pixels, "seed": seed, "split": split}
+        "balance": balance, "max_pixels": max_pixels, "seed": seed, "split": split,
+        "limit": limit}
     _check(chosen)
     workspace = open_workspace(ctx.obj)
-    features = open_input(ctx.obj / "features" / split, ("features",),
-                          f"vpltool extract --split {split}")
+    source = open_input(features or ctx.obj / "features" / split, ("features",),
+                        f"vpltool extract --split {split}")
     path, text_header, vectors = _artifacts.read_prototypes(ctx.obj, text)
-    _artifacts.check_same_model(features.header.model, text_header.model,
-                                f"{features.path} and {path}")
-    inputs = {"features": features.identity, "text": identity_of_file(path)}
+    _artifacts.check_same_model(source.header.model, text_header.model,
+                                f"{source.path} and {path}")
+    inputs = {"features": source.identity, "text": identity_of_file(path)}
     maps = None
     if _needs_cams(chosen):
         maps = find_folder(ctx.obj, ("cams",), cams, split, ("cams",),
@@ -128,10 +132,10 @@ def learn_prototypes(
                            preferred=("text-refined", "text"))
         inputs["cams"] = maps.identity
     header = Header(kind="prototypes", command="learn-prototypes", options=chosen, inputs=inputs,
-                    model=features.header.model)
+                    model=source.header.model)
     target = out or ctx.obj / "prototypes/vision.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
-        pool = _gather(workspace, features, maps, chosen, limit, str(device))
+        pool = _gather(workspace, source, maps, chosen, str(device))
         rows, index, facts = _learn(pool, vectors, workspace, chosen)
         write_tensors(target, replace(header, facts=facts),
                       {"prototypes": rows, "class_index": index})
@@ -148,6 +152,10 @@ def _check(chosen: dict[str, Any]) -> None:
                               ("background", "clusters")):
             if chosen[option] == value:
                 raise VplError(f"--{option} {value} needs seeds", "add --pixels seeds")
+    if (chosen["student"] == "present" and chosen["classes"] == "all"
+            and chosen["targets"] == "text"):
+        raise VplError("--student present cannot follow targets over all classes",
+                       "add --classes present, or --student all")
     if chosen["per_class"] > 1 and chosen["start"] != "seeds":
         raise VplError(f"--per-class {chosen['per_class']} needs seeds to divide",
                        "add --pixels seeds --start seeds")
@@ -171,14 +179,15 @@ class _Pool:
 
 
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-            chosen: dict[str, Any], limit: int, device: str) -> _Pool:
+            chosen: dict[str, Any], device: str) -> _Pool:
     import torch
 
     from vpltool.core.device import find_device
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     place = find_device(device)
-    photos = {photo.id: photo for photo in workspace.photos(chosen["split"], limit)}
+    photos = {photo.id: photo for photo in workspace.photos(
+        chosen["split"], chosen["limit"])}
     ids = features.available(photos)
     if maps is not None:
         ids = maps.available(ids)
@@ -208,6 +217,9 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
     if not len(pixels):
         raise VplError(f"no pixel reaches --phi {chosen['phi']:g}", "lower --phi")
     console.note(f"{len(pixels)} of {seen} patches of {len(ids)} photos are used")
+    if not any(photos[key].labels for key in ids):
+        raise VplError(f"no photo of `{chosen['split']}` has a tag",
+                       "give tags to vpltool prepare, or choose another --split")
     tags = [torch.tensor(workspace.indices_of(photos[key]), dtype=torch.long).to(place)
             for key in ids]
     return _Pool(torch.nn.functional.normalize(pixels, dim=-1), photo_of, labels, tags)
@@ -307,13 +319,13 @@ def _facts(pool: _Pool, text: Tensor, text_index: Tensor, rows: Tensor, index: T
 
     from vpltool.core.classes import allowed_rows
     from vpltool.core.gap import modality_gap
-    from vpltool.core.prototypes import text_targets
 
     labels = pool.labels
     if not bool((labels > 0).any()):
-        # Without seeds, a pixel's region is its likeliest class by the text.
-        allowed = allowed_rows(text_index, pool.tags)[pool.photo_of]
-        labels = text_index[text_targets(pool.pixels, text, allowed=allowed).argmax(dim=-1)]
+        # Without seeds, a pixel's region is the likeliest, by the text, of its photo's tags.
+        allowed = allowed_rows(text_index, pool.tags)[pool.photo_of] & (text_index != 0)
+        scores = (pool.pixels @ text.T).masked_fill(~allowed, float("-inf"))
+        labels = torch.where(allowed.any(dim=-1), text_index[scores.argmax(dim=-1)], 0)
     shown = [item for item in labels.unique().tolist() if item > 0]
     regions = torch.stack([pool.pixels[labels == item].mean(dim=0) for item in shown])
     region_class = torch.tensor(shown)

@@ -293,11 +293,12 @@ def _feature_batches(run: _Run, start: int) -> Iterator[CropBatch]:
             channels = torch.cat([*stored, tensors["patches"]], dim=-1).unflatten(0, grid)
             labels = labels_at(run.masks.read_labels(photo.id), grid)
             image, label, valid = random_window(channels[None], labels, settings.crop, 1, rng)
-            *layers, patches = image.flatten(0, 2).split(
+            *parts, patches = image.flatten(0, 2).split(
                 [stored.shape[-1]] * len(stored) + [tensors["patches"].shape[-1]], dim=-1)
-            crops.append((torch.stack(layers), patches, label, valid))
+            crops.append((torch.stack(parts), patches, label, valid))
             tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
-        yield CropBatch(*(torch.stack(parts) for parts in zip(*crops, strict=True)), tags)
+        layers, patches, labels, valid = map(torch.stack, zip(*crops, strict=True))
+        yield CropBatch(layers, patches, labels, valid, tags)
 
 
 def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:

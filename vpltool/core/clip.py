@@ -213,10 +213,11 @@ def _copy_head(source: Any) -> Head:
             attention = pooler.attn
             value = (attention.in_proj_weight[2 * pool_width :]
                      if attention.in_proj_weight is not None else attention.v_proj_weight)
-            _copy(head.value_path[0], pooler.ln_k)
-            head.value_path[1].weight.copy_(value)
-            head.value_path[1].bias.copy_(attention.in_proj_bias[2 * pool_width :])
-            _copy(head.value_path[2], attention.out_proj)
+            norm, into, out = head.value_path.children()
+            _copy(norm, pooler.ln_k)
+            bias = attention.in_proj_bias[2 * pool_width :]
+            into.load_state_dict({"weight": value, "bias": bias})
+            _copy(out, attention.out_proj)
     return head
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -76,7 +76,7 @@ def _readable(path: Path) -> Iterator[Image.Image]:
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise OSError("this is no image that can be read") from None
     except (ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
         raise OSError(str(error) or type(error).__name__) from error

@@ -207,7 +207,7 @@ def solve_lbfgs(
         count += 1
         return torch.tensor(value, dtype=torch.float32)
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return F.normalize(free.detach(), dim=-1)
 
 

@@ -122,6 +122,17 @@ class Head(nn.Module):
         """Map the last block's output (B, N, width) to L2-normed joint vectors (B, N, dim)."""
         return F.normalize(self.ln_post(self.value_path(tokens)) @ self.proj, dim=-1)
 
+    def value_embeddings(self, tokens: Tensor) -> Tensor:
+        """Map the last block's *input* (B, N, width) to joint vectors by its value path alone.
+
+        No patch sees another there (MaskCLIP, ECCV 2022): sharper in place, less sure of the
+        class. L2-normed (B, N, dim).
+        """
+        width = tokens.shape[-1]
+        weight, bias = self.block.qkv.weight[2 * width :], self.block.qkv.bias[2 * width :]
+        value = F.linear(self.block.ln_1(tokens), weight, bias)
+        return self.patch_embeddings(self.block.out(value))
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """Average the patch tokens (B, 1+n, width), CLS excluded, to L2-normed (B, dim).
 
@@ -191,14 +202,15 @@ class VisionTower(nn.Module):
         return torch.cat([self.positions[:1].float(), table.flatten(2)[0].T])
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, *, attention: bool = True,
-                layers: Sequence[int] = ()) -> DenseFeatures:
+    def forward(self, pixels: Tensor, *, attention: bool = True, layers: Sequence[int] = (),
+                value_path: bool = False) -> DenseFeatures:
         """Encode a batch.
 
         Args:
             pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
             attention: whether to average the attention of the last blocks.
             layers: indices of the blocks whose output is wanted (0 is the first).
+            value_path: take the patch embeddings from the last block's value path.
         """
         x = self.embed(pixels)
         first = self.depth - min(ATTENTION_BLOCKS, self.depth) if attention else self.depth
@@ -216,6 +228,8 @@ class VisionTower(nn.Module):
             if index in layers:
                 kept[index] = x[:, 1:]
         mean = None if total is None else total / (self.depth - first)
+        patches = (self.head.value_embeddings(tokens[:, 1:]) if value_path
+                   else self.head.patch_embeddings(x[:, 1:]))
         return DenseFeatures(
-            tokens, self.head.patch_embeddings(x[:, 1:]), mean,
+            tokens, patches, mean,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)

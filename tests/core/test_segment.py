@@ -1,0 +1,134 @@
+"""From a decoder to labels: mirrored copies, scales, sizes; and the decoder that begins as CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.clip import Clip, load_clip
+from vpltool.core.decoder import Decoder, DecoderShape, layers_of
+from vpltool.core.gradcam import dense_cam
+from vpltool.core.segment import FINENESS, keep_likely, labels_of, probabilities_of, segment
+
+INDEX = torch.tensor([1, 2, 2, 3, 0, 0])
+DIM, WIDTH = 16, 32
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip: Path) -> Clip:
+    return load_clip("x", str(tiny_clip), torch.device("cpu"))
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def make_decoder(*, residual: bool = False, tau: float = 0.07) -> Decoder:
+    torch.manual_seed(1)
+    shape = DecoderShape((0, 2), WIDTH, DIM, width=16, blocks=1, heads=2, residual=residual)
+    return Decoder(shape, unit(6, DIM, seed=2), INDEX, tau).eval()
+
+
+def some_photos(height: int = 24, width: int = 40) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.75, 1.5)])
+def test_flip_averaging_is_equivariant(scales: tuple[float, ...], clip: Clip) -> None:
+    decoder, photos = make_decoder(), some_photos()
+    found = segment(clip.vision, decoder, photos, scales, flip=True)
+    assert tuple(found.shape) == (2, 4, 3 * FINENESS, 5 * FINENESS)
+    mirrored = segment(clip.vision, decoder, photos.flip(3), scales, flip=True)
+    torch.testing.assert_close(mirrored.flip(3), found, atol=1e-5, rtol=1e-4)
+    plain = segment(clip.vision, decoder, photos, scales)
+    assert not torch.allclose(plain, found, atol=1e-3), "else this would not test it"
+    both = (plain + segment(clip.vision, decoder, photos.flip(3), scales).flip(3)) / 2
+    torch.testing.assert_close(both, found, atol=1e-5, rtol=1e-4)
+
+
+def test_scales_are_averaged(clip: Clip) -> None:
+    decoder, photos = make_decoder(), some_photos(32, 32)
+    whole, half = (segment(clip.vision, decoder, photos, [scale]) for scale in (1, 0.5))
+    found = segment(clip.vision, decoder, photos, [1, 0.5])
+    torch.testing.assert_close(found, (whole + half) / 2)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 16, 16))
+    assert not torch.allclose(whole, half, atol=1e-3)
+
+
+def test_photos_of_a_batch_do_not_touch_each_other(clip: Clip) -> None:
+    decoder, photos = make_decoder(), some_photos()
+    found = segment(clip.vision, decoder, photos, (1, 0.75), flip=True)
+    for number in range(2):
+        alone = segment(clip.vision, decoder, photos[number : number + 1], (1, 0.75), flip=True)
+        torch.testing.assert_close(alone[0], found[number], atol=1e-5, rtol=1e-4)
+
+
+def test_labels_are_at_the_photos_size() -> None:
+    probabilities = torch.zeros(3, 2, 2)
+    for place, label in enumerate((2, 0, 1, 2)):
+        probabilities[label, place // 2, place % 2] = 1
+    found = labels_of(probabilities, (30, 50))
+    assert found.shape == (30, 50)
+    assert found.dtype == np.uint8
+    assert [found[y, x] for y in (3, 26) for x in (5, 44)] == [2, 0, 1, 2]
+
+
+def test_keep_likely() -> None:
+    probabilities = torch.full((4, 3, 3), 0.01)
+    probabilities[2, 1, 1], probabilities[3, 0, 0] = 0.05, 0.0499
+    scores, classes = keep_likely(probabilities)
+    assert classes.tolist() == [0, 2], "the background stays in any case"
+    assert torch.equal(scores, probabilities[[0, 2]])
+    assert keep_likely(probabilities, least=0.001)[1].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("tau", [0.02, 0.07])
+def test_a_residual_decoder_begins_as_dense_clip(tau: float) -> None:
+    grid = (3, 5)
+    patches, layers = unit(2, 15, DIM, seed=4), torch.randn(2, 2, 15, WIDTH)
+    decoder = make_decoder(residual=True, tau=tau)
+    torch.testing.assert_close(decoder.embeddings(layers, patches, grid), patches)
+    found = decoder.logits(patches, grid).softmax(dim=1)
+    for photo in range(2):
+        for place in range(15):
+            heat = (decoder.prototypes @ patches[photo, place] / tau).softmax(dim=0)
+            wanted = [float(heat[index == INDEX].sum()) for index in range(4)]
+            assert found[photo, :, place // 5, place % 5].tolist() == pytest.approx(wanted,
+                                                                                  abs=1e-5)
+    maps = dense_cam(patches, grid, decoder.prototypes, INDEX, [torch.arange(1, 4)] * 2, tau=tau)
+    torch.testing.assert_close(torch.stack(maps), found[:, 1:], atol=1e-5, rtol=1e-4)
+    other = make_decoder().embeddings(layers, patches, grid)
+    assert not torch.allclose(other, patches, atol=0.1)
+
+
+def test_a_residual_decoder_can_leave_its_start() -> None:
+    """Zero weights at the end of it must not keep it from learning."""
+    decoder = make_decoder(residual=True).train()
+    patches, layers = unit(1, 6, DIM, seed=4), torch.randn(1, 2, 6, WIDTH)
+    decoder.logits(decoder.embeddings(layers, patches, (2, 3)), (2, 3))[:, 1].mean().backward()
+    gradient = decoder.project.weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().max()) > 0
+
+
+def test_decoder_is_rebuilt_from_its_config() -> None:
+    decoder = make_decoder(residual=True, tau=0.03)
+    again = Decoder.from_config(decoder.config)
+    again.load_state_dict(decoder.state_dict())
+    assert again.shape == decoder.shape
+    patches, layers = unit(1, 6, DIM, seed=4), torch.randn(1, 2, 6, WIDTH)
+    torch.testing.assert_close(probabilities_of(again.eval(), layers, patches, (2, 3)),
+                               probabilities_of(decoder, layers, patches, (2, 3)))
+
+
+def test_layers_of() -> None:
+    stored = torch.arange(3.0)[None, :, None, None].expand(2, 3, 4, 5)
+    assert layers_of(stored, [1, 4, 7], [7, 1])[0, :, 0, 0].tolist() == [2, 0]
+    assert layers_of(stored, [1, 4, 7], [1, 4, 7]) is stored
+    with pytest.raises(KeyError):
+        layers_of(stored, [1, 4, 7], [2])

@@ -1,0 +1,238 @@
+"""`learn-prototypes` through the command line: readings, refusals, facts, bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHAPES, Run
+from torch import Tensor
+
+from vpltool.formats import describe, read_tensors
+
+QUICK = ("--iters", 6)
+"""No later option of the same name: the last one counts."""
+
+SEEDED = ("--pixels", "seeds", "--phi", "0.6", "--phi-background", "0.3")
+
+
+def learn(run: Run, work: Path, out: Path, *options: object) -> tuple[dict[str, Any], Tensor, Any]:
+    """Run the command, with its result elsewhere: header, rows, class index."""
+    result = run("learn-prototypes", *QUICK, *options, "--out", out, work=work)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [str(out)]
+    header, tensors = read_tensors(out, "prototypes")
+    return {"options": header.options, **header.facts}, tensors["prototypes"], tensors[
+        "class_index"]
+
+
+def text_of(work: Path) -> tuple[Tensor, list[int]]:
+    _, tensors = read_tensors(work / "prototypes/text.safetensors", "prototypes")
+    return tensors["prototypes"], tensors["class_index"].tolist()
+
+
+READINGS: dict[str, tuple[object, ...]] = {
+    "default": (),
+    "literal": ("--classes", "all"),
+    "present student": ("--student", "present"),
+    "hardened": ("--harden", "0.4"),
+    "lbfgs": ("--solver", "lbfgs"),
+    "rounds": ("--rounds", 3),
+    "seeds": (*SEEDED,),
+    "seeds guided by text": (*SEEDED, "--targets", "text", "--harden", "0.3"),
+    "seeds as start": (*SEEDED, "--start", "seeds", "--balance"),
+    "clusters": (*SEEDED, "--start", "seeds", "--background", "clusters", "--clusters", 3),
+    "clusters, text start": (*SEEDED, "--background", "clusters", "--clusters", 2,
+                             "--solver", "lbfgs", "--student", "present"),
+    "several a class": (*SEEDED, "--start", "seeds", "--per-class", 2, "--rounds", 2),
+    "regions": ("--pixels", "regions"),
+    "regions guided by text": ("--pixels", "regions", "--targets", "text", "--solver", "lbfgs"),
+    "regions, clusters": ("--pixels", "regions", "--start", "seeds", "--background", "clusters",
+                          "--clusters", 2, "--balance"),
+    "not learned": (*SEEDED, "--start", "seeds", "--iters", 0),
+    "raw CAMs": (*SEEDED, "--cams", "text"),
+    "another seed and temperatures": ("--seed", 3, "--tau-i", "0.1", "--tau-t", "0.05"),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_reading(name: str, run: Run, ready: Path, tmp_path: Path) -> None:
+    """Each runs, gives unit rows for every class and the background, and says what it did."""
+    options = READINGS[name]
+    facts, rows, index = learn(run, ready / "work", tmp_path / "v.safetensors", *options)
+    text, text_index = text_of(ready / "work")
+    owners = index.tolist()
+    assert set(owners) == {0, 1, 2, 3}
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-4, rtol=0)
+    assert facts["space"] == "vision"
+    assert facts["rows"] == [["background", *SHAPES][owner] for owner in owners]
+    for space in ("text", "vision"):
+        assert set(facts["gap"][space]) == {"cosine", "centroid"}
+        assert all(0 <= value <= 2 for value in facts["gap"][space].values())
+    if "--background" in options:
+        assert owners.count(0) == options[options.index("--clusters") + 1]
+    else:
+        assert owners.count(0) == text_index.count(0)
+    most = 2 if "--per-class" in options else 1
+    assert all(1 <= owners.count(owner) <= most for owner in (1, 2, 3))
+    course = facts["course"]
+    if "--iters" in options:
+        assert course == []
+    else:
+        assert all(len(entry) == 4 and all(map(math.isfinite, entry)) for entry in course)
+        assert all(entry[1] > -1e-4 for entry in course), "a Kullback-Leibler distance is not < 0"
+    assert rows.shape != text.shape or not torch.equal(rows, text)
+
+
+@pytest.mark.parametrize("solver", ["pgd", "lbfgs"])
+def test_the_literal_objective_falls(solver: str, run: Run, ready: Path, tmp_path: Path) -> None:
+    facts, *_ = learn(run, ready / "work", tmp_path / "v.safetensors", "--classes", "all",
+                      "--solver", solver, "--iters", 400)
+    first, last = facts["course"][0][1], facts["course"][-1][1]
+    assert last < 0.9 * first
+    assert facts["gap"]["vision"]["cosine"] < facts["gap"]["text"]["cosine"]
+
+
+def test_hardening_makes_another_result(run: Run, ready: Path, tmp_path: Path) -> None:
+    found = [learn(run, ready / "work", tmp_path / f"{harden}.safetensors", "--tau-t", 1,
+                   "--harden", harden)[1] for harden in (0, "0.04")]
+    assert not torch.allclose(*found, atol=1e-4)
+
+
+def test_zero_iterations_from_the_text_is_the_text(run: Run, ready: Path, tmp_path: Path) -> None:
+    facts, rows, index = learn(run, ready / "work", tmp_path / "v.safetensors", "--iters", 0)
+    text, text_index = text_of(ready / "work")
+    assert torch.equal(rows, text)
+    assert index.tolist() == text_index
+    assert facts["gap"]["text"] == facts["gap"]["vision"]
+
+
+def test_seeds_close_the_gap_to_the_seeds(run: Run, ready: Path, tmp_path: Path) -> None:
+    facts, *_ = learn(run, ready / "work", tmp_path / "v.safetensors", *READINGS["not learned"])
+    assert facts["gap"]["vision"]["cosine"] == pytest.approx(0, abs=1e-4)
+    assert facts["gap"]["text"]["cosine"] > 0.1
+
+
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "targets": (("--targets", "seeds"), "--pixels seeds"),
+    "start": (("--start", "seeds"), "--pixels seeds"),
+    "clusters of all": (("--background", "clusters"), "--pixels seeds"),
+    "clusters by text": ((*SEEDED, "--background", "clusters", "--targets", "text"), "--targets"),
+    "several without seeds": (("--per-class", 2), "--start seeds"),
+    "several from text": ((*SEEDED, "--per-class", 2), "--start seeds"),
+    "targets outside the student": (("--classes", "all", "--student", "present"), "--"),
+    "solver": (("--solver", "lbgfs"), "lbfgs"),
+    "pixels": (("--pixels", "seed"), "seeds"),
+    "no such CAMs": ((*SEEDED, "--cams", "tex"), "text"),
+    "no such text": (("--text", "txt"), "text-prototypes"),
+    "no seed at all": (("--pixels", "seeds", "--phi", 1, "--phi-background", 0, "--cams",
+                        "cams/text-faint"), "--phi"),
+}
+
+
+@pytest.fixture
+def faint(copied: Path) -> Path:
+    """CAMs that nowhere reach 1 nor 0, as cams/text-faint."""
+    import shutil
+
+    from vpltool.formats import write_tensors
+
+    folder = copied / "work/cams/text-faint/train"
+    shutil.copytree(copied / "work/cams/text/train", folder)
+    for path in folder.glob("*.safetensors"):
+        header, tensors = read_tensors(path, "cams")
+        write_tensors(path, header, {**tensors, "cam": tensors["cam"].clamp(0.1, 0.9)})
+    return copied / "work"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, run: Run, faint: Path, tmp_path: Path) -> None:
+    options, hint = REFUSED[name]
+    out = tmp_path / "v.safetensors"
+    result = run("learn-prototypes", *QUICK, *options, "--out", out, work=faint)
+    assert result.code == 1, result.err
+    assert len(result.lines("error:")) == 1
+    assert hint in result.lines("hint:")[0]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [(), SEEDED, ("--pixels", "regions")])
+def test_max_pixels(options: tuple[str, ...], run: Run, ready: Path, tmp_path: Path) -> None:
+    used = []
+    for bound in (12, 6):
+        result = run("learn-prototypes", *QUICK, *options, "--max-pixels", bound, "--out",
+                     tmp_path / f"{bound}.safetensors", work=ready / "work")
+        assert result.code == 0, result.err
+        said = next(line for line in result.err.splitlines() if "patches of" in line)
+        used.append(int(said.split()[0]))
+        assert used[-1] <= bound
+        assert said.endswith("6 photos are used")
+    assert used[1] == 6
+
+
+def test_a_second_run_does_no_work(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("learn-prototypes", *QUICK, *SEEDED, "--start", "seeds", "--per-class", 2)
+    path = copied / "work/prototypes/vision.safetensors"
+    first = run(*options, work=copied / "work")
+    assert first.code == 0, first.err
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+
+    def never(*_args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("vpltool.commands.learn_prototypes._gather", never)
+    second = run(*options, work=copied / "work")
+    assert second.code == 0, second.err
+    assert second.out == first.out
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    refused = run(*options, "--tau-i", "0.05", work=copied / "work")
+    assert refused.code == 1
+    assert "tau_i was 0.03, now 0.05" in refused.lines("error:")[0]
+    assert "--overwrite" in refused.lines("hint:")[0]
+
+
+def test_fewer_photos_are_another_result(run: Run, copied: Path) -> None:
+    """What --limit gave must not pass for the prototypes of all photos."""
+    work = copied / "work"
+    assert run("learn-prototypes", *QUICK, "--limit", 2, work=work).code == 0
+    few = (work / "prototypes/vision.safetensors").read_bytes()
+    result = run("learn-prototypes", *QUICK, work=work)
+    assert result.code == 1, "the result of two photos was taken for that of all"
+    assert run("learn-prototypes", *QUICK, "--overwrite", work=work).code == 0
+    assert (work / "prototypes/vision.safetensors").read_bytes() != few
+
+
+@pytest.mark.parametrize("name", ["clusters", "several a class", "rounds"])
+def test_same_seed_same_bytes(name: str, run: Run, ready: Path, tmp_path: Path) -> None:
+    options = (*READINGS[name], "--max-pixels", 60)
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(7)
+        learn(run, ready / "work", tmp_path / f"{out}.safetensors", *options, "--seed", seed)
+    first, second, other = ((tmp_path / f"{out}.safetensors").read_bytes() for out in "abc")
+    assert first == second
+    rows = [read_tensors(tmp_path / f"{out}.safetensors", "prototypes")[1]["prototypes"]
+            for out in "ac"]
+    assert rows[0].shape != rows[1].shape or not torch.equal(*rows), other[:0]
+
+
+def test_header_names_what_it_was_made_from(run: Run, ready: Path, tmp_path: Path) -> None:
+    learn(run, ready / "work", tmp_path / "all.safetensors")
+    learn(run, ready / "work", tmp_path / "seeds.safetensors", *SEEDED)
+    for name, wanted in (("all", {"features", "text"}), ("seeds", {"features", "text", "cams"})):
+        header = describe(tmp_path / f"{name}.safetensors").header
+        assert header is not None
+        assert set(header.inputs) == wanted
+
+
+def test_photos_without_tags_alone(run: Run, copied: Path) -> None:
+    """No class is there to learn: a line and a hint, no traceback."""
+    listing = copied / "work/images.jsonl"
+    lines = [json.loads(line) | {"labels": []} for line in listing.read_text().splitlines()]
+    listing.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("learn-prototypes", *QUICK, work=copied / "work")
+    assert result.code == 1
+    assert result.lines("hint:")
