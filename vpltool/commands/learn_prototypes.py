@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,8 @@ from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vpltool.core.phase_one import Pixels
 
 STAGE = Stage(order=45, panel="Features and prototypes", reads=("features", "prototypes", "cams"),
               writes=("prototypes",))
@@ -126,7 +128,7 @@ def learn_prototypes(
                                 f"{source.path} and {path}")
     inputs = {"features": source.identity, "text": identity_of_file(path)}
     maps = None
-    if _needs_cams(chosen):
+    if pixels != "all":
         maps = find_folder(ctx.obj, ("cams",), cams, split, ("cams",),
                            "vpltool cam --prototypes text, then vpltool refine --cams text",
                            preferred=("text-refined", "text"))
@@ -164,25 +166,12 @@ def _check(chosen: dict[str, Any]) -> None:
                        "add --targets seeds, or --background words")
 
 
-def _needs_cams(chosen: dict[str, Any]) -> bool:
-    return bool(chosen["pixels"] != "all")
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Pixels of many photos: embeddings (N, dim), photo numbers (N,), labels (N,), tags a photo."""
-
-    pixels: Tensor
-    photo_of: Tensor
-    labels: Tensor
-    tags: list[Tensor]
-
-
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-            chosen: dict[str, Any], device: str) -> _Pool:
+            chosen: dict[str, Any], device: str) -> Pixels:
     import torch
 
     from vpltool.core.device import find_device
+    from vpltool.core.phase_one import Pixels
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     place = find_device(device)
@@ -222,120 +211,56 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
                        "give tags to vpltool prepare, or choose another --split")
     tags = [torch.tensor(workspace.indices_of(photos[key]), dtype=torch.long).to(place)
             for key in ids]
-    return _Pool(torch.nn.functional.normalize(pixels, dim=-1), photo_of, labels, tags)
+    return Pixels(torch.nn.functional.normalize(pixels, dim=-1), photo_of, labels, tags)
 
 
-def _learn(pool: _Pool, vectors: dict[str, Tensor], workspace: Workspace, chosen: dict[str, Any]
+def _learn(pool: Pixels, vectors: dict[str, Tensor], workspace: Workspace, chosen: dict[str, Any]
            ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Start, targets, solver, in as many rounds as asked: rows, their classes, and facts."""
-    from vpltool.core import prototypes as solve
-    from vpltool.core import seeds
-    from vpltool.core.classes import allowed_rows
+    """Learn with a bar and a course; give rows, their classes, and facts for the header."""
+    from vpltool.core import phase_one
+    from vpltool.core.prototypes import SolverRecord
 
-    place = pool.pixels.device
+    place = pool.embeddings.device
     text, text_index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
-    rows, index = _start(pool, text, text_index, chosen, workspace)
-    in_photo = allowed_rows(index, pool.tags)[pool.photo_of]
-    teacher = in_photo if chosen["classes"] == "present" else None
-    learner = in_photo if chosen["student"] == "present" else None
-    weights = seeds.balancing_weights(pool.labels) if chosen["balance"] else None
-    watched: list[list[float]] = []
-    for number in range(chosen["rounds"]):
-        if number:
-            # The last round's own distribution, within the photo's tags: an EM step.
-            target = solve.text_targets(pool.pixels, rows, tau=chosen["tau_i"], allowed=in_photo,
-                                        harden=chosen["harden"])
-        elif chosen["targets"] == "seeds":
-            target = seeds.seed_targets(pool.pixels, pool.labels, rows, index)
-        else:
-            target = solve.text_targets(pool.pixels, text, tau=chosen["tau_t"], allowed=teacher,
-                                        harden=chosen["harden"])
-        if chosen["iters"]:
-            rows = _solve(pool, target, rows, learner, weights, chosen, watched)
-    facts = _facts(pool, text, text_index, rows, index, workspace, watched)
-    return rows.cpu(), index.cpu(), facts
+    fields = phase_one.Reading.__dataclass_fields__
+    reading = phase_one.Reading(**{key: chosen[key] for key in fields})
+    _warn_of_missing_seeds(pool, text_index, workspace, chosen)
+    course: list[list[float]] = []
+    with console.progress(f"learn-prototypes ({chosen['solver']})",
+                          chosen["iters"] * chosen["rounds"]) as advance:
 
+        def watch(record: SolverRecord) -> None:
+            before = course[-1][0] if course else 0
+            advance(int(max(record.step - before, 0)), text=f"objective {record.objective:.4f} "
+                                                            f"gradient {record.gradient:.2e}")
+            course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
+                           record.lr])
 
-def _start(pool: _Pool, text: Tensor, text_index: Tensor, chosen: dict[str, Any],
-           workspace: Workspace) -> tuple[Tensor, Tensor]:
-    import torch
-
-    from vpltool.core import seeds
-    from vpltool.core.prototypes import spherical_kmeans
-
-    rows, index = text, text_index
-    if chosen["background"] == "clusters":
-        behind = pool.pixels[pool.labels == 0]
-        if not len(behind):
-            raise VplError(f"no pixel is below --phi-background {chosen['phi_background']:g}",
-                           "raise --phi-background, or --background words")
-        centres = spherical_kmeans(behind, chosen["clusters"], seed=chosen["seed"])
-        rows = torch.cat([text[text_index != 0], centres])
-        index = torch.cat([text_index[text_index != 0], text_index.new_zeros(len(centres))])
-    if chosen["start"] == "seeds":
-        seeded = set(pool.labels.unique().tolist())
-        without = [workspace.class_name(item) for item in index.unique().tolist()
-                   if item and item not in seeded]
-        if without:
-            console.warn(f"no seeds for {', '.join(without)}: the text prototype stays")
-        if chosen["per_class"] > 1:
-            return seeds.class_clusters(pool.pixels, pool.labels, rows, index,
-                                        chosen["per_class"], seed=chosen["seed"])
-        rows = seeds.class_means(pool.pixels, pool.labels, rows, index)
-    return rows, index
-
-
-def _solve(pool: _Pool, target: Tensor, rows: Tensor, learner: Tensor | None,
-           weights: Tensor | None, chosen: dict[str, Any], watched: list[list[float]]) -> Tensor:
-    from vpltool.core import prototypes as solve
-
-    first = len(watched)
-    with console.progress(f"learn-prototypes ({chosen['solver']})", chosen["iters"]) as advance:
-        done = 0
-
-        def watch(record: solve.SolverRecord) -> None:
-            nonlocal done
-            watched.append([record.step, round(record.objective, 7), round(record.gradient, 9),
-                            record.lr])
-            advance(max(record.step - done, 0), text=f"objective {record.objective:.4f} "
-                                                     f"gradient {record.gradient:.2e}")
-            done = max(record.step, done)
-
-        common = {"tau": chosen["tau_i"], "iters": chosen["iters"], "allowed": learner,
-                  "weights": weights, "watch": watch}
-        if chosen["solver"] == "pgd":
-            rows = solve.solve_pgd(pool.pixels, target, rows, lr=chosen["lr"], **common)
-        else:
-            rows = solve.solve_lbfgs(pool.pixels, target, rows, **common)
-    console.note(f"objective {watched[first][1]:.5f} → {watched[-1][1]:.5f}, "
-                 f"gradient {watched[first][2]:.2e} → {watched[-1][2]:.2e}")
-    return rows
-
-
-def _facts(pool: _Pool, text: Tensor, text_index: Tensor, rows: Tensor, index: Tensor,
-           workspace: Workspace, watched: list[list[float]]) -> dict[str, Any]:
-    """What goes into the file beside the rows: names, the solver's course, gap before and after."""
-    import torch
-
-    from vpltool.core.classes import allowed_rows
-    from vpltool.core.gap import modality_gap
-
-    labels = pool.labels
-    if not bool((labels > 0).any()):
-        # Without seeds, a pixel's region is the likeliest, by the text, of its photo's tags.
-        allowed = allowed_rows(text_index, pool.tags)[pool.photo_of] & (text_index != 0)
-        scores = (pool.pixels @ text.T).masked_fill(~allowed, float("-inf"))
-        labels = torch.where(allowed.any(dim=-1), text_index[scores.argmax(dim=-1)], 0)
-    shown = [item for item in labels.unique().tolist() if item > 0]
-    regions = torch.stack([pool.pixels[labels == item].mean(dim=0) for item in shown])
-    region_class = torch.tensor(shown)
-    gaps = [modality_gap(vectors, owner, regions, region_class)
-            for vectors, owner in ((text, text_index), (rows, index))]
+        try:
+            rows, index = phase_one.learn(pool, text, text_index, reading, watch)
+        except ValueError as error:
+            raise VplError(f"{error}: none is below --phi-background "
+                           f"{chosen['phi_background']:g}",
+                           "raise --phi-background, or --background words") from error
+    if course:
+        console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
+                     f"gradient {course[0][2]:.2e} → {course[-1][2]:.2e}")
+    gaps = phase_one.gaps(pool, text, text_index, rows, index)
     console.note(f"modality gap (1 - cosine to the regions): text {gaps[0].cosine:.3f}, "
                  f"vision {gaps[1].cosine:.3f}")
-    return {
+    return rows.cpu(), index.cpu(), {
         "space": "vision",
         "rows": [workspace.class_name(item) for item in index.tolist()],
         "gap": {name: {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}
                 for name, gap in zip(("text", "vision"), gaps, strict=True)},
-        "course": watched}
+        "course": course}
+
+
+def _warn_of_missing_seeds(pool: Pixels, text_index: Tensor, workspace: Workspace,
+                           chosen: dict[str, Any]) -> None:
+    if chosen["start"] == "seeds":
+        seeded = set(pool.labels.unique().tolist())
+        without = [workspace.class_name(item) for item in text_index.unique().tolist()
+                   if item and item not in seeded]
+        if without:
+            console.warn(f"no seeds for {', '.join(without)}: the text prototype stays")
