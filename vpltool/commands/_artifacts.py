@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import Header, expect_header
+from vpltool.formats import Header, Photo, Workspace, expect_header
 from vpltool.formats.header import difference
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def is_done(
@@ -65,6 +69,22 @@ def read_prototypes(work: Path, choice: str) -> tuple[Path, Header, dict[str, An
     path = find_prototypes(work, choice)
     header, tensors = read_tensors(path, "prototypes", made_by=prototypes_hint(choice))
     return path, header, tensors
+
+
+def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
+    """Read a photo that an earlier command could read: RGB (H, W, 3).
+
+    Raises:
+        VplError: it cannot be read any more; the photo is named.
+    """
+    from vpltool.core.photos import describe_failure, read_photo
+
+    path = workspace.image_path(photo)
+    try:
+        return read_photo(path)
+    except OSError as error:
+        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
+                       "mend it and run the same command again") from error
 
 
 def find_prototypes(work: Path, choice: str) -> Path:

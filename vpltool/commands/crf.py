@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from vpltool.formats import (
     OutputFolder,
     find_folder,
     finish_all,
+    open_input,
     open_output,
     open_workspace,
     read_json,
@@ -104,9 +105,15 @@ def _find_source(work: Path, what: str, split: str) -> InputFolder:
     """CAMs; or probabilities where a prediction is meant and they were stored, else its labels."""
     kinds = ("cams", "probabilities", "predictions")
     if what.startswith("predictions/"):
-        soft = work / "probabilities" / what.removeprefix("predictions/") / split
+        hard = find_folder(work, ("predictions",), what.removeprefix("predictions/"), split,
+                           ("predictions",), "vpltool predict")
+        soft = work / "probabilities" / hard.path.parent.name / hard.path.name
         if (soft / "artifact.json").exists():
-            return find_folder(work, kinds, str(soft), "", kinds, "vpltool predict")
+            found = open_input(soft, ("probabilities",))
+            # Those of an earlier run with other settings are not these predictions' own.
+            if replace(found.header, kind=hard.kind).config_hash == hard.identity:
+                return found
+        return hard
     return find_folder(work, ("cams", "predictions"), what, split, kinds,
                        f"vpltool cam --split {split}",
                        preferred=("vision-refined", "vision", "text-refined", "text"))

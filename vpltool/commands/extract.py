@@ -139,11 +139,21 @@ def parse_layers(choice: str, depth: int) -> list[int]:
     """
     if not choice:
         return list(range(depth - 1))
-    try:
-        layers = sorted({int(part) for part in choice.split(",")})
-    except ValueError:
-        layers = []
-    if not layers or layers[0] < 0 or layers[-1] >= depth:
+    layers = parse_numbers(choice)
+    if layers[0] < 0 or layers[-1] >= depth:
         raise VplError(f"--layers {choice}: this model has the blocks 0 to {depth - 1}",
                        "for example --layers 2,5,8,11")
     return layers
+
+
+def parse_numbers(choice: str) -> list[int]:
+    """Read `2,5,8`: ascending, each once.
+
+    Raises:
+        VplError: it is no list of whole numbers.
+    """
+    try:
+        return sorted({int(part) for part in choice.split(",")})
+    except ValueError:
+        raise VplError(f"--layers {choice}: no list of block numbers",
+                       "for example --layers 2,5,8,11") from None

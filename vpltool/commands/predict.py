@@ -99,6 +99,7 @@ def predict(
     where = split
     if images:
         paths, where = _named_photos(images), "photos"
+        paths = dict(list(paths.items())[: limit or None])
         source = "photos"
     else:
         paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}

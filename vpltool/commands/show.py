@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpltool import console
+from vpltool.commands._artifacts import read_known_photo
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace, voc_palette
 from vpltool.formats.labels import read_labels
@@ -49,12 +50,11 @@ def show(
     sources = [(name, find_folder(ctx.obj, kinds[:3], name, split, kinds, "vpltool cam"))
                for name in names]
 
-    from vpltool.core.photos import read_photo
     from vpltool.core.pictures import labels_over, sheet
 
     rows = []
     for photo in photos:
-        picture = read_photo(workspace.image_path(photo))
+        picture = read_known_photo(workspace, photo)
         row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
         row += [(name, _panel(source, photo, picture)) for name, source in sources
                 if source.path_of(photo.id).exists()]

@@ -11,6 +11,7 @@ import typer
 
 from vpltool import console
 from vpltool.commands import _artifacts
+from vpltool.commands.extract import parse_layers, parse_numbers
 from vpltool.errors import VplError, near_name
 from vpltool.formats import (
     Header,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 STAGE = Stage(order=70, panel="Segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
+
+_HEADS = 8
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -93,6 +96,9 @@ def train_decoder(
                                  ("source", source, ("auto", "features", "photos"))):
         if value not in known:
             raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    if width % _HEADS:
+        raise VplError(f"--width {width}: not a multiple of {_HEADS}, the number of heads",
+                       "--width 256")
     workspace = open_workspace(ctx.obj)
     labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
                          f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
@@ -160,7 +166,7 @@ def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
         if "layers" in shapes:
             features.available(photo.id for photo in photos)
             stored = tuple(features.header.options["layers"])
-            wanted = tuple(int(part) for part in layers.split(",")) if layers else stored
+            wanted = tuple(parse_numbers(layers)) if layers else stored
             if not set(wanted) <= set(stored):
                 raise VplError(f"{folder} holds the layers {list(stored)}, not {layers}",
                                f"vpltool extract --split {split} --keep tokens,patches,attention,"
@@ -171,7 +177,6 @@ def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
         raise VplError(f"{folder} holds no layers", f"vpltool extract --split {split} --keep "
                        "tokens,patches,attention,layers --overwrite, or --source photos")
 
-    from vpltool.commands.extract import parse_layers
     from vpltool.core.clip import load_clip
     from vpltool.core.device import find_device
 
@@ -193,7 +198,7 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     torch.manual_seed(run.settings.seed)
     options = run.header.options
     shape = DecoderShape(run.frozen.layers, run.frozen.input_width, vectors["prototypes"].shape[1],
-                         options["width"], residual=options["residual"])
+                         options["width"], heads=_HEADS, residual=options["residual"])
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
     optimizer = make_optimizer(decoder, run.settings)
@@ -304,7 +309,7 @@ def _feature_batches(run: _Run, start: int) -> Iterator[CropBatch]:
 def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
     import torch
 
-    from vpltool.core.photos import fit_size, read_photo, to_pixels
+    from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.training import (
         CropBatch,
         chosen_photos,
@@ -321,7 +326,7 @@ def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
         crops, tags = [], []
         for number in chosen_photos(len(run.photos), settings, iteration):
             photo = run.photos[number]
-            pixels = read_photo(run.workspace.image_path(photo))
+            pixels = _artifacts.read_known_photo(run.workspace, photo)
             size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
                             scale=float(rng.uniform(0.5, 2.0)))
             grid = (size[0] // patch, size[1] // patch)
