@@ -15,8 +15,9 @@ from vpltool.stage import command_modules
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
 
-The commands stand in the order of the pipeline; each reads files and writes files, and
-`vpltool COMMAND --help` ends with the command that comes next. Begin with:
+The commands stand below in the order of the pipeline: run them from top to bottom, cam and refine
+once with text prototypes and once with vision prototypes. Each reads files and writes files, and
+`vpltool COMMAND --help` says what comes next. Begin with:
 
     vpltool prepare folder PHOTOS --labels tags.csv --model ViT-B-16-quickgelu --pretrained openai
 """
@@ -57,11 +58,14 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_global_options)
     for name, module in command_modules():
+        panel = module.STAGE.panel
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, rich_help_panel=module.STAGE.panel)
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
         else:
-            command = getattr(module, name.replace("-", "_"))
-            app.command(name, rich_help_panel=module.STAGE.panel, no_args_is_help=False)(command)
+            # A nameless group each: typer lists groups behind commands, and the order must hold.
+            single = typer.Typer()
+            single.command(name, rich_help_panel=panel)(getattr(module, name.replace("-", "_")))
+            app.add_typer(single)
     return app
 
 

@@ -26,7 +26,7 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-STAGE = Stage(order=40, panel="Maps and masks", reads=("features", "head", "prototypes"),
+STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head", "prototypes"),
               writes=("cams",))
 
 METHODS = {"gradcam": "tokens", "dense": "patches", "salient": "patches"}

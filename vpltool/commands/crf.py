@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.crf import CrfSettings
 
-STAGE = Stage(order=60, panel="Maps and masks", reads=("cams", "probabilities", "predictions"),
+STAGE = Stage(order=60, panel="3. Masks and segmenter", reads=("cams", "probabilities", "predictions"),
               writes=("masks", "predictions"))
 
 
@@ -59,7 +59,9 @@ def crf(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF over the classes present.
+    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF.
+
+    Over the classes present alone.
 
     CAMs give two folders: masks/NAME, with 255 where it is unsure, to train on; and
     masks/NAME-full, without, to score. Predictions give predictions/NAME-crf.

@@ -28,7 +28,7 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     import numpy as np
 
-STAGE = Stage(order=90, panel="Scores and pictures", reads=("cams", "masks", "predictions"),
+STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
               writes=("scores",))
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
@@ -56,7 +56,7 @@ def eval(  # noqa: A001 - the command's name
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score CAMs, masks or predictions against the true masks: IoU per class, mIoU, accuracy.
+    """Score CAMs, masks or predictions against the true masks.
 
     The only command, with show, that opens true masks. Scores are always written anew.
 

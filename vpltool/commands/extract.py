@@ -23,7 +23,7 @@ from vpltool.options import (
 )
 from vpltool.stage import Stage
 
-STAGE = Stage(order=30, panel="Features and prototypes", reads=("workspace", "images"),
+STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
               writes=("features", "head"))
 
 KEPT = ("tokens", "patches", "attention", "layers")
@@ -81,7 +81,8 @@ def extract(
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
-        "layers": chosen, "patches": patches, "precision": precision})
+        "layers": chosen, "precision": precision,
+        **({"patches": patches} if patches != "block" else {})})
     output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
     if output.todo or not head_path(folder).exists():
         write_tensors(head_path(folder), Header(

@@ -15,7 +15,7 @@ from vpltool.formats.folders import manifest_of
 from vpltool.options import Json
 from vpltool.stage import Stage
 
-STAGE = Stage(order=96, panel="Scores and pictures", reads=tuple(KINDS), writes=())
+STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writes=())
 
 
 def inspect(
@@ -23,7 +23,7 @@ def inspect(
         help="A file that vpltool wrote, a folder of them, or a workspace.")],
     json: Json = False,
 ) -> None:
-    """Say what a file is, which command made it with which options, and from which inputs.
+    """Say what a file is, what made it, and from what.
 
     Example: vpltool inspect prototypes/vision.safetensors
     """

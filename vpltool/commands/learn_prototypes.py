@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.phase_one import Pixels
 
-STAGE = Stage(order=45, panel="Features and prototypes", reads=("features", "prototypes", "cams"),
+STAGE = Stage(order=45, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
               writes=("prototypes",))
 
 CHOICES = {
@@ -100,7 +100,7 @@ def learn_prototypes(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn one vector per class in the vision space, guided by the text (VPL, Algorithm 1).
+    """Learn a vector per class in the vision space, guided by the text (VPL).
 
     The defaults are the paper's reading: all pixels, text targets, the text as start. With
     --pixels seeds the CAMs say which pixels count; the objective, its gradient and the modality
@@ -118,7 +118,7 @@ def learn_prototypes(
         "targets": targets or ("text" if pixels == "all" else "seeds"), "start": start,
         "background": background, "clusters": clusters, "per_class": per_class, "rounds": rounds,
         "balance": balance, "max_pixels": max_pixels, "seed": seed, "split": split,
-        "limit": limit}
+        **({"limit": limit} if limit else {})}
     _check(chosen)
     workspace = open_workspace(ctx.obj)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
@@ -176,7 +176,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
 
     place = find_device(device)
     photos = {photo.id: photo for photo in workspace.photos(
-        chosen["split"], chosen["limit"])}
+        chosen["split"], chosen.get("limit", 0))}
     ids = features.available(photos)
     if maps is not None:
         ids = maps.available(ids)

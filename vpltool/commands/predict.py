@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.decoder import Decoder
 
-STAGE = Stage(order=80, panel="Segmenter", reads=("decoder", "features"),
+STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
               writes=("predictions", "probabilities"))
 
 

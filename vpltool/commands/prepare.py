@@ -20,7 +20,7 @@ from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.options import Overwrite, Quiet
 from vpltool.stage import Stage
 
-STAGE = Stage(order=10, panel="Begin", reads=(), writes=("workspace", "images"))
+STAGE = Stage(order=10, panel="1. Begin", reads=(), writes=("workspace", "images"))
 
 app = typer.Typer(
     help="Make a workspace from photos and image-level tags. Next: vpltool text-prototypes",

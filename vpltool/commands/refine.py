@@ -14,7 +14,7 @@ from vpltool.formats.batches import feature_batches
 from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
 from vpltool.stage import Stage
 
-STAGE = Stage(order=50, panel="Maps and masks", reads=("cams", "features"), writes=("cams",))
+STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"), writes=("cams",))
 
 MASKS = ("box", "none")
 
@@ -47,7 +47,7 @@ def refine(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Refine CAMs by class-aware attention affinity (CLIP-ES): what attends to the object joins it.
+    """Spread CAMs along the attention: what attends to the object joins it (CLIP-ES).
 
     Example: vpltool refine --cams text --split train
 

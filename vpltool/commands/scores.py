@@ -14,7 +14,7 @@ from vpltool.formats import read_json
 from vpltool.options import Json
 from vpltool.stage import Stage
 
-STAGE = Stage(order=94, panel="Scores and pictures", reads=("scores",), writes=())
+STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), writes=())
 
 
 def scores(
@@ -26,7 +26,7 @@ def scores(
         "--markdown", help="Print a Markdown table.")] = False,
     json: Json = False,
 ) -> None:
-    """Put scores side by side: mIoU, foreground mIoU and accuracy; mean ± deviation of several.
+    """Put scores side by side; mean and deviation of several.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
     """

@@ -18,7 +18,7 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     from vpltool.core.pictures import Rgb
 
-STAGE = Stage(order=92, panel="Scores and pictures",
+STAGE = Stage(order=92, panel="4. Scores and pictures",
               reads=("cams", "masks", "predictions", "probabilities"), writes=())
 
 
@@ -35,7 +35,7 @@ def show(
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a sheet: a photo a row; then its maps, masks and predictions, and the truth.
+    """Draw a sheet of photos, maps, masks, predictions and the truth.
 
     Of CAMs, the first tag's map is shown.
 

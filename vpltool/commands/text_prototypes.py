@@ -18,7 +18,7 @@ from vpltool.formats import Header, open_workspace, write_tensors
 from vpltool.options import Device, Out, Overwrite, Quiet
 from vpltool.stage import Stage
 
-STAGE = Stage(order=20, panel="Features and prototypes", reads=("workspace",),
+STAGE = Stage(order=20, panel="1. Begin", reads=("workspace",),
               writes=("prototypes",))
 
 

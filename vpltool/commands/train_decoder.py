@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vpltool.core.decoder import Decoder
     from vpltool.core.training import CropBatch, TrainingSettings
 
-STAGE = Stage(order=70, panel="Segmenter", reads=("features", "masks", "prototypes"),
+STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
 
 _HEADS = 8

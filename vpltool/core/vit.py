@@ -131,7 +131,7 @@ class Head(nn.Module):
         width = tokens.shape[-1]
         weight, bias = self.block.qkv.weight[2 * width :], self.block.qkv.bias[2 * width :]
         value = F.linear(self.block.ln_1(tokens), weight, bias)
-        return self.patch_embeddings(self.block.out(value))
+        return self.patch_embeddings(self.block.gamma_1 * self.block.out(value))
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Average the patch tokens (B, 1+n, width), CLS excluded, to L2-normed (B, dim).

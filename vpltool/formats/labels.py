@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
                                "save it as a palette PNG: the pixel's value is the class")
             return np.asarray(image, dtype=np.uint8).copy()
     except FileNotFoundError:
-        raise VplError(f"no mask at {path}") from None
+        raise VplError(f"no mask at {os.path.normpath(path)}",
+                       "give masks to vpltool prepare; vpltool show --no-truth does without"
+                       ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise VplError(f"{path} cannot be read as a PNG ({error})") from error
