@@ -194,13 +194,34 @@ def ready(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     return base
 
 
-@pytest.fixture
-def copied(ready: Path, tmp_path: Path, tiny_clip: Path) -> Path:
-    """A copy of `ready` that a test may change; modification times are kept."""
-    base = tmp_path / "copy"
-    shutil.copytree(ready, base, symlinks=True)
+def copy_workspace(source: Path, base: Path, clip: Path) -> Path:
+    """Copy photos and workspace to a folder that is not there yet; modification times are kept."""
+    shutil.copytree(source, base, symlinks=True)
     description = base / "work" / "workspace.json"
     content = json.loads(description.read_text())
-    content["pretrained"] = os.path.relpath(tiny_clip.resolve(), (base / "work").resolve())
+    content["pretrained"] = os.path.relpath(clip.resolve(), (base / "work").resolve())
     description.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return base
+
+
+@pytest.fixture
+def copied(ready: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    """A copy of `ready` that a test may change."""
+    return copy_workspace(ready, tmp_path / "copy", tiny_clip)
+
+
+LAYERED: tuple[tuple[object, ...], ...] = tuple(
+    ("extract", "--split", split, "--workers", 0, "--overwrite",
+     "--keep", "tokens,patches,attention,layers") for split in ("train", "val"))
+
+TRAIN: tuple[object, ...] = (
+    "train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3,
+    "--batch-size", 2, "--width", 16, "--iters", 5)
+
+
+@pytest.fixture(scope="module")
+def layered(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """As `ready`, with layers among the features and decoder/tiny. Leave these as they are."""
+    base = copy_workspace(ready, tmp_path_factory.mktemp("layered") / "base", tiny_clip)
+    run_chain(base, (*LAYERED, (*TRAIN, "--name", "tiny")))
     return base

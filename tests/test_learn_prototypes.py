@@ -236,3 +236,25 @@ def test_photos_without_tags_alone(run: Run, copied: Path) -> None:
     result = run("learn-prototypes", *QUICK, work=copied / "work")
     assert result.code == 1
     assert result.lines("hint:")
+
+
+def test_value_patches_are_other_patches(run: Run, copied: Path, tmp_path: Path) -> None:
+    """--patches value changes the patch embeddings alone; CAMs and prototypes take the folder."""
+    work, folder = copied / "work", tmp_path / "value"
+    assert run("extract", "--patches", "value", "--workers", 0, "--out", folder,
+               work=work).code == 0
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(names) == 6
+    for name in names:
+        first, second = (read_tensors(place / name, "features")[1]
+                         for place in (work / "features/train", folder))
+        assert torch.equal(first["tokens"], second["tokens"])
+        assert not torch.allclose(first["patches"], second["patches"], atol=0.01)
+        torch.testing.assert_close(second["patches"].float().norm(dim=-1),
+                                   torch.ones(len(second["patches"])), atol=1e-2, rtol=0)
+    assert run("cam", "--method", "dense", "--features", folder, "--name", "value",
+               work=work).code == 0
+    assert run("learn-prototypes", "--features", folder, "--iters", 2, work=work).code == 0
+    refused = run("extract", "--patches", "values", work=work)
+    assert refused.code == 1
+    assert "value" in refused.lines("hint:")[0]

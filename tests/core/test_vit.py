@@ -194,3 +194,22 @@ def test_parts_that_are_not_copied_are_refused(options: dict[str, Any]) -> None:
     """A part that is silently left out would give other features than open_clip's."""
     with pytest.raises(VplError):
         tower_from_open_clip(build(TOWERS["pooler"] | options).visual)
+
+
+def test_value_embeddings_are_the_last_attention_at_one_token() -> None:
+    """MaskCLIP: what attention returns where a patch sees itself alone; no residual, no MLP."""
+    model = build({})
+    tower = tower_from_open_clip(model.visual).eval()
+    with torch.no_grad():
+        features = tower(pixels(24, 40), value_path=True)
+        block = model.visual.transformer.resblocks[-1]
+        alone = block.ln_1(features.tokens[:, 1:]).flatten(0, 1)[:, None]
+        seen = block.attn(alone, alone, alone, need_weights=False)[0].view(2, 15, 32)
+        wanted = F.normalize(model.visual.ln_post(seen) @ model.visual.proj, dim=-1)
+        plain = tower(pixels(24, 40))
+    torch.testing.assert_close(features.patches, wanted, atol=2e-6, rtol=1e-5)
+    assert not torch.allclose(plain.patches, wanted, atol=1e-2)
+    assert torch.equal(plain.tokens, features.tokens)
+    assert plain.attention is not None
+    assert features.attention is not None
+    assert torch.equal(plain.attention, features.attention)

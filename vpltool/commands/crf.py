@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from vpltool.core.crf import CrfSettings
 
-STAGE = Stage(order=60, panel="3. Masks and segmenter", reads=("cams", "probabilities", "predictions"),
-              writes=("masks", "predictions"))
+STAGE = Stage(order=60, panel="3. Masks and segmenter",
+              reads=("cams", "probabilities", "predictions"), writes=("masks", "predictions"))
 
 
 def crf(

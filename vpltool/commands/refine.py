@@ -14,7 +14,8 @@ from vpltool.formats.batches import feature_batches
 from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
 from vpltool.stage import Stage
 
-STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"), writes=("cams",))
+STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
+              writes=("cams",))
 
 MASKS = ("box", "none")
 

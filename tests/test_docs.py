@@ -1,0 +1,98 @@
+"""Every command line in the documentation parses; the README's pipeline runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import Run, draw_scenes, write_scenes
+
+from vpltool.cli import build_app
+from vpltool.stage import command_modules
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def blocks(page: Path) -> list[str]:
+    """The ```sh blocks of a page, continued lines joined."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    return re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[str]:
+    """Its vpltool lines, without comment, pipe or redirection."""
+    return [re.split(r" (?:#|\||>|>>|&&) ?", line)[0] for line in block.splitlines()
+            if line.startswith("vpltool ")]
+
+
+LINES = [(page.name, line) for page in PAGES if page.exists() for block in blocks(page)
+         for line in commands(block)]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_line_parses(page: str, line: str) -> None:
+    """Command, sub-command, options, values and arguments; nothing is run."""
+    words = shlex.split(line)[1:]
+    if words[0] in ("-C", "--work"):
+        words = words[2:]
+    if words in (["--help"], ["--version"]) or words[-1] == "--help":
+        words = words[:-1]
+    entry: Any = typer.main.get_command(build_app())
+    while words and hasattr(entry, "commands"):
+        assert words[0] in entry.commands, f"{page}: no command {words[0]}"
+        entry, words = entry.commands[words[0]], words[1:]
+    if "--help" not in line and "--version" not in line:
+        known = {option for parameter in entry.params
+                 for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+        assert used <= known, f"{page}: {line}"
+        # Raises a usage error for a missing argument, or a value of the wrong type.
+        entry.make_context("vpltool", list(words))
+
+
+def test_there_are_lines_in_every_page_that_shows_commands() -> None:
+    assert (ROOT / "README.md").exists()
+    assert len(LINES) > 20
+    assert {"README.md", "commands.md"} <= {page for page, _ in LINES}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in command_modules()])
+def test_every_command_is_documented(name: str) -> None:
+    text = "".join(page.read_text("utf-8") for page in (ROOT / "README.md",
+                                                        ROOT / "docs/commands.md"))
+    assert re.search(rf"vpltool {name}\b", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_pipeline_of_the_readme_runs(run: Run, tmp_path: Path, tiny_clip: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny CLIP, three iterations, and no worker processes; else to the letter."""
+    text = (ROOT / "README.md").read_text("utf-8").split("\n## The pipeline\n")[1]
+    (tmp_path / "page.md").write_text(text)
+    lines = commands(blocks(tmp_path / "page.md")[0])
+    assert {line.split()[1] for line in lines} >= {
+        "prepare", "text-prototypes", "extract", "cam", "refine", "learn-prototypes", "crf",
+        "train-decoder", "predict", "eval"}
+    write_scenes(tmp_path, draw_scenes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vpltool.core.device.worker_count", lambda _asked: 0)
+    model = "ViT-B-16-quickgelu --pretrained openai"
+    assert model in lines[0]
+    for line in lines:
+        quick = re.sub(r"--iters \d+", "--iters 3", line)
+        quick = quick.replace(model, f"x --pretrained {shlex.quote(str(tiny_clip))}")
+        result = run(*shlex.split(quick)[1:])
+        assert result.code == 0, f"{line}: {result.err}"
+    assert "predictions-vision-refined on `val`: 2 photos" in result.out

@@ -1,0 +1,235 @@
+"""`predict` on features, photos and folders; the CRF and the scores of what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TRAIN, Run, copy_workspace, save_clip
+from PIL import Image
+
+from vpltool.formats import read_tensors, write_tensors
+
+PREDICT = ("predict", "--decoder", "tiny", "--workers", 0)
+SIZES = {"scene6": (40, 48), "scene7": (48, 40)}
+"""Height and width of the photos of the split val, turned by `draw_scenes`."""
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
+    return content
+
+
+def labels(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    found = {}
+    for path in sorted(folder.rglob("*.png")):
+        with Image.open(path) as image:
+            assert image.mode == "P"
+            found[path.relative_to(folder).with_suffix("").as_posix()] = np.asarray(image)
+    return found
+
+
+@pytest.fixture
+def work(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    return copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+
+
+@pytest.fixture
+def holiday(tmp_path: Path) -> Path:
+    """Photos that no list knows: of several sizes and types, one in a sub-folder; and a text."""
+    folder = tmp_path / "holiday"
+    (folder / "day 2").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("sea.jpg", (30, 52)), ("hill.png", (47, 33)), ("day 2/sea.jpeg", (9, 70))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def test_predict_features_then_photos(run: Run, work: Path, tmp_path: Path) -> None:
+    """Both ways say nearly the same; features are stored in half precision."""
+    result = run(*PREDICT, work=work)
+    assert result.code == 0, result.err
+    folders = [work / kind / "tiny/val" for kind in ("predictions", "probabilities")]
+    assert sorted(result.out.splitlines()) == sorted(map(str, folders))
+    assert manifest(folders[0])["header"]["options"]["source"] == "features"
+    other = run(*PREDICT, "--source", "photos", "--out", tmp_path / "p", work=work)
+    assert other.code == 0, other.err
+    assert manifest(tmp_path / "p")["header"]["options"]["source"] == "photos"
+    first, second = labels(folders[0]), labels(tmp_path / "p")
+    assert first.keys() == second.keys() == SIZES.keys()
+    for key, size in SIZES.items():
+        with Image.open(work.parent / f"photos/{key}.png") as photo:
+            assert first[key].shape == (photo.height, photo.width)
+        assert sorted(first[key].shape) == sorted(size)
+        assert first[key].max() <= 3
+        assert (first[key] == second[key]).mean() > 0.98
+        _, soft = read_tensors(folders[1] / f"{key}.safetensors", "probabilities")
+        assert soft["classes"][0] == 0
+        assert float(soft["cam"].float().sum(dim=0).max()) <= 1.01
+
+
+def test_a_second_run_rewrites_nothing_and_another_is_refused(run: Run, work: Path) -> None:
+    assert run(*PREDICT, work=work).code == 0
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    assert run(*PREDICT, work=work).code == 0
+    refused = run(*PREDICT, "--scales", "1,0.75", "--flip", work=work)
+    assert refused.code == 1
+    assert "--overwrite" in refused.lines("hint:")[0]
+    assert before == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+
+
+def test_scales_and_flip(run: Run, work: Path, tmp_path: Path) -> None:
+    result = run(*PREDICT, "--scales", "1,0.75", "--flip", "--out", tmp_path / "p", work=work)
+    assert result.code == 0, result.err
+    options = manifest(tmp_path / "p")["header"]["options"]
+    assert options["scales"] == [1, 0.75]
+    assert options["flip"] is True
+    assert options["source"] == "photos", "stored features are of one scale"
+    assert labels(tmp_path / "p").keys() == SIZES.keys()
+    refused = run(*PREDICT, "--source", "features", "--flip", "--out", tmp_path / "q", work=work)
+    assert refused.code == 1
+    assert refused.lines("hint:") == ["--source photos"]
+
+
+def test_a_folder_of_photos(run: Run, work: Path, holiday: Path, tmp_path: Path) -> None:
+    result = run(*PREDICT, holiday, "--out", tmp_path / "p", work=work)
+    assert result.code == 0, result.err
+    assert {key: label.shape for key, label in labels(tmp_path / "p").items()} == {
+        "sea": (30, 52), "hill": (47, 33), "day 2/sea": (9, 70)}
+
+
+@pytest.mark.parametrize("broken", [b"", b"no photo"])
+def test_a_broken_photo_among_them(broken: bytes, run: Run, work: Path, holiday: Path) -> None:
+    """It is named, the others are written; mended, it alone is done."""
+    whole = (holiday / "hill.png").read_bytes()
+    (holiday / "hill.png").write_bytes(broken)
+    options = (*PREDICT, holiday / "sea.jpg", holiday / "hill.png", "--scales", "1,0.75", "--flip")
+    result = run(*options, work=work)
+    assert result.code == 1
+    assert len(result.lines("error:")) == 1
+    assert "1 of 2" in result.lines("error:")[0]
+    assert "hill" in result.lines("error:")[0]
+    folder = work / "predictions/tiny/photos"
+    assert {key: label.shape for key, label in labels(folder).items()} == {"sea": (30, 52)}
+    first = (folder / "sea.png").stat().st_mtime_ns
+    (holiday / "hill.png").write_bytes(whole)
+    assert run(*options, work=work).code == 0
+    assert labels(folder).keys() == {"sea", "hill"}
+    assert (folder / "sea.png").stat().st_mtime_ns == first
+
+
+def test_a_limit_holds_for_named_photos_too(run: Run, work: Path, holiday: Path,
+                                            tmp_path: Path) -> None:
+    result = run(*PREDICT, holiday, "--limit", 2, "--out", tmp_path / "p", work=work)
+    assert result.code == 0, result.err
+    assert len(labels(tmp_path / "p")) == 2
+
+
+@pytest.mark.parametrize(("options", "hint"), [
+    (("--scales", "1;0.5"), "--scales 1,0.75"), (("--scales", "0"), "--scales"),
+    (("--source", "photo"), "photos"), (("--decoder", "tony"), "tiny"),
+    (("nowhere.jpg",), "photos"), (("empty",), "photos"),
+    (("holiday/sea.jpg", "holiday/day 2/sea.jpeg"), "--out"), (("--split", "test"), "")])
+def test_refused(options: tuple[str, ...], hint: str, run: Run, work: Path, holiday: Path,
+                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(holiday.parent)
+    Path("empty").mkdir()
+    result = run(*PREDICT, *options, work=work)
+    assert result.code == 1, result.err
+    assert len(result.lines("error:")) == 1
+    assert hint in result.lines("hint:")[0]
+    assert not (work / "predictions").exists()
+
+
+def test_a_decoder_of_another_model_is_refused(run: Run, work: Path) -> None:
+    header, tensors = read_tensors(work / "decoder/tiny.safetensors", "decoder")
+    write_tensors(work / "decoder/other.safetensors", replace(
+        header, model={**header.model, "fingerprint": "0" * 16}), tensors)
+    for source in ("features", "photos"):
+        result = run("predict", "--decoder", "other", "--source", source, "--workers", 0, work=work)
+        assert result.code == 1
+        assert "different models" in result.lines("error:")[0]
+        assert not list(work.glob("predictions/other/val/*.png"))
+
+
+def test_a_workspace_of_another_model_is_refused(run: Run, work: Path, tmp_path: Path) -> None:
+    save_clip(tmp_path / "other/clip", seed=1)
+    description = json.loads((work / "workspace.json").read_text())
+    description["pretrained"] = str(tmp_path / "other/clip")
+    (work / "workspace.json").write_text(json.dumps(description))
+    result = run(*PREDICT, "--source", "photos", work=work)
+    assert result.code == 1
+    assert "different models" in result.lines("error:")[0]
+
+
+def test_several_decoders_want_a_choice(run: Run, work: Path) -> None:
+    assert run(*TRAIN, "--iters", 1, "--name", "more", work=work).code == 0
+    result = run("predict", work=work)
+    assert result.code == 1
+    assert "tiny" in result.lines("hint:")[0]
+    assert "more" in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "predictions"])
+def test_crf_and_scores(kind: str, run: Run, work: Path) -> None:
+    options = ("--labels-only",) if kind == "predictions" else ()
+    assert run(*PREDICT, *options, work=work).code == 0
+    assert (work / "probabilities").exists() == (kind == "probabilities")
+    result = run("crf", "--what", "predictions/tiny", "--split", "val", "--workers", 0, work=work)
+    assert result.code == 0, result.err
+    folder = work / "predictions/tiny-crf/val"
+    assert result.out.splitlines() == [str(folder)]
+    assert set(manifest(folder)["header"]["inputs"]) == {kind}
+    raw, sharp = labels(work / "predictions/tiny/val"), labels(folder)
+    assert {key: label.shape for key, label in sharp.items()} == {
+        key: label.shape for key, label in raw.items()}
+    for name in ("tiny", "tiny-crf"):
+        scored = run("eval", "--split", "val", "--what", f"predictions/{name}", "--json", work=work)
+        assert scored.code == 0, scored.err
+        report = json.loads(scored.out)
+        assert (report["photos"], report["scored"]) == (2, "predictions")
+        truth = [np.asarray(Image.open(work.parent / f"masks/{key}.png")) for key in SIZES]
+        said = labels(work / f"predictions/{name}/val")
+        right = sum(int((true == said[key]).sum())
+                    for key, true in zip(SIZES, truth, strict=True))
+        assert report["accuracy"] == pytest.approx(right / sum(mask.size for mask in truth),
+                                                   abs=1e-6)
+    result = run("scores", work=work)
+    assert result.code == 0
+    assert "predictions-tiny-crf" in result.out
+
+
+def test_probabilities_of_an_earlier_run_are_not_taken_for_these(run: Run, work: Path) -> None:
+    assert run(*PREDICT, work=work).code == 0
+    assert run(*PREDICT, "--labels-only", "--source", "photos", "--flip", "--overwrite",
+               work=work).code == 0
+    result = run("crf", "--what", "predictions/tiny", "--split", "val", "--workers", 0, work=work)
+    header = manifest(work / "predictions/tiny-crf/val")["header"] if result.code == 0 else {}
+    assert result.code == 1 or set(header["inputs"]) == {"predictions"}
+
+
+def test_threshold_of_another_split(run: Run, work: Path, tmp_path: Path) -> None:
+    first = tmp_path / "train.json"
+    assert run("eval", "--what", "cams/text", "--split", "train", "--out", first,
+               work=work).code == 0
+    chosen = json.loads(first.read_text())["threshold"]
+    second = run("eval", "--what", "cams/text", "--split", "val", "--threshold-from", first,
+                 "--json", work=work)
+    assert second.code == 0, second.err
+    report = json.loads(second.out)
+    assert report["threshold"] == chosen
+    assert report["threshold_chosen_by"] == "given"
+    assert report["miou"] == report["sweep"][f"{chosen:.2f}"]
+    masks = tmp_path / "masks.json"
+    assert run("eval", "--what", "masks/text-refined-full", "--split", "train", "--out", masks,
+               work=work).code == 0
+    for path in (masks, tmp_path / "missing.json"):
+        refused = run("eval", "--what", "cams/text", "--split", "val", "--threshold-from", path,
+                      work=work)
+        assert refused.code == 1
+        assert refused.lines("hint:")
