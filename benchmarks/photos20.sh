@@ -43,7 +43,8 @@ for split in train val; do
     run refine --cams text --split $split
     run cam --method dense --split $split
 done
-for name in text text-refined text-dense; do score_cams $name; done
+run refine --cams text-dense --affinity patches --mask none --keep-scale
+for name in text text-refined text-dense text-dense-refined; do score_cams $name; done
 
 say 'phase 1 to the letter, and other readings of it (docs/results.md)'
 reading() {
@@ -114,7 +115,9 @@ row() {  # TITLE PATTERN: a row of all seeds, @ stands for the seed
 say 'readings of phase 1 (train, dense CAMs unless said otherwise)'
 vpltool scores --markdown \
     'text, GradCAM=scores/text-train.json' 'text, GradCAM refined=scores/text-refined-train.json' \
-    'text, dense=scores/text-dense-train.json' 'literal, GradCAM refined=scores/literal-refined-train.json' \
+    'text, dense=scores/text-dense-train.json' \
+    'text, dense refined=scores/text-dense-refined-train.json' \
+    'literal, GradCAM refined=scores/literal-refined-train.json' \
     $(for name in literal value present present-student hardened regions grad-seeds grad-seeds-kl \
         grad-clusters salient-words salient salient-kl5 salient-kl50 salient-4 salient-rounds; do
         echo "$name=scores/$name-dense-train.json"; done) \

@@ -258,3 +258,27 @@ def test_value_patches_are_other_patches(run: Run, copied: Path, tmp_path: Path)
     refused = run("extract", "--patches", "values", work=work)
     assert refused.code == 1
     assert "value" in refused.lines("hint:")[0]
+
+
+BASES: dict[str, tuple[tuple[object, ...], list[tuple[object, ...]]]] = {
+    "all": ((), [("--classes", "all"), ("--student", "present"), ("--rounds", 2),
+                 ("--solver", "lbfgs"), ("--lr", 3), ("--tau-t", "0.03"), ("--tau-i", "0.05"),
+                 ("--max-pixels", 60), ("--pixels", "regions")]),
+    "seeds": ((*SEEDED, "--start", "seeds"), [
+        ("--start", "text"), ("--targets", "text"), ("--balance",), ("--phi", "0.9"),
+        ("--phi-background", "0.1"), ("--per-class", 2), ("--background", "clusters"),
+        ("--cams", "text"), ("--student", "present"), ("--rounds", 2)]),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_option_makes_a_difference(base: str, run: Run, ready: Path, tmp_path: Path) -> None:
+    """An option that is parsed, stored in the header and then forgotten would not."""
+    common, variants = BASES[base]
+    found: dict[bytes, tuple[object, ...]] = {}
+    for number, options in enumerate([(), *variants]):
+        out = tmp_path / f"{number}.safetensors"
+        _, rows, _ = learn(run, ready / "work", out, *common, *options)
+        content = rows.numpy().tobytes()
+        assert content not in found, f"{options} is the same as {found[content]}"
+        found[content] = options

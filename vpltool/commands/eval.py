@@ -70,11 +70,11 @@ def eval(  # noqa: A001 - the command's name
         threshold = read_json(threshold_from, "vpltool eval --split SPLIT").get("threshold", 0)
         if not threshold:
             raise VplError(f"{threshold_from} has no threshold", "take scores of CAMs")
+    photos = workspace.photos(split, limit)
     source = find_folder(
         ctx.obj, ("predictions", "masks", "cams"), what, split, ("predictions", "masks", "cams"),
         "vpltool cam, vpltool crf or vpltool predict make something to score",
         preferred=("vision-refined", "vision", "text-refined", "text"))
-    photos = workspace.photos(split, limit)
     without = [photo.id for photo in photos if photo.mask is None]
     if without:
         raise VplError(f"{len(without)} of {len(photos)} photos of `{split}` have no true mask, "
