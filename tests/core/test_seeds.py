@@ -32,6 +32,8 @@ LABELS = torch.tensor([3, 7, 0, 7, 3, 3, 0, 7, 7])
 
 def test_seed_labels_by_hand() -> None:
     """Φ itself counts as reached; the lower bound itself is no longer background."""
+    edge = torch.tensor([[[0.5, 0.25, 0.49, 0.24]]])
+    assert seed_labels(edge, CLASSES[:1], 0.5, 0.25).tolist() == [7, UNSURE, UNSURE, 0]
     found = seed_labels(CAM, CLASSES, 0.4, 0.15)
     assert found.tolist() == [7, 3, UNSURE, 0, 0, UNSURE]
     assert seed_labels(CAM, CLASSES, 0.0, 0.0).tolist() == [7, 3, 7, 3, 3, 7]

@@ -1,0 +1,79 @@
+"""Phase 1 as a function: its readings put together by hand from the parts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.phase_one import Pixels, Reading, learn
+from vpltool.core.prototypes import solve_pgd, text_targets
+from vpltool.core.seeds import seed_targets
+
+TEXT_INDEX = torch.tensor([1, 2, 3, 0, 0])
+TAGS = [torch.tensor([1]), torch.tensor([2, 3])]
+
+
+def unit(count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 12, generator=generator), dim=-1)
+
+
+TEXT = unit(5, 1)
+LABELS = torch.tensor([1, 0, 1, 0, 1, 0] * 5 + [2, 3, 0, 2, 3, 0] * 5)
+PIXELS = Pixels(unit(60, 2), torch.arange(60) // 30, LABELS, TAGS)
+
+
+def allowed() -> Tensor:
+    """Rows of a pixel's photo's tags, and the background's."""
+    return torch.tensor([[owner == 0 or owner in TAGS[photo].tolist()
+                          for owner in TEXT_INDEX.tolist()] for photo in PIXELS.photo_of.tolist()])
+
+
+def test_the_paper_to_the_letter() -> None:
+    rows, index = learn(PIXELS, TEXT, TEXT_INDEX, Reading(classes="all", iters=7))
+    wanted = solve_pgd(PIXELS.embeddings, text_targets(PIXELS.embeddings, TEXT), TEXT, iters=7)
+    torch.testing.assert_close(rows, wanted)
+    assert torch.equal(index, TEXT_INDEX)
+
+
+def test_present_teacher_and_student() -> None:
+    marks = allowed()
+    targets = text_targets(PIXELS.embeddings, TEXT, allowed=marks, tau=0.02, harden=0.7)
+    for student, learner in (("all", None), ("present", marks)):
+        reading = Reading(tau_t=0.02, tau_i=0.1, harden=0.7, student=student, iters=7, lr=3)
+        rows, _ = learn(PIXELS, TEXT, TEXT_INDEX, reading)
+        wanted = solve_pgd(PIXELS.embeddings, targets, TEXT, tau=0.1, iters=7, lr=3,
+                           allowed=learner)
+        torch.testing.assert_close(rows, wanted)
+
+
+def test_rounds_follow_the_last_rounds_own_distribution() -> None:
+    marks = allowed()
+    first = solve_pgd(PIXELS.embeddings, seed_targets(PIXELS.embeddings, LABELS, TEXT, TEXT_INDEX),
+                      TEXT, iters=5)
+    second = solve_pgd(PIXELS.embeddings, text_targets(PIXELS.embeddings, first, tau=0.03,
+                                                       allowed=marks), first, iters=5)
+    for rounds, wanted in ((1, first), (2, second)):
+        rows, _ = learn(PIXELS, TEXT, TEXT_INDEX, Reading(targets="seeds", rounds=rounds, iters=5))
+        torch.testing.assert_close(rows, wanted)
+
+
+def test_start_from_seeds_and_clusters() -> None:
+    reading = Reading(targets="seeds", start="seeds", background="clusters", clusters=4, iters=0)
+    rows, index = learn(PIXELS, TEXT, TEXT_INDEX, reading)
+    assert index.tolist() == [1, 2, 3, 0, 0, 0, 0]
+    for owner in (1, 2, 3):
+        mean = PIXELS.embeddings[owner == LABELS].mean(dim=0)
+        torch.testing.assert_close(rows[owner - 1], mean / mean.norm())
+    behind = PIXELS.embeddings[LABELS == 0]
+    likeness, centre = (behind @ rows[3:].T).max(dim=1)
+    assert set(centre.tolist()) == {0, 1, 2, 3}
+    assert float(likeness.mean()) > float((behind @ behind.mean(0) / behind.mean(0).norm()).mean())
+
+
+def test_several_rows_a_class() -> None:
+    reading = Reading(targets="seeds", start="seeds", per_class=3, iters=2)
+    rows, index = learn(PIXELS, TEXT, TEXT_INDEX, reading)
+    assert index.tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [0, 0]
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(11))
