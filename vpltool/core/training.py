@@ -192,6 +192,9 @@ def step_losses(
     """Mask loss and regional contrast of a batch of crops, on the decoder's device."""
     grid = (settings.crop, settings.crop)
     embeddings = decoder.embeddings(batch.layers, batch.patches, grid)
+    # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
+    # the padding reach it through the upsampling; no gradient may.
+    embeddings = torch.where(batch.valid[..., None], embeddings, embeddings.detach())
     mask = mask_loss(decoder.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
     if not settings.lambda_rsc:
         return mask, mask.new_zeros(())
