@@ -52,7 +52,9 @@ def train_decoder(
     source: Annotated[str, typer.Option(
         help="photos: random scale, mirror, crop, encoded at each step; features: mirror and crop "
              "of stored layers, much faster; auto: features where they hold layers.")] = "auto",
-    iters: Annotated[int, typer.Option(min=1, help="Steps.")] = 30000,
+    iters: Annotated[int, typer.Option(
+        min=0, help="Steps; 0 with --residual: the dense CAM over all classes, no tags needed.",
+    )] = 30000,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 6,
     crop: Annotated[int, typer.Option(min=2, help="Side of a crop, in patches.")] = 20,
     lambda_ce: Annotated[float, typer.Option(min=0, help="Weight of the cross-entropy.")] = 1.0,
