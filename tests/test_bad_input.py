@@ -223,7 +223,8 @@ def test_prototypes_of_other_classes(copied: Path, run: Run) -> None:
     path.write_text(json.dumps(content))
     result = run("cam", work=copied / "work")
     assert result.code == 1
-    assert "3 classes, the workspace 4" in result.lines("error:")[0]
+    assert "unicorn" in result.lines("error:")[0]
+    assert "text-prototypes --overwrite" in result.lines("hint:")[0]
 
 
 @pytest.mark.parametrize(("pretrained", "said"), [("none", "none"), ("photos", "photos")])

@@ -240,7 +240,7 @@ def test_a_second_prepare_rewrites_nothing_and_another_is_refused(copied: Path) 
 
 def test_headers_name_the_hashes_of_their_inputs(ready: Path) -> None:
     """Each folder's inputs are the configuration hashes, or contents, of what it was made from."""
-    from vpltool.formats import identity_of_file, open_input
+    from vpltool.formats import identity_of_file, open_input, open_workspace
 
     work = ready / "work"
     features = open_input(work / "features/train", ("features",))
@@ -248,11 +248,14 @@ def test_headers_name_the_hashes_of_their_inputs(ready: Path) -> None:
     cams = open_input(work / "cams/text/train", ("cams",))
     refined = open_input(work / "cams/text-refined/train", ("cams",))
     masks = open_input(work / "masks/text-refined/train", ("masks",))
+    workspace = open_workspace(work)
+    classes = {"classes": workspace.classes_identity}
     assert cams.header.inputs == {
-        "features": features.identity,
+        **classes, "tags": workspace.tags_identity("train"), "features": features.identity,
         "prototypes": identity_of_file(work / "prototypes/text.safetensors")}
-    assert refined.header.inputs == {"features": features.identity, "cams": cams.identity}
-    assert masks.header.inputs == {"cams": refined.identity}
+    assert refined.header.inputs == {
+        **classes, "features": features.identity, "cams": cams.identity}
+    assert masks.header.inputs == {**classes, "cams": refined.identity}
     assert prototypes is not None
     fingerprints = {entry.header.model["fingerprint"] for entry in (features, cams, refined, masks)}
     assert fingerprints == {prototypes.model["fingerprint"]}

@@ -203,8 +203,8 @@ def test_csv_that_is_none(folder: Path) -> None:
 
 def test_masks_of_other_photos(folder: Path) -> None:
     (folder / "masks").mkdir()
-    with pytest.raises(VplError, match="masks"):
-        read(folder, "id,labels\na,cat\n", masks=folder / "masks")
+    photos, _ = read(folder, "id,labels\na,cat\n", masks=folder / "masks")
+    assert [photo.mask for photo in photos] == [None]
 
 
 def test_names_are_kept_whatever_the_locale(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,9 +102,11 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for place in (tmp_path, tmp_path / "sub"):
         (place / ".part-x.safetensors").write_text("half")
+        os.utime(place / ".part-x.safetensors", (0, 0))
+    (tmp_path / ".part-now.safetensors").write_text("of a run that is at work")
     output = open_output(tmp_path, HEADER, ["a", "b"])
     assert output.todo == ["b"]
-    assert not list(tmp_path.rglob(".part-*"))
+    assert [path.name for path in tmp_path.rglob(".part-*")] == [".part-now.safetensors"]
 
 
 def test_failed_photos_are_named_counted_and_tried_again(tmp_path: Path) -> None:
@@ -184,7 +187,9 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
     assert found(str(tmp_path / "cams/other")) == "cams/other/train"
     assert found(str(tmp_path / "cams/other/train")) == "cams/other/train"
     assert found("", ("vision", "text")) == "cams/vision/train"
-    assert found("", ("none",)) == "cams/other/train"
+    with pytest.raises(VplError, match="several") as several:
+        found("", ("none",))
+    assert "cams/other" in several.value.hint
     with pytest.raises(VplError, match="visoin") as caught:
         found("visoin")
     assert "vision" in caught.value.hint

@@ -222,7 +222,8 @@ def test_same_seed_same_bytes(name: str, run: Run, ready: Path, tmp_path: Path) 
 def test_header_names_what_it_was_made_from(run: Run, ready: Path, tmp_path: Path) -> None:
     learn(run, ready / "work", tmp_path / "all.safetensors")
     learn(run, ready / "work", tmp_path / "seeds.safetensors", *SEEDED)
-    for name, wanted in (("all", {"features", "text"}), ("seeds", {"features", "text", "cams"})):
+    for name, wanted in (
+            ("all", {"features", "text", "tags"}), ("seeds", {"features", "text", "tags", "cams"})):
         header = describe(tmp_path / f"{name}.safetensors").header
         assert header is not None
         assert set(header.inputs) == wanted

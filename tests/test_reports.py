@@ -92,7 +92,7 @@ def test_eval_without_true_masks(copied: Path, run: Run) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = run("eval", "--split", "train", work=copied / "work")
     assert result.code == 1
-    assert "no true mask" in result.lines("error:")[0]
+    assert "has a true mask" in result.lines("error:")[0]
 
 
 def test_true_mask_of_another_size(copied: Path, run: Run) -> None:

@@ -75,14 +75,8 @@ def main() -> None:
     0 done; 1 something the user can fix; 2 usage; 130 interrupted (the next run goes on).
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
-    debug = bool(os.environ.get("VPLTOOL_DEBUG"))
     try:
         build_app()()
-    except VplError as error:
-        if debug:
-            raise
-        console.error(error.message, error.hint)
-        sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
@@ -94,12 +88,27 @@ def main() -> None:
         # The reader of our stdout (`| head`) is gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if debug or error.filename is None and error.errno is None:
+    except (VplError, OSError, RuntimeError) as error:
+        told = _explain(error)
+        if told is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        console.error(f"{error.strerror or error}{where}", "VPLTOOL_DEBUG=1 shows the traceback")
+        console.error(told.message, told.hint)
         sys.exit(1)
+
+
+def _explain(error: Exception) -> VplError | None:
+    """What to tell the user of an exception; None where only a traceback helps."""
+    if isinstance(error, VplError):
+        return error
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        where = f" ({error.filename})" if error.filename else ""
+        return VplError(f"{error.strerror or error}{where}",
+                        "VPLTOOL_DEBUG=1 shows the traceback")
+    if "out of memory" in str(error).lower():
+        return VplError(str(error).splitlines()[0],
+                        "lower --batch-size or --max-side and run the command again: what is "
+                        "written is kept")
+    return None
 
 
 def _interrupted() -> None:

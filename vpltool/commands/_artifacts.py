@@ -58,16 +58,24 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
                        "vpltool text-prototypes --overwrite, or vpltool extract --overwrite")
 
 
-def read_prototypes(work: Path, choice: str) -> tuple[Path, Header, dict[str, Any]]:
+def read_prototypes(workspace: Workspace, choice: str) -> tuple[Path, Header, dict[str, Any]]:
     """Read prototypes by NAME (`text`, `vision`) or path.
 
     Raises:
-        VplError: they are not there; the hint is the command that makes them.
+        VplError: they are not there, or are of other classes; the hint is what makes them.
     """
     from vpltool.formats import read_tensors
 
-    path = find_prototypes(work, choice)
-    header, tensors = read_tensors(path, "prototypes", made_by=prototypes_hint(choice))
+    path = find_prototypes(workspace.path, choice)
+    hint = prototypes_hint(choice)
+    header, tensors = read_tensors(path, "prototypes", made_by=hint)
+    owners = tensors["class_index"].tolist()
+    named = dict(zip(owners, header.facts.get("rows", []), strict=False))
+    named.pop(0, None)
+    if named != {place + 1: name for place, name in enumerate(workspace.classes)}:
+        raise VplError(f"{path} is of the classes {', '.join(map(str, named.values()))[:80]}, "
+                       f"the workspace has {', '.join(workspace.classes)[:80]}",
+                       f"{hint} --overwrite")
     return path, header, tensors
 
 

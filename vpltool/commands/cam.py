@@ -26,6 +26,8 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vpltool.core.vit import Head
+
 STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head", "prototypes"),
               writes=("cams",))
 
@@ -77,16 +79,17 @@ def cam(
     photos = workspace.photos(split, limit)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")
-    path, vectors_header, vectors = _artifacts.read_prototypes(ctx.obj, prototypes)
+    path, vectors_header, vectors = _artifacts.read_prototypes(workspace, prototypes)
     _artifacts.check_same_model(source.header.model, vectors_header.model,
                                 f"{source.path} and {path}")
-    _check_classes(int(vectors["class_index"].max()), len(workspace.classes), path)
     tau = tau or TAU[method]
     options = {"split": split, "prototypes": path.stem, "method": method, "tau": tau}
     if method == "gradcam":
         options["target"] = target
     header = Header(kind="cams", command="cam", model=source.header.model, options=options,
-                    inputs={"features": source.identity, "prototypes": identity_of_file(path)})
+                    inputs={
+        "features": source.identity, "prototypes": identity_of_file(path),
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(split)})
     name = name or (path.stem if method == "gradcam" else f"{path.stem}-{method}")
     ids = source.available(photo.id for photo in photos)
     output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,
@@ -118,13 +121,7 @@ def cam(
     output.finish()
 
 
-def _check_classes(largest: int, known: int, path: Path) -> None:
-    if largest != known:
-        raise VplError(f"{path} has {largest} classes, the workspace {known}",
-                       "vpltool text-prototypes --overwrite")
-
-
-def _read_head(features: Path):  # type: ignore[no-untyped-def]
+def _read_head(features: Path) -> Head:
     from vpltool.core.vit import Head
 
     header, tensors = read_tensors(head_path(features), "head",

@@ -78,6 +78,7 @@ def crf(
                        near_name(backend, ("auto", "torch", "pydensecrf")))
     photos = workspace.photos(split, limit)
     source = _find_source(ctx.obj, what, split)
+    workspace.check_classes(source.header, source.path)
     ids = source.available(photo.id for photo in photos)
     outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
         "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence})
@@ -92,7 +93,7 @@ def crf(
     count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
     task = _Task(source, settings, backend, alpha, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
-    with console.progress(f"crf {_name_of(source)} {split} ({backend})", len(jobs)) as advance:
+    with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
         for key, result in _run(task, jobs, count if place.type == "cpu" else 0):
             for index, output in enumerate(outputs):
                 if isinstance(result, str):
@@ -104,32 +105,25 @@ def crf(
 
 
 def _find_source(work: Path, what: str, split: str) -> InputFolder:
-    """CAMs; or probabilities where a prediction is meant and they were stored, else its labels."""
-    kinds = ("cams", "probabilities", "predictions")
-    if what.startswith("predictions/"):
-        hard = find_folder(work, ("predictions",), what.removeprefix("predictions/"), split,
-                           ("predictions",), "vpltool predict")
-        soft = work / "probabilities" / hard.path.parent.name / hard.path.name
+    """CAMs; or a prediction's probabilities where they were stored with it, else its labels."""
+    source = find_folder(work, ("cams", "predictions"), what, split,
+                         ("cams", "probabilities", "predictions"), f"vpltool cam --split {split}",
+                         preferred=("vision-refined", "vision", "text-refined", "text"))
+    if source.kind == "predictions":
+        soft = source.path.parent.parent.parent / "probabilities" / source.name / source.path.name
         if (soft / "artifact.json").exists():
             found = open_input(soft, ("probabilities",))
             # Those of an earlier run with other settings are not these predictions' own.
-            if replace(found.header, kind=hard.kind).config_hash == hard.identity:
+            if replace(found.header, kind=source.kind).config_hash == source.identity:
                 return found
-        return hard
-    return find_folder(work, ("cams", "predictions"), what, split, kinds,
-                       f"vpltool cam --split {split}",
-                       preferred=("vision-refined", "vision", "text-refined", "text"))
-
-
-def _name_of(source: InputFolder) -> str:
-    return source.path.parent.name
+    return source
 
 
 def _open_outputs(
     work: Path, source: InputFolder, split: str, out: Path | None, ids: Sequence[str],
     overwrite: bool, options: dict[str, object],
 ) -> list[OutputFolder]:
-    name = _name_of(source)
+    name = source.name
     if source.kind == "cams":
         folder = out or work / "masks" / name / split
         full = (folder.parent / f"{folder.name}-full" if out
@@ -141,10 +135,15 @@ def _open_outputs(
     kind = "masks" if source.kind == "cams" else "predictions"
     return [
         open_output(place, Header(kind=kind, command="crf", options=used, model=source.header.model,
-                                  inputs={source.kind: source.identity}), ids, overwrite=overwrite,
+                                  inputs={source.kind: source.identity,
+                                          **_classes_of(source)}), ids, overwrite=overwrite,
                     left_out=source.failed)
         for place, used in places.items()
     ]
+
+
+def _classes_of(source: InputFolder) -> dict[str, str]:
+    return {key: value for key, value in source.header.inputs.items() if key == "classes"}
 
 
 def _settings(preset: str) -> CrfSettings:
@@ -239,9 +238,12 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
         photo = read_photo(path)
     except OSError as error:
         return key, describe_failure(path, error)
-    scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
-    marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
-                                device=torch.device(task.device))
+    try:
+        scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
+        marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
+                                    device=torch.device(task.device))
+    except (ValueError, RuntimeError, MemoryError, VplError) as error:
+        return key, describe_failure(path, error)
     return key, [core.to_labels(marginals, classes.numpy(), confidence)
                  for confidence in task.confidences]
 

@@ -60,7 +60,7 @@ def eval(  # noqa: A001 - the command's name
 
     The only command, with show, that opens true masks. Scores are always written anew.
 
-    Example: vpltool eval --split val --what predictions/vision
+    Example: vpltool eval --split val --what predictions/vision-refined
 
     Next: vpltool scores
     """
@@ -74,16 +74,22 @@ def eval(  # noqa: A001 - the command's name
     source = find_folder(
         ctx.obj, ("predictions", "masks", "cams"), what, split, ("predictions", "masks", "cams"),
         "vpltool cam, vpltool crf or vpltool predict make something to score",
-        preferred=("vision-refined", "vision", "text-refined", "text"))
-    without = [photo.id for photo in photos if photo.mask is None]
-    if without:
-        raise VplError(f"{len(without)} of {len(photos)} photos of `{split}` have no true mask, "
-                       f"such as {without[0]}", "choose another --split, or prepare with --masks")
+        preferred=[f"{name}{suffix}" for name in (
+            "vision-refined", "vision", "text-refined", "text")
+            for suffix in ("-crf", "-full", "")])
+    workspace.check_classes(source.header, source.path)
+    asked = len(photos)
+    photos = [photo for photo in photos if photo.mask is not None]
+    if not photos:
+        raise VplError(f"no photo of `{split}` has a true mask",
+                       "choose another --split, or prepare with --masks")
+    if len(photos) < asked:
+        console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
     have = set(source.available(photo.id for photo in photos))
     tally = _tally(workspace, source, [photo for photo in photos if photo.id in have])
     report = _report(workspace, source, tally, split, threshold, alpha)
-    report["photos_left_out"] = len(photos) - len(have)
-    path = out or ctx.obj / "scores" / f"{_name(source.path)}-{split}.json"
+    report["photos_left_out"] = asked - len(have)
+    path = out or ctx.obj / "scores" / f"{_name(source)}-{split}.json"
     write_json(path, report)
     if json:
         import json as spelling
@@ -145,7 +151,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     from vpltool.core import metrics
 
     report: dict[str, Any] = {
-        "kind": "scores", "what": _name(source.path), "scored": source.kind, "split": split,
+        "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
         "config": source.identity, "content": identity_of_many(tally.parts)}
     counts = tally.counts
@@ -190,7 +196,6 @@ def _print_table(workspace: Workspace, report: dict[str, Any], *, sweep: bool) -
           f"{report['classes_in_mean']} classes{at}")
 
 
-def _name(path: Path) -> str:
-    """Name of what is scored: `cams-vision` for …/cams/vision/train."""
-    parts = path.resolve().parts
-    return "-".join(parts[-3:-1])
+def _name(source: InputFolder) -> str:
+    """Name of what is scored: `cams-vision` for cams/vision/train."""
+    return f"{source.kind}-{source.name}"

@@ -123,15 +123,17 @@ def learn_prototypes(
     workspace = open_workspace(ctx.obj)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")
-    path, text_header, vectors = _artifacts.read_prototypes(ctx.obj, text)
+    path, text_header, vectors = _artifacts.read_prototypes(workspace, text)
     _artifacts.check_same_model(source.header.model, text_header.model,
                                 f"{source.path} and {path}")
-    inputs = {"features": source.identity, "text": identity_of_file(path)}
+    inputs = {"features": source.identity, "text": identity_of_file(path),
+              "tags": workspace.tags_identity(split)}
     maps = None
     if pixels != "all":
         maps = find_folder(ctx.obj, ("cams",), cams, split, ("cams",),
                            "vpltool cam --prototypes text, then vpltool refine --cams text",
                            preferred=("text-refined", "text"))
+        workspace.check_classes(maps.header, maps.path)
         inputs["cams"] = maps.identity
     header = Header(kind="prototypes", command="learn-prototypes", options=chosen, inputs=inputs,
                     model=source.header.model)

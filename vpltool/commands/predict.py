@@ -19,6 +19,7 @@ from vpltool.formats import (
     expect_header,
     finish_all,
     identity_of_file,
+    identity_of_many,
     open_input,
     open_output,
     open_workspace,
@@ -97,18 +98,27 @@ def predict(
         raise VplError(f"{path} is the checkpoint of a run that was stopped",
                        "run the same vpltool train-decoder again to finish it")
     where = split
+    workspace.check_classes(found, path)
     if images:
         paths, where = _named_photos(images), "photos"
         paths = dict(list(paths.items())[: limit or None])
         source = "photos"
     else:
         paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}
-    stored = source != "photos" and _features_serve(ctx.obj, split, found, factors, flip, source)
+    stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
+                                                           split, list(paths))
     options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
                "source": "features" if stored else "photos"}
     if not stored:
         options["precision"] = precision
-    inputs = {"decoder": identity_of_file(path)}
+        from vpltool.core.device import find_device, find_precision
+
+        find_precision(precision, find_device(device))
+    inputs = {"decoder": identity_of_file(path), "classes": workspace.classes_identity}
+    if images:
+        # The same name may be another folder's photo next time.
+        inputs["photos"] = identity_of_many(
+            {key: str(place.resolve()) for key, place in paths.items()})
     if stored:
         inputs["features"] = open_input(ctx.obj / "features" / split, ("features",)).identity
     folders = [("predictions", out or ctx.obj / "predictions" / path.stem / where)]
@@ -163,12 +173,11 @@ def _find_decoder(work: Path, choice: str) -> Path:
                            f"--decoder {' or '.join(names)}")
         return work / "decoder" / f"{(preferred or names)[0]}.safetensors"
     named = work / "decoder" / f"{choice}.safetensors"
-    if named.exists() or not Path(choice).exists():
-        if not named.exists():
-            raise VplError(f"no decoder called `{choice}`",
-                           near_name(choice, names) if names else "vpltool train-decoder")
-        return named
-    return Path(choice)
+    for place in (named, Path(choice)):
+        if place.is_file():
+            return place
+    raise VplError(f"no decoder called `{choice}`",
+                   near_name(choice, names) if names else "vpltool train-decoder")
 
 
 def _scales(choice: str) -> list[float]:
@@ -203,8 +212,8 @@ def _named_photos(images: Sequence[Path]) -> dict[str, Path]:
     return paths
 
 
-def _features_serve(work: Path, split: str, decoder: Header, scales: list[float], flip: bool,
-                    source: str) -> bool:
+def _features_serve(work: Path, decoder: Header, scales: list[float], flip: bool, source: str,
+                    split: str, ids: Sequence[str]) -> bool:
     """Tell whether stored features can take the place of the photos.
 
     Raises:
@@ -218,8 +227,12 @@ def _features_serve(work: Path, split: str, decoder: Header, scales: list[float]
         reason = "stored features are of one scale, not mirrored"
     else:
         features = open_input(folder, ("features",))
-        if not set(decoder.options["layers"]) <= set(features.header.options["layers"]):
-            reason = f"{folder} lacks layers that the decoder reads"
+        held = features.header.options
+        if not (set(decoder.options["layers"]) <= set(held["layers"])
+                and "patches" in held["keep"] and "patches" not in held):
+            reason = f"{folder} lacks layers or patches that the decoder reads"
+        elif any(not features.path_of(key).exists() and key not in features.failed for key in ids):
+            reason = f"{folder} holds some of the photos alone"
         else:
             _artifacts.check_same_model(features.header.model, decoder.model,
                                         f"{folder} and the decoder")

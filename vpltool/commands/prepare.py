@@ -13,8 +13,8 @@ import typer
 from vpltool import console
 from vpltool.datasets import layouts
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.words import VOC, Vocabulary
-from vpltool.errors import VplError
+from vpltool.datasets.words import VOC, VOCABULARIES, Vocabulary
+from vpltool.errors import VplError, near_name
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.options import Overwrite, Quiet
@@ -76,6 +76,9 @@ def folder(
         "--labels", metavar="FILE.csv", help="Columns id,labels and, if wanted, split.")],
     masks: Annotated[Path | None, typer.Option(
         "--masks", metavar="DIR", help="True masks ID.png, for eval alone.")] = None,
+    vocabulary: Annotated[str, typer.Option(
+        metavar="voc|coco", help="Classes, class words and background words of VOC or COCO.",
+    )] = "",
     model: Model = "ViT-B-16-quickgelu",
     pretrained: Pretrained = "openai",
     classes: Classes = None,
@@ -94,13 +97,22 @@ def folder(
     """
     console.set_quiet(quiet)
     photos, found = layouts.read_folder(images, labels, masks)
-    words = _words(Vocabulary(found, VOC.background), classes, background)
+    if masks and not any(photo.mask for photo in photos):
+        console.warn(f"{masks} holds no mask of any photo; masks are called ID.png")
+    if vocabulary and vocabulary not in VOCABULARIES:
+        raise VplError(f"--vocabulary {vocabulary}: no such vocabulary",
+                       near_name(vocabulary, VOCABULARIES))
+    known = VOCABULARIES.get(vocabulary, Vocabulary(found, VOC.background))
+    words = _words(known, classes, background)
     layouts.check_labels(photos, words.classes)
-    if classes is None and background is None:
+    if background is None:
         # A class must not compete with itself as a background word.
         words = replace(words, background=tuple(
-            word for word in words.background if word not in found))
-    _finish(ctx.obj, images.resolve().name, images, photos, words, model, pretrained, halve,
+            word for word in words.background if word not in words.classes))
+    name = vocabulary or images.resolve().name
+    if not vocabulary and name in VOCABULARIES:
+        name = f"{name}-photos"
+    _finish(ctx.obj, name, images, photos, words, model, pretrained, halve,
             overwrite)
 
 
@@ -128,9 +140,13 @@ def _finish(
                           model, pretrained)
     if (work / "workspace.json").exists() and not overwrite:
         same = open_workspace(work) == workspace
-        if not same or read_images(work / "images.jsonl") != list(photos):
+        there = read_images(work / "images.jsonl")
+        # True masks may come and go: nothing but scores depends on them.
+        if not same or _unmasked(there) != _unmasked(photos):
             raise VplError(f"{work / 'workspace.json'} is there, made with other settings",
                            "add --overwrite to replace it, or choose another folder: -C DIR")
+        if there != list(photos):
+            write_workspace(workspace, photos)
     else:
         write_workspace(workspace, photos)
     splits = Counter(split for photo in photos for split in photo.splits)
@@ -146,6 +162,10 @@ def _finish(
         console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
                      f"{', '.join(untagged[:5])}{' …' if len(untagged) > 5 else ''}")
     print(work / "workspace.json")
+
+
+def _unmasked(photos: Sequence[Photo]) -> list[Photo]:
+    return [replace(photo, mask=None) for photo in photos]
 
 
 def _halved(photos: Sequence[Photo], split: str) -> list[Photo]:

@@ -62,14 +62,16 @@ def refine(
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
                         preferred=("vision", "text"))
+    workspace.check_classes(start.header, start.path)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")
     options = {"split": split, "affinity": affinity, "mask": mask, "min_max": min_max}
     if mask == "box":
         options["lambda"] = threshold
     header = Header(kind="cams", command="refine", model=source.header.model, options=options,
-                    inputs={"cams": start.identity, "features": source.identity})
-    name = f"{start.path.parent.name if start.path.name == split else start.path.name}-refined"
+                    inputs={"cams": start.identity, "features": source.identity,
+                            "classes": workspace.classes_identity})
+    name = f"{start.name}-refined"
     wanted = [photo.id for photo in photos]
     ids = start.available(source.available(wanted))
     output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,

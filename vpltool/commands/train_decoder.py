@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,8 @@ from vpltool.formats import (
     read_tensors,
     write_tensors,
 )
-from vpltool.options import Device, Out, Overwrite, Quiet, Seed, Split
+from vpltool.formats.header import difference
+from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Seed, Split
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def train_decoder(
         min=1, help="Steps between checkpoints; a stopped run goes on from the last.")] = 200,
     seed: Seed = 0,
     device: Device = "auto",
+    limit: Limit = 0,
     out: Out = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -104,10 +107,15 @@ def train_decoder(
     workspace = open_workspace(ctx.obj)
     labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
                          f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
-    path, vectors_header, vectors = _artifacts.read_prototypes(ctx.obj, prototypes)
-    ids = set(labels.available(photo.id for photo in workspace.photos(split)))
-    photos = [photo for photo in workspace.photos(split) if photo.id in ids]
+    path, vectors_header, vectors = _artifacts.read_prototypes(workspace, prototypes)
+    workspace.check_classes(labels.header, labels.path)
+    photos = workspace.photos(split, limit)
+    ids = set(labels.available(photo.id for photo in photos))
+    photos = [photo for photo in photos if photo.id in ids]
     frozen = _frozen_layers(workspace, source, layers, split, photos, str(device))
+    if residual and frozen.features and frozen.features.header.options.get("patches"):
+        raise VplError("--residual adds to the last block's patch embeddings; the features hold "
+                       "those of its value path", "--source photos, or --no-residual")
     if frozen.model:
         _artifacts.check_same_model(frozen.model, vectors_header.model,
                                     f"{frozen.name} and {path}")
@@ -122,11 +130,15 @@ def train_decoder(
         kind="decoder", command="train-decoder", model=vectors_header.model,
         options={"split": split, "source": frozen.source, "tau": tau, "width": width,
                  "residual": residual, "layers": list(frozen.layers), **asdict(settings)},
-        inputs={"masks": labels.identity, "prototypes": identity_of_file(path)} | frozen.inputs)
+        inputs={"masks": labels.identity, "prototypes": identity_of_file(path),
+                "classes": workspace.classes_identity,
+                "tags": workspace.tags_identity(split)} | frozen.inputs)
+    if limit:
+        header.options["limit"] = limit
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
         run = _Run(workspace, labels, photos, frozen, settings, header, target)
-        _train(run, vectors, checkpoint_every, str(device))
+        _train(run, vectors, checkpoint_every, str(device), overwrite=overwrite)
     print(target)
 
 
@@ -160,13 +172,14 @@ class _Run:
 
 
 def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
-                   photos: Sequence[Photo], device: str) -> _Frozen:
+                   photos: list[Photo], device: str) -> _Frozen:
     folder = workspace.path / "features" / split
     if source != "photos" and (folder / "artifact.json").exists():
         features = open_input(folder, ("features",))
-        shapes = describe(features.path_of(photos[0].id)).shapes
-        if "layers" in shapes:
-            features.available(photo.id for photo in photos)
+        if {"layers", "patches"} <= set(features.header.options["keep"]):
+            ids = features.available(photo.id for photo in photos)
+            photos[:] = [photo for photo in photos if photo.id in set(ids)]
+            shapes = describe(features.path_of(ids[0])).shapes
             stored = tuple(features.header.options["layers"])
             wanted = tuple(parse_numbers(layers)) if layers else stored
             if not set(wanted) <= set(stored):
@@ -176,8 +189,9 @@ def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
             return _Frozen("features", str(folder), wanted, shapes["layers"][1][2],
                            features.header.model, {"features": features.identity}, features)
     if source == "features":
-        raise VplError(f"{folder} holds no layers", f"vpltool extract --split {split} --keep "
-                       "tokens,patches,attention,layers --overwrite, or --source photos")
+        raise VplError(f"{folder} holds no layers and patches",
+                       f"vpltool extract --split {split} --keep tokens,patches,attention,layers "
+                       "--overwrite, or --source photos")
 
     from vpltool.core.clip import load_clip
     from vpltool.core.device import find_device
@@ -190,7 +204,7 @@ def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
 
 
 def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
-           device: str) -> None:
+           device: str, *, overwrite: bool) -> None:
     import torch
 
     from vpltool.core.decoder import Decoder, DecoderShape
@@ -204,19 +218,23 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
     optimizer = make_optimizer(decoder, run.settings)
-    start, curve = _resume(run, decoder, optimizer)
+    if overwrite:
+        run.checkpoint.unlink(missing_ok=True)
+    start, curve, recent = _resume(run, decoder, optimizer)
     steps = run.settings.iterations
-    recent: list[tuple[float, float]] = []
     with console.progress(f"train-decoder {run.target.stem}", steps - start) as advance:
         for record in train(decoder, optimizer, run.settings, _batches(run, start), start=start):
-            recent.append((record.mask, record.contrast))
+            if not math.isfinite(record.mask + record.contrast):
+                raise VplError(f"the loss is not finite at step {record.iteration}",
+                               "lower --lr, and add --overwrite")
+            recent.append([record.mask, record.contrast])
             done = record.iteration + 1
             if done % max(steps // 50, 1) == 0 or done == steps:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
                 recent.clear()
             if done % checkpoint_every == 0 and done < steps:
-                _write_checkpoint(run, decoder, optimizer, done, curve)
+                _write_checkpoint(run, decoder, optimizer, done, curve, recent)
             advance(text=f"mask {record.mask:.3f} contrast {record.contrast:.3f}")
     facts = {"config": decoder.config, "curve": curve}
     write_tensors(run.target, replace(run.header, facts=facts), decoder.state_dict())
@@ -227,7 +245,7 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
 
 
 def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer, done: int,
-                      curve: list[list[float]]) -> None:
+                      curve: list[list[float]], recent: list[list[float]]) -> None:
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     import torch
 
@@ -235,19 +253,24 @@ def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimi
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    facts = {"checkpoint": done, "curve": curve}
+    facts = {"checkpoint": done, "curve": curve, "recent": recent}
     write_tensors(run.checkpoint, replace(run.header, facts=facts), tensors)
 
 
 def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
-            ) -> tuple[int, list[list[float]]]:
-    """Load the checkpoint, if it is of the same configuration: first step, and loss so far."""
+            ) -> tuple[int, list[list[float]], list[list[float]]]:
+    """Load the checkpoint, if there is one: first step, loss curve, losses not yet in it.
+
+    Raises:
+        VplError: it is of another configuration.
+    """
     if not run.checkpoint.exists():
-        return 0, []
+        return 0, [], []
     header, tensors = read_tensors(run.checkpoint, "decoder")
     if header.config_hash != run.header.config_hash:
-        console.warn(f"{run.checkpoint} is of another configuration and is not used")
-        return 0, []
+        raise VplError(f"{run.checkpoint} was made with other settings: "
+                       f"{difference(run.header, header)}",
+                       "add --overwrite to begin anew, or --name NAME to keep it")
     state: dict[int, dict[str, torch.Tensor]] = {}
     weights = {}
     for name, tensor in tensors.items():
@@ -263,7 +286,7 @@ def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
     optimizer.load_state_dict(whole)
     start = int(header.facts["checkpoint"])
     console.note(f"going on from step {start} of {run.settings.iterations}")
-    return start, header.facts["curve"]
+    return start, header.facts["curve"], header.facts["recent"]
 
 
 def _batches(run: _Run, start: int) -> Iterator[CropBatch]:

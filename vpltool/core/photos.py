@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +77,10 @@ def _readable(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError:
         raise OSError("this is no image that can be read") from None
-    except (ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
+    except OSError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise all sorts of things at damaged files.
         raise OSError(str(error) or type(error).__name__) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit

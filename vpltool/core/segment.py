@@ -64,10 +64,16 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
 
 def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
-    full = F.interpolate(probabilities[None].float(), size=size, mode="bilinear",
-                         align_corners=False)[0]
-    labels: npt.NDArray[np.uint8] = full.argmax(dim=0).to(torch.uint8).cpu().numpy()
-    return labels
+    # Class by class: all of them at the size of a large photo would not fit into memory.
+    best = torch.full(size, -1.0, device=probabilities.device)
+    labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
+    for index, field in enumerate(probabilities.float()):
+        full = F.interpolate(field[None, None], size=size, mode="bilinear",
+                             align_corners=False)[0, 0]
+        labels[full > best] = index
+        best = torch.maximum(best, full)
+    result: npt.NDArray[np.uint8] = labels.cpu().numpy()
+    return result
 
 
 def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -126,8 +126,6 @@ def read_folder(
             key, path.relative_to(images).as_posix(), _split_labels(row["labels"]),
             _split_labels(row.get("split") or "train"),
             _between(mask, images) if mask and mask.exists() else None)
-    if masks and not any(photo.mask for photo in photos.values()):
-        raise VplError(f"{masks} holds no mask of any photo", "masks are called ID.png")
     if not photos:
         raise VplError(f"{labels} has no rows", "one a photo: id,labels")
     classes = tuple(sorted({label for photo in photos.values() for label in photo.labels}))

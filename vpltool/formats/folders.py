@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -124,13 +125,13 @@ def open_output(
     known_failed: dict[str, str] = {}
     if manifest.exists():
         found = _read_manifest(path, header.kind)
-        if overwrite:
+        if overwrite or not any(path.rglob("*" + KINDS[found.kind].suffix)):
             _clear(path, found.kind)
         elif found.kind != header.kind or found.config_hash != header.config_hash:
             raise VplError(
                 f"{path} was made with other settings: {difference(header, found) or 'kind'}",
                 "add --overwrite to replace it, or --out DIR to keep both")
-        else:
+        if manifest.exists():
             known_failed = dict(read_json(manifest, "").get("failed", {}))
     elif path.is_dir() and any(path.iterdir()):
         raise VplError(f"{path} holds files that vpltool did not make",
@@ -140,13 +141,19 @@ def open_output(
     for key in output.todo:
         output.known_failed.pop(key, None)
     output.known_failed |= dict(left_out or {})
-    for leftover in path.rglob(".part-*") if path.is_dir() else ():
-        leftover.unlink()
+    _remove_leftovers(path)
     if output.todo:
         output.write_manifest(complete=False)
     if len(output.todo) < len(ids):
         console.note(f"{path}: {len(ids) - len(output.todo)} of {len(ids)} photos are done already")
     return output
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete temporary files of killed runs, but not those of a run that is at work."""
+    for leftover in path.rglob(".part-*") if path.is_dir() else ():
+        if time.time() - leftover.stat().st_mtime > 3600:
+            leftover.unlink(missing_ok=True)
 
 
 def _clear(path: Path, kind: str) -> None:
@@ -167,6 +174,12 @@ class InputFolder:
     def kind(self) -> str:
         """Kind of the files in it."""
         return self.header.kind
+
+    @property
+    def name(self) -> str:
+        """NAME of `cams/NAME/SPLIT`; of a folder elsewhere, its own name."""
+        split = self.header.options.get("split")
+        return self.path.parent.name if self.path.name == split else self.path.name
 
     @property
     def identity(self) -> str:
@@ -257,5 +270,6 @@ def _read_manifest(path: Path, kind: str) -> Header:
 
 
 def _again(header: Header) -> str:
-    split = f" --split {header.options['split']}" if header.options.get("split") else ""
-    return f"vpltool {header.command}{split}"
+    used = [f" --{key} {header.options[key]}" for key in ("prototypes", "method", "split")
+            if header.options.get(key)]
+    return f"vpltool {header.command}{''.join(used)}"

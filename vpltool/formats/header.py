@@ -30,7 +30,7 @@ class Header:
         model: identity of the CLIP: `name`, `pretrained`, `fingerprint`; empty if none took part.
         facts: results worth keeping beside the data (objective, gap, row names …); not hashed.
         version: vpltool's version; not hashed, so that an update does not undo all work.
-        format: the kind's format version.
+        format: the kind's format version; 0: today's.
     """
 
     kind: str
@@ -40,7 +40,12 @@ class Header:
     model: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
-    format: int = 1
+    format: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.format:
+            version = KINDS[self.kind].version if self.kind in KINDS else 1
+            object.__setattr__(self, "format", version)
 
     @property
     def config_hash(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 from vpltool.formats.folders import InputFolder, open_input
+from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.storage import atomic_path, read_json, write_json
 
@@ -73,6 +74,27 @@ class Workspace:
     def indices_of(self, photo: Photo) -> list[int]:
         """Class indices of a photo's tags, ascending."""
         return sorted(self.index_of(label) for label in photo.labels)
+
+    @property
+    def classes_identity(self) -> str:
+        """Hash of the class names in their order: what an index in a file stands for."""
+        return identity_of_many({str(place): name for place, name in enumerate(self.classes)})
+
+    def tags_identity(self, split: str) -> str:
+        """Hash of the tags of a split's photos."""
+        return identity_of_many({photo.id: " ".join(sorted(photo.labels))
+                                 for photo in self.photos(split)})
+
+    def check_classes(self, header: Header, where: Path) -> None:
+        """Check that an artifact was made with this workspace's class names.
+
+        Raises:
+            VplError: its class indices stand for other names.
+        """
+        found = header.inputs.get("classes", self.classes_identity)
+        if found != self.classes_identity:
+            raise VplError(f"{where} was made with other class names than workspace.json has",
+                           f"vpltool {header.command} --overwrite")
 
     def class_name(self, index: int) -> str:
         """Name of a class index; 0 is the background."""
@@ -180,7 +202,7 @@ def find_folder(
     if what:
         places = [base / part for base in (Path(what), work / what,
                                            *(work / folder / what for folder in kind_folders))
-                  for part in (split, "")]
+                  for part in (split, _whole(split), "")]
         for place in places:
             if (place / "artifact.json").exists():
                 return open_input(place, kinds, hint)
@@ -190,9 +212,20 @@ def find_folder(
                        near_name(what, names) if names else hint)
     for folder in kind_folders:
         names = _names(work / folder, split)
-        for name in (*(name for name in preferred if name in names), *names):
-            return open_input(work / folder / name / split, kinds, hint)
+        chosen = [name for name in preferred if name in names]
+        # Masks come in pairs; the full ones are for scoring, where they are preferred by name.
+        chosen = chosen or [name for name in names if not name.endswith("-full")]
+        if len(chosen) > 1 and chosen[0] not in preferred:
+            raise VplError(f"{work / folder} holds several for the split `{split}`: "
+                           f"{', '.join(chosen)}", f"name one, such as {folder}/{chosen[0]}")
+        if chosen:
+            return open_input(work / folder / chosen[0] / split, kinds, hint)
     raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
+
+
+def _whole(split: str) -> str:
+    """The split that a half belongs to: `train` for `train-a`."""
+    return split[:-2] if split.endswith(("-a", "-b")) else split
 
 
 def _names(folder: Path, split: str) -> list[str]:
