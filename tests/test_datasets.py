@@ -203,7 +203,8 @@ def test_csv_that_is_none(folder: Path) -> None:
 
 def test_masks_of_other_photos(folder: Path) -> None:
     (folder / "masks").mkdir()
-    photos, _ = read(folder, "id,labels\na,cat\n", masks=folder / "masks")
+    (folder / "tags.csv").write_text("id,labels\na,cat\n")
+    photos, _ = read_folder(folder / "photos", folder / "tags.csv", folder / "masks")
     assert [photo.mask for photo in photos] == [None]
 
 

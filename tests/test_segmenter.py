@@ -184,7 +184,7 @@ def test_crf_and_scores(kind: str, run: Run, work: Path) -> None:
     assert result.code == 0, result.err
     folder = work / "predictions/tiny-crf/val"
     assert result.out.splitlines() == [str(folder)]
-    assert set(manifest(folder)["header"]["inputs"]) == {kind}
+    assert set(manifest(folder)["header"]["inputs"]) == {kind, "classes"}
     raw, sharp = labels(work / "predictions/tiny/val"), labels(folder)
     assert {key: label.shape for key, label in sharp.items()} == {
         key: label.shape for key, label in raw.items()}
@@ -210,7 +210,7 @@ def test_probabilities_of_an_earlier_run_are_not_taken_for_these(run: Run, work:
                work=work).code == 0
     result = run("crf", "--what", "predictions/tiny", "--split", "val", "--workers", 0, work=work)
     header = manifest(work / "predictions/tiny-crf/val")["header"] if result.code == 0 else {}
-    assert result.code == 1 or set(header["inputs"]) == {"predictions"}
+    assert result.code == 1 or set(header["inputs"]) == {"predictions", "classes"}
 
 
 def test_threshold_of_another_split(run: Run, work: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_decoder_of_features(layered: Path) -> None:
     header = header_of(path)
     assert header.options["source"] == "features"
     assert header.options["layers"] == [0, 1]
-    assert set(header.inputs) == {"masks", "prototypes", "features"}
+    assert set(header.inputs) == {"masks", "prototypes", "features", "classes", "tags"}
     assert header.facts["config"]["shape"]["input_width"] == 32
     assert [entry[0] for entry in header.facts["curve"]] == [1, 2, 3, 4, 5]
     assert not list(path.parent.glob("*.checkpoint*"))
@@ -58,7 +58,7 @@ def test_decoder_of_photos(run: Run, layered: Path, tmp_path: Path) -> None:
     header = header_of(out)
     assert header.options["source"] == "photos"
     assert header.options["layers"] == [0, 2]
-    assert set(header.inputs) == {"masks", "prototypes"}
+    assert set(header.inputs) == {"masks", "prototypes", "classes", "tags"}
     assert header.model == header_of(layered / "work/decoder/tiny.safetensors").model
 
 
@@ -95,16 +95,21 @@ def test_stopped_and_gone_on_is_uninterrupted(
     assert not checkpoint.exists()
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(
+def test_a_checkpoint_of_other_settings_is_neither_used_nor_lost(
     run: Run, layered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, plain = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     with monkeypatch.context() as patched:
         stop_after(2, patched)
         assert run(*TRAIN, "--checkpoint-every", 1, "--out", out, work=layered / "work").code == 130
+    checkpoint = tmp_path / "a.checkpoint.safetensors"
+    before = checkpoint.read_bytes()
     result = run(*TRAIN, "--seed", 1, "--out", out, work=layered / "work")
+    assert result.code == 1
+    assert "seed was 0, now 1" in result.lines("error:")[0]
+    assert checkpoint.read_bytes() == before
+    result = run(*TRAIN, "--seed", 1, "--out", out, "--overwrite", work=layered / "work")
     assert result.code == 0, result.err
-    assert "another configuration" in result.lines("warning:")[0]
     assert run(*TRAIN, "--seed", 1, "--out", plain, work=layered / "work").code == 0
     assert out.read_bytes() == plain.read_bytes()
 
