@@ -5,7 +5,7 @@ forward and backward once per class; and per class the n×n affinity, made and s
 Ours are the commands themselves, with all their files. Both read the same JPEGs, of VOC's sizes.
 Prints photos per second, the ratio round by round, and how far the maps differ.
 
-    python benchmarks/features.py --photos 24 --rounds 3
+    python benchmarks/features.py --photos 12 --rounds 3
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def ours(work: Path, batch: int) -> None:
 def main() -> None:
     """Prepare a workspace, run both in turn, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=int, default=24)
+    parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--model", default="ViT-S-16")
