@@ -73,11 +73,22 @@ class Block(nn.Module):
         return self._after_attention(x, mixed)
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the block; also give its head-averaged attention (B, N, N), rows summing to 1."""
+        """Run the block; also give its head-averaged attention (B, N, N), rows summing to 1.
+
+        Without gradients: the weights of all heads are overwritten in place.
+        """
         query, key, value = self._heads(self.ln_1(x))
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        weights = scores.softmax(dim=-1)
-        return self._after_attention(x, weights @ value), weights.mean(dim=1)
+        query = query * query.shape[-1] ** -0.5
+        # On a CPU a photo at a time: all heads of one stay in the cache, those of a batch do not.
+        step = len(x) if x.is_cuda else 1
+        mixed, means = [], []
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            weights = query[part] @ key[part].transpose(-2, -1)
+            torch.softmax(weights, dim=-1, out=weights)
+            mixed.append(weights @ value[part])
+            means.append(weights.mean(dim=1))
+        return self._after_attention(x, torch.cat(mixed)), torch.cat(means)
 
     def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, count, width = normed.shape
