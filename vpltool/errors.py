@@ -20,6 +20,16 @@ class VplError(Exception):
         self.hint = hint
 
 
+def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+    """Check the value of an option that takes one of a few words.
+
+    Raises:
+        VplError: it is none of them; the hint is the nearest.
+    """
+    if value not in (words := tuple(known)):
+        raise VplError(f"--{option} {value}: no such {option}", near_name(value, words))
+
+
 def near_name(wanted: str, known: Iterable[str]) -> str:
     """Say which known name is meant: "did you mean `cat`?", or the list of all that there are."""
     names = sorted(known)

@@ -10,7 +10,7 @@ import typer
 from vpltool import console
 from vpltool.commands import _artifacts
 from vpltool.commands.extract import head_path
-from vpltool.errors import VplError, near_name
+from vpltool.errors import check_choice
 from vpltool.formats import (
     Header,
     identity_of_file,
@@ -71,10 +71,8 @@ def cam(
     Next: vpltool refine, or vpltool learn-prototypes, or vpltool eval
     """
     console.set_quiet(quiet)
-    for option, value, known in (("method", method, tuple(METHODS)),
-                                 ("target", target, ("margin", "softmax"))):
-        if value not in known:
-            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    check_choice("method", method, tuple(METHODS))
+    check_choice("target", target, ("margin", "softmax"))
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     source = open_input(features or ctx.obj / "features" / split, ("features",),

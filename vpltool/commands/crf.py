@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -73,9 +73,7 @@ def crf(
     console.set_quiet(quiet)
     workspace = open_workspace(ctx.obj)
     settings = _settings(preset)
-    if backend not in ("auto", "torch", "pydensecrf"):
-        raise VplError(f"--backend {backend}: no such backend",
-                       near_name(backend, ("auto", "torch", "pydensecrf")))
+    check_choice("backend", backend, ("auto", "torch", "pydensecrf"))
     photos = workspace.photos(split, limit)
     source = _find_source(ctx.obj, what, split)
     workspace.check_classes(source.header, source.path)

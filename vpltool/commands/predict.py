@@ -11,7 +11,7 @@ import typer
 
 from vpltool import console
 from vpltool.commands import _artifacts
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import (
     Header,
     OutputFolder,
@@ -87,9 +87,7 @@ def predict(
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME --split val
     """
     console.set_quiet(quiet)
-    if source not in ("auto", "features", "photos"):
-        raise VplError(f"--source {source}: no such source",
-                       near_name(source, ("auto", "features", "photos")))
+    check_choice("source", source, ("auto", "features", "photos"))
     workspace = open_workspace(ctx.obj)
     factors = _scales(scales)
     path = _find_decoder(ctx.obj, decoder)

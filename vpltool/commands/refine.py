@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, near_name
+from vpltool.errors import check_choice
 from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
 from vpltool.formats.batches import feature_batches
 from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
@@ -55,9 +55,8 @@ def refine(
     Next: vpltool crf, or vpltool eval
     """
     console.set_quiet(quiet)
-    for option, value, known in (("mask", mask, MASKS), ("affinity", affinity, tuple(AFFINITIES))):
-        if value not in known:
-            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    check_choice("mask", mask, MASKS)
+    check_choice("affinity", affinity, tuple(AFFINITIES))
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",

@@ -13,7 +13,7 @@ import typer
 from vpltool import console
 from vpltool.commands import _artifacts
 from vpltool.commands.extract import parse_layers, parse_numbers
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -97,10 +97,8 @@ def train_decoder(
     Next: vpltool predict --split val
     """
     console.set_quiet(quiet)
-    for option, value, known in (("optimizer", optimizer, ("sgd", "adamw")),
-                                 ("source", source, ("auto", "features", "photos"))):
-        if value not in known:
-            raise VplError(f"--{option} {value}: no such {option}", near_name(value, known))
+    check_choice("optimizer", optimizer, ("sgd", "adamw"))
+    check_choice("source", source, ("auto", "features", "photos"))
     if width % _HEADS:
         raise VplError(f"--width {width}: not a multiple of {_HEADS}, the number of heads",
                        "--width 256")

@@ -15,8 +15,6 @@ from torch import Tensor
 from vpltool.core.classes import allowed_rows, class_scores
 from vpltool.core.vit import Head
 
-TARGETS = ("margin", "softmax")
-
 
 def min_max(maps: Tensor) -> Tensor:
     """Scale each map (..., h, w) to [0, 1] as CLIP-ES does: (x − min) / (1e-7 + max(x − min))."""

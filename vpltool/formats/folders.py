@@ -248,11 +248,6 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
     return InputFolder(path, header, content.get("failed", {}))
 
 
-def is_folder_of(path: Path, kind: str) -> bool:
-    """Tell whether a folder holds per-photo files of a kind."""
-    return (path / _MANIFEST).exists() and _read_manifest(path, kind).kind == kind
-
-
 def manifest_of(path: Path) -> dict[str, Any]:
     """Read a folder's `artifact.json`, for `inspect`.
 
