@@ -146,6 +146,17 @@ def test_batched_is_one_by_one(model: Any, pixels: Tensor, vectors: Tensor) -> N
         torch.testing.assert_close(together[photo], alone, atol=1e-6, rtol=0)
 
 
+def test_bfloat16_is_near_float32(model: Any, pixels: Tensor, vectors: Tensor) -> None:
+    tower = tower_from_open_clip(model.visual).float().eval().requires_grad_(False)
+    tokens, rows = tower(pixels.float()).tokens, vectors.float()
+    exact = gradcam(tower.head, tokens, GRID, rows, CLASS_INDEX, PRESENT, tau=0.2)
+    rough = gradcam(tower.head.bfloat16(), tokens.bfloat16(), GRID, rows, CLASS_INDEX, PRESENT,
+                    tau=0.2)
+    for one, other in zip(exact, rough, strict=True):
+        assert other.dtype == torch.float32
+        assert float((one - other).abs().max() if len(one) else 0) < 0.1
+
+
 def test_a_class_absent_is_no_rival(model: Any, pixels: Tensor, vectors: Tensor) -> None:
     """The rows of a class that the photo does not show change nothing."""
     tower = tower_from_open_clip(model.visual).double().eval().requires_grad_(False)

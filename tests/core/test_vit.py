@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -201,7 +202,7 @@ def test_value_embeddings_are_the_last_attention_at_one_token() -> None:
     model = build({})
     tower = tower_from_open_clip(model.visual).eval()
     with torch.no_grad():
-        features = tower(pixels(24, 40), value_path=True)
+        features = tower(pixels(24, 40), patches="value")
         block = model.visual.transformer.resblocks[-1]
         alone = block.ln_1(features.tokens[:, 1:]).flatten(0, 1)[:, None]
         seen = block.attn(alone, alone, alone, need_weights=False)[0].view(2, 15, 32)
@@ -213,3 +214,32 @@ def test_value_embeddings_are_the_last_attention_at_one_token() -> None:
     assert plain.attention is not None
     assert features.attention is not None
     assert torch.equal(plain.attention, features.attention)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("layers", [(), (0, 2)])
+def test_what_is_not_asked_for_changes_nothing_else(attention: bool, layers: Sequence[int]) -> None:
+    """Without patch embeddings the last block is cut short, or not run at all."""
+    tower = tower_from_open_clip(build({}).visual).eval()
+    whole = tower(pixels(24, 40), layers=(0, 2))
+    part = tower(pixels(24, 40), patches="none", attention=attention, layers=layers)
+    assert part.patches is None
+    torch.testing.assert_close(part.tokens, whole.tokens, atol=1e-5, rtol=1e-5)
+    if attention:
+        torch.testing.assert_close(part.attention, whole.attention, atol=1e-6, rtol=0)
+    else:
+        assert part.attention is None
+    if layers:
+        torch.testing.assert_close(part.layers, whole.layers, atol=1e-5, rtol=1e-5)
+    else:
+        assert part.layers is None
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """Rounding to 8 bits, and the plain products that stand in for fused attention there."""
+    tower = tower_from_open_clip(build({}).visual).eval()
+    exact = tower(pixels(24, 40), layers=(0,))
+    rough = tower.to(torch.bfloat16)(pixels(24, 40).bfloat16(), layers=(0,))
+    for name in ("tokens", "patches", "attention", "layers"):
+        one, other = getattr(exact, name).float(), getattr(rough, name).float()
+        assert float((one - other).norm() / one.norm()) < 0.03, name

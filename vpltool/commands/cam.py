@@ -20,7 +20,7 @@ from vpltool.formats import (
     read_tensors,
 )
 from vpltool.formats.batches import feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
+from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Precision, Quiet, Split
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def cam(
     features: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     batch_size: BatchSize = 8,
     limit: Limit = 0,
     out: Out = None,
@@ -84,6 +85,8 @@ def cam(
     options = {"split": split, "prototypes": path.stem, "method": method, "tau": tau}
     if method == "gradcam":
         options["target"] = target
+        if precision != "fp32":
+            options["precision"] = precision
     header = Header(kind="cams", command="cam", model=source.header.model, options=options,
                     inputs={
         "features": source.identity, "prototypes": identity_of_file(path),
@@ -96,16 +99,18 @@ def cam(
     import torch
 
     from vpltool.core import gradcam, saliency
-    from vpltool.core.device import find_device
+    from vpltool.core.device import find_device, find_precision
 
     place = find_device(device)
+    dtype = find_precision(precision, place) if method == "gradcam" else torch.float32
     rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
-    head = _read_head(source.path).to(place) if method == "gradcam" and output.todo else None
+    head = (_read_head(source.path).to(place, dtype) if method == "gradcam" and output.todo
+            else None)
     classes = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
                for photo in photos}
     with console.progress(f"cam {name} {split}", len(output.todo)) as advance:
         for batch in feature_batches(source, output.todo, [METHODS[method]], batch_size):
-            field: Tensor = batch.tensors[METHODS[method]].to(place).float()
+            field: Tensor = batch.tensors[METHODS[method]].to(place, dtype)
             present = [classes[key].to(place) for key in batch.ids]
             if head is not None:
                 maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,

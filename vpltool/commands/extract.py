@@ -103,8 +103,8 @@ def extract(
             if not batch.ids:
                 continue
             pixels = batch.pixels.to(place, dtype, non_blocking=True)
-            features = vision(pixels, attention="attention" in kept, layers=chosen,
-                              value_path=patches == "value")
+            features = vision(pixels, patches=patches if "patches" in kept else "none",
+                              attention="attention" in kept, layers=chosen)
             grid = torch.tensor([pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch])
             fields = {name: getattr(features, name).half().cpu() for name in kept}
             for index, key in enumerate(batch.ids):

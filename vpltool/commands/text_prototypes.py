@@ -72,8 +72,9 @@ def text_prototypes(
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background]})
     write_tensors(path, header, {"prototypes": vectors, "class_index": torch.tensor(index)})
+    prompts = "1 prompt" if len(templates) == 1 else f"{len(templates)} prompts"
     console.note(f"{len(spoken)} classes and {len(workspace.background)} background words, "
-                 f"{len(templates)} prompts each, in {vectors.shape[1]} dimensions")
+                 f"{prompts} each, in {vectors.shape[1]} dimensions")
     print(path)
 
 

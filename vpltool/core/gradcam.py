@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vpltool.core.classes import allowed_rows, class_scores
+from vpltool.core.last_block import mean_patch_gradient, trace
 from vpltool.core.vit import Head
 
 
@@ -28,14 +29,15 @@ def gradcam(
 ) -> list[Tensor]:
     """GradCAM of every present class of every photo, in one batched backward pass.
 
-    Each (photo, class) pair is an entry of one batch through the last block. The logits are
-    z·p / τ over the photo's present classes and the background rows. `softmax` takes the class's
-    probability as score, `margin` the logit minus the log-sum-exp of the others: the same map
-    after min-max, without the factor y(1−y) that underflows when the photo is certain.
+    Each photo runs through the last block once, and each (photo, class) pair is an entry of one
+    batch on the way back (`last_block`). The logits are z·p / τ over the photo's present classes
+    and the background rows. `softmax` takes the class's probability as score, `margin` the logit
+    minus the log-sum-exp of the others: the same map after min-max, without the factor y(1−y)
+    that underflows when the photo is certain.
 
     Args:
         head: CLIP's end.
-        tokens: input of the last block (B, 1+h·w, width).
+        tokens: input of the last block (B, 1+h·w, width), in the head's number format.
         grid: (h, w).
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
@@ -51,29 +53,34 @@ def gradcam(
         return [tokens.new_zeros((0, *grid), dtype=torch.float32) for _ in present]
     photo_of = torch.tensor([photo for photo, _ in pairs], device=tokens.device)
     class_of = torch.tensor([index for _, index in pairs], device=tokens.device)
-    with torch.no_grad():
-        normed = head.block.ln_1(tokens)[photo_of]
-    normed.requires_grad_(True)
+    counts = [len(classes) for classes in present]
+    kept = trace(head.block, tokens)
+    allowed = allowed_rows(class_index, present)[photo_of]
     with torch.enable_grad():
-        pooled = head.pooled(head.block.forward_from(tokens[photo_of], normed))
+        output = kept.output[photo_of].requires_grad_(True)
+        pooled = head.pooled(output)
         logits = (pooled @ prototypes.to(pooled).T).float() / tau
-        logits = logits.masked_fill(~allowed_rows(class_index, present)[photo_of], float("-inf"))
-        own = class_index == class_of[:, None]
-        score = logits.masked_fill(~own, float("-inf")).logsumexp(dim=-1)
-        if target == "softmax":
-            score = (score - logits.logsumexp(dim=-1)).exp()
-        else:
-            others = logits.masked_fill(own, float("-inf"))
-            rivals = others.isfinite().any(dim=-1)
-            # Without a rival there is no margin; the class's own logit is what is left.
-            others = torch.where(rivals[:, None], others, torch.zeros_like(others))
-            score = score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
-        (gradient,) = torch.autograd.grad(score.sum(), normed)
+        score = _score(logits.masked_fill(~allowed, float("-inf")),
+                       class_index == class_of[:, None], target)
+        (gradient,) = torch.autograd.grad(score.sum(), output)
     # The weight of a channel is its mean gradient over the patches, CLS excluded.
-    weights = gradient[:, 1:].float().mean(dim=1, keepdim=True)
-    maps = (weights * normed[:, 1:].detach().float()).sum(dim=-1).relu()
+    weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient).float()
+    maps = torch.cat([own @ normed[1:].float().T for own, normed in zip(
+        weights.split(counts), kept.normed, strict=True)]).relu()
     maps = min_max(maps.view(-1, *grid))
-    return list(maps.split([len(classes) for classes in present]))
+    return list(maps.split(counts))
+
+
+def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
+    """Score of each pair (P,) from its logits (P, rows) and the rows of its class."""
+    score = logits.masked_fill(~own, float("-inf")).logsumexp(dim=-1)
+    if target == "softmax":
+        return (score - logits.logsumexp(dim=-1)).exp()
+    others = logits.masked_fill(own, float("-inf"))
+    rivals = others.isfinite().any(dim=-1)
+    # Without a rival there is no margin; the class's own logit is what is left.
+    others = torch.where(rivals[:, None], others, torch.zeros_like(others))
+    return score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
 
 
 @torch.no_grad()

@@ -76,6 +76,14 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
     return result
 
 
+def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:
+    """Let only some classes and the background share the probability (classes, h, w)."""
+    kept = torch.zeros_like(probabilities)
+    chosen = [0, *classes]
+    kept[chosen] = probabilities[chosen]
+    return kept / kept.sum(dim=0).clamp_min(1e-12)
+
+
 def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:
     """Drop classes that are nowhere likely: scores (K, h, w) and their class indices (K,).
 

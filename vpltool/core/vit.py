@@ -68,38 +68,61 @@ class Block(nn.Module):
             x: tokens (B, N, width), the residual branch.
             normed: ln_1(x), or whatever stands for it, (B, N, width).
         """
-        query, key, value = self._heads(normed)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self._after_attention(x, mixed)
+        return self._after_attention(x, self.attend(*self.heads(normed)))
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the block; also give its head-averaged attention (B, N, N), rows summing to 1.
+        """Run the block without gradients; also give its head-averaged attention.
 
-        Without gradients: the weights of all heads are overwritten in place.
+        Returns:
+            tokens (B, N, width); attention (B, N, N) in float32, rows summing to 1.
         """
-        query, key, value = self._heads(self.ln_1(x))
-        query = query * query.shape[-1] ** -0.5
-        # On a CPU a photo at a time: all heads of one stay in the cache, those of a batch do not.
-        step = len(x) if x.is_cuda else 1
-        mixed, means = [], []
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            weights = query[part] @ key[part].transpose(-2, -1)
-            torch.softmax(weights, dim=-1, out=weights)
-            mixed.append(weights @ value[part])
-            means.append(weights.mean(dim=1))
-        return self._after_attention(x, torch.cat(mixed)), torch.cat(means)
+        mixed, mean = _weigh(*self.heads(self.ln_1(x)))
+        return self._after_attention(x, mixed), mean
 
-    def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attention(self, x: Tensor) -> Tensor:
+        """Give the head-averaged attention alone (B, N, N), float32."""
+        query, key, value = self.heads(self.ln_1(x))
+        return _weigh(query, key, value[..., :0])[1]
+
+    def heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ln_1's output (B, N, width) to query, key and value (B, heads, N, head width)."""
         batch, count, width = normed.shape
         qkv = self.qkv(normed).view(batch, count, 3, self.shape.heads, width // self.shape.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix values (B, heads, N, head width) by attention whose matrix is not needed."""
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+            # torch's fused attention takes twice as long there as plain products.
+            return _weigh(query, key, value)[0]
+        return F.scaled_dot_product_attention(query, key, value)
+
     def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.gamma_1 * self.out(mixed.transpose(1, 2).flatten(2))
         hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
         return x + self.gamma_2 * self.proj(hidden)
+
+
+def _weigh(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix values (B, heads, N, d) by attention; also give its mean over the heads (B, N, N).
+
+    Without gradients, on a CPU: parts are written in place.
+    """
+    query = query * query.shape[-1] ** -0.5
+    if query.is_cuda:
+        weights = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
+        return weights @ value, weights.mean(dim=1, dtype=torch.float32)
+    # On a CPU a head at a time: one N×N matrix stays in the cache, and all of them need not exist.
+    batch, heads, count, _ = query.shape
+    mixed = value.new_empty(batch, heads, count, value.shape[-1])
+    mean = query.new_zeros(batch, count, count, dtype=torch.float32)
+    for photo in range(batch):
+        for head in range(heads):
+            weights = torch.softmax(query[photo, head] @ key[photo, head].T, dim=-1)
+            mixed[photo, head] = weights @ value[photo, head]
+            mean[photo] += weights
+    return mixed, mean.div_(heads)
 
 
 class Head(nn.Module):
@@ -164,13 +187,13 @@ class DenseFeatures:
 
     Args:
         tokens: input of the last block (B, 1+n, width).
-        patches: L2-normed joint-space patch embeddings (B, n, dim).
+        patches: L2-normed joint-space patch embeddings (B, n, dim), or None.
         attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
         layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
     """
 
     tokens: Tensor
-    patches: Tensor
+    patches: Tensor | None
     attention: Tensor | None
     layers: Tensor | None
 
@@ -213,34 +236,41 @@ class VisionTower(nn.Module):
         return torch.cat([self.positions[:1].float(), table.flatten(2)[0].T])
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, *, attention: bool = True, layers: Sequence[int] = (),
-                value_path: bool = False) -> DenseFeatures:
-        """Encode a batch.
+    def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
+                layers: Sequence[int] = ()) -> DenseFeatures:
+        """Encode a batch. What is not asked for costs nothing.
 
         Args:
             pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
+            patches: where patch embeddings come from: `block`, the last block's output; `value`,
+                its value path alone; or `none`.
             attention: whether to average the attention of the last blocks.
             layers: indices of the blocks whose output is wanted (0 is the first).
-            value_path: take the patch embeddings from the last block's value path.
         """
         x = self.embed(pixels)
+        last = self.depth - 1
         first = self.depth - min(ATTENTION_BLOCKS, self.depth) if attention else self.depth
+        whole = patches == "block" or last in layers
         total: Tensor | None = None
         kept: dict[int, Tensor] = {}
         tokens = x
         for index, block in enumerate([*self.blocks, self.head.block]):
-            tokens = x
-            if index >= first:
+            tokens, weights = x, None
+            if index < first:
+                x = block(x) if index < last or whole else x
+            elif index < last or whole:
                 x, weights = block.forward_with_attention(x)
-                weights = weights[:, 1:, 1:].float()
-                total = weights if total is None else total + weights
             else:
-                x = block(x)
+                weights = block.attention(x)
+            if weights is not None:
+                total = weights if total is None else total.add_(weights)
             if index in layers:
                 kept[index] = x[:, 1:]
-        mean = None if total is None else total / (self.depth - first)
-        patches = (self.head.value_embeddings(tokens[:, 1:]) if value_path
-                   else self.head.patch_embeddings(x[:, 1:]))
+        embeddings = None
+        if patches == "block":
+            embeddings = self.head.patch_embeddings(x[:, 1:])
+        elif patches == "value":
+            embeddings = self.head.value_embeddings(tokens[:, 1:])
         return DenseFeatures(
-            tokens, patches, mean,
+            tokens, embeddings, None if total is None else total[:, 1:, 1:] / (self.depth - first),
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
