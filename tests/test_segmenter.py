@@ -96,6 +96,26 @@ def test_scales_and_flip(run: Run, work: Path, tmp_path: Path) -> None:
     assert refused.lines("hint:") == ["--source photos"]
 
 
+def test_with_tags_nothing_else_is_predicted(run: Run, work: Path, tmp_path: Path) -> None:
+    from vpltool.formats import open_workspace, read_labels
+
+    for tags in ((), ("--tags",)):
+        out = tmp_path / f"labels{len(tags)}"
+        assert run("predict", "--out", out, "--workers", 0, *tags, work=work).code == 0
+    workspace = open_workspace(work)
+    for photo in workspace.photos("val"):
+        free, told = (set(np.unique(read_labels(tmp_path / f"labels{count}" / f"{photo.id}.png")))
+                      for count in (0, 1))
+        assert told <= {0, *workspace.indices_of(photo)}
+        assert free, "the photo is predicted without tags too"
+
+
+def test_tags_of_named_photos_are_refused(run: Run, work: Path, holiday: Path) -> None:
+    result = run("predict", holiday, "--tags", work=work)
+    assert result.code == 1
+    assert "--split" in result.lines("hint:")[0]
+
+
 def test_a_folder_of_photos(run: Run, work: Path, holiday: Path, tmp_path: Path) -> None:
     result = run(*PREDICT, holiday, "--out", tmp_path / "p", work=work)
     assert result.code == 0, result.err

@@ -13,7 +13,14 @@ from torch import Tensor
 from vpltool.core.clip import Clip, load_clip
 from vpltool.core.decoder import Decoder, DecoderShape, layers_of
 from vpltool.core.gradcam import dense_cam
-from vpltool.core.segment import FINENESS, keep_likely, labels_of, probabilities_of, segment
+from vpltool.core.segment import (
+    FINENESS,
+    keep_likely,
+    labels_of,
+    only_classes,
+    probabilities_of,
+    segment,
+)
 
 INDEX = torch.tensor([1, 2, 2, 3, 0, 0])
 DIM, WIDTH = 16, 32
@@ -132,3 +139,12 @@ def test_layers_of() -> None:
     assert layers_of(stored, [1, 4, 7], [1, 4, 7]) is stored
     with pytest.raises(KeyError):
         layers_of(stored, [1, 4, 7], [2])
+
+
+def test_only_classes() -> None:
+    """What the others had is shared; a pixel that had nothing else stays without a class."""
+    field = torch.tensor([[[0.2, 0.0]], [[0.5, 1.0]], [[0.3, 0.0]]])
+    found = only_classes(field, [2])
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([0.4, 0.0, 0.6]))
+    assert found[:, 0, 1].tolist() == [0, 0, 0]
+    assert labels_of(found, (1, 2)).tolist() == [[2, 0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +64,9 @@ def predict(
     source: Annotated[str, typer.Option(
         help="photos; or features: stored layers of the split, one scale, no flip, much faster; "
              "auto: features where they serve.")] = "auto",
+    tags: Annotated[bool, typer.Option(
+        "--tags/--no-tags",
+        help="Let only classes that a photo is tagged with compete, as CAMs do.")] = False,
     probabilities: Annotated[bool, typer.Option(
         "--probabilities/--labels-only",
         help="Also store class probabilities, which crf prefers to labels.")] = True,
@@ -78,7 +81,7 @@ def predict(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment photos: palette PNGs at the photo's own size.
+    """Segment photos: palette PNGs at the photo's own size. They need no tags.
 
     Example: vpltool predict --split val --scales 1,0.75 --flip
 
@@ -97,6 +100,7 @@ def predict(
                        "run the same vpltool train-decoder again to finish it")
     where = split
     workspace.check_classes(found, path)
+    tagged = _tags_of(workspace, split, images) if tags else {}
     if images:
         paths, where = _named_photos(images), "photos"
         paths = dict(list(paths.items())[: limit or None])
@@ -113,6 +117,9 @@ def predict(
 
         find_precision(precision, find_device(device))
     inputs = {"decoder": identity_of_file(path), "classes": workspace.classes_identity}
+    if tags:
+        options["tags"] = True
+        inputs["tags"] = workspace.tags_identity(split)
     if images:
         # The same name may be another folder's photo next time.
         inputs["photos"] = identity_of_many(
@@ -131,7 +138,7 @@ def predict(
     with console.progress(f"predict {path.stem} {where}", len(todo)) as advance:
         if todo:
             for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
-                _write(outputs, seen)
+                _write(outputs, seen, tagged.get(seen.id))
                 advance()
     finish_all(outputs)
 
@@ -157,6 +164,14 @@ class _Seen:
     probabilities: torch.Tensor | None
     size: tuple[int, int] = (0, 0)
     failure: str = ""
+
+
+def _tags_of(workspace: Workspace, split: str, images: Sequence[Path] | None
+             ) -> dict[str, list[int]]:
+    if images:
+        raise VplError("--tags is for photos of the workspace: named ones have no tags",
+                       "--split NAME, or leave --tags out")
+    return {photo.id: workspace.indices_of(photo) for photo in workspace.photos(split)}
 
 
 def _find_decoder(work: Path, choice: str) -> Path:
@@ -298,9 +313,11 @@ def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
                 yield _Seen(key, part, size)
 
 
-def _write(outputs: Sequence[OutputFolder], seen: _Seen) -> None:
-    from vpltool.core.segment import keep_likely, labels_of
+def _write(outputs: Sequence[OutputFolder], seen: _Seen, tagged: Sequence[int] | None) -> None:
+    from vpltool.core.segment import keep_likely, labels_of, only_classes
 
+    if tagged is not None and seen.probabilities is not None:
+        seen = replace(seen, probabilities=only_classes(seen.probabilities, tagged))
     for output in outputs:
         if seen.probabilities is None:
             output.fail(seen.id, seen.failure)

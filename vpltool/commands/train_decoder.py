@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vpltool import console
 from vpltool.commands import _artifacts
-from vpltool.commands.extract import parse_layers, parse_numbers
+from vpltool.commands._lessons import Lessons, crop_batches, frozen_layers
 from vpltool.errors import VplError, check_choice
 from vpltool.formats import (
     Header,
-    InputFolder,
-    Photo,
-    Workspace,
-    describe,
     find_folder,
     identity_of_file,
-    open_input,
     open_workspace,
     read_tensors,
     write_tensors,
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from vpltool.core.decoder import Decoder
-    from vpltool.core.training import CropBatch, TrainingSettings
+    from vpltool.core.training import TrainingSettings
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
@@ -110,7 +104,7 @@ def train_decoder(
     photos = workspace.photos(split, limit)
     ids = set(labels.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in ids]
-    frozen = _frozen_layers(workspace, source, layers, split, photos, str(device))
+    frozen = frozen_layers(workspace, source, layers, split, photos, str(device))
     if residual and frozen.features and frozen.features.header.options.get("patches"):
         raise VplError("--residual adds to the last block's patch embeddings; the features hold "
                        "those of its value path", "--source photos, or --no-residual")
@@ -135,31 +129,15 @@ def train_decoder(
         header.options["limit"] = limit
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
-        run = _Run(workspace, labels, photos, frozen, settings, header, target)
+        lessons = Lessons(workspace, labels, photos, frozen)
+        run = _Run(lessons, settings, header, target)
         _train(run, vectors, checkpoint_every, str(device), overwrite=overwrite)
     print(target)
 
 
 @dataclass(frozen=True)
-class _Frozen:
-    """Where the frozen layers come from: stored features, or a tower that encodes crops."""
-
-    source: str
-    name: str
-    layers: tuple[int, ...]
-    input_width: int
-    model: dict[str, str]
-    inputs: dict[str, str]
-    features: InputFolder | None = None
-    clip: Any = None
-
-
-@dataclass(frozen=True)
 class _Run:
-    workspace: Workspace
-    masks: InputFolder
-    photos: list[Photo]
-    frozen: _Frozen
+    lessons: Lessons
     settings: TrainingSettings
     header: Header
     target: Path
@@ -167,38 +145,6 @@ class _Run:
     @property
     def checkpoint(self) -> Path:
         return self.target.with_name(f"{self.target.stem}.checkpoint.safetensors")
-
-
-def _frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
-                   photos: list[Photo], device: str) -> _Frozen:
-    folder = workspace.path / "features" / split
-    if source != "photos" and (folder / "artifact.json").exists():
-        features = open_input(folder, ("features",))
-        if {"layers", "patches"} <= set(features.header.options["keep"]):
-            ids = features.available(photo.id for photo in photos)
-            photos[:] = [photo for photo in photos if photo.id in set(ids)]
-            shapes = describe(features.path_of(ids[0])).shapes
-            stored = tuple(features.header.options["layers"])
-            wanted = tuple(parse_numbers(layers)) if layers else stored
-            if not set(wanted) <= set(stored):
-                raise VplError(f"{folder} holds the layers {list(stored)}, not {layers}",
-                               f"vpltool extract --split {split} --keep tokens,patches,attention,"
-                               f"layers --layers {layers} --overwrite, or --source photos")
-            return _Frozen("features", str(folder), wanted, shapes["layers"][1][2],
-                           features.header.model, {"features": features.identity}, features)
-    if source == "features":
-        raise VplError(f"{folder} holds no layers and patches",
-                       f"vpltool extract --split {split} --keep tokens,patches,attention,layers "
-                       "--overwrite, or --source photos")
-
-    from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device
-
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
-                     base=workspace.path)
-    wanted = tuple(parse_layers(layers, clip.vision.depth))
-    return _Frozen("photos", workspace.model, wanted, clip.vision.cls.shape[0], clip.identity, {},
-                   clip=clip)
 
 
 def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
@@ -211,7 +157,8 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
 
     torch.manual_seed(run.settings.seed)
     options = run.header.options
-    shape = DecoderShape(run.frozen.layers, run.frozen.input_width, vectors["prototypes"].shape[1],
+    frozen = run.lessons.frozen
+    shape = DecoderShape(frozen.layers, frozen.input_width, vectors["prototypes"].shape[1],
                          options["width"], heads=_HEADS, residual=options["residual"])
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
@@ -220,8 +167,9 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
         run.checkpoint.unlink(missing_ok=True)
     start, curve, recent = _resume(run, decoder, optimizer)
     steps = run.settings.iterations
+    batches = crop_batches(run.lessons, run.settings, start)
     with console.progress(f"train-decoder {run.target.stem}", steps - start) as advance:
-        for record in train(decoder, optimizer, run.settings, _batches(run, start), start=start):
+        for record in train(decoder, optimizer, run.settings, batches, start=start):
             if not math.isfinite(record.mask + record.contrast):
                 raise VplError(f"the loss is not finite at step {record.iteration}",
                                "lower --lr, and add --overwrite")
@@ -285,78 +233,3 @@ def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
     start = int(header.facts["checkpoint"])
     console.note(f"going on from step {start} of {run.settings.iterations}")
     return start, header.facts["curve"], header.facts["recent"]
-
-
-def _batches(run: _Run, start: int) -> Iterator[CropBatch]:
-    from vpltool.formats.batches import read_ahead
-
-    return read_ahead(_feature_batches(run, start) if run.frozen.features is not None
-                      else _photo_batches(run, start))
-
-
-def _feature_batches(run: _Run, start: int) -> Iterator[CropBatch]:
-    import torch
-
-    from vpltool.core.decoder import layers_of
-    from vpltool.core.training import (
-        CropBatch,
-        chosen_photos,
-        generator_of,
-        labels_at,
-        random_window,
-    )
-
-    features, settings = run.frozen.features, run.settings
-    assert features is not None
-    for iteration in range(start, settings.iterations):
-        rng = generator_of(settings, iteration)
-        crops, tags = [], []
-        for number in chosen_photos(len(run.photos), settings, iteration):
-            photo = run.photos[number]
-            tensors = features.read_tensors(photo.id, "grid", "layers", "layer_index", "patches")
-            grid = tuple(tensors["grid"].tolist())
-            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
-                               run.frozen.layers)
-            # One image of all channels, so that layers and patches are cut alike.
-            channels = torch.cat([*stored, tensors["patches"]], dim=-1).unflatten(0, grid)
-            labels = labels_at(run.masks.read_labels(photo.id), grid)
-            image, label, valid = random_window(channels[None], labels, settings.crop, 1, rng)
-            *parts, patches = image.flatten(0, 2).split(
-                [stored.shape[-1]] * len(stored) + [tensors["patches"].shape[-1]], dim=-1)
-            crops.append((torch.stack(parts), patches, label, valid))
-            tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
-        layers, patches, labels, valid = map(torch.stack, zip(*crops, strict=True))
-        yield CropBatch(layers, patches, labels, valid, tags)
-
-
-def _photo_batches(run: _Run, start: int) -> Iterator[CropBatch]:
-    import torch
-
-    from vpltool.core.photos import fit_size, to_pixels
-    from vpltool.core.training import (
-        CropBatch,
-        chosen_photos,
-        generator_of,
-        labels_at,
-        random_window,
-    )
-
-    clip, settings = run.frozen.clip, run.settings
-    vision, patch = clip.vision, clip.vision.patch
-    device = vision.cls.device
-    for iteration in range(start, settings.iterations):
-        rng = generator_of(settings, iteration)
-        crops, tags = [], []
-        for number in chosen_photos(len(run.photos), settings, iteration):
-            photo = run.photos[number]
-            pixels = _artifacts.read_known_photo(run.workspace, photo)
-            size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
-                            scale=float(rng.uniform(0.5, 2.0)))
-            grid = (size[0] // patch, size[1] // patch)
-            labels = labels_at(run.masks.read_labels(photo.id), grid)
-            image = to_pixels(pixels, size, clip.mean, clip.std)
-            crops.append(random_window(image, labels, settings.crop, patch, rng))
-            tags.append(torch.tensor(run.workspace.indices_of(photo), dtype=torch.long))
-        images, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        encoded = vision(images.to(device), attention=False, layers=run.frozen.layers)
-        yield CropBatch(encoded.layers, encoded.patches, labels, valid, tags)
