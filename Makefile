@@ -1,3 +1,4 @@
+# make demo       set everything up, run the whole pipeline on drawn scenes, show what came out
 # make test       set everything up, run the tests
 # make photos20   set everything up, run the whole pipeline on small real photos, print the ladder
 # make check      lint, types, tests
@@ -9,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
+DEMO ?= work/demo
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -18,7 +20,7 @@ else ifeq ($(shell uname -s),Linux)
   TORCH := -r constraints-cpu.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: setup test check lint types bench photos20 clean
+.PHONY: setup demo test check lint types bench photos20 clean
 
 setup: $(VENV)/ready
 
@@ -42,11 +44,15 @@ types: setup
 
 check: lint types test
 
+demo: setup
+	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/demo.sh $(DEMO)
+
 photos20: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/photos20.sh $(REALDATA) $(WORK)
 
 bench: setup
 	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/features.py --data coco --photos 32 --rounds 2
 
 clean:
 	rm -rf $(VENV) work build *.egg-info

@@ -20,6 +20,10 @@ once with text prototypes and once with vision prototypes. Each reads files and 
 `vpltool COMMAND --help` says what comes next. Begin with:
 
     vpltool prepare folder PHOTOS --labels tags.csv --model ViT-B-16-quickgelu --pretrained openai
+
+or, without photos and without a network, with a world of drawn ones:
+
+    vpltool -C work/demo demo
 """
 
 
