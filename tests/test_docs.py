@@ -39,7 +39,7 @@ LINES = [(page.name, line) for page in PAGES if page.exists() for block in block
 def test_line_parses(page: str, line: str) -> None:
     """Command, sub-command, options, values and arguments; nothing is run."""
     words = shlex.split(line)[1:]
-    if words[0] in ("-C", "--work"):
+    while words[0] in ("-C", "--work", "--preset"):
         words = words[2:]
     if words in (["--help"], ["--version"]) or words[-1] == "--help":
         words = words[:-1]

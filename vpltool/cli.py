@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vpltool import __version__, console
 from vpltool.errors import VplError
+from vpltool.formats.header import set_preset
+from vpltool.presets import flags_of, read_preset
 from vpltool.stage import command_modules
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
@@ -42,6 +45,14 @@ def _global_options(
             help="Workspace: where inputs are looked for and outputs go.",
         ),
     ] = Path(),
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset", envvar="VPLTOOL_PRESET", metavar="NAME-OR-FILE",
+            help="Protocol: takes the place of the commands' defaults; `vpltool presets` lists "
+                 "them. An option that is given wins.",
+        ),
+    ] = "",
     _version: Annotated[
         bool,
         typer.Option(
@@ -51,6 +62,38 @@ def _global_options(
     ] = False,
 ) -> None:
     ctx.obj = work
+    set_preset()
+    if preset:
+        chosen = read_preset(preset, ctx.command)
+        ctx.default_map = chosen.defaults
+        ctx.meta["preset"] = chosen
+
+
+class _Command(TyperCommand):
+    """A command that says, and has every header say, which of its options a preset gave."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        root = ctx.find_root()
+        own = {option for param in self.params for option in param.opts}
+        asked = {arg.split("=")[0] for arg in args} - own
+        for param in root.command.params:
+            for option in asked & {*param.opts}:
+                spelt = f"{option} {param.metavar}" if param.metavar else option
+                ctx.fail(f"{option} stands before the command: {root.info_name} {spelt}"
+                         + ctx.command_path.removeprefix(root.info_name))
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        if ctx.default_map:
+            preset = ctx.meta["preset"]
+            taken = {name: value for name, value in ctx.default_map.items()
+                     if ctx.params[name] == value}
+            set_preset(preset.name, preset.identity, {
+                param.opts[0].removeprefix("--"): ctx.params[param.name] for param in self.params
+                if param.name in ctx.default_map and param.name not in taken})
+            if not ctx.params.get("quiet"):
+                console.note(f"preset {preset.name}: {ctx.command_path} {flags_of(self, taken)}")
+        return super().invoke(ctx)
 
 
 def build_app() -> typer.Typer:
@@ -65,10 +108,13 @@ def build_app() -> typer.Typer:
         panel = module.STAGE.panel
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, rich_help_panel=panel)
+            for entry in module.app.registered_commands:
+                entry.cls = _Command
         else:
             # A nameless group each: typer lists groups behind commands, and the order must hold.
             single = typer.Typer()
-            single.command(name, rich_help_panel=panel)(getattr(module, name.replace("-", "_")))
+            single.command(name, cls=_Command, rich_help_panel=panel)(
+                getattr(module, name.replace("-", "_")))
             app.add_typer(single)
     return app
 

@@ -24,6 +24,7 @@ from vpltool.formats import (
     read_json,
 )
 from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.presets import preset_files
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def crf(
         metavar="PATH-OR-NAME", help="CAMs, or predictions/NAME; default: the best CAMs there "
                                      "are: vision-refined, vision, text-refined, text.")] = "",
     preset: Annotated[str, typer.Option(
-        metavar="NAME-OR-FILE", help="clip-es, weclip, or a JSON file of settings.")] = "clip-es",
+        metavar="NAME-OR-FILE", help="Of the CRF: clip-es, weclip, or a JSON file.")] = "clip-es",
     backend: Annotated[str, typer.Option(
         help="auto, torch or pydensecrf: the same result.")] = "auto",
     confidence: Annotated[float, typer.Option(
@@ -150,8 +151,9 @@ def _settings(preset: str) -> CrfSettings:
     if preset in PRESETS:
         return PRESETS[preset]
     if not Path(preset).exists():
-        raise VplError(f"--preset {preset}: neither a preset nor a file",
-                       near_name(preset, PRESETS))
+        raise VplError(f"--preset {preset}: neither a preset of the CRF nor a file",
+                       f"a protocol stands before the command: vpltool --preset {preset} crf"
+                       if preset in preset_files() else near_name(preset, PRESETS))
     try:
         return CrfSettings(**read_json(Path(preset), ""))
     except TypeError as error:

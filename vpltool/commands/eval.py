@@ -22,6 +22,7 @@ from vpltool.formats import (
     read_labels,
     write_json,
 )
+from vpltool.formats.header import current_preset, spell_preset
 from vpltool.options import Json, Limit, Out, Quiet, Split
 from vpltool.stage import Stage
 
@@ -153,6 +154,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     report: dict[str, Any] = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
+        "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": identity_of_many(tally.parts)}
     counts = tally.counts
     if source.kind == "cams":
@@ -194,6 +196,8 @@ def _print_table(workspace: Workspace, report: dict[str, Any], *, sweep: bool) -
           if "threshold" in report else "")
     print(f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
           f"{report['classes_in_mean']} classes{at}")
+    print(f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+          f"scored under {spell_preset(report['scored_under'])}")
 
 
 def _name(source: InputFolder) -> str:

@@ -106,4 +106,5 @@ def _of_header(header: dict[str, Any]) -> dict[str, Any]:
         "kind": header["kind"],
         "made by": f"vpltool {header['command']} (version {header['version']})",
         "options": header["options"], "inputs": header["inputs"], "model": header["model"],
+        **({"preset": header["preset"]} if header.get("preset") else {}),
         **({"facts": header["facts"]} if header["facts"] else {})}

@@ -15,6 +15,34 @@ from vpltool.formats.kinds import KINDS
 METADATA_KEY = "vpltool"
 """Key under which a .safetensors' metadata and a PNG's text carry the header, as JSON."""
 
+_preset: dict[str, Any] = {}
+
+
+def set_preset(name: str = "", identity: str = "", given: dict[str, Any] | None = None) -> None:
+    """Say which preset the options of this run come from; every header written says so too.
+
+    Args:
+        name: its name; empty: none, all options are given by hand.
+        identity: hash of what it sets.
+        given: options that were given another value by hand.
+    """
+    _preset.clear()
+    if name:
+        _preset.update(name=name, hash=identity, given=given or {})
+
+
+def current_preset() -> dict[str, Any]:
+    """What `set_preset` was told: `name`, `hash`, `given`; empty if nothing."""
+    return dict(_preset)
+
+
+def spell_preset(preset: dict[str, Any]) -> str:
+    """Spell a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
+    if not preset:
+        return "no preset"
+    given = ", ".join(f"{option} {value}" for option, value in preset["given"].items())
+    return f"{preset['name']} ({preset['hash']})" + (f", but {given}" if given else "")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -31,6 +59,8 @@ class Header:
         facts: results worth keeping beside the data (objective, gap, row names …); not hashed.
         version: vpltool's version; not hashed, so that an update does not undo all work.
         format: the kind's format version; 0: today's.
+        preset: the preset that the options come from, see `set_preset`; not hashed, since the
+            same options given by hand make the same file.
     """
 
     kind: str
@@ -41,6 +71,7 @@ class Header:
     facts: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
     format: int = 0
+    preset: dict[str, Any] = field(default_factory=current_preset)
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -51,7 +82,7 @@ class Header:
     def config_hash(self) -> str:
         """Hash of all that determines the content: the identity of a folder of per-photo files."""
         hashed = asdict(self)
-        del hashed["facts"], hashed["version"]
+        del hashed["facts"], hashed["version"], hashed["preset"]
         return _short_hash(json.dumps(hashed, sort_keys=True).encode())
 
     def to_json(self) -> str:
@@ -66,7 +97,7 @@ class Header:
             VplError: it is not one, or a newer vpltool wrote it.
         """
         try:
-            header = cls(**json.loads(text))
+            header = cls(**({"preset": {}} | json.loads(text)))
         except (ValueError, TypeError) as error:
             raise VplError(f"{where}: its vpltool header cannot be read ({error})",
                            "make the file again") from error
