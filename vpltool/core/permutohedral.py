@@ -1,8 +1,9 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek, Davis 2010) in plain torch.
 
 The same approximation as Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
-blur along d + 1 directions, slice back. Sorting unique vertex keys takes the place of a hash table,
-so it runs on any device.
+blur along d + 1 directions, slice back. Sorted vertex keys take the place of a hash table, and each
+of the three steps is a sum of few rows for each row of the result (`embedding_bag`): it runs on any
+device, adds in an order of its own and so gives the same bits each time, and keeps no list of terms.
 """
 
 from __future__ import annotations
@@ -10,92 +11,130 @@ from __future__ import annotations
 from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Lattice:
-    """A lattice built for a set of points; filters any values at these points.
+    """A lattice built for a set of points, or for several sets that do not see each other.
 
     Args:
         features: position of each point, in units of the Gaussian's deviation (N, d), float32.
+        sets: number of sets of N / sets points each, one after another.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, sets: int = 1) -> None:
         count, dims = features.shape
-        keys, weights = _simplices(features)
-        low, high = keys.amin(dim=(0, 1)), keys.amax(dim=(0, 1))
+        corner, rank, weights = _simplices(features)
+        low, high = corner.amin(dim=1)[:dims] - dims, corner.amax(dim=1)[:dims] + dims
         # One step of blurring moves a key by d at most; the margin keeps packed keys unique.
         radix = (high - low + 2 * dims + 3).tolist()
-        if reduce(lambda product, size: product * size, radix, 1) >= 2**62:
+        size = reduce(lambda product, side: product * side, radix, 1)
+        if size * sets >= 2**62:
             raise ValueError("the features spread too far for the lattice; raise the deviations")
         stride = torch.ones(dims, dtype=torch.long, device=features.device)
         for axis in range(dims - 2, -1, -1):
             stride[axis] = stride[axis + 1] * radix[axis + 1]
-        packed = ((keys - low + dims + 1) * stride).sum(dim=-1)
-        vertices, slot = torch.unique(packed.flatten(), return_inverse=True)
+        first = ((corner[:dims] - (low - dims - 1)[:, None]) * stride[:, None]).sum(dim=0)
+        first += torch.arange(sets, device=features.device).repeat_interleave(count // sets) * size
+        packed = _vertex_keys(first, rank, stride)
+        ordered, order = packed.flatten().sort(stable=True)
+        fresh = torch.ones_like(ordered, dtype=torch.bool)
+        fresh[1:] = ordered[1:] != ordered[:-1]
+        vertices = ordered[fresh]
+        slot = torch.empty_like(order)
+        slot[order] = fresh.cumsum(0) - 1
         self.count, self.dims, self.vertices = count, dims, len(vertices)
-        self._slot = slot.view(count, dims + 1)
-        self._weight = weights
-        self._neighbours = self._find_neighbours(vertices, stride)
+        # What each vertex gathers from points, and each point from vertices; rows and their shares.
+        self._splat = (order // (dims + 1)).int()
+        self._splat_share = weights.flatten()[order]
+        self._splat_start = fresh.nonzero()[:, 0].int()
+        self._slice = slot.view(count, dims + 1).int()
+        self._slice_share = weights / (1 + 2.0**-dims)
+        self._blur = self._neighbourhoods(vertices, stride)
+        self._blur_share = features.new_tensor([1, 0.5, 0.5]).repeat(self.vertices + 1, 1)
 
-    def _find_neighbours(self, vertices: Tensor, stride: Tensor) -> Tensor:
-        """Index of both neighbours of each vertex along each direction (d + 1, 2, M); M: none."""
-        steps = torch.ones((self.dims + 1, self.dims), dtype=torch.long, device=vertices.device)
+    def _neighbourhoods(self, vertices: Tensor, stride: Tensor) -> Tensor:
+        """Each vertex and both its neighbours along each direction (d + 1, M + 1, 3).
+
+        Row M is the vertex that stands for those that are not there; it stays zero.
+        """
+        device = vertices.device
+        steps = torch.ones((self.dims + 1, self.dims), dtype=torch.long, device=device)
         steps[range(self.dims), range(self.dims)] = -self.dims
-        found = torch.full((self.dims + 1, 2, self.vertices), self.vertices,
-                           device=vertices.device)
-        own = torch.arange(self.vertices, device=vertices.device)
+        found = torch.full((self.dims + 1, self.vertices + 1, 3), self.vertices,
+                           dtype=torch.int32, device=device)
+        found[:, :, 0] = torch.arange(self.vertices + 1, device=device)
+        own = found[0, :-1, 0]
         for direction, step in enumerate((steps * stride).sum(dim=-1)):
             target = vertices + step
             place = torch.searchsorted(vertices, target).clamp_(max=self.vertices - 1)
             hit = vertices[place] == target
-            found[direction, 0, hit] = place[hit]
-            found[direction, 1, place[hit]] = own[hit]
+            found[direction, :-1, 1][hit] = place[hit].int()
+            found[direction, :, 2][place[hit]] = own[hit]
         return found
 
     def filter(self, values: Tensor) -> Tensor:
         """Weighted sums Σ_j k(i, j) v_j of values (N, C), the point itself included."""
-        # The last row stays zero: it is the neighbour of vertices that have none.
-        lattice = values.new_zeros((self.vertices + 1, values.shape[1]))
-        for corner in range(self.dims + 1):
-            lattice.index_add_(0, self._slot[:, corner], values * self._weight[:, corner, None])
-        for first, second in self._neighbours:
-            blurred = lattice[:-1] + 0.5 * (lattice[first] + lattice[second])
-            lattice[:-1] = blurred
-        result = torch.zeros_like(values)
-        for corner in range(self.dims + 1):
-            result += lattice[self._slot[:, corner]] * self._weight[:, corner, None]
-        return result / (1 + 2.0**-self.dims)
+        lattice = F.embedding_bag(self._splat, values, self._splat_start, mode="sum",
+                                  per_sample_weights=self._splat_share)
+        lattice = F.pad(lattice, (0, 0, 0, 1))
+        for around in self._blur:
+            lattice = F.embedding_bag(around, lattice, mode="sum",
+                                      per_sample_weights=self._blur_share)
+        return F.embedding_bag(self._slice, lattice, mode="sum",
+                               per_sample_weights=self._slice_share)
+
+    def rescale(self, before: Tensor, after: Tensor) -> None:
+        """Have `filter` multiply values by `before` first and the sums by `after`, both (N,)."""
+        self._splat_share = self._splat_share * before[self._splat]
+        self._slice_share = self._slice_share * after[:, None]
 
 
-def _simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Simplex around each point: vertex keys (N, d + 1, d), barycentric weights (N, d + 1)."""
+def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Simplex around each point.
+
+    Returns:
+        nearest point of the lattice (d + 1, N); rank of each coordinate of the way there, the
+        largest first (d + 1, N); barycentric weights (N, d + 1).
+    """
     count, dims = features.shape
-    device = features.device
-    axes = torch.arange(1, dims + 1, device=device, dtype=torch.float32)
+    axes = torch.arange(1, dims + 1, device=features.device, dtype=torch.float32)[:, None]
     # The blur of the lattice has variance 2/3·(d + 1)²; features are scaled to match it.
     scale = (dims + 1) * (2 / 3) ** 0.5 / (axes * (axes + 1)).sqrt()
-    scaled = features.float() * scale
+    scaled = features.float().T * scale
     # Position on the hyperplane Σx = 0 in d + 1 dimensions.
-    tail = scaled.flip(1).cumsum(1).flip(1)
-    elevated = torch.cat([tail, tail.new_zeros(count, 1)], dim=1)
-    elevated[:, 1:] -= axes * scaled
+    elevated = F.pad(scaled.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
+    elevated[1:] -= axes * scaled
     # Nearest point whose coordinates are multiples of d + 1; its sum says how far off it is.
     multiple = (elevated / (dims + 1)).round()
-    excess = multiple.sum(dim=1, keepdim=True).long()
+    excess = multiple.sum(dim=0).long()
     corner = multiple.long() * (dims + 1)
     remainder = elevated - corner
-    order = remainder.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(dims + 1, device=device).expand(count, -1)) + excess
-    shift = (rank < 0).long() - (rank > dims).long()
-    rank, corner = rank + shift * (dims + 1), corner + shift * (dims + 1)
-    offset = (elevated - corner) / (dims + 1)
+    rank = excess.repeat(dims + 1, 1)
+    for lower in range(dims + 1):
+        for upper in range(lower + 1, dims + 1):
+            behind = remainder[lower] < remainder[upper]
+            rank[lower] += behind
+            rank[upper] += ~behind
+    shift = ((rank < 0).long() - (rank > dims).long()) * (dims + 1)
+    rank, corner = rank + shift, corner + shift
+    offset = ((elevated - corner) / (dims + 1)).T
     weights = elevated.new_zeros(count, dims + 2)
-    weights.scatter_add_(1, dims - rank, offset)
-    weights.scatter_add_(1, dims + 1 - rank, -offset)
+    weights.scatter_add_(1, (dims - rank).T, offset)
+    weights.scatter_add_(1, (dims + 1 - rank).T, -offset)
     weights[:, 0] += 1 + weights[:, dims + 1]
-    vertex = torch.arange(dims + 1, device=device)
-    canonical = vertex[:, None] - (dims + 1) * (vertex > dims - vertex[:, None])
-    keys = corner[:, None, :dims] + canonical[:, rank[:, :dims]].transpose(0, 1)
-    return keys, weights[:, : dims + 1].contiguous()
+    return corner, rank, weights[:, : dims + 1].contiguous()
+
+
+def _vertex_keys(first: Tensor, rank: Tensor, stride: Tensor) -> Tensor:
+    """Packed keys of a simplex's vertices (N, d + 1), from that of its nearest point (N,).
+
+    Vertex k lies k steps along each axis, less d + 1 where the axis' rank exceeds d − k.
+    """
+    dims = len(stride)
+    by_rank = torch.empty_like(rank).scatter_(
+        0, rank, F.pad(stride, (0, 1))[:, None].expand_as(rank))
+    farthest = F.pad(by_rank.flip(0).cumsum(0)[:-1], (0, 0, 1, 0))
+    steps = torch.arange(dims + 1, device=rank.device)[:, None] * stride.sum()
+    return (first + steps - (dims + 1) * farthest).T
