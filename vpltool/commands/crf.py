@@ -23,7 +23,8 @@ from vpltool.formats import (
     open_workspace,
     read_json,
 )
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.formats.batches import bucketed, read_ahead
+from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split, Workers
 from vpltool.presets import preset_files
 from vpltool.stage import Stage
 
@@ -54,6 +55,7 @@ def crf(
         min=0, help="For CAMs: background score (1 - max)^ALPHA.")] = 1.0,
     split: Split = "train",
     device: Device = "auto",
+    batch_size: BatchSize = 8,
     workers: Workers = -1,
     limit: Limit = 0,
     out: Out = None,
@@ -62,7 +64,8 @@ def crf(
 ) -> None:
     """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF.
 
-    Over the classes present alone.
+    Over the classes present alone. On a CPU a photo at a time in each worker process; on a GPU
+    photos of one size together.
 
     CAMs give two folders: masks/NAME, with 255 where it is unsure, to train on; and
     masks/NAME-full, without, to score. Predictions give predictions/NAME-crf.
@@ -93,7 +96,9 @@ def crf(
     task = _Task(source, settings, backend, alpha, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
     with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
-        for key, result in _run(task, jobs, count if place.type == "cpu" else 0):
+        on_device = place.type != "cpu" and backend == "torch"
+        for key, result in (_run_batches(task, jobs, batch_size) if on_device
+                            else _run(task, jobs, count)):
             for index, output in enumerate(outputs):
                 if isinstance(result, str):
                     output.fail(key, result)
@@ -227,25 +232,61 @@ def _start_worker(task: _Task) -> None:
 
 def _one_photo(job: tuple[str, Path]) -> _Result:
     """Run the CRF on a photo: labels for each confidence, or the reason why not."""
-    import torch
+    return _solve(_task[0], [_read(_task[0], job)])[0]
 
-    from vpltool.core import crf as core
+
+def _run_batches(task: _Task, jobs: Sequence[tuple[str, Path]], size: int) -> Iterator[_Result]:
+    """Do the jobs on a device, photos of one size and number of labels together."""
+    read = (_read(task, job) for job in jobs)
+    for batch in read_ahead(bucketed(read, lambda photo: photo.scores.shape, size)):
+        yield from _solve(task, batch)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A photo (H, W, 3), the scores of its labels (L, H, W), their classes (L,); or why not."""
+
+    key: str
+    photo: npt.NDArray[np.uint8]
+    scores: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
+    failure: str = ""
+
+
+def _read(task: _Task, job: tuple[str, Path]) -> _Read:
+    import numpy as np
+
     from vpltool.core.photos import describe_failure, read_photo
 
-    task = _task[0]
     key, path = job
     try:
         photo = read_photo(path)
-    except OSError as error:
-        return key, describe_failure(path, error)
-    try:
         scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
-        marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
-                                    device=torch.device(task.device))
-    except (ValueError, RuntimeError, MemoryError, VplError) as error:
-        return key, describe_failure(path, error)
-    return key, [core.to_labels(marginals, classes.numpy(), confidence)
-                 for confidence in task.confidences]
+    except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
+        return _Read(key, np.empty(0, np.uint8), np.empty(0, np.float32), np.empty(0, np.int64),
+                     describe_failure(path, error))
+    return _Read(key, photo, scores.numpy(), classes.numpy())
+
+
+def _solve(task: _Task, batch: Sequence[_Read]) -> list[_Result]:
+    """Run the CRF on photos of one size; a batch that cannot be done is taken apart."""
+    import torch
+
+    from vpltool.core import crf as core
+
+    if batch[0].failure:
+        return [(read.key, read.failure) for read in batch]
+    try:
+        photos, scores = [read.photo for read in batch], [read.scores for read in batch]
+        marginals = core.mean_fields(photos, scores, task.settings, backend=task.backend,
+                                     device=torch.device(task.device))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if len(batch) == 1:
+            return [(batch[0].key, str(error) or type(error).__name__)]
+        return [result for read in batch for result in _solve(task, [read])]
+    return [(read.key, [core.to_labels(field, read.classes, confidence)
+                        for confidence in task.confidences])
+            for read, field in zip(batch, marginals, strict=True)]
 
 
 def _scores(task: _Task, key: str, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,15 +87,27 @@ def mean_field(photo: Image, scores: Field, settings: CrfSettings, *, backend: s
     Returns:
         Q (L, H, W), summing to 1 over the labels.
     """
-    if backend == "pydensecrf" and len(scores) > 1:
-        return _by_pydensecrf(photo, -np.log(scores.clip(1e-5, 1)), settings)
-    return mean_fields([photo], [scores], settings, device=device)[0]
+    return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
+
+
+def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings, *,
+                backend: str = "torch", device: torch.device | None = None) -> list[Field]:
+    """`mean_field` of photos of one size: by `torch` together, by `pydensecrf` one by one.
+
+    The same bits each time, on a GPU too: nothing is added in an order left to chance.
+    """
+    if backend == "pydensecrf":
+        return [_by_pydensecrf(photo, -np.log(field.clip(1e-5, 1)), settings)
+                for photo, field in zip(photos, scores, strict=True)]
+    return _by_torch(photos, scores, settings, device or torch.device("cpu"))
 
 
 def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
     from pydensecrf import densecrf
 
     labels, height, width = unary.shape
+    if labels == 1:
+        return np.ones_like(unary)
     crf = densecrf.DenseCRF2D(width, height, labels)
     crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), dtype=np.float32))
     crf.addPairwiseGaussian(sxy=used.smooth_sxy, compat=used.smooth_weight)
@@ -104,22 +116,8 @@ def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
     return np.asarray(crf.inference(used.iterations), dtype=np.float32).reshape(unary.shape)
 
 
-def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings, *,
-                device: torch.device | None = None) -> list[Field]:
-    """`mean_field` of several photos of one size together, on any device, by torch.
-
-    The same bits each time, on a GPU too: nothing is added in an order left to chance.
-
-    Args:
-        photos: RGB, each (H, W, 3).
-        scores: of each photo (L_i, H, W).
-        settings: kernels and iterations.
-        device: default: CPU.
-
-    Returns:
-        Q of each photo (L_i, H, W).
-    """
-    place = device or torch.device("cpu")
+def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings,
+              place: torch.device) -> list[Field]:
     height, width = photos[0].shape[:2]
     labels = max(map(len, scores))
     # A label that a photo does not have costs infinitely much there.
@@ -137,7 +135,7 @@ def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfS
         alike = appearance.filter(q.transpose(1, 2).flatten(0, 1))
         alike = alike.view(len(photos), -1, labels).transpose(1, 2)
         # Labels are not the last axis: there, a softmax over so few is many times slower on a CPU.
-        q = torch.sub(near + alike, energy).softmax(dim=1)
+        q = (near + alike - energy).softmax(dim=1)
     fields = q.view(len(photos), labels, height, width).cpu().numpy()
     return [fields[photo, : len(field)] for photo, field in enumerate(scores)]
 

@@ -1,9 +1,9 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek, Davis 2010) in plain torch.
 
 The same approximation as Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
-blur along d + 1 directions, slice back. Sorted vertex keys take the place of a hash table, and each
-of the three steps is a sum of few rows for each row of the result (`embedding_bag`): it runs on any
-device, adds in an order of its own and so gives the same bits each time, and keeps no list of terms.
+blur along d + 1 directions, slice back. Sorted vertex keys take the place of a hash table. Each of
+the three steps sums a few rows for each row of its result (`embedding_bag`): on any device, with
+no list of the terms, and in an order that is not left to chance, so with the same bits each time.
 """
 
 from __future__ import annotations

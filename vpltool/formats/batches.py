@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,42 +30,49 @@ def feature_batches(
 ) -> Iterator[FeatureBatch]:
     """Read features in batches of equal grid.
 
-    At most four batches wait for company; then the fullest goes as it is. So memory does not grow
-    with the number of photos or of grids.
-
     Args:
         features: the folder.
         ids: photos to read.
         names: tensors to read of each.
         batch_size: photos in a batch at most.
     """
-    return read_ahead(_bucketed(features, ids, names, batch_size))
+    photos = ((key, features.read_tensors(key, "grid", *names)) for key in ids)
+    return read_ahead(map(_stack, bucketed(
+        photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size)))
 
 
-def _bucketed(
-    features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int
-) -> Iterator[FeatureBatch]:
-    waiting: dict[tuple[int, int], list[tuple[str, dict[str, Tensor]]]] = {}
-    for key in ids:
-        tensors = features.read_tensors(key, "grid", *names)
-        height, width = tensors.pop("grid").tolist()
-        bucket = waiting.setdefault((height, width), [])
-        bucket.append((key, tensors))
-        if len(bucket) == batch_size:
-            yield _stack((height, width), waiting.pop((height, width)))
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
-            fullest = max(waiting, key=lambda grid: len(waiting[grid]))
-            yield _stack(fullest, waiting.pop(fullest))
-    for grid, bucket in waiting.items():
-        yield _stack(grid, bucket)
+def bucketed(
+    items: Iterable[Item], shape_of: Callable[[Item], Hashable], size: int
+) -> Iterator[list[Item]]:
+    """Put items of one shape together.
+
+    At most four batches wait for company; then the fullest goes as it is. So memory does not grow
+    with the number of items or of shapes.
+
+    Args:
+        items: what is to be batched.
+        shape_of: what those of a batch have in common.
+        size: items in a batch at most.
+    """
+    waiting: dict[Hashable, list[Item]] = {}
+    for item in items:
+        shape = shape_of(item)
+        bucket = waiting.setdefault(shape, [])
+        bucket.append(item)
+        if len(bucket) == size:
+            yield waiting.pop(shape)
+        elif sum(map(len, waiting.values())) >= 4 * size:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
 
 
-def _stack(grid: tuple[int, int], bucket: list[tuple[str, dict[str, Tensor]]]) -> FeatureBatch:
+def _stack(bucket: list[tuple[str, dict[str, Tensor]]]) -> FeatureBatch:
     import torch
 
-    names = bucket[0][1]
-    return FeatureBatch([key for key, _ in bucket], grid, {
-        name: torch.stack([tensors[name] for _, tensors in bucket]) for name in names})
+    height, width = bucket[0][1]["grid"].tolist()
+    return FeatureBatch([key for key, _ in bucket], (height, width), {
+        name: torch.stack([tensors[name] for _, tensors in bucket])
+        for name in bucket[0][1] if name != "grid"})
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
