@@ -173,7 +173,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
     import torch
 
     from vpltool.core.device import find_device
-    from vpltool.core.phase_one import Pixels
+    from vpltool.core.phase_one import Pixels, hold
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     place = find_device(device)
@@ -183,7 +183,9 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
     if maps is not None:
         ids = maps.available(ids)
     share = max(1, chosen["max_pixels"] // len(ids))
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[Tensor] = []
+    numbers: list[Tensor] = []
+    seeds: list[Tensor] = []
     seen = 0
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
@@ -202,9 +204,11 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
                 generator = torch.Generator().manual_seed(chosen["seed"] * 1_000_003 + number)
                 kept = torch.randperm(len(patches), generator=generator)[:share].sort().values
                 patches, labels = patches[kept], labels[kept]
-            parts.append((patches.float(), torch.full((len(patches),), number), labels))
+            parts.append(patches)
+            numbers.append(torch.full((len(patches),), number))
+            seeds.append(labels)
             advance()
-    pixels, photo_of, labels = (torch.cat(part).to(place) for part in zip(*parts, strict=True))
+    pixels = hold(parts, place)
     if not len(pixels):
         raise VplError(f"no pixel reaches --phi {chosen['phi']:g}", "lower --phi")
     console.note(f"{len(pixels)} of {seen} patches of {len(ids)} photos are used")
@@ -213,7 +217,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
                        "give tags to vpltool prepare, or choose another --split")
     tags = [torch.tensor(workspace.indices_of(photos[key]), dtype=torch.long).to(place)
             for key in ids]
-    return Pixels(torch.nn.functional.normalize(pixels, dim=-1), photo_of, labels, tags)
+    return Pixels(pixels, torch.cat(numbers).to(place), torch.cat(seeds).to(place), tags)
 
 
 def _learn(pool: Pixels, vectors: dict[str, Tensor], workspace: Workspace, chosen: dict[str, Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core import prototypes as solve
@@ -64,7 +65,7 @@ class Pixels:
     """Pixels of many photos.
 
     Args:
-        embeddings: L2-normed (N, dim), float32.
+        embeddings: L2-normed (N, dim), from `hold`.
         photo_of: number of the photo that each comes from (N,).
         labels: its seed label (N,): class, 0 for the background, -1 where seeds play no part.
         tags: class indices of each photo (K_i,).
@@ -74,6 +75,22 @@ class Pixels:
     photo_of: Tensor
     labels: Tensor
     tags: list[Tensor]
+
+
+def hold(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Join features (n_i, dim) to L2-normed rows (N, dim) that lie in memory once.
+
+    In half precision on a GPU, where N is large and each step's float32 copy of a part is cheap; in
+    float32 on a CPU, where it is not. The list is emptied on the way.
+    """
+    kept = torch.float16 if device.type == "cuda" else torch.float32
+    rows = torch.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=kept, device=device)
+    end = len(rows)
+    while parts:
+        part = parts.pop()
+        rows[end - len(part) : end] = F.normalize(part.to(device).float(), dim=-1)
+        end -= len(part)
+    return rows
 
 
 def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
@@ -147,10 +164,12 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
     if not bool((labels > BACKGROUND).any()):
         tagged = allowed_rows(text_index, pixels.tags)[pixels.photo_of]
         tagged &= text_index != BACKGROUND
-        scores = (pixels.embeddings @ text.T).masked_fill(~tagged, float("-inf"))
-        labels = torch.where(tagged.any(dim=-1), text_index[scores.argmax(dim=-1)], BACKGROUND)
+        scores = (pixels.embeddings @ text.to(pixels.embeddings).T).float()
+        likeliest = scores.masked_fill_(~tagged, float("-inf")).argmax(dim=-1)
+        labels = torch.where(tagged.any(dim=-1), text_index[likeliest], BACKGROUND)
     shown = [item for item in labels.unique().tolist() if item > BACKGROUND]
-    regions = torch.stack([pixels.embeddings[labels == item].mean(dim=0) for item in shown])
+    regions = torch.stack([pixels.embeddings[labels == item].mean(dim=0, dtype=torch.float32)
+                           for item in shown])
     region_class = torch.tensor(shown)
     return (modality_gap(text, text_index, regions, region_class),
             modality_gap(rows, index, regions, region_class))

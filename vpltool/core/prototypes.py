@@ -18,6 +18,10 @@ from torch import Tensor
 _CHUNK = 65536
 """Pixels at a time where a softmax over the rows is formed: bounds the memory on top of X."""
 
+_CACHED = 2**20
+"""Values of X at a time in a solver's step on a CPU: X is used twice there, the second time from
+the cache."""
+
 
 @dataclass(frozen=True)
 class SolverRecord:
@@ -54,7 +58,10 @@ def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float = 0.01,
     Returns:
         (N, rows), rows summing to 1.
     """
-    targets = masked_softmax(pixels @ prototypes.T / tau, allowed)
+    targets = pixels.new_empty((len(pixels), len(prototypes)), dtype=torch.float32)
+    for part in _parts(pixels, _CHUNK):
+        logits = pixels[part].float() @ prototypes.T / tau
+        targets[part] = masked_softmax(logits, None if allowed is None else allowed[part])
     if harden:
         top, index = targets.max(dim=-1)
         sure = top > harden
@@ -75,16 +82,19 @@ def target_moments(
     Returns:
         P'ᵀ X (rows, dim), and Σ P' log P' (the part of eq. 7 that W does not change).
     """
-    moments, negative_entropy = pixels.new_zeros(targets.shape[1], pixels.shape[1]), 0.0
-    for start in range(0, len(pixels), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    moments, negative_entropy = targets.new_zeros(targets.shape[1], pixels.shape[1]), 0.0
+    for part in _parts(pixels, _CHUNK):
         p = targets[part]
         terms = p * p.clamp_min(1e-30).log()
         if weights is not None:
             p, terms = p * weights[part, None], terms * weights[part, None]
-        moments += p.T @ pixels[part]
+        moments += p.T @ pixels[part].float()
         negative_entropy += float(terms.sum())
     return moments, negative_entropy
+
+
+def _parts(pixels: Tensor, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, len(pixels), size)]
 
 
 def objective_and_gradient(
@@ -93,11 +103,11 @@ def objective_and_gradient(
 ) -> tuple[float, Tensor]:
     """KL objective (eq. 7, mean over pixels) and its exact gradient.
 
-    ∂L/∂W = (P_W − P')ᵀ X / (N τ_I). The targets come in by their moments alone: Σ P' log P_W is
-    ⟨P'ᵀX, W⟩ / τ_I less the log-partition, as the targets of a pixel sum to 1.
+    The targets come in by their moments alone: Σ P' log P_W is ⟨P'ᵀX, W⟩ / τ_I less the
+    log-partition, as the targets of a pixel sum to 1.
 
     Args:
-        pixels: X (N, dim).
+        pixels: X (N, dim), in half precision if need be: the arithmetic is in float32.
         moments: P'ᵀ X (rows, dim), see `target_moments`.
         negative_entropy: Σ P' log P'.
         prototypes: W (rows, dim).
@@ -109,22 +119,40 @@ def objective_and_gradient(
     Returns:
         objective in nats, gradient (rows, dim).
     """
-    partition = 0.0
-    gradient = -moments
-    for start in range(0, len(pixels), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        logits = pixels[part] @ prototypes.T / tau
-        if allowed is not None:
-            logits = logits.masked_fill_(~allowed[part], float("-inf"))
-        log_partition = logits.logsumexp(dim=-1, keepdim=True)
-        q = logits.sub_(log_partition).exp_()
-        if weights is not None:
-            q, log_partition = q * weights[part, None], log_partition * weights[part, None]
-        partition += float(log_partition.sum())
-        gradient = gradient + q.T @ pixels[part]
+    partitions: list[Tensor] = []
+    slope = gradient(pixels, moments, prototypes, tau, allowed, weights, partitions)
     agreement = float((moments * prototypes).sum()) / tau
-    objective = (negative_entropy - agreement + partition) / len(pixels)
-    return objective, gradient / (len(pixels) * tau)
+    partition = float(torch.stack(partitions).sum())
+    return (negative_entropy - agreement + partition) / len(pixels), slope
+
+
+def gradient(
+    pixels: Tensor, moments: Tensor, prototypes: Tensor, tau: float,
+    allowed: Tensor | None = None, weights: Tensor | None = None,
+    partitions: list[Tensor] | None = None,
+) -> Tensor:
+    """Gradient of the objective alone: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
+
+    Its time is that of its two products, X Wᵀ and P_Wᵀ X.
+
+    Args: those of `objective_and_gradient`, and
+        partitions: is given sums of the log-partitions, float64, if the objective is wanted, too.
+    """
+    total, scaled = -moments, prototypes / tau
+    size = _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
+    for part in _parts(pixels, size):
+        x = pixels[part].float()
+        logits = x @ scaled.T
+        if allowed is not None:
+            logits.masked_fill_(~allowed[part], float("-inf"))
+        q = logits.softmax(dim=-1)
+        if weights is not None:
+            q *= weights[part, None]
+        total.addmm_(q.T, x)
+        if partitions is not None:
+            terms = logits.logsumexp(dim=-1)
+            partitions.append((terms if weights is None else terms * weights[part]).double().sum())
+    return total / (len(pixels) * tau)
 
 
 def solve_pgd(
@@ -154,17 +182,22 @@ def solve_pgd(
     """
     prototypes = start.clone().float()
     moments, entropy = target_moments(pixels, targets, weights)
-    previous = float("inf")
+    # Kept where X is: a GPU need not wait for the CPU to compare two norms.
+    rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
+    previous = prototypes.new_tensor(float("inf"))
     for step in range(iters):
-        value, gradient = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
-                                                 allowed, weights)
-        norm = float(gradient.norm())
-        if halving and norm > previous:
-            lr /= 2
-        previous = norm
         if watch and (step % max(iters // 50, 1) == 0 or step == iters - 1):
-            watch(SolverRecord(step, value, norm, lr))
-        prototypes = F.normalize(prototypes - lr * gradient, dim=-1)
+            value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
+                                                  allowed, weights)
+        else:
+            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights)
+        norm = slope.norm()
+        if halving:
+            rate = torch.where(norm > previous, rate / 2, rate)
+        previous = norm
+        if watch and value is not None:
+            watch(SolverRecord(step, value, float(norm), float(rate)))
+        prototypes = F.normalize(prototypes - rate * slope, dim=-1)
     return prototypes
 
 
@@ -198,10 +231,10 @@ def solve_lbfgs(
         nonlocal count
         length = free.detach().norm(dim=-1, keepdim=True)
         unit = free.detach() / length
-        value, gradient = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
-                                                 weights)
+        value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
+                                              weights)
         # Chain rule of v / ‖v‖: only what is tangent to the sphere counts.
-        free.grad = (gradient - (gradient * unit).sum(-1, keepdim=True) * unit) / length
+        free.grad = (slope - (slope * unit).sum(-1, keepdim=True) * unit) / length
         if watch:
             watch(SolverRecord(count, value, float(free.grad.norm()), 1.0))
         count += 1
