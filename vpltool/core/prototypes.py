@@ -18,7 +18,7 @@ from torch import Tensor
 _CHUNK = 65536
 """Pixels at a time where a softmax over the rows is formed: bounds the memory on top of X."""
 
-_CACHED = 2**20
+_CACHED = 2**19
 """Values of X at a time in a solver's step on a CPU: X is used twice there, the second time from
 the cache."""
 
@@ -97,6 +97,11 @@ def _parts(pixels: Tensor, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(pixels), size)]
 
 
+def part_size(pixels: Tensor) -> int:
+    """Pixels at a time in a solver's step."""
+    return _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
+
+
 def objective_and_gradient(
     pixels: Tensor, moments: Tensor, negative_entropy: float, prototypes: Tensor, tau: float,
     allowed: Tensor | None = None, weights: Tensor | None = None,
@@ -139,8 +144,7 @@ def gradient(
         partitions: is given sums of the log-partitions, float64, if the objective is wanted, too.
     """
     total, scaled = -moments, prototypes / tau
-    size = _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
-    for part in _parts(pixels, size):
+    for part in _parts(pixels, part_size(pixels)):
         x = pixels[part].float()
         logits = x @ scaled.T
         if allowed is not None:

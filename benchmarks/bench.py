@@ -1,0 +1,91 @@
+"""Speed of every stage against the plain way of doing it, on two cores: `make bench`.
+
+    python benchmarks/bench.py [--quick] [--only features,crf] [--data coco] [--model ViT-S-16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from measure import Row, table
+from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
+
+from vpltool import console
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stages, print the table, and write it to a file."""
+    options = _options(argv)
+    sizes = TOY if options.toy else QUICK if options.quick else FULL
+    if options.model:
+        sizes = replace(sizes, model=options.model)
+    if options.data:
+        sizes = replace(sizes, data=options.data)
+    device = torch.device("cpu")
+    rows, head = run(options.only.split(","), sizes, device, options.precision)
+    text = f"{head}\n\n{table(rows, device.type)}\n"
+    print(text)
+    if options.out:
+        options.out.write_text(text, "utf-8")
+    return 0
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round, fewer photos")
+    parser.add_argument("--toy", action="store_true", help="seconds; the numbers mean nothing")
+    parser.add_argument("--only", default=",".join(STAGES), help="comma-separated stages")
+    parser.add_argument("--model", default="", help="of the encoder; ViT-B-16-quickgelu")
+    parser.add_argument("--data", default="", help="photo sizes and tags: voc or coco")
+    parser.add_argument("--precision", default=default_precision(), help="of our commands")
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    return parser.parse_args(argv)
+
+
+def default_precision() -> str:
+    """bf16 where the CPU computes in it, as the aims say; else float32."""
+    fast = ("avx512_bf16", "amx_bf16")
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        flags = []
+    return "bf16" if any(flag in flags for flag in fast) else "fp32"
+
+
+def run(names: Iterable[str], sizes: Sizes, device: torch.device, precision: str
+        ) -> tuple[list[Row], str]:
+    """Run stages in a temporary folder: their lines, and a line on the machine."""
+    console.set_quiet(True)
+    started = time.perf_counter()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(sizes, device, precision, Path(folder))
+        for name in names:
+            begun = time.perf_counter()
+            rows += STAGES[name](bench)
+            print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        peaks = bench.peaks
+    head = (f"{sizes.model}, photos of {sizes.data}'s size, {sizes.rounds} rounds, {precision}; "
+            f"{_machine(device)}; at most {peaks.flops['fp32'] / 1e9:.0f} GFLOP/s in float32, "
+            f"{peaks.flops['bf16'] / 1e9:.0f} in bf16, {peaks.bandwidth / 1e9:.0f} GB/s copied; "
+            f"{time.perf_counter() - started:.0f} s in all.")
+    return rows, head
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Side by side: two ways of doing the same, in turn, as ratios; memory; the machine's peaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+MIB = 2**20
+
+Job = Callable[[], int]
+"""Does some work and says how many photos, steps or passes it was."""
+
+
+@dataclass
+class Side:
+    """One way of doing it: seconds per piece of work in each round, and peak memory in MiB."""
+
+    seconds: list[float] = field(default_factory=list)
+    memory: float = 0
+
+    @property
+    def best(self) -> float:
+        """The least disturbed round."""
+        return min(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Pieces a second, median of the rounds."""
+        return 1 / statistics.median(self.seconds)
+
+
+@dataclass
+class Pair:
+    """Both ways, round by round."""
+
+    plain: Side
+    ours: Side
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as fast ours was in each round."""
+        return [old / new for old, new in zip(self.plain.seconds, self.ours.seconds, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """Median of the rounds."""
+        return statistics.median(self.ratios)
+
+
+def side_by_side(plain: Job, ours: Job, rounds: int) -> Pair:
+    """Run both in turn, so that what disturbs the machine disturbs both."""
+    pair = Pair(Side(), Side())
+    for _ in range(rounds):
+        for side, job in ((pair.plain, plain), (pair.ours, ours)):
+            once(side, job)
+    return pair
+
+
+def once(side: Side, job: Job) -> None:
+    """Run a job and note it down."""
+    with peak_memory() as peak:
+        started = time.perf_counter()
+        count = job()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        side.seconds.append((time.perf_counter() - started) / count)
+    side.memory = max(side.memory, peak[0])
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """Yield a list whose one entry is, afterwards, the peak of memory in MiB.
+
+    Of a GPU's if it is used; else of this process and its children, what they share counted once.
+    """
+    peak = [0.0]
+    stop = threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], sum(map(_resident, [os.getpid(), *_children(os.getpid())])))
+            if stop.wait(0.1):
+                return
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        watcher.join()
+        if on_gpu and (used := torch.cuda.max_memory_allocated() / MIB) > 1:
+            peak[0] = used
+
+
+def _children(process: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *_children(child)]
+    return found
+
+
+def _resident(process: int) -> float:
+    """Memory in MiB, a shared page counted by its share; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage must spend on one piece of work, however it is written."""
+
+    flops: float = 0
+    bytes: float = 0
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine can do at most, by bare loops: FLOP/s of products, byte/s of copies."""
+
+    flops: dict[str, float]
+    bandwidth: float
+
+    def least(self, work: Work) -> float:
+        """Seconds that the work takes at best: its products or its bytes, whichever is longer."""
+        return max(work.flops / self.flops[work.precision], work.bytes / self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        stage: what was measured, and a piece of its work.
+        value: times plain, median; or what `unit` says.
+        spread: smallest and largest value of the rounds.
+        aim: what is aimed at, by kind of device; None: nothing is.
+        rates: pieces a second, plain and ours.
+        memory: peak in MiB, plain and ours.
+        disk: bytes that ours leaves on disk for one piece; 0: none.
+        share: of the machine's peak, what ours made of it; 0: not counted.
+        reason: why it may fall short; shown where it does.
+        check: how near ours is to plain.
+        unit: `x`, the more the better; or `s` and `x of its products`, the less the better.
+    """
+
+    stage: str
+    value: float
+    spread: tuple[float, float]
+    aim: dict[str, float]
+    rates: tuple[float, float]
+    memory: tuple[float, float]
+    disk: float = 0
+    share: float = 0
+    reason: str = ""
+    check: str = ""
+    unit: str = "x"
+
+    def met(self, kind: str) -> bool:
+        """Whether the aim of a kind of device, `cpu` or `cuda`, is reached; true without one."""
+        if kind not in self.aim:
+            return True
+        return self.value >= self.aim[kind] if self.unit == "x" else self.value <= self.aim[kind]
+
+
+def compared(stage: str, pair: Pair, aim: dict[str, float], **more: Any) -> Row:
+    """Make the line of a pair."""
+    return Row(stage, pair.ratio, (min(pair.ratios), max(pair.ratios)), aim,
+               (pair.plain.rate, pair.ours.rate), (pair.plain.memory, pair.ours.memory), **more)
+
+
+def table(rows: Sequence[Row], kind: str) -> str:
+    """Markdown: the table, and below it the checks and what falls short."""
+    lines = ["| stage | measured | aim | plain, a second | ours, a second | on disk, a piece "
+             "| peak MiB, plain / ours | of the machine's peak |",
+             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        sign = "≥" if row.unit == "x" else "≤"
+        aim = f"{sign} {row.aim[kind]:g}{row.unit[:1]}" if kind in row.aim else ""
+        mark = "" if row.met(kind) else " **short**"
+        low, high = row.spread
+        lines.append(
+            f"| {row.stage} | {row.value:.3g}{row.unit} ({low:.3g} to {high:.3g}) | {aim}{mark} | "
+            f"{row.rates[0]:.3g} | {row.rates[1]:.3g} | {spell_bytes(row.disk)} | "
+            f"{row.memory[0]:.0f} / {row.memory[1]:.0f} | "
+            + (f"{row.share:.0%} |" if row.share else " |"))
+    short = [f"- **{row.stage}** falls short: {row.reason or 'not known why'}."
+             for row in rows if not row.met(kind)]
+    checks = [f"- {row.stage}: {row.check}." for row in rows if row.check]
+    return "\n".join([*lines, "", *short, *([""] if short else []), *checks])
+
+
+def spell_bytes(count: float) -> str:
+    """`1.2 MB`; nothing for 0."""
+    if not count:
+        return ""
+    power = min(int(np.log10(max(count, 1)) // 3), 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def peaks(device: torch.device, *, side: int = 2048, seconds: float = 1.0) -> Peaks:
+    """Measure the machine: products of square matrices, and copies that no cache can hold."""
+    flops = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        matrix = torch.rand(side, side, device=device).to(dtype)
+        flops[name] = 2 * side**3 / _fastest(lambda m=matrix: m @ m, seconds)
+    block = torch.zeros(side * side * 8, device=device)
+    other = torch.empty_like(block)
+    copied = 2 * block.nbytes
+    return Peaks(flops, copied / _fastest(lambda: other.copy_(block), seconds))
+
+
+def _fastest(job: Callable[[], object], seconds: float) -> float:
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < seconds:
+        begun = time.perf_counter()
+        job()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return min(times)

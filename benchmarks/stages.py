@@ -1,0 +1,487 @@
+"""The stages: each run the plain way and by vpltool's commands, on the same input, in turn.
+
+A stage is a function of a `Bench` that gives lines of the table. It makes its own input, so that
+each can be run alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import torch
+import torch.nn.functional as F
+from measure import Pair, Peaks, Row, Side, Work, compared, peaks, side_by_side
+from PIL import Image
+from torch import Tensor
+from world import NAMES, World, bytes_of, make_world
+
+from vpltool.core import prototypes as core
+from vpltool.core.classes import allowed_rows
+from vpltool.core.crf import PRESETS
+from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.photos import fit_size
+from vpltool.core.training import TrainingSettings
+from vpltool.formats import (
+    Header,
+    open_input,
+    open_output,
+    open_workspace,
+    read_labels,
+    read_tensors,
+)
+
+SCALES = "1,0.75"
+"""WeCLIP's, each seen mirrored, too."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        rounds: how often both ways take turns.
+        data: whose photo sizes.
+        model: of the encoder.
+        photos: photos for `extract`, `cam`, `refine`; the plain way takes `plain_photos` of them.
+        plain_photos: see photos; the same for all stages whose pieces are photos.
+        learn_photos: photos whose patches phase 1 learns from.
+        steps: gradient steps of phase 1.
+        product_pixels: pixels for the comparison of a step with its products.
+        crf_photos: photos for the CRF.
+        decoder_steps: steps of the decoder's training, plain and ours.
+        predict_photos: photos to predict.
+        eval_photos: masks to score.
+        batch_size: photos at a time.
+    """
+
+    rounds: int = 3
+    data: str = "voc"
+    model: str = "ViT-B-16-quickgelu"
+    photos: int = 16
+    plain_photos: int = 16
+    learn_photos: int = 24
+    steps: int = 3000
+    product_pixels: int = 32768
+    crf_photos: int = 40
+    plain_crf_photos: int = 40
+    decoder_steps: tuple[int, int] = (3, 12)
+    predict_photos: int = 8
+    plain_predict_photos: int = 8
+    eval_photos: int = 1449
+    batch_size: int = 4
+
+
+FULL = Sizes()
+QUICK = Sizes(rounds=1, photos=8, plain_photos=8, learn_photos=8, product_pixels=8192,
+              crf_photos=12, plain_crf_photos=12, decoder_steps=(1, 4), predict_photos=3,
+              plain_predict_photos=3, eval_photos=300)
+TOY = Sizes(rounds=1, data="toy", model="toy", photos=4, plain_photos=4, learn_photos=12, steps=50,
+            product_pixels=512, crf_photos=4, plain_crf_photos=4, decoder_steps=(1, 2),
+            predict_photos=2, plain_predict_photos=2, eval_photos=6, batch_size=2)
+
+
+@dataclass
+class Bench:
+    """What the stages share: sizes, device, number format, folder for their worlds."""
+
+    sizes: Sizes
+    device: torch.device
+    precision: str
+    folder: Path
+
+    @cached_property
+    def peaks(self) -> Peaks:
+        """The machine's, measured in this run."""
+        toy = self.sizes.data == "toy"
+        return peaks(self.device, side=128 if toy else 2048 if self.device.type == "cpu" else 8192,
+                     seconds=0.01 if toy else 1)
+
+    @cached_property
+    def world(self) -> World:
+        """Photos, and a CLIP with random weights."""
+        sizes = self.sizes
+        count = max(sizes.photos, sizes.crf_photos, sizes.predict_photos)
+        return make_world(self.folder / "main", count, self.device, data=sizes.data,
+                          model=sizes.model, scenes=200)
+
+    def share(self, work: Work, seconds: float) -> float:
+        """What part of the time the machine at its peak would need."""
+        return self.peaks.least(work) / seconds
+
+    def encoder(self) -> plain.Encoder:
+        """Load the encoder the plain way."""
+        return plain.load(self.world.base / "clip", self.device)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What work depends on: mean patches of a photo, width, depth and embedding of the encoder."""
+
+    patches: float
+    width: int
+    depth: int
+    dim: int
+
+    @property
+    def block(self) -> float:
+        """FLOPs of a block's forward pass over a photo."""
+        tokens = 1 + self.patches
+        return 24 * tokens * self.width**2 + 4 * tokens**2 * self.width
+
+
+def shape_of(world: World, photos: int, scale: float = 1.0) -> Shape:
+    """Shape of the first photos of a world, resized by a scale."""
+    visual = plain.load(world.base / "clip", torch.device("cpu")).visual
+    patch = int(visual.patch_size[0])
+    grids = [fit_size(size, patch, scale=scale) for size in world.sizes()[:photos]]
+    return Shape(float(np.mean([h * w / patch**2 for h, w in grids])),
+                 visual.conv1.out_channels, len(visual.transformer.resblocks), visual.proj.shape[1])
+
+
+def features(bench: Bench) -> Iterator[Row]:
+    """`extract`, `cam` and `refine`; and the last two again."""
+    world, sizes = bench.world, bench.sizes
+    chosen = dict(list(world.photos.items())[: sizes.plain_photos])
+    rows, index = world.prototypes()
+    plainly: dict[str, Tensor] = {}
+    again = Side()
+
+    def old() -> int:
+        plainly.update(plain.cams_of_photos(bench.encoder(), chosen, world.tags, rows, index,
+                                            bench.folder / "plain-cams"))
+        return len(chosen)
+
+    def new() -> int:
+        many = ("--overwrite", "--limit", sizes.photos, "--batch-size", sizes.batch_size)
+        fast = ("--precision", bench.precision)
+        world.run("extract", "--keep", "tokens,attention", *fast, *many)
+        again.seconds.append((world.run("cam", *fast, *many) + world.run(
+            "refine", "--cams", "text", *many)) / sizes.photos)
+        return sizes.photos
+
+    pair = side_by_side(old, new, sizes.rounds)
+    again.memory = pair.ours.memory
+    refined = open_input(world.work / "cams/text-refined/train", ("cams",))
+    apart = torch.cat([(refined.read_tensors(key)["cam"].float() - maps).abs().flatten()
+                       for key, maps in plainly.items()])
+    shape = shape_of(world, sizes.photos)
+    tags = float(np.mean([len(world.tags[key]) for key in list(world.photos)[: sizes.photos]]))
+    disk = bytes_of(world.work / "features/train") / sizes.photos
+    maps = bytes_of(refined.path) / sizes.photos
+    # The last block: forward once, then per class the MLP, one projection and the attention back.
+    tokens = 1 + shape.patches
+    cam = Work(shape.block + tags * (18 * tokens * shape.width**2 + 2 * tokens**2 * shape.width),
+               disk + 2 * maps, bench.precision)
+    whole = Work((shape.depth - 1) * shape.block + cam.flops, 2 * disk + 3 * maps, bench.precision)
+    yield compared(
+        "extract + cam + refine (photo)", pair, {"cpu": 3, "cuda": 25}, disk=disk + maps,
+        share=bench.share(whole, pair.ours.best),
+        check=f"CAM values differ from plain float32 by {float(apart.mean()):.4f} in the mean, "
+              f"{float(apart.max()):.3f} at most",
+        reason=_bound(bench, pair, whole) + "; both ways must run the encoder")
+    own = Pair(pair.ours, again)
+    yield compared(
+        "cam + refine again, other prototypes (photo)", Pair(pair.plain, again),
+        {"cpu": 8, "cuda": 50}, disk=maps, share=bench.share(cam, again.best),
+        reason=_bound(bench, Pair(pair.plain, again), cam),
+        check=f"{own.ratio:.1f} times as fast as our own first time")
+
+
+def _bound(bench: Bench, pair: Pair, work: Work) -> str:
+    """What ratio the machine allows at its peak."""
+    return (f"the products and bytes that cannot be saved allow "
+            f"{pair.plain.best / bench.peaks.least(work):.1f}x at this machine's peak")
+
+
+def learn(bench: Bench) -> Iterator[Row]:
+    """Phase 1: to the objective of the plain steps; and a step against its own products.
+
+    Convergence depends on the features: these come from the demo's small trained CLIP.
+    """
+    sizes = bench.sizes
+    world = make_world(bench.folder / "learn", sizes.learn_photos, bench.device, data=sizes.data
+                       if sizes.data != "toy" else "voc", model="demo")
+    world.run("extract", "--keep", "patches", "--batch-size", sizes.batch_size)
+    text, index = world.prototypes()
+    stored = open_input(world.work / "features/train", ("features",))
+    reached: list[float] = []
+
+    def pool() -> tuple[Tensor, Tensor, Tensor]:
+        parts = [stored.read_tensors(key, "patches")["patches"] for key in world.photos]
+        pixels = F.normalize(torch.cat(parts).float(), dim=-1).to(bench.device)
+        owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([*map(len, parts)]))
+        shown = [torch.tensor(world.tags[key], device=bench.device) for key in world.photos]
+        return pixels, allowed_rows(index, shown)[owner.to(bench.device)], owner
+
+    def old() -> int:
+        pixels, allowed, _ = pool()
+        found = plain.gradient_steps(pixels, text, allowed, sizes.steps)
+        targets = core.text_targets(pixels, text, allowed=allowed)
+        moments, entropy = core.target_moments(pixels, targets)
+        reached[:] = [core.objective_and_gradient(pixels, moments, entropy, found, 0.03)[0]]
+        return 1
+
+    def new() -> int:
+        world.run("learn-prototypes", "--solver", "lbfgs", "--iters", 60, "--overwrite")
+        return 1
+
+    pair = side_by_side(old, new, sizes.rounds)
+    header = read_tensors(world.work / "prototypes/vision.safetensors", "prototypes")[0]
+    course = header.facts["course"]
+    ours = min(entry[1] for entry in course)
+    short = "" if ours <= reached[0] + 1e-6 else ", NOT REACHED"
+    pixels, _, _ = pool()
+    passes = len(course)
+    work = Work(4 * pixels.numel() * len(text) * passes, pixels.numel() * 4.0 * passes)
+    yield compared(
+        f"learn-prototypes, to the objective of {sizes.steps} steps (run)", pair,
+        {"cpu": 20, "cuda": 20}, share=bench.share(work, pair.ours.best),
+        check=f"objective {ours:.6f} after {passes} passes of L-BFGS, {reached[0]:.6f} after "
+              f"{sizes.steps} steps{short}; {len(pixels)} patches, dimension {pixels.shape[1]}",
+        reason="reading features and the start of the command weigh more than the solver")
+    yield _step_against_products(bench)
+
+
+def _step_against_products(bench: Bench) -> Row:
+    """Projected gradient descent on VOC's shape: its time over that of its two products alone."""
+    torch.manual_seed(0)
+    count, dim, rows, steps = bench.sizes.product_pixels, 512, 45, 10
+    kept = torch.float16 if bench.device.type == "cuda" else torch.float32
+    pixels = F.normalize(torch.randn(count, dim, device=bench.device), dim=-1).to(kept)
+    start = F.normalize(torch.randn(rows, dim, device=bench.device), dim=-1)
+    targets = core.text_targets(pixels, start)
+
+    def products() -> int:
+        for _ in range(steps):
+            for part, share in zip(pixels.split(core.part_size(pixels)),
+                                   targets.split(core.part_size(pixels)), strict=True):
+                values = part.float()
+                values @ start.T
+                share.T @ values
+        return steps
+
+    def descent() -> int:
+        core.solve_pgd(pixels, targets, start, iters=steps)
+        return steps
+
+    products(), descent()
+    pair = side_by_side(products, descent, 3 * bench.sizes.rounds)
+    ratios = [1 / ratio for ratio in pair.ratios]
+    work = Work(4.0 * pixels.numel() * rows, pixels.numel() * pixels.element_size())
+    return Row("learn-prototypes, step of the faithful PGD over its products (step)",
+               pair.ours.best / pair.plain.best, (min(ratios), max(ratios)),
+               {"cpu": 1.3, "cuda": 1.3}, (pair.plain.rate, pair.ours.rate),
+               (pair.plain.memory, pair.ours.memory), share=bench.share(work, pair.ours.best),
+               unit="x of its products", reason="softmax, and the norms of the rows",
+               check=f"{count} pixels of dimension {dim}, {rows} rows")
+
+
+def _draw_cams(world: World, count: int) -> None:
+    """Write CAMs as a good model would give them: the true masks at patch resolution, blurred."""
+    workspace = open_workspace(world.work)
+    keys = list(world.photos)[:count]
+    header = Header(kind="cams", command="cam", inputs={"classes": workspace.classes_identity},
+                    options={"split": "train", "prototypes": "drawn"})
+    output = open_output(world.work / "cams/drawn/train", header, keys)
+    for key in output.todo:
+        truth = torch.from_numpy(read_labels(world.masks[key]))
+        owners = torch.tensor(world.tags[key])
+        shown = (truth == owners[:, None, None]).float()[None]
+        grid = tuple(-(-side // 16) for side in truth.shape)
+        maps = F.avg_pool2d(F.adaptive_avg_pool2d(shown, grid), 3, 1, 1)[0]
+        output.write_tensors(key, {"cam": (0.9 * maps).half(), "classes": owners})
+    output.write_manifest(complete=True)
+
+
+def crf(bench: Bench) -> Iterator[Row]:
+    """Pseudo masks; on a GPU against one core all the same."""
+    world, sizes = bench.world, bench.sizes
+    _draw_cams(world, sizes.crf_photos)
+    stored = open_input(world.work / "cams/drawn/train", ("cams",))
+    chosen = dict(list(world.photos.items())[: sizes.plain_crf_photos])
+    backend = "pydensecrf" if _installed("pydensecrf") else "torch"
+    places = world.work / "masks/drawn-full/train", bench.folder / "plain-masks"
+
+    def old() -> int:
+        cams = {key: stored.read_tensors(key) for key in chosen}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        plain.crf_of_photos(chosen, {key: (entry["cam"], entry["classes"].tolist())
+                                     for key, entry in cams.items()},
+                            PRESETS["clip-es"], backend, places[1])
+        torch.set_num_threads(threads)
+        return len(chosen)
+
+    def new() -> int:
+        world.run("crf", "--what", "drawn", "--preset", "clip-es", "--overwrite", "--limit",
+                  sizes.crf_photos)
+        return sizes.crf_photos
+
+    pair = side_by_side(old, new, min(sizes.rounds, 2))
+    yield compared(
+        "crf, CLIP-ES's preset (photo)", pair, {"cpu": 3, "cuda": 20},
+        disk=(bytes_of(places[0]) + bytes_of(world.work / "masks/drawn/train"))
+        / sizes.crf_photos,
+        reason="starting two worker processes, which a run over a whole data set does once",
+        check=f"{_agreement(chosen, *places):.2%} of the labels are those of {backend} over "
+              f"{plain.LABELS} classes in one thread; ours writes two folders of masks")
+
+
+def _installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def _agreement(keys: dict[str, Path], first: Path, second: Path) -> float:
+    """Share of the pixels that have the same label in both folders."""
+    same = [read_labels(first / f"{key}.png") == np.array(Image.open(second / f"{key}.png"))
+            for key in keys]
+    return float(np.concatenate([part.ravel() for part in same]).mean())
+
+
+def decoder(bench: Bench) -> Iterator[Row]:
+    """The decoder's training, from stored layers."""
+    world, sizes = bench.world, bench.sizes
+    _train_ready(bench)
+    rows, index = world.prototypes()
+    crop, lesson_photos = (4, 4) if sizes.data == "toy" else (20, sizes.photos)
+    chosen = dict(list(world.photos.items())[:lesson_photos])
+
+    def old() -> int:
+        encoder = bench.encoder()
+        depth = len(encoder.visual.transformer.resblocks)
+        settings = TrainingSettings(sizes.decoder_steps[0], crop=crop)
+        shape = DecoderShape(tuple(range(depth - 1)), encoder.visual.conv1.out_channels,
+                             rows.shape[1], heads=8)
+        plain.train_decoder(
+            plain.Lesson(encoder, chosen, world.tags, rows, index),
+            Decoder(shape, rows, index).to(bench.device), settings, shape.layers)
+        return sizes.decoder_steps[0]
+
+    def new() -> int:
+        world.run(*_train_command(crop, lesson_photos), "--iters", sizes.decoder_steps[1])
+        return sizes.decoder_steps[1]
+
+    pair = side_by_side(old, new, sizes.rounds)
+    shape = shape_of(world, 1)
+    tokens, width, layers = 6.0 * crop**2, 256, shape.depth - 1
+    # Forward, and twice as much back; the first layer's input needs no gradient.
+    products = layers * (2 * shape.width * width + 3 * width**2) + 3 * (
+        layers * width**2 + 3 * 12 * width**2 + width * shape.dim)
+    work = Work(2 * tokens * (products + layers * shape.width * width), tokens * layers
+                * shape.width * 2)
+    yield compared(
+        "train-decoder (step of 6 crops)", pair, {"cpu": 5},
+        share=bench.share(work, pair.ours.best), reason=_bound(bench, pair, work),
+        disk=bytes_of(world.work / "features/train") / sizes.photos,
+        check="WeCLIP's PAR is left out of the plain way; on disk: the photo's stored layers")
+    if bench.device.type == "cuda":
+        yield Row("train-decoder against WeCLIP's own 0.54 s a step (step of 6 crops)",
+                  0.54 * pair.ours.rate, (0.54 / max(pair.ours.seconds), 0.54 / pair.ours.best),
+                  {"cuda": 10}, (1 / 0.54, pair.ours.rate), (0, pair.ours.memory),
+                  check="published, on an RTX 3090, batches of 4")
+
+
+def _train_command(crop: int, limit: int) -> tuple[object, ...]:
+    return ("train-decoder", "--masks", "drawn", "--prototypes", "text", "--name", "bench",
+            "--crop", crop, "--limit", limit, "--overwrite")
+
+
+def _train_ready(bench: Bench) -> None:
+    """Masks, and features with layers, unless they are there."""
+    world, sizes = bench.world, bench.sizes
+    if not (world.work / "masks/drawn/train").exists():
+        _draw_cams(world, sizes.photos)
+        world.run("crf", "--what", "drawn", "--limit", sizes.photos)
+    world.run("extract", "--keep", "tokens,patches,layers", "--overwrite", "--limit", sizes.photos,
+              "--batch-size", sizes.batch_size, "--precision", bench.precision)
+
+
+def predict(bench: Bench) -> Iterator[Row]:
+    """Predictions at two scales, each mirrored, too."""
+    world, sizes = bench.world, bench.sizes
+    if not (world.work / "decoder/bench.safetensors").exists():
+        _train_ready(bench)
+        crop = 4 if sizes.data == "toy" else 20
+        world.run(*_train_command(crop, sizes.photos), "--iters", sizes.decoder_steps[1])
+    chosen = dict(list(world.photos.items())[: sizes.plain_predict_photos])
+    scales = [float(scale) for scale in SCALES.split(",")]
+    places = world.work / "predictions/bench/train", bench.folder / "plain-predictions"
+
+    def old() -> int:
+        header, tensors = read_tensors(world.work / "decoder/bench.safetensors", "decoder")
+        segmenter = Decoder.from_config(header.facts["config"])
+        segmenter.load_state_dict(tensors)
+        plain.predict(bench.encoder(), segmenter.eval().to(bench.device), chosen.values(), scales,
+                      places[1])
+        return len(chosen)
+
+    def new() -> int:
+        world.run("predict", "--decoder", "bench", "--split", "train", "--source", "photos",
+                  "--scales", SCALES, "--flip", "--labels-only", "--overwrite", "--precision",
+                  bench.precision, "--limit", sizes.predict_photos, "--batch-size",
+                  sizes.batch_size)
+        return sizes.predict_photos
+
+    pair = side_by_side(old, new, sizes.rounds)
+    views = [shape_of(world, sizes.predict_photos, scale) for scale in scales]
+    work = Work(2 * sum(shape.block * (shape.depth - 1) for shape in views),
+                precision=bench.precision)
+    yield compared(
+        f"predict, scales {SCALES}, mirrored (photo)", pair, {"cpu": 2, "cuda": 10},
+        disk=bytes_of(places[0]) / sizes.predict_photos, share=bench.share(work, pair.ours.best),
+        reason=_bound(bench, pair, work) + "; both ways must run the encoder four times",
+        check=f"{_agreement(chosen, *places):.2%} of the labels are those of the plain way")
+
+
+def evaluate(bench: Bench) -> Iterator[Row]:
+    """Scores of as many masks as VOC's val has."""
+    sizes = bench.sizes
+    world = make_world(bench.folder / "eval", sizes.eval_photos, bench.device, data=sizes.data,
+                       model="toy", scenes=24)
+    workspace = open_workspace(world.work)
+    header = Header(kind="predictions", command="predict", options={"split": "train"},
+                    inputs={"classes": workspace.classes_identity})
+    output = open_output(world.work / "predictions/drawn/train", header, list(world.masks))
+    for key, path in world.masks.items():
+        output.write_labels(key, np.roll(read_labels(path), 7, axis=(0, 1)))
+    output.write_manifest(complete=True)
+    scores: list[float] = []
+
+    def old() -> int:
+        scores[:] = [plain.mean_iou([output.path_of(key) for key in world.masks],
+                                    list(world.masks.values()), len(NAMES) + 1)]
+        return len(world.masks)
+
+    def new() -> int:
+        world.run("eval", "--what", "predictions/drawn", "--split", "train")
+        return len(world.masks)
+
+    pair = side_by_side(old, new, sizes.rounds)
+    report: dict[str, Any] = json.loads(
+        (world.work / "scores/predictions-drawn-train.json").read_text())
+    many = 1449
+    seconds = [many * each for each in pair.ours.seconds]
+    yield Row(f"eval, {many} photos (photo)", many / pair.ours.rate, (min(seconds), max(seconds)),
+              {"cpu": 10, "cuda": 10}, (pair.plain.rate, pair.ours.rate),
+              (pair.plain.memory, pair.ours.memory), unit="s",
+              disk=bytes_of(output.path) / len(world.masks),
+              reason="decoding two PNGs a photo",
+              check=f"mIoU {report['miou']:.6f}, the plain way {scores[0]:.6f}; "
+                    f"{pair.ratio:.2f} times plain"
+                    + ("" if len(world.masks) == many else f"; from {len(world.masks)} photos"))
+
+
+STAGES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "features": features, "learn": learn, "crf": crf, "decoder": decoder, "predict": predict,
+    "eval": evaluate,
+}
+"""Each stage of the table, in the pipeline's order."""
