@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,12 +23,15 @@ from vpltool.formats import (
     read_labels,
     write_json,
 )
+from vpltool.formats.batches import in_threads
 from vpltool.formats.header import current_preset, spell_preset
 from vpltool.options import Json, Limit, Out, Quiet, Split
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from vpltool.core.metrics import Counts
 
 STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
               writes=("scores",))
@@ -108,26 +112,31 @@ class _Tally:
 
 
 def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
-    from vpltool.core import metrics
-
-    classes = len(workspace.classes) + 1
     tally = _Tally()
+    threads = min(8, os.cpu_count() or 1)
     with console.progress("eval", len(photos)) as advance:
-        for photo in photos:
-            truth = read_labels(workspace.path / workspace.root / str(photo.mask))
-            if source.kind == "cams":
-                best, best_class = _strongest(source, photo.id, truth.shape)
-                tally.counts += metrics.seed_histogram(truth, best, best_class, classes,
-                                                       workspace.ignore)
-            else:
-                label = source.read_labels(photo.id)
-                if label.shape != truth.shape:
-                    raise VplError(f"{source.path_of(photo.id)} is {label.shape}, the true mask "
-                                   f"{truth.shape}", "photo and true mask must be of one size")
-                tally.counts += metrics.confusion(truth, label, classes, workspace.ignore)
+        for photo, counts in zip(photos, in_threads(
+                lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
+            tally.counts += counts
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
             advance()
     return tally
+
+
+def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts:
+    """Confusion matrix of a photo's labels, or histogram of its CAMs."""
+    from vpltool.core import metrics
+
+    classes = len(workspace.classes) + 1
+    truth = read_labels(workspace.path / workspace.root / str(photo.mask))
+    if source.kind == "cams":
+        best, best_class = _strongest(source, photo.id, truth.shape)
+        return metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore)
+    label = source.read_labels(photo.id)
+    if label.shape != truth.shape:
+        raise VplError(f"{source.path_of(photo.id)} is {label.shape}, the true mask "
+                       f"{truth.shape}", "photo and true mask must be of one size")
+    return metrics.confusion(truth, label, classes, workspace.ignore)
 
 
 def _strongest(

@@ -26,12 +26,16 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
     Returns:
         (classes, classes): rows are the truth.
     """
-    scored = (truth < classes) & (truth != ignore)
-    label = np.where(predicted == 255, 0, predicted)[scored].astype(np.int64)
-    if label.size and label.max() >= classes:
-        raise ValueError(f"label {label.max()} in a prediction of {classes} classes")
-    joint = truth[scored].astype(np.int64) * classes + label
-    return np.bincount(joint, minlength=classes * classes).reshape(classes, classes)
+    # All 256 labels are counted and the unwanted ones dropped: faster than picking pixels.
+    joint = (truth.astype(np.uint16) << 8) | predicted
+    counts = np.bincount(joint.ravel(), minlength=65536).reshape(256, 256)[:classes]
+    if ignore < classes:
+        counts[ignore] = 0
+    counts[:, 0] += counts[:, 255]
+    unknown = np.flatnonzero(counts[:, classes:255].sum(axis=0))
+    if unknown.size:
+        raise ValueError(f"label {classes + unknown[-1]} in a prediction of {classes} classes")
+    return counts[:, :classes].copy()
 
 
 @dataclass(frozen=True)

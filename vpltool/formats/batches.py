@@ -1,10 +1,12 @@
-"""Stored features in batches of equal grid, read ahead in a thread."""
+"""Stored features in batches of equal grid, read ahead in a thread; work on files in threads."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,28 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
             yield item
     finally:
         stopped.set()
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """Do work on items in threads: results in the items' order, a few ahead of their reader.
+
+    For files, whose coding and decoding lets other threads run. Exceptions are raised here.
+
+    Args:
+        work: what is done.
+        items: taken as results are, so that memory does not grow with their number.
+        threads: number of threads.
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
