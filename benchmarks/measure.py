@@ -159,8 +159,9 @@ class Row:
         disk: bytes that ours leaves on disk for one piece; 0: none.
         share: of the machine's peak, what ours made of it; 0: not counted.
         reason: why it may fall short; shown where it does.
-        check: how near ours is to plain.
-        unit: `x`, the more the better; or `s` and `x of its products`, the less the better.
+        check: how near ours is to plain, in words.
+        same: share of the labels that are the plain way's; None: there are no labels.
+        unit: `x`, the more the better; or another one, the less the better.
     """
 
     stage: str
@@ -173,6 +174,7 @@ class Row:
     share: float = 0
     reason: str = ""
     check: str = ""
+    same: float | None = None
     unit: str = "x"
 
     def met(self, kind: str) -> bool:

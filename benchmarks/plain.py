@@ -262,33 +262,37 @@ def _crops(lesson: Lesson, keys: Sequence[str], settings: TrainingSettings, iter
         owner = torch.tensor([0, *lesson.tags[key]])
         labels.append(labels_at(owner[scores.argmax(dim=0).cpu()].to(torch.uint8).numpy(),
                                 seen.grid))
-    stored = torch.stack([seen.layers[layer][:, 1:] for layer in layers], dim=1)
-    patches = F.normalize(encoder.visual.ln_post(seen.layers[-1][:, 1:]) @ encoder.visual.proj,
-                          dim=-1)
+    stored, patches = _decoder_input(encoder, seen, layers, residual=False)
     tags = [torch.tensor(lesson.tags[key]) for key in keys]
     return CropBatch(stored, patches, torch.stack(labels), torch.stack(valid), tags)
 
 
+def _decoder_input(encoder: Encoder, seen: Encoded, layers: Sequence[int], *, residual: bool
+                   ) -> tuple[Tensor, Tensor]:
+    """Layers (B, L, n, width), and patch embeddings (B, n, dim): only a residual decoder's are."""
+    x, visual = seen.layers[-1], encoder.visual
+    if residual:
+        last = visual.transformer.resblocks[-1]
+        x = block(last, x, last.ln_1(x))[0]
+    stored = torch.stack([seen.layers[layer][:, 1:] for layer in layers], dim=1)
+    return stored.float(), F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1).float()
+
+
 @torch.no_grad()
 def predict(encoder: Encoder, decoder: Decoder, photos: Iterable[Path], scales: Sequence[float],
-            out: Path) -> None:
-    """Masks of photos, one photo, scale and mirrored copy at a time; classes compete at full size.
-
-    The decoder must not be residual: what it would add to is not computed.
-    """
+            out: Path, *, mirror: bool = True) -> None:
+    """Masks of photos, a photo, scale and mirrored copy at a time; classes compete at full size."""
     out.mkdir(exist_ok=True)
-    device = decoder.prototypes.device
     for path in photos:
         photo = read_photo(path)
         total: Tensor | None = None
         for scale in scales:
             image = encoder.pixels(photo, scale=scale)[None]
-            for mirrored in (False, True):
+            for mirrored in (False, True) if mirror else (False,):
                 seen = encode(encoder, image.flip(3) if mirrored else image)
-                layers = torch.stack([seen.layers[layer][:, 1:] for layer in decoder.shape.layers],
-                                     dim=1).to(device).float()
-                logits = decoder.logits(decoder.embeddings(layers, layers[:, 0], seen.grid),
-                                        seen.grid)
+                layers, patches = _decoder_input(encoder, seen, decoder.shape.layers,
+                                                 residual=decoder.shape.residual)
+                logits = decoder.logits(decoder.embeddings(layers, patches, seen.grid), seen.grid)
                 full = F.interpolate(logits, photo.shape[:2], mode="bilinear")[0].softmax(dim=0)
                 full = full.flip(2) if mirrored else full
                 total = full if total is None else total + full

@@ -78,6 +78,10 @@ class World:
         tensors = read_tensors(self.work / f"prototypes/{name}.safetensors", "prototypes")[1]
         return (tensors["prototypes"].to(self.device), tensors["class_index"].to(self.device))
 
+    def first(self, count: int) -> dict[str, Path]:
+        """The first photos."""
+        return dict(list(self.photos.items())[:count])
+
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every photo."""
         return [photo_size(path) for path in self.photos.values()]

@@ -25,7 +25,7 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import feature_batches
+from vpltool.formats.batches import feature_batches, in_threads
 from vpltool.options import (
     BatchSize,
     Device,
@@ -137,8 +137,10 @@ def predict(
                  workers)
     with console.progress(f"predict {path.stem} {where}", len(todo)) as advance:
         if todo:
-            for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
-                _write(outputs, seen, tagged.get(seen.id))
+            found_in = _from_features(task, split, todo) if stored else _from_photos(task, todo)
+            # A thread writes PNGs while the next photos are encoded.
+            for _ in in_threads(lambda seen: _write(outputs, seen, tagged.get(seen.id)), found_in,
+                                threads=2):
                 advance()
     finish_all(outputs)
 
