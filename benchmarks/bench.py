@@ -9,7 +9,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.data:
         sizes = replace(sizes, data=options.data)
     device = torch.device("cpu")
-    rows, head = run(options.only.split(","), sizes, device, options.precision)
+    chosen = {name: STAGES[name] for name in options.only.split(",")}
+    rows, head = run(chosen, sizes, device, options.precision)
     text = f"{head}\n\n{table(rows, device.type)}\n"
     print(text)
     if options.out:
@@ -61,17 +62,17 @@ def default_precision() -> str:
     return "bf16" if any(flag in flags for flag in fast) else "fp32"
 
 
-def run(names: Iterable[str], sizes: Sizes, device: torch.device, precision: str
-        ) -> tuple[list[Row], str]:
+def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
+        device: torch.device, precision: str) -> tuple[list[Row], str]:
     """Run stages in a temporary folder: their lines, and a line on the machine."""
     console.set_quiet(True)
     started = time.perf_counter()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(sizes, device, precision, Path(folder))
-        for name in names:
+        for name, stage in stages.items():
             begun = time.perf_counter()
-            rows += STAGES[name](bench)
+            rows += stage(bench)
             print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
         peaks = bench.peaks
     head = (f"{sizes.model}, photos of {sizes.data}'s size, {sizes.rounds} rounds, {precision}; "

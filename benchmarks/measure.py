@@ -160,7 +160,7 @@ class Row:
         share: of the machine's peak, what ours made of it; 0: not counted.
         reason: why it may fall short; shown where it does.
         check: how near ours is to plain, in words.
-        same: share of the labels that are the plain way's; None: there are no labels.
+        same: share of the labels that are the plain way's, or 1 less the mean difference of values.
         unit: `x`, the more the better; or another one, the less the better.
     """
 

@@ -56,7 +56,8 @@ class Sizes:
         steps: gradient steps of phase 1.
         product_pixels: pixels for the comparison of a step with its products.
         crf_photos: photos for the CRF, plain and ours.
-        decoder_steps: steps of the decoder's training, plain and ours.
+        decoder_photos: photos that the decoder learns from.
+        decoder_steps: steps of its training, plain and ours.
         predict_photos: photos to predict, plain and ours.
         eval_photos: masks to score.
         batch_size: photos at a time.
@@ -70,6 +71,7 @@ class Sizes:
     steps: int = 3000
     product_pixels: int = 32768
     crf_photos: tuple[int, int] = (40, 40)
+    decoder_photos: int = 16
     decoder_steps: tuple[int, int] = (3, 12)
     predict_photos: tuple[int, int] = (8, 8)
     eval_photos: int = 1449
@@ -78,10 +80,10 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(rounds=1, photos=(6, 6), learn_photos=8, product_pixels=8192, crf_photos=(12, 12),
-              decoder_steps=(1, 4), predict_photos=(2, 2), eval_photos=300)
+              decoder_photos=6, decoder_steps=(1, 4), predict_photos=(2, 2), eval_photos=300)
 TOY = Sizes(rounds=1, data="toy", model="toy", photos=(4, 4), learn_photos=12, steps=50,
-            product_pixels=512, crf_photos=(3, 3), decoder_steps=(1, 2), predict_photos=(2, 2),
-            eval_photos=6, batch_size=2)
+            product_pixels=512, crf_photos=(3, 3), decoder_photos=3, decoder_steps=(1, 2),
+            predict_photos=(2, 2), eval_photos=6, batch_size=2)
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Bench:
     def world(self) -> World:
         """Photos, and a CLIP with random weights."""
         sizes = self.sizes
-        count = max(*sizes.photos, *sizes.crf_photos, *sizes.predict_photos)
+        count = max(*sizes.photos, *sizes.crf_photos, *sizes.predict_photos, sizes.decoder_photos)
         return make_world(self.folder / "main", count, self.device, data=sizes.data,
                           model=sizes.model, scenes=200)
 
@@ -180,6 +182,7 @@ def features(bench: Bench) -> Iterator[Row]:
     yield compared(
         "extract + cam + refine (photo)", pair, {"cpu": 3, "cuda": 25}, disk=disk + maps,
         share=bench.share(whole, pair.ours.best),
+        same=1 - float(apart.mean()),
         check=f"CAM values differ from plain float32 by {float(apart.mean()):.4f} in the mean, "
               f"{float(apart.max()):.3f} at most",
         reason=_bound(bench, pair, whole) + "; both ways must run the encoder")
@@ -204,7 +207,7 @@ def learn(bench: Bench) -> Iterator[Row]:
     """
     sizes = bench.sizes
     world = make_world(bench.folder / "learn", sizes.learn_photos, bench.device, data=sizes.data,
-                       model="demo")
+                       model="demo", scenes=200)
     world.run("extract", "--keep", "patches", "--batch-size", sizes.batch_size)
     text, index = world.prototypes()
     stored = open_input(world.work / "features/train", ("features",))
@@ -359,7 +362,7 @@ def decoder(bench: Bench) -> Iterator[Row]:
     world, (few, many) = bench.world, bench.sizes.decoder_steps
     _train_ready(bench)
     rows, index = world.prototypes()
-    crop, photos = _crop(bench), bench.sizes.photos[1]
+    crop, photos = _crop(bench), bench.sizes.decoder_photos
     chosen = world.first(photos)
 
     def old() -> int:
@@ -404,13 +407,13 @@ def _crop(bench: Bench) -> int:
 
 def _train_command(bench: Bench) -> tuple[object, ...]:
     return ("train-decoder", "--masks", "drawn", "--prototypes", "text", "--name", "bench",
-            "--crop", _crop(bench), "--limit", bench.sizes.photos[1], "--iters",
+            "--crop", _crop(bench), "--limit", bench.sizes.decoder_photos, "--iters",
             bench.sizes.decoder_steps[1], "--overwrite")
 
 
 def _train_ready(bench: Bench) -> None:
     """Masks, unless they are there; and features with layers."""
-    world, photos = bench.world, bench.sizes.photos[1]
+    world, photos = bench.world, bench.sizes.decoder_photos
     if len(list((world.work / "masks/drawn/train").glob("*.png"))) < photos:
         _draw_cams(world, photos)
         world.run("crf", "--what", "drawn", "--limit", photos)

@@ -12,6 +12,7 @@ from vpltool.core.crf import (
     PRESETS,
     CrfSettings,
     mean_field,
+    mean_fields,
     scores_of_labels,
     to_labels,
     with_background,
@@ -144,3 +145,34 @@ def test_scores_of_labels() -> None:
     np.testing.assert_allclose(scores.sum(0), 1, rtol=1e-6)
     alone, classes = scores_of_labels(np.full((2, 2), 4, np.uint8))
     assert (classes.tolist(), tuple(alone.shape)) == ([4], (1, 2, 2))
+
+
+def test_photos_together_are_photos_alone() -> None:
+    """Several photos in one lattice do not see each other, nor labels that others have."""
+    photos = [some_photo(seed=seed) for seed in range(3)]
+    scores = [some_scores(seed=seed)[:labels] for seed, labels in enumerate((3, 2, 1))]
+    together = mean_fields(photos, scores, PRESETS["clip-es"])
+    for photo, field, found in zip(photos, scores, together, strict=True):
+        alone = mean_field(photo, field, PRESETS["clip-es"])
+        assert found.shape == alone.shape
+        assert np.abs(found - alone).max() < 1e-4
+    again = mean_fields(photos, scores, PRESETS["clip-es"])
+    assert all((first == second).all() for first, second in zip(together, again, strict=True))
+
+
+def test_sets_of_points_do_not_meet() -> None:
+    points = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    values = torch.rand(120, 2, generator=torch.Generator().manual_seed(1))
+    both = Lattice(points.repeat(2, 1), 2).filter(values)
+    apart = torch.cat([Lattice(points).filter(part) for part in values.split(60)])
+    torch.testing.assert_close(both, apart)
+
+
+def test_rescaled_filter() -> None:
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(2))
+    values = torch.rand(50, 2, generator=torch.Generator().manual_seed(3))
+    before, after = torch.rand(2, 50, generator=torch.Generator().manual_seed(4))
+    wanted = after[:, None] * Lattice(points).filter(before[:, None] * values)
+    lattice = Lattice(points)
+    lattice.rescale(before, after)
+    torch.testing.assert_close(lattice.filter(values), wanted)

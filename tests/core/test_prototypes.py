@@ -14,6 +14,7 @@ from torch import Tensor
 from vpltool.core import prototypes as module
 from vpltool.core.prototypes import (
     SolverRecord,
+    gradient,
     objective_and_gradient,
     solve_lbfgs,
     solve_pgd,
@@ -241,3 +242,27 @@ def test_kmeans_of_few_or_equal_points() -> None:
     found = spherical_kmeans(few[:1].repeat(10, 1), 3)
     assert found.isfinite().all()
     torch.testing.assert_close(found, few[:1].repeat(3, 1))
+
+
+def test_gradient_alone_is_that_of_the_objective(pixels: Tensor, text: Tensor, allowed: Tensor,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pixels a step takes at a time."""
+    targets = text_targets(pixels, text, tau=0.1, allowed=allowed)
+    weights = torch.rand(COUNT, generator=torch.Generator().manual_seed(7)) + 0.5
+    moments, entropy = target_moments(pixels, targets, weights)
+    _, whole = objective_and_gradient(pixels, moments, entropy, text, 0.1, allowed, weights)
+    monkeypatch.setattr(module, "_CACHED", 7 * DIM)
+    parts = gradient(pixels, moments, text, 0.1, allowed, weights)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [solve_pgd, solve_lbfgs])
+def test_half_precision_features(solver: Any, pixels: Tensor, text: Tensor) -> None:
+    """As they lie on a GPU: the arithmetic is in float32, only the features are rounded."""
+    results = []
+    for held in (pixels, pixels.half()):
+        targets = text_targets(held, text, tau=0.05)
+        assert targets.dtype == torch.float32
+        results.append(solver(held, targets, text, iters=40))
+    assert results[1].dtype == torch.float32
+    assert float((results[0] * results[1]).sum(dim=1).min()) > 0.999

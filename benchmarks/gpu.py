@@ -1,0 +1,102 @@
+"""The same stages on a GPU, against the plain way on the same GPU; in under eight minutes.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --device cpu --quick     # checks the script, measures no GPU
+
+VOC's 10,582 photos are simulated by copies of 200 drawn ones in its sizes; what is not run over all
+of them is extended by its seconds a photo, start-up included, and marked so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import run
+from measure import Row, table
+from stages import STAGES, TOY, Bench, Sizes
+
+from vpltool.core.clip import load_clip
+from vpltool.core.device import PRECISIONS, worker_count
+from vpltool.core.photos import PhotoSettings, load_batches
+
+FULL = Sizes(rounds=2, photos=(48, 1536), learn_photos=512, product_pixels=2**21,
+             crf_photos=(12, 384), decoder_photos=192, decoder_steps=(12, 240),
+             predict_photos=(24, 384), batch_size=32)
+VOC = 10582
+UNMEASURED = "No CUDA device here: the GPU column is not measured."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stages and what only a GPU asks for; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: checks the script")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--only", default=",".join([*STAGES, "idle"]))
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(UNMEASURED)
+        return 0
+    known: dict[str, Callable[[Bench], Iterator[Row]]] = {**STAGES, "idle": idle}
+    rows, head = run({name: known[name] for name in options.only.split(",")},
+                     TOY if options.quick else FULL, device, options.precision)
+    text = f"{head}\n\n{table(rows, device.type)}\n\n{whole_set(rows)}\n"
+    if device.type != "cuda":
+        text = f"{UNMEASURED} What follows is this script on {device}.\n\n{text}"
+    print(text)
+    if options.out:
+        options.out.write_text(text, "utf-8")
+    return 0
+
+
+def whole_set(rows: list[Row]) -> str:
+    """What all photos of VOC would take, by seconds a photo."""
+    lines = [f"| {VOC:,} photos, extended from fewer | plain | ours |", "| --- | ---: | ---: |"]
+    lines += [f"| {row.stage} | {VOC / row.rates[0]:.0f} s | {VOC / row.rates[1]:.0f} s |"
+              for row in rows if row.stage.endswith("(photo)") and not row.stage.startswith("eval")]
+    return "\n".join(lines)
+
+
+def idle(bench: Bench) -> Iterator[Row]:
+    """What share of the time the encoder waits for photos that are decoded."""
+    world, (_, many) = bench.world, bench.sizes.photos
+    clip = load_clip(world.model, str(world.base / "clip"), bench.device)
+    vision = clip.vision.to(PRECISIONS[bench.precision])
+    settings = PhotoSettings(vision.patch, clip.mean, clip.std)
+
+    def decoded() -> Iterator[torch.Tensor]:
+        for batch in load_batches(list(world.first(many).items()), settings,
+                                  batch_size=bench.sizes.batch_size, workers=worker_count(-1)):
+            yield batch.pixels
+
+    def encode(batches: Any) -> float:
+        started = time.perf_counter()
+        for pixels in batches:
+            vision(pixels.to(bench.device, vision.cls.dtype, non_blocking=True))
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    encode(list(decoded())[:2])
+    both = encode(decoded())
+    started = time.perf_counter()
+    kept = list(decoded())
+    decoding, encoding = time.perf_counter() - started, encode(kept)
+    share = 100 * max(0.0, 1 - encoding / both)
+    yield Row("encoder waits for decoded photos", share, (share, share), {},
+              (many / decoding, many / encoding), (0, 0), unit="% of the time",
+              check=f"decoding alone {many / decoding:.0f} photos a second in "
+                    f"{worker_count(-1)} processes, encoding alone {many / encoding:.0f}, "
+                    f"together {many / both:.0f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
