@@ -29,10 +29,10 @@ def test_the_plane_is_that_of_the_weighted_covariance() -> None:
     middle = np.average(points, axis=0, weights=amounts)
     spread = np.cov(points.T, aweights=amounts, ddof=0)
     values, columns = np.linalg.eigh(spread)
-    np.testing.assert_allclose(mean.numpy(), middle, atol=1e-9)
-    np.testing.assert_allclose(share.numpy(), values[::-1][:2] / values.sum(), atol=1e-6)
+    np.testing.assert_allclose(mean.numpy(), middle, atol=1e-5)
+    np.testing.assert_allclose(share.numpy(), values[::-1][:2] / values.sum(), atol=1e-5)
     for axis, column in zip(axes.numpy(), columns.T[::-1], strict=False):
-        assert abs(axis @ column) == pytest.approx(1, abs=1e-6)
+        assert abs(axis @ column) == pytest.approx(1, abs=1e-5)
         assert axis[np.abs(axis).argmax()] > 0
     turned = principal_plane(-vectors, weights)[1]
     torch.testing.assert_close(turned, axes)

@@ -27,8 +27,10 @@ _MOST_NAMES = 24
 
 _INK, _PALE, _FRAME = (38, 42, 48), (108, 114, 122), (205, 209, 214)
 
-_RADIUS = {"dot": 5.5, "disc": 10.0, "ring": 9.0, "star": 17.0, "square": 11.0, "diamond": 14.5,
+_RADIUS = {"disc": 10.0, "ring": 9.0, "star": 17.0, "square": 11.0, "diamond": 14.5,
            "triangle": 14.5}
+_DOTS = (3.5, 10.0)
+"""Radius of dots: the more there are, the smaller, within these bounds."""
 
 _CORNERS = {
     "star": [(math.pi * step / 5, 1.0 if step % 2 == 0 else 0.45) for step in range(10)],
@@ -96,7 +98,7 @@ def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
 
 
 def principal_plane(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted PCA by SVD: the plane in which the vectors spread most.
+    """Weighted PCA, by the SVD of the covariance: the plane in which the vectors spread most.
 
     Args:
         vectors: (N, dim).
@@ -106,16 +108,15 @@ def principal_plane(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, T
         mean (dim,); axes (2, dim), the largest entry of each positive, so that the picture is the
         same each time; share of the variance along each (2,).
     """
-    weights = (weights / weights.sum()).double()
-    mean = weights @ vectors.double()
-    centred = (vectors.double() - mean) * weights.sqrt()[:, None]
-    _, strength, rows = torch.linalg.svd(centred, full_matrices=False)
-    axes = torch.zeros(2, vectors.shape[1], dtype=torch.float64)
-    axes[: len(rows)] = rows[:2]
+    weights = weights / weights.sum()
+    mean = weights @ vectors
+    centred = (vectors - mean) * weights.sqrt()[:, None]
+    # The covariance is small however many vectors there are.
+    _, variances, rows = torch.linalg.svd((centred.T @ centred).double())
+    axes = rows[:2]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    axes = axes * torch.where(largest < 0, -1.0, 1.0)
-    energy = torch.cat([strength.square(), torch.zeros(2)])
-    return mean, axes, energy[:2] / energy.sum().clamp_min(1e-30)
+    axes = (axes * torch.where(largest < 0, -1.0, 1.0)).float()
+    return mean, axes, (variances[:2] / variances.sum().clamp_min(1e-30)).float()
 
 
 def gap_panel(
@@ -141,11 +142,11 @@ def gap_panel(
     for _, _, rows, index in prototypes:
         shown = torch.isin(index, region_class)
         sets.append((rows[shown], index[shown]))
-    weights = torch.cat([1 / (index[:, None] == index).sum(dim=1) for _, index in sets])
+    weights = torch.cat([1 / torch.bincount(index)[index] for _, index in sets])
     mean, axes, share = principal_plane(torch.cat([rows for rows, _ in sets]), weights)
 
     def place(rows: Tensor) -> Points:
-        result: Points = ((rows.double() - mean) @ axes.T).numpy()
+        result: Points = ((rows - mean) @ axes.T).double().numpy()
         return result
 
     centres = place(torch.stack([regions[region_class == index].mean(dim=0)
@@ -252,11 +253,14 @@ class _Sheet:
         self._draw.line([*(start * _SHARPNESS), *(end * _SHARPNESS)], fill=(*colour, 150),
                         width=2 * _SHARPNESS)
 
+    def dot(self, point: Points, colour: Colour, radius: float) -> None:
+        x, y, radius = *(point * _SHARPNESS), radius * _SHARPNESS
+        self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(*colour, 140))
+
     def mark(self, shape: str, point: Points, colour: Colour) -> None:
         (x, y), radius = point * _SHARPNESS, _RADIUS[shape] * _SHARPNESS
-        if shape in ("dot", "disc"):
-            self._draw.ellipse([x - radius, y - radius, x + radius, y + radius],
-                               fill=(*colour, 120 if shape == "dot" else 255))
+        if shape == "disc":
+            self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
         elif shape == "ring":
             for extra, fill in ((1.5 * _SHARPNESS, (255, 255, 255)), (0, colour),
                                 (-4 * _SHARPNESS, (255, 255, 255))):
@@ -278,7 +282,8 @@ class _Sheet:
 def _draw_panel(sheet: _Sheet, panel: Panel, left: int, names: Mapping[int, str],
                 colours: Mapping[int, Colour]) -> None:
     sheet.text(left, 18, panel.title, _TITLE)
-    sheet.text(left, 62, panel.note, colour=_PALE)
+    size = _TEXT if sheet.width_of(panel.note) <= _SIDE else _SMALL
+    sheet.text(left, 62, panel.note, size, _PALE)
     sheet.box(left, _HEAD, _SIDE)
     everything = np.concatenate([marks.points for marks in panel.marks])
     low, high = everything.min(axis=0), everything.max(axis=0)
@@ -293,8 +298,12 @@ def _draw_panel(sheet: _Sheet, panel: Panel, left: int, names: Mapping[int, str]
         if layer == 1:
             for start, end, owner in panel.links:
                 sheet.line(on_page(start), on_page(end), colours[owner])
+        radius = float(np.clip(120 / math.sqrt(max(len(marks.points), 1)), *_DOTS))
         for point, owner in zip(marks.points, marks.classes, strict=True):
-            sheet.mark(marks.shape, on_page(point), colours[owner])
+            if marks.shape == "dot":
+                sheet.dot(on_page(point), colours[owner], radius)
+            else:
+                sheet.mark(marks.shape, on_page(point), colours[owner])
     for marks in panel.marks if len(names) <= _MOST_NAMES else ():
         for point, owner in zip(marks.points, marks.classes, strict=True) if marks.named else ():
             sheet.name(on_page(point), names[owner], left + _SIDE)
@@ -314,6 +323,9 @@ def _draw_legend(sheet: _Sheet, panels: Sequence[Panel], names: Mapping[int, str
         column, row = divmod(number, sheet.rows)
         left = sheet.legend_left + column * sheet.column
         middle = _HEAD + row * _LINE + _LINE / 2
-        if shape:
-            sheet.mark(shape, np.array([left + 18, middle]), colour)
+        place = np.array([left + 18, middle])
+        if shape == "dot":
+            sheet.dot(place, colour, 7)
+        elif shape:
+            sheet.mark(shape, place, colour)
         sheet.text(left + 44, middle - 14, label)
