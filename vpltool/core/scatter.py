@@ -294,19 +294,21 @@ def _draw_panel(sheet: _Sheet, panel: Panel, left: int, names: Mapping[int, str]
         x, y = (point - (low + high) / 2) * scale
         return np.array([left + _SIDE / 2 + x, _HEAD + _SIDE / 2 - y])
 
+    named = [pair for marks in panel.marks if marks.named and len(names) <= _MOST_NAMES
+             for pair in zip(marks.points, marks.classes, strict=True)]
     for layer, marks in enumerate(panel.marks):
         if layer == 1:
             for start, end, owner in panel.links:
                 sheet.line(on_page(start), on_page(end), colours[owner])
+            # Below the marks, which a name must not cover.
+            for point, owner in named:
+                sheet.name(on_page(point), names[owner], left + _SIDE)
         radius = float(np.clip(120 / math.sqrt(max(len(marks.points), 1)), *_DOTS))
         for point, owner in zip(marks.points, marks.classes, strict=True):
             if marks.shape == "dot":
                 sheet.dot(on_page(point), colours[owner], radius)
             else:
                 sheet.mark(marks.shape, on_page(point), colours[owner])
-    for marks in panel.marks if len(names) <= _MOST_NAMES else ():
-        for point, owner in zip(marks.points, marks.classes, strict=True) if marks.named else ():
-            sheet.name(on_page(point), names[owner], left + _SIDE)
     horizontal, vertical = panel.axes
     sheet.text(left, _HEAD + _SIDE + 10, horizontal, colour=_PALE)
     if vertical:
