@@ -1,6 +1,8 @@
 # make demo       set everything up, run the whole pipeline on drawn scenes, show what came out
 # make test       set everything up, run the tests
 # make photos20   set everything up, run the whole pipeline on small real photos, print the ladder
+# make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
+# make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
 # make check      lint, types, tests
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
@@ -11,6 +13,7 @@ VENV ?= .venv
 REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
 DEMO ?= work/demo
+WORKSPACE ?= $(DEMO)
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -20,7 +23,7 @@ else ifeq ($(shell uname -s),Linux)
   TORCH := -r constraints-cpu.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: setup demo test check lint types bench photos20 clean
+.PHONY: setup demo test check lint types bench photos20 figure1 figure4 clean
 
 setup: $(VENV)/ready
 
@@ -49,6 +52,10 @@ demo: setup
 
 photos20: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/photos20.sh $(REALDATA) $(WORK)
+
+# OPTIONS are those of benchmarks/figures.py, such as OPTIONS='--split train'.
+figure1 figure4: setup
+	$(BIN)/python benchmarks/figures.py $@ $(WORKSPACE) $(OPTIONS)
 
 bench: setup
 	$(BIN)/python benchmarks/features.py

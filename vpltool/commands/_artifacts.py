@@ -103,6 +103,8 @@ def find_prototypes(work: Path, choice: str) -> Path:
 
 def prototypes_hint(choice: str) -> str:
     """Command that makes prototypes of this name."""
+    if choice == "shifted":
+        return "vpltool shift-gap"
     if choice == "vision":
         return "vpltool learn-prototypes"
     return "vpltool text-prototypes"

@@ -14,7 +14,7 @@ from torch import Tensor
 from vpltool.core import prototypes as solve
 from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
-from vpltool.core.gap import Gap, modality_gap
+from vpltool.core.gap import Gap, modality_gap, photo_regions
 from vpltool.core.prototypes import Watch
 
 
@@ -141,7 +141,8 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
          ) -> tuple[Gap, Gap]:
     """Modality gap of the text prototypes and of the vision prototypes, to the same regions.
 
-    A region is a class's seeds; without seeds, the pixels whose likeliest tag it is by the text.
+    A region is a class's seeds in a photo; without seeds, the pixels whose likeliest tag it is by
+    the text.
     """
     labels = pixels.labels
     if not bool((labels > BACKGROUND).any()):
@@ -149,8 +150,6 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
         tagged &= text_index != BACKGROUND
         scores = (pixels.embeddings @ text.T).masked_fill(~tagged, float("-inf"))
         labels = torch.where(tagged.any(dim=-1), text_index[scores.argmax(dim=-1)], BACKGROUND)
-    shown = [item for item in labels.unique().tolist() if item > BACKGROUND]
-    regions = torch.stack([pixels.embeddings[labels == item].mean(dim=0) for item in shown])
-    region_class = torch.tensor(shown)
+    regions, region_class = photo_regions(pixels.embeddings, pixels.photo_of, labels)
     return (modality_gap(text, text_index, regions, region_class),
             modality_gap(rows, index, regions, region_class))

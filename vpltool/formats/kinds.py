@@ -89,6 +89,7 @@ _ALL = (
              "classes": TensorSpec("I64", ("classes",)),
          }),
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "vpltool eval", {}),
+    Kind("gap", "json", "modality gap of prototypes to class regions", "vpltool gap", {}),
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
