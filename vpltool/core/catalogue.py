@@ -19,6 +19,7 @@ import torch
 from vpltool.core.models import (
     CONFIG,
     HUB,
+    INSTEAD,
     WEIGHT_NAMES,
     ModelSource,
     check_tower,
@@ -97,7 +98,8 @@ def check_source(source: ModelSource) -> list[str]:
         if not open_clip.is_pretrained_cfg(source.model, source.pretrained):
             twin = _twin(open_clip, source.model)
             if twin and open_clip.is_pretrained_cfg(twin, source.pretrained):
-                raise _other_activation(f"the weights `{source.pretrained}`", source.model, twin)
+                raise _other_activation(f"the weights {source.pretrained}", source.model, twin,
+                                        trained=twin.endswith(QUICK))
             raise VplError(
                 f"`{source.pretrained}` is neither a tag of {source.model} nor a file or folder",
                 near_name(source.pretrained, tags))
@@ -130,19 +132,23 @@ def _check_activation(source: ModelSource, config: Mapping[str, Any], published:
         return
     what = f"the weights {source.path or source.pretrained}"
     if source.form in ("tag", "file"):
-        raise _other_activation(what, source.model, _twin(import_open_clip(), source.model))
+        twin = _twin(import_open_clip(), source.model)
+        raise _other_activation(what, source.model, twin, trained=trained)
     raise VplError(
         f"{what} were trained with {_activation(trained)}, and {CONFIG} says otherwise",
         f"set quick_gelu to {str(trained).lower()} in its model_cfg, or give the weights file "
         "and --model")
 
 
-def _other_activation(what: str, model: str, twin: str) -> VplError:
-    quick = model.endswith(QUICK)
+def _other_activation(what: str, model: str, twin: str, *, trained: bool) -> VplError:
+    if not twin:
+        return VplError(
+            f"open_clip contradicts itself: {what} were trained with {_activation(trained)}, and "
+            f"{model}, of which there is no other, has {_activation(not trained)}", INSTEAD)
     return VplError(
-        f"{what} were trained with {_activation(not quick)}; {model} has {_activation(quick)} "
-        "and would quietly give worse features",
-        f"--model {twin}" if twin else "choose the model that they are of")
+        f"{what} were trained with {_activation(trained)}; {model} has "
+        f"{_activation(not trained)} and would quietly give worse features",
+        f"--model {twin}")
 
 
 def _activation(quick: bool) -> str:
@@ -152,12 +158,13 @@ def _activation(quick: bool) -> str:
 def _published(open_clip: Any, source: ModelSource) -> list[Published]:
     """Find the published weights that these are, by name, and what open_clip knows of them.
 
-    A file is known by its published name, by its tag within its name, or by the repository that
-    its folder is called after (as in the hub's cache); a folder by its repository.
+    A file is known by its published name (OpenAI's are plain, but have a mark), by its tag within
+    its name, or by the repository that it or its folder is called after (as in the hub's cache); a
+    folder by its repository.
     """
     if source.form == "tag":
         return [open_clip.get_pretrained_cfg(source.model, source.pretrained)]
-    path = (source.path or Path(source.pretrained.removeprefix(HUB))).absolute()
+    path = source.path.absolute() if source.path else Path(source.model)
     folders = {part.lower().rpartition("--")[2] for part in path.parts}
     stem = _plain(path.stem) if source.form == "file" else ""
     models = (source.model, _twin(open_clip, source.model))
@@ -167,9 +174,9 @@ def _published(open_clip: Any, source: ModelSource) -> list[Published]:
             continue
         entry = open_clip.get_pretrained_cfg(model, tag)
         repository = entry.get("hf_hub", "").rpartition("/")[0].rpartition("/")[2]
+        named = path.name == Path(entry.get("url", "")).name and tag != "openai"
         if repository.lower() in folders or (stem and (
-                stem in (_plain(repository), _plain(Path(entry.get("url", "")).stem))
-                or f" {_plain(tag)} " in f" {stem} ")):
+                named or stem == _plain(repository) or f" {_plain(tag)} " in f" {stem} ")):
             found.append((len(tag), entry))
     # `dfn2b_s39b` in a name holds `dfn2b` too: the longest tag is meant.
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
@@ -193,17 +200,15 @@ def _siblings(open_clip: Any, model: str) -> list[Published]:
 
 def _guesses(open_clip: Any, source: ModelSource, config: Mapping[str, Any]) -> list[str]:
     """What has to be guessed of a file that is known by nothing."""
-    siblings = _siblings(open_clip, source.model)
     guessed = []
     if _twin(open_clip, source.model):
-        guessed.append(f"trained with {_activation(bool(config.get('quick_gelu')))}, as "
-                       f"{source.model} says")
-    if siblings and not _colours(open_clip, source.model, []):
-        guessed.append("on colours normalised as OpenAI does")
+        guessed.append(f"{_activation(bool(config.get('quick_gelu')))}, as {source.model} says")
+    if _siblings(open_clip, source.model) and not _colours(open_clip, source.model, []):
+        guessed.append("colours normalised as OpenAI does")
     if not guessed:
         return []
-    return [f"{source.pretrained} does not tell how it was trained; taken to be "
-            f"{' and '.join(guessed)}. Call it after its tag of open_clip to be sure"]
+    return [f"{source.pretrained} does not tell how it was trained; taken: {'; '.join(guessed)}. "
+            "To be sure, call the file after its tag of open_clip"]
 
 
 def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[str, Any]]:
@@ -267,10 +272,11 @@ def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
             with silent():
                 hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=HUB_SECONDS)
             return Path(hub.hf_hub_download(repository, name))
-        except hub.errors.EntryNotFoundError:
-            continue
         # The client raises its transport's own errors, and has changed its transport.
         except Exception as error:
+            missing = isinstance(error, hub.errors.EntryNotFoundError)
+            if missing and not isinstance(error, hub.errors.LocalEntryNotFoundError):
+                continue
             raise VplError(f"cannot download {name} of {repository}: {first_line(error)}",
                            hint) from error
     raise VplError(f"{repository} on the hub has none of {', '.join(names[:3])}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Clip:
     Args:
         vision: the vision tower, in evaluation mode.
         text: open_clip's whole model, for `encode_text`.
-        load_tokenizer: gives open_clip's tokenizer of this model; only text needs it, and some
-            must be downloaded.
+        load_tokenizer: gives open_clip's tokenizer of this model, made once; only text needs it,
+            and some must be downloaded.
         mean: mean of RGB in [0, 1], subtracted before encoding.
         std: standard deviation, divided by.
         identity: `name`, `pretrained` and `fingerprint`; goes into headers.
@@ -157,6 +158,7 @@ def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
 
 
 def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callable[[], Any]:
+    @functools.cache
     def load() -> Any:
         wanted = name
         if source.form == "hub" and open_clip.get_model_config(name)["text_cfg"].get(
