@@ -16,10 +16,22 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from conftest import EMBED_DIM, TEXT, VISION, Run, draw_scenes, write_scenes
+from conftest import (
+    CHAIN,
+    EMBED_DIM,
+    TEXT,
+    TRAIN,
+    VISION,
+    Run,
+    draw_scenes,
+    run_chain,
+    write_scenes,
+)
+from conftest import prepare as prepare_clip
 from safetensors.torch import save_file
 
 from vpltool.core import catalogue
@@ -28,6 +40,7 @@ from vpltool.core.clip import load_clip
 from vpltool.core.models import CONFIG, find_source
 from vpltool.core.weights import OPENAI_EXTRAS, read_weights, recognise
 from vpltool.errors import VplError
+from vpltool.formats import read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning",
                                         "ignore::UserWarning")
@@ -561,6 +574,35 @@ def test_what_a_file_does_not_tell_is_said(base: Path, model: Any, run: Run) -> 
     warning, = result.lines("warning:")
     assert "mine.safetensors" in warning
     assert f"QuickGELU, as {QUICK} says" in warning
+
+
+def test_the_whole_chain_runs_on_a_tower_without_class_token(tmp_path: Path) -> None:
+    """SigLIP's, made small: text, features, CAMs by gradient and dense, masks, a decoder."""
+    open_clip = import_open_clip()
+    timm = open_clip.timm_model.timm
+    small = functools.partial(timm.create_model, depth=3, embed_dim=32, num_heads=4, img_size=32)
+    vision = {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map",
+              "timm_proj": "none", "image_size": 32}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT, "custom_text": True,
+              "init_logit_bias": -10}
+    write_scenes(tmp_path, draw_scenes())
+    with mock.patch.object(timm, "create_model", small):
+        torch.manual_seed(4)
+        built = open_clip.model.CustomTextCLIP(
+            **{key: value for key, value in config.items() if key != "custom_text"})
+        with torch.no_grad():
+            built.text.token_embedding.weight.normal_()
+        save_folder(tmp_path / "clip", built, config={
+            "model_cfg": config, "preprocess_cfg": {"mean": HALF, "std": HALF}})
+        assert prepare_clip(tmp_path).code == 0
+        run_chain(tmp_path, (*CHAIN, ("cam", "--method", "dense"), ("cam", "--method", "salient"),
+                             (*TRAIN, "--name", "tiny", "--source", "photos")))
+    features = read_tensors(tmp_path / "work/features/train/scene0.safetensors", "features")[1]
+    assert len(features["tokens"]) == len(features["patches"]) == features["grid"].prod()
+    for name in ("text", "text-dense", "text-refined"):
+        maps = read_tensors(tmp_path / f"work/cams/{name}/train/scene3.safetensors", "cams")[1]
+        assert maps["cam"].isfinite().all()
+        assert float(maps["cam"].float().flatten(1).std(dim=1).max()) > 0
 
 
 HALF = (0.5, 0.5, 0.5)
