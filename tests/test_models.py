@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import json
 import pickle
 import shutil
@@ -34,7 +35,7 @@ from conftest import (
 from conftest import prepare as prepare_clip
 from safetensors.torch import save_file
 
-from vpltool.core import catalogue
+from vpltool.core import catalogue, models
 from vpltool.core.catalogue import check_source, import_open_clip
 from vpltool.core.clip import load_clip
 from vpltool.core.models import CONFIG, find_source
@@ -59,9 +60,11 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name, quick in (("tiny", False), (QUICK, True)):
         (folder / f"{name}.json").write_text(json.dumps(
             CONFIGURATION | {"vision_cfg": PLAIN_VISION, "quick_gelu": quick}))
-    known = dict(open_clip.factory._MODEL_CONFIGS)
+    known, files = dict(open_clip.factory._MODEL_CONFIGS), models.config_files()
     open_clip.add_model_config(folder)
-    yield
+    files |= {file.stem: file for file in folder.iterdir()}
+    with mock.patch.object(models, "config_files", lambda: files):
+        yield
     open_clip.factory._MODEL_CONFIG_PATHS.remove(folder)
     open_clip.factory._MODEL_CONFIGS = known
 
@@ -131,6 +134,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr(socket, "create_connection", fail)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, transformers: Any) -> None:
+    """Let the package transformers be found, or not."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: (
+        transformers if name == "transformers" else found(name, *rest)))
+
+
+@pytest.fixture
+def with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, True)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -498,10 +513,8 @@ def test_prepare_takes(model_name: str, tag: str, base: Path, run: Run) -> None:
     assert not result.lines("warning:")
 
 
-def test_every_published_tag_is_taken_or_refused_for_a_reason(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_published_tag_is_taken_or_refused_for_a_reason(with_transformers: None) -> None:
     """A tag's activation is the model's, or the model is refused; none slips through."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: True)
     open_clip = import_open_clip()
     taken = 0
     for name, tag in open_clip.list_pretrained():
@@ -613,7 +626,8 @@ HALF = (0.5, 0.5, 0.5)
     ("ViT-L-14", "ViT-L-14_laion400m_e32.bin", None),
     ("ViT-B-16-SigLIP", "any.bin", HALF), ("ViT-L-14-CLIPA", "any.bin", (0.485, 0.456, 0.406)),
     ("ViT-B-16", "any.bin", None)])
-def test_the_colours_of_a_file(model_name: str, file: str, mean: Any, tmp_path: Path) -> None:
+def test_the_colours_of_a_file(model_name: str, file: str, mean: Any, tmp_path: Path,
+                               with_transformers: None) -> None:
     """Some were trained on colours normalised otherwise than OpenAI's."""
     save_file({"visual.proj": torch.ones(2, 2)}, tmp_path / file)
     open_clip = import_open_clip()
@@ -625,28 +639,31 @@ def test_the_colours_of_a_file(model_name: str, file: str, mean: Any, tmp_path: 
 
 def test_a_word_reader_that_is_not_installed_is_named(base: Path, run: Run,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec",
-                        lambda name: None if name == "transformers" else found(name))
+    pretend(monkeypatch, None)
     result = prepare(run, base, "--model", "ViT-B-16-SigLIP", "--pretrained", "webli")
     check_refused(result, "needs the package transformers")
     assert "pip install transformers" in result.lines("hint:")[0]
 
 
-def test_preparing_the_default_model_loads_nothing_heavy(base: Path) -> None:
-    code = f"""
+@pytest.mark.parametrize(("options", "code"), [
+    ((), 0), (("--model", "ViT-B16"), 1), (("--model", "RN50"), 1),
+    (("--pretrained", "hf-hub:org/name"), 0)])
+def test_prepare_loads_nothing_heavy_for_what_names_tell(options: tuple[str, ...], code: int,
+                                                         base: Path) -> None:
+    script = f"""
 import sys
 sys.argv = ["vpltool", "-C", {str(base / "work")!r}, "prepare", "folder", {str(base / "photos")!r},
-            "--labels", {str(base / "tags.csv")!r}]
+            "--labels", {str(base / "tags.csv")!r}, *{options!r}]
 from vpltool.cli import main
+stopped = 0
 try:
     main()
 except SystemExit as stop:
-    assert not stop.code
+    stopped = stop.code or 0
+assert stopped == {code}
 print("LOADED", sorted({{"torch", "open_clip", "numpy"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "LOADED []"

@@ -71,14 +71,14 @@ _declared: list[Any] = []
 
 
 def check_source(source: ModelSource) -> list[str]:
-    """Check a model's name, tag, tower and activation by what open_clip knows; loads nothing.
+    """Check a model's tag and activation by what open_clip knows; loads nothing.
 
     Returns:
         what cannot be told and had better be known, a sentence each.
 
     Raises:
-        VplError: no such model or tag, a tower that cannot be used, or weights that were trained
-            with another activation than the model's.
+        VplError: the model has no such tag, or the weights were trained with another activation
+            than it has.
     """
     open_clip = import_open_clip()
     if source.form == "hub":
@@ -88,11 +88,7 @@ def check_source(source: ModelSource) -> list[str]:
         config, weights = read_folder(source.path)
         _check_activation(source, config, _published(open_clip, source), weights.openai)
         return []
-    names = open_clip.list_models()
-    if source.model not in names:
-        raise VplError(f"open_clip has no model `{source.model}`", near_name(source.model, names))
     config = open_clip.get_model_config(source.model)
-    check_tower(source.model, config)
     if source.form == "tag":
         tags = open_clip.list_pretrained_tags_by_model(source.model)
         if not open_clip.is_pretrained_cfg(source.model, source.pretrained):

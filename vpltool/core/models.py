@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.core.weights import WeightFile, recognise
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_name
 
 HUB = "hf-hub:"
 """What a name on the Hugging Face hub begins with, as open_clip spells it."""
@@ -74,8 +74,8 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
         base: what a relative path is relative to.
 
     Raises:
-        VplError: there is no such file or folder, it holds no weights, or its tower cannot be
-            used.
+        VplError: there is no such model, file or folder, it holds no weights, or its tower cannot
+            be used.
     """
     for given in (model, pretrained):
         if given.startswith(HUB):
@@ -89,12 +89,29 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
         return ModelSource(path.name, pretrained, "folder", path)
     if path.is_file():
         recognise(path)
+        _check_name(model)
         return ModelSource(model, pretrained, "file", path)
     if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         raise VplError(f"no weights at {path}",
                        "--pretrained takes a tag of open_clip, hf-hub:ORGANISATION/NAME, a "
                        "weights file, or a folder with open_clip_config.json")
+    _check_name(model)
     return ModelSource(model, pretrained, "tag")
+
+
+def _check_name(model: str) -> None:
+    listed = config_files()
+    if model not in listed:
+        raise VplError(f"open_clip has no model `{model}`", near_name(model, listed))
+    check_tower(model, json.loads(listed[model].read_text("utf-8")))
+
+
+def config_files() -> dict[str, Path]:
+    """Find open_clip's model configurations, name to file, without the seconds of its import."""
+    spec = importlib.util.find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec else None
+    return {file.stem: file for folder in folders or ()
+            for file in (Path(folder) / "model_configs").glob("*.json")}
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], WeightFile]:
