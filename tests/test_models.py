@@ -618,6 +618,29 @@ def test_the_whole_chain_runs_on_a_tower_without_class_token(tmp_path: Path) -> 
         assert float(maps["cam"].float().flatten(1).std(dim=1).max()) > 0
 
 
+def test_a_coca_with_its_own_text_tower(tmp_path: Path) -> None:
+    """Its words and its tokens are open_clip's."""
+    open_clip = import_open_clip()
+    multimodal = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {
+        "embed_dim": EMBED_DIM, "multimodal_cfg": multimodal, "custom_text": True,
+        "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+        "vision_cfg": PLAIN_VISION | {"attentional_pool": True, "attn_pooler_heads": 8,
+                                      "output_tokens": True}}
+    torch.manual_seed(6)
+    built = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"})
+    folder = save_folder(tmp_path / "coca", built.eval(), config={"model_cfg": config})
+    clip = load_clip("", str(folder), CPU)
+    words = open_clip.get_tokenizer(f"local-dir:{folder}")(["a bus"])
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(clip.encode_text(["a bus"]),
+                                   built.encode_text(words, normalize=True), atol=1e-6, rtol=1e-5)
+        last = clip.vision.head.block(clip.vision(image).tokens)
+        pooled = built.visual._pool(last)[0] @ built.visual.proj
+        torch.testing.assert_close(pooled, built.visual(image)[0], atol=1e-5, rtol=1e-5)
+
+
 HALF = (0.5, 0.5, 0.5)
 
 
