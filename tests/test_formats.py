@@ -34,7 +34,8 @@ from vpltool.formats.kinds import Kind
 from vpltool.formats.storage import atomic_path
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
-LENGTHS = {"patches": 6, "width": 4, "dim": 5, "layers": 2, "rows": 3, "classes": 2, "height": 3}
+LENGTHS = {"patches": 6, "tokens": 7, "width": 4, "dim": 5, "layers": 2, "rows": 3, "classes": 2,
+           "height": 3}
 
 
 def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:
@@ -45,8 +46,7 @@ def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:
     for name, spec in kind.tensors.items():
         if spec.optional and not optional:
             continue
-        shape = [int(axis) if axis.isdigit() else 1 + LENGTHS[axis[2:]] if axis.startswith("1+")
-                 else LENGTHS[axis] for axis in spec.axes]
+        shape = [int(axis) if axis.isdigit() else LENGTHS[axis] for axis in spec.axes]
         tensors[name] = torch.arange(int(np.prod(shape))).view(shape).to(DTYPES[spec.dtype])
     return tensors
 

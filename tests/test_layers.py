@@ -75,10 +75,10 @@ def test_core_does_not_print() -> None:
         assert not calls, path.name
 
 
-def test_only_clip_imports_open_clip() -> None:
+def test_only_the_catalogue_imports_open_clip() -> None:
     users = {path.name for path in PACKAGE.rglob("*.py")
              if any(name.split(".")[0] == "open_clip" for name in imports_of(path))}
-    assert users == {"clip.py"}
+    assert users == {"catalogue.py"}
 
 
 def test_only_eval_and_show_read_true_masks() -> None:

@@ -63,7 +63,7 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
     clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
                      base=workspace.path)
     wanted = tuple(parse_layers(layers, clip.vision.depth))
-    return Frozen("photos", workspace.model, wanted, clip.vision.cls.shape[0], clip.identity, {},
+    return Frozen("photos", workspace.model, wanted, clip.vision.width, clip.identity, {},
                    clip=clip)
 
 
@@ -133,7 +133,7 @@ def _photo_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> 
 
     clip = lessons.frozen.clip
     vision, patch = clip.vision, clip.vision.patch
-    device = vision.cls.device
+    device = vision.conv.weight.device
     for iteration in range(start, settings.iterations):
         rng = generator_of(settings, iteration)
         crops, tags = [], []

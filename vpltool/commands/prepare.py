@@ -26,10 +26,14 @@ app = typer.Typer(
     help="Make a workspace from photos and image-level tags. Next: vpltool text-prototypes",
     short_help="Make a workspace from photos and tags.", no_args_is_help=True)
 
+DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
+"""`--model` and `--pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
+
 Model = Annotated[str, typer.Option("--model", help="open_clip's name of the CLIP.")]
 Pretrained = Annotated[str, typer.Option(
     "--pretrained", metavar="TAG-OR-PATH",
-    help="Its weights: a tag of open_clip, a file, or a folder with open_clip_config.json.")]
+    help="Its weights: a tag of open_clip, hf-hub:ORG/NAME, a file, or a folder with "
+         "open_clip_config.json.")]
 Classes = Annotated[Path | None, typer.Option(
     "--classes", metavar="FILE", help="Class names in index order, one a line.")]
 Background = Annotated[Path | None, typer.Option(
@@ -44,8 +48,8 @@ Halve = Annotated[str, typer.Option(
 def voc(
     ctx: typer.Context,
     root: Annotated[Path, typer.Argument(help="The folder that holds JPEGImages.")],
-    model: Model = "ViT-B-16-quickgelu",
-    pretrained: Pretrained = "openai",
+    model: Model = DEFAULT_MODEL[0],
+    pretrained: Pretrained = DEFAULT_MODEL[1],
     classes: Classes = None,
     background: Background = None,
     halve: Halve = "",
@@ -79,8 +83,8 @@ def folder(
     vocabulary: Annotated[str, typer.Option(
         metavar="voc|coco", help="Classes, class words and background words of VOC or COCO.",
     )] = "",
-    model: Model = "ViT-B-16-quickgelu",
-    pretrained: Pretrained = "openai",
+    model: Model = DEFAULT_MODEL[0],
+    pretrained: Pretrained = DEFAULT_MODEL[1],
     classes: Classes = None,
     background: Background = None,
     halve: Halve = "",
@@ -131,11 +135,7 @@ def _finish(
 ) -> None:
     if halve:
         photos = _halved(photos, halve)
-    if Path(pretrained).exists():
-        if Path(pretrained).is_dir():
-            # Such a folder says itself which model it holds; its name is the model's.
-            model = Path(pretrained).resolve().name
-        pretrained = relative_to(Path(pretrained), work)
+    model, pretrained = _check_model(model, pretrained, work)
     workspace = Workspace(work, name, relative_to(root, work), words.classes, words.background,
                           model, pretrained)
     if (work / "workspace.json").exists() and not overwrite:
@@ -162,6 +162,27 @@ def _finish(
         console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
                      f"{', '.join(untagged[:5])}{' …' if len(untagged) > 5 else ''}")
     print(work / "workspace.json")
+
+
+def _check_model(model: str, pretrained: str, work: Path) -> tuple[str, str]:
+    """Check the model before anything is written; spell it as workspace.json has it.
+
+    Raises:
+        VplError: there is no such model, tag, file or folder, or it cannot be used.
+    """
+    from vpltool.core.models import find_source
+
+    source = find_source(model, pretrained)
+    if source.form in ("tag", "file") and (model, pretrained) != DEFAULT_MODEL:
+        from vpltool.core.catalogue import check_source
+
+        for guess in check_source(source):
+            console.warn(guess)
+    if source.path is None:
+        return source.model, source.pretrained
+    # A folder says itself which model it holds; its name is the model's.
+    name = source.path.resolve().name if source.form == "folder" else source.model
+    return name, relative_to(source.path, work)
 
 
 def _unmasked(photos: Sequence[Photo]) -> list[Photo]:

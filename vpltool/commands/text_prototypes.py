@@ -52,9 +52,11 @@ def text_prototypes(
         kind="prototypes", command="text-prototypes",
         options={"prompts": list(templates), "words": spoken,
                  "background": list(workspace.background)})
+    from vpltool.core.models import find_source
+
     # The fingerprint of the model is not known before it is loaded; its name must do here.
-    wanted = replace(header, model={"name": Path(workspace.model).name,
-                                    "pretrained": Path(workspace.pretrained).name})
+    source = find_source(workspace.model, workspace.pretrained, ctx.obj)
+    wanted = replace(header, model=source.names)
     if _artifacts.is_done(path, wanted, overwrite=overwrite, by_model_name=True):
         print(path)
         return

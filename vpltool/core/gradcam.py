@@ -37,7 +37,8 @@ def gradcam(
 
     Args:
         head: CLIP's end.
-        tokens: input of the last block (B, 1+h·w, width), in the head's number format.
+        tokens: input of the last block (B, 1+h·w, width), or (B, h·w, width) if there is no class
+            token, in the head's number format.
         grid: (h, w).
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
@@ -64,8 +65,9 @@ def gradcam(
                        class_index == class_of[:, None], target)
         (gradient,) = torch.autograd.grad(score.sum(), output)
     # The weight of a channel is its mean gradient over the patches, CLS excluded.
-    weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient).float()
-    maps = torch.cat([own @ normed[1:].float().T for own, normed in zip(
+    weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient,
+                                  head.prefix).float()
+    maps = torch.cat([own @ normed[head.prefix :].float().T for own, normed in zip(
         weights.split(counts), kept.normed, strict=True)]).relu()
     maps = min_max(maps.view(-1, *grid))
     return list(maps.split(counts))

@@ -51,7 +51,8 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
         if grid != (height, width):
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        encoded = vision(seen.to(vision.cls.dtype), attention=False, layers=decoder.shape.layers)
+        encoded = vision(seen.to(vision.conv.weight.dtype), attention=False,
+                         layers=decoder.shape.layers)
         assert encoded.layers is not None
         part = probabilities_of(decoder, encoded.layers.float(), encoded.patches.float(), grid)
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",

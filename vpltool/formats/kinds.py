@@ -14,8 +14,7 @@ IGNORE = 255
 class TensorSpec:
     """One tensor of a kind: element type as safetensors spells it, and named axes.
 
-    Axes of the same name in one file have the same length; `1+` is a prefix for one more
-    (`1+patches`). An optional tensor may be absent.
+    Axes of the same name in one file have the same length. An optional tensor may be absent.
     """
 
     dtype: str
@@ -60,7 +59,7 @@ _ALL = (
     Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
          "vpltool extract", {
              "grid": TensorSpec("I64", ("2",)),
-             "tokens": TensorSpec("F16", ("1+patches", "width"), optional=True),
+             "tokens": TensorSpec("F16", ("tokens", "width"), optional=True),
              "patches": TensorSpec("F16", ("patches", "dim"), optional=True),
              "attention": TensorSpec("F16", ("patches", "patches"), optional=True),
              "layers": TensorSpec("F16", ("layers", "patches", "width"), optional=True),
@@ -131,22 +130,14 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
                 f"expected {spec.dtype}({', '.join(spec.axes)})", _remake(kind))
         for axis, length in zip(spec.axes, shape, strict=True):
-            wanted = _wanted_length(axis, length, lengths)
+            # A number is a length; the first axis of a name sets it for the others.
+            wanted = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
             if length != wanted:
                 raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}",
                                _remake(kind))
     unknown = sorted(set(shapes) - set(kind.tensors))
     if unknown:
         raise VplError(f"{where}: a {kind.name} file has no `{unknown[0]}`", _remake(kind))
-
-
-def _wanted_length(axis: str, length: int, lengths: dict[str, int]) -> int:
-    """Length that an axis must have; the first axis of a name sets it for the others."""
-    if axis.isdigit():
-        return int(axis)
-    if axis.startswith("1+"):
-        return 1 + lengths.setdefault(axis[2:], length - 1)
-    return lengths.setdefault(axis, length)
 
 
 def _remake(kind: Kind) -> str:
