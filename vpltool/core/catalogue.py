@@ -23,7 +23,8 @@ from vpltool.core.models import (
     WEIGHT_NAMES,
     ModelSource,
     check_tower,
-    read_folder,
+    find_weights,
+    read_config,
 )
 from vpltool.core.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
@@ -85,8 +86,8 @@ def check_source(source: ModelSource) -> list[str]:
         return []
     if source.form == "folder":
         assert source.path is not None
-        config, weights = read_folder(source.path)
-        _check_activation(source, config, _published(open_clip, source), weights.openai)
+        _check_activation(source, read_config(source.path), _published(open_clip, source),
+                          find_weights(source.path).openai)
         return []
     config = open_clip.get_model_config(source.model)
     if source.form == "tag":
@@ -215,15 +216,19 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
     """
     if source.form == "folder":
         assert source.path is not None
-        return f"local-dir:{source.path}", read_folder(source.path)[1], {}
+        return f"local-dir:{source.path}", find_weights(source.path), {}
     if source.form == "hub":
         repository = source.pretrained.removeprefix(HUB)
         hint = _by_hand(repository)
-        folder = _fetch(repository, (CONFIG,), hint).parent
-        weights = recognise(_fetch(repository, WEIGHT_NAMES, hint))
-        config = read_folder(folder)[0]
+        config = read_config(_fetch(repository, (CONFIG,), hint).parent)
         check_tower(source.model, config)
-        _check_activation(source, config, _published(open_clip, source), weights.openai)
+        published = _published(open_clip, source)
+        _check_activation(source, config, published, openai=False)
+        weights = recognise(_fetch(repository, WEIGHT_NAMES, hint))
+        if weights.openai:
+            _check_activation(source, config, published, openai=True)
+        # Again: the weights may have brought a newer state of the repository.
+        folder = _fetch(repository, (CONFIG,), hint).parent
         return f"local-dir:{folder}", weights, {}
     published = _published(open_clip, source)
     colours = _colours(open_clip, source.model, published)

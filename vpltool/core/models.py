@@ -85,7 +85,8 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
             return ModelSource(name.split("/")[1], given, "hub")
     path = base / pretrained
     if path.is_dir():
-        check_tower(path.name, read_folder(path)[0])
+        check_tower(path.name, read_config(path))
+        find_weights(path)
         return ModelSource(path.name, pretrained, "folder", path)
     if path.is_file():
         recognise(path)
@@ -114,14 +115,11 @@ def config_files() -> dict[str, Path]:
             for file in (Path(folder) / "model_configs").glob("*.json")}
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], WeightFile]:
-    """Read a model folder's configuration and find its weights.
-
-    Returns:
-        `model_cfg` of its open_clip_config.json; its weights.
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `model_cfg` of a model folder's open_clip_config.json.
 
     Raises:
-        VplError: one of the two is missing or damaged.
+        VplError: it is missing, damaged, or tells no model.
     """
     try:
         content = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -131,15 +129,23 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], WeightFile]:
     except (ValueError, OSError) as error:
         raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
                        "download it again") from error
-    files = [folder / name for name in WEIGHT_NAMES if (folder / name).is_file()]
-    if not files:
-        raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} beside {CONFIG}")
-    weights = recognise(files[0])
     config = content.get("model_cfg") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
         raise VplError(f"{folder / CONFIG} has no model_cfg that tells the model",
-                       f"name it yourself: --model NAME --pretrained {files[0]}")
-    return config, weights
+                       "give the weights file, and name the model: --model NAME --pretrained FILE")
+    return config
+
+
+def find_weights(folder: Path) -> WeightFile:
+    """Find the weights in a model folder.
+
+    Raises:
+        VplError: there are none, or what is called so is none.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return recognise(folder / name)
+    raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} beside {CONFIG}")
 
 
 def check_tower(name: str, config: Mapping[str, Any]) -> None:
