@@ -137,19 +137,18 @@ class Bench:
         cut = []
         if self.cut:
             chosen = self.cams("text", self.cut)
-            self.score(f"cams/{chosen}/{self.cut}", self.cut, f"{chosen}-cut", "--alpha", "0")
+            self.score(f"cams/{chosen}", self.cut, f"{chosen}-cut", "--alpha", "0")
             cut = ["--threshold-from", str(self._scores(f"{chosen}-cut")), "--alpha", "0"]
-        return self.score(f"cams/{cams}/{split}", split, f"{cams}-{split}", *cut)
+        return self.score(f"cams/{cams}", split, f"{cams}-{split}", *cut)
 
     def masks(self, cams: str, split: str) -> str:
         """Pseudo masks by the CRF: NAME holds 255 where it is unsure, NAME-full none."""
-        self.run("crf", "--what", f"cams/{cams}/{split}", "--split", split,
-                 "--out", f"{self.work}/masks/{cams}/{split}")
+        self.run("crf", "--what", f"cams/{cams}", "--split", split)
         return cams
 
     def mask_score(self, masks: str, split: str) -> float:
         """mIoU of masks."""
-        return self.score(f"masks/{masks}-full/{split}", split, f"{masks}-masks-{split}")
+        return self.score(f"masks/{masks}-full", split, f"{masks}-masks-{split}")
 
     def segmenter(self, seed: int, rsc: float | None) -> str:
         """A decoder trained on the masks of vision prototypes, and what it predicts."""
@@ -167,15 +166,14 @@ class Bench:
     def prediction_score(self, name: str, *, crf: bool) -> float:
         """mIoU of predictions, with the CRF at test or without."""
         if crf:
-            self.run("crf", "--what", f"predictions/{name}/{self.split}", "--split", self.split,
-                     "--out", f"{self.work}/predictions/{name}-crf/{self.split}")
+            self.run("crf", "--what", f"predictions/{name}", "--split", self.split)
             name = f"{name}-crf"
-        return self.score(f"predictions/{name}/{self.split}", self.split, f"{name}-{self.split}")
+        return self.score(f"predictions/{name}", self.split, f"{name}-{self.split}")
 
     def score(self, what: str, split: str, name: str, *options: str) -> float:
         """Percent mIoU of anything."""
         path = self._scores(name)
-        self.run("eval", "--what", f"{self.work}/{what}", "--split", split, *options,
+        self.run("eval", "--what", what, "--split", split, *options,
                  "--out", str(path))
         return 100 * float(json.loads(path.read_text())["miou"])
 
@@ -308,11 +306,11 @@ def _sweep(bench: Bench, title: str, option: str, papers: dict[str, tuple[float,
             bench.learned(name, seed, *options, *given) for seed in bench.seeds])
 
 
-def spell(cell: Cell) -> str:
-    """A number, or mean ± deviation; shares below 2 with three digits."""
+def spell(cell: Cell, digits: int = 3) -> str:
+    """A number, or mean ± deviation; percent with one digit, a gap (below 2) with more."""
     if not cell:
         return "-"
-    mean, digits = statistics.fmean(cell), 3 if statistics.fmean(cell) < 2 else 1
+    mean, digits = statistics.fmean(cell), digits if statistics.fmean(cell) < 2 else 1
     deviation = f" ± {statistics.stdev(cell):.{digits}f}" if len(cell) > 1 else ""
     return f"{mean:.{digits}f}{deviation}"
 
@@ -324,7 +322,7 @@ def markdown(rows: list[Row]) -> str:
     lines = [["", *(f"{name}, paper" for name in paper), *(
         name if name == "here" else f"{name}, here" for name in here)]]
     for row in rows:
-        lines.append([row.title, *(format(row.paper[name], "g") if name in row.paper else "-"
+        lines.append([row.title, *(spell([row.paper[name]], 2) if name in row.paper else "-"
                                    for name in paper),
                       *(spell(row.measured.get(name, [])) for name in here)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

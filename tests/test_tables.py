@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -54,8 +55,6 @@ def run_tables(base: Path, *words: object) -> int:
 def tabled(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     base = copy_workspace(ready, tmp_path_factory.mktemp("tabled") / "base", tiny_clip)
     for made in ("features", "cams", "masks", "prototypes"):
-        import shutil
-
         shutil.rmtree(base / "work" / made)
     (base / "tiny.toml").write_text(PRESET)
     with mock.patch.object(sys, "argv", [
@@ -101,7 +100,7 @@ def test_what_rows_share_is_one_command(tabled: Path) -> None:
 def test_a_number_is_what_eval_says(tabled: Path, run: Run) -> None:
     rows = content(tabled, 3)["rows"]
     assert isinstance(rows, list)
-    result = run("eval", "--what", "masks/vision-1-refined-full/val", "--split", "val", "--json",
+    result = run("eval", "--what", "masks/vision-1-refined-full", "--split", "val", "--json",
                  "--out", tabled / "again.json", work=tabled / "work")
     assert rows[2]["measured"]["mIoU"][1] == pytest.approx(100 * json.loads(result.out)["miou"])
     train = json.loads((tabled / "work/tables/scores/text-refined-cut.json").read_text())

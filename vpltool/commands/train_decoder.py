@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
 
-_HEADS = 8
+_HEAD_WIDTH = 32
+"""Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -93,9 +94,9 @@ def train_decoder(
     console.set_quiet(quiet)
     check_choice("optimizer", optimizer, ("sgd", "adamw"))
     check_choice("source", source, ("auto", "features", "photos"))
-    if width % _HEADS:
-        raise VplError(f"--width {width}: not a multiple of {_HEADS}, the number of heads",
-                       "--width 256")
+    if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
+        raise VplError(f"--width {width}: not a multiple of {_HEAD_WIDTH}, the width of an "
+                       "attention head", "--width 256")
     workspace = open_workspace(ctx.obj)
     labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
                          f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
@@ -159,7 +160,8 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     options = run.header.options
     frozen = run.lessons.frozen
     shape = DecoderShape(frozen.layers, frozen.input_width, vectors["prototypes"].shape[1],
-                         options["width"], heads=_HEADS, residual=options["residual"])
+                         options["width"], heads=max(options["width"] // _HEAD_WIDTH, 1),
+                         residual=options["residual"])
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
     optimizer = make_optimizer(decoder, run.settings)
