@@ -31,6 +31,7 @@ from typing import Any
 from vpltool import console
 from vpltool.cli import build_app
 from vpltool.errors import VplError
+from vpltool.formats.workspace import open_workspace, read_images
 from vpltool.presets import read_preset
 
 Cell = list[float]
@@ -359,6 +360,21 @@ def write(bench: Bench, number: int, rows: list[Row]) -> str:
     return text
 
 
+def first_split(work: Path, wanted: list[str]) -> str:
+    """The first of some splits that a workspace has.
+
+    Raises:
+        VplError: there is no workspace, or none of them.
+    """
+    workspace = open_workspace(work)
+    known = {split for photo in read_images(work / "images.jsonl") for split in photo.splits}
+    for split in wanted:
+        if split in known:
+            return split
+    raise VplError(f"{workspace.path} has no split {' or '.join(wanted)}",
+                   f"--learn takes one of: {', '.join(sorted(known))}")
+
+
 def main() -> int:
     """Print the tables that were asked for; 0, or 1 with a line that says what to mend."""
     parser = argparse.ArgumentParser(
@@ -366,10 +382,12 @@ def main() -> int:
     parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--preset", default="vpl-voc", metavar="NAME-OR-FILE")
-    parser.add_argument("--learn", default="train", metavar="SPLIT")
-    parser.add_argument("--split", default="val", metavar="SPLIT")
-    parser.add_argument("--threshold-from", default="", metavar="SPLIT")
-    parser.add_argument("--seeds", default="0", metavar="LIST")
+    parser.add_argument("--learn", default="train", metavar="LIST",
+                        help="the split to learn on: the first of the list that has photos")
+    parser.add_argument("--split", default="val", metavar="SPLIT", help="the split to score")
+    parser.add_argument("--threshold-from", default="", metavar="SPLIT",
+                        help="cut CAMs where the text's score best on this split")
+    parser.add_argument("--seeds", default="0", metavar="LIST", help="a run each: 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="COMMAND.OPTION=VALUE",
                         help="an option that wins over the preset")
     words = parser.parse_args()
@@ -380,7 +398,8 @@ def main() -> int:
         name, equals, value = option.partition("=")
         given.setdefault(command, []).extend([f"--{name}", value] if equals else [f"--{name}"])
     try:
-        bench = Bench(words.work, words.preset, words.learn, words.split, words.threshold_from,
+        learn = first_split(words.work, words.learn.split(","))
+        bench = Bench(words.work, words.preset, learn, words.split, words.threshold_from,
                       tuple(int(seed) for seed in words.seeds.split(",")), given)
         for number in dict.fromkeys(words.tables):
             print(f"Table {number}", file=sys.stderr)

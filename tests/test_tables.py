@@ -119,6 +119,12 @@ def test_a_second_run_takes_over_what_is_there(tabled: Path) -> None:
             for path in (tabled / "work").rglob("*.safetensors")} == made
 
 
-def test_a_missing_split_is_one_line(tabled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_tables(tabled, 3, "--split", "vall") == 1
+@pytest.mark.parametrize("option", ["--split", "--learn", "--threshold-from"])
+def test_a_missing_split_is_one_line(tabled: Path, capsys: pytest.CaptureFixture[str],
+                                     option: str) -> None:
+    assert run_tables(tabled, 3, option, "vall") == 1
     assert "vall" in capsys.readouterr().err
+
+
+def test_the_first_split_that_is_there_is_learned_from(tabled: Path) -> None:
+    assert tables.first_split(tabled / "work", ["train_aug", "train"]) == "train"
