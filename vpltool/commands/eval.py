@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vpltool import console
+from vpltool.commands._truth import read_truth
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -19,7 +20,6 @@ from vpltool.formats import (
     identity_of_many,
     open_workspace,
     read_json,
-    read_labels,
     write_json,
 )
 from vpltool.options import Json, Limit, Out, Quiet, Split
@@ -113,7 +113,7 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
     tally = _Tally()
     with console.progress("eval", len(photos)) as advance:
         for photo in photos:
-            truth = read_labels(workspace.path / workspace.root / str(photo.mask))
+            truth = read_truth(workspace, photo)
             if source.kind == "cams":
                 best, best_class = _strongest(source, photo.id, truth.shape)
                 tally.counts += metrics.seed_histogram(truth, best, best_class, classes,
@@ -123,6 +123,10 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
                 if label.shape != truth.shape:
                     raise VplError(f"{source.path_of(photo.id)} is {label.shape}, the true mask "
                                    f"{truth.shape}", "photo and true mask must be of one size")
+                if (label[label != workspace.ignore] >= classes).any():
+                    raise VplError(f"{source.path_of(photo.id)}: a label above {classes - 1}, the "
+                                   "workspace's last class", f"vpltool {source.header.command} "
+                                   "--overwrite")
                 tally.counts += metrics.confusion(truth, label, classes, workspace.ignore)
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
             advance()
