@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("predictions", "masks"), writes=())
+STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "masks"), writes=())
 
 app = typer.Typer(
     help="Write predictions in the formats of evaluation servers. Exports are always written anew.",

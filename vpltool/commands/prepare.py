@@ -18,7 +18,7 @@ from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.voc import read_voc
 from vpltool.datasets.words import COCO, VOC, VOCABULARIES, Vocabulary
 from vpltool.errors import VplError, check_choice
-from vpltool.formats import Photo, Workspace, finish_all, write_workspace
+from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.options import Overwrite, Quiet, Workers
 from vpltool.stage import Stage
@@ -75,7 +75,7 @@ def voc(
     photos, remarks = read_voc(root, words.classes, lists or [])
     name = "voc" if classes is None else root.name
     workspace = _plan(ctx.obj, name, root, words, model, pretrained, values)
-    photos = _checked(workspace, photos, remarks, halve, overwrite)
+    photos = _checked(workspace, root, photos, remarks, halve, overwrite)
     _finish(workspace, photos)
 
 
@@ -117,14 +117,15 @@ def coco(
     console.set_quiet(quiet)
     _check_truth(truth, overlap, crowd)
     words, values = _words(COCO, classes, background)
-    console.note(f"reading {root / 'annotations'}")
+    if (root / "annotations").is_dir():
+        console.note(f"reading {root / 'annotations'}")
     photos, remarks, outlines = read_coco(root, words.classes, empty=empty)
     if truth and not outlines:
         raise VplError(f"{root / 'annotations'} has no instances to make true masks from",
                        "add --no-truth")
     workspace = _plan(ctx.obj, "coco" if classes is None else root.name, root, words, model,
                       pretrained, {})
-    photos = _checked(workspace, photos, remarks, halve, overwrite)
+    photos = _checked(workspace, root, photos, remarks, halve, overwrite)
     made = []
     if truth:
         from vpltool.commands._instances import make_masks
@@ -139,8 +140,14 @@ def coco(
             photos = [known.get(photo.id, photo) for photo in photos]
             made.append(output)
     _finish(workspace, photos)
-    if made:
-        finish_all(made)
+    failed = []
+    for output in made:
+        try:
+            output.finish()
+        except VplError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 @app.command("folder")
@@ -188,7 +195,7 @@ def folder(
     if not vocabulary and name in VOCABULARIES:
         name = f"{name}-photos"
     workspace = _plan(ctx.obj, name, images, words, model, pretrained, values)
-    photos = _checked(workspace, photos, [], halve, overwrite)
+    photos = _checked(workspace, images, photos, [], halve, overwrite)
     _finish(workspace, photos)
 
 
@@ -233,7 +240,7 @@ def _plan(
 
 
 def _checked(
-    workspace: Workspace, photos: Sequence[Photo], remarks: Sequence[str], halve: str,
+    workspace: Workspace, root: Path, photos: Sequence[Photo], remarks: Sequence[str], halve: str,
     overwrite: bool,
 ) -> list[Photo]:
     """The photos, halved if wanted, after all that can be said about them beforehand.
@@ -252,7 +259,7 @@ def _checked(
         if same != workspace or _unmasked(there) != _unmasked(photos):
             raise VplError(f"{path} is there, made with other settings",
                            "add --overwrite to replace it, or choose another folder: -C DIR")
-    torn = layouts.torn_photos([workspace.image_path(photo) for photo in photos])
+    torn = layouts.torn_photos([root / photo.image for photo in photos])
     if torn:
         console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end, such "
                      f"as {torn[0]}: extract or download them again")
@@ -279,10 +286,12 @@ def _describe(workspace: Workspace, photos: Sequence[Photo]) -> None:
         if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
             console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
                          "mask; eval leaves them out")
-    used = {label for photo in photos for label in photo.labels}
-    for name in workspace.classes:
-        if name not in used:
-            console.warn(f"no photo has the tag `{name}`")
+    unused = set(workspace.classes).difference(*(photo.labels for photo in photos))
+    for name in sorted(unused) if len(unused) <= 5 else ():
+        console.warn(f"no photo has the tag `{name}`")
+    if len(unused) > 5:
+        console.warn(f"no photo has the tag of {len(unused)} classes: "
+                     f"{', '.join(sorted(unused)[:5])} …")
     untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
     if untagged:
         console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "

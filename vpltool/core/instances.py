@@ -70,10 +70,10 @@ def label_map(
             crowded |= inside
             continue
         label = labels[entry["category_id"]]
-        clash |= inside & (claimed > 0) & (claimed != label)
+        if overlap == "ignore":
+            clash |= inside & (claimed > 0) & (claimed != label)
         claimed[inside] = label
-    if overlap == "ignore":
-        claimed[clash] = ignore
+    claimed[clash] = ignore
     claimed[crowded & (claimed == 0)] = ignore
     return claimed
 
