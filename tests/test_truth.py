@@ -51,7 +51,7 @@ def refused(run: Run, base: Path, *command: object) -> Result:
     ids=["masks", "cams", "show"])
 @pytest.mark.parametrize(("save", "mode", "said"), [
     ("label", "", "the value 9 is no class; the workspace has 1 to 3"),
-    ("smaller", "", "39×48 (height×width), its photo 40×48"),
+    ("smaller", "", "39×48 (height×width), "),
     ("", "RGB", "no 8-bit index image (mode RGB)"), ("", "I;16", "(mode I;16)"),
     ("", "1", "(mode 1)")])
 def test_a_wrong_mask_is_named(command: tuple[object, ...], save: str, mode: str, said: str,

@@ -12,19 +12,25 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def read_truth(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
+def read_truth(
+    workspace: Workspace, photo: Photo, size: tuple[int, ...], sized: object = "its photo"
+) -> npt.NDArray[np.uint8]:
     """Read a photo's true mask, as labels of the workspace.
+
+    Args:
+        workspace: its classes, and what the mask's values stand for.
+        photo: its mask is read.
+        size: (height, width) that the mask must have.
+        sized: what has this size, for the message.
 
     Returns:
         labels (height, width): 0 to the number of classes, and `workspace.ignore`.
 
     Raises:
-        VplError: missing, damaged, of another size than the photo, or with a value that is
-            neither a class nor ignored.
+        VplError: missing, damaged, of another size, or with a value that is neither a class nor
+            ignored.
     """
     import numpy as np
-
-    from vpltool.core.photos import photo_size
 
     path = workspace.path / workspace.root / str(photo.mask)
     values = read_labels(path)
@@ -42,12 +48,7 @@ def read_truth(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
                else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again")
-    try:
-        size = photo_size(workspace.image_path(photo))
-    except OSError:
-        # A photo may be gone by now; what is scored has its size too.
-        size = (values.shape[0], values.shape[1])
     if values.shape != size:
-        raise VplError(f"{path} is {values.shape[0]}×{values.shape[1]} (height×width), its photo "
+        raise VplError(f"{path} is {values.shape[0]}×{values.shape[1]} (height×width), {sized} "
                        f"{size[0]}×{size[1]}", "a true mask has a pixel for each of its photo's")
     return labels.astype(np.uint8)

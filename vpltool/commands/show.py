@@ -59,7 +59,7 @@ def show(
         row += [(name, _panel(source, photo, picture)) for name, source in sources
                 if source.path_of(photo.id).exists()]
         if truth and photo.mask:
-            labels = read_truth(workspace, photo)
+            labels = read_truth(workspace, photo, picture.shape[:2])
             row.append(("truth", labels_over(picture, labels, voc_palette())))
         rows.append(row)
     path = out or ctx.obj / "pictures" / f"{split}.png"
