@@ -116,7 +116,7 @@ def coco(
     """
     console.set_quiet(quiet)
     _check_truth(truth, overlap, crowd)
-    words, values = _words(COCO, classes, background)
+    words, _ = _words(COCO, classes, background)
     if (root / "annotations").is_dir():
         console.note(f"reading {root / 'annotations'}")
     photos, remarks, outlines = read_coco(root, words.classes, empty=empty)
