@@ -22,7 +22,9 @@ PACKAGE = Path(vpltool.__file__).parent
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors")
 
 NEEDED: dict[str, list[list[str]]] = {
-    "prepare": [["voc", "none"], ["folder", "none", "--labels", "none.csv"]],
+    "prepare": [["voc", "none"], ["coco", "none", "--no-truth"],
+                ["folder", "none", "--labels", "none.csv"]],
+    "export": [["voc-server"], ["coco-panoptic"]],
     "inspect": [["none.safetensors"]],
 }
 """Arguments without which a command is a usage error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpltool import console
+from vpltool.commands._workers import run_jobs
 from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import (
     Header,
@@ -93,7 +94,8 @@ def crf(
     task = _Task(source, settings, backend, alpha, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
     with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
-        for key, result in _run(task, jobs, count if place.type == "cpu" else 0):
+        for key, result in run_jobs(_one_photo, jobs, count if place.type == "cpu" else 0,
+                                    _start, task):
             for index, output in enumerate(outputs):
                 if isinstance(result, str):
                     output.fail(key, result)
@@ -187,41 +189,13 @@ _Result = tuple[str, "list[npt.NDArray[np.uint8]] | str"]
 _task: list[_Task] = []
 
 
-def _run(task: _Task, jobs: Sequence[tuple[str, Path]], processes: int) -> Iterator[_Result]:
-    """Do the jobs in worker processes; in this one if that is too few to pay for starting them."""
-    if processes < 2 or len(jobs) < 4:
-        _task[:] = [task]
-        yield from map(_one_photo, jobs)
-        return
+def _start(task: _Task) -> None:
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
-    # Forking a process that has run torch can hang in its thread pool; a fresh one cannot.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker,
-                             initargs=(task,)) as pool:
-        waiting = set()
-        try:
-            for job in jobs:
-                waiting.add(pool.submit(_one_photo, job))
-                if len(waiting) >= 4 * processes:
-                    done = next(as_completed(waiting))
-                    waiting.remove(done)
-                    yield done.result()
-            for done in as_completed(waiting):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(task: _Task) -> None:
-    import signal
 
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
     _task[:] = [task]
 
 

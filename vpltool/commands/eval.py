@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vpltool import console
+from vpltool.commands._truth import read_truth
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -19,7 +20,6 @@ from vpltool.formats import (
     identity_of_many,
     open_workspace,
     read_json,
-    read_labels,
     write_json,
 )
 from vpltool.formats.header import current_preset, spell_preset
@@ -114,20 +114,33 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
     tally = _Tally()
     with console.progress("eval", len(photos)) as advance:
         for photo in photos:
-            truth = read_labels(workspace.path / workspace.root / str(photo.mask))
             if source.kind == "cams":
+                truth = read_truth(workspace, photo, _size_of(workspace, photo))
                 best, best_class = _strongest(source, photo.id, truth.shape)
                 tally.counts += metrics.seed_histogram(truth, best, best_class, classes,
                                                        workspace.ignore)
             else:
+                path = source.path_of(photo.id)
                 label = source.read_labels(photo.id)
-                if label.shape != truth.shape:
-                    raise VplError(f"{source.path_of(photo.id)} is {label.shape}, the true mask "
-                                   f"{truth.shape}", "photo and true mask must be of one size")
+                truth = read_truth(workspace, photo, label.shape, path)
+                if (label[label != workspace.ignore] >= classes).any():
+                    raise VplError(f"{path}: a label above {classes - 1}, the workspace's last "
+                                   "class", f"vpltool {source.header.command} --overwrite")
                 tally.counts += metrics.confusion(truth, label, classes, workspace.ignore)
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
             advance()
     return tally
+
+
+def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
+    from vpltool.core.photos import describe_failure, photo_size
+
+    path = workspace.image_path(photo)
+    try:
+        return photo_size(path)
+    except OSError as error:
+        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
+                       "mend it and run the same command again") from error
 
 
 def _strongest(

@@ -8,9 +8,9 @@ import typer
 
 from vpltool import console
 from vpltool.commands._artifacts import read_known_photo
+from vpltool.commands._truth import read_truth
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace, voc_palette
-from vpltool.formats.labels import read_labels
 from vpltool.formats.storage import atomic_path
 from vpltool.options import Out, Quiet, Split
 from vpltool.stage import Stage
@@ -59,7 +59,7 @@ def show(
         row += [(name, _panel(source, photo, picture)) for name, source in sources
                 if source.path_of(photo.id).exists()]
         if truth and photo.mask:
-            labels = read_labels(workspace.path / workspace.root / photo.mask)
+            labels = read_truth(workspace, photo, picture.shape[:2])
             row.append(("truth", labels_over(picture, labels, voc_palette())))
         rows.append(row)
     path = out or ctx.obj / "pictures" / f"{split}.png"

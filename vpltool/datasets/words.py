@@ -61,13 +61,20 @@ COCO = Vocabulary(
     synonyms={
         "person": "person with clothes,people,human", "bird": "bird avian",
         "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
-        "tie": "necktie",
+        "tie": "necktie", "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa",
+        "potted plant": "pottedplant", "dining table": "diningtable",
         # CLIP-ES's published run has this spelling; it is part of its numbers.
         "snowboard": "sknowboard",
         "baseball glove": "glove", "spoon": "dessertspoon", "chair": "chair seat",
         "tv": "tvmonitor screen", "remote": "remote control", "hair drier": "hairdrier,blowdrier",
     },
 )
+
+COCO_IDS = (
+    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+    *range(72, 83), *range(84, 91),
+)
+"""COCO's own category ids, in the order of `COCO.classes`; some of 1 to 90 were never released."""
 
 VOCABULARIES: dict[str, Vocabulary] = {"voc": VOC, "coco": COCO}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
@@ -49,6 +49,8 @@ class Workspace:
         model: open_clip's model name.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
+        mask_values: pixel value in the true masks to label, where they are not the same; see
+            `vpltool.datasets.classes`. Empty: the true masks hold labels.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Workspace:
     model: str
     pretrained: str
     ignore: int = IGNORE
+    mask_values: Mapping[int, int] = field(default_factory=dict)
 
     def index_of(self, label: str) -> int:
         """Class index of a name, 1 for the first class.
@@ -136,7 +139,9 @@ def open_workspace(path: Path) -> Workspace:
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
-            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"])
+            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
+            mask_values={int(value): label
+                         for value, label in content.get("mask_values", {}).items()})
     except KeyError as error:
         raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
 
@@ -149,6 +154,8 @@ def write_workspace(workspace: Workspace, photos: Sequence[Photo]) -> None:
             file.write(json.dumps(asdict(photo), ensure_ascii=False) + "\n")
     content = asdict(workspace)
     del content["path"]
+    if not workspace.mask_values:
+        del content["mask_values"]
     write_json(workspace.path / "workspace.json", content)
 
 
