@@ -67,7 +67,9 @@ def gradcam(
     weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient).float()
     maps = torch.cat([own @ normed[1:].float().T for own, normed in zip(
         weights.split(counts), kept.normed, strict=True)]).relu()
-    maps = min_max(maps.view(-1, *grid))
+    # Twice, as CLIP-ES: once for the layer, once for the mean over layers. The second undoes what
+    # 1e-7 takes from a map whose gradients are small.
+    maps = min_max(min_max(maps.view(-1, *grid)))
     return list(maps.split(counts))
 
 
