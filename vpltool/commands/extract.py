@@ -80,7 +80,8 @@ def extract(
 
     place = find_device(device)
     dtype = find_precision(precision, place)
-    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj)
+    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj,
+                     normalise=workspace.normalise)
     chosen = parse_layers(layers, clip.vision.depth) if "layers" in kept else []
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={

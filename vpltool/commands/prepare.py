@@ -14,13 +14,15 @@ from vpltool import console
 from vpltool.datasets import layouts
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.words import VOC, VOCABULARIES, Vocabulary
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.options import Overwrite, Quiet
 from vpltool.stage import Stage
 
 STAGE = Stage(order=10, panel="1. Begin", reads=(), writes=("workspace", "images"))
+
+NORMALISE = ("model", "imagenet")
 
 app = typer.Typer(
     help="Make a workspace from photos and image-level tags. Next: vpltool text-prototypes",
@@ -34,6 +36,9 @@ Classes = Annotated[Path | None, typer.Option(
     "--classes", metavar="FILE", help="Class names in index order, one a line.")]
 Background = Annotated[Path | None, typer.Option(
     "--background", metavar="FILE", help="Words for what is no class, one a line.")]
+Normalise = Annotated[str, typer.Option(
+    "--normalise", help="How photos are normalised: as the model was trained, or imagenet "
+                        "(WeCLIP).")]
 Halve = Annotated[str, typer.Option(
     "--halve", metavar="SPLIT",
     help="Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
@@ -49,6 +54,7 @@ def voc(
     classes: Classes = None,
     background: Background = None,
     halve: Halve = "",
+    normalise: Normalise = "model",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,10 +68,11 @@ def voc(
     Next: vpltool text-prototypes
     """
     console.set_quiet(quiet)
+    check_choice("normalise", normalise, NORMALISE)
     words = _words(VOC, classes, background)
     photos = layouts.read_voc(root, words.classes)
     name = "voc" if classes is None else root.name
-    _finish(ctx.obj, name, root, photos, words, model, pretrained, halve, overwrite)
+    _finish(ctx.obj, name, root, photos, words, model, pretrained, normalise, halve, overwrite)
 
 
 @app.command("folder")
@@ -84,6 +91,7 @@ def folder(
     classes: Classes = None,
     background: Background = None,
     halve: Halve = "",
+    normalise: Normalise = "model",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -96,6 +104,7 @@ def folder(
     Next: vpltool text-prototypes
     """
     console.set_quiet(quiet)
+    check_choice("normalise", normalise, NORMALISE)
     photos, found = layouts.read_folder(images, labels, masks)
     if masks and not any(photo.mask for photo in photos):
         console.warn(f"{masks} holds no mask of any photo; masks are called ID.png")
@@ -112,7 +121,7 @@ def folder(
     name = vocabulary or images.resolve().name
     if not vocabulary and name in VOCABULARIES:
         name = f"{name}-photos"
-    _finish(ctx.obj, name, images, photos, words, model, pretrained, halve,
+    _finish(ctx.obj, name, images, photos, words, model, pretrained, normalise, halve,
             overwrite)
 
 
@@ -127,7 +136,7 @@ def _words(words: Vocabulary, classes: Path | None, background: Path | None) -> 
 
 def _finish(
     work: Path, name: str, root: Path, photos: Sequence[Photo], words: Vocabulary, model: str,
-    pretrained: str, halve: str, overwrite: bool,
+    pretrained: str, normalise: str, halve: str, overwrite: bool,
 ) -> None:
     if halve:
         photos = _halved(photos, halve)
@@ -137,7 +146,7 @@ def _finish(
             model = Path(pretrained).resolve().name
         pretrained = relative_to(Path(pretrained), work)
     workspace = Workspace(work, name, relative_to(root, work), words.classes, words.background,
-                          model, pretrained)
+                          model, pretrained, normalise=normalise)
     if (work / "workspace.json").exists() and not overwrite:
         same = open_workspace(work) == workspace
         there = read_images(work / "images.jsonl")

@@ -53,8 +53,9 @@ def text_prototypes(
         options={"prompts": list(templates), "words": spoken,
                  "background": list(workspace.background)})
     # The fingerprint of the model is not known before it is loaded; its name must do here.
-    wanted = replace(header, model={"name": Path(workspace.model).name,
-                                    "pretrained": Path(workspace.pretrained).name})
+    wanted = replace(header, model={
+        "name": Path(workspace.model).name, "pretrained": Path(workspace.pretrained).name,
+        **({"normalise": workspace.normalise} if workspace.normalise != "model" else {})})
     if _artifacts.is_done(path, wanted, overwrite=overwrite, by_model_name=True):
         print(path)
         return
@@ -63,7 +64,8 @@ def text_prototypes(
     from vpltool.core.device import find_device
     from vpltool.core.text import text_prototypes as encode_words
 
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(device), base=ctx.obj)
+    clip = load_clip(workspace.model, workspace.pretrained, find_device(device), base=ctx.obj,
+                     normalise=workspace.normalise)
     rows = [*spoken, *workspace.background]
     vectors = encode_words(rows, templates, clip.encode_text)
     import torch

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from vpltool.core.vit import Block, BlockShape, Head, VisionTower
 from vpltool.errors import VplError, near_name
 
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation of RGB in [0, 1] that stand in for the model's own (WeCLIP: ImageNet's)."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -28,7 +33,8 @@ class Clip:
         tokenizer: open_clip's tokenizer of this model.
         mean: mean of RGB in [0, 1], subtracted before encoding.
         std: standard deviation, divided by.
-        identity: `name`, `pretrained` and `fingerprint`; goes into headers.
+        identity: `name`, `pretrained` and `fingerprint`, and `normalise` where it is not the
+            model's own; goes into headers.
     """
 
     vision: VisionTower
@@ -49,7 +55,8 @@ class Clip:
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path()) -> Clip:
+def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
+              normalise: str = "model") -> Clip:
     """Load a CLIP with weights, and never with random ones.
 
     Args:
@@ -57,6 +64,8 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
         pretrained: a tag (`openai`), a weights file, or a folder with `open_clip_config.json`.
         device: where it goes.
         base: what a relative path in `pretrained` is relative to.
+        normalise: how photos are normalised: as the `model` was trained, or one of
+            `NORMALISATIONS`.
 
     Raises:
         VplError: no such model or weights, or a tower without the parts that CAMs need.
@@ -82,14 +91,16 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
                        "open_clip_config.json and open_clip_model.safetensors") from error
     whole = whole.float().eval().requires_grad_(False)
     vision = tower_from_open_clip(whole.visual).eval().requires_grad_(False).to(device)
-    normalise = preprocess.transforms[-1]
+    own = preprocess.transforms[-1]
+    mean, std = NORMALISATIONS.get(normalise, (tuple(own.mean), tuple(own.std)))
     identity = {
         "name": model if not path.is_dir() else path.name,
         "pretrained": path.name if path.exists() else pretrained,
         "fingerprint": fingerprint(whole)}
+    if normalise in NORMALISATIONS:
+        identity["normalise"] = normalise
     whole.visual = nn.Identity()
-    return Clip(vision, whole.to(device), tokenizer, tuple(normalise.mean), tuple(normalise.std),
-                identity)
+    return Clip(vision, whole.to(device), tokenizer, mean, std, identity)
 
 
 def import_open_clip() -> Any:

@@ -49,6 +49,7 @@ class Workspace:
         model: open_clip's model name.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
+        normalise: how photos are normalised: as the `model` was trained, or `imagenet`.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Workspace:
     model: str
     pretrained: str
     ignore: int = IGNORE
+    normalise: str = "model"
 
     def index_of(self, label: str) -> int:
         """Class index of a name, 1 for the first class.
@@ -136,7 +138,8 @@ def open_workspace(path: Path) -> Workspace:
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
-            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"])
+            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
+            normalise=content.get("normalise", "model"))
     except KeyError as error:
         raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
 
@@ -149,6 +152,8 @@ def write_workspace(workspace: Workspace, photos: Sequence[Photo]) -> None:
             file.write(json.dumps(asdict(photo), ensure_ascii=False) + "\n")
     content = asdict(workspace)
     del content["path"]
+    if workspace.normalise == "model":
+        del content["normalise"]
     write_json(workspace.path / "workspace.json", content)
 
 
