@@ -113,8 +113,25 @@ def pooled(visual: Any, x: Tensor) -> Tensor:
     return joint / joint.norm(dim=-1, keepdim=True)
 
 
+def probability(logits: Tensor, own: Sequence[int], *, literal: bool) -> Tensor:
+    """Softmax score of a class; its own rows are summed.
+
+    Args:
+        logits: of all rows.
+        own: places of the class's.
+        literal: by a softmax, as the peer has it: the gradient's factor 1 − y is then what rounding
+            leaves of a difference. Else by 1 / (1 + Σ others / Σ own): the same number, whose
+            gradient keeps its digits however near 1 it is.
+    """
+    if literal:
+        return logits.softmax(dim=0)[list(own)].sum()
+    mine = torch.zeros_like(logits, dtype=torch.bool)
+    mine[list(own)] = True
+    return 1 / (1 + (logits[~mine].logsumexp(0) - logits[mine].logsumexp(0)).exp())
+
+
 def gradcam(visual: Any, pixels: Tensor, rows: Tensor, own: Sequence[int],
-            scale: float = SCALE) -> Tensor:
+            scale: float = SCALE, *, literal: bool = False) -> Tensor:
     """Softmax-GradCAM of one class of one photo (h, w), in [0, 1].
 
     Args:
@@ -123,6 +140,7 @@ def gradcam(visual: Any, pixels: Tensor, rows: Tensor, own: Sequence[int],
         rows: text of the classes that the photo shows, then of the background words.
         own: places of the class's own rows among them; CLIP-ES has one row a class.
         scale: of the logits.
+        literal: see `probability`.
     """
     kept: list[Tensor] = []
 
@@ -135,8 +153,8 @@ def gradcam(visual: Any, pixels: Tensor, rows: Tensor, own: Sequence[int],
     for block in visual.transformer.resblocks:
         x = block(x)
     hook.remove()
-    probabilities = (scale * pooled(visual, x)[0] @ rows.T).softmax(dim=0)
-    probabilities[list(own)].sum().backward()
+    logits = scale * pooled(visual, x)[0] @ rows.T
+    probability(logits, own, literal=literal).backward()
     activation = kept[0].detach()[0, 1:]
     gradient = kept[0].grad
     assert gradient is not None
@@ -236,6 +254,7 @@ def crf(photo: np.ndarray[Any, Any], scores: Tensor, parameters: dict[str, float
     """Marginals (L, H, W) by pydensecrf, of scores that need not sum to 1."""
     from pydensecrf import densecrf
 
+    # float16 scores, as CLIP-ES stores them, have float16 logarithms.
     labels, height, width = scores.shape
     unary = -np.log(np.clip(scores.numpy(), 1e-5, 1.0)).reshape(labels, -1).astype(np.float32)
     model = densecrf.DenseCRF2D(width, height, labels)
@@ -243,7 +262,7 @@ def crf(photo: np.ndarray[Any, Any], scores: Tensor, parameters: dict[str, float
     model.addPairwiseGaussian(sxy=parameters["smooth_sxy"], compat=parameters["smooth_weight"])
     model.addPairwiseBilateral(
         sxy=parameters["bilateral_sxy"], srgb=parameters["bilateral_srgb"],
-        rgbim=np.ascontiguousarray(photo), compat=parameters["bilateral_weight"])
+        rgbim=np.array(photo, order="C"), compat=parameters["bilateral_weight"])
     return np.array(model.inference(int(parameters["iterations"]))).reshape(scores.shape)
 
 
