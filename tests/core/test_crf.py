@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import clip_es
 
 from vpltool.core.crf import (
     PRESETS,
@@ -15,6 +16,7 @@ from vpltool.core.crf import (
     scores_of_labels,
     to_labels,
     with_background,
+    wrap_image,
 )
 from vpltool.core.permutohedral import Lattice
 
@@ -95,6 +97,23 @@ def test_lattice_refuses_what_it_cannot_number() -> None:
 def test_marginals_sum_to_one_and_need_no_normalised_scores() -> None:
     found = mean_field(some_photo(), some_scores() * 0.5, PRESETS["weclip"])
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_wrapping_is_that_of_bytes() -> None:
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    found = wrap_image(grey)
+    assert found[0, [0, 50, 104, 105, 255]].tolist() == [
+        [152, 140, 134], [202, 190, 184], [0, 244, 238], [0, 245, 239], [150, 138, 132]]
+    photo = some_photo()
+    np.testing.assert_array_equal(wrap_image(photo), clip_es.wrap(photo))
+    assert found.flags["OWNDATA"]
+
+
+def test_wrapping_changes_the_crf() -> None:
+    scores = some_scores()
+    plain, wrapped = (mean_field(photo, scores, PRESETS["clip-es"]).argmax(axis=0)
+                      for photo in (some_photo(), wrap_image(some_photo())))
+    assert (plain != wrapped).mean() > 0.005
 
 
 def test_zero_weights_leave_the_scores() -> None:
