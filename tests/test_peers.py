@@ -458,6 +458,12 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "CLIP-ES renamed classes, VOC": (
         VOC.synonyms, {"bird": "bird avian", "chair": "chair seat", "tvmonitor": "tvmonitor screen",
                        "person": "person with clothes,people,human"}),
+    "CLIP-ES renamed classes, COCO": (
+        {name: COCO.synonyms[name] for name in ("couch", "tie", "snowboard", "remote", "hair drier",
+                                                "tv", "spoon", "dining table")},
+        {"couch": "sofa", "tie": "necktie", "snowboard": "sknowboard", "remote": "remote control",
+         "hair drier": "hairdrier,blowdrier", "tv": "tvmonitor screen", "spoon": "dessertspoon",
+         "dining table": "diningtable"}),
     "CLIP-ES background words": (
         [len(VOC.background), len(COCO.background),
          sorted(set(VOC.background) - set(COCO.background))], [25, 23, ["keyboard", "sign"]]),

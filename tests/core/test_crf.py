@@ -109,11 +109,18 @@ def test_wrapping_is_that_of_bytes() -> None:
     assert found.flags["OWNDATA"]
 
 
-def test_wrapping_changes_the_crf() -> None:
-    scores = some_scores()
-    plain, wrapped = (mean_field(photo, scores, PRESETS["clip-es"]).argmax(axis=0)
-                      for photo in (some_photo(), wrap_image(some_photo())))
-    assert (plain != wrapped).mean() > 0.005
+def test_wrapping_parts_what_lies_on_both_sides_of_the_mean() -> None:
+    """Two greys that differ by 6 are one thing to the CRF, and two when one of them wraps."""
+    photo = np.full((24, 32, 3), 120, np.uint8)
+    photo[:, 16:] = 126
+    scores = np.full((2, 24, 32), 0.5, np.float32)
+    scores[1, :, :16], scores[0, :, :16] = 0.9, 0.1
+    scores[1, :, 16:], scores[0, :, 16:] = 0.45, 0.55
+    settings = CrfSettings(1, 0, 67, 30, 4)
+    plain, wrapped = (mean_field(seen, scores, settings).argmax(axis=0)
+                      for seen in (photo, wrap_image(photo)))
+    assert plain[:, 16:].mean() == 1
+    assert wrapped[:, 16:].mean() == 0
 
 
 def test_zero_weights_leave_the_scores() -> None:
