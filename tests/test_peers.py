@@ -448,8 +448,8 @@ def optimizer_of(name: str) -> tuple[str, dict[str, Any]]:
 def contrast_of_a_decoder() -> tuple[float, float, Any]:
     """Scale and shift of the soft mask, scale of the contrast."""
     decoder = Decoder(DecoderShape((0,), 8, 8, width=8, heads=2), torch.eye(8), torch.arange(8))
-    return (float(decoder.mask_scale), float(decoder.mask_shift),
-            pytest.approx(float(decoder.log_scale.exp()), abs=1e-5))
+    return (decoder.mask_scale.item(), decoder.mask_shift.item(),
+            pytest.approx(decoder.log_scale.exp().item(), abs=1e-5))
 
 
 CONSTANTS: dict[str, tuple[Any, Any]] = {
