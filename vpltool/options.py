@@ -14,6 +14,10 @@ Device = Annotated[str, typer.Option(
     "--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
 Precision = Annotated[str, typer.Option(
     "--precision", help="fp32, bf16 or fp16, for the network.", rich_help_panel=_RUN)]
+STORES = ("fp16", "fp32")
+Store = Annotated[str, typer.Option(
+    "--store", help="fp16 or fp32, for what is written: half the size, or a few more digits.",
+    rich_help_panel=_RUN)]
 BatchSize = Annotated[int, typer.Option(
     "--batch-size", min=1, help="Photos at a time.", rich_help_panel=_RUN)]
 Workers = Annotated[int, typer.Option(

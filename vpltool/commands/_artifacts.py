@@ -50,9 +50,11 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
     Raises:
         VplError: they do not; `what` says which two, `features/train and prototypes/text`.
     """
-    if first.get("fingerprint") != second.get("fingerprint"):
+    if any(first.get(key) != second.get(key) for key in ("fingerprint", "normalise")):
         names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
-                 f"{model.get('fingerprint', '?')[:6]})" for model in (first, second)]
+                 f"{model.get('fingerprint', '?')[:6]}"
+                 f"{', ' + model['normalise'] if 'normalise' in model else ''})"
+                 for model in (first, second)]
         raise VplError(f"{what} come from different models: {names[0]} and {names[1]}",
                        "make one of them again with the workspace's model: "
                        "vpltool text-prototypes --overwrite, or vpltool extract --overwrite")

@@ -61,7 +61,7 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
     from vpltool.core.device import find_device
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
-                     base=workspace.path)
+                     base=workspace.path, normalise=workspace.normalise)
     wanted = tuple(parse_layers(layers, clip.vision.depth))
     return Frozen("photos", workspace.model, wanted, clip.vision.width, clip.identity, {},
                    clip=clip)

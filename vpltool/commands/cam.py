@@ -20,7 +20,18 @@ from vpltool.formats import (
     read_tensors,
 )
 from vpltool.formats.batches import feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Precision, Quiet, Split
+from vpltool.options import (
+    STORES,
+    BatchSize,
+    Device,
+    Limit,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Split,
+    Store,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ def cam(
     )] = "",
     features: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
+    store: Store = "fp16",
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,
@@ -74,6 +86,7 @@ def cam(
     console.set_quiet(quiet)
     check_choice("method", method, tuple(METHODS))
     check_choice("target", target, ("margin", "softmax"))
+    check_choice("store", store, STORES)
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
@@ -87,6 +100,8 @@ def cam(
         options["target"] = target
         if precision != "fp32":
             options["precision"] = precision
+    if store != "fp16":
+        options["store"] = store
     header = Header(kind="cams", command="cam", model=source.header.model, options=options,
                     inputs={
         "features": source.identity, "prototypes": identity_of_file(path),
@@ -99,7 +114,7 @@ def cam(
     import torch
 
     from vpltool.core import gradcam, saliency
-    from vpltool.core.device import find_device, find_precision
+    from vpltool.core.device import PRECISIONS, find_device, find_precision
 
     place = find_device(device)
     dtype = find_precision(precision, place) if method == "gradcam" else torch.float32
@@ -119,7 +134,8 @@ def cam(
                 map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
                 maps = map_of(field, batch.grid, rows, index, present, tau=tau)
             for key, cams in zip(batch.ids, maps, strict=True):
-                output.write_tensors(key, {"cam": cams.half(), "classes": classes[key]})
+                output.write_tensors(key, {"cam": cams.to(PRECISIONS[store]),
+                                           "classes": classes[key]})
             advance(len(batch.ids))
     output.finish()
 

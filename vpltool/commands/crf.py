@@ -53,6 +53,10 @@ def crf(
                            "training.")] = 0.95,
     alpha: Annotated[float, typer.Option(
         min=0, help="For CAMs: background score (1 - max)^ALPHA.")] = 1.0,
+    wrap_image: Annotated[bool, typer.Option(
+        "--wrap-image/--plain-image",
+        help="Show the CRF the photo as CLIP-ES's code does: less ImageNet's mean, modulo 256.",
+    )] = False,
     split: Split = "train",
     device: Device = "auto",
     workers: Workers = -1,
@@ -81,7 +85,8 @@ def crf(
     workspace.check_classes(source.header, source.path)
     ids = source.available(photo.id for photo in photos)
     outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
-        "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence})
+        "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence,
+        **({"wrap_image": True} if wrap_image else {})})
     todo = {key for output in outputs for key in output.todo}
     jobs = [(photo.id, workspace.image_path(photo)) for photo in photos if photo.id in todo]
 
@@ -91,7 +96,7 @@ def crf(
     backend = _choose_backend(backend, on_cpu=place.type == "cpu")
     # Both backends keep one core busy and hold the interpreter's lock: processes, not threads.
     count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
-    task = _Task(source, settings, backend, alpha, str(place),
+    task = _Task(source, settings, backend, alpha, wrap_image, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
     with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
         for key, result in run_jobs(_one_photo, jobs, count if place.type == "cpu" else 0,
@@ -131,7 +136,8 @@ def _open_outputs(
                 else work / "masks" / f"{name}-full" / split)
         places = {folder: options, full: {**options, "confidence": 0.0}}
     else:
-        used = {key: options[key] for key in ("split", "crf")}
+        used = {key: value for key, value in options.items()
+                if key not in ("alpha", "confidence")}
         places = {out or work / "predictions" / f"{name}-crf" / split: used}
     kind = "masks" if source.kind == "cams" else "predictions"
     return [
@@ -181,6 +187,7 @@ class _Task:
     settings: CrfSettings
     backend: str
     alpha: float
+    wrap_image: bool
     device: str
     confidences: tuple[float, ...]
 
@@ -213,6 +220,8 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
     except OSError as error:
         return key, describe_failure(path, error)
     try:
+        if task.wrap_image:
+            photo = core.wrap_image(photo)
         scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
         marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
                                     device=torch.device(task.device))

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import Header, open_output, open_workspace, write_tensors
 from vpltool.options import (
+    STORES,
     BatchSize,
     Device,
     Limit,
@@ -19,6 +20,7 @@ from vpltool.options import (
     Precision,
     Quiet,
     Split,
+    Store,
     Workers,
 )
 from vpltool.stage import Stage
@@ -46,6 +48,7 @@ def extract(
     layers: Annotated[str, typer.Option(
         metavar="LIST", help="Blocks whose output `layers` holds, 0 is the first; "
                              "default: all but the last.")] = "",
+    store: Store = "fp16",
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,
@@ -67,22 +70,25 @@ def extract(
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     kept = _kept(keep)
+    check_choice("store", store, STORES)
     if patches not in ("block", "value"):
         raise VplError(f"--patches {patches}: no such path", near_name(patches, ("block", "value")))
 
     from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device, find_precision, worker_count
+    from vpltool.core.device import PRECISIONS, find_device, find_precision, worker_count
     from vpltool.core.photos import PhotoSettings, load_batches
 
     place = find_device(device)
     dtype = find_precision(precision, place)
-    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj)
+    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj,
+                     normalise=workspace.normalise)
     chosen = parse_layers(layers, clip.vision.depth) if "layers" in kept else []
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
         "layers": chosen, "precision": precision,
-        **({"patches": patches} if patches != "block" else {})})
+        **({"patches": patches} if patches != "block" else {}),
+        **({"store": store} if store != "fp16" else {})})
     output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
     if output.todo or not head_path(folder).exists():
         write_tensors(head_path(folder), Header(
@@ -106,7 +112,7 @@ def extract(
             features = vision(pixels, patches=patches if "patches" in kept else "none",
                               attention="attention" in kept, layers=chosen)
             grid = torch.tensor([pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch])
-            fields = {name: getattr(features, name).half().cpu() for name in kept}
+            fields = {name: getattr(features, name).to(PRECISIONS[store]).cpu() for name in kept}
             for index, key in enumerate(batch.ids):
                 tensors = {name: field[index] for name, field in fields.items()}
                 if chosen:

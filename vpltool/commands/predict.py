@@ -61,6 +61,9 @@ def predict(
     )] = "1",
     flip: Annotated[bool, typer.Option(
         "--flip/--no-flip", help="See it mirrored too, and average.")] = False,
+    average: Annotated[str, typer.Option(
+        help="What is averaged over scales and mirrored copies: probabilities, or logits as "
+             "WeCLIP.")] = "probabilities",
     source: Annotated[str, typer.Option(
         help="photos; or features: stored layers of the split, one scale, no flip, much faster; "
              "auto: features where they serve.")] = "auto",
@@ -91,6 +94,7 @@ def predict(
     """
     console.set_quiet(quiet)
     check_choice("source", source, ("auto", "features", "photos"))
+    check_choice("average", average, ("probabilities", "logits"))
     workspace = open_workspace(ctx.obj)
     factors = _scales(scales)
     path = _find_decoder(ctx.obj, decoder)
@@ -110,7 +114,8 @@ def predict(
     stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
                                                            split, list(paths))
     options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
-               "source": "features" if stored else "photos"}
+               "source": "features" if stored else "photos",
+               **({"average": average} if average != "probabilities" else {})}
     if not stored:
         options["precision"] = precision
         from vpltool.core.device import find_device, find_precision
@@ -133,8 +138,8 @@ def predict(
                                           inputs=inputs, model=found.model),
                            list(paths), overwrite=overwrite) for kind, folder in folders]
     todo = {key: paths[key] for output in outputs for key in output.todo}
-    task = _Task(workspace, path, factors, flip, max_side, str(device), precision, batch_size,
-                 workers)
+    task = _Task(workspace, path, factors, flip, average, max_side, str(device), precision,
+                 batch_size, workers)
     with console.progress(f"predict {path.stem} {where}", len(todo)) as advance:
         if todo:
             for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
@@ -149,6 +154,7 @@ class _Task:
     decoder: Path
     scales: list[float]
     flip: bool
+    average: str
     max_side: int
     device: str
     precision: str
@@ -297,7 +303,7 @@ def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
     decoder = _load_decoder(task)
     place = find_device(task.device)
     clip = load_clip(task.workspace.model, task.workspace.pretrained, place,
-                     base=task.workspace.path)
+                     base=task.workspace.path, normalise=task.workspace.normalise)
     _artifacts.check_same_model(clip.identity, expect_header(task.decoder, "decoder").model,
                                 f"the workspace's model and {task.decoder}")
     vision = clip.vision.to(find_precision(task.precision, place))
@@ -308,7 +314,8 @@ def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
             yield _Seen(key, None, failure=reason)
         if batch.ids:
             result = segment(vision, decoder, batch.pixels.to(place),
-                             [scale / max(task.scales) for scale in task.scales], flip=task.flip)
+                             [scale / max(task.scales) for scale in task.scales], flip=task.flip,
+                             average=task.average)
             for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
                 yield _Seen(key, part, size)
 

@@ -26,6 +26,8 @@ from vpltool.stage import Stage
 STAGE = Stage(order=10, panel="1. Begin", reads=(),
               writes=("workspace", "images", "masks"))
 
+NORMALISE = ("model", "imagenet")
+
 app = typer.Typer(
     help="Make a workspace from photos and image-level tags. Next: vpltool text-prototypes",
     short_help="Make a workspace from photos and tags.", no_args_is_help=True)
@@ -44,6 +46,9 @@ Classes = Annotated[Path | None, typer.Option(
          "value of the class in the true masks.")]
 Background = Annotated[Path | None, typer.Option(
     "--background", metavar="FILE", help="Words for what is no class, one a line.")]
+Normalise = Annotated[str, typer.Option(
+    "--normalise", help="How photos are normalised: as the model was trained, or imagenet "
+                        "(WeCLIP).")]
 Halve = Annotated[str, typer.Option(
     "--halve", metavar="SPLIT",
     help="Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
@@ -61,6 +66,7 @@ def voc(
     pretrained: Pretrained = DEFAULT_MODEL[1],
     classes: Classes = None,
     background: Background = None,
+    normalise: Normalise = "model",
     halve: Halve = "",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -78,7 +84,8 @@ def voc(
     words, values = _words(VOC, classes, background)
     photos, remarks = read_voc(root, words.classes, lists or [])
     name = "voc" if classes is None else root.name
-    workspace = _plan(ctx.obj, name, root, words, model, pretrained, values)
+    workspace = _plan(ctx.obj, name, root, words, model, pretrained, values,
+                      normalise)
     photos = _checked(workspace, root, photos, remarks, halve, overwrite)
     _finish(workspace, photos)
 
@@ -103,6 +110,7 @@ def coco(
     pretrained: Pretrained = DEFAULT_MODEL[1],
     classes: Classes = None,
     background: Background = None,
+    normalise: Normalise = "model",
     halve: Halve = "",
     workers: Workers = -1,
     overwrite: Overwrite = False,
@@ -128,7 +136,7 @@ def coco(
         raise VplError(f"{root / 'annotations'} has no instances to make true masks from",
                        "add --no-truth")
     workspace = _plan(ctx.obj, "coco" if classes is None else root.name, root, words, model,
-                      pretrained, {})
+                      pretrained, {}, normalise)
     photos = _checked(workspace, root, photos, remarks, halve, overwrite)
     made = []
     if truth:
@@ -169,6 +177,7 @@ def folder(
     pretrained: Pretrained = DEFAULT_MODEL[1],
     classes: Classes = None,
     background: Background = None,
+    normalise: Normalise = "model",
     halve: Halve = "",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -198,7 +207,8 @@ def folder(
     name = vocabulary or images.resolve().name
     if not vocabulary and name in VOCABULARIES:
         name = f"{name}-photos"
-    workspace = _plan(ctx.obj, name, images, words, model, pretrained, values)
+    workspace = _plan(ctx.obj, name, images, words, model, pretrained, values,
+                      normalise)
     photos = _checked(workspace, images, photos, [], halve, overwrite)
     _finish(workspace, photos)
 
@@ -232,11 +242,12 @@ def _check_truth(truth: bool, overlap: str, crowd: str) -> None:
 
 def _plan(
     work: Path, name: str, root: Path, words: Vocabulary, model: str, pretrained: str,
-    values: dict[int, int],
+    values: dict[int, int], normalise: str,
 ) -> Workspace:
+    check_choice("normalise", normalise, NORMALISE)
     model, pretrained = _check_model(model, pretrained, work)
     return Workspace(work, name, relative_to(root, work), words.classes, words.background, model,
-                     pretrained, mask_values=values)
+                     pretrained, mask_values=values, normalise=normalise)
 
 
 def _checked(

@@ -60,6 +60,8 @@ def train_decoder(
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(
         min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
+    power: Annotated[float, typer.Option(
+        min=0, help="The rate falls as (1 - t)^POWER; WeCLIP: 1.")] = 0.9,
     balanced: Annotated[bool, typer.Option(
         "--balanced/--plain", help="Background and foreground weigh the same in the cross-entropy "
                                    "(WeCLIP), or each pixel does (the paper).")] = False,
@@ -117,7 +119,7 @@ def train_decoder(
 
     settings = TrainingSettings(
         iterations=iters, batch_size=batch_size, crop=crop, optimizer=optimizer,
-        lr=lr or _DEFAULT_LR[optimizer], balanced=balanced, lambda_ce=lambda_ce,
+        lr=lr or _DEFAULT_LR[optimizer], power=power, balanced=balanced, lambda_ce=lambda_ce,
         lambda_rsc=lambda_rsc, seed=seed)
     header = Header(
         kind="decoder", command="train-decoder", model=vectors_header.model,

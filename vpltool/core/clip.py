@@ -23,6 +23,11 @@ from vpltool.errors import VplError
 LOSS_PARTS = ("logit_scale", "logit_bias")
 """Numbers of the training's loss: stored in any shape, and used by nothing here."""
 
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation of RGB in [0, 1] that stand in for the model's own (WeCLIP: ImageNet's)."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -35,7 +40,8 @@ class Clip:
             and some must be downloaded.
         mean: mean of RGB in [0, 1], subtracted before encoding.
         std: standard deviation, divided by.
-        identity: `name`, `pretrained` and `fingerprint`; goes into headers.
+        identity: `name`, `pretrained` and `fingerprint`, and `normalise` where it is not the
+            model's own; goes into headers.
     """
 
     vision: VisionTower
@@ -61,7 +67,8 @@ class Clip:
         return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path()) -> Clip:
+def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
+              normalise: str = "model") -> Clip:
     """Load a CLIP with weights, and never with random ones.
 
     Args:
@@ -70,6 +77,8 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
             `open_clip_config.json`.
         device: where it goes.
         base: what a relative path in `pretrained` is relative to.
+        normalise: how photos are normalised: as the `model` was trained, or one of
+            `NORMALISATIONS`.
 
     Raises:
         VplError: no such model or weights, weights of another model or activation, or a tower
@@ -91,8 +100,11 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     _fill(open_clip, whole, state, source, weights.path)
     whole = whole.float().eval().requires_grad_(False)
     vision = tower_from_open_clip(whole.visual).to(device)
-    mean, std = tuple(whole.visual.image_mean), tuple(whole.visual.image_std)
+    own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
+    mean, std = NORMALISATIONS.get(normalise, own)
     identity = {**source.names, "fingerprint": fingerprint(whole)}
+    if normalise in NORMALISATIONS:
+        identity["normalise"] = normalise
     whole.visual = nn.Identity()
     return Clip(vision, whole.to(device), _tokenizer_loader(open_clip, name, source), mean, std,
                 identity)

@@ -18,6 +18,9 @@ from torch import Tensor
 _CHUNK = 65536
 """Pixels at a time where a softmax over the rows is formed: bounds the memory on top of X."""
 
+_MOMENT_CHUNK = 4096
+"""Pixels at a time in double precision."""
+
 
 @dataclass(frozen=True)
 class SolverRecord:
@@ -73,16 +76,18 @@ def target_moments(
         weights: of the pixels (N,), mean 1; None: all equal.
 
     Returns:
-        P'ᵀ X (rows, dim), and Σ P' log P' (the part of eq. 7 that W does not change).
+        P'ᵀ X (rows, dim) in float64, as each gradient is a small difference to it; and
+        Σ P' log P' (the part of eq. 7 that W does not change).
     """
-    moments, negative_entropy = pixels.new_zeros(targets.shape[1], pixels.shape[1]), 0.0
-    for start in range(0, len(pixels), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        p = targets[part]
+    moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
+    negative_entropy = 0.0
+    for start in range(0, len(pixels), _MOMENT_CHUNK):
+        part = slice(start, start + _MOMENT_CHUNK)
+        p = targets[part].double()
         terms = p * p.clamp_min(1e-30).log()
         if weights is not None:
             p, terms = p * weights[part, None], terms * weights[part, None]
-        moments += p.T @ pixels[part]
+        moments += p.T @ pixels[part].double()
         negative_entropy += float(terms.sum())
     return moments, negative_entropy
 
@@ -100,24 +105,26 @@ def objective_and_gradient(
         pixels: X (N, dim).
         moments: P'ᵀ X (rows, dim), see `target_moments`.
         negative_entropy: Σ P' log P'.
-        prototypes: W (rows, dim).
+        prototypes: W (rows, dim), float64 where small steps are to count.
         tau: τ_I.
         allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
             elsewhere.
         weights: of the pixels (N,), mean 1; None: all equal.
 
     Returns:
-        objective in nats, gradient (rows, dim).
+        objective in nats, gradient (rows, dim) in float64.
     """
     partition = 0.0
     gradient = -moments
+    rows = prototypes.to(pixels)
     for start in range(0, len(pixels), _CHUNK):
         part = slice(start, start + _CHUNK)
-        logits = pixels[part] @ prototypes.T / tau
+        logits = pixels[part] @ rows.T / tau
         if allowed is not None:
             logits = logits.masked_fill_(~allowed[part], float("-inf"))
         log_partition = logits.logsumexp(dim=-1, keepdim=True)
-        q = logits.sub_(log_partition).exp_()
+        # Not exp(logits − log_partition): the partition's rounding would be in every entry.
+        q = logits.softmax(dim=-1)
         if weights is not None:
             q, log_partition = q * weights[part, None], log_partition * weights[part, None]
         partition += float(log_partition.sum())
@@ -152,7 +159,8 @@ def solve_pgd(
     Returns:
         W (rows, dim), L2-normed.
     """
-    prototypes = start.clone().float()
+    # Rounding W at each step would add up: of 200 steps, to 5e-4 on the demo's scenes.
+    prototypes = start.double()
     moments, entropy = target_moments(pixels, targets, weights)
     previous = float("inf")
     for step in range(iters):
@@ -165,7 +173,7 @@ def solve_pgd(
         if watch and (step % max(iters // 50, 1) == 0 or step == iters - 1):
             watch(SolverRecord(step, value, norm, lr))
         prototypes = F.normalize(prototypes - lr * gradient, dim=-1)
-    return prototypes
+    return prototypes.float()
 
 
 def solve_lbfgs(
@@ -201,7 +209,8 @@ def solve_lbfgs(
         value, gradient = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
                                                  weights)
         # Chain rule of v / ‖v‖: only what is tangent to the sphere counts.
-        free.grad = (gradient - (gradient * unit).sum(-1, keepdim=True) * unit) / length
+        tangent = gradient - (gradient * unit).sum(-1, keepdim=True) * unit
+        free.grad = (tangent / length).to(free)
         if watch:
             watch(SolverRecord(count, value, float(free.grad.norm()), 1.0))
         count += 1

@@ -60,9 +60,10 @@ COCO = Vocabulary(
     background=tuple(word for word in _BACKGROUND if word not in ("keyboard", "sign")),
     synonyms={
         "person": "person with clothes,people,human", "bird": "bird avian",
-        "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
-        "tie": "necktie", "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa",
+        "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa",
         "potted plant": "pottedplant", "dining table": "diningtable",
+        "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
+        "tie": "necktie",
         # CLIP-ES's published run has this spelling; it is part of its numbers.
         "snowboard": "sknowboard",
         "baseball glove": "glove", "spoon": "dessertspoon", "chair": "chair seat",

@@ -51,6 +51,7 @@ class Workspace:
         ignore: label that is not scored.
         mask_values: pixel value in the true masks to label, where they are not the same; see
             `vpltool.datasets.classes`. Empty: the true masks hold labels.
+        normalise: how photos are normalised: as the `model` was trained, or `imagenet`.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Workspace:
     pretrained: str
     ignore: int = IGNORE
     mask_values: Mapping[int, int] = field(default_factory=dict)
+    normalise: str = "model"
 
     def index_of(self, label: str) -> int:
         """Class index of a name, 1 for the first class.
@@ -141,7 +143,8 @@ def open_workspace(path: Path) -> Workspace:
             classes=tuple(content["classes"]), background=tuple(content["background"]),
             model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
             mask_values={int(value): label
-                         for value, label in content.get("mask_values", {}).items()})
+                         for value, label in content.get("mask_values", {}).items()},
+            normalise=content.get("normalise", "model"))
     except KeyError as error:
         raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
 
@@ -156,6 +159,8 @@ def write_workspace(workspace: Workspace, photos: Sequence[Photo]) -> None:
     del content["path"]
     if not workspace.mask_values:
         del content["mask_values"]
+    if workspace.normalise == "model":
+        del content["normalise"]
     write_json(workspace.path / "workspace.json", content)
 
 
