@@ -126,7 +126,7 @@ def main() -> None:
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
     try:
-        build_app()()
+        build_app()(prog_name="vpltool")
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
