@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,8 +142,9 @@ def make_optimizer(decoder: Decoder, settings: TrainingSettings) -> torch.optim.
     scalars = [decoder.mask_scale, decoder.mask_shift, decoder.log_scale]
     free = {id(scalar) for scalar in scalars}
     # Checkpoints number the parameters through the groups: the order must stay the decoder's own.
-    groups = [{"params": scalars, "weight_decay": 0.0},
-              {"params": [item for item in decoder.parameters() if id(item) not in free]}]
+    groups: list[dict[str, Any]] = [
+        {"params": scalars, "weight_decay": 0.0},
+        {"params": [item for item in decoder.parameters() if id(item) not in free]}]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.01)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
