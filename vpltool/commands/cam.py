@@ -19,7 +19,7 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import feature_batches
+from vpltool.formats.batches import FeatureBatch, feature_batches
 from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Precision, Quiet, Split
 from vpltool.stage import Stage
 
@@ -99,27 +99,35 @@ def cam(
     import torch
 
     from vpltool.core import gradcam, saliency
-    from vpltool.core.device import find_device, find_precision
+    from vpltool.core.device import find_device, find_precision, halving
 
     place = find_device(device)
     dtype = find_precision(precision, place) if method == "gradcam" else torch.float32
     rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
     head = (_read_head(source.path).to(place, dtype) if method == "gradcam" and output.todo
             else None)
-    classes = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
-               for photo in photos}
+    tags = {photo.id: workspace.indices_of(photo) for photo in photos}
+    wanted = METHODS[method]
+
+    def draw(batch: FeatureBatch) -> list[Tensor]:
+        field = batch.tensors[wanted].to(place, non_blocking=True).to(dtype)
+        present = [torch.tensor(tags[key], dtype=torch.long, device=place) for key in batch.ids]
+        if head is not None:
+            maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
+                                   target=target)
+        else:
+            map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
+            maps = map_of(field, batch.grid, rows, index, present, tau=tau)
+        return [cams.half().cpu() for cams in maps]
+
+    batches = feature_batches(source, output.todo, [wanted], batch_size, device=place)
     with console.progress(f"cam {name} {split}", len(output.todo)) as advance:
-        for batch in feature_batches(source, output.todo, [METHODS[method]], batch_size):
-            field: Tensor = batch.tensors[METHODS[method]].to(place, dtype)
-            present = [classes[key].to(place) for key in batch.ids]
-            if head is not None:
-                maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
-                                       target=target)
-            else:
-                map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
-                maps = map_of(field, batch.grid, rows, index, present, tau=tau)
+        for batch, maps in halving(
+                batches, draw, warn=console.warn,
+                lower=lambda _: _artifacts.smaller_features(source.header)):
             for key, cams in zip(batch.ids, maps, strict=True):
-                output.write_tensors(key, {"cam": cams.half(), "classes": classes[key]})
+                output.write_tensors(key, {"cam": cams, "classes": torch.tensor(
+                    tags[key], dtype=torch.long)})
             advance(len(batch.ids))
     output.finish()
 
