@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, Run
+from conftest import TRAIN, Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
 
 from vpltool.core import affinity, gradcam, phase_one, segment, training
 from vpltool.core.vit import VisionTower
@@ -114,3 +119,99 @@ def test_elsewhere_it_is_one_line_and_a_hint(error: Exception, said: str, run: R
     assert result.code == 1
     assert said in result.lines("error:")[0]
     assert result.lines("hint:")
+
+
+FEW, MANY = 60, 240
+
+MEASURE = """
+import json, os, sys
+from vpltool.cli import main
+from vpltool.core.clip import import_open_clip
+from vpltool.formats import InputFolder, OutputFolder
+
+import_open_clip()
+held = []
+
+def leaking(function):
+    def wrapped(*args):
+        result = function(*args)
+        held.append([tensor.clone() for item in (*args, result) if isinstance(item, dict)
+                     for tensor in item.values()])
+        return result
+    return wrapped
+
+for words, leak in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        if leak:
+            OutputFolder.write_tensors = leaking(OutputFolder.write_tensors)
+            InputFolder.read_tensors = leaking(InputFolder.read_tensors)
+        sys.argv = ["vpltool", *words]
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        os._exit(code)
+    _, status, usage = os.wait4(child, 0)
+    print(json.dumps(["PEAK", os.waitstatus_to_exitcode(status), usage.ru_maxrss]), flush=True)
+"""
+"""Runs command lines, each in a process of its own that has torch loaded, and prints its peak."""
+
+
+def peaks(work: Path, commands: list[list[str]], *, leak: bool = False) -> list[float]:
+    """Peak of the resident memory of each command, in MB."""
+    lines = [(["-C", str(work), *command], leak) for command in commands]
+    # Freed blocks go back at once: what is measured is what is held.
+    settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(lines)], text=True, check=True,
+                          capture_output=True, env={**os.environ, **settings})
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["PEAK"')]
+    assert [code for _, code, _ in found] == [0] * len(commands), done.stderr
+    return [peak / 1024 for _, _, peak in found]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of one photo under many names."""
+    base = tmp_path_factory.mktemp("many")
+    save_clip(base / "clip", vision={"width": 128, "head_width": 64, "layers": 2}, dim=128)
+    write_scenes(base, draw_scenes(1))
+    rows = ["id,labels,split"]
+    for folder in ("photos", "masks"):
+        first = base / folder / "scene0.png"
+        from PIL import Image
+        with Image.open(first) as image:
+            image.resize((128, 128), Image.Resampling.NEAREST).save(first)
+        for number in range(MANY):
+            os.link(first, base / folder / f"p{number:03}.png")
+        first.unlink()
+    rows += [f"p{number:03},bar,train" for number in range(MANY)]
+    (base / "tags.csv").write_text("\n".join(rows) + "\n")
+    assert prepare(base, "--masks", base / "masks").code == 0
+    run_chain(base, (("text-prototypes", "--prompts", "single"),))
+    (base / "crf.json").write_text(json.dumps({
+        "smooth_sxy": 1, "smooth_weight": 3, "bilateral_sxy": 67, "bilateral_srgb": 3,
+        "bilateral_weight": 4, "iterations": 1}))
+    return base
+
+
+def test_try(many: Path) -> None:
+    import time
+    work = many / "work"
+    commands = [
+        ["extract", "--workers", "1"], ["cam"], ["cam","--method","salient"], ["refine", "--cams", "text"],
+        ["learn-prototypes", "--iters", "2", "--max-pixels", "1000"],
+        ["crf", "--what", "text", "--preset", str(many / "crf.json"), "--workers", "0"],
+        ["eval", "--what", "cams/text", "--split", "train"]]
+    for command in commands:
+        t = time.time()
+        out = many / "few" / "-".join(command).replace("/", "")
+        both = peaks(work, [[*command, "--limit", str(FEW), "--out", str(out)],
+                            [*command, "--limit", str(FEW), "--out", str(out)+"again"],
+                            command])
+        t2=time.time()-t
+        leak = peaks(work, [[*command, "--limit", str(FEW), "--out", str(out)+"l1"],
+                            [*command, "--out", str(out)+"l2"],
+                            ], leak=True)
+        print(command, both, leak, leak[1]-leak[0], t2)

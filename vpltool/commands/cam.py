@@ -20,7 +20,18 @@ from vpltool.formats import (
     read_tensors,
 )
 from vpltool.formats.batches import FeatureBatch, feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Precision, Quiet, Split
+from vpltool.options import (
+    BatchSize,
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Split,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +44,9 @@ STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head
 
 METHODS = {"gradcam": "tokens", "dense": "patches", "salient": "patches"}
 """Each method, and the tensor of the features that it reads."""
+
+IDLE = tuple(Idle(option, {"method": ("dense", "salient")}, why) for option, why in (
+    ("target", "GradCAM alone follows a score"), ("precision", "no network is run")))
 
 TAU = {"gradcam": 0.01, "dense": 0.05, "salient": 0.05}
 
@@ -74,6 +88,7 @@ def cam(
     console.set_quiet(quiet)
     check_choice("method", method, tuple(METHODS))
     check_choice("target", target, ("margin", "softmax"))
+    warn_of_idle(ctx, IDLE, {"method": method})
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     source = open_input(features or ctx.obj / "features" / split, ("features",),

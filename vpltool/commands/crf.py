@@ -23,7 +23,17 @@ from vpltool.formats import (
     open_workspace,
     read_json,
 )
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.options import (
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Split,
+    Workers,
+    warn_of_idle,
+)
 from vpltool.presets import preset_files
 from vpltool.stage import Stage
 
@@ -36,6 +46,11 @@ if TYPE_CHECKING:
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
               reads=("cams", "probabilities", "predictions"), writes=("masks", "predictions"))
+
+IDLE = (
+    Idle("alpha", {"kind": ("predictions", "probabilities")}, "predictions have a background"),
+    Idle("confidence", {"kind": ("predictions", "probabilities")}, "predictions keep every pixel"),
+)
 
 
 def crf(
@@ -78,6 +93,7 @@ def crf(
     photos = workspace.photos(split, limit)
     source = _find_source(ctx.obj, what, split)
     workspace.check_classes(source.header, source.path)
+    warn_of_idle(ctx, IDLE, {"kind": source.kind})
     ids = source.available(photo.id for photo in photos)
     outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
         "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence})

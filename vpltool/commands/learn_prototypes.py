@@ -23,7 +23,17 @@ from vpltool.formats import (
     open_workspace,
     write_tensors,
 )
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Seed, Split
+from vpltool.options import (
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Seed,
+    Split,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -39,6 +49,23 @@ CHOICES = {
     "classes": ("present", "all"), "student": ("all", "present"),
     "targets": ("text", "seeds"), "start": ("text", "seeds"), "background": ("words", "clusters"),
 }
+
+IDLE = (
+    *(Idle(option, {"iters": (0,)}, "the start is the result") for option in (
+        "tau_t", "tau_i", "lr", "harden", "solver", "classes", "student", "targets", "rounds",
+        "balance")),
+    Idle("phi", {"pixels": ("all", "regions")}, "it is where seeds begin"),
+    Idle("phi_background", {"pixels": ("all", "regions")}, "it is where background seeds end"),
+    Idle("cams", {"pixels": ("all",)}, "no CAM is read"),
+    Idle("balance", {"pixels": ("all",)}, "the pixels have no labels"),
+    Idle("clusters", {"background": ("words",)}, "there is a row for each word"),
+    Idle("lr", {"solver": ("lbfgs",)}, "it looks for the rate itself"),
+    Idle("tau_t", {"targets": ("seeds",)}, "the text gives no targets"),
+    Idle("classes", {"targets": ("seeds",)}, "a target is a seed's own class"),
+    Idle("harden", {"targets": ("seeds",), "rounds": (1,)}, "the targets are one-hot already"),
+    Idle("rounds", {"harden": (0.0,), "student": ("present",), "rounds": range(2, 1_000_000)},
+         "P' would be P from the second on"),
+)
 
 
 def learn_prototypes(
@@ -122,6 +149,7 @@ def learn_prototypes(
         "balance": balance, "max_pixels": max_pixels, "seed": seed, "split": split,
         **({"limit": limit} if limit else {})}
     _check(chosen)
+    warn_of_idle(ctx, IDLE, chosen)
     workspace = open_workspace(ctx.obj)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")

@@ -30,6 +30,7 @@ from vpltool.formats.batches import FeatureBatch, feature_batches
 from vpltool.options import (
     BatchSize,
     Device,
+    Idle,
     Limit,
     Out,
     Overwrite,
@@ -37,6 +38,7 @@ from vpltool.options import (
     Quiet,
     Split,
     Workers,
+    warn_of_idle,
 )
 from vpltool.stage import Stage
 
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
               writes=("predictions", "probabilities"))
+
+IDLE = (
+    Idle("max_side", {"source": ("features",)}, "photos are as extract saw them; add --source "
+                                                "photos"),
+    Idle("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),
+)
 
 
 def predict(
@@ -111,8 +119,10 @@ def predict(
         paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}
     stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
                                                            split, list(paths))
+    source = "features" if stored else "photos"
+    warn_of_idle(ctx, IDLE, {"source": source})
     options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
-               "source": "features" if stored else "photos"}
+               "source": source}
     if not stored:
         options["precision"] = precision
         from vpltool.core.device import find_device, find_precision

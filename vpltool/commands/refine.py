@@ -12,7 +12,17 @@ from vpltool.commands._artifacts import smaller_features
 from vpltool.errors import check_choice
 from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
 from vpltool.formats.batches import feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
+from vpltool.options import (
+    BatchSize,
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Split,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
@@ -22,6 +32,8 @@ MASKS = ("box", "none")
 
 AFFINITIES = {"attention": "attention", "patches": "patches"}
 """Each affinity, and the tensor of the features that it is made of."""
+
+IDLE = (Idle("threshold", {"mask": ("none",)}, "it is where boxes begin"),)
 
 
 def refine(
@@ -58,6 +70,7 @@ def refine(
     console.set_quiet(quiet)
     check_choice("mask", mask, MASKS)
     check_choice("affinity", affinity, tuple(AFFINITIES))
+    warn_of_idle(ctx, IDLE, {"mask": mask})
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
