@@ -6,17 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TRAIN, Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
 from PIL import Image
 
 import vpltool
+from vpltool.commands import crf
 from vpltool.core import affinity, gradcam, phase_one, segment, training
+from vpltool.core import crf as core_crf
+from vpltool.core.pictures import sheet
 from vpltool.core.vit import VisionTower
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
@@ -120,6 +126,71 @@ def test_elsewhere_it_is_one_line_and_a_hint(error: Exception, said: str, run: R
     assert result.code == 1
     assert said in result.lines("error:")[0]
     assert result.lines("hint:")
+
+
+def test_a_photo_too_large_for_the_crf_is_named_with_its_size(
+    run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are done: each is alone in its process."""
+    mean_field = core_crf.mean_field
+
+    def short(photo: Any, *args: Any, **options: Any) -> Any:
+        if photo.shape[:2] == (48, 40):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return mean_field(photo, *args, **options)
+
+    monkeypatch.setattr(core_crf, "mean_field", short)
+    result = run("crf", "--workers", 0, "--overwrite", work=copied / "work")
+    assert result.code == 1
+    (error,) = result.lines("error:")
+    assert "3 of 6 photos failed" in error
+    assert "scene1: out of memory with 40×48 pixels of scene1.png; try --device cpu" in error
+
+
+def test_crf_keeps_few_jobs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many photos there are, four results a process are held, and the rest not begun."""
+    begun = 0
+
+    class Pool:
+        """Does each job at once, as processes much faster than the writer would."""
+
+        def __init__(self, *_args: Any, **_options: Any) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_args: object) -> None: ...
+
+        def submit(self, _job: Any, item: tuple[str, Path]) -> Future[tuple[str, str]]:
+            nonlocal begun
+            begun += 1
+            done: Future[tuple[str, str]] = Future()
+            done.set_result((item[0], "done"))
+            return done
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Pool)
+    jobs = [(f"p{number}", Path()) for number in range(100)]
+    most, seen = 0, set()
+    for key, _ in crf._run(None, jobs, 3):  # type: ignore[arg-type]
+        seen.add(key)
+        most = max(most, begun - len(seen) + 1)
+    assert seen == {key for key, _ in jobs}
+    assert most <= 12
+
+
+def test_show_holds_one_row_at_a_time() -> None:
+    """Photos are large, the panels of a sheet are not."""
+    rows: list[weakref.ref[Any]] = []
+
+    def photos() -> Iterator[list[tuple[str, Any]]]:
+        for _ in range(5):
+            assert sum(row() is not None for row in rows) <= 1
+            photo = np.zeros((300, 400, 3), np.uint8)
+            rows.append(weakref.ref(photo))
+            yield [("photo", photo)]
+            del photo
+
+    assert sheet(photos()).height > 5 * 165
 
 
 FEW, MANY = 30, 120

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, check_choice, near_name
+from vpltool.errors import VplError, check_choice, is_out_of_memory, near_name
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -259,6 +259,9 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
         marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
                                     device=torch.device(task.device))
     except (ValueError, RuntimeError, MemoryError, VplError) as error:
+        if is_out_of_memory(error):
+            return key, (f"out of memory with {photo.shape[1]}×{photo.shape[0]} pixels of "
+                         f"{path.name}; try --device cpu --workers 1")
         return key, describe_failure(path, error)
     return key, [core.to_labels(marginals, classes.numpy(), confidence)
                  for confidence in task.confidences]
