@@ -175,6 +175,20 @@ def test_max_pixels(options: tuple[str, ...], run: Run, ready: Path, tmp_path: P
     assert used[1] == 6
 
 
+@pytest.mark.parametrize("options", [(), SEEDED, ("--pixels", "regions")])
+def test_fewer_pixels_than_photos(options: tuple[str, ...], run: Run, ready: Path,
+                                  tmp_path: Path) -> None:
+    """The bound holds, and it is said that photos are left out."""
+    result = run("learn-prototypes", *QUICK, *options, "--max-pixels", 4, "--out",
+                 tmp_path / "x.safetensors", work=ready / "work")
+    assert result.code == 0, result.err
+    assert ("--max-pixels 4 is below the number of photos: 4 of 6 photos are used, spread evenly, "
+            "and one pixel of each") in result.lines("warning:")
+    said = next(line for line in result.err.splitlines() if "patches of" in line)
+    assert int(said.split()[0]) <= 4
+    assert said.endswith("4 photos are used")
+
+
 def test_a_second_run_does_no_work(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("learn-prototypes", *QUICK, *SEEDED, "--start", "seeds", "--per-class", 2)
     path = copied / "work/prototypes/vision.safetensors"

@@ -20,6 +20,19 @@ class VplError(Exception):
         self.hint = hint
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is a lack of memory, on a GPU or on a CPU.
+
+    By its words: torch raises its own type on a GPU, and a bare RuntimeError on a CPU.
+    """
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _SHORTAGE))
+
+
+_SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "_alloc_failed")
+
+
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
     """Check the value of an option that takes one of a few words.
 

@@ -60,6 +60,13 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
                        "vpltool text-prototypes --overwrite, or vpltool extract --overwrite")
 
 
+def smaller_features(header: Header) -> str:
+    """What to do where the features of one photo do not fit into memory: a hint."""
+    held = header.options
+    return (f"vpltool extract --split {held['split']} --keep {','.join(held['keep'])} "
+            f"--max-side {(held['max_side'] or 2048) // 2} --overwrite, or --device cpu")
+
+
 def read_prototypes(workspace: Workspace, choice: str) -> tuple[Path, Header, dict[str, Any]]:
     """Read prototypes by NAME (`text`, `vision`) or path.
 

@@ -41,9 +41,9 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
     if source != "photos" and (folder / "artifact.json").exists():
         features = open_input(folder, ("features",))
         if {"layers", "patches"} <= set(features.header.options["keep"]):
-            ids = features.available(photo.id for photo in photos)
-            photos[:] = [photo for photo in photos if photo.id in set(ids)]
-            shapes = describe(features.path_of(ids[0])).shapes
+            ids = set(features.available(photo.id for photo in photos))
+            photos[:] = [photo for photo in photos if photo.id in ids]
+            shapes = describe(features.path_of(photos[0].id)).shapes
             stored = tuple(features.header.options["layers"])
             wanted = tuple(parse_numbers(layers)) if layers else stored
             if not set(wanted) <= set(stored):

@@ -12,7 +12,7 @@ import typer
 
 from vpltool import console
 from vpltool.commands._workers import run_jobs
-from vpltool.errors import VplError, check_choice, near_name
+from vpltool.errors import VplError, check_choice, is_out_of_memory, near_name
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -24,7 +24,17 @@ from vpltool.formats import (
     open_workspace,
     read_json,
 )
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.options import (
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Split,
+    Workers,
+    warn_of_idle,
+)
 from vpltool.presets import preset_files
 from vpltool.stage import Stage
 
@@ -37,6 +47,11 @@ if TYPE_CHECKING:
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
               reads=("cams", "probabilities", "predictions"), writes=("masks", "predictions"))
+
+IDLE = (
+    Idle("alpha", {"kind": ("predictions", "probabilities")}, "predictions have a background"),
+    Idle("confidence", {"kind": ("predictions", "probabilities")}, "predictions keep every pixel"),
+)
 
 
 def crf(
@@ -83,6 +98,7 @@ def crf(
     photos = workspace.photos(split, limit)
     source = _find_source(ctx.obj, what, split)
     workspace.check_classes(source.header, source.path)
+    warn_of_idle(ctx, IDLE, {"kind": source.kind})
     ids = source.available(photo.id for photo in photos)
     outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
         "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence,
@@ -226,6 +242,9 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
         marginals = core.mean_field(photo, scores.numpy(), task.settings, backend=task.backend,
                                     device=torch.device(task.device))
     except (ValueError, RuntimeError, MemoryError, VplError) as error:
+        if is_out_of_memory(error):
+            return key, (f"out of memory with {photo.shape[1]}×{photo.shape[0]} pixels of "
+                         f"{path.name}; try --device cpu --workers 1")
         return key, describe_failure(path, error)
     return key, [core.to_labels(marginals, classes.numpy(), confidence)
                  for confidence in task.confidences]

@@ -11,6 +11,7 @@ import typer
 
 from vpltool import console
 from vpltool.commands import _artifacts
+from vpltool.commands.extract import smaller_photos
 from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import (
     Header,
@@ -25,10 +26,11 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import feature_batches
+from vpltool.formats.batches import FeatureBatch, feature_batches
 from vpltool.options import (
     BatchSize,
     Device,
+    Idle,
     Limit,
     Out,
     Overwrite,
@@ -36,16 +38,24 @@ from vpltool.options import (
     Quiet,
     Split,
     Workers,
+    warn_of_idle,
 )
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from vpltool.core.decoder import Decoder
+    from vpltool.core.photos import Batch
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
               writes=("predictions", "probabilities"))
+
+IDLE = (
+    Idle("max_side", {"source": ("features",)}, "photos are as extract saw them; add --source "
+                                                "photos"),
+    Idle("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),
+)
 
 
 def predict(
@@ -113,8 +123,10 @@ def predict(
         paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}
     stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
                                                            split, list(paths))
+    source = "features" if stored else "photos"
+    warn_of_idle(ctx, IDLE, {"source": source})
     options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
-               "source": "features" if stored else "photos",
+               "source": source,
                **({"average": average} if average != "probabilities" else {})}
     if not stored:
         options["precision"] = precision
@@ -167,7 +179,7 @@ class _Seen:
     """A photo's class probabilities (classes, 4h, 4w) and its size; or the reason why not."""
 
     id: str
-    probabilities: torch.Tensor | None
+    probabilities: Tensor | None
     size: tuple[int, int] = (0, 0)
     failure: str = ""
 
@@ -272,6 +284,7 @@ def _load_decoder(task: _Task) -> Decoder:
 
 def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_Seen]:
     from vpltool.core.decoder import layers_of
+    from vpltool.core.device import halving
     from vpltool.core.photos import describe_failure, photo_size
     from vpltool.core.segment import probabilities_of
 
@@ -280,13 +293,19 @@ def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_
     ids = features.available(todo)
     for key in set(todo) - set(ids):
         yield _Seen(key, None, failure=features.failed[key])
-    for batch in feature_batches(features, ids, ["layers", "layer_index", "patches"],
-                                 task.batch_size):
+    place = decoder.prototypes.device
+
+    def decode(batch: FeatureBatch) -> Tensor:
         index = batch.tensors["layer_index"][0].tolist()
         layers = layers_of(batch.tensors["layers"], index, decoder.shape.layers)
-        place = decoder.prototypes.device
-        result = probabilities_of(decoder, layers.to(place).float(),
-                                  batch.tensors["patches"].to(place).float(), batch.grid)
+        return probabilities_of(
+            decoder, layers.to(place, non_blocking=True).float(),
+            batch.tensors["patches"].to(place, non_blocking=True).float(), batch.grid)
+
+    batches = feature_batches(features, ids, ["layers", "layer_index", "patches"],
+                              task.batch_size, device=place)
+    for batch, result in halving(batches, decode, warn=console.warn,
+                                 lower=lambda _: _artifacts.smaller_features(features.header)):
         for key, part in zip(batch.ids, result, strict=True):
             try:
                 yield _Seen(key, part, photo_size(todo[key]))
@@ -296,7 +315,7 @@ def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_
 
 def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
     from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device, find_precision, worker_count
+    from vpltool.core.device import find_device, find_precision, halving, worker_count
     from vpltool.core.photos import PhotoSettings, load_batches
     from vpltool.core.segment import segment
 
@@ -308,16 +327,21 @@ def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
                                 f"the workspace's model and {task.decoder}")
     vision = clip.vision.to(find_precision(task.precision, place))
     settings = PhotoSettings(vision.patch, clip.mean, clip.std, max(task.scales), task.max_side)
-    for batch in load_batches(list(todo.items()), settings, batch_size=task.batch_size,
-                              workers=worker_count(task.workers)):
+    scales = [scale / max(task.scales) for scale in task.scales]
+
+    def run(batch: Batch) -> Tensor:
+        if not batch.ids:
+            return batch.pixels
+        return segment(vision, decoder, batch.pixels.to(place, non_blocking=True), scales,
+                       flip=task.flip, average=task.average)
+
+    batches = load_batches(list(todo.items()), settings, batch_size=task.batch_size,
+                           workers=worker_count(task.workers), device=place)
+    for batch, result in halving(batches, run, warn=console.warn, lower=smaller_photos):
         for key, reason in batch.failed.items():
             yield _Seen(key, None, failure=reason)
-        if batch.ids:
-            result = segment(vision, decoder, batch.pixels.to(place),
-                             [scale / max(task.scales) for scale in task.scales], flip=task.flip,
-                             average=task.average)
-            for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
-                yield _Seen(key, part, size)
+        for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
+            yield _Seen(key, part, size)
 
 
 def _write(outputs: Sequence[OutputFolder], seen: _Seen, tagged: Sequence[int] | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vpltool import console
+from vpltool.commands._artifacts import smaller_features
 from vpltool.errors import check_choice
 from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
 from vpltool.formats.batches import feature_batches
@@ -15,12 +16,14 @@ from vpltool.options import (
     STORES,
     BatchSize,
     Device,
+    Idle,
     Limit,
     Out,
     Overwrite,
     Quiet,
     Split,
     Store,
+    warn_of_idle,
 )
 from vpltool.stage import Stage
 
@@ -33,6 +36,8 @@ BOXES = ("inclusive", "exclusive")
 
 AFFINITIES = {"attention": "attention", "patches": "patches"}
 """Each affinity, and the tensor of the features that it is made of."""
+
+IDLE = (Idle("threshold", {"mask": ("none",)}, "it is where boxes begin"),)
 
 
 def refine(
@@ -75,6 +80,7 @@ def refine(
     check_choice("affinity", affinity, tuple(AFFINITIES))
     check_choice("box", box, BOXES)
     check_choice("store", store, STORES)
+    warn_of_idle(ctx, IDLE, {"mask": mask})
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
@@ -99,16 +105,19 @@ def refine(
                          left_out=start.left_out(wanted) | source.left_out(wanted))
 
     from vpltool.core.affinity import refine as spread
-    from vpltool.core.device import PRECISIONS, find_device
+    from vpltool.core.device import PRECISIONS, find_device, naming_shortage
 
     place, source_tensor = find_device(device), AFFINITIES[affinity]
     with console.progress(f"refine {name} {split}", len(output.todo)) as advance:
-        for batch in feature_batches(source, output.todo, [source_tensor], batch_size):
+        for batch in feature_batches(source, output.todo, [source_tensor], batch_size,
+                                     device=place):
             for key, field in zip(batch.ids, batch.tensors[source_tensor], strict=True):
                 tensors = start.read_tensors(key)
-                refined = spread(tensors["cam"].to(place), field.to(place), affinity=affinity,
-                                 mask=mask, threshold=threshold, exclusive=box == "exclusive",
-                                 normalise=min_max)
+                with naming_shortage(f"a photo of {batch.each}", smaller_features(source.header)):
+                    refined = spread(
+                        tensors["cam"].to(place), field.to(place, non_blocking=True),
+                        affinity=affinity, mask=mask, threshold=threshold,
+                        exclusive=box == "exclusive", normalise=min_max)
                 output.write_tensors(key, {"cam": refined.to(PRECISIONS[store]),
                                            "classes": tensors["classes"]})
             advance(len(batch.ids))

@@ -50,22 +50,28 @@ def show(
     sources = [(name, find_folder(ctx.obj, kinds[:3], name, split, kinds, "vpltool cam"))
                for name in names]
 
-    from vpltool.core.pictures import labels_over, sheet
+    from vpltool.core.pictures import sheet
 
-    rows = []
-    for photo in photos:
-        picture = read_known_photo(workspace, photo)
-        row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
-        row += [(name, _panel(source, photo, picture)) for name, source in sources
-                if source.path_of(photo.id).exists()]
-        if truth and photo.mask:
-            labels = read_truth(workspace, photo, picture.shape[:2])
-            row.append(("truth", labels_over(picture, labels, voc_palette())))
-        rows.append(row)
+    page = sheet(_row(workspace, photo, sources, truth=truth) for photo in photos)
     path = out or ctx.obj / "pictures" / f"{split}.png"
     with atomic_path(path) as temporary:
-        sheet(rows).save(temporary, format="PNG")
+        page.save(temporary, format="PNG")
     print(path)
+
+
+def _row(workspace: Workspace, photo: Photo, sources: list[tuple[str, InputFolder]], *,
+         truth: bool) -> list[tuple[str, Rgb]]:
+    """A photo with all that there is of it, each with its title."""
+    from vpltool.core.pictures import labels_over
+
+    picture = read_known_photo(workspace, photo)
+    row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
+    row += [(name, _panel(source, photo, picture)) for name, source in sources
+            if source.path_of(photo.id).exists()]
+    if truth and photo.mask:
+        labels = read_truth(workspace, photo, picture.shape[:2])
+        row.append(("truth", labels_over(picture, labels, voc_palette())))
+    return row
 
 
 def _choose(workspace: Workspace, split: str, ids: str, limit: int) -> list[Photo]:

@@ -155,7 +155,7 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     import torch
 
     from vpltool.core.decoder import Decoder, DecoderShape
-    from vpltool.core.device import find_device
+    from vpltool.core.device import find_device, naming_shortage
     from vpltool.core.training import make_optimizer, train
 
     torch.manual_seed(run.settings.seed)
@@ -172,7 +172,11 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     start, curve, recent = _resume(run, decoder, optimizer)
     steps = run.settings.iterations
     batches = crop_batches(run.lessons, run.settings, start)
-    with console.progress(f"train-decoder {run.target.stem}", steps - start) as advance:
+    used = run.settings
+    with (console.progress(f"train-decoder {run.target.stem}", steps - start) as advance,
+          naming_shortage(f"{used.batch_size} crops of {used.crop}×{used.crop} patches",
+                          f"--batch-size {max(used.batch_size // 2, 1)} --overwrite, or "
+                          f"--crop {max(used.crop // 2, 2)} --overwrite")):
         for record in train(decoder, optimizer, run.settings, batches, start=start):
             if not math.isfinite(record.mask + record.contrast):
                 raise VplError(f"the loss is not finite at step {record.iteration}",

@@ -36,7 +36,8 @@ class Reading:
         background: `words` of the text prototypes, or `clusters` of the background's seeds.
         clusters: number of background clusters.
         per_class: prototypes a class, by k-means in its seeds.
-        rounds: from the second on, P' is that of the last W.
+        rounds: from the second on, P' is that of the last W; with the student `present` and
+            nothing hardened there is no second.
         balance: give each label of the pixels the same weight.
         seed: where chance begins.
     """
@@ -97,7 +98,10 @@ def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
     if not reading.iters:
         return rows, index
     in_photo = allowed_rows(index, pixels.tags)[pixels.photo_of]
-    for number in range(reading.rounds):
+    # P' of the last W over the present classes would be P itself. The gradient is then nil but for
+    # rounding, which steps of rate 10 blow up: a round of it learns noise.
+    settled = reading.student == "present" and not reading.harden
+    for number in range(1 if settled else reading.rounds):
         if number:
             # The last round's own distribution, within the photo's tags: an EM step.
             targets = solve.text_targets(pixels.embeddings, rows, tau=reading.tau_i,

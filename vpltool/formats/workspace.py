@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
@@ -109,13 +110,19 @@ class Workspace:
         """Where a photo lies."""
         return self.path / self.root / photo.image
 
+    @cached_property
+    def _listed(self) -> list[Photo]:
+        return read_images(self.path / "images.jsonl")
+
     def photos(self, split: str = "", limit: int = 0) -> list[Photo]:
-        """Read `images.jsonl`: the photos of a split (all if empty), the first `limit` if not 0.
+        """Photos of a split (all if empty), the first `limit` if not 0.
+
+        `images.jsonl` is read once: open the workspace again if it has changed.
 
         Raises:
             VplError: the file is missing or damaged, or there is no such split.
         """
-        photos = read_images(self.path / "images.jsonl")
+        photos = list(self._listed)
         if split:
             known = {name for photo in photos for name in photo.splits}
             photos = [photo for photo in photos if split in photo.splits]
