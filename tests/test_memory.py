@@ -252,6 +252,8 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
     All are one photo under many names: nothing but their number differs. `leak` is one that leaks.
     """
+    if sys.platform != "linux":
+        pytest.skip("the peak is counted in other units, and freed blocks are kept otherwise")
     base = tmp_path_factory.mktemp("many")
     save_clip(base / "clip", vision={"width": 128, "head_width": 64, "layers": 2}, dim=128)
     write_scenes(base, draw_scenes(1))
