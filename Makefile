@@ -1,6 +1,10 @@
 # make demo       set everything up, run the whole pipeline on drawn scenes, show what came out
 # make test       set everything up, run the tests
 # make photos20   set everything up, run the whole pipeline on small real photos, print the ladder
+# make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
+# make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
+# make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it
+# make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: the same of COCO
 # make check      lint, types, tests
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
@@ -11,6 +15,7 @@ VENV ?= .venv
 REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
 DEMO ?= work/demo
+WORKSPACE ?= $(DEMO)
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -20,7 +25,9 @@ else ifeq ($(shell uname -s),Linux)
   TORCH := -r constraints-cpu.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: setup demo test check lint types bench photos20 clean
+TABLES := table1 table2 table3 table4 table5 table6 table7
+
+.PHONY: setup demo test check lint types bench photos20 figure1 figure4 $(TABLES) voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -50,9 +57,27 @@ demo: setup
 photos20: setup
 	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/photos20.sh $(REALDATA) $(WORK)
 
+# OPTIONS are those of benchmarks/figures.py, such as OPTIONS='--split train'.
+figure1 figure4: setup
+	$(BIN)/python benchmarks/figures.py $@ $(WORKSPACE) $(OPTIONS)
+
 bench: setup
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/features.py --data coco --photos 32 --rounds 2
+
+# OPTIONS are those of benchmarks/tables.py, such as OPTIONS='--preset vpl-coco --seeds 0,1,2'.
+$(TABLES): setup
+	$(BIN)/python benchmarks/tables.py $(@:table%=%) $(WORKSPACE) $(OPTIONS)
+
+voc12: setup
+	$(if $(VOC),,$(error VOC=dir: the folder that holds JPEGImages, as in make voc12 VOC=/data/VOC2012))
+	$(BIN)/vpltool -C work/voc12 --preset vpl-voc prepare voc $(VOC)
+	$(BIN)/python benchmarks/tables.py 3 work/voc12 --preset vpl-voc --learn train_aug,train $(OPTIONS)
+
+coco14: setup
+	$(if $(COCO),,$(error COCO=dir: the folder that holds train2014, val2014 and annotations))
+	$(BIN)/vpltool -C work/coco14 --preset vpl-coco prepare coco $(COCO)
+	$(BIN)/python benchmarks/tables.py 2 3 work/coco14 --preset vpl-coco $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) work build *.egg-info

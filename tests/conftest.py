@@ -67,13 +67,14 @@ def run_in_process(*args: object, work: Path | None = None) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def save_clip(folder: Path, seed: int = 0, vision: dict[str, Any] | None = None) -> Path:
+def save_clip(folder: Path, seed: int = 0, vision: dict[str, Any] | None = None,
+              dim: int = EMBED_DIM) -> Path:
     """Save a random CLIP in open_clip's local-dir format."""
     from safetensors.torch import save_file
 
     from vpltool.core.clip import import_open_clip
 
-    config = {"embed_dim": EMBED_DIM, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT}
+    config = {"embed_dim": dim, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT}
     torch.manual_seed(seed)
     model = import_open_clip().CLIP(**config)
     # open_clip starts the text projection and the embeddings so small that all words look alike.

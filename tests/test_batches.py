@@ -1,14 +1,129 @@
-"""Batches of one shape, and work in threads."""
+"""Batches of one shape; pinned memory for a GPU; files read and written in threads."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from conftest import Run
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from vpltool.formats.batches import bucketed, in_threads, read_ahead
+from vpltool.core.photos import Batch
+from vpltool.formats import open_input
+from vpltool.formats.batches import (
+    bucketed,
+    feature_batches,
+    in_threads,
+    read_ahead,
+    write_behind,
+)
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that were pinned: without a GPU there is no such memory."""
+    shapes: list[tuple[int, ...]] = []
+
+    def pin(self: Tensor, _device: object = None) -> Tensor:
+        shapes.append(tuple(self.shape))
+        return self + 1
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    return shapes
+
+
+def test_the_loader_of_photos_can_pin_a_batch(pinned: list[tuple[int, ...]]) -> None:
+    """torch passes over what it does not know: a batch must bring its own method."""
+    batch = Batch(["a", "b"], torch.zeros(2, 3, 8, 8), [(8, 8)] * 2, {"c": "torn"})
+    found = pin_memory(batch)
+    assert pinned == [(2, 3, 8, 8)]
+    assert bool((found.pixels == 1).all())
+    assert (found.ids, found.sizes, found.failed) == (batch.ids, batch.sizes, batch.failed)
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda:1", 4), ("cpu", 0), (None, 0)])
+def test_features_are_pinned_for_a_gpu_alone(device: str | None, count: int, ready: Path,
+                                             pinned: list[tuple[int, ...]]) -> None:
+    features = open_input(ready / "work/features/train", ("features",))
+    ids = [f"scene{number}" for number in range(6)]
+    batches = list(feature_batches(features, ids, ["patches", "tokens"], 4,
+                                   device=torch.device(device) if device else None))
+    assert sorted(key for batch in batches for key in batch.ids) == ids
+    assert sorted(pinned) == sorted([(3, 30, 16), (3, 31, 32)] * (count // 2))
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 4])
+def test_all_is_written_in_order(waiting: int) -> None:
+    written: list[tuple[str, int]] = []
+    with write_behind(lambda key, value: written.append((key, value)), waiting) as write:
+        for number in range(20):
+            write("a", number)
+    assert written == [("a", number) for number in range(20)]
+
+
+def test_it_is_written_in_another_thread_and_the_caller_goes_on() -> None:
+    gate = threading.Event()
+    threads = []
+
+    def slow(_key: str) -> None:
+        gate.wait(10)
+        threads.append(threading.current_thread())
+
+    with write_behind(slow, 2) as write:
+        write("a")
+        write("b")
+        gate.set()
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+
+
+def test_few_calls_wait() -> None:
+    """The caller stops for the slower writer: so the memory of what is to be written is bounded."""
+    written: list[int] = []
+    ahead = []
+
+    def slow(number: int) -> None:
+        time.sleep(0.005)
+        written.append(number)
+
+    with write_behind(slow, 3) as write:
+        for number in range(12):
+            write(number)
+            ahead.append(number + 1 - len(written))
+    assert max(ahead) <= 4
+    assert written == list(range(12))
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
+def test_its_exception_comes_out(error: BaseException) -> None:
+    """At a later call or at the end; what waited is written all the same."""
+    written: list[int] = []
+
+    def full(number: int) -> None:
+        if number == 3:
+            raise error
+        written.append(number)
+
+    with pytest.raises(type(error)), write_behind(full, 2) as write:
+        for number in range(5):
+            write(number)
+    assert written[:3] == [0, 1, 2]
+
+
+def test_extract_writes_the_same_from_a_thread(run: Run, ready: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does with a GPU."""
+    monkeypatch.setattr("vpltool.commands.extract.write_behind",
+                        lambda write, _waiting: write_behind(write, 4))
+    result = run("extract", "--workers", 0, "--out", tmp_path / "x", work=ready / "work")
+    assert result.code == 0, result.err
+    for path in (ready / "work/features/train").iterdir():
+        assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_batches_are_of_one_shape_and_nothing_is_lost() -> None:

@@ -163,8 +163,10 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     for backend in ("torch", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
-        task = crf._Task(source, PRESETS["clip-es"], backend, 1.0, "cpu", (0.95, 0.0))
-        found[backend] = dict(crf._run(task, jobs, 0))
+        task = crf._Task(source, PRESETS["clip-es"], backend, alpha=1.0, wrap_image=False,
+                         device="cpu", confidences=(0.95, 0.0))
+        crf._start(task)
+        found[backend] = dict(map(crf._one_photo, jobs))
         if backend == "torch":
             found["batches"] = dict(crf._run_batches(task, jobs, 3))
     for results in found.values():

@@ -21,6 +21,7 @@ CHAIN: tuple[tuple[object, ...], ...] = (
     ("learn-prototypes", "--pixels", "seeds", "--cams", "text-salient", "--phi", "0.8",
      "--phi-background", "0.5", "--start", "seeds", "--background", "clusters", "--clusters", 3,
      "--iters", 5),
+    ("shift-gap", "--centroid", "regions", "--cams", "text-salient"),
     *(("cam", "--prototypes", "vision", "--split", split) for split in SPLITS),
     *(("cam", "--prototypes", "vision", "--method", "dense", "--split", split)
       for split in SPLITS),
@@ -88,7 +89,7 @@ def test_inspect_knows_all_of_it(run: Run, done: Path) -> None:
     files = [folder / sorted(path.name for path in folder.iterdir())[-1] for folder in folders]
     singles = [*work.glob("prototypes/*"), *work.glob("decoder/*"), *work.glob("features/*.*")]
     assert len(folders) > 15
-    assert len(singles) == 6
+    assert len(singles) == 7
     kinds = set()
     for path in (work, *folders, *files, *singles):
         result = run("inspect", path, "--json")

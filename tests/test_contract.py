@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import CHAIN, Run, prepare
+from conftest import CHAIN, TRAIN, Run, prepare
 
 import vpltool
-from vpltool.formats import KINDS, describe
+from vpltool.formats import KINDS, Photo, describe
+from vpltool.formats.workspace import read_images
 from vpltool.stage import Stage, command_modules
 
 COMMANDS: dict[str, ModuleType] = dict(command_modules())
@@ -22,7 +23,9 @@ PACKAGE = Path(vpltool.__file__).parent
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors")
 
 NEEDED: dict[str, list[list[str]]] = {
-    "prepare": [["voc", "none"], ["folder", "none", "--labels", "none.csv"]],
+    "prepare": [["voc", "none"], ["coco", "none", "--no-truth"],
+                ["folder", "none", "--labels", "none.csv"]],
+    "export": [["voc-server"], ["coco-panoptic"]],
     "inspect": [["none.safetensors"]],
 }
 """Arguments without which a command is a usage error."""
@@ -298,3 +301,22 @@ def test_a_workspace_can_be_moved(copied: Path, tmp_path: Path, run: Run) -> Non
         result = run(*command, work=moved / "work")
         assert result.code == 0, result.err
         assert "done already" in result.err
+
+
+@pytest.mark.parametrize("command", [
+    ("extract", "--overwrite", "--workers", 0), ("cam", "--overwrite"),
+    ("learn-prototypes", "--iters", 1), (*TRAIN, "--iters", 1, "--source", "photos"),
+    ("eval", "--what", "cams/text", "--split", "train")], ids=lambda command: command[0])
+def test_the_list_of_photos_is_read_once(command: tuple[object, ...], run: Run, copied: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the photos, for the hash of their tags, and for what a stage asks again."""
+    calls = []
+
+    def counted(path: Path) -> list[Photo]:
+        calls.append(path)
+        return read_images(path)
+
+    monkeypatch.setattr("vpltool.formats.workspace.read_images", counted)
+    result = run(*command, work=copied / "work")
+    assert result.code == 0, result.err
+    assert calls == [copied / "work/images.jsonl"]

@@ -34,7 +34,8 @@ from vpltool.formats.kinds import Kind
 from vpltool.formats.storage import atomic_path
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
-LENGTHS = {"patches": 6, "width": 4, "dim": 5, "layers": 2, "rows": 3, "classes": 2, "height": 3}
+LENGTHS = {"patches": 6, "tokens": 7, "width": 4, "dim": 5, "layers": 2, "rows": 3, "classes": 2,
+           "height": 3}
 
 
 def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:
@@ -45,9 +46,8 @@ def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:
     for name, spec in kind.tensors.items():
         if spec.optional and not optional:
             continue
-        shape = [int(axis) if axis.isdigit() else 1 + LENGTHS[axis[2:]] if axis.startswith("1+")
-                 else LENGTHS[axis] for axis in spec.axes]
-        tensors[name] = torch.arange(int(np.prod(shape))).view(shape).to(DTYPES[spec.dtype])
+        shape = [int(axis) if axis.isdigit() else LENGTHS[axis] for axis in spec.axes]
+        tensors[name] = torch.arange(int(np.prod(shape))).view(shape).to(DTYPES[spec.dtypes[0]])
     return tensors
 
 
@@ -74,6 +74,15 @@ def test_tensors_come_back(tmp_path: Path, kind: Kind, optional: bool) -> None:
         assert content[name].dtype == tensor.dtype
         assert torch.equal(content[name], tensor)
     assert expect_header(tmp_path / "a.safetensors", kind.name) == header
+
+
+@pytest.mark.parametrize("kind", [KINDS["features"], CAMS], ids=lambda kind: kind.name)
+def test_single_precision_comes_back_where_it_may_be_stored(tmp_path: Path, kind: Kind) -> None:
+    tensors = {name: tensor.float() / 3 if tensor.is_floating_point() else tensor
+               for name, tensor in example(kind).items()}
+    write_tensors(tmp_path / "a.safetensors", header_of(kind.name), tensors)
+    _, content = read_tensors(tmp_path / "a.safetensors", kind.name)
+    assert all(torch.equal(content[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("kind", LABEL_KINDS, ids=lambda kind: kind.name)
@@ -128,7 +137,7 @@ def test_non_contiguous_tensors_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"cam": torch.zeros(2, 3, 4)}, "F32"),
+    ({"cam": torch.zeros(2, 3, 4).double()}, "F64"),
     ({"cam": torch.zeros(2, 3).half()}, "cam"),
     ({"cam": torch.zeros(3, 3, 4).half()}, "classes"),
     ({"extra": torch.zeros(1)}, "extra"),

@@ -75,10 +75,10 @@ def test_core_does_not_print() -> None:
         assert not calls, path.name
 
 
-def test_only_clip_imports_open_clip() -> None:
+def test_only_the_catalogue_imports_open_clip() -> None:
     users = {path.name for path in PACKAGE.rglob("*.py")
              if any(name.split(".")[0] == "open_clip" for name in imports_of(path))}
-    assert users == {"clip.py"}
+    assert users == {"catalogue.py"}
 
 
 def test_only_eval_and_show_read_true_masks() -> None:
@@ -89,8 +89,21 @@ def test_only_eval_and_show_read_true_masks() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "photo.mask":
                 users.add(path.stem)
     # prepare names masks and warns if there are none; it opens none (test_weak_supervision).
-    assert users <= {"eval", "show", "inspect", "prepare"}
-    assert "eval" in users
+    assert users <= {"_truth", "eval", "show", "inspect", "prepare"}
+    assert "_truth" in users
+
+
+def test_only_eval_and_show_import_what_reads_true_masks() -> None:
+    users = {path.stem for path in PACKAGE.rglob("*.py")
+             if "vpltool.commands._truth" in imports_of(path)}
+    assert users == {"eval", "show"}
+
+
+def test_only_prepare_imports_what_makes_true_masks() -> None:
+    """COCO's outlines are read to paint true masks, and for nothing else."""
+    users = {path.stem for path in PACKAGE.rglob("*.py")
+             if "vpltool.commands._instances" in imports_of(path)}
+    assert users == {"prepare"}
 
 
 def test_shared_options_have_one_spelling() -> None:

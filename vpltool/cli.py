@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from vpltool import __version__, console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, is_out_of_memory
 from vpltool.formats.header import set_preset
 from vpltool.presets import flags_of, read_preset
 from vpltool.stage import command_modules
@@ -126,7 +126,7 @@ def main() -> None:
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
     try:
-        build_app()()
+        build_app()(prog_name="vpltool")
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
@@ -138,12 +138,16 @@ def main() -> None:
         # The reader of our stdout (`| head`) is gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (VplError, OSError, RuntimeError) as error:
+    except (VplError, OSError, RuntimeError, MemoryError) as error:
         told = _explain(error)
         if told is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
         console.error(told.message, told.hint)
         sys.exit(1)
+
+
+_KILLED = ("DataLoader worker (pid", "process pool was terminated")
+"""What torch and Python say where a worker process has gone."""
 
 
 def _explain(error: Exception) -> VplError | None:
@@ -154,10 +158,12 @@ def _explain(error: Exception) -> VplError | None:
         where = f" ({error.filename})" if error.filename else ""
         return VplError(f"{error.strerror or error}{where}",
                         "VPLTOOL_DEBUG=1 shows the traceback")
-    if "out of memory" in str(error).lower():
-        return VplError(str(error).splitlines()[0],
-                        "lower --batch-size or --max-side and run the command again: what is "
-                        "written is kept")
+    if any(words in str(error) for words in _KILLED):
+        return VplError("a worker process was killed, most likely for lack of memory",
+                        "fewer --workers, or 0; the same command goes on where it stopped")
+    if is_out_of_memory(error):
+        return VplError(str(error).partition("\n")[0] or "out of memory",
+                        "close other programs, or --device cpu; what is written is kept")
     return None
 
 

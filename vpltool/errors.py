@@ -20,6 +20,19 @@ class VplError(Exception):
         self.hint = hint
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception is a lack of memory, on a GPU or on a CPU.
+
+    By its words: torch raises its own type on a GPU, and a bare RuntimeError on a CPU.
+    """
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _SHORTAGE))
+
+
+_SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "_alloc_failed")
+
+
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
     """Check the value of an option that takes one of a few words.
 
@@ -33,8 +46,16 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
 def near_name(wanted: str, known: Iterable[str]) -> str:
     """Say which known name is meant: "did you mean `cat`?", or the list of all that there are."""
     names = sorted(known)
+    if hint := other_case(wanted, names):
+        return hint
     close = difflib.get_close_matches(wanted, names, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
     return f"one of: {shown}" if shown else "there are none"
+
+
+def other_case(wanted: str, known: Iterable[str]) -> str:
+    """Say that a name is known in other case; empty if it is not."""
+    alike = [name for name in known if name.casefold() == wanted.casefold()]
+    return f"did you mean `{min(alike)}`? Upper and lower case count" if alike else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from reference import clip_es
 from torch import Tensor
 
 from vpltool.core.affinity import box_mask, refine, sinkhorn_scaling
@@ -24,19 +23,17 @@ def some_maps(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     return min_max(torch.rand(count, height, width, generator=generator) ** 4)
 
 
-def slow_refine(cams: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-    """Formulas 1.4 with every matrix written out, in double precision."""
-    matrix = attention.double()
-    for _ in range(3):
-        matrix = matrix / matrix.sum(dim=0, keepdim=True)
-        matrix = matrix / matrix.sum(dim=1, keepdim=True)
-    matrix = (matrix + matrix.T) / 2
-    transition = matrix @ matrix
-    maps = []
-    for cam, box in zip(cams.double(), mask.double(), strict=True):
-        flat = (transition * box.flatten()[None, :]) @ cam.flatten()
-        maps.append(flat.view_as(cam))
-    return torch.stack(maps)
+def slow_refine(cams: Tensor, attention: Tensor, masks: Tensor) -> Tensor:
+    """The reference's matrices in double precision, before min-max."""
+    matrix = clip_es.transition(attention.double())
+    return torch.stack([clip_es.spread(cam, matrix, mask)
+                        for cam, mask in zip(cams.double(), masks.double(), strict=True)])
+
+
+def slow_boxes(cams: Tensor, threshold: float, *, exclusive: bool = False) -> Tensor:
+    """The reference's boxes; maps of minimum 0 and maximum 1 as its second min-max leaves them."""
+    return torch.stack([clip_es.boxes(cam / (1 + 1e-7), threshold, exclusive=exclusive)
+                        for cam in cams]).bool()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (3, 5, 4), (2, 1, 6)])
@@ -83,33 +80,6 @@ def test_sinkhorn_is_nearly_doubly_stochastic() -> None:
     torch.testing.assert_close(matrix.sum(dim=1), torch.ones(8).double(), atol=1e-6, rtol=0)
 
 
-def components(bright: list[list[bool]]) -> Iterator[list[tuple[int, int]]]:
-    """Flood fill over eight neighbours."""
-    height, width = len(bright), len(bright[0])
-    left = {(y, x) for y in range(height) for x in range(width) if bright[y][x]}
-    while left:
-        waiting, found = [left.pop()], []
-        while waiting:
-            y, x = waiting.pop()
-            found.append((y, x))
-            for neighbour in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-                if neighbour in left:
-                    left.remove(neighbour)
-                    waiting.append(neighbour)
-        yield found
-
-
-def slow_boxes(cams: Tensor, threshold: float) -> Tensor:
-    masks = torch.zeros_like(cams, dtype=torch.bool)
-    for cam, mask in zip(cams, masks, strict=True):
-        levels = [[int(255 * float(value)) for value in row] for row in cam]
-        least = int(threshold * max(map(max, levels)))
-        for part in components([[level > least for level in row] for row in levels]):
-            rows, columns = [y for y, _ in part], [x for _, x in part]
-            mask[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
-    return masks
-
-
 PICTURES = {
     "ring": ["........", ".#####..", ".#...#..", ".#.#.#..", ".#...#..", ".#####..", "........"],
     "diagonal": ["#......", ".#.....", "..#....", ".......", ".....#.", "......#"],
@@ -122,16 +92,29 @@ PICTURES = {
 }
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("name", PICTURES)
-def test_box_mask_of_drawn_shapes(name: str) -> None:
+def test_box_mask_of_drawn_shapes(name: str, exclusive: bool) -> None:
     cam = torch.tensor([[float(letter == "#") for letter in row] for row in PICTURES[name]])
-    assert torch.equal(box_mask(cam[None]), slow_boxes(cam[None], 0.4))
+    assert torch.equal(box_mask(cam[None], exclusive=exclusive),
+                       slow_boxes(cam[None], 0.4, exclusive=exclusive))
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 0.7, 1.0])
-def test_box_mask_of_random_maps(threshold: float) -> None:
+def test_box_mask_of_random_maps(threshold: float, exclusive: bool) -> None:
     cams = some_maps(40, 9, 7, seed=5)
-    assert torch.equal(box_mask(cams, threshold), slow_boxes(cams, threshold))
+    assert torch.equal(box_mask(cams, threshold, exclusive=exclusive),
+                       slow_boxes(cams, threshold, exclusive=exclusive))
+
+
+def test_half_precision_begins_its_boxes_at_the_same_level() -> None:
+    """Where the maximum is 1 and not 0.9999999, λ must not begin a level later."""
+    cam = torch.tensor([[[1.0, 0.0, 102.5 / 255, 0.0, 101.5 / 255]]])
+    wanted = [[[True, False, True, False, False]]]
+    assert box_mask(cam).tolist() == wanted
+    assert box_mask(cam.half().float()).tolist() == wanted
+    assert slow_boxes(cam, 0.4).tolist() == wanted
 
 
 def test_maps_in_one_call_do_not_touch_each_other() -> None:
@@ -141,8 +124,8 @@ def test_maps_in_one_call_do_not_touch_each_other() -> None:
 
 
 def test_a_level_equal_to_the_threshold_is_dark() -> None:
-    """CLIP-ES: strictly greater. 102 = int(0.4 · 255)."""
-    cam = torch.tensor([[[1.0, 0.0, 102 / 255 + 1e-4, 0.0, 103 / 255 + 1e-4]]])
+    """CLIP-ES: strictly greater. 101 = int(0.4 · 254)."""
+    cam = torch.tensor([[[1.0, 0.0, 101 / 255 + 1e-4, 0.0, 102 / 255 + 1e-4]]])
     assert box_mask(cam).tolist() == [[[True, False, False, False, True]]]
 
 

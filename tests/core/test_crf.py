@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import clip_es
 
 from vpltool.core.crf import (
     PRESETS,
@@ -16,6 +17,7 @@ from vpltool.core.crf import (
     scores_of_labels,
     to_labels,
     with_background,
+    wrap_image,
 )
 from vpltool.core.permutohedral import Lattice
 
@@ -96,6 +98,30 @@ def test_lattice_refuses_what_it_cannot_number() -> None:
 def test_marginals_sum_to_one_and_need_no_normalised_scores() -> None:
     found = mean_field(some_photo(), some_scores() * 0.5, PRESETS["weclip"])
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_wrapping_is_that_of_bytes() -> None:
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    found = wrap_image(grey)
+    assert found[0, [0, 50, 104, 105, 255]].tolist() == [
+        [152, 140, 134], [202, 190, 184], [0, 244, 238], [0, 245, 239], [150, 138, 132]]
+    photo = some_photo()
+    np.testing.assert_array_equal(wrap_image(photo), clip_es.wrap(photo))
+    assert found.flags["OWNDATA"]
+
+
+def test_wrapping_parts_what_lies_on_both_sides_of_the_mean() -> None:
+    """Two greys that differ by 6 are one thing to the CRF, and two when one of them wraps."""
+    photo = np.full((24, 32, 3), 120, np.uint8)
+    photo[:, 16:] = 126
+    scores = np.full((2, 24, 32), 0.5, np.float32)
+    scores[1, :, :16], scores[0, :, :16] = 0.9, 0.1
+    scores[1, :, 16:], scores[0, :, 16:] = 0.45, 0.55
+    settings = CrfSettings(1, 0, 67, 30, 4)
+    plain, wrapped = (mean_field(seen, scores, settings).argmax(axis=0)
+                      for seen in (photo, wrap_image(photo)))
+    assert plain[:, 16:].mean() == 1
+    assert wrapped[:, 16:].mean() == 0
 
 
 def test_zero_weights_leave_the_scores() -> None:

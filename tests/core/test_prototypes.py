@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import inmap
 from torch import Tensor
 
 from vpltool.core import prototypes as module
@@ -115,11 +116,11 @@ def test_targets_are_a_softmax(pixels: Tensor, text: Tensor, allowed: Tensor) ->
 
 def test_hardening(pixels: Tensor, text: Tensor) -> None:
     soft = text_targets(pixels, text, tau=0.05)
-    hard = text_targets(pixels, text, tau=0.05, harden=0.6)
+    hard = text_targets(pixels, text, tau=0.05, harden=inmap.ALPHA)
     sure = soft.amax(dim=1) > 0.6
     assert 0 < int(sure.sum()) < COUNT
-    assert torch.equal(hard[sure], F.one_hot(soft[sure].argmax(1), ROWS).float())
-    assert torch.equal(hard[~sure], soft[~sure])
+    np.testing.assert_array_equal(hard.numpy(), inmap.harden(soft.numpy()))
+    assert not torch.equal(hard, soft)
     # InMaP changes the caller's tensor; here nothing of the caller's is touched.
     assert torch.equal(soft, text_targets(pixels, text, tau=0.05))
 
@@ -135,31 +136,10 @@ def test_one_pgd_step_is_autograds(pixels: Tensor, text: Tensor) -> None:
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
 
 
-def inmap(x: np.ndarray[Any, Any], z: np.ndarray[Any, Any], targets: np.ndarray[Any, Any],
-          tau: float, lr: float, iters: int) -> tuple[np.ndarray[Any, Any], int]:
-    """InMaP's loop, algorithms.md section 3, columns as there; and how often lr was halved."""
-    w, previous, halvings = z.copy(), math.inf, 0
-    base = x.T @ targets
-    for _ in range(iters):
-        logits = x @ w / tau
-        logits -= logits.max(axis=1, keepdims=True)
-        q = np.exp(logits)
-        q /= q.sum(axis=1, keepdims=True)
-        gradient = x.T @ q - base
-        norm = float(np.linalg.norm(gradient))
-        if norm > previous:
-            lr /= 2
-            halvings += 1
-        previous = norm
-        w = w - lr / (len(x) * tau) * gradient
-        w /= np.linalg.norm(w, axis=0, keepdims=True)
-    return w, halvings
-
-
 def test_pgd_is_inmaps_loop(pixels: Tensor, text: Tensor) -> None:
     targets = text_targets(pixels, text, tau=0.01)
-    wanted, halvings = inmap(pixels.double().numpy(), text.T.double().numpy(),
-                             targets.double().numpy(), 0.03, 10.0, 200)
+    wanted, halvings = inmap.image_opt(pixels.double().numpy(), text.T.double().numpy(),
+                                       targets.double().numpy(), 200, 10.0, 0.03)
     assert halvings > 2, "without a halving this would not test it"
     rates: list[float] = []
     found = solve_pgd(pixels, targets, text, tau=0.03, iters=200, lr=10.0,
@@ -257,7 +237,8 @@ def test_gradient_alone_is_that_of_the_objective(pixels: Tensor, text: Tensor, a
 
 
 @pytest.mark.parametrize("solver", [solve_pgd, solve_lbfgs])
-def test_half_precision_features(solver: Any, pixels: Tensor, text: Tensor) -> None:
+def test_half_precision_features(solver: Callable[..., Tensor], pixels: Tensor,
+                                 text: Tensor) -> None:
     """As they lie on a GPU: the arithmetic is in float32, only the features are rounded."""
     results = []
     for held in (pixels, pixels.half()):

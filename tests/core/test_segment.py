@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import weclip
 from torch import Tensor
 
 from vpltool.core.clip import Clip, load_clip
@@ -17,6 +18,7 @@ from vpltool.core.segment import (
     FINENESS,
     keep_likely,
     labels_of,
+    logits_of,
     only_classes,
     probabilities_of,
     segment,
@@ -65,6 +67,29 @@ def test_scales_are_averaged(clip: Clip) -> None:
     torch.testing.assert_close(found, (whole + half) / 2)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 16, 16))
     assert not torch.allclose(whole, half, atol=1e-3)
+
+
+def test_logits_are_averaged_as_weclip_does(clip: Clip) -> None:
+    decoder, photos = make_decoder(), some_photos(32, 32)
+    views = []
+    for grid in ((4, 4), (3, 3)):
+        for mirrored in (False, True):
+            seen = photos.flip(3) if mirrored else photos
+            if grid != (4, 4):
+                seen = F.interpolate(seen, size=(24, 24), mode="bicubic", antialias=True)
+            encoded = clip.vision(seen, attention=False, layers=(0, 2))
+            assert encoded.layers is not None
+            assert encoded.patches is not None
+            views.append((logits_of(decoder, encoded.layers, encoded.patches, grid), mirrored))
+    found = segment(clip.vision, decoder, photos, (1, 0.75), flip=True, average="logits")
+    for photo in range(2):
+        wanted = weclip.average([(view[photo], mirrored) for view, mirrored in views])
+        torch.testing.assert_close(found[photo], wanted.softmax(dim=0), atol=1e-5, rtol=1e-4)
+    plain = segment(clip.vision, decoder, photos, (1, 0.75), flip=True)
+    assert not torch.allclose(plain, found, atol=1e-4), "else the choice would mean nothing"
+    for average in ("logits", "probabilities"):
+        alone = segment(clip.vision, decoder, photos, average=average)
+        torch.testing.assert_close(alone, segment(clip.vision, decoder, photos))
 
 
 def test_photos_of_a_batch_do_not_touch_each_other(clip: Clip) -> None:

@@ -179,6 +179,30 @@ def test_without_contrast_nothing_of_it_is_trained() -> None:
     assert decoder.mask_scale.item() == before
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_leaves_the_contrasts_scalars_alone(optimizer: str) -> None:
+    """Without a gradient weights shrink; the scale, shift and temperature of the contrast stay."""
+    decoder = make_decoder()
+    steps = make_optimizer(decoder, TrainingSettings(iterations=1, optimizer=optimizer, lr=0.1))
+    before = {name: value.clone() for name, value in decoder.named_parameters()}
+    for value in decoder.parameters():
+        value.grad = torch.zeros_like(value)
+    steps.step()
+    moved = {name for name, value in decoder.named_parameters()
+             if not torch.equal(value, before[name])}
+    assert moved == {name for name, value in before.items() if bool(value.any())} - {
+        "mask_scale", "mask_shift", "log_scale"}
+    assert decoder.fuse.weight.norm() < before["fuse.weight"].norm()
+
+
+def test_a_checkpoint_numbers_parameters_as_the_decoder_does() -> None:
+    """As before there were groups: a run that was stopped then goes on to the right ones."""
+    decoder = make_decoder()
+    steps = make_optimizer(decoder, TrainingSettings(iterations=1))
+    numbered = [item for group in steps.param_groups for item in group["params"]]
+    assert all(one is other for one, other in zip(numbered, decoder.parameters(), strict=True))
+
+
 def test_prototypes_stay_frozen() -> None:
     settings = TrainingSettings(iterations=3, batch_size=2, crop=3)
     decoder = make_decoder()

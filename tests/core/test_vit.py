@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import clip_es
 from torch import Tensor, nn
 
 from vpltool.core.clip import import_open_clip, tower_from_open_clip
@@ -112,18 +113,14 @@ def test_attention_is_multihead_attentions() -> None:
     """The mean over the last 8 of 10 blocks, heads averaged, CLS row and column removed."""
     model = build({"layers": 10})
     tower = tower_from_open_clip(model.visual).eval()
-    maps = []
+    maps = [clip_es.attention_maps(model.visual, image[None]) for image in pixels()]
     with torch.no_grad():
-        x = tower.embed(pixels())
-        for block in model.visual.transformer.resblocks:
-            normed = block.ln_1(x)
-            maps.append(block.attn(normed, normed, normed, need_weights=True)[1])
-            x = block(x)
         found = tower(pixels()).attention
     assert found is not None
-    wanted = torch.stack(maps[2:]).mean(0)[:, 1:, 1:]
+    wanted, all_blocks = (torch.stack([torch.stack(own[first:]).mean(0)[1:, 1:] for own in maps])
+                          for first in (2, 0))
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
-    assert (found - torch.stack(maps).mean(0)[:, 1:, 1:]).abs().max() > 1e-5
+    assert (found - all_blocks).abs().max() > 1e-5
 
 
 def test_layers_and_tokens_are_the_blocks_outputs() -> None:
@@ -144,23 +141,10 @@ def test_layers_and_tokens_are_the_blocks_outputs() -> None:
 
 @pytest.mark.parametrize("grid", [(5, 3), (2, 7), (4, 5), (1, 1)])
 def test_positions_are_interpolated_bilinearly(grid: tuple[int, int]) -> None:
-    tower = tower_from_open_clip(build({}).visual)
-    table = tower.positions.detach()[1:].view(4, 4, -1)
-    wanted = torch.zeros(*grid, table.shape[-1])
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            # Half-pixel centres (align_corners=False), held at the border.
-            y = min(max((row + 0.5) * 4 / grid[0] - 0.5, 0.0), 3.0)
-            x = min(max((column + 0.5) * 4 / grid[1] - 0.5, 0.0), 3.0)
-            top, left = int(y), int(x)
-            below, right = min(top + 1, 3), min(left + 1, 3)
-            dy, dx = y - top, x - left
-            wanted[row, column] = (
-                (1 - dy) * ((1 - dx) * table[top, left] + dx * table[top, right])
-                + dy * ((1 - dx) * table[below, left] + dx * table[below, right]))
-    found = tower.positions_for(grid).detach()
-    torch.testing.assert_close(found[1:], wanted.flatten(0, 1), atol=1e-5, rtol=1e-5)
-    assert torch.equal(found[0], tower.positions.detach()[0])
+    visual = build({}).visual
+    wanted = clip_es.positions(visual, grid)
+    found = tower_from_open_clip(visual).positions_for(grid).detach()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_any_size_runs() -> None:

@@ -50,12 +50,21 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
     Raises:
         VplError: they do not; `what` says which two, `features/train and prototypes/text`.
     """
-    if first.get("fingerprint") != second.get("fingerprint"):
+    if any(first.get(key) != second.get(key) for key in ("fingerprint", "normalise")):
         names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
-                 f"{model.get('fingerprint', '?')[:6]})" for model in (first, second)]
+                 f"{model.get('fingerprint', '?')[:6]}"
+                 f"{', ' + model['normalise'] if 'normalise' in model else ''})"
+                 for model in (first, second)]
         raise VplError(f"{what} come from different models: {names[0]} and {names[1]}",
                        "make one of them again with the workspace's model: "
                        "vpltool text-prototypes --overwrite, or vpltool extract --overwrite")
+
+
+def smaller_features(header: Header) -> str:
+    """What to do where the features of one photo do not fit into memory: a hint."""
+    held = header.options
+    return (f"vpltool extract --split {held['split']} --keep {','.join(held['keep'])} "
+            f"--max-side {(held['max_side'] or 2048) // 2} --overwrite, or --device cpu")
 
 
 def read_prototypes(workspace: Workspace, choice: str) -> tuple[Path, Header, dict[str, Any]]:
@@ -103,6 +112,8 @@ def find_prototypes(work: Path, choice: str) -> Path:
 
 def prototypes_hint(choice: str) -> str:
     """Command that makes prototypes of this name."""
+    if choice == "shifted":
+        return "vpltool shift-gap"
     if choice == "vision":
         return "vpltool learn-prototypes"
     return "vpltool text-prototypes"

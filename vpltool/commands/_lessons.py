@@ -41,9 +41,9 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
     if source != "photos" and (folder / "artifact.json").exists():
         features = open_input(folder, ("features",))
         if {"layers", "patches"} <= set(features.header.options["keep"]):
-            ids = features.available(photo.id for photo in photos)
-            photos[:] = [photo for photo in photos if photo.id in set(ids)]
-            shapes = describe(features.path_of(ids[0])).shapes
+            ids = set(features.available(photo.id for photo in photos))
+            photos[:] = [photo for photo in photos if photo.id in ids]
+            shapes = describe(features.path_of(photos[0].id)).shapes
             stored = tuple(features.header.options["layers"])
             wanted = tuple(parse_numbers(layers)) if layers else stored
             if not set(wanted) <= set(stored):
@@ -61,9 +61,9 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
     from vpltool.core.device import find_device
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
-                     base=workspace.path)
+                     base=workspace.path, normalise=workspace.normalise)
     wanted = tuple(parse_layers(layers, clip.vision.depth))
-    return Frozen("photos", workspace.model, wanted, clip.vision.cls.shape[0], clip.identity, {},
+    return Frozen("photos", workspace.model, wanted, clip.vision.width, clip.identity, {},
                    clip=clip)
 
 
@@ -133,7 +133,7 @@ def _photo_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> 
 
     clip = lessons.frozen.clip
     vision, patch = clip.vision, clip.vision.patch
-    device = vision.cls.device
+    device = vision.conv.weight.device
     for iteration in range(start, settings.iterations):
         rng = generator_of(settings, iteration)
         crops, tags = [], []

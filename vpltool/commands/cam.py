@@ -19,8 +19,21 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Precision, Quiet, Split
+from vpltool.formats.batches import FeatureBatch, feature_batches
+from vpltool.options import (
+    STORES,
+    BatchSize,
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Split,
+    Store,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +46,9 @@ STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head
 
 METHODS = {"gradcam": "tokens", "dense": "patches", "salient": "patches"}
 """Each method, and the tensor of the features that it reads."""
+
+IDLE = tuple(Idle(option, {"method": ("dense", "salient")}, why) for option, why in (
+    ("target", "GradCAM alone follows a score"), ("precision", "no network is run")))
 
 TAU = {"gradcam": 0.01, "dense": 0.05, "salient": 0.05}
 
@@ -54,6 +70,7 @@ def cam(
     )] = "",
     features: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
+    store: Store = "fp16",
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,
@@ -74,6 +91,8 @@ def cam(
     console.set_quiet(quiet)
     check_choice("method", method, tuple(METHODS))
     check_choice("target", target, ("margin", "softmax"))
+    check_choice("store", store, STORES)
+    warn_of_idle(ctx, IDLE, {"method": method})
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
@@ -87,6 +106,8 @@ def cam(
         options["target"] = target
         if precision != "fp32":
             options["precision"] = precision
+    if store != "fp16":
+        options["store"] = store
     header = Header(kind="cams", command="cam", model=source.header.model, options=options,
                     inputs={
         "features": source.identity, "prototypes": identity_of_file(path),
@@ -99,27 +120,35 @@ def cam(
     import torch
 
     from vpltool.core import gradcam, saliency
-    from vpltool.core.device import find_device, find_precision
+    from vpltool.core.device import PRECISIONS, find_device, find_precision, halving
 
     place = find_device(device)
     dtype = find_precision(precision, place) if method == "gradcam" else torch.float32
     rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
     head = (_read_head(source.path).to(place, dtype) if method == "gradcam" and output.todo
             else None)
-    classes = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
-               for photo in photos}
+    tags = {photo.id: workspace.indices_of(photo) for photo in photos}
+    wanted = METHODS[method]
+
+    def draw(batch: FeatureBatch) -> list[Tensor]:
+        field = batch.tensors[wanted].to(place, non_blocking=True).to(dtype)
+        present = [torch.tensor(tags[key], dtype=torch.long, device=place) for key in batch.ids]
+        if head is not None:
+            maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
+                                   target=target)
+        else:
+            map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
+            maps = map_of(field, batch.grid, rows, index, present, tau=tau)
+        return [cams.to(PRECISIONS[store]).cpu() for cams in maps]
+
+    batches = feature_batches(source, output.todo, [wanted], batch_size, device=place)
     with console.progress(f"cam {name} {split}", len(output.todo)) as advance:
-        for batch in feature_batches(source, output.todo, [METHODS[method]], batch_size):
-            field: Tensor = batch.tensors[METHODS[method]].to(place, dtype)
-            present = [classes[key].to(place) for key in batch.ids]
-            if head is not None:
-                maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
-                                       target=target)
-            else:
-                map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
-                maps = map_of(field, batch.grid, rows, index, present, tau=tau)
+        for batch, maps in halving(
+                batches, draw, warn=console.warn,
+                lower=lambda _: _artifacts.smaller_features(source.header)):
             for key, cams in zip(batch.ids, maps, strict=True):
-                output.write_tensors(key, {"cam": cams.half(), "classes": classes[key]})
+                output.write_tensors(key, {"cam": cams, "classes": torch.tensor(
+                    tags[key], dtype=torch.long)})
             advance(len(batch.ids))
     output.finish()
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, check_choice, near_name
+from vpltool.commands._workers import run_jobs
+from vpltool.errors import VplError, check_choice, is_out_of_memory, near_name
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -24,7 +25,18 @@ from vpltool.formats import (
     read_json,
 )
 from vpltool.formats.batches import bucketed, read_ahead
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split, Workers
+from vpltool.options import (
+    BatchSize,
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Split,
+    Workers,
+    warn_of_idle,
+)
 from vpltool.presets import preset_files
 from vpltool.stage import Stage
 
@@ -37,6 +49,11 @@ if TYPE_CHECKING:
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
               reads=("cams", "probabilities", "predictions"), writes=("masks", "predictions"))
+
+IDLE = (
+    Idle("alpha", {"kind": ("predictions", "probabilities")}, "predictions have a background"),
+    Idle("confidence", {"kind": ("predictions", "probabilities")}, "predictions keep every pixel"),
+)
 
 
 def crf(
@@ -53,6 +70,10 @@ def crf(
                            "training.")] = 0.95,
     alpha: Annotated[float, typer.Option(
         min=0, help="For CAMs: background score (1 - max)^ALPHA.")] = 1.0,
+    wrap_image: Annotated[bool, typer.Option(
+        "--wrap-image/--plain-image",
+        help="Show the CRF the photo as CLIP-ES's code does: less ImageNet's mean, modulo 256.",
+    )] = False,
     split: Split = "train",
     device: Device = "auto",
     batch_size: BatchSize = 8,
@@ -81,9 +102,11 @@ def crf(
     photos = workspace.photos(split, limit)
     source = _find_source(ctx.obj, what, split)
     workspace.check_classes(source.header, source.path)
+    warn_of_idle(ctx, IDLE, {"kind": source.kind})
     ids = source.available(photo.id for photo in photos)
     outputs = _open_outputs(ctx.obj, source, split, out, ids, overwrite, {
-        "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence})
+        "split": split, "crf": asdict(settings), "alpha": alpha, "confidence": confidence,
+        **({"wrap_image": True} if wrap_image else {})})
     todo = {key for output in outputs for key in output.todo}
     jobs = [(photo.id, workspace.image_path(photo)) for photo in photos if photo.id in todo]
 
@@ -93,12 +116,12 @@ def crf(
     backend = _choose_backend(backend, on_cpu=place.type == "cpu")
     # Both backends keep one core busy and hold the interpreter's lock: processes, not threads.
     count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
-    task = _Task(source, settings, backend, alpha, str(place),
+    task = _Task(source, settings, backend, alpha, wrap_image, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
     with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
         on_device = place.type != "cpu" and backend == "torch"
         for key, result in (_run_batches(task, jobs, batch_size) if on_device
-                            else _run(task, jobs, count)):
+                            else run_jobs(_one_photo, jobs, count, _start, task)):
             for index, output in enumerate(outputs):
                 if isinstance(result, str):
                     output.fail(key, result)
@@ -134,7 +157,8 @@ def _open_outputs(
                 else work / "masks" / f"{name}-full" / split)
         places = {folder: options, full: {**options, "confidence": 0.0}}
     else:
-        used = {key: options[key] for key in ("split", "crf")}
+        used = {key: value for key, value in options.items()
+                if key not in ("alpha", "confidence")}
         places = {out or work / "predictions" / f"{name}-crf" / split: used}
     kind = "masks" if source.kind == "cams" else "predictions"
     return [
@@ -184,49 +208,23 @@ class _Task:
     settings: CrfSettings
     backend: str
     alpha: float
+    wrap_image: bool
     device: str
     confidences: tuple[float, ...]
 
 
 _Result = tuple[str, "list[npt.NDArray[np.uint8]] | str"]
 _task: list[_Task] = []
+_LOWER = "try --device cpu --workers 1"
 
 
-def _run(task: _Task, jobs: Sequence[tuple[str, Path]], processes: int) -> Iterator[_Result]:
-    """Do the jobs in worker processes; in this one if that is too few to pay for starting them."""
-    if processes < 2 or len(jobs) < 4:
-        _task[:] = [task]
-        yield from map(_one_photo, jobs)
-        return
+def _start(task: _Task) -> None:
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
-    # Forking a process that has run torch can hang in its thread pool; a fresh one cannot.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker,
-                             initargs=(task,)) as pool:
-        waiting = set()
-        try:
-            for job in jobs:
-                waiting.add(pool.submit(_one_photo, job))
-                if len(waiting) >= 4 * processes:
-                    done = next(as_completed(waiting))
-                    waiting.remove(done)
-                    yield done.result()
-            for done in as_completed(waiting):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(task: _Task) -> None:
-    import signal
 
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
     _task[:] = [task]
 
 
@@ -237,9 +235,13 @@ def _one_photo(job: tuple[str, Path]) -> _Result:
 
 def _run_batches(task: _Task, jobs: Sequence[tuple[str, Path]], size: int) -> Iterator[_Result]:
     """Do the jobs on a device, photos of one size and number of labels together."""
+    from vpltool.core.device import halving
+
     read = (_read(task, job) for job in jobs)
-    for batch in read_ahead(bucketed(read, lambda photo: photo.scores.shape, size)):
-        yield from _solve(task, batch)
+    batches = read_ahead(map(_Batch, bucketed(read, lambda photo: photo.scores.shape, size)))
+    for _, results in halving(batches, lambda batch: _solve(task, batch.photos),
+                              warn=console.warn, lower=lambda _: _LOWER):
+        yield from results
 
 
 @dataclass(frozen=True)
@@ -247,42 +249,78 @@ class _Read:
     """A photo (H, W, 3), the scores of its labels (L, H, W), their classes (L,); or why not."""
 
     key: str
+    path: Path
     photo: npt.NDArray[np.uint8]
     scores: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
     failure: str = ""
 
+    @property
+    def size(self) -> str:
+        return f"{self.photo.shape[1]}×{self.photo.shape[0]} pixels"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Photos of one size and number of labels; see `halving`."""
+
+    photos: list[_Read]
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @property
+    def each(self) -> str:
+        return self.photos[0].size
+
+    def split(self, size: int) -> list[_Batch]:
+        return [_Batch(self.photos[start : start + size]) for start in range(0, len(self), size)]
+
 
 def _read(task: _Task, job: tuple[str, Path]) -> _Read:
     import numpy as np
 
+    from vpltool.core import crf as core
     from vpltool.core.photos import describe_failure, read_photo
 
     key, path = job
     try:
         photo = read_photo(path)
+        if task.wrap_image:
+            photo = core.wrap_image(photo)
         scores, classes = _scores(task, key, (photo.shape[0], photo.shape[1]))
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
-        return _Read(key, np.empty(0, np.uint8), np.empty(0, np.float32), np.empty(0, np.int64),
-                     describe_failure(path, error))
-    return _Read(key, photo, scores.numpy(), classes.numpy())
+        return _Read(key, path, np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32),
+                     np.empty(0, np.int64), describe_failure(path, error))
+    return _Read(key, path, photo, scores.numpy(), classes.numpy())
 
 
 def _solve(task: _Task, batch: Sequence[_Read]) -> list[_Result]:
-    """Run the CRF on photos of one size; a batch that cannot be done is taken apart."""
+    """Run the CRF on photos of one size and number of labels.
+
+    Raises:
+        RuntimeError: the memory does not suffice for so many; for a single one it is its result.
+    """
     import torch
 
     from vpltool.core import crf as core
+    from vpltool.core.photos import describe_failure
 
     if batch[0].failure:
         return [(read.key, read.failure) for read in batch]
     try:
-        photos, scores = [read.photo for read in batch], [read.scores for read in batch]
-        marginals = core.mean_fields(photos, scores, task.settings, backend=task.backend,
-                                     device=torch.device(task.device))
+        marginals = core.mean_fields(
+            [read.photo for read in batch], [read.scores for read in batch], task.settings,
+            backend=task.backend, device=torch.device(task.device))
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
-            return [(batch[0].key, str(error) or type(error).__name__)]
+            read = batch[0]
+            if is_out_of_memory(error):
+                return [(read.key, f"out of memory with {read.size} of {read.path.name}; {_LOWER}")]
+            return [(read.key, describe_failure(read.path, error))]
+        if is_out_of_memory(error):
+            raise
+        # One of them is to blame.
         return [result for read in batch for result in _solve(task, [read])]
     return [(read.key, [core.to_labels(field, read.classes, confidence)
                         for confidence in task.confidences])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vpltool import console
+from vpltool.commands._truth import read_truth
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -20,7 +21,6 @@ from vpltool.formats import (
     identity_of_many,
     open_workspace,
     read_json,
-    read_labels,
     write_json,
 )
 from vpltool.formats.batches import in_threads
@@ -128,15 +128,28 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts:
     from vpltool.core import metrics
 
     classes = len(workspace.classes) + 1
-    truth = read_labels(workspace.path / workspace.root / str(photo.mask))
     if source.kind == "cams":
+        truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape)
         return metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore)
+    path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
-    if label.shape != truth.shape:
-        raise VplError(f"{source.path_of(photo.id)} is {label.shape}, the true mask "
-                       f"{truth.shape}", "photo and true mask must be of one size")
+    truth = read_truth(workspace, photo, label.shape, path)
+    if (label[label != workspace.ignore] >= classes).any():
+        raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
+                       f"vpltool {source.header.command} --overwrite")
     return metrics.confusion(truth, label, classes, workspace.ignore)
+
+
+def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
+    from vpltool.core.photos import describe_failure, photo_size
+
+    path = workspace.image_path(photo)
+    try:
+        return photo_size(path)
+    except OSError as error:
+        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
+                       "mend it and run the same command again") from error
 
 
 def _strongest(

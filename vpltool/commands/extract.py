@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vpltool import console
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import Header, open_output, open_workspace, write_tensors
+from vpltool.formats.batches import write_behind
 from vpltool.options import (
+    STORES,
     BatchSize,
     Device,
     Limit,
@@ -19,9 +21,15 @@ from vpltool.options import (
     Precision,
     Quiet,
     Split,
+    Store,
     Workers,
 )
 from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.core.photos import Batch
 
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
               writes=("features", "head"))
@@ -46,6 +54,7 @@ def extract(
     layers: Annotated[str, typer.Option(
         metavar="LIST", help="Blocks whose output `layers` holds, 0 is the first; "
                              "default: all but the last.")] = "",
+    store: Store = "fp16",
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: BatchSize = 8,
@@ -67,22 +76,25 @@ def extract(
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     kept = _kept(keep)
+    check_choice("store", store, STORES)
     if patches not in ("block", "value"):
         raise VplError(f"--patches {patches}: no such path", near_name(patches, ("block", "value")))
 
     from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device, find_precision, worker_count
+    from vpltool.core.device import PRECISIONS, find_device, find_precision, halving, worker_count
     from vpltool.core.photos import PhotoSettings, load_batches
 
     place = find_device(device)
     dtype = find_precision(precision, place)
-    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj)
+    clip = load_clip(workspace.model, workspace.pretrained, place, base=ctx.obj,
+                     normalise=workspace.normalise)
     chosen = parse_layers(layers, clip.vision.depth) if "layers" in kept else []
     folder = out or ctx.obj / "features" / split
     header = Header(kind="features", command="extract", model=clip.identity, options={
         "split": split, "scale": scale, "max_side": max_side, "keep": list(kept),
         "layers": chosen, "precision": precision,
-        **({"patches": patches} if patches != "block" else {})})
+        **({"patches": patches} if patches != "block" else {}),
+        **({"store": store} if store != "fp16" else {})})
     output = open_output(folder, header, [photo.id for photo in photos], overwrite=overwrite)
     if output.todo or not head_path(folder).exists():
         write_tensors(head_path(folder), Header(
@@ -94,31 +106,40 @@ def extract(
     vision = clip.vision.to(dtype)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
     settings = PhotoSettings(vision.patch, clip.mean, clip.std, scale, max_side)
-    with console.progress(f"extract {split}", len(output.todo)) as advance:
-        for batch in load_batches([(key, paths[key]) for key in output.todo], settings,
-                                  batch_size=batch_size, workers=worker_count(workers)):
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        if not batch.ids:
+            return {}
+        pixels = batch.pixels.to(place, non_blocking=True).to(dtype)
+        features = vision(pixels, patches=patches if "patches" in kept else "none",
+                          attention="attention" in kept, layers=chosen)
+        return {name: getattr(features, name).to(PRECISIONS[store]).cpu() for name in kept}
+
+    batches = load_batches([(key, paths[key]) for key in output.todo], settings, device=place,
+                           batch_size=batch_size, workers=worker_count(workers))
+    with (console.progress(f"extract {split}", len(output.todo)) as advance,
+          write_behind(output.write_tensors, batch_size if place.type == "cuda" else 0) as write):
+        for batch, fields in halving(batches, encode, warn=console.warn, lower=smaller_photos):
             for key, reason in batch.failed.items():
                 output.fail(key, reason)
-            advance(len(batch.failed))
-            if not batch.ids:
-                continue
-            pixels = batch.pixels.to(place, dtype, non_blocking=True)
-            features = vision(pixels, patches=patches if "patches" in kept else "none",
-                              attention="attention" in kept, layers=chosen)
-            grid = torch.tensor([pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch])
-            fields = {name: getattr(features, name).half().cpu() for name in kept}
             for index, key in enumerate(batch.ids):
+                grid = torch.tensor([side // vision.patch for side in batch.pixels.shape[2:]])
                 tensors = {name: field[index] for name, field in fields.items()}
                 if chosen:
                     tensors["layer_index"] = torch.tensor(chosen)
-                output.write_tensors(key, {"grid": grid, **tensors})
-            advance(len(batch.ids))
+                write(key, {"grid": grid, **tensors})
+            advance(len(batch.ids) + len(batch.failed))
     output.finish()
 
 
 def head_path(features: Path) -> Path:
     """Where `extract` puts CLIP's head: beside the features of the same split."""
     return features.parent / f"{features.name}.head.safetensors"
+
+
+def smaller_photos(batch: Batch) -> str:
+    """What to do where one photo does not fit into memory: a hint."""
+    return f"--max-side {max(batch.pixels.shape[2:]) // 2} --overwrite, or --device cpu"
 
 
 def _kept(keep: str) -> tuple[str, ...]:

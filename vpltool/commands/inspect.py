@@ -73,7 +73,7 @@ def _describe_json(path: Path) -> dict[str, Any]:
     content = read_json(path, "")
     if path.name == "workspace.json" or "header" in content:
         return _describe_folder(path.parent)
-    if content.get("kind") == "scores":
+    if content.get("kind") in ("scores", "gap"):
         return {key: value for key, value in content.items() if key not in ("confusion", "sweep")}
     return {"kind": "JSON", "keys": sorted(content)}
 

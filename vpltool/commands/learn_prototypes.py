@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,17 @@ from vpltool.formats import (
     open_workspace,
     write_tensors,
 )
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Seed, Split
+from vpltool.options import (
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Seed,
+    Split,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
@@ -37,6 +49,23 @@ CHOICES = {
     "classes": ("present", "all"), "student": ("all", "present"),
     "targets": ("text", "seeds"), "start": ("text", "seeds"), "background": ("words", "clusters"),
 }
+
+IDLE = (
+    *(Idle(option, {"iters": (0,)}, "the start is the result") for option in (
+        "tau_t", "tau_i", "lr", "harden", "solver", "classes", "student", "targets", "rounds",
+        "balance")),
+    Idle("phi", {"pixels": ("all", "regions")}, "it is where seeds begin"),
+    Idle("phi_background", {"pixels": ("all", "regions")}, "it is where background seeds end"),
+    Idle("cams", {"pixels": ("all",)}, "no CAM is read"),
+    Idle("balance", {"pixels": ("all",)}, "the pixels have no labels"),
+    Idle("clusters", {"background": ("words",)}, "there is a row for each word"),
+    Idle("lr", {"solver": ("lbfgs",)}, "it looks for the rate itself"),
+    Idle("tau_t", {"targets": ("seeds",)}, "the text gives no targets"),
+    Idle("classes", {"targets": ("seeds",)}, "a target is a seed's own class"),
+    Idle("harden", {"targets": ("seeds",), "rounds": (1,)}, "the targets are one-hot already"),
+    Idle("rounds", {"harden": (0.0,), "student": ("present",), "rounds": range(2, 1_000_000)},
+         "P' would be P from the second on"),
+)
 
 
 def learn_prototypes(
@@ -120,6 +149,7 @@ def learn_prototypes(
         "balance": balance, "max_pixels": max_pixels, "seed": seed, "split": split,
         **({"limit": limit} if limit else {})}
     _check(chosen)
+    warn_of_idle(ctx, IDLE, chosen)
     workspace = open_workspace(ctx.obj)
     source = open_input(features or ctx.obj / "features" / split, ("features",),
                         f"vpltool extract --split {split}")
@@ -140,7 +170,8 @@ def learn_prototypes(
     target = out or ctx.obj / "prototypes/vision.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
         pool = _gather(workspace, source, maps, chosen, str(device))
-        rows, index, facts = _learn(pool, vectors, workspace, chosen)
+        with _room_for(len(pool.embeddings)):
+            rows, index, facts = _learn(pool, vectors, workspace, chosen)
         write_tensors(target, replace(header, facts=facts),
                       {"prototypes": rows, "class_index": index})
     print(target)
@@ -173,7 +204,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
     import torch
 
     from vpltool.core.device import find_device
-    from vpltool.core.phase_one import Pixels, hold
+    from vpltool.core.phase_one import Pixels
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     place = find_device(device)
@@ -182,42 +213,68 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder | Non
     ids = features.available(photos)
     if maps is not None:
         ids = maps.available(ids)
-    share = max(1, chosen["max_pixels"] // len(ids))
-    parts: list[Tensor] = []
-    numbers: list[Tensor] = []
-    seeds: list[Tensor] = []
-    seen = 0
+    ids, share = _spread(ids, chosen["max_pixels"])
+    store = torch.empty(0)
+    photo_of, labels = [], []
+    seen = count = 0
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
             patches = features.read_tensors(key, "patches")["patches"]
             seen += len(patches)
-            labels = torch.full((len(patches),), UNSURE)
+            label = torch.full((len(patches),), UNSURE)
             if maps is not None:
                 cam = maps.read_tensors(key)
                 if chosen["pixels"] == "regions":
-                    patches, labels = region_features(patches, cam["cam"], cam["classes"])
+                    patches, label = region_features(patches, cam["cam"], cam["classes"])
                 else:
-                    labels = seed_labels(cam["cam"], cam["classes"], chosen["phi"],
-                                         chosen["phi_background"])
-                    patches, labels = patches[labels != UNSURE], labels[labels != UNSURE]
+                    label = seed_labels(cam["cam"], cam["classes"], chosen["phi"],
+                                        chosen["phi_background"])
+                    patches, label = patches[label != UNSURE], label[label != UNSURE]
             if len(patches) > share:
                 generator = torch.Generator().manual_seed(chosen["seed"] * 1_000_003 + number)
                 kept = torch.randperm(len(patches), generator=generator)[:share].sort().values
-                patches, labels = patches[kept], labels[kept]
-            parts.append(patches)
-            numbers.append(torch.full((len(patches),), number))
-            seeds.append(labels)
+                patches, label = patches[kept], label[kept]
+            if not number:
+                # Filled photo by photo: a list of parts would be held twice when it is joined.
+                # What is not written to takes no memory. A GPU computes in float32 from features
+                # in half precision; on a CPU turning them to float32 at each step takes too long.
+                half = place.type == "cuda" and chosen["pixels"] != "regions"
+                store = torch.empty(share * len(ids), patches.shape[1],
+                                    dtype=torch.float16 if half else torch.float32)
+            store[count : count + len(patches)] = patches
+            count += len(patches)
+            photo_of.append(torch.full((len(patches),), number))
+            labels.append(label)
             advance()
-    pixels = hold(parts, place)
-    if not len(pixels):
+    if not count:
         raise VplError(f"no pixel reaches --phi {chosen['phi']:g}", "lower --phi")
-    console.note(f"{len(pixels)} of {seen} patches of {len(ids)} photos are used")
+    console.note(f"{count} of {seen} patches of {len(ids)} photos are used")
     if not any(photos[key].labels for key in ids):
         raise VplError(f"no photo of `{chosen['split']}` has a tag",
                        "give tags to vpltool prepare, or choose another --split")
-    tags = [torch.tensor(workspace.indices_of(photos[key]), dtype=torch.long).to(place)
-            for key in ids]
-    return Pixels(pixels, torch.cat(numbers).to(place), torch.cat(seeds).to(place), tags)
+    with _room_for(count):
+        pixels = store[:count].to(place)
+        length = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True, dtype=torch.float32)
+        pixels /= length.clamp_min(1e-12)
+        # Photos with the same tags share a tensor.
+        tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=place))
+        return Pixels(pixels, torch.cat(photo_of).to(place), torch.cat(labels).to(place),
+                      [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids])
+
+
+def _spread(ids: list[str], most: int) -> tuple[list[str], int]:
+    """Which photos give pixels, and how many each at most, so that there are `most` at most."""
+    if most < len(ids):
+        console.warn(f"--max-pixels {most} is below the number of photos: {most} of {len(ids)} "
+                     "photos are used, spread evenly, and one pixel of each")
+        ids = [ids[place * len(ids) // most] for place in range(most)]
+    return ids, most // len(ids)
+
+
+def _room_for(count: int) -> AbstractContextManager[None]:
+    from vpltool.core.device import naming_shortage
+
+    return naming_shortage(f"{count} pixels", f"--max-pixels {max(count // 2, 1)}")
 
 
 def _learn(pool: Pixels, vectors: dict[str, Tensor], workspace: Workspace, chosen: dict[str, Any]

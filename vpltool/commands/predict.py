@@ -11,6 +11,7 @@ import typer
 
 from vpltool import console
 from vpltool.commands import _artifacts
+from vpltool.commands.extract import smaller_photos
 from vpltool.errors import VplError, check_choice, near_name
 from vpltool.formats import (
     Header,
@@ -25,10 +26,11 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import feature_batches, in_threads
+from vpltool.formats.batches import FeatureBatch, feature_batches
 from vpltool.options import (
     BatchSize,
     Device,
+    Idle,
     Limit,
     Out,
     Overwrite,
@@ -36,16 +38,24 @@ from vpltool.options import (
     Quiet,
     Split,
     Workers,
+    warn_of_idle,
 )
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from vpltool.core.decoder import Decoder
+    from vpltool.core.photos import Batch
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
               writes=("predictions", "probabilities"))
+
+IDLE = (
+    Idle("max_side", {"source": ("features",)}, "photos are as extract saw them; add --source "
+                                                "photos"),
+    Idle("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),
+)
 
 
 def predict(
@@ -61,6 +71,9 @@ def predict(
     )] = "1",
     flip: Annotated[bool, typer.Option(
         "--flip/--no-flip", help="See it mirrored too, and average.")] = False,
+    average: Annotated[str, typer.Option(
+        help="What is averaged over scales and mirrored copies: probabilities, or logits as "
+             "WeCLIP.")] = "probabilities",
     source: Annotated[str, typer.Option(
         help="photos; or features: stored layers of the split, one scale, no flip, much faster; "
              "auto: features where they serve.")] = "auto",
@@ -91,6 +104,7 @@ def predict(
     """
     console.set_quiet(quiet)
     check_choice("source", source, ("auto", "features", "photos"))
+    check_choice("average", average, ("probabilities", "logits"))
     workspace = open_workspace(ctx.obj)
     factors = _scales(scales)
     path = _find_decoder(ctx.obj, decoder)
@@ -109,8 +123,11 @@ def predict(
         paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}
     stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
                                                            split, list(paths))
+    source = "features" if stored else "photos"
+    warn_of_idle(ctx, IDLE, {"source": source})
     options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
-               "source": "features" if stored else "photos"}
+               "source": source,
+               **({"average": average} if average != "probabilities" else {})}
     if not stored:
         options["precision"] = precision
         from vpltool.core.device import find_device, find_precision
@@ -133,14 +150,12 @@ def predict(
                                           inputs=inputs, model=found.model),
                            list(paths), overwrite=overwrite) for kind, folder in folders]
     todo = {key: paths[key] for output in outputs for key in output.todo}
-    task = _Task(workspace, path, factors, flip, max_side, str(device), precision, batch_size,
-                 workers)
+    task = _Task(workspace, path, factors, flip, average, max_side, str(device), precision,
+                 batch_size, workers)
     with console.progress(f"predict {path.stem} {where}", len(todo)) as advance:
         if todo:
-            found_in = _from_features(task, split, todo) if stored else _from_photos(task, todo)
-            # A thread writes PNGs while the next photos are encoded.
-            for _ in in_threads(lambda seen: _write(outputs, seen, tagged.get(seen.id)), found_in,
-                                threads=2):
+            for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
+                _write(outputs, seen, tagged.get(seen.id))
                 advance()
     finish_all(outputs)
 
@@ -151,6 +166,7 @@ class _Task:
     decoder: Path
     scales: list[float]
     flip: bool
+    average: str
     max_side: int
     device: str
     precision: str
@@ -163,7 +179,7 @@ class _Seen:
     """A photo's class probabilities (classes, 4h, 4w) and its size; or the reason why not."""
 
     id: str
-    probabilities: torch.Tensor | None
+    probabilities: Tensor | None
     size: tuple[int, int] = (0, 0)
     failure: str = ""
 
@@ -268,6 +284,7 @@ def _load_decoder(task: _Task) -> Decoder:
 
 def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_Seen]:
     from vpltool.core.decoder import layers_of
+    from vpltool.core.device import halving
     from vpltool.core.photos import describe_failure, photo_size
     from vpltool.core.segment import probabilities_of
 
@@ -276,13 +293,19 @@ def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_
     ids = features.available(todo)
     for key in set(todo) - set(ids):
         yield _Seen(key, None, failure=features.failed[key])
-    for batch in feature_batches(features, ids, ["layers", "layer_index", "patches"],
-                                 task.batch_size):
+    place = decoder.prototypes.device
+
+    def decode(batch: FeatureBatch) -> Tensor:
         index = batch.tensors["layer_index"][0].tolist()
         layers = layers_of(batch.tensors["layers"], index, decoder.shape.layers)
-        place = decoder.prototypes.device
-        result = probabilities_of(decoder, layers.to(place).float(),
-                                  batch.tensors["patches"].to(place).float(), batch.grid)
+        return probabilities_of(
+            decoder, layers.to(place, non_blocking=True).float(),
+            batch.tensors["patches"].to(place, non_blocking=True).float(), batch.grid)
+
+    batches = feature_batches(features, ids, ["layers", "layer_index", "patches"],
+                              task.batch_size, device=place)
+    for batch, result in halving(batches, decode, warn=console.warn,
+                                 lower=lambda _: _artifacts.smaller_features(features.header)):
         for key, part in zip(batch.ids, result, strict=True):
             try:
                 yield _Seen(key, part, photo_size(todo[key]))
@@ -292,27 +315,33 @@ def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_
 
 def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
     from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device, find_precision, worker_count
+    from vpltool.core.device import find_device, find_precision, halving, worker_count
     from vpltool.core.photos import PhotoSettings, load_batches
     from vpltool.core.segment import segment
 
     decoder = _load_decoder(task)
     place = find_device(task.device)
     clip = load_clip(task.workspace.model, task.workspace.pretrained, place,
-                     base=task.workspace.path)
+                     base=task.workspace.path, normalise=task.workspace.normalise)
     _artifacts.check_same_model(clip.identity, expect_header(task.decoder, "decoder").model,
                                 f"the workspace's model and {task.decoder}")
     vision = clip.vision.to(find_precision(task.precision, place))
     settings = PhotoSettings(vision.patch, clip.mean, clip.std, max(task.scales), task.max_side)
-    for batch in load_batches(list(todo.items()), settings, batch_size=task.batch_size,
-                              workers=worker_count(task.workers)):
+    scales = [scale / max(task.scales) for scale in task.scales]
+
+    def run(batch: Batch) -> Tensor:
+        if not batch.ids:
+            return batch.pixels
+        return segment(vision, decoder, batch.pixels.to(place, non_blocking=True), scales,
+                       flip=task.flip, average=task.average)
+
+    batches = load_batches(list(todo.items()), settings, batch_size=task.batch_size,
+                           workers=worker_count(task.workers), device=place)
+    for batch, result in halving(batches, run, warn=console.warn, lower=smaller_photos):
         for key, reason in batch.failed.items():
             yield _Seen(key, None, failure=reason)
-        if batch.ids:
-            result = segment(vision, decoder, batch.pixels.to(place),
-                             [scale / max(task.scales) for scale in task.scales], flip=task.flip)
-            for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
-                yield _Seen(key, part, size)
+        for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
+            yield _Seen(key, part, size)
 
 
 def _write(outputs: Sequence[OutputFolder], seen: _Seen, tagged: Sequence[int] | None) -> None:

@@ -8,10 +8,23 @@ from typing import Annotated
 import typer
 
 from vpltool import console
+from vpltool.commands._artifacts import smaller_features
 from vpltool.errors import check_choice
 from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
 from vpltool.formats.batches import feature_batches
-from vpltool.options import BatchSize, Device, Limit, Out, Overwrite, Quiet, Split
+from vpltool.options import (
+    STORES,
+    BatchSize,
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Quiet,
+    Split,
+    Store,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
@@ -19,8 +32,12 @@ STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features
 
 MASKS = ("box", "none")
 
+BOXES = ("inclusive", "exclusive")
+
 AFFINITIES = {"attention": "attention", "patches": "patches"}
 """Each affinity, and the tensor of the features that it is made of."""
+
+IDLE = (Idle("threshold", {"mask": ("none",)}, "it is where boxes begin"),)
 
 
 def refine(
@@ -35,12 +52,16 @@ def refine(
     threshold: Annotated[float, typer.Option(
         "--lambda", min=0, max=1, help="Share of the maximum at which boxes begin; CLIP-ES: 0.4 "
                                        "for VOC, 0.7 for COCO.")] = 0.4,
+    box: Annotated[str, typer.Option(
+        help="inclusive: boxes reach the photo's border; exclusive: never into its last row and "
+             "column of patches, as CLIP-ES's code has it.")] = "inclusive",
     min_max: Annotated[bool, typer.Option(
         "--min-max/--keep-scale",
         help="Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.")] = True,
     split: Split = "train",
     features: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
+    store: Store = "fp16",
     device: Device = "auto",
     batch_size: BatchSize = 8,
     limit: Limit = 0,
@@ -57,6 +78,9 @@ def refine(
     console.set_quiet(quiet)
     check_choice("mask", mask, MASKS)
     check_choice("affinity", affinity, tuple(AFFINITIES))
+    check_choice("box", box, BOXES)
+    check_choice("store", store, STORES)
+    warn_of_idle(ctx, IDLE, {"mask": mask})
     workspace = open_workspace(ctx.obj)
     photos = workspace.photos(split, limit)
     start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
@@ -67,6 +91,10 @@ def refine(
     options = {"split": split, "affinity": affinity, "mask": mask, "min_max": min_max}
     if mask == "box":
         options["lambda"] = threshold
+        if box != "inclusive":
+            options["box"] = box
+    if store != "fp16":
+        options["store"] = store
     header = Header(kind="cams", command="refine", model=source.header.model, options=options,
                     inputs={"cams": start.identity, "features": source.identity,
                             "classes": workspace.classes_identity})
@@ -77,15 +105,20 @@ def refine(
                          left_out=start.left_out(wanted) | source.left_out(wanted))
 
     from vpltool.core.affinity import refine as spread
-    from vpltool.core.device import find_device
+    from vpltool.core.device import PRECISIONS, find_device, naming_shortage
 
     place, source_tensor = find_device(device), AFFINITIES[affinity]
     with console.progress(f"refine {name} {split}", len(output.todo)) as advance:
-        for batch in feature_batches(source, output.todo, [source_tensor], batch_size):
+        for batch in feature_batches(source, output.todo, [source_tensor], batch_size,
+                                     device=place):
             for key, field in zip(batch.ids, batch.tensors[source_tensor], strict=True):
                 tensors = start.read_tensors(key)
-                refined = spread(tensors["cam"].to(place), field.to(place), affinity=affinity,
-                                 mask=mask, threshold=threshold, normalise=min_max)
-                output.write_tensors(key, {"cam": refined.half(), "classes": tensors["classes"]})
+                with naming_shortage(f"a photo of {batch.each}", smaller_features(source.header)):
+                    refined = spread(
+                        tensors["cam"].to(place), field.to(place, non_blocking=True),
+                        affinity=affinity, mask=mask, threshold=threshold,
+                        exclusive=box == "exclusive", normalise=min_max)
+                output.write_tensors(key, {"cam": refined.to(PRECISIONS[store]),
+                                           "classes": tensors["classes"]})
             advance(len(batch.ids))
     output.finish()

@@ -31,7 +31,9 @@ def scores(
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
     """
     if not rows:
-        rows = [str(path) for path in sorted((ctx.obj / "scores").glob("*.json"))]
+        # `gap` writes there, too.
+        rows = [str(path) for path in sorted((ctx.obj / "scores").glob("*.json"))
+                if read_json(path, "vpltool eval").get("kind") == "scores"]
         if not rows:
             raise VplError(f"no scores in {ctx.obj / 'scores'}", "vpltool eval")
     table = [_row(ctx.obj, row) for row in rows]

@@ -8,9 +8,9 @@ import typer
 
 from vpltool import console
 from vpltool.commands._artifacts import read_known_photo
+from vpltool.commands._truth import read_truth
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace, voc_palette
-from vpltool.formats.labels import read_labels
 from vpltool.formats.storage import atomic_path
 from vpltool.options import Out, Quiet, Split
 from vpltool.stage import Stage
@@ -50,22 +50,28 @@ def show(
     sources = [(name, find_folder(ctx.obj, kinds[:3], name, split, kinds, "vpltool cam"))
                for name in names]
 
-    from vpltool.core.pictures import labels_over, sheet
+    from vpltool.core.pictures import sheet
 
-    rows = []
-    for photo in photos:
-        picture = read_known_photo(workspace, photo)
-        row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
-        row += [(name, _panel(source, photo, picture)) for name, source in sources
-                if source.path_of(photo.id).exists()]
-        if truth and photo.mask:
-            labels = read_labels(workspace.path / workspace.root / photo.mask)
-            row.append(("truth", labels_over(picture, labels, voc_palette())))
-        rows.append(row)
+    page = sheet(_row(workspace, photo, sources, truth=truth) for photo in photos)
     path = out or ctx.obj / "pictures" / f"{split}.png"
     with atomic_path(path) as temporary:
-        sheet(rows).save(temporary, format="PNG")
+        page.save(temporary, format="PNG")
     print(path)
+
+
+def _row(workspace: Workspace, photo: Photo, sources: list[tuple[str, InputFolder]], *,
+         truth: bool) -> list[tuple[str, Rgb]]:
+    """A photo with all that there is of it, each with its title."""
+    from vpltool.core.pictures import labels_over
+
+    picture = read_known_photo(workspace, photo)
+    row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
+    row += [(name, _panel(source, photo, picture)) for name, source in sources
+            if source.path_of(photo.id).exists()]
+    if truth and photo.mask:
+        labels = read_truth(workspace, photo, picture.shape[:2])
+        row.append(("truth", labels_over(picture, labels, voc_palette())))
+    return row
 
 
 def _choose(workspace: Workspace, split: str, ids: str, limit: int) -> list[Photo]:

@@ -52,9 +52,12 @@ def text_prototypes(
         kind="prototypes", command="text-prototypes",
         options={"prompts": list(templates), "words": spoken,
                  "background": list(workspace.background)})
+    from vpltool.core.models import find_source
+
     # The fingerprint of the model is not known before it is loaded; its name must do here.
-    wanted = replace(header, model={"name": Path(workspace.model).name,
-                                    "pretrained": Path(workspace.pretrained).name})
+    source = find_source(workspace.model, workspace.pretrained, ctx.obj)
+    wanted = replace(header, model=source.names | (
+        {"normalise": workspace.normalise} if workspace.normalise != "model" else {}))
     if _artifacts.is_done(path, wanted, overwrite=overwrite, by_model_name=True):
         print(path)
         return
@@ -63,7 +66,8 @@ def text_prototypes(
     from vpltool.core.device import find_device
     from vpltool.core.text import text_prototypes as encode_words
 
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(device), base=ctx.obj)
+    clip = load_clip(workspace.model, workspace.pretrained, find_device(device), base=ctx.obj,
+                     normalise=workspace.normalise)
     rows = [*spoken, *workspace.background]
     vectors = encode_words(rows, templates, clip.encode_text)
     import torch

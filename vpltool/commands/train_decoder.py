@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
 
-_HEADS = 8
+_HEAD_WIDTH = 32
+"""Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -59,6 +60,8 @@ def train_decoder(
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(
         min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
+    power: Annotated[float, typer.Option(
+        min=0, help="The rate falls as (1 - t)^POWER; WeCLIP: 1.")] = 0.9,
     balanced: Annotated[bool, typer.Option(
         "--balanced/--plain", help="Background and foreground weigh the same in the cross-entropy "
                                    "(WeCLIP), or each pixel does (the paper).")] = False,
@@ -93,9 +96,9 @@ def train_decoder(
     console.set_quiet(quiet)
     check_choice("optimizer", optimizer, ("sgd", "adamw"))
     check_choice("source", source, ("auto", "features", "photos"))
-    if width % _HEADS:
-        raise VplError(f"--width {width}: not a multiple of {_HEADS}, the number of heads",
-                       "--width 256")
+    if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
+        raise VplError(f"--width {width}: not a multiple of {_HEAD_WIDTH}, the width of an "
+                       "attention head", "--width 256")
     workspace = open_workspace(ctx.obj)
     labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
                          f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
@@ -116,7 +119,7 @@ def train_decoder(
 
     settings = TrainingSettings(
         iterations=iters, batch_size=batch_size, crop=crop, optimizer=optimizer,
-        lr=lr or _DEFAULT_LR[optimizer], balanced=balanced, lambda_ce=lambda_ce,
+        lr=lr or _DEFAULT_LR[optimizer], power=power, balanced=balanced, lambda_ce=lambda_ce,
         lambda_rsc=lambda_rsc, seed=seed)
     header = Header(
         kind="decoder", command="train-decoder", model=vectors_header.model,
@@ -152,14 +155,15 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     import torch
 
     from vpltool.core.decoder import Decoder, DecoderShape
-    from vpltool.core.device import find_device
+    from vpltool.core.device import find_device, naming_shortage
     from vpltool.core.training import make_optimizer, train
 
     torch.manual_seed(run.settings.seed)
     options = run.header.options
     frozen = run.lessons.frozen
     shape = DecoderShape(frozen.layers, frozen.input_width, vectors["prototypes"].shape[1],
-                         options["width"], heads=_HEADS, residual=options["residual"])
+                         options["width"], heads=max(options["width"] // _HEAD_WIDTH, 1),
+                         residual=options["residual"])
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
     decoder = decoder.to(find_device(device))
     optimizer = make_optimizer(decoder, run.settings)
@@ -168,7 +172,11 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
     start, curve, recent = _resume(run, decoder, optimizer)
     steps = run.settings.iterations
     batches = crop_batches(run.lessons, run.settings, start)
-    with console.progress(f"train-decoder {run.target.stem}", steps - start) as advance:
+    used = run.settings
+    with (console.progress(f"train-decoder {run.target.stem}", steps - start) as advance,
+          naming_shortage(f"{used.batch_size} crops of {used.crop}×{used.crop} patches",
+                          f"--batch-size {max(used.batch_size // 2, 1)} --overwrite, or "
+                          f"--crop {max(used.crop // 2, 2)} --overwrite")):
         for record in train(decoder, optimizer, run.settings, batches, start=start):
             if not math.isfinite(record.mask + record.contrast):
                 raise VplError(f"the loss is not finite at step {record.iteration}",

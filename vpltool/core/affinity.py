@@ -36,7 +36,7 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
     return rows, columns
 
 
-def box_mask(cams: Tensor, threshold: float = 0.4) -> Tensor:
+def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -> Tensor:
     """Union of the bounding boxes of what a CAM shows, per map.
 
     CLIP-ES: floor(255·cam) > floor(threshold·max), 8-connected components, their boxes.
@@ -44,12 +44,15 @@ def box_mask(cams: Tensor, threshold: float = 0.4) -> Tensor:
     Args:
         cams: maps in [0, 1] (maps, h, w).
         threshold: λ, 0.4 for VOC and 0.7 for COCO.
+        exclusive: leave the map's last row and column out of every box, as CLIP-ES does.
 
     Returns:
         bool (maps, h, w).
     """
     count, height, width = cams.shape
-    levels = (cams * 255).floor()
+    # CLIP-ES normalises a map twice, which leaves it a maximum of 1 − 1e-7: level 254, so that λ
+    # begins at int(λ·254). In half precision that maximum is 1.
+    levels = (cams.clamp(max=1 - 1e-7) * 255).floor()
     bright = levels > (threshold * levels.amax(dim=(1, 2), keepdim=True)).floor()
     component = _components(bright)
     y, x = torch.meshgrid(torch.arange(height, device=cams.device),
@@ -65,8 +68,11 @@ def box_mask(cams: Tensor, threshold: float = 0.4) -> Tensor:
     fill = cams.new_zeros(count, height + 1, width + 1, dtype=torch.long)
     photo, box = (corners[1] >= 0).nonzero(as_tuple=True)
     top, bottom, left, right = (corner[photo, box] for corner in corners)
-    for row, column, sign in ((top, left, 1), (bottom + 1, left, -1), (top, right + 1, -1),
-                              (bottom + 1, right + 1, 1)):
+    below, beyond = bottom + 1, right + 1
+    if exclusive:
+        below, beyond = below.clamp(max=height - 1), beyond.clamp(max=width - 1)
+    for row, column, sign in ((top, left, 1), (below, left, -1), (top, beyond, -1),
+                              (below, beyond, 1)):
         fill.index_put_((photo, row, column), torch.full_like(row, sign), accumulate=True)
     return fill.cumsum(1).cumsum(2)[:, :height, :width] > 0
 
@@ -85,7 +91,7 @@ def _components(bright: Tensor) -> Tensor:
 
 def refine(
     cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
-    threshold: float = 0.4, normalise: bool = True,
+    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True,
 ) -> Tensor:
     """Spread the CAMs of one photo: along its attention (CLIP-ES, eq. 5 to 7) or its patches.
 
@@ -97,6 +103,7 @@ def refine(
             `patch_walk`.
         mask: `box` keeps what lies in the classes' boxes, `none` keeps all.
         threshold: λ of the boxes.
+        exclusive: see `box_mask`.
         normalise: min-max the result, as CLIP-ES does; without it the maps keep their scale.
 
     Returns:
@@ -106,7 +113,7 @@ def refine(
         return cams.float()
     start = cams.float()
     if mask == "box":
-        start = start * box_mask(start, threshold)
+        start = start * box_mask(start, threshold, exclusive=exclusive)
     spread = start.flatten(1).T
     if affinity == "patches":
         spread = patch_walk(source[None].float())[0] @ spread

@@ -50,6 +50,26 @@ PRESETS: dict[str, CrfSettings] = {
 }
 
 
+_MEAN_BGR = (104.008, 116.669, 122.675)
+"""Caffe's mean of ImageNet, which CLIP-ES takes from the photo before the CRF."""
+
+
+def wrap_image(photo: Image) -> Image:
+    """What CLIP-ES's CRF sees: BGR less its mean, cut to a byte, so that dark colours wrap.
+
+    A channel below its mean comes out near 255, beside the brightest: the appearance kernel takes
+    dark and bright for alike there, and parts what is on both sides of the mean.
+
+    Args:
+        photo: RGB (H, W, 3).
+
+    Returns:
+        (H, W, 3), modulo 256 (x86's cast; others may saturate).
+    """
+    shifted = photo[..., ::-1] - np.array(_MEAN_BGR)
+    return (np.trunc(shifted).astype(np.int64) % 256).astype(np.uint8)
+
+
 def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
     """Put a background score (1 − max_c cam)^α before CAMs (K, H, W): (1 + K, H, W), CLIP-ES."""
     strongest = cams.amax(dim=0, keepdim=True) if len(cams) else cams.new_zeros(1, *cams.shape[1:])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.classes import allowed_rows, class_scores
@@ -37,7 +38,8 @@ def gradcam(
 
     Args:
         head: CLIP's end.
-        tokens: input of the last block (B, 1+h·w, width), in the head's number format.
+        tokens: input of the last block (B, 1+h·w, width), or (B, h·w, width) if there is no class
+            token, in the head's number format.
         grid: (h, w).
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
@@ -64,23 +66,27 @@ def gradcam(
                        class_index == class_of[:, None], target)
         (gradient,) = torch.autograd.grad(score.sum(), output)
     # The weight of a channel is its mean gradient over the patches, CLS excluded.
-    weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient).float()
-    maps = torch.cat([own @ normed[1:].float().T for own, normed in zip(
+    weights = mean_patch_gradient(head.block, kept, photo_of, counts, gradient,
+                                  head.prefix).float()
+    maps = torch.cat([own @ normed[head.prefix :].float().T for own, normed in zip(
         weights.split(counts), kept.normed, strict=True)]).relu()
-    maps = min_max(maps.view(-1, *grid))
+    # Twice, as CLIP-ES: once for the layer, once for the mean over layers. The second undoes what
+    # 1e-7 takes from a map whose gradients are small.
+    maps = min_max(min_max(maps.view(-1, *grid)))
     return list(maps.split(counts))
 
 
 def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
     """Score of each pair (P,) from its logits (P, rows) and the rows of its class."""
     score = logits.masked_fill(~own, float("-inf")).logsumexp(dim=-1)
-    if target == "softmax":
-        return (score - logits.logsumexp(dim=-1)).exp()
     others = logits.masked_fill(own, float("-inf"))
     rivals = others.isfinite().any(dim=-1)
     # Without a rival there is no margin; the class's own logit is what is left.
     others = torch.where(rivals[:, None], others, torch.zeros_like(others))
-    return score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
+    margin = score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
+    # y = σ(margin). By its logarithm, the factor 1 − y of the gradient keeps its digits where y is
+    # nearly 1; taken from a softmax it is rounding alone from 1 − y = 1e-6 on.
+    return F.logsigmoid(margin).exp() if target == "softmax" else margin
 
 
 @torch.no_grad()

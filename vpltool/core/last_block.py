@@ -62,7 +62,7 @@ def trace(block: Block, tokens: Tensor) -> Trace:
 
 @torch.no_grad()
 def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Sequence[int],
-                        gradient: Tensor) -> Tensor:
+                        gradient: Tensor, prefix: int = 1) -> Tensor:
     """Average over the patches of the gradients at ln_1's output, the residual path left out.
 
     Args:
@@ -72,9 +72,10 @@ def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Seq
         counts: number of pairs of each photo, B of them.
         gradient: of each pair's score at the block's output (P, N, width); that at the class
             token must be nil, as it is where only patches are pooled.
+        prefix: 1 if the first token is a class token, 0 if all are patches.
 
     Returns:
-        (P, width): what a hook at ln_1 would see, averaged over all tokens but the first.
+        (P, width): what a hook at ln_1 would see, averaged over the patches.
     """
     hidden = (gradient * block.gamma_2) @ block.proj.weight * kept.slope[photo_of]
     with torch.enable_grad():
@@ -84,13 +85,13 @@ def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Seq
     pairs, tokens, width = mixed.shape
     mixed = mixed.view(pairs, tokens, block.shape.heads, -1).transpose(1, 2)
     parts = [_attention_gradient(kept.query[photo], kept.key[photo], kept.value[photo],
-                                 kept.mixed[photo], own)
+                                 kept.mixed[photo], own, prefix)
              for photo, own in enumerate(mixed.split(list(counts))) if len(own)]
-    return torch.cat(parts) @ block.qkv.weight / (tokens - 1)
+    return torch.cat(parts) @ block.qkv.weight / (tokens - prefix)
 
 
 def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor,
-                        gradient: Tensor) -> Tensor:
+                        gradient: Tensor, prefix: int) -> Tensor:
     """Sum over the patches of the gradients at query, key and value, one photo's K pairs.
 
     With S = softmax(scale·q kᵀ) and g the gradient at o = S v, that at the logits is
@@ -103,6 +104,7 @@ def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor
         value: see query.
         mixed: see query.
         gradient: g (K, heads, N, d), nil at the class token.
+        prefix: 1 with a class token; without one, the gradients at the keys sum to nothing.
 
     Returns:
         (K, 3·heads·d) in the order of the rows of `qkv`.
@@ -118,8 +120,10 @@ def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor
     carried = carried.view(heads, tokens, pairs, size + 1)
     into_value = carried[..., :size]
     of_key = torch.einsum("hnpd,hnd->phn", into_value, value) - carried[..., size].permute(2, 0, 1)
-    of_class = weights[..., 0] * (torch.einsum("phnd,hd->phn", gradient, value[:, 0]) - share)
-    return torch.cat([
-        torch.einsum("phn,hnd->phd", of_key, key) * scale,
-        torch.einsum("phn,hnd->phd", of_class, query) * -scale,
-        into_value[:, 1:].sum(dim=1).transpose(0, 1)], dim=1).reshape(pairs, -1)
+    into_query = torch.einsum("phn,hnd->phd", of_key, key) * scale
+    into_key = torch.zeros_like(into_query)
+    if prefix:
+        of_class = weights[..., 0] * (torch.einsum("phnd,hd->phn", gradient, value[:, 0]) - share)
+        into_key = torch.einsum("phn,hnd->phd", of_class, query) * -scale
+    return torch.cat([into_query, into_key, into_value[:, prefix:].sum(dim=1).transpose(0, 1)],
+                     dim=1).reshape(pairs, -1)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core import prototypes as solve
 from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
-from vpltool.core.gap import Gap, modality_gap
+from vpltool.core.gap import Gap, modality_gap, photo_regions
 from vpltool.core.prototypes import Watch
 
 
@@ -37,7 +36,8 @@ class Reading:
         background: `words` of the text prototypes, or `clusters` of the background's seeds.
         clusters: number of background clusters.
         per_class: prototypes a class, by k-means in its seeds.
-        rounds: from the second on, P' is that of the last W.
+        rounds: from the second on, P' is that of the last W; with the student `present` and
+            nothing hardened there is no second.
         balance: give each label of the pixels the same weight.
         seed: where chance begins.
     """
@@ -65,7 +65,7 @@ class Pixels:
     """Pixels of many photos.
 
     Args:
-        embeddings: L2-normed (N, dim), from `hold`.
+        embeddings: L2-normed (N, dim), float32; on a GPU float16 will do, see `prototypes`.
         photo_of: number of the photo that each comes from (N,).
         labels: its seed label (N,): class, 0 for the background, -1 where seeds play no part.
         tags: class indices of each photo (K_i,).
@@ -75,22 +75,6 @@ class Pixels:
     photo_of: Tensor
     labels: Tensor
     tags: list[Tensor]
-
-
-def hold(parts: list[Tensor], device: torch.device) -> Tensor:
-    """Join features (n_i, dim) to L2-normed rows (N, dim) that lie in memory once.
-
-    In half precision on a GPU, where N is large and each step's float32 copy of a part is cheap; in
-    float32 on a CPU, where it is not. The list is emptied on the way.
-    """
-    kept = torch.float16 if device.type == "cuda" else torch.float32
-    rows = torch.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=kept, device=device)
-    end = len(rows)
-    while parts:
-        part = parts.pop()
-        rows[end - len(part) : end] = F.normalize(part.to(device).float(), dim=-1)
-        end -= len(part)
-    return rows
 
 
 def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
@@ -114,7 +98,10 @@ def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
     if not reading.iters:
         return rows, index
     in_photo = allowed_rows(index, pixels.tags)[pixels.photo_of]
-    for number in range(reading.rounds):
+    # P' of the last W over the present classes would be P itself. The gradient is then nil but for
+    # rounding, which steps of rate 10 blow up: a round of it learns noise.
+    settled = reading.student == "present" and not reading.harden
+    for number in range(1 if settled else reading.rounds):
         if number:
             # The last round's own distribution, within the photo's tags: an EM step.
             targets = solve.text_targets(pixels.embeddings, rows, tau=reading.tau_i,
@@ -158,7 +145,8 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
          ) -> tuple[Gap, Gap]:
     """Modality gap of the text prototypes and of the vision prototypes, to the same regions.
 
-    A region is a class's seeds; without seeds, the pixels whose likeliest tag it is by the text.
+    A region is a class's seeds in a photo; without seeds, the pixels whose likeliest tag it is by
+    the text.
     """
     labels = pixels.labels
     if not bool((labels > BACKGROUND).any()):
@@ -167,9 +155,6 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
         scores = (pixels.embeddings @ text.to(pixels.embeddings).T).float()
         likeliest = scores.masked_fill_(~tagged, float("-inf")).argmax(dim=-1)
         labels = torch.where(tagged.any(dim=-1), text_index[likeliest], BACKGROUND)
-    shown = [item for item in labels.unique().tolist() if item > BACKGROUND]
-    regions = torch.stack([pixels.embeddings[labels == item].mean(dim=0, dtype=torch.float32)
-                           for item in shown])
-    region_class = torch.tensor(shown)
+    regions, region_class = photo_regions(pixels.embeddings, pixels.photo_of, labels)
     return (modality_gap(text, text_index, regions, region_class),
             modality_gap(rows, index, regions, region_class))

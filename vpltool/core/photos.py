@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,24 @@ class Batch:
     sizes: list[tuple[int, int]]
     failed: dict[str, str]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def each(self) -> str:
+        """Size of each photo for the network, for people."""
+        return f"{self.pixels.shape[3]}×{self.pixels.shape[2]} pixels"
+
+    def split(self, size: int) -> list[Batch]:
+        """Take it apart into batches of `size` photos at most; what failed goes with the first."""
+        return [Batch(self.ids[start : start + size], self.pixels[start : start + size],
+                      self.sizes[start : start + size], {} if start else self.failed)
+                for start in range(0, max(len(self), 1), size)]
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory, from which a GPU copies without waiting; for DataLoader."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
 
 @dataclass(frozen=True)
 class PhotoSettings:
@@ -173,7 +191,8 @@ def describe_failure(path: Path, error: Exception) -> str:
 
 
 def load_batches(
-    photos: Sequence[tuple[str, Path]], settings: PhotoSettings, *, batch_size: int, workers: int
+    photos: Sequence[tuple[str, Path]], settings: PhotoSettings, *, batch_size: int, workers: int,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Read, resize and batch photos in worker processes; photos of equal size share a batch.
 
@@ -185,6 +204,7 @@ def load_batches(
         settings: how they are resized and normalised.
         batch_size: photos in a batch at most.
         workers: number of processes; 0 reads in this one.
+        device: where the batches will go; for a GPU they come in pinned memory.
     """
     buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
     failed: dict[str, str] = {}
@@ -206,5 +226,5 @@ def load_batches(
     options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
     yield from DataLoader(
         _Batches(batches, settings), batch_size=None, num_workers=min(workers, len(batches)),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device is not None and device.type == "cuda",
         **(options if min(workers, len(batches)) else {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,11 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     return (photo * (1 - weight) + table[labels] * weight).astype(np.uint8)
 
 
-def sheet(rows: Sequence[Sequence[tuple[str, Rgb]]], width: int = 220) -> Image.Image:
-    """Put titled panels in rows; every panel gets the same width, every row its own height."""
+def sheet(rows: Iterable[Sequence[tuple[str, Rgb]]], width: int = 220) -> Image.Image:
+    """Put titled panels in rows; every panel gets the same width, every row its own height.
+
+    Rows are asked for one by one, and only the small panels are kept.
+    """
     font = ImageFont.load_default(11)
     gap, line = 6, 16
     scaled = [[(title, Image.fromarray(panel).resize(

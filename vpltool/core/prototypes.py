@@ -22,6 +22,9 @@ _CACHED = 2**19
 """Values of X at a time in a solver's step on a CPU: X is used twice there, the second time from
 the cache."""
 
+_MOMENT_CHUNK = 4096
+"""Pixels at a time in double precision."""
+
 
 @dataclass(frozen=True)
 class SolverRecord:
@@ -80,15 +83,17 @@ def target_moments(
         weights: of the pixels (N,), mean 1; None: all equal.
 
     Returns:
-        P'ᵀ X (rows, dim), and Σ P' log P' (the part of eq. 7 that W does not change).
+        P'ᵀ X (rows, dim) in float64, as each gradient is a small difference to it; and
+        Σ P' log P' (the part of eq. 7 that W does not change).
     """
-    moments, negative_entropy = targets.new_zeros(targets.shape[1], pixels.shape[1]), 0.0
-    for part in _parts(pixels, _CHUNK):
-        p = targets[part]
+    moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
+    negative_entropy = 0.0
+    for part in _parts(pixels, _MOMENT_CHUNK):
+        p = targets[part].double()
         terms = p * p.clamp_min(1e-30).log()
         if weights is not None:
             p, terms = p * weights[part, None], terms * weights[part, None]
-        moments += p.T @ pixels[part].float()
+        moments += p.T @ pixels[part].double()
         negative_entropy += float(terms.sum())
     return moments, negative_entropy
 
@@ -115,14 +120,14 @@ def objective_and_gradient(
         pixels: X (N, dim), in half precision if need be: the arithmetic is in float32.
         moments: P'ᵀ X (rows, dim), see `target_moments`.
         negative_entropy: Σ P' log P'.
-        prototypes: W (rows, dim).
+        prototypes: W (rows, dim), float64 where small steps are to count.
         tau: τ_I.
         allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
             elsewhere.
         weights: of the pixels (N,), mean 1; None: all equal.
 
     Returns:
-        objective in nats, gradient (rows, dim).
+        objective in nats, gradient (rows, dim) in float64.
     """
     partitions: list[Tensor] = []
     slope = gradient(pixels, moments, prototypes, tau, allowed, weights, partitions)
@@ -143,16 +148,17 @@ def gradient(
     Args: those of `objective_and_gradient`, and
         partitions: is given sums of the log-partitions, float64, if the objective is wanted, too.
     """
-    total, scaled = -moments, prototypes / tau
+    total, scaled = -moments, (prototypes / tau).float()
     for part in _parts(pixels, part_size(pixels)):
         x = pixels[part].float()
         logits = x @ scaled.T
         if allowed is not None:
             logits.masked_fill_(~allowed[part], float("-inf"))
+        # Not exp(logits − log-partition): the partition's rounding would be in every entry.
         q = logits.softmax(dim=-1)
         if weights is not None:
             q *= weights[part, None]
-        total.addmm_(q.T, x)
+        total += q.T @ x
         if partitions is not None:
             terms = logits.logsumexp(dim=-1)
             partitions.append((terms if weights is None else terms * weights[part]).double().sum())
@@ -184,7 +190,8 @@ def solve_pgd(
     Returns:
         W (rows, dim), L2-normed.
     """
-    prototypes = start.clone().float()
+    # Rounding W at each step would add up: of 200 steps, to 5e-4 on the demo's scenes.
+    prototypes = start.double()
     moments, entropy = target_moments(pixels, targets, weights)
     # Kept where X is: a GPU need not wait for the CPU to compare two norms.
     rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
@@ -202,7 +209,7 @@ def solve_pgd(
         if watch and value is not None:
             watch(SolverRecord(step, value, float(norm), float(rate)))
         prototypes = F.normalize(prototypes - rate * slope, dim=-1)
-    return prototypes
+    return prototypes.float()
 
 
 def solve_lbfgs(
@@ -238,7 +245,8 @@ def solve_lbfgs(
         value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
                                               weights)
         # Chain rule of v / ‖v‖: only what is tangent to the sphere counts.
-        free.grad = (slope - (slope * unit).sum(-1, keepdim=True) * unit) / length
+        tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
+        free.grad = (tangent / length).to(free)
         if watch:
             watch(SolverRecord(count, value, float(free.grad.norm()), 1.0))
         count += 1

@@ -18,17 +18,22 @@ FINENESS = 4
 
 
 @torch.no_grad()
-def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor,
-                     grid: tuple[int, int]) -> Tensor:
-    """Class probabilities (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`."""
+def logits_of(decoder: Decoder, layers: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`."""
     logits = decoder.logits(decoder.embeddings(layers, patches, grid), grid)
     size = (grid[0] * FINENESS, grid[1] * FINENESS)
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).softmax(dim=1)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor,
+                     grid: tuple[int, int]) -> Tensor:
+    """Class probabilities, see `logits_of`."""
+    return logits_of(decoder, layers, patches, grid).softmax(dim=1)
 
 
 @torch.no_grad()
 def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Sequence[float] = (1.0,),
-            *, flip: bool = False) -> Tensor:
+            *, flip: bool = False, average: str = "probabilities") -> Tensor:
     """Class probabilities of photos, averaged over scales and mirrored copies.
 
     Args:
@@ -37,6 +42,7 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
         pixels: normalised photos (B, 3, H, W), at the largest scale.
         scales: factors on H and W; each size is rounded up to a multiple of the patch.
         flip: whether to see them mirrored, too.
+        average: what is averaged over them, `probabilities` or `logits` (WeCLIP).
 
     Returns:
         (B, classes, 4H/patch, 4W/patch).
@@ -51,15 +57,18 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
         if grid != (height, width):
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        encoded = vision(seen.to(vision.cls.dtype), attention=False, layers=decoder.shape.layers)
+        encoded = vision(seen.to(vision.conv.weight.dtype), attention=False,
+                         layers=decoder.shape.layers)
         assert encoded.layers is not None
-        part = probabilities_of(decoder, encoded.layers.float(), encoded.patches.float(), grid)
+        part = logits_of(decoder, encoded.layers.float(), encoded.patches.float(), grid)
+        part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)
         part = part.flip(3) if mirrored else part
         total = part if total is None else total + part
     assert total is not None
-    return total / len(views)
+    mean = total / len(views)
+    return mean if average == "probabilities" else mean.softmax(dim=1)
 
 
 def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

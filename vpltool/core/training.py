@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,11 +134,20 @@ def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
 
 
 def make_optimizer(decoder: Decoder, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """The optimizer that the settings name."""
-    parameters = list(decoder.parameters())
+    """The optimizer that the settings name.
+
+    The regional contrast's scales and shift are free of weight decay: they are temperatures and a
+    threshold, and zero is no simpler a value of theirs than another.
+    """
+    scalars = [decoder.mask_scale, decoder.mask_shift, decoder.log_scale]
+    free = {id(scalar) for scalar in scalars}
+    # Checkpoints number the parameters through the groups: the order must stay the decoder's own.
+    groups: list[dict[str, Any]] = [
+        {"params": scalars, "weight_decay": 0.0},
+        {"params": [item for item in decoder.parameters() if id(item) not in free]}]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01)
-    return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
+        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.01)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
 
 
 def learning_rate(settings: TrainingSettings, iteration: int) -> float:

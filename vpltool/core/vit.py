@@ -125,26 +125,54 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return mixed, mean.div_(heads)
 
 
+@dataclass(frozen=True)
+class PoolerShape:
+    """What rebuilds an attention pooler with one query (SigLIP's): heads, MLP, LN epsilon."""
+
+    heads: int
+    hidden: int
+    eps: float
+    activation: str
+
+
 class Head(nn.Module):
     """CLIP's end: the last block, ln_post and projection. `cam` needs nothing else of the encoder.
 
     A tower with attention pooling maps each patch by the pooler's value path: what its attention
-    would return if it saw this patch alone.
+    would return if it saw this patch alone. SigLIP's pooler has an MLP in the projection's place,
+    and its tower no class token: there the photo is pooled as the model itself does.
     """
 
     def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
-                 value_path: bool, post_eps: float) -> None:
+                 value_path: bool, post_eps: float, value_eps: float | None = None,
+                 pooler: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
-            "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps}
+            "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps,
+            # Later parts stand in a header only where they are not at their defaults.
+            **({"value_eps": value_eps} if value_eps not in (None, shape.eps) else {}),
+            **({"pooler": pooler} if pooler else {})}
         self.block = Block(shape)
         self.ln_after_pool = ln_after_pool
         self.value_path = nn.Sequential(
-            nn.LayerNorm(shape.width, eps=shape.eps), nn.Linear(shape.width, pool_width),
+            nn.LayerNorm(shape.width, eps=shape.eps if value_eps is None else value_eps),
+            nn.Linear(shape.width, pool_width),
             nn.Linear(pool_width, pool_width)) if value_path else nn.Identity()
         self.ln_post = nn.LayerNorm(pool_width, eps=post_eps)
-        self.proj = nn.Parameter(torch.empty(pool_width, dim))
+        self.pooler = PoolerShape(**pooler) if pooler else None
+        if self.pooler is None:
+            self.proj = nn.Parameter(torch.empty(pool_width, dim))
+        else:
+            self.query = nn.Parameter(torch.empty(pool_width))
+            self.key = nn.Linear(shape.width, pool_width)
+            self.fc = nn.Linear(pool_width, self.pooler.hidden)
+            self.fc_out = nn.Linear(self.pooler.hidden, dim)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches: a class token, or none."""
+        return 1 if self.pooler is None else 0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
@@ -154,7 +182,7 @@ class Head(nn.Module):
 
     def patch_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's output (B, N, width) to L2-normed joint vectors (B, N, dim)."""
-        return F.normalize(self.ln_post(self.value_path(tokens)) @ self.proj, dim=-1)
+        return F.normalize(self._project(self.value_path(tokens)), dim=-1)
 
     def value_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's *input* (B, N, width) to joint vectors by its value path alone.
@@ -168,17 +196,35 @@ class Head(nn.Module):
         return self.patch_embeddings(self.block.gamma_1 * self.block.out(value))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Average the patch tokens (B, 1+n, width), CLS excluded, to L2-normed (B, dim).
+        """Pool the last block's output (B, N, width) to L2-normed (B, dim).
 
-        The paper replaces the class token by the average of the others (VPL, Implementation
-        Details; CLIP-ES does the same).
+        With a class token, the patches' average takes its place (VPL, Implementation Details;
+        CLIP-ES does the same). Without one, the model's own pooler pools.
         """
-        patches = self.value_path(tokens[:, 1:])
+        if self.pooler is not None:
+            return F.normalize(self._project(self._attend(tokens, self.pooler.heads)), dim=-1)
+        patches = self.value_path(tokens[:, self.prefix :])
         if self.ln_after_pool:
             mean = self.ln_post(patches.mean(dim=1))
         else:
             mean = self.ln_post(patches).mean(dim=1)
         return F.normalize(mean @ self.proj, dim=-1)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        """Map what the pooler gives (..., pool width) to the joint space (..., dim)."""
+        if self.pooler is None:
+            return self.ln_post(pooled) @ self.proj
+        hidden = ACTIVATIONS[self.pooler.activation](self.fc(self.ln_post(pooled)))
+        return pooled + self.fc_out(hidden)
+
+    def _attend(self, tokens: Tensor, heads: int) -> Tensor:
+        """Attention of the one query to the tokens (B, N, width): (B, pool width)."""
+        norm, into, out = self.value_path.children()
+        normed = norm(tokens)
+        key, value = (part(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
+                      for part in (self.key, into))
+        query = self.query.view(heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        return out(F.scaled_dot_product_attention(query, key, value).flatten(1))
 
 
 @dataclass(frozen=True)
@@ -186,7 +232,7 @@ class DenseFeatures:
     """One pass of the encoder over a batch of equal size, on a grid of h·w = n patches.
 
     Args:
-        tokens: input of the last block (B, 1+n, width).
+        tokens: input of the last block (B, 1+n, width); (B, n, width) if no class token.
         patches: L2-normed joint-space patch embeddings (B, n, dim), or None.
         attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
         layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
@@ -207,8 +253,8 @@ class VisionTower(nn.Module):
         self.patch = patch
         self.grid = grid
         self.conv = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.cls = nn.Parameter(torch.empty(width))
-        self.positions = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.cls = nn.Parameter(torch.empty(head.prefix, width))
+        self.positions = nn.Parameter(torch.empty(head.prefix + grid[0] * grid[1], width))
         self.ln_pre = ln_pre
         self.blocks = nn.ModuleList(blocks)
         self.head = head
@@ -218,12 +264,17 @@ class VisionTower(nn.Module):
         """Number of blocks, the last one included."""
         return len(self.blocks) + 1
 
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.cls.shape[1]
+
     def embed(self, pixels: Tensor) -> Tensor:
         """Cut normalised pixels (B, 3, H, W) into tokens with positions (B, 1+n, width)."""
         patches = self.conv(pixels)
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)
-        cls = self.cls.expand(len(patches), 1, -1)
+        cls = self.cls.expand(len(patches), -1, -1)
         x = torch.cat([cls, patches], dim=1)
         return self.ln_pre(x + self.positions_for(grid).to(x.dtype))
 
@@ -231,9 +282,10 @@ class VisionTower(nn.Module):
         """Interpolate the position embedding to a grid, bilinear as CLIP-ES: (1+h·w, width)."""
         if grid == self.grid:
             return self.positions
-        table = self.positions[1:].float().view(1, *self.grid, -1).permute(0, 3, 1, 2)
+        own, table = self.positions.float().tensor_split([self.head.prefix])
+        table = table.view(1, *self.grid, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
-        return torch.cat([self.positions[:1].float(), table.flatten(2)[0].T])
+        return torch.cat([own, table.flatten(2)[0].T])
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
@@ -248,7 +300,7 @@ class VisionTower(nn.Module):
             layers: indices of the blocks whose output is wanted (0 is the first).
         """
         x = self.embed(pixels)
-        last = self.depth - 1
+        last, prefix = self.depth - 1, self.head.prefix
         first = self.depth - min(ATTENTION_BLOCKS, self.depth) if attention else self.depth
         whole = patches == "block" or last in layers
         total: Tensor | None = None
@@ -265,12 +317,14 @@ class VisionTower(nn.Module):
             if weights is not None:
                 total = weights if total is None else total.add_(weights)
             if index in layers:
-                kept[index] = x[:, 1:]
+                kept[index] = x[:, prefix:]
         embeddings = None
         if patches == "block":
-            embeddings = self.head.patch_embeddings(x[:, 1:])
+            embeddings = self.head.patch_embeddings(x[:, prefix:])
         elif patches == "value":
-            embeddings = self.head.value_embeddings(tokens[:, 1:])
+            embeddings = self.head.value_embeddings(tokens[:, prefix:])
+        if total is not None:
+            total = total[:, prefix:, prefix:] / (self.depth - first)
         return DenseFeatures(
-            tokens, embeddings, None if total is None else total[:, 1:, 1:] / (self.depth - first),
+            tokens, embeddings, total,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)

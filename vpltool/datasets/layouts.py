@@ -1,87 +1,15 @@
-"""Photos, tags and splits of known layouts. True masks are named here, never opened."""
+"""Photos and tags from a folder and a CSV. True masks are named here, never opened."""
 
 from __future__ import annotations
 
 import csv
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vpltool.datasets.prompts import read_lines
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-
-
-def read_voc(root: Path, classes: Sequence[str]) -> list[Photo]:
-    """List a VOC2012 folder's photos, in the order of their ids.
-
-    Splits are the files of `ImageSets/Segmentation`. Tags come from `labels.csv` beside
-    `JPEGImages` if there is one, else from the XML of `Annotations` (all objects, the difficult
-    ones too, as CLIP-ES has it).
-
-    Args:
-        root: the folder that holds `JPEGImages`.
-        classes: names that tags may have.
-
-    Raises:
-        VplError: the layout is not as expected, or a tag is no class.
-    """
-    for part in ("JPEGImages", "ImageSets/Segmentation"):
-        if not (root / part).is_dir():
-            found = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
-            raise VplError(
-                f"{root} is no VOC folder: {part} is not there; found: "
-                f"{', '.join(found[:8]) or 'nothing'}",
-                "give the folder that holds JPEGImages, such as VOCdevkit/VOC2012")
-    splits: dict[str, list[str]] = {}
-    for listing in sorted((root / "ImageSets/Segmentation").glob("*.txt")):
-        for line in listing.read_text("utf-8").splitlines():
-            if line.strip():
-                # Augmented lists name files (`/JPEGImages/x.jpg /SegmentationClassAug/x.png`).
-                splits.setdefault(Path(line.split()[0]).stem, []).append(listing.stem)
-    if not splits:
-        raise VplError(f"{root / 'ImageSets/Segmentation'} lists no photo",
-                       "it should hold train.txt and val.txt, one id a line")
-    files = {path.stem: path for path in (root / "JPEGImages").iterdir()
-             if path.suffix.lower() in PHOTO_SUFFIXES}
-    absent = sorted(set(splits) - set(files))
-    if absent:
-        raise VplError(f"{len(absent)} of {len(splits)} listed photos are not in "
-                       f"{root / 'JPEGImages'}, such as {absent[0]}",
-                       "extract the archive whole, or shorten the lists")
-    labels = _voc_labels(root, sorted(splits))
-    masks = {path.stem: path for path in (root / "SegmentationClass").glob("*.png")}
-    photos = [
-        Photo(key, _below(files[key], root), labels[key], tuple(splits[key]),
-              _below(masks[key], root) if key in masks else None)
-        for key in sorted(splits)
-    ]
-    check_labels(photos, classes)
-    return photos
-
-
-def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    if (root / "labels.csv").exists():
-        rows = read_csv(root / "labels.csv")
-        labels = {row["id"]: _split_labels(row["labels"]) for row in rows}
-        missing = sorted(set(ids) - set(labels))
-        if missing:
-            raise VplError(f"{root / 'labels.csv'} has no row for {missing[0]} "
-                           f"(nor for {len(missing) - 1} more)", "add a row: ID,labels")
-        return labels
-    labels = {}
-    for key in ids:
-        path = root / "Annotations" / f"{key}.xml"
-        try:
-            objects = ElementTree.parse(path).getroot().iter("object")
-        except (OSError, ElementTree.ParseError) as error:
-            raise VplError(f"no tags for {key}: {path} cannot be read ({error})",
-                           f"give them in {root / 'labels.csv'} with the columns id,labels"
-                           ) from error
-        labels[key] = tuple(sorted({(item.findtext("name") or "").strip() for item in objects}))
-    return labels
 
 
 def read_folder(
@@ -113,6 +41,9 @@ def read_folder(
             files.setdefault(name.as_posix(), path)
             files.setdefault(name.with_suffix("").as_posix(), path)
     photos: dict[str, Photo] = {}
+    if not files:
+        raise VplError(f"{images} holds no photo; found: {found_in(images)}",
+                       f"photos end in {', '.join(sorted(PHOTO_SUFFIXES))}")
     for row in read_csv(labels):
         if row["id"] not in files:
             raise VplError(f"{labels}: no photo called {row['id']} in {images}",
@@ -125,11 +56,25 @@ def read_folder(
         photos[key] = Photo(
             key, path.relative_to(images).as_posix(), _split_labels(row["labels"]),
             _split_labels(row.get("split") or "train"),
-            _between(mask, images) if mask and mask.exists() else None)
+            relative_name(mask, images) if mask and mask.exists() else None)
     if not photos:
         raise VplError(f"{labels} has no rows", "one a photo: id,labels")
     classes = tuple(sorted({label for photo in photos.values() for label in photo.labels}))
     return list(photos.values()), classes
+
+
+def read_tags(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Read the labels of a CSV, which must have a row for each of these ids.
+
+    Raises:
+        VplError: a row is missing.
+    """
+    labels = {row["id"]: _split_labels(row["labels"]) for row in read_csv(path)}
+    missing = sorted(set(ids) - labels.keys())
+    if missing:
+        raise VplError(f"{path} has no row for {missing[0]} (nor for {len(missing) - 1} more)",
+                       other_case(missing[0], labels) or "add a row: ID,labels")
+    return labels
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -168,23 +113,39 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
     for photo in photos:
         for label in photo.labels:
             if label not in known:
+                whole = " ".join(photo.labels)
                 raise VplError(f"photo {photo.id} has the tag `{label}`, which is no class",
-                               near_name(label, known))
+                               f"a name with a space needs a semicolon: `{whole};`"
+                               if whole in known else near_name(label, known))
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one a line; `background` is left out if it is the first.
+def torn_photos(paths: Sequence[Path]) -> list[Path]:
+    """Those files that are empty, or are JPEGs without an end: a download or archive broke off.
 
-    Raises:
-        VplError: missing, empty, or with a name twice.
+    Reads the last kilobyte of each. A file that is not there is not counted.
     """
-    names = read_lines(path, "--classes takes a text file with one class name a line")
-    if names[0].lower() in ("background", "_background_"):
-        del names[0]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise VplError(f"{path}: `{min(twice)}` stands there twice", "one class name a line")
-    return tuple(names)
+    from concurrent.futures import ThreadPoolExecutor
+
+    # Threads: on a network disk each look costs a round trip.
+    with ThreadPoolExecutor(16) as pool:
+        return [path for path, torn in zip(paths, pool.map(_is_torn, paths), strict=True) if torn]
+
+
+def _is_torn(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 1024))
+            end = file.read()
+    except OSError:
+        return False
+    return not size or (path.suffix.lower() in (".jpg", ".jpeg") and b"\xff\xd9" not in end)
+
+
+def found_in(folder: Path) -> str:
+    """The first names in a folder, for a message."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"
 
 
 def _split_labels(field: str) -> tuple[str, ...]:
@@ -192,11 +153,8 @@ def _split_labels(field: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _between(path: Path, root: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
+    """A path as seen from a folder, with `..` where it lies elsewhere."""
     import os
 
     return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()

@@ -60,6 +60,8 @@ COCO = Vocabulary(
     background=tuple(word for word in _BACKGROUND if word not in ("keyboard", "sign")),
     synonyms={
         "person": "person with clothes,people,human", "bird": "bird avian",
+        "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa",
+        "potted plant": "pottedplant", "dining table": "diningtable",
         "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
         "tie": "necktie",
         # CLIP-ES's published run has this spelling; it is part of its numbers.
@@ -68,6 +70,12 @@ COCO = Vocabulary(
         "tv": "tvmonitor screen", "remote": "remote control", "hair drier": "hairdrier,blowdrier",
     },
 )
+
+COCO_IDS = (
+    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+    *range(72, 83), *range(84, 91),
+)
+"""COCO's own category ids, in the order of `COCO.classes`; some of 1 to 90 were never released."""
 
 VOCABULARIES: dict[str, Vocabulary] = {"voc": VOC, "coco": COCO}
 

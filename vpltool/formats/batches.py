@@ -1,7 +1,8 @@
-"""Stored features in batches of equal grid, read ahead in a thread; work on files in threads."""
+"""Stored features in batches of equal grid; files read ahead, and written behind, in a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vpltool.formats.folders import InputFolder
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Item = TypeVar("Item")
@@ -27,9 +29,24 @@ class FeatureBatch:
     grid: tuple[int, int]
     tensors: dict[str, Tensor]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def each(self) -> str:
+        """Size of each photo, for people."""
+        return f"{self.grid[1]}×{self.grid[0]} patches"
+
+    def split(self, size: int) -> list[FeatureBatch]:
+        """Take it apart into batches of `size` photos at most."""
+        return [FeatureBatch(self.ids[start : start + size], self.grid, {
+            name: tensor[start : start + size] for name, tensor in self.tensors.items()})
+            for start in range(0, len(self), size)]
+
 
 def feature_batches(
-    features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int
+    features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int, *,
+    device: torch.device | None = None,
 ) -> Iterator[FeatureBatch]:
     """Read features in batches of equal grid.
 
@@ -38,10 +55,12 @@ def feature_batches(
         ids: photos to read.
         names: tensors to read of each.
         batch_size: photos in a batch at most.
+        device: where the batches will go; for a GPU they come in pinned memory.
     """
+    pinned = device is not None and device.type == "cuda"
     photos = ((key, features.read_tensors(key, "grid", *names)) for key in ids)
-    return read_ahead(map(_stack, bucketed(
-        photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size)))
+    return read_ahead(_stack(batch, pinned) for batch in bucketed(
+        photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size))
 
 
 def bucketed(
@@ -69,13 +88,14 @@ def bucketed(
     yield from waiting.values()
 
 
-def _stack(bucket: list[tuple[str, dict[str, Tensor]]]) -> FeatureBatch:
+def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> FeatureBatch:
     import torch
 
     height, width = bucket[0][1]["grid"].tolist()
+    stacked = {name: torch.stack([tensors[name] for _, tensors in bucket])
+               for name in bucket[0][1] if name != "grid"}
     return FeatureBatch([key for key, _ in bucket], (height, width), {
-        name: torch.stack([tensors[name] for _, tensors in bucket])
-        for name in bucket[0][1] if name != "grid"})
+        name: tensor.pin_memory() if pinned else tensor for name, tensor in stacked.items()})
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
@@ -109,6 +129,34 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
             yield item
     finally:
         stopped.set()
+
+
+@contextlib.contextmanager
+def write_behind(write: Callable[..., None], waiting: int) -> Iterator[Callable[..., None]]:
+    """Let a thread do the writing, so that a GPU need not wait for the disk.
+
+    Args:
+        write: called in the thread, with what the yielded function is called with, in order.
+        waiting: calls that may wait at most, then the caller does: bounds the memory. 0: no
+            thread, `write` itself. A CPU that computes has no time to give away.
+
+    Yields:
+        what to call in place of `write`; its exceptions come out of a later call, or at the end.
+    """
+    if not waiting:
+        yield write
+        return
+    begun: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+
+        def hand_over(*args: object) -> None:
+            if len(begun) == waiting:
+                begun.popleft().result()
+            begun.append(thread.submit(write, *args))
+
+        yield hand_over
+        while begun:
+            begun.popleft().result()
 
 
 def in_threads(

@@ -212,8 +212,9 @@ class InputFolder:
         """
         wanted = list(ids)
         have = [key for key in wanted if self.path_of(key).exists()]
-        failed = [key for key in wanted if key in self.failed and key not in set(have)]
-        missing = set(wanted) - set(have) - set(failed)
+        lacking = set(wanted) - set(have)
+        failed = [key for key in wanted if key in lacking and key in self.failed]
+        missing = lacking - set(failed)
         if missing:
             raise VplError(
                 f"{self.path} has {len(have)} of {len(wanted)} photos; {min(missing)} is missing",

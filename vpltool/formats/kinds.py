@@ -12,13 +12,12 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a kind: element type as safetensors spells it, and named axes.
+    """One tensor of a kind: element types as safetensors spells them, and named axes.
 
-    Axes of the same name in one file have the same length; `1+` is a prefix for one more
-    (`1+patches`). An optional tensor may be absent.
+    Axes of the same name in one file have the same length. An optional tensor may be absent.
     """
 
-    dtype: str
+    dtypes: tuple[str, ...]
     axes: tuple[str, ...]
     optional: bool = False
 
@@ -52,6 +51,9 @@ class Kind:
         }.get(self.layout, ".safetensors")
 
 
+_STORED = ("F16", "F32")
+"""What `--store` chooses from: the size of files, or a few digits more."""
+
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace",
          "vpltool prepare folder IMAGES --labels FILE.csv", {}),
@@ -59,24 +61,24 @@ _ALL = (
          "vpltool prepare folder IMAGES --labels FILE.csv", {}),
     Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
          "vpltool extract", {
-             "grid": TensorSpec("I64", ("2",)),
-             "tokens": TensorSpec("F16", ("1+patches", "width"), optional=True),
-             "patches": TensorSpec("F16", ("patches", "dim"), optional=True),
-             "attention": TensorSpec("F16", ("patches", "patches"), optional=True),
-             "layers": TensorSpec("F16", ("layers", "patches", "width"), optional=True),
-             "layer_index": TensorSpec("I64", ("layers",), optional=True),
+             "grid": TensorSpec(("I64",), ("2",)),
+             "tokens": TensorSpec(_STORED, ("tokens", "width"), optional=True),
+             "patches": TensorSpec(_STORED, ("patches", "dim"), optional=True),
+             "attention": TensorSpec(_STORED, ("patches", "patches"), optional=True),
+             "layers": TensorSpec(_STORED, ("layers", "patches", "width"), optional=True),
+             "layer_index": TensorSpec(("I64",), ("layers",), optional=True),
          }),
     Kind("head", "tensors", "CLIP's last block and projection, so that `cam` need not load CLIP",
          "vpltool extract", {}),
     Kind("prototypes", "tensors", "class vectors in CLIP's joint space, from text or from vision",
          "vpltool text-prototypes", {
-             "prototypes": TensorSpec("F32", ("rows", "dim")),
-             "class_index": TensorSpec("I64", ("rows",)),
+             "prototypes": TensorSpec(("F32",), ("rows", "dim")),
+             "class_index": TensorSpec(("I64",), ("rows",)),
          }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
          "vpltool cam", {
-             "cam": TensorSpec("F16", ("classes", "height", "width")),
-             "classes": TensorSpec("I64", ("classes",)),
+             "cam": TensorSpec(_STORED, ("classes", "height", "width")),
+             "classes": TensorSpec(("I64",), ("classes",)),
          }),
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "vpltool crf", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
@@ -85,10 +87,11 @@ _ALL = (
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
          "vpltool predict --probabilities", {
-             "cam": TensorSpec("F16", ("classes", "height", "width")),
-             "classes": TensorSpec("I64", ("classes",)),
+             "cam": TensorSpec(("F16",), ("classes", "height", "width")),
+             "classes": TensorSpec(("I64",), ("classes",)),
          }),
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "vpltool eval", {}),
+    Kind("gap", "json", "modality gap of prototypes to class regions", "vpltool gap", {}),
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
@@ -125,27 +128,19 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
                 continue
             raise VplError(f"{where}: a {kind.name} file without `{name}`", _remake(kind))
         dtype, shape = shapes[name]
-        if dtype != spec.dtype or len(shape) != len(spec.axes):
+        if dtype not in spec.dtypes or len(shape) != len(spec.axes):
             raise VplError(
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
-                f"expected {spec.dtype}({', '.join(spec.axes)})", _remake(kind))
+                f"expected {' or '.join(spec.dtypes)}({', '.join(spec.axes)})", _remake(kind))
         for axis, length in zip(spec.axes, shape, strict=True):
-            wanted = _wanted_length(axis, length, lengths)
+            # A number is a length; the first axis of a name sets it for the others.
+            wanted = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
             if length != wanted:
                 raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}",
                                _remake(kind))
     unknown = sorted(set(shapes) - set(kind.tensors))
     if unknown:
         raise VplError(f"{where}: a {kind.name} file has no `{unknown[0]}`", _remake(kind))
-
-
-def _wanted_length(axis: str, length: int, lengths: dict[str, int]) -> int:
-    """Length that an axis must have; the first axis of a name sets it for the others."""
-    if axis.isdigit():
-        return int(axis)
-    if axis.startswith("1+"):
-        return 1 + lengths.setdefault(axis[2:], length - 1)
-    return lengths.setdefault(axis, length)
 
 
 def _remake(kind: Kind) -> str:

@@ -41,6 +41,20 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header) -> N
         image.save(temporary, format="PNG", pnginfo=text)
 
 
+def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode labels (height, width) with VOC's palette, or RGB (height, width, 3), as PNG."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if pixels.ndim == 2:
+        image.putpalette(voc_palette())
+    content = BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     """Read labels (height, width) uint8 from a palette or 8-bit greyscale PNG, vpltool's or not.
 
@@ -53,8 +67,9 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise VplError(f"{path} holds colours (mode {image.mode}), not class indices",
-                               "save it as a palette PNG: the pixel's value is the class")
+                raise VplError(f"{path} is no 8-bit index image (mode {image.mode}): a pixel's "
+                               "value must be its class", "save it as a palette PNG "
+                               "(mode P); docs/datasets.md says how")
             return np.asarray(image, dtype=np.uint8).copy()
     except FileNotFoundError:
         raise VplError(f"no mask at {os.path.normpath(path)}",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
@@ -49,6 +50,9 @@ class Workspace:
         model: open_clip's model name.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
+        mask_values: pixel value in the true masks to label, where they are not the same; see
+            `vpltool.datasets.classes`. Empty: the true masks hold labels.
+        normalise: how photos are normalised: as the `model` was trained, or `imagenet`.
     """
 
     path: Path
@@ -59,6 +63,8 @@ class Workspace:
     model: str
     pretrained: str
     ignore: int = IGNORE
+    mask_values: Mapping[int, int] = field(default_factory=dict)
+    normalise: str = "model"
 
     def index_of(self, label: str) -> int:
         """Class index of a name, 1 for the first class.
@@ -104,13 +110,19 @@ class Workspace:
         """Where a photo lies."""
         return self.path / self.root / photo.image
 
+    @cached_property
+    def _listed(self) -> list[Photo]:
+        return read_images(self.path / "images.jsonl")
+
     def photos(self, split: str = "", limit: int = 0) -> list[Photo]:
-        """Read `images.jsonl`: the photos of a split (all if empty), the first `limit` if not 0.
+        """Photos of a split (all if empty), the first `limit` if not 0.
+
+        `images.jsonl` is read once: open the workspace again if it has changed.
 
         Raises:
             VplError: the file is missing or damaged, or there is no such split.
         """
-        photos = read_images(self.path / "images.jsonl")
+        photos = list(self._listed)
         if split:
             known = {name for photo in photos for name in photo.splits}
             photos = [photo for photo in photos if split in photo.splits]
@@ -136,7 +148,10 @@ def open_workspace(path: Path) -> Workspace:
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
-            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"])
+            model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
+            mask_values={int(value): label
+                         for value, label in content.get("mask_values", {}).items()},
+            normalise=content.get("normalise", "model"))
     except KeyError as error:
         raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
 
@@ -149,6 +164,10 @@ def write_workspace(workspace: Workspace, photos: Sequence[Photo]) -> None:
             file.write(json.dumps(asdict(photo), ensure_ascii=False) + "\n")
     content = asdict(workspace)
     del content["path"]
+    if not workspace.mask_values:
+        del content["mask_values"]
+    if workspace.normalise == "model":
+        del content["normalise"]
     write_json(workspace.path / "workspace.json", content)
 
 

@@ -1,0 +1,415 @@
+"""The tables of the VPL paper over a workspace, with the paper's number beside the measured one.
+
+    python benchmarks/tables.py 5 WORK --preset vpl-voc
+    python benchmarks/tables.py 1 2 3 WORK --set learn-prototypes.max-pixels=50000
+
+Every row is a chain of `vpltool` commands under one preset. A chain is spelled with all its file
+names, so what two rows have in common is one command, run once; what an earlier run left behind is
+taken over by the command itself. TABLE.md and TABLE.json go to WORK/tables: numbers, protocol, and
+the commands that gave them.
+
+Maps and masks know a photo's tags, predictions do not. Prototypes and decoder learn on --learn;
+maps are scored on --split, as the paper's tables 3 to 7 are on VOC's val. CAMs are cut where the
+preset says, or, with --threshold-from SPLIT, where the text's CAMs of that split score best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.cli import build_app
+from vpltool.errors import VplError
+from vpltool.formats.workspace import open_workspace, read_images
+from vpltool.presets import read_preset
+
+Cell = list[float]
+"""A measured number for each seed; empty: not measured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its title, the paper's numbers and the measured ones, by column."""
+
+    title: str
+    paper: dict[str, float]
+    measured: dict[str, Cell]
+
+
+@dataclass
+class Bench:
+    """Runs chains of commands in a workspace; each distinct command once.
+
+    Args:
+        work: the workspace.
+        preset: the protocol, by name or path.
+        learn: split to learn on.
+        split: split to score.
+        cut: split on which the threshold of CAMs is chosen; empty: the preset's.
+        seeds: a run for each; one where chance plays no part.
+        given: options that win over the preset, by command.
+    """
+
+    work: Path
+    preset: str
+    learn: str
+    split: str
+    cut: str
+    seeds: tuple[int, ...]
+    given: dict[str, list[str]]
+    commands: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.app = build_app()
+        from typer.main import get_command
+
+        self.protocol = read_preset(self.preset, get_command(self.app))
+
+    def run(self, command: str, *options: str) -> str:
+        """Run a command, unless it was run, and give its stdout."""
+        words = [command, *options, *self.given.get(command, ())]
+        spelled = shlex.join(["vpltool", *words])
+        if spelled in self.commands:
+            return ""
+        print(f"  {spelled}", file=sys.stderr, flush=True)
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            self.app(["-C", str(self.work), "--preset", self.preset, *words, "-q"],
+                     standalone_mode=False)
+        self.commands.append(spelled)
+        return told.getvalue()
+
+    def option(self, command: str, name: str, otherwise: Any) -> Any:
+        """What the preset, or --set, gives an option."""
+        words = self.given.get(command, [])
+        if f"--{name}" in words:
+            return words[words.index(f"--{name}") + 1]
+        return self.protocol.defaults.get(command, {}).get(name.replace("-", "_"), otherwise)
+
+    def text(self, name: str = "text", *options: str) -> str:
+        """Text prototypes."""
+        self.run("text-prototypes", *options, "--out", f"{self.work}/prototypes/{name}.safetensors")
+        return name
+
+    def features(self, split: str) -> None:
+        """What the frozen CLIP sees; layers too, where the decoder would read them."""
+        self.run("extract", "--split", split)
+
+    def cams(self, prototypes: str, split: str, *options: str) -> str:
+        """CAMs of prototypes, refined if the preset has a table for it."""
+        self.features(split)
+        self.run("cam", "--prototypes", prototypes, *options, "--split", split,
+                 "--out", f"{self.work}/cams/{prototypes}/{split}")
+        if "refine" not in self.protocol.defaults:
+            return prototypes
+        self.run("refine", "--cams", prototypes, "--split", split,
+                 "--out", f"{self.work}/cams/{prototypes}-refined/{split}")
+        return f"{prototypes}-refined"
+
+    def learned(self, name: str, seed: int, *options: str, text: str = "text") -> str:
+        """Vision prototypes; the text's CAMs, or the photo's saliency, mark seeds if need be."""
+        name = f"{name}-{seed}"
+        cams = self.option("learn-prototypes", "cams", "")
+        if "--pixels" in options or self.option("learn-prototypes", "pixels", "all") != "all":
+            if cams.endswith("salient"):
+                self.features(self.learn)
+                self.run("cam", "--prototypes", text, "--method", "salient", "--split", self.learn,
+                         "--out", f"{self.work}/cams/{cams}/{self.learn}")
+            else:
+                options = (*options, "--cams", self.cams(text, self.learn))
+        self.features(self.learn)
+        self.run("learn-prototypes", "--text", text, *options, "--split", self.learn,
+                 "--seed", str(seed), "--out", f"{self.work}/prototypes/{name}.safetensors")
+        return name
+
+    def seed_score(self, cams: str, split: str) -> float:
+        """mIoU of CAMs at the threshold of the protocol."""
+        cut = []
+        if self.cut:
+            chosen = self.cams("text", self.cut)
+            self.score(f"cams/{chosen}", self.cut, f"{chosen}-cut", "--alpha", "0")
+            cut = ["--threshold-from", str(self._scores(f"{chosen}-cut")), "--alpha", "0"]
+        return self.score(f"cams/{cams}", split, f"{cams}-{split}", *cut)
+
+    def masks(self, cams: str, split: str) -> str:
+        """Pseudo masks by the CRF: NAME holds 255 where it is unsure, NAME-full none."""
+        self.run("crf", "--what", f"cams/{cams}", "--split", split)
+        return cams
+
+    def mask_score(self, masks: str, split: str) -> float:
+        """mIoU of masks."""
+        return self.score(f"masks/{masks}-full", split, f"{masks}-masks-{split}")
+
+    def segmenter(self, seed: int, rsc: float | None) -> str:
+        """A decoder trained on the masks of vision prototypes, and what it predicts."""
+        prototypes = self.learned("vision", seed)
+        masks = self.masks(self.cams(prototypes, self.learn), self.learn)
+        name = f"decoder-{seed}" if rsc is None else f"decoder-ce-{seed}"
+        weight = () if rsc is None else ("--lambda-rsc", str(rsc))
+        self.run("train-decoder", "--masks", masks, "--prototypes", prototypes, *weight,
+                 "--split", self.learn, "--seed", str(seed), "--name", name)
+        self.features(self.split)
+        self.run("predict", "--decoder", name, "--split", self.split,
+                 "--out", f"{self.work}/predictions/{name}/{self.split}")
+        return name
+
+    def prediction_score(self, name: str, *, crf: bool) -> float:
+        """mIoU of predictions, with the CRF at test or without."""
+        if crf:
+            self.run("crf", "--what", f"predictions/{name}", "--split", self.split)
+            name = f"{name}-crf"
+        return self.score(f"predictions/{name}", self.split, f"{name}-{self.split}")
+
+    def score(self, what: str, split: str, name: str, *options: str) -> float:
+        """Percent mIoU of anything."""
+        path = self._scores(name)
+        self.run("eval", "--what", what, "--split", split, *options,
+                 "--out", str(path))
+        return 100 * float(json.loads(path.read_text())["miou"])
+
+    def gap(self, prototypes: str) -> float:
+        """Mean 1 - cosine of prototypes to the regions that the text's CAMs mark, on --learn."""
+        regions = self.cams("text", self.learn)
+        path = self.work / "tables/scores" / f"gap-{prototypes}.json"
+        self.run("gap", "--prototypes", prototypes, "--cams", regions, "--split", self.learn,
+                 "--out", str(path))
+        return float(json.loads(path.read_text())["prototypes"][prototypes]["cosine"])
+
+    def _scores(self, name: str) -> Path:
+        return self.work / "tables/scores" / f"{name}.json"
+
+
+def table1(bench: Bench) -> Iterator[Row]:
+    """Quality of seeds and pseudo masks on the photos that are learned from."""
+    split = bench.learn
+    text = bench.cams(bench.text(), split)
+    yield Row("text prototypes (CLIP-ES)", {"seed": 70.8, "mask": 75.0}, {
+        "seed": [bench.seed_score(text, split)],
+        "mask": [bench.mask_score(bench.masks(text, split), split)]})
+    cells = bench_seeds(bench, lambda cams: (
+        bench.seed_score(cams, split), bench.mask_score(bench.masks(cams, split), split)), split)
+    yield Row("vision prototypes (VPL)", {"seed": 76.3, "mask": 78.4},
+              dict(zip(("seed", "mask"), cells, strict=True)))
+    yield Row("CLIP-CPAL (not in vpltool)", {"seed": 71.9, "mask": 75.8}, {})
+    yield Row("CLIP-CPAL + VPL (not in vpltool)", {"seed": 77.8, "mask": 80.1}, {})
+
+
+def table2(bench: Bench) -> Iterator[Row]:
+    """The segmenter, with the CRF at test, on the data set of the workspace."""
+    paper = {"voc val": 78.5, "voc test": 77.8, "coco val": 49.2}
+    bench.text()
+    cells = [bench.prediction_score(bench.segmenter(seed, None), crf=True) for seed in bench.seeds]
+    yield Row("CLIP-ES + VPL", paper, {"here": cells})
+    yield Row("WeCLIP (its paper)", {"voc val": 76.4, "voc test": 77.2, "coco val": 47.1}, {})
+
+
+def table3(bench: Bench) -> Iterator[Row]:
+    """The ladder of components."""
+    split = bench.split
+    text = bench.cams(bench.text(), split)
+    yield _row("I text CAM", 63.3, [bench.seed_score(text, split)])
+    seed, mask = bench_seeds(bench, lambda cams: (
+        bench.seed_score(cams, split), bench.mask_score(bench.masks(cams, split), split)), split)
+    yield _row("II vision CAM", 68.2, seed)
+    yield _row("III II + CRF", 71.3, mask)
+    ladder: tuple[tuple[str, float, float | None, bool], ...] = (
+        ("IV decoder", 75.5, 0, False), ("V IV + RSC", 77.2, None, False),
+        ("VI V + CRF at test", 78.5, None, True))
+    for title, paper, rsc, crf in ladder:
+        yield _row(title, paper, [bench.prediction_score(bench.segmenter(run, rsc), crf=crf)
+                                  for run in bench.seeds])
+
+
+def table4(bench: Bench) -> Iterator[Row]:
+    """Single and ensemble prompts: text, text moved along the gap, vision prototypes."""
+    bench.text()
+    papers = {"single": ((61.7, 0.81), (62.0, 0.77), (66.8, 0.64)),
+              "ensemble": ((63.3, 0.76), (63.5, 0.71), (68.2, 0.51))}
+    for prompts, paper in papers.items():
+        text = bench.text(f"text-{prompts}", "--prompts", prompts)
+        yield _gap_row(bench, f"{prompts}: text", paper[0], [text])
+        bench.features(bench.learn)
+        bench.run("shift-gap", "--text", text, "--split", bench.learn,
+                  "--out", f"{bench.work}/prototypes/shifted-{prompts}.safetensors")
+        yield _gap_row(bench, f"{prompts}: text moved along the gap", paper[1],
+                       [f"shifted-{prompts}"])
+        yield _gap_row(bench, f"{prompts}: vision", paper[2], [
+            bench.learned(f"vision-{prompts}", seed, text=text) for seed in bench.seeds])
+
+
+def table5(bench: Bench) -> Iterator[Row]:
+    """The temperature of the vision prototypes."""
+    papers = {"0.01": (66.9, 0.64), "0.02": (67.3, 0.57), "0.03": (68.2, 0.51),
+              "0.04": (67.8, 0.49), "0.05": (67.2, 0.47)}
+    yield from _sweep(bench, "tau_I", "tau-i", papers)
+
+
+def table6(bench: Bench) -> Iterator[Row]:
+    """The threshold of the seeds. Eq. 7 over all pixels has none, so seeds are learned from."""
+    papers = {"0.2": (67.2,), "0.3": (67.7,), "0.4": (68.2,), "0.5": (67.9,), "0.6": (67.3,),
+              "0.7": (67.9,)}
+    yield from _sweep(bench, "Phi", "phi", papers, "--pixels", "seeds")
+
+
+def table7(bench: Bench) -> Iterator[Row]:
+    """The iterations of phase 1."""
+    papers = {"1000": (65.9,), "1500": (66.6,), "2000": (67.5,), "2500": (67.8,), "3000": (68.2,),
+              "3500": (68.0,)}
+    yield from _sweep(bench, "iterations", "iters", papers)
+
+
+TABLES: dict[int, Callable[[Bench], Iterator[Row]]] = {
+    1: table1, 2: table2, 3: table3, 4: table4, 5: table5, 6: table6, 7: table7}
+
+
+def bench_seeds(bench: Bench, measure: Callable[[str], tuple[float, ...]], split: str
+                ) -> list[Cell]:
+    """Learn vision prototypes with each seed, and measure their CAMs: a cell a number."""
+    bench.text()
+    return [list(cell) for cell in zip(
+        *(measure(bench.cams(bench.learned("vision", seed), split)) for seed in bench.seeds),
+        strict=True)]
+
+
+def _row(title: str, paper: float, cell: Cell) -> Row:
+    return Row(title, {"mIoU": paper}, {"mIoU": cell})
+
+
+def _gap_row(bench: Bench, title: str, paper: tuple[float, ...], prototypes: list[str]) -> Row:
+    measured = {
+        "mIoU": [bench.seed_score(bench.cams(name, bench.split), bench.split)
+                 for name in prototypes],
+        "gap": [bench.gap(name) for name in prototypes]}
+    return Row(title, dict(zip(("mIoU", "gap"), paper, strict=False)), measured)
+
+
+def _sweep(bench: Bench, title: str, option: str, papers: dict[str, tuple[float, ...]],
+           *options: str) -> Iterator[Row]:
+    bench.text()
+    for value, paper in papers.items():
+        own = bench.option("learn-prototypes", option, None)
+        # What the protocol has anyway is what the other tables learned.
+        same = not options and own is not None and float(own) == float(value)
+        name = "vision" if same else f"vision-{option}-{value}"
+        given = () if same else (f"--{option}", value)
+        yield _gap_row(bench, f"{title} {value}", paper, [
+            bench.learned(name, seed, *options, *given) for seed in bench.seeds])
+
+
+def spell(cell: Cell, digits: int = 3) -> str:
+    """A number, or mean ± deviation; percent with one digit, a gap (below 2) with more."""
+    if not cell:
+        return "-"
+    mean, digits = statistics.fmean(cell), digits if statistics.fmean(cell) < 2 else 1
+    deviation = f" ± {statistics.stdev(cell):.{digits}f}" if len(cell) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table, two columns a quantity: paper and here."""
+    paper = list(dict.fromkeys(name for row in rows for name in row.paper))
+    here = list(dict.fromkeys(name for row in rows for name in row.measured))
+    lines = [["", *(f"{name}, paper" for name in paper), *(
+        name if name == "here" else f"{name}, here" for name in here)]]
+    for row in rows:
+        lines.append([row.title, *(spell([row.paper[name]], 2) if name in row.paper else "-"
+                                   for name in paper),
+                      *(spell(row.measured.get(name, [])) for name in here)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    spelled = ["| " + " | ".join(
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in lines]
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if column == 0 else ":")
+                          for column, width in enumerate(widths)) + "|"
+    return "\n".join([spelled[0], rule, *spelled[1:]]) + "\n"
+
+
+def write(bench: Bench, number: int, rows: list[Row]) -> str:
+    """Write TABLE.md and TABLE.json, and give the Markdown."""
+    title = (TABLES[number].__doc__ or "").strip()
+    seeds = ", ".join(map(str, bench.seeds))
+    protocol = (
+        f"preset {bench.protocol.name} ({bench.protocol.identity}); learned on `{bench.learn}`, "
+        f"maps scored on `{bench.learn if number == 1 else bench.split}`; threshold "
+        + (f"chosen on `{bench.cut}`" if bench.cut else "as the preset has it")
+        + f"; seeds {seeds}" + "".join(f"; {name} {shlex.join(words)}"
+                                        for name, words in sorted(bench.given.items())))
+    text = f"Table {number}. {title}\n\n{markdown(rows)}\nProtocol: {protocol}.\n"
+    folder = bench.work / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"table{number}.md").write_text(text, encoding="utf-8")
+    (folder / f"table{number}.json").write_text(json.dumps({
+        "table": number, "title": title, "preset": bench.protocol.name,
+        "preset_hash": bench.protocol.identity, "learn": bench.learn, "split": bench.split,
+        "threshold_from": bench.cut, "seeds": bench.seeds, "given": bench.given,
+        "rows": [vars(row) for row in rows],
+        "commands": [command.replace(f"{bench.work}/", "") for command in bench.commands],
+    }, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return text
+
+
+def first_split(work: Path, wanted: list[str]) -> str:
+    """The first of some splits that a workspace has.
+
+    Raises:
+        VplError: there is no workspace, or none of them.
+    """
+    workspace = open_workspace(work)
+    known = {split for photo in read_images(work / "images.jsonl") for split in photo.splits}
+    for split in wanted:
+        if split in known:
+            return split
+    raise VplError(f"{workspace.path} has no split {' or '.join(wanted)}",
+                   f"--learn takes one of: {', '.join(sorted(known))}")
+
+
+def main() -> int:
+    """Print the tables that were asked for; 0, or 1 with a line that says what to mend."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--preset", default="vpl-voc", metavar="NAME-OR-FILE")
+    parser.add_argument("--learn", default="train", metavar="LIST",
+                        help="the split to learn on: the first of the list that has photos")
+    parser.add_argument("--split", default="val", metavar="SPLIT", help="the split to score")
+    parser.add_argument("--threshold-from", default="", metavar="SPLIT",
+                        help="cut CAMs where the text's score best on this split")
+    parser.add_argument("--seeds", default="0", metavar="LIST", help="a run each: 0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="COMMAND.OPTION=VALUE",
+                        help="an option that wins over the preset")
+    words = parser.parse_args()
+    os.environ.pop("VPLTOOL_PRESET", None)
+    given: dict[str, list[str]] = {}
+    for item in words.set:
+        command, _, option = item.partition(".")
+        name, equals, value = option.partition("=")
+        given.setdefault(command, []).extend([f"--{name}", value] if equals else [f"--{name}"])
+    try:
+        learn = first_split(words.work, words.learn.split(","))
+        bench = Bench(words.work, words.preset, learn, words.split, words.threshold_from,
+                      tuple(int(seed) for seed in words.seeds.split(",")), given)
+        for number in dict.fromkeys(words.tables):
+            print(f"Table {number}", file=sys.stderr)
+            rows = list(TABLES[number](bench))
+            print(write(bench, number, rows), flush=True)
+    except VplError as error:
+        console.error(error.message, error.hint)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What the modality gap is measured against: the regions that CAMs mark, photo after photo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console
+from vpltool.formats import InputFolder, Workspace, find_folder, open_input
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Features and CAMs of the same photos; make one with `open_regions`."""
+
+    features: InputFolder
+    maps: InputFolder
+    ids: list[str]
+    phi: float
+
+    def read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each photo's region features (K, dim) and their classes (K,).
+
+        A class's region in a photo is where its CAM is the strongest and reaches Φ; classes
+        without such a patch have none. The mean of its patches is the feature.
+        """
+        from torch.nn.functional import normalize
+
+        from vpltool.core.gap import photo_regions
+        from vpltool.core.seeds import seed_labels
+
+        with console.progress("read regions", len(self.ids)) as advance:
+            for key in self.ids:
+                patches = self.features.read_tensors(key, "patches")["patches"].float()
+                cam = self.maps.read_tensors(key)
+                labels = seed_labels(cam["cam"], cam["classes"], self.phi, phi_background=0)
+                yield photo_regions(normalize(patches, dim=-1), labels.new_zeros(len(labels)),
+                                    labels)
+                advance()
+
+
+def open_features(workspace: Workspace, features: Path | None, split: str) -> InputFolder:
+    """Open the features of a split, or of a folder that is named.
+
+    Raises:
+        VplError: they are not there.
+    """
+    return open_input(features or workspace.path / "features" / split, ("features",),
+                      f"vpltool extract --split {split}")
+
+
+def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: str, phi: float,
+                 limit: int) -> Regions:
+    """Find the CAMs that mark the regions, and the photos that have both.
+
+    Args:
+        workspace: gives the photos.
+        features: features of the split.
+        cams: NAME or path; empty: text-refined, else text.
+        split: of the photos.
+        phi: Φ.
+        limit: the first photos alone; 0: all.
+
+    Raises:
+        VplError: there are no CAMs, or of other classes.
+    """
+    made_by = f"vpltool cam --split {split}"
+    maps = find_folder(workspace.path, ("cams",), cams, split, ("cams",), made_by,
+                       preferred=("text-refined", "text"))
+    workspace.check_classes(maps.header, maps.path)
+    ids = features.available(photo.id for photo in workspace.photos(split, limit))
+    return Regions(features, maps, maps.available(ids), phi)

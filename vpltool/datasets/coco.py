@@ -1,0 +1,184 @@
+"""The layout of COCO 2014. Tags come from the instances' categories; their outlines are not read
+here: where they lie in the file is noted, so that true masks can be made for `eval`."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpltool.datasets.layouts import check_labels, found_in, read_csv, read_tags
+from vpltool.errors import VplError, near_name, other_case
+from vpltool.formats import Photo
+from vpltool.formats.json_stream import read_span, stream_objects
+
+SPLITS = ("train", "val")
+_PHOTO_FOLDERS = ("", "images", "JPEGImages", "coco2014")
+_DOWNLOADS = ("extract train2014.zip, val2014.zip and annotations_trainval2014.zip side by side, "
+              "then: vpltool prepare coco FOLDER")
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Where the instances' outlines of a split's photos lie in its annotation file.
+
+    Args:
+        path: the annotation file.
+        sizes: photo id to (height, width).
+        spans: photo id to first byte and number of bytes of each of its instances, in turns.
+        labels: category id to class index.
+    """
+
+    path: Path
+    sizes: dict[str, tuple[int, int]]
+    spans: dict[str, array[int]]
+    labels: dict[int, int]
+
+
+def read_coco(
+    root: Path, classes: Sequence[str], *, empty: bool = False
+) -> tuple[list[Photo], list[str], dict[str, Outlines]]:
+    """List the photos of a COCO 2014 folder: split `train`, then `val`, in the order of their ids.
+
+    Tags are the categories of a photo's instances, crowds too; or those of `labels.csv` in the
+    folder, if there is one. A split of which neither photos nor annotations are there is left out.
+
+    Args:
+        root: the folder that holds `train2014`, `val2014` and `annotations`.
+        classes: names that categories may have, in index order.
+        empty: keep photos without any instance, which the lists of the field leave out.
+
+    Returns:
+        the photos, remarks that the user should see, and the outlines of each split that has
+        annotations.
+
+    Raises:
+        VplError: the layout is not as expected, the annotations are of other photos, or a
+            category is no class.
+    """
+    photos: list[Photo] = []
+    remarks: list[str] = []
+    outlines: dict[str, Outlines] = {}
+    by_hand = root / "labels.csv"
+    for split in SPLITS:
+        folder = next((root / base / f"{split}2014" for base in _PHOTO_FOLDERS
+                       if (root / base / f"{split}2014").is_dir()), None)
+        path = root / "annotations" / f"instances_{split}2014.json"
+        if folder is None and not path.exists():
+            remarks.append(f"{root} has neither {split}2014 nor {path.name}: there is no split "
+                           f"`{split}`")
+            continue
+        if folder is None or not (path.exists() or by_hand.exists()):
+            absent = path if folder else root / f"{split}2014"
+            raise VplError(f"{absent} is not there; {root} holds: {found_in(root)}"
+                           + _other_year(root), _DOWNLOADS)
+        names = {entry.stem: entry.name for entry in folder.iterdir()
+                 if entry.suffix.lower() in (".jpg", ".jpeg", ".png")}
+        tags: dict[str, tuple[str, ...]] = {}
+        if path.exists():
+            tags, outlines[split] = _read_instances(path, names, folder, classes)
+            bare = [key for key in tags if not tags[key]]
+            if bare and not empty:
+                remarks.append(f"{len(bare)} photos of {split} have no instance and are left out, "
+                               "as in the lists of the field (--empty keeps them)")
+                tags = {key: labels for key, labels in tags.items() if labels}
+        if by_hand.exists():
+            tags = {key: labels for key, labels in read_tags(by_hand, tags).items()
+                    if key in (tags or names)}
+        photos += [Photo(key, (folder / names[key]).relative_to(root).as_posix(), tags[key],
+                         (split,)) for key in sorted(tags)]
+    if by_hand.exists():
+        strays = {row["id"] for row in read_csv(by_hand)} - {photo.id for photo in photos}
+        if strays:
+            remarks.append(f"{len(strays)} rows of {by_hand} name no photo that is taken, such as "
+                           f"{min(strays)}")
+    if not photos:
+        raise VplError(f"{root} is no folder of COCO 2014; found: {found_in(root)}"
+                       + _other_year(root), _DOWNLOADS)
+    check_labels(photos, classes)
+    return photos, remarks, outlines
+
+
+@dataclass
+class _Instances:
+    """What is kept of an annotation file: by category or image id as the file has it."""
+
+    categories: dict[int, str] = field(default_factory=dict)
+    images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    seen: dict[int, set[int]] = field(default_factory=dict)
+    spans: dict[int, array[int]] = field(default_factory=dict)
+
+
+def _read_instances(
+    path: Path, names: dict[str, str], folder: Path, classes: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], Outlines]:
+    found = _Instances()
+    for part, first, length, entry in stream_objects(path):
+        try:
+            _keep(found, part, entry, path, (first, length))
+        except (KeyError, TypeError) as error:
+            raise VplError(f"{path}: {part} has an entry without {error}",
+                           f"take COCO's own {path.name}") from error
+    for name in found.categories.values():
+        if name not in classes:
+            raise VplError(f"{path} has the category `{name}`, which is no class",
+                           near_name(name, classes))
+    stray = found.seen.keys() - found.images.keys()
+    if stray or not found.images:
+        raise VplError(f"{path} has instances of {len(stray)} photos that it does not list"
+                       if stray else f"{path} lists no photo", f"take COCO's own {path.name}")
+    ids = {number: Path(name).stem for number, (name, _, _) in found.images.items()}
+    _check_names(path, ids.values(), names, folder)
+    # Tags in the order of the classes, whatever the order of the instances.
+    tags = {ids[number]: tuple(name for key, name in found.categories.items()
+                               if key in found.seen.get(number, ()))
+            for number in found.images}
+    return tags, Outlines(
+        path, {ids[number]: (height, width)
+               for number, (_, height, width) in found.images.items()},
+        {ids[number]: spans for number, spans in found.spans.items()},
+        {key: classes.index(name) + 1 for key, name in found.categories.items()})
+
+
+def _keep(
+    found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]
+) -> None:
+    if part == "categories":
+        found.categories[entry["id"]] = read_span(path, *span)["name"]
+    elif part == "images":
+        if not entry["file_name"].isascii():
+            entry = read_span(path, *span)
+        found.images[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
+    elif part == "annotations":
+        number = entry["image_id"]
+        found.seen.setdefault(number, set()).add(entry["category_id"])
+        found.spans.setdefault(number, array("Q")).extend(span)
+
+
+def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], folder: Path) -> None:
+    """Check that the photos that the annotations speak of are there.
+
+    Raises:
+        VplError: they are not; where another year's are, it says so.
+    """
+    absent = [key for key in wanted if key not in names]
+    if not absent:
+        return
+    here = min(names, default="")
+    bare = re.fullmatch(r"\d{12}", absent[0])
+    if here and len(absent) == len(wanted) and bool(bare) != bool(re.fullmatch(r"\d{12}", here)):
+        year = "2017" if bare else "2014"
+        raise VplError(f"{path} names its photos as COCO {year} does ({absent[0]}), {folder} "
+                       f"holds {names[here]}", "take photos and annotations of COCO 2014")
+    raise VplError(f"{len(absent)} of {len(wanted)} photos in {path} are not in {folder}, such as "
+                   f"{absent[0]}; it holds {len(names)} photos" + (f", such as {names[here]}"
+                                                                   if here else ""),
+                   other_case(absent[0], names) or f"extract {folder.name}.zip again, whole")
+
+
+def _other_year(root: Path) -> str:
+    return ("; that is COCO 2017, and COCO 2014 is expected"
+            if any(root.glob("*2017")) or any(root.glob("annotations/*2017.json")) else "")

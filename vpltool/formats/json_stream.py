@@ -1,0 +1,112 @@
+"""JSON files larger than memory should be: the elements of their arrays, one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vpltool.errors import VplError
+from vpltool.formats.storage import atomic_path
+
+_CHUNK = 1 << 20
+
+
+def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
+    """Read the arrays of a JSON object one element at a time.
+
+    Memory holds one megabyte, or the largest element. Strings come out as Latin-1, so that places
+    in the text are places in the file; `read_span` gives an element as it is.
+
+    Args:
+        path: a file such as COCO's: one object, with arrays of objects in it.
+
+    Yields:
+        (name of the array, first byte, number of bytes, element).
+
+    Raises:
+        VplError: missing, truncated, or no JSON object.
+    """
+    hint = "download or extract it again"
+    try:
+        with path.open("rb") as file:
+            yield from _Text(file).objects()
+    except OSError as error:
+        raise VplError(f"cannot read {path}: {error.strerror or error}", hint) from error
+    except ValueError as error:
+        raise VplError(f"{path} is truncated or no JSON object ({error})", hint) from error
+
+
+def read_span(path: Path, first: int, length: int) -> Any:
+    """Read the element that lies there."""
+    with path.open("rb") as file:
+        file.seek(first)
+        return json.loads(file.read(length))
+
+
+def write_array(path: Path, elements: Iterable[Any]) -> None:
+    """Write a JSON array, an element a line."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for element in elements:
+            file.write(separator + json.dumps(element))
+            separator = ",\n"
+        file.write("\n]\n" if separator[0] == "," else "[]\n")
+
+
+class _Text:
+    """A window on the file: `text[at:]` is what is read and not used yet."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.text, self.at, self.before = "", 0, 0
+        self.decode = json.JSONDecoder().raw_decode
+
+    def objects(self) -> Iterator[tuple[str, int, int, Any]]:
+        if self.next_char() != "{":
+            raise ValueError("it does not begin with {")
+        self.at += 1
+        while self.next_char() != "}":
+            name = self.value()
+            if self.next_char() != "[":
+                self.value()
+                continue
+            self.at += 1
+            while self.next_char() != "]":
+                first = self.before + self.at
+                element = self.value()
+                yield name, first, self.before + self.at - first, element
+            self.at += 1
+
+    def next_char(self) -> str:
+        """The next character that is no space, comma or colon; not used up."""
+        while True:
+            while self.at < len(self.text):
+                if self.text[self.at] not in " \t\r\n,:":
+                    return self.text[self.at]
+                self.at += 1
+            if not self.more():
+                raise ValueError("it ends too early")
+
+    def value(self) -> Any:
+        self.next_char()
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+            except ValueError:
+                if not self.more():
+                    raise
+                continue
+            # A number at the very end may go on in the next chunk.
+            if end < len(self.text) or not self.more():
+                self.at = end
+                return value
+
+    def more(self) -> bool:
+        """Read on; what is used is dropped. Doubles, so that a large element is not slow."""
+        chunk = self.file.read(max(_CHUNK, len(self.text) - self.at))
+        self.before += self.at
+        self.text = self.text[self.at :] + chunk.decode("latin-1")
+        self.at = 0
+        return bool(chunk)
