@@ -20,6 +20,7 @@ from PIL import Image
 
 import vpltool
 from vpltool.commands import crf
+from vpltool.commands._workers import run_jobs
 from vpltool.core import affinity, gradcam, phase_one, segment, training
 from vpltool.core import crf as core_crf
 from vpltool.core.pictures import sheet
@@ -132,19 +133,45 @@ def test_a_photo_too_large_for_the_crf_is_named_with_its_size(
     run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are done: each is alone in its process."""
-    mean_field = core_crf.mean_field
+    mean_fields = core_crf.mean_fields
 
-    def short(photo: Any, *args: Any, **options: Any) -> Any:
-        if photo.shape[:2] == (48, 40):
+    def short(photos: Any, *args: Any, **options: Any) -> Any:
+        if photos[0].shape[:2] == (48, 40):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return mean_field(photo, *args, **options)
+        return mean_fields(photos, *args, **options)
 
-    monkeypatch.setattr(core_crf, "mean_field", short)
+    monkeypatch.setattr(core_crf, "mean_fields", short)
     result = run("crf", "--workers", 0, "--overwrite", work=copied / "work")
     assert result.code == 1
     (error,) = result.lines("error:")
     assert "3 of 6 photos failed" in error
     assert "scene1: out of memory with 40×48 pixels of scene1.png; try --device cpu" in error
+
+
+def test_the_crfs_batches_are_halved(ready: Path, monkeypatch: pytest.MonkeyPatch,
+                                     tmp_path: Path) -> None:
+    """As on a GPU: those that do not fit are taken apart, and so are all later ones."""
+    from vpltool.formats import open_input, open_workspace
+
+    mean_fields, sizes = core_crf.mean_fields, []
+
+    def short(photos: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(photos))
+        if len(photos) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return mean_fields(photos, *args, **options)
+
+    monkeypatch.setattr(core_crf, "mean_fields", short)
+    workspace = open_workspace(ready / "work")
+    jobs = [(photo.id, workspace.image_path(photo)) for photo in workspace.photos("train")]
+    source = open_input(ready / "work/cams/text-refined/train", ("cams",))
+    task = crf._Task(source, core_crf.PRESETS["clip-es"], "torch", 1.0, False, "cpu", (0.0,))
+    found = dict(crf._run_batches(task, [*jobs, ("gone", tmp_path / "gone.png")], 2))
+    assert found.keys() == {*dict(jobs), "gone"}
+    assert found["gone"] == "gone.png: the photo is not there"
+    assert all(not isinstance(found[key], str) for key, _ in jobs)
+    assert sizes.count(2) == 1
+    assert sizes.count(1) == len(jobs)
 
 
 def test_crf_keeps_few_jobs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +198,7 @@ def test_crf_keeps_few_jobs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Pool)
     jobs = [(f"p{number}", Path()) for number in range(100)]
     most, seen = 0, set()
-    for key, _ in crf._run(None, jobs, 3):  # type: ignore[arg-type]
+    for key, _ in run_jobs(crf._one_photo, jobs, 3, crf._start, None):  # type: ignore[arg-type]
         seen.add(key)
         most = max(most, begun - len(seen) + 1)
     assert seen == {key for key, _ in jobs}
@@ -257,11 +284,10 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     base = tmp_path_factory.mktemp("many")
     save_clip(base / "clip", vision={"width": 128, "head_width": 64, "layers": 2}, dim=128)
     write_scenes(base, draw_scenes(1))
-    # A true mask may be larger than its photo, as CAMs have no size: eval then has much to drop.
-    for folder, side in (("photos", 128), ("masks", 512)):
+    for folder in ("photos", "masks"):
         first = base / folder / "scene0.png"
         with Image.open(first) as image:
-            image.resize((side, side), Image.Resampling.NEAREST).save(first)
+            image.resize((128, 128), Image.Resampling.NEAREST).save(first)
         for number in range(MANY):
             os.link(first, base / folder / f"p{number:03}.png")
     rows = [f"p{number:03},bar,train" for number in range(MANY)]
