@@ -5,6 +5,7 @@
 # make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: the same of COCO
+# make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
@@ -27,7 +28,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check lint types bench photos20 figure1 figure4 $(TABLES) voc12 coco14 clean
+.PHONY: setup demo test check lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -61,9 +62,12 @@ photos20: setup
 figure1 figure4: setup
 	$(BIN)/python benchmarks/figures.py $@ $(WORKSPACE) $(OPTIONS)
 
+# OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
 bench: setup
-	$(BIN)/python benchmarks/features.py
-	$(BIN)/python benchmarks/features.py --data coco --photos 32 --rounds 2
+	$(BIN)/python benchmarks/bench.py --out benchmarks/results-cpu.md $(OPTIONS)
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/results-gpu.md $(OPTIONS)
 
 # OPTIONS are those of benchmarks/tables.py, such as OPTIONS='--preset vpl-coco --seeds 0,1,2'.
 $(TABLES): setup

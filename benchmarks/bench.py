@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     text = f"{head}\n\n{table(rows, device.type)}\n"
     print(text)
     if options.out:
-        options.out.write_text(text, "utf-8")
+        options.out.write_text(f"# On a CPU\n\nWritten by `make bench`.\n\n{text}", "utf-8")
     return 0
 
 

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         text = f"{UNMEASURED} What follows is this script on {device}.\n\n{text}"
     print(text)
     if options.out:
-        options.out.write_text(text, "utf-8")
+        options.out.write_text(f"# On a GPU\n\nWritten by `make bench-gpu`.\n\n{text}", "utf-8")
     return 0
 
 

@@ -126,6 +126,18 @@ def test_extract_writes_the_same_from_a_thread(run: Run, ready: Path, tmp_path: 
         assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_predict_writes_the_same_from_a_thread(run: Run, layered: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does with a GPU."""
+    for name, waiting in (("apart", 0), ("behind", 2)):
+        monkeypatch.setattr("vpltool.commands.predict._waiting", lambda _task, n=waiting: n)
+        result = run("predict", "--decoder", "tiny", "--source", "photos", "--workers", 0, "--out",
+                     tmp_path / name, work=layered / "work")
+        assert result.code == 0, result.err
+    for path in (tmp_path / "apart").iterdir():
+        assert (tmp_path / "behind" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_batches_are_of_one_shape_and_nothing_is_lost() -> None:
     words = ["a", "bb", "c", "dd", "e", "fff", "g", "hh"]
     batches = list(bucketed(words, len, 2))

@@ -24,7 +24,7 @@ from vpltool.formats import (
     open_workspace,
     read_json,
 )
-from vpltool.formats.batches import bucketed, read_ahead
+from vpltool.formats.batches import bucketed, read_ahead, write_behind
 from vpltool.options import (
     BatchSize,
     Device,
@@ -118,17 +118,23 @@ def crf(
     count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
     task = _Task(source, settings, backend, alpha, wrap_image, str(place),
                  tuple(output.header.options.get("confidence", 0.0) for output in outputs))
-    with console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance:
-        on_device = place.type != "cpu" and backend == "torch"
+    on_device = place.type != "cpu" and backend == "torch"
+    with (console.progress(f"crf {source.name} {split} ({backend})", len(jobs)) as advance,
+          write_behind(_write, batch_size if on_device else 0) as write):
         for key, result in (_run_batches(task, jobs, batch_size) if on_device
                             else run_jobs(_one_photo, jobs, count, _start, task)):
-            for index, output in enumerate(outputs):
-                if isinstance(result, str):
-                    output.fail(key, result)
-                else:
-                    output.write_labels(key, result[index])
+            write(outputs, key, result)
             advance()
     finish_all(outputs)
+
+
+def _write(outputs: Sequence[OutputFolder], key: str,
+           result: list[npt.NDArray[np.uint8]] | str) -> None:
+    for index, output in enumerate(outputs):
+        if isinstance(result, str):
+            output.fail(key, result)
+        else:
+            output.write_labels(key, result[index])
 
 
 def _find_source(work: Path, what: str, split: str) -> InputFolder:

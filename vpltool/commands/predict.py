@@ -26,7 +26,7 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import FeatureBatch, feature_batches
+from vpltool.formats.batches import FeatureBatch, feature_batches, write_behind
 from vpltool.options import (
     BatchSize,
     Device,
@@ -152,10 +152,11 @@ def predict(
     todo = {key: paths[key] for output in outputs for key in output.todo}
     task = _Task(workspace, path, factors, flip, average, max_side, str(device), precision,
                  batch_size, workers)
-    with console.progress(f"predict {path.stem} {where}", len(todo)) as advance:
+    with (console.progress(f"predict {path.stem} {where}", len(todo)) as advance,
+          write_behind(_write, _waiting(task) if todo else 0) as write):
         if todo:
             for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
-                _write(outputs, seen, tagged.get(seen.id))
+                write(outputs, seen, tagged.get(seen.id))
                 advance()
     finish_all(outputs)
 
@@ -342,6 +343,13 @@ def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
             yield _Seen(key, None, failure=reason)
         for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
             yield _Seen(key, part, size)
+
+
+def _waiting(task: _Task) -> int:
+    """Predictions that may wait to be written while a GPU makes the next ones."""
+    from vpltool.core.device import find_device
+
+    return task.batch_size if find_device(task.device).type == "cuda" else 0
 
 
 def _write(outputs: Sequence[OutputFolder], seen: _Seen, tagged: Sequence[int] | None) -> None:
