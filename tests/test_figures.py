@@ -219,7 +219,8 @@ def test_without_scikit_learn(figures: ModuleType, drawn: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("figure", ["figure1", "figure4"])
 def test_make(figure: str) -> None:
-    said = subprocess.run(["make", "-n", figure, "WORKSPACE=some/dir", "OPTIONS=--split train"],
-                          cwd=SCRIPT.parents[1], capture_output=True, text=True, check=True)
+    said = subprocess.run(["make", "--no-print-directory", "-n", figure, "WORKSPACE=some/dir",
+                           "OPTIONS=--split train"], cwd=SCRIPT.parents[1],
+                          capture_output=True, text=True, check=True)
     line = said.stdout.splitlines()[-1]
     assert line.endswith(f"python benchmarks/figures.py {figure} some/dir --split train")
