@@ -46,12 +46,9 @@ ladder() {  # SEED: the steps in which chance plays a part
         run train-decoder --masks $v-dense --prototypes $v --name decoder-$rsc-$1 --seed "$1" \
             --lambda-rsc $rsc $DECODER
         run predict --decoder decoder-$rsc-$1
-        run predict --decoder decoder-$rsc-$1 --tags --out "$VPLTOOL_WORK/predictions/tagged-$rsc-$1/val"
+        run crf --what predictions/decoder-$rsc-$1 --preset weclip --split val --workers 0
         score predictions/decoder-$rsc-$1 "decoder-$rsc-$1"
-        for name in decoder-$rsc-$1 tagged-$rsc-$1; do
-            run crf --what predictions/$name --preset weclip --split val --workers 0
-            score predictions/$name-crf $name-crf
-        done
+        score predictions/decoder-$rsc-$1-crf "decoder-$rsc-$1-crf"
     done
 }
 say 'II vision prototypes and their CAMs, III masks by the CRF, IV a decoder, V with the contrast'
@@ -68,8 +65,6 @@ say 'The ladder, on unseen scenes. I to III are told which classes a photo shows
 vpltool scores --markdown \
     "I text CAM=scores/text.json" "$(row 'II vision CAM' vision-@)" "$(row 'III II + CRF' crf-@)" \
     "$(row 'IV decoder + CRF' decoder-0-@-crf)" "$(row 'V IV + RSC' decoder-1-@-crf)" \
-    "$(row 'IV, tags known as in III' tagged-0-@-crf)" \
-    "$(row 'V, tags known as in III' tagged-1-@-crf)" \
     "$(row 'IV without the CRF' decoder-0-@)" "$(row 'V without the CRF' decoder-1-@)" \
     | tee "$VPLTOOL_WORK/ladder.md"
 say 'What it looks like'
