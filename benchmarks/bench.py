@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, head = run(chosen, sizes, device, options.precision)
     text = f"{head}\n\n{table(rows, device.type)}\n"
     print(text)
-    if options.out:
+    if options.out and sizes == FULL and chosen == STAGES:
         options.out.write_text(f"# On a CPU\n\nWritten by `make bench`.\n\n{text}", "utf-8")
     return 0
 
@@ -48,7 +48,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="", help="of the encoder; ViT-B-16-quickgelu")
     parser.add_argument("--data", default="", help="photo sizes and tags: voc or coco")
     parser.add_argument("--precision", default=default_precision(), help="of our commands")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument("--out", type=Path, help="write the table here, too, if nothing was left out")
     return parser.parse_args(argv)
 
 

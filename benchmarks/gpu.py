@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="toy sizes: checks the script")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--only", default=",".join([*STAGES, "idle"]))
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument("--out", type=Path, help="write the table here, too, if nothing was left out")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda":
         text = f"{UNMEASURED} What follows is this script on {device}.\n\n{text}"
     print(text)
-    if options.out:
+    if options.out and not options.quick and options.only == parser.get_default("only"):
         options.out.write_text(f"# On a GPU\n\nWritten by `make bench-gpu`.\n\n{text}", "utf-8")
     return 0
 
