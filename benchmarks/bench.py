@@ -48,7 +48,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="", help="of the encoder; ViT-B-16-quickgelu")
     parser.add_argument("--data", default="", help="photo sizes and tags: voc or coco")
     parser.add_argument("--precision", default=default_precision(), help="of our commands")
-    parser.add_argument("--out", type=Path, help="write the table here, too, if nothing was left out")
+    parser.add_argument("--out", type=Path, help="also write the table of a whole run here")
     return parser.parse_args(argv)
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="toy sizes: checks the script")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--only", default=",".join([*STAGES, "idle"]))
-    parser.add_argument("--out", type=Path, help="write the table here, too, if nothing was left out")
+    parser.add_argument("--out", type=Path, help="also write the table of a whole run here")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
