@@ -25,10 +25,13 @@ score() {  # WHAT NAME [OPTION…]: on the unseen scenes
 say 'A small world, text prototypes, frozen features; I: text CAMs'
 run demo
 run text-prototypes
-for split in train val; do run extract --split $split --keep patches,layers --layers 1,3,5; done
-run cam --method salient
+run extract --split val --keep patches,layers --layers 1,3,5 & val=$!
+run extract --split train --keep patches,layers --layers 1,3,5
+wait $val
+run cam --method salient & salient=$!
 run cam --method dense --split val
 score cams/text-dense text --threshold $THRESHOLD
+wait $salient
 
 ladder() {  # SEED: the steps in which chance plays a part
     local v=vision-$1 split rsc
