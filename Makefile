@@ -73,14 +73,15 @@ bench-gpu: setup
 $(TABLES): setup
 	$(BIN)/python benchmarks/tables.py $(@:table%=%) $(WORKSPACE) $(OPTIONS)
 
+# PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup
 	$(if $(VOC),,$(error VOC=dir: the folder that holds JPEGImages, as in make voc12 VOC=/data/VOC2012))
-	$(BIN)/vpltool -C work/voc12 --preset vpl-voc prepare voc $(VOC)
+	$(BIN)/vpltool -C work/voc12 --preset vpl-voc prepare voc $(VOC) $(PREPARE)
 	$(BIN)/python benchmarks/tables.py 3 work/voc12 --preset vpl-voc --learn train_aug,train $(OPTIONS)
 
 coco14: setup
 	$(if $(COCO),,$(error COCO=dir: the folder that holds train2014, val2014 and annotations))
-	$(BIN)/vpltool -C work/coco14 --preset vpl-coco prepare coco $(COCO)
+	$(BIN)/vpltool -C work/coco14 --preset vpl-coco prepare coco $(COCO) $(PREPARE)
 	$(BIN)/python benchmarks/tables.py 2 3 work/coco14 --preset vpl-coco $(OPTIONS)
 
 clean:

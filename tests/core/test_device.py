@@ -1,15 +1,20 @@
-"""What is done where the memory does not suffice: batches are halved, and the rest is told."""
+"""Memory: what is done where it does not suffice, and that what is freed is used again."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpltool.core.device import halving, naming_shortage
 from vpltool.core.photos import Batch
+from vpltool.core.weights import unfilled
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.formats.batches import FeatureBatch
 
@@ -138,3 +143,42 @@ def test_naming() -> None:
     assert caught.value.hint == "--batch-size 3"
     with pytest.raises(RuntimeError, match="shapes"), naming_shortage("6 crops", ""):
         raise RuntimeError("shapes do not match")
+
+
+FAULTS = """
+import resource, sys, torch
+from vpltool.core.device import find_device
+find_device(sys.argv[1])
+torch.ones(5_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    # 20 MB each, the first of them still there when the second is asked for.
+    (torch.ones(5_000_000), torch.ones(5_000_000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems are left alone")
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_kept_for_the_next_tensor(own: bool) -> None:
+    """Else each page of each tensor is mapped again, 4,900 of them; what the user sets wins."""
+    own_words = {"MALLOC_MMAP_THRESHOLD_": "65536"} if own else {}
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("MALLOC_")}
+    told = subprocess.run([sys.executable, "-c", FAULTS, "cpu"], check=True, text=True,
+                          capture_output=True, env=environment | own_words)
+    assert (int(told.stdout) > 20 * 9000) == own
+
+
+def test_unfilled_parameters_cost_no_random_numbers() -> None:
+    drawn = torch.get_rng_state()
+    with unfilled():
+        layers = [nn.Linear(4, 3), nn.Conv2d(3, 4, 2), nn.Embedding(5, 2), nn.LayerNorm(3),
+                  nn.MultiheadAttention(4, 2)]
+        nn.init.trunc_normal_(nn.Parameter(torch.empty(3)), std=0.1)
+        nn.init.normal_(torch.empty(3))
+        torch.empty(3).normal_()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(layers[3].weight, torch.ones(3)), "what is not random stays"
+    nn.Linear(4, 3)
+    assert not torch.equal(torch.get_rng_state(), drawn)

@@ -173,3 +173,25 @@ def test_only_classes() -> None:
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([0.4, 0.0, 0.6]))
     assert found[:, 0, 1].tolist() == [0, 0, 0]
     assert labels_of(found, (1, 2)).tolist() == [[2, 0]]
+
+
+def test_a_decoder_in_half_precision_is_near_float32() -> None:
+    decoder, grid = make_decoder(), (3, 5)
+    layers = torch.randn(2, 2, 15, WIDTH, generator=torch.Generator().manual_seed(5))
+    exact, rough = (logits_of(decoder, part, None, grid) for part in (layers, layers.bfloat16()))
+    assert rough.dtype == torch.float32
+    apart = (exact - rough).norm() / exact.norm()
+    assert 0 < float(apart) < 0.03
+
+
+def test_patch_embeddings_are_made_only_for_a_residual_decoder(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    forward = clip.vision.forward
+    monkeypatch.setattr(clip.vision, "forward", lambda *given, **options: (
+        asked.append(options["patches"]), forward(*given, **options))[1])
+    plain, residual = (segment(clip.vision, make_decoder(residual=own), some_photos())
+                       for own in (False, True))
+    assert asked == ["none", "block"]
+    assert not torch.allclose(plain, residual, atol=1e-3)

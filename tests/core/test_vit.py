@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from reference import clip_es
 from torch import Tensor, nn
 
+from vpltool.core import vit
 from vpltool.core.clip import import_open_clip, tower_from_open_clip
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
@@ -227,3 +228,33 @@ def test_bfloat16_is_near_float32() -> None:
     for name in ("tokens", "patches", "attention", "layers"):
         one, other = getattr(exact, name).float(), getattr(rough, name).float()
         assert float((one - other).norm() / one.norm()) < 0.03, name
+
+
+@pytest.mark.parametrize("together", [1, 30, 45])
+def test_parts_of_a_batch_are_joined(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos of 15 patches, so many patches together: one, two or three of them."""
+    tower = tower_from_open_clip(build({}).visual).eval()
+    photos = torch.cat([pixels(24, 40), pixels(24, 40).flip(0).flip(3)])
+    whole = tower(photos, layers=(0, 2))
+    sizes = []
+    embed = tower.embed
+    monkeypatch.setattr(tower, "embed", lambda part: (sizes.append(len(part)), embed(part))[1])
+    monkeypatch.setattr(vit, "CPU_PATCHES", together)
+    found = tower(photos, layers=(0, 2))
+    assert sizes == {1: [1, 1, 1, 1], 30: [2, 2], 45: [3, 1]}[together]
+    for name in ("tokens", "patches", "attention", "layers"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-5, rtol=1e-4)
+    assert tower(photos, patches="none", attention=False).attention is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_gelu_in_place_has_the_same_bits(dtype: torch.dtype) -> None:
+    x = torch.linspace(-8, 8, 1001).to(dtype)
+    kept = x.clone()
+    gelu = vit.ACTIVATIONS["quick_gelu"]
+    with torch.no_grad():
+        found = gelu(x)
+    assert torch.equal(x, kept), "its input is another's"
+    assert torch.equal(found, gelu(x.requires_grad_(True)))
+    torch.testing.assert_close(found.float(), kept.float() * torch.sigmoid(1.702 * kept.float()),
+                               atol=1e-2 if dtype == torch.bfloat16 else 1e-6, rtol=1e-2)

@@ -69,12 +69,13 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
 
 @dataclass(frozen=True)
 class Lessons:
-    """The photos to learn from, their masks and their frozen layers."""
+    """The photos to learn from, their masks, and what of the frozen CLIP the decoder reads."""
 
     workspace: Workspace
     masks: InputFolder
     photos: list[Photo]
     frozen: Frozen
+    residual: bool
 
 
 def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
@@ -148,5 +149,6 @@ def _photo_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> 
             crops.append(random_window(image, labels, settings.crop, patch, rng))
             tags.append(torch.tensor(lessons.workspace.indices_of(photo), dtype=torch.long))
         images, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        encoded = vision(images.to(device), attention=False, layers=lessons.frozen.layers)
+        encoded = vision(images.to(device), attention=False, layers=lessons.frozen.layers,
+                         patches="block" if lessons.residual else "none")
         yield CropBatch(encoded.layers, encoded.patches, labels, valid, tags)

@@ -155,9 +155,11 @@ def cam(
 
 def _read_head(features: Path) -> Head:
     from vpltool.core.vit import Head
+    from vpltool.core.weights import unfilled
 
     header, tensors = read_tensors(head_path(features), "head",
                                    made_by="vpltool extract writes it beside the features")
-    head = Head.from_config(header.facts["config"])
+    with unfilled():
+        head = Head.from_config(header.facts["config"])
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)

@@ -132,7 +132,7 @@ def train_decoder(
         header.options["limit"] = limit
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
-        lessons = Lessons(workspace, labels, photos, frozen)
+        lessons = Lessons(workspace, labels, photos, frozen, residual)
         run = _Run(lessons, settings, header, target)
         _train(run, vectors, checkpoint_every, str(device), overwrite=overwrite)
     print(target)

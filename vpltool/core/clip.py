@@ -17,7 +17,7 @@ from vpltool.core.catalogue import check_source, first_line, import_open_clip, l
 from vpltool.core.models import ModelSource, find_source
 from vpltool.core.towers import tower_from_open_clip
 from vpltool.core.vit import VisionTower
-from vpltool.core.weights import read_weights
+from vpltool.core.weights import read_weights, unfilled
 from vpltool.errors import VplError
 
 LOSS_PARTS = ("logit_scale", "logit_bias")
@@ -89,7 +89,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
     state = read_weights(weights)
-    with silent():
+    with silent(), unfilled():
         try:
             whole = open_clip.create_model(
                 name, load_weights=False, pretrained_text=False, device="cpu", precision="fp32",
@@ -99,7 +99,8 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
                            "choose another model, or pip install -U open_clip_torch") from error
     _fill(open_clip, whole, state, source, weights.path)
     whole = whole.float().eval().requires_grad_(False)
-    vision = tower_from_open_clip(whole.visual).to(device)
+    with unfilled():
+        vision = tower_from_open_clip(whole.visual).to(device)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
     mean, std = NORMALISATIONS.get(normalise, own)
     identity = {**source.names, "fingerprint": fingerprint(whole)}

@@ -99,12 +99,12 @@ class Decoder(nn.Module):
         """Class indices 0, 1, …, the order of the logits."""
         return torch.arange(int(self.class_index.max()) + 1, device=self.class_index.device)
 
-    def embeddings(self, layers: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def embeddings(self, layers: Tensor, patches: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Pixel embeddings V.
 
         Args:
             layers: frozen layers (B, L, h·w, input width).
-            patches: L2-normed patch embeddings (B, h·w, dim); used if `residual`.
+            patches: L2-normed patch embeddings (B, h·w, dim); None unless `residual`.
             grid: (h, w).
 
         Returns:
@@ -117,7 +117,10 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         embedding = self.project(x)
-        return F.normalize(patches + embedding if self.shape.residual else embedding, dim=-1)
+        if self.shape.residual:
+            assert patches is not None
+            embedding = patches + embedding
+        return F.normalize(embedding, dim=-1)
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Class logits (B, classes, h, w): log-sum-exp over each class's rows of V·W / τ."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -21,15 +23,33 @@ def find_device(choice: str) -> torch.device:
         VplError: no such device.
     """
     if choice == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(choice)
     except RuntimeError:
         raise VplError(f"`{choice}` is no device", "--device auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise VplError(f"{choice}: {torch.cuda.device_count()} CUDA devices are there",
                        "--device cpu")
     return device
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of freed tensors for the next ones; elsewhere, nothing.
+
+    A block of the encoder frees megabytes several times. Given back to the system, each page of
+    them is cleared and mapped again for the next tensor. What the environment says wins.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 32 * 2**20
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, most)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def find_precision(choice: str, device: torch.device) -> torch.dtype:

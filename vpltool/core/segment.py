@@ -18,14 +18,20 @@ FINENESS = 4
 
 
 @torch.no_grad()
-def logits_of(decoder: Decoder, layers: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`."""
-    logits = decoder.logits(decoder.embeddings(layers, patches, grid), grid)
+def logits_of(decoder: Decoder, layers: Tensor, patches: Tensor | None, grid: tuple[int, int]
+              ) -> Tensor:
+    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`.
+
+    Up to the embeddings it computes in the layers' number format; the logits are float32.
+    """
+    with torch.autocast(layers.device.type, layers.dtype, enabled=layers.dtype != torch.float32):
+        embeddings = decoder.embeddings(layers, patches, grid)
+    logits = decoder.logits(embeddings.float(), grid)
     size = (grid[0] * FINENESS, grid[1] * FINENESS)
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor,
+def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor | None,
                      grid: tuple[int, int]) -> Tensor:
     """Class probabilities, see `logits_of`."""
     return logits_of(decoder, layers, patches, grid).softmax(dim=1)
@@ -58,9 +64,10 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
         encoded = vision(seen.to(vision.conv.weight.dtype), attention=False,
+                         patches="block" if decoder.shape.residual else "none",
                          layers=decoder.shape.layers)
         assert encoded.layers is not None
-        part = logits_of(decoder, encoded.layers.float(), encoded.patches.float(), grid)
+        part = logits_of(decoder, encoded.layers, encoded.patches, grid)
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)

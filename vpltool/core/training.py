@@ -59,21 +59,22 @@ class CropBatch:
 
     Args:
         layers: frozen layers (B, L, crop², width).
-        patches: L2-normed patch embeddings (B, crop², dim).
+        patches: L2-normed patch embeddings (B, crop², dim); None if the decoder is not `residual`.
         labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
         valid: False where a patch is padding (B, crop²).
         tags: class indices of each photo (K_i,).
     """
 
     layers: Tensor
-    patches: Tensor
+    patches: Tensor | None
     labels: Tensor
     valid: Tensor
     tags: list[Tensor]
 
     def to(self, device: torch.device) -> CropBatch:
         """The same in float32 on a device."""
-        return CropBatch(self.layers.to(device).float(), self.patches.to(device).float(),
+        patches = None if self.patches is None else self.patches.to(device).float()
+        return CropBatch(self.layers.to(device).float(), patches,
                          self.labels.to(device), self.valid.to(device),
                          [tags.to(device) for tags in self.tags])
 

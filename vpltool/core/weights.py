@@ -8,13 +8,14 @@ knows tensors and containers and refuses the rest. Nothing heavy is imported bef
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,25 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
     for name in OPENAI_EXTRAS:
         tensors.pop(name, None)
     return tensors
+
+
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """Leave new parameters without their random start: weights are read into them next.
+
+    For ViT-B/16 drawing it takes longer than all the rest of loading.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+                               ) -> Any:
+            if func.__name__ in ("uniform_", "normal_", "kaiming_uniform_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with Unfilled():
+        yield
 
 
 def _brief(error: Exception) -> str:
