@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.decoder import Decoder
-from vpltool.core.vit import VisionTower
+from vpltool.core.vit import VisionTower, cache_parts
 
 FINENESS = 4
 """Probabilities are kept at 4×4 values a patch of the largest scale."""
@@ -53,6 +53,11 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
     Returns:
         (B, classes, 4H/patch, 4W/patch).
     """
+    parts = cache_parts(pixels, vision.patch)
+    if len(parts) > 1:
+        # The layers of many photos need not exist together.
+        return torch.cat([segment(vision, decoder, part, scales, flip=flip, average=average)
+                          for part in parts])
     height, width = pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch
     total: Tensor | None = None
     sides = (False, True) if flip else (False,)

@@ -318,11 +318,8 @@ class VisionTower(nn.Module):
             attention: whether to average the attention of the last blocks.
             layers: indices of the blocks whose output is wanted (0 is the first).
         """
-        if pixels.device.type != "cpu":
-            return self._encode(pixels, patches, attention, layers)
-        each = pixels.shape[2] * pixels.shape[3] // self.patch**2
         parts = [self._encode(part, patches, attention, layers)
-                 for part in pixels.split(max(1, CPU_PATCHES // each))]
+                 for part in cache_parts(pixels, self.patch)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _encode(self, pixels: Tensor, patches: str, attention: bool, layers: Sequence[int]
@@ -356,6 +353,14 @@ class VisionTower(nn.Module):
         return DenseFeatures(
             tokens, embeddings, total,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
+
+
+def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
+    """Split photos (B, 3, H, W) into parts that a CPU's cache suits; for a GPU they stay whole."""
+    if pixels.device.type != "cpu":
+        return (pixels,)
+    each = pixels.shape[2] * pixels.shape[3] // patch**2
+    return pixels.split(max(1, CPU_PATCHES // each))
 
 
 def _joined(parts: Sequence[DenseFeatures]) -> DenseFeatures:
