@@ -4,7 +4,7 @@
 # make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
 # make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it
-# make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: the same of COCO
+# make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
 #
@@ -17,6 +17,8 @@ REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
 DEMO ?= work/demo
 WORKSPACE ?= $(DEMO)
+VOC12 ?= work/voc12
+COCO14 ?= work/coco14
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -76,13 +78,13 @@ $(TABLES): setup
 # PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup
 	$(if $(VOC),,$(error VOC=dir: the folder that holds JPEGImages, as in make voc12 VOC=/data/VOC2012))
-	$(BIN)/vpltool -C work/voc12 --preset vpl-voc prepare voc $(VOC) $(PREPARE)
-	$(BIN)/python benchmarks/tables.py 3 work/voc12 --preset vpl-voc --learn train_aug,train $(OPTIONS)
+	$(BIN)/vpltool -C $(VOC12) --preset vpl-voc prepare voc $(VOC) $(PREPARE)
+	$(BIN)/python benchmarks/tables.py 3 $(VOC12) --learn train_aug,trainaug $(OPTIONS)
 
 coco14: setup
 	$(if $(COCO),,$(error COCO=dir: the folder that holds train2014, val2014 and annotations))
-	$(BIN)/vpltool -C work/coco14 --preset vpl-coco prepare coco $(COCO) $(PREPARE)
-	$(BIN)/python benchmarks/tables.py 2 3 work/coco14 --preset vpl-coco $(OPTIONS)
+	$(BIN)/vpltool -C $(COCO14) --preset vpl-coco prepare coco $(COCO) $(PREPARE)
+	$(BIN)/python benchmarks/tables.py 2 $(COCO14) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) work build *.egg-info

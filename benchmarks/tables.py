@@ -5,8 +5,9 @@
 
 Every row is a chain of `vpltool` commands under one preset. A chain is spelled with all its file
 names, so what two rows have in common is one command, run once; what an earlier run left behind is
-taken over by the command itself. TABLE.md and TABLE.json go to WORK/tables: numbers, protocol, and
-the commands that gave them.
+taken over by the command itself. All of it lies in a workspace of its own, WORK/tables/NAME, and
+touches nothing of WORK; there are TABLE.md and TABLE.json, too: numbers, protocol, and the commands
+that gave them.
 
 Maps and masks know a photo's tags, predictions do not. Prototypes and decoder learn on --learn;
 maps are scored on --split, as the paper's tables 3 to 7 are on VOC's val. CAMs are cut where the
@@ -21,17 +22,23 @@ import io
 import json
 import os
 import shlex
+import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from disk import bytes_a_photo
+
 from vpltool import console
 from vpltool.cli import build_app
-from vpltool.errors import VplError
-from vpltool.formats.workspace import open_workspace, read_images
+from vpltool.commands._truth import read_truth
+from vpltool.core.photos import fit_size, photo_size
+from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.formats import Workspace
+from vpltool.formats.workspace import open_workspace, relative_to, write_workspace
 from vpltool.presets import read_preset
 
 Cell = list[float]
@@ -58,7 +65,9 @@ class Bench:
         split: split to score.
         cut: split on which the threshold of CAMs is chosen; empty: the preset's.
         seeds: a run for each; one where chance plays no part.
-        given: options that win over the preset, by command.
+        given: options that win over the preset, by command; a row's own win over them.
+        commands: those that were run.
+        failed: what photos failed in which command; the others went on.
     """
 
     work: Path
@@ -69,24 +78,49 @@ class Bench:
     seeds: tuple[int, ...]
     given: dict[str, list[str]]
     commands: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.app = build_app()
         from typer.main import get_command
 
-        self.protocol = read_preset(self.preset, get_command(self.app))
+        root: Any = get_command(self.app)
+        self.protocol = read_preset(self.preset, root)
+        for command, words in self.given.items():
+            if command not in root.commands:
+                raise VplError(f"--set {command}.…: no such command",
+                               near_name(command, root.commands))
+            try:
+                root.commands[command].make_context(command, list(words))
+            except Exception as error:
+                # Typer's own errors are not in its public names; all of them can be told.
+                if not hasattr(error, "format_message"):
+                    raise
+                raise VplError(f"--set {command}.…: {error.format_message()}",
+                               f"vpltool {command} --help") from error
 
     def run(self, command: str, *options: str) -> str:
-        """Run a command, unless it was run, and give its stdout."""
-        words = [command, *options, *self.given.get(command, ())]
+        """Run a command, unless it was run, and give its stdout.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted.
+        """
+        words = [command, *self.given.get(command, ()), *options]
         spelled = shlex.join(["vpltool", *words])
         if spelled in self.commands:
             return ""
         print(f"  {spelled}", file=sys.stderr, flush=True)
+        quiet = () if sys.stderr.isatty() else ("-q",)
         told = io.StringIO()
-        with contextlib.redirect_stdout(told):
-            self.app(["-C", str(self.work), "--preset", self.preset, *words, "-q"],
-                     standalone_mode=False)
+        try:
+            with contextlib.redirect_stdout(told):
+                # Typer makes this code of Ctrl-C.
+                if self.app(["-C", str(self.work), "--preset", self.preset, *words, *quiet],
+                            standalone_mode=False) == 130:
+                    raise KeyboardInterrupt
+        except PhotosFailed as error:
+            console.warn(error.message)
+            self.failed.append(f"{command}: {error.message}")
         self.commands.append(spelled)
         return told.getvalue()
 
@@ -140,7 +174,15 @@ class Bench:
             chosen = self.cams("text", self.cut)
             self.score(f"cams/{chosen}", self.cut, f"{chosen}-cut", "--alpha", "0")
             cut = ["--threshold-from", str(self._scores(f"{chosen}-cut")), "--alpha", "0"]
-        return self.score(f"cams/{cams}", split, f"{cams}-{split}", *cut)
+        return self.made_score(f"cams/{cams}", split, f"{cams}-{split}", *cut)
+
+    @property
+    def made_scored(self) -> str:
+        """Where what is made for --learn is scored: on `train` if that is a part of it."""
+        photos = open_workspace(self.work).photos(self.learn)
+        inside = sum("train" in photo.splits for photo in photos)
+        whole = sum("train" in photo.splits for photo in open_workspace(self.work).photos())
+        return "train" if 0 < inside == whole else self.learn
 
     def masks(self, cams: str, split: str) -> str:
         """Pseudo masks by the CRF: NAME holds 255 where it is unsure, NAME-full none."""
@@ -149,7 +191,13 @@ class Bench:
 
     def mask_score(self, masks: str, split: str) -> float:
         """mIoU of masks."""
-        return self.score(f"masks/{masks}-full", split, f"{masks}-masks-{split}")
+        return self.made_score(f"masks/{masks}-full", split, f"{masks}-masks-{split}")
+
+    def made_score(self, what: str, split: str, name: str, *options: str) -> float:
+        """mIoU of maps or masks of a split; of train_aug's, on `train`."""
+        if split == self.learn != self.made_scored:
+            return self.score(f"{self.work}/{what}/{split}", self.made_scored, name, *options)
+        return self.score(what, split, name, *options)
 
     def segmenter(self, seed: int, rsc: float | None) -> str:
         """A decoder trained on the masks of vision prototypes, and what it predicts."""
@@ -159,17 +207,22 @@ class Bench:
         weight = () if rsc is None else ("--lambda-rsc", str(rsc))
         self.run("train-decoder", "--masks", masks, "--prototypes", prototypes, *weight,
                  "--split", self.learn, "--seed", str(seed), "--name", name)
-        self.features(self.split)
+        if self.option("predict", "source", "auto") == "features":
+            self.features(self.split)
         self.run("predict", "--decoder", name, "--split", self.split,
                  "--out", f"{self.work}/predictions/{name}/{self.split}")
         return name
 
     def prediction_score(self, name: str, *, crf: bool) -> float:
         """mIoU of predictions, with the CRF at test or without."""
-        if crf:
-            self.run("crf", "--what", f"predictions/{name}", "--split", self.split)
-            name = f"{name}-crf"
+        name = self.at_test(name) if crf else name
         return self.score(f"predictions/{name}", self.split, f"{name}-{self.split}")
+
+    def at_test(self, name: str) -> str:
+        """Predictions after the CRF: WeCLIP's constants, as VPL gives none."""
+        self.run("crf", "--what", f"predictions/{name}", "--split", self.split,
+                 "--preset", "weclip")
+        return f"{name}-crf"
 
     def score(self, what: str, split: str, name: str, *options: str) -> float:
         """Percent mIoU of anything."""
@@ -192,13 +245,15 @@ class Bench:
 
 def table1(bench: Bench) -> Iterator[Row]:
     """Quality of seeds and pseudo masks on the photos that are learned from."""
-    split = bench.learn
-    text = bench.cams(bench.text(), split)
-    yield Row("text prototypes (CLIP-ES)", {"seed": 70.8, "mask": 75.0}, {
-        "seed": [bench.seed_score(text, split)],
-        "mask": [bench.mask_score(bench.masks(text, split), split)]})
-    cells = bench_seeds(bench, lambda cams: (
-        bench.seed_score(cams, split), bench.mask_score(bench.masks(cams, split), split)), split)
+    made = bench.learn
+    text = bench.cams(bench.text(), made)
+
+    def scores(cams: str) -> tuple[float, float]:
+        return bench.seed_score(cams, made), bench.mask_score(bench.masks(cams, made), made)
+
+    yield Row("text prototypes (CLIP-ES)", {"seed": 70.8, "mask": 75.0},
+              {name: [score] for name, score in zip(("seed", "mask"), scores(text), strict=True)})
+    cells = bench_seeds(bench, scores, made)
     yield Row("vision prototypes (VPL)", {"seed": 76.3, "mask": 78.4},
               dict(zip(("seed", "mask"), cells, strict=True)))
     yield Row("CLIP-CPAL (not in vpltool)", {"seed": 71.9, "mask": 75.8}, {})
@@ -206,10 +261,23 @@ def table1(bench: Bench) -> Iterator[Row]:
 
 
 def table2(bench: Bench) -> Iterator[Row]:
-    """The segmenter, with the CRF at test, on the data set of the workspace."""
+    """The segmenter, with the CRF at test, on the data set of the workspace.
+
+    Where a split has no true masks, as VOC's `test`, the predictions are packed for the server.
+    """
     paper = {"voc val": 78.5, "voc test": 77.8, "coco val": 49.2}
     bench.text()
-    cells = [bench.prediction_score(bench.segmenter(seed, None), crf=True) for seed in bench.seeds]
+    names = [bench.segmenter(seed, None) for seed in bench.seeds]
+    workspace = open_workspace(bench.work)
+    cells: Cell = []
+    if unmasked(workspace, bench.split):
+        for name in names:
+            bench.at_test(name)
+            if workspace.name in EXPORTS:
+                bench.run("export", EXPORTS[workspace.name], "--what",
+                          f"predictions/{name}-crf", "--split", bench.split)
+    else:
+        cells = [bench.prediction_score(name, crf=True) for name in names]
     yield Row("CLIP-ES + VPL", paper, {"here": cells})
     yield Row("WeCLIP (its paper)", {"voc val": 76.4, "voc test": 77.2, "coco val": 47.1}, {})
 
@@ -232,12 +300,17 @@ def table3(bench: Bench) -> Iterator[Row]:
 
 
 def table4(bench: Bench) -> Iterator[Row]:
-    """Single and ensemble prompts: text, text moved along the gap, vision prototypes."""
-    bench.text()
+    """Single and ensemble prompts: text, text moved along the gap, vision prototypes.
+
+    The ensemble's text and vision prototypes are those of the protocol: the paper's have the
+    numbers of its table 3.
+    """
     papers = {"single": ((61.7, 0.81), (62.0, 0.77), (66.8, 0.64)),
               "ensemble": ((63.3, 0.76), (63.5, 0.71), (68.2, 0.51))}
+    bench.text()
     for prompts, paper in papers.items():
-        text = bench.text(f"text-{prompts}", "--prompts", prompts)
+        own = prompts == "ensemble"
+        text = "text" if own else bench.text(f"text-{prompts}", "--prompts", prompts)
         yield _gap_row(bench, f"{prompts}: text", paper[0], [text])
         bench.features(bench.learn)
         bench.run("shift-gap", "--text", text, "--split", bench.learn,
@@ -245,7 +318,8 @@ def table4(bench: Bench) -> Iterator[Row]:
         yield _gap_row(bench, f"{prompts}: text moved along the gap", paper[1],
                        [f"shifted-{prompts}"])
         yield _gap_row(bench, f"{prompts}: vision", paper[2], [
-            bench.learned(f"vision-{prompts}", seed, text=text) for seed in bench.seeds])
+            bench.learned("vision" if own else f"vision-{prompts}", seed, text=text)
+            for seed in bench.seeds])
 
 
 def table5(bench: Bench) -> Iterator[Row]:
@@ -271,6 +345,10 @@ def table7(bench: Bench) -> Iterator[Row]:
 
 TABLES: dict[int, Callable[[Bench], Iterator[Row]]] = {
     1: table1, 2: table2, 3: table3, 4: table4, 5: table5, 6: table6, 7: table7}
+
+
+EXPORTS = {"voc": "voc-server", "coco": "coco-rle"}
+"""What a data set's server takes."""
 
 
 def bench_seeds(bench: Bench, measure: Callable[[str], tuple[float, ...]], split: str
@@ -316,11 +394,11 @@ def spell(cell: Cell, digits: int = 3) -> str:
     return f"{mean:.{digits}f}{deviation}"
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[Row], source: str = "paper") -> str:
     """The table, two columns a quantity: paper and here."""
     paper = list(dict.fromkeys(name for row in rows for name in row.paper))
     here = list(dict.fromkeys(name for row in rows for name in row.measured))
-    lines = [["", *(f"{name}, paper" for name in paper), *(
+    lines = [["", *(f"{name}, {source}" for name in paper), *(
         name if name == "here" else f"{name}, here" for name in here)]]
     for row in rows:
         lines.append([row.title, *(spell([row.paper[name]], 2) if name in row.paper else "-"
@@ -338,41 +416,104 @@ def markdown(rows: list[Row]) -> str:
 
 def write(bench: Bench, number: int, rows: list[Row]) -> str:
     """Write TABLE.md and TABLE.json, and give the Markdown."""
-    title = (TABLES[number].__doc__ or "").strip()
+    title = (TABLES[number].__doc__ or "").partition("\n")[0]
     seeds = ", ".join(map(str, bench.seeds))
+    # Table 2's columns name their data set themselves; all others are VOC's.
+    named = number == 2 or open_workspace(bench.work).name == "voc"
     protocol = (
         f"preset {bench.protocol.name} ({bench.protocol.identity}); learned on `{bench.learn}`, "
-        f"maps scored on `{bench.learn if number == 1 else bench.split}`; threshold "
+        f"maps scored on `{bench.made_scored if number == 1 else bench.split}`; threshold "
         + (f"chosen on `{bench.cut}`" if bench.cut else "as the preset has it")
         + f"; seeds {seeds}" + "".join(f"; {name} {shlex.join(words)}"
                                         for name, words in sorted(bench.given.items())))
-    text = f"Table {number}. {title}\n\n{markdown(rows)}\nProtocol: {protocol}.\n"
-    folder = bench.work / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
+    text = (f"Table {number}. {title}\n\n{markdown(rows, 'paper' if named else 'paper (VOC)')}\n"
+            f"Protocol: {protocol}.\n"
+            + "".join(f"\nLeft out by {what}\n" for what in bench.failed))
+    folder = bench.work
     (folder / f"table{number}.md").write_text(text, encoding="utf-8")
     (folder / f"table{number}.json").write_text(json.dumps({
         "table": number, "title": title, "preset": bench.protocol.name,
         "preset_hash": bench.protocol.identity, "learn": bench.learn, "split": bench.split,
         "threshold_from": bench.cut, "seeds": bench.seeds, "given": bench.given,
         "rows": [vars(row) for row in rows],
+        "failed": bench.failed,
         "commands": [command.replace(f"{bench.work}/", "") for command in bench.commands],
     }, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return text
 
 
-def first_split(work: Path, wanted: list[str]) -> str:
+def first_split(workspace: Workspace, wanted: list[str]) -> str:
     """The first of some splits that a workspace has.
 
     Raises:
-        VplError: there is no workspace, or none of them.
+        VplError: it has none of them.
     """
-    workspace = open_workspace(work)
-    known = {split for photo in read_images(work / "images.jsonl") for split in photo.splits}
+    known = {split for photo in workspace.photos() for split in photo.splits}
     for split in wanted:
         if split in known:
             return split
-    raise VplError(f"{workspace.path} has no split {' or '.join(wanted)}",
-                   f"--learn takes one of: {', '.join(sorted(known))}")
+    hint = f"--learn takes one of: {', '.join(sorted(known))}"
+    if "train_aug" in wanted:
+        hint = ("put the augmented list into ImageSets/Segmentation, or give it to prepare by "
+                f"--list FILE; else {hint}")
+    raise VplError(f"{workspace.path} has no split {' or '.join(wanted)}", hint)
+
+
+def own_workspace(work: Path, name: str) -> Path:
+    """Make, or find, a workspace of the same photos in WORK/tables, and give its folder."""
+    source, path = open_workspace(work), work / "tables" / name
+    path.mkdir(parents=True, exist_ok=True)
+    weights = work / source.pretrained
+    write_workspace(replace(
+        source, path=path, root=relative_to(work / source.root, path),
+        pretrained=relative_to(weights, path) if weights.exists() else source.pretrained),
+        source.photos())
+    return path
+
+
+def unmasked(workspace: Workspace, split: str) -> int:
+    """Number of photos of a split without a true mask."""
+    return sum(photo.mask is None for photo in workspace.photos(split))
+
+
+def check(bench: Bench, numbers: list[int]) -> None:
+    """Find before the work what would end it: splits without masks, masks of another size, disk.
+
+    Raises:
+        VplError: something that a table would score cannot be scored.
+    """
+    workspace = open_workspace(bench.work)
+    scored = {bench.cut, *(bench.made_scored if number == 1 else bench.split for number in numbers
+                           if number != 2 or not unmasked(workspace, bench.split))} - {""}
+    for split in sorted(scored):
+        photos = workspace.photos(split)
+        if without := unmasked(workspace, split):
+            masked = sorted({name for photo in workspace.photos() if photo.mask
+                             for name in photo.splits})
+            raise VplError(f"{without} of {len(photos)} photos of `{split}` have no true mask to "
+                           "score with", f"--split takes one of: {', '.join(masked) or 'none'}")
+        for photo in photos:
+            with contextlib.suppress(OSError):
+                read_truth(workspace, photo, photo_size(workspace.image_path(photo)))
+    splits = {bench.learn, bench.cut, *([bench.split] if set(numbers) - {1, 2} else [])} - {""}
+    photos = [photo for photo in workspace.photos() if splits & {*photo.splits}]
+    keep = str(bench.option("extract", "keep", "tokens,patches,attention")).split(",")
+    side = int(bench.option("extract", "max-side", 0))
+    needed = sum(bytes_a_photo(keep, patches_of(workspace.image_path(photo), side))
+                 for photo in photos[:20]) / len(photos[:20]) * len(photos)
+    free = shutil.disk_usage(bench.work).free
+    told = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
+            f"{free / 1e9:.0f} GB are free at {bench.work}")
+    (console.warn if needed > free else console.note)(told)
+
+
+def patches_of(path: Path, max_side: int) -> int:
+    """Patches of a photo, 16 pixels a side; 0 if it cannot be read."""
+    try:
+        height, width = fit_size(photo_size(path), 16, max_side=max_side)
+    except OSError:
+        return 0
+    return height * width // 256
 
 
 def main() -> int:
@@ -381,8 +522,9 @@ def main() -> int:
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
     parser.add_argument("work", type=Path, metavar="WORK")
-    parser.add_argument("--preset", default="vpl-voc", metavar="NAME-OR-FILE")
-    parser.add_argument("--learn", default="train", metavar="LIST",
+    parser.add_argument("--preset", default="", metavar="NAME-OR-FILE",
+                        help="by default vpl-coco for a workspace of COCO, else vpl-voc")
+    parser.add_argument("--learn", default="train_aug,trainaug,train", metavar="LIST",
                         help="the split to learn on: the first of the list that has photos")
     parser.add_argument("--split", default="val", metavar="SPLIT", help="the split to score")
     parser.add_argument("--threshold-from", default="", metavar="SPLIT",
@@ -390,6 +532,8 @@ def main() -> int:
     parser.add_argument("--seeds", default="0", metavar="LIST", help="a run each: 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="COMMAND.OPTION=VALUE",
                         help="an option that wins over the preset")
+    parser.add_argument("--name", default="",
+                        help="folder in WORK/tables; by default that of preset and --learn")
     words = parser.parse_args()
     os.environ.pop("VPLTOOL_PRESET", None)
     given: dict[str, list[str]] = {}
@@ -397,17 +541,33 @@ def main() -> int:
         command, _, option = item.partition(".")
         name, equals, value = option.partition("=")
         given.setdefault(command, []).extend([f"--{name}", value] if equals else [f"--{name}"])
+    name = words.name
     try:
-        learn = first_split(words.work, words.learn.split(","))
-        bench = Bench(words.work, words.preset, learn, words.split, words.threshold_from,
-                      tuple(int(seed) for seed in words.seeds.split(",")), given)
+        source = open_workspace(words.work)
+        learn = first_split(source, words.learn.split(","))
+        preset = words.preset or ("vpl-coco" if source.name == "coco" else "vpl-voc")
+        name = name or f"{Path(preset).stem}-{learn}"
+        bench = Bench(own_workspace(words.work, name), preset, learn, words.split,
+                      words.threshold_from, tuple(int(seed) for seed in words.seeds.split(",")),
+                      given)
+        check(bench, words.tables)
         for number in dict.fromkeys(words.tables):
             print(f"Table {number}", file=sys.stderr)
-            rows = list(TABLES[number](bench))
-            print(write(bench, number, rows), flush=True)
+            rows = []
+            for row in TABLES[number](bench):
+                rows.append(row)
+                text = write(bench, number, rows)
+            print(text, flush=True)
     except VplError as error:
-        console.error(error.message, error.hint)
+        hint = error.hint
+        if "other settings" in f"{error.message} {hint}":
+            hint = f"--name {name}-2 begins anew beside it; or take away {words.work}/tables/{name}"
+        console.error(error.message, hint)
         return 1
+    except KeyboardInterrupt:
+        console.error("interrupted; what is written is kept",
+                      "run the same command again to go on")
+        return 130
     return 0
 
 

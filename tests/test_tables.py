@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
-from conftest import Run, copy_workspace
+from conftest import Run, Scene, copy_workspace, draw_scenes
+from PIL import Image
+
+from vpltool.core import gradcam
+from vpltool.errors import VplError
+from vpltool.formats import open_workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import tables
@@ -40,6 +48,9 @@ source = "features"
 alpha = 1.0
 """
 
+OWN = "work/tables/tiny-train"
+"""Where the tables work, and leave what they made."""
+
 PAPER = {1: 4, 2: 2, 3: 6, 4: 6, 5: 5, 6: 6, 7: 6}
 """Rows of each table in the paper, as far as they are here."""
 
@@ -54,8 +65,6 @@ def run_tables(base: Path, *words: object) -> int:
 @pytest.fixture(scope="module")
 def tabled(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     base = copy_workspace(ready, tmp_path_factory.mktemp("tabled") / "base", tiny_clip)
-    for made in ("features", "cams", "masks", "prototypes"):
-        shutil.rmtree(base / "work" / made)
     (base / "tiny.toml").write_text(PRESET)
     with mock.patch.object(sys, "argv", [
             "tables.py", *map(str, PAPER), str(base / "work"), "--preset",
@@ -66,7 +75,7 @@ def tabled(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pat
 
 
 def content(base: Path, number: int) -> dict[str, object]:
-    return dict(json.loads((base / "work/tables" / f"table{number}.json").read_text()))
+    return dict(json.loads((base / OWN / f"table{number}.json").read_text()))
 
 
 @pytest.mark.parametrize("number", PAPER)
@@ -78,7 +87,7 @@ def test_every_row_of_the_paper_has_its_number_and_ours(tabled: Path, number: in
         for cell in row["measured"].values():
             assert len(cell) in (1, 2) and all(0 <= value <= 100 for value in cell)
     assert sum(bool(row["measured"]) for row in rows) >= {1: 2, 2: 1}.get(number, len(rows))
-    text = (tabled / "work/tables" / f"table{number}.md").read_text()
+    text = (tabled / OWN / f"table{number}.md").read_text()
     assert text.count("\n|") == len(rows) + 2
     assert "preset tiny" in text and "threshold chosen on `train`" in text
 
@@ -101,20 +110,20 @@ def test_a_number_is_what_eval_says(tabled: Path, run: Run) -> None:
     rows = content(tabled, 3)["rows"]
     assert isinstance(rows, list)
     result = run("eval", "--what", "masks/vision-1-refined-full", "--split", "val", "--json",
-                 "--out", tabled / "again.json", work=tabled / "work")
+                 "--out", tabled / "again.json", work=tabled / OWN)
     assert rows[2]["measured"]["mIoU"][1] == pytest.approx(100 * json.loads(result.out)["miou"])
-    train = json.loads((tabled / "work/tables/scores/text-refined-cut.json").read_text())
-    val = json.loads((tabled / "work/tables/scores/text-refined-val.json").read_text())
+    train = json.loads((tabled / f"{OWN}/tables/scores/text-refined-cut.json").read_text())
+    val = json.loads((tabled / f"{OWN}/tables/scores/text-refined-val.json").read_text())
     assert (train["split"], val["split"]) == ("train", "val")
     assert val["threshold"] == train["threshold"]
 
 
 def test_a_second_run_takes_over_what_is_there(tabled: Path) -> None:
     made = {path: path.stat().st_mtime_ns for path in (tabled / "work").rglob("*.safetensors")}
-    before = (tabled / "work/tables/table3.md").read_text()
+    before = (tabled / OWN / "table3.md").read_text()
     assert run_tables(tabled, 3, "--seeds", "0,1", "--threshold-from", "train",
                       "--set", "learn-prototypes.max-pixels=100") == 0
-    assert (tabled / "work/tables/table3.md").read_text() == before
+    assert (tabled / OWN / "table3.md").read_text() == before
     assert {path: path.stat().st_mtime_ns
             for path in (tabled / "work").rglob("*.safetensors")} == made
 
@@ -127,4 +136,143 @@ def test_a_missing_split_is_one_line(tabled: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_first_split_that_is_there_is_learned_from(tabled: Path) -> None:
-    assert tables.first_split(tabled / "work", ["train_aug", "train"]) == "train"
+    workspace = open_workspace(tabled / "work")
+    assert tables.first_split(workspace, ["train_aug", "train"]) == "train"
+    with pytest.raises(VplError, match="no split train_aug or trainaug") as caught:
+        tables.first_split(workspace, ["train_aug", "trainaug"])
+    assert "--list FILE" in caught.value.hint
+
+
+def test_the_workspace_itself_is_left_alone(tabled: Path, ready: Path) -> None:
+    """It holds features and CAMs of other settings, which would be refused, or shared unasked."""
+    def files(work: Path) -> dict[str, int]:
+        return {str(path.relative_to(work)): path.stat().st_mtime_ns for path in work.rglob("*")
+                if path.is_file() and "tables" not in path.relative_to(work).parts
+                and path.name != "workspace.json"}
+
+    assert files(tabled / "work") == files(ready / "work")
+
+
+def test_what_a_row_is_about_wins_over_set(tabled: Path) -> None:
+    assert run_tables(tabled, 7, "--name", "given", "--set", "learn-prototypes.iters=2",
+                      "--set", "learn-prototypes.max-pixels=100") == 0
+    report = json.loads((tabled / "work/tables/given/table7.json").read_text())
+    lines = [command.split() for command in report["commands"] if "learn-prototypes" in command]
+    last = [max(place for place, word in enumerate(line) if word == "--iters") for line in lines]
+    assert [line[place + 1] for line, place in zip(lines, last, strict=True)] == [
+        "1000", "1500", "2000", "2500", "3000", "3500"]
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("learn-prototype.iters=5", "learn-prototypes"), ("cam.taw=1", "tau"),
+    ("cam.tau=warm", "warm")])
+def test_a_wrong_set_is_told_before_the_work(tabled: Path, given: str, said: str,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tables(tabled, 3, "--name", "wrong", "--set", given) in (1, 2)
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+
+
+def test_ctrl_c_ends_it_and_it_goes_on(tabled: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = (1, "--name", "stopped", "--set", "learn-prototypes.max-pixels=100")
+    with monkeypatch.context() as patch:
+        patch.setattr(gradcam, "gradcam", stop)
+        assert run_tables(tabled, *words) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    folder = tabled / "work/tables/stopped"
+    assert not (folder / "table1.json").exists()
+    assert run_tables(tabled, *words) == 0
+    assert json.loads((folder / "table1.json").read_text())["rows"][0]["measured"]
+
+
+def test_a_photo_that_cannot_be_read_is_left_out_and_named(copied: Path) -> None:
+    (copied / "tiny.toml").write_text(PRESET)
+    (copied / "photos/scene0.png").write_bytes(b"no photo")
+    words = (1, "--set", "learn-prototypes.max-pixels=100")
+    assert run_tables(copied, *words) == 0
+    assert "Left out by extract: 1 of " in (copied / OWN / "table1.md").read_text()
+
+
+def test_a_split_without_masks_is_told_before_the_work(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "tiny.toml").write_text(PRESET)
+    lines = [json.loads(line) for line in (copied / "work/images.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["mask"] = None if "val" in line["splits"] else line["mask"]
+    (copied / "work/images.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert run_tables(copied, 3) == 1
+    assert "have no true mask" in capsys.readouterr().err
+    assert not (copied / OWN / "features").exists()
+    # Table 2 predicts all the same.
+    assert run_tables(copied, 2, "--set", "learn-prototypes.max-pixels=100") == 0
+    report = json.loads((copied / OWN / "table2.json").read_text())
+    assert report["rows"][0]["measured"] == {"here": []}
+    assert len(list((copied / OWN / "predictions/decoder-0-crf/val").glob("*.png"))) > 0
+
+
+def write_voc(root: Path, scenes: list[Scene]) -> None:
+    """A tree as VOC 2012 has it: every second photo to learn from is in `trainaug` alone."""
+    names = ("aeroplane", "bicycle", "bird")
+    lists: dict[str, list[str]] = {"train": [], "val": [], "trainaug": [], "test": ["x"]}
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationClassAug",
+                   "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for number, scene in enumerate(scenes):
+        Image.fromarray(scene.photo).save(root / f"JPEGImages/{scene.id}.jpg", quality=95)
+        shown = sorted({int(label) for label in set(scene.mask.flatten()) if 0 < label < 255})
+        tags = "".join(f"<object><name>{names[label - 1]}</name></object>" for label in shown)
+        (root / f"Annotations/{scene.id}.xml").write_text(f"<annotation>{tags}</annotation>")
+        augmented = scene.split == "train" and number % 2
+        Image.fromarray(scene.mask).save(
+            root / f"SegmentationClass{'Aug' * augmented}/{scene.id}.png")
+        for name, own in (("val", scene.split == "val"), ("trainaug", scene.split == "train"),
+                          ("train", scene.split == "train" and not augmented)):
+            lists[name] += [scene.id] * own
+    Image.fromarray(scenes[0].photo).save(root / "JPEGImages/x.jpg")
+    for name, ids in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("\n".join(ids))
+
+
+@pytest.mark.skipif(shutil.which("make") is None or not (
+    Path(sys.executable).parent / "vpltool").exists(), reason="needs make and an environment")
+def test_make_voc12_from_a_tree_to_the_table(tmp_path: Path, tiny_clip: Path) -> None:
+    """The preset vpl-voc as it is, but for the weights and the number of steps."""
+    write_voc(tmp_path / "VOC2012", draw_scenes())
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    options = ("--set train-decoder.iters=2 --set train-decoder.crop=4 "
+               "--set train-decoder.layers=0,1 --set learn-prototypes.max-pixels=100")
+    done = subprocess.run(
+        ["make", "-o", "setup", "voc12", f"VOC={tmp_path / 'VOC2012'}",
+         f"VENV={Path(sys.executable).parents[1]}", f"VOC12={tmp_path / 'work'}",
+         f"PREPARE=--pretrained {tiny_clip}",
+         f"OPTIONS={options}"],
+        cwd=Path(__file__).parents[1], env=environment, text=True, check=False,
+        capture_output=True)
+    assert done.returncode == 0, done.stderr
+    table = tmp_path / "work/tables/vpl-voc-trainaug"
+    assert "features of 8 photos take about" in done.stderr
+    assert done.stdout.count("\n| ") == 7
+    for name, paper in (("I text CAM", 63.3), ("VI V + CRF at test", 78.5)):
+        assert f"| {name}" in done.stdout and f"{paper} |" in done.stdout
+    report = json.loads((table / "table3.json").read_text())
+    assert report["learn"] == "trainaug"
+    assert sum("crf --what predictions" in command and "--preset weclip" in command
+               for command in report["commands"]) == 1
+    assert not any("extract --split val" in command and "layers" in command
+                   for command in report["commands"])
+    with mock.patch.object(sys, "argv", ["tables.py", "1", "2", str(tmp_path / "work"), "--split",
+                                         "test", *options.split()]):
+        assert tables.main() == 0
+    # What is made for the augmented list is scored on `train`, a part of it.
+    assert "maps scored on `train`;" in (table / "table1.md").read_text()
+    scores = json.loads((table / "tables/scores/text-refined-trainaug.json").read_text())
+    assert (scores["split"], scores["photos"]) == ("train", 3)
+    # VOC's test has no masks: its predictions are packed for the server, and the cell is empty.
+    assert json.loads((table / "table2.json").read_text())["rows"][0]["measured"] == {"here": []}
+    assert [path.suffix for path in (table / "exports").iterdir()] == [".tgz"]

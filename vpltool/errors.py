@@ -20,6 +20,10 @@ class VplError(Exception):
         self.hint = hint
 
 
+class PhotosFailed(VplError):
+    """Some photos failed; all others are done and kept."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception is a lack of memory, on a GPU or on a CPU.
 

@@ -297,6 +297,9 @@ def _describe(workspace: Workspace, photos: Sequence[Photo]) -> None:
         if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
             console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
                          "mask; eval leaves them out")
+    if workspace.name == "voc" and not masked:
+        console.warn("no photo has a true mask (SegmentationClass): eval will have nothing to "
+                     "score with")
     unused = set(workspace.classes).difference(*(photo.labels for photo in photos))
     for name in sorted(unused) if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats.header import Header, difference
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_labels, write_labels
@@ -66,14 +66,14 @@ class OutputFolder:
         """Set the completion mark, print the folder's path on stdout, and report what failed.
 
         Raises:
-            VplError: photos failed; all others are done and kept.
+            PhotosFailed: all others are done and kept.
         """
         self.write_manifest(complete=True)
         print(self.path)
         if self.failed:
             shown = "; ".join(f"{key}: {why}" for key, why in sorted(self.failed.items())[:20])
             more = f"; and {len(self.failed) - 20} more" if len(self.failed) > 20 else ""
-            raise VplError(
+            raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
                 "mend them and run the same command again: only they are done anew")
@@ -94,7 +94,7 @@ def finish_all(outputs: Sequence[OutputFolder]) -> None:
     """Finish several folders that were written together, the most wanted first.
 
     Raises:
-        VplError: photos failed; all folders are finished before it is raised.
+        PhotosFailed: all folders are finished before it is raised.
     """
     for output in outputs[1:]:
         output.write_manifest(complete=True)
