@@ -9,12 +9,14 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import Row, table
+from budget import budget
+from measure import Row, failed, table
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
 from vpltool import console
@@ -33,11 +35,17 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cpu")
     chosen = {name: STAGES[name] for name in options.only.split(",")}
     rows, head = run(chosen, sizes, device, options.precision)
-    text = f"{head}\n\n{table(rows, device.type)}\n"
+    text = page(head, rows, device.type, sizes)
     print(text)
     if options.out and sizes == FULL and chosen == STAGES:
         options.out.write_text(f"# On a CPU\n\nWritten by `make bench`.\n\n{text}", "utf-8")
-    return 0
+    return int(any(row.error for row in rows))
+
+
+def page(head: str, rows: Sequence[Row], kind: str, sizes: Sizes) -> str:
+    """The table, and below it what a whole data set would take."""
+    return (f"{head}\n\n{table(rows, kind)}\n\n"
+            f"{budget(rows, kind, sizes.product_pixels)}\n")
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -63,8 +71,20 @@ def default_precision() -> str:
 
 
 def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
-        device: torch.device, precision: str) -> tuple[list[Row], str]:
-    """Run stages in a temporary folder: their lines, and a line on the machine."""
+        device: torch.device, precision: str,
+        told: Callable[[str, list[Row]], None] = lambda _head, _rows: None
+        ) -> tuple[list[Row], str]:
+    """Run stages in a temporary folder: their lines, and a line on the machine.
+
+    A stage that ends in an error is a line, too, and the others go on.
+
+    Args:
+        stages: by name.
+        sizes: how much.
+        device: where.
+        precision: of our commands.
+        told: called after each line, with what there is so far.
+    """
     console.set_quiet(True)
     started = time.perf_counter()
     rows: list[Row] = []
@@ -72,14 +92,30 @@ def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
         bench = Bench(sizes, device, precision, Path(folder))
         for name, stage in stages.items():
             begun = time.perf_counter()
-            rows += stage(bench)
+            for row in _guarded(name, stage, bench):
+                rows.append(row)
+                told(_head(bench, started), rows)
             print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-        peaks = bench.peaks
-    head = (f"{sizes.model}, photos of {sizes.data}'s size, {sizes.rounds} rounds, {precision}; "
-            f"{_machine(device)}; at most {peaks.flops['fp32'] / 1e9:.0f} GFLOP/s in float32, "
+        return rows, _head(bench, started)
+
+
+def _guarded(name: str, stage: Callable[[Bench], Iterator[Row]], bench: Bench) -> Iterator[Row]:
+    """The lines of a stage, and one more if it ends in an error."""
+    try:
+        yield from stage(bench)
+    except Exception as error:
+        traceback.print_exc()
+        yield failed(name, error)
+
+
+def _head(bench: Bench, started: float) -> str:
+    """What was measured, and on what."""
+    sizes, peaks = bench.sizes, bench.peaks
+    return (f"{sizes.model}, photos of {sizes.data}'s size, {sizes.rounds} rounds, "
+            f"{bench.precision}; {_machine(bench.device)}; at most "
+            f"{peaks.flops['fp32'] / 1e9:.0f} GFLOP/s in float32, "
             f"{peaks.flops['bf16'] / 1e9:.0f} in bf16, {peaks.bandwidth / 1e9:.0f} GB/s copied; "
             f"{time.perf_counter() - started:.0f} s in all.")
-    return rows, head
 
 
 def _machine(device: torch.device) -> str:

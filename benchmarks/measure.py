@@ -57,12 +57,24 @@ class Pair:
         return statistics.median(self.ratios)
 
 
-def side_by_side(plain: Job, ours: Job, rounds: int) -> Pair:
-    """Run both in turn, so that what disturbs the machine disturbs both."""
+def side_by_side(
+    plain: Job, ours: Job, rounds: int,
+    ready: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Pair:
+    """Run both in turn, so that what disturbs the machine disturbs both.
+
+    Args:
+        plain: the plain way.
+        ours: our way.
+        rounds: how often.
+        ready: makes what the plain way needs at its start, and drops it after. It is no part of
+            its time, and ours does not have it in memory.
+    """
     pair = Pair(Side(), Side())
     for _ in range(rounds):
-        for side, job in ((pair.plain, plain), (pair.ours, ours)):
-            once(side, job)
+        with ready():
+            once(pair.plain, plain)
+        once(pair.ours, ours)
     return pair
 
 
@@ -164,6 +176,7 @@ class Row:
         check: how near ours is to plain, in words.
         same: share of the labels that are the plain way's, or 1 less the mean difference of values.
         unit: `x`, the more the better; or another one, the less the better.
+        error: why there are no numbers, where the stage ended in an error.
     """
 
     stage: str
@@ -178,12 +191,20 @@ class Row:
     check: str = ""
     same: float | None = None
     unit: str = "x"
+    error: str = ""
 
     def met(self, kind: str) -> bool:
         """Whether the aim of a kind of device, `cpu` or `cuda`, is reached; true without one."""
         if kind not in self.aim:
             return True
         return self.value >= self.aim[kind] if self.unit == "x" else self.value <= self.aim[kind]
+
+
+def failed(stage: str, error: Exception) -> Row:
+    """Make the line of a stage that ended in an error."""
+    said = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())
+    return Row(stage, float("nan"), (float("nan"),) * 2, {}, (0, 0), (0, 0),
+               error=said if len(said) <= 300 else said[:300] + "…")
 
 
 def compared(stage: str, pair: Pair, aim: dict[str, float], **more: Any) -> Row:
@@ -198,6 +219,9 @@ def table(rows: Sequence[Row], kind: str) -> str:
              "| peak MiB, plain / ours | of the machine's peak |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
+        if row.error:
+            lines.append(f"| {row.stage} | **failed:** {row.error} |" + " |" * 6)
+            continue
         sign = "≥" if row.unit == "x" else "≤"
         aim = f"{sign} {row.aim[kind]:g}{row.unit[:1]}" if kind in row.aim else ""
         mark = "" if row.met(kind) else " **short**"

@@ -5,12 +5,18 @@ process; per class one forward and backward pass of the last block, and the n×n
 squared; the CRF over all classes in one thread; 3,000 gradient steps over all pixels; an encoder
 that runs in every iteration of the decoder, and labels made anew there. Plain, not crippled: each
 does once for a photo what these do once, and nothing is moved between devices on the way.
+
+The CRF over all classes in one thread is AFA's and WeCLIP's. CLIP-ES takes the background and the
+classes present, and all cores; that way is here, too, and compared beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +45,7 @@ from vpltool.core.training import (
 )
 
 LABELS = 21
-"""VOC's: the CRF of the peers takes all of them, whether a photo shows them or not."""
+"""VOC's: the CRF of AFA and WeCLIP takes all of them, whether a photo shows them or not."""
 
 
 @dataclass(frozen=True)
@@ -186,26 +192,81 @@ def gradient_steps(pixels: Tensor, text: Tensor, allowed: Tensor, steps: int, *,
     return rows
 
 
-def crf_of_photos(photos: dict[str, Path], cams: dict[str, tuple[Tensor, list[int]]],
-                  settings: CrfSettings, backend: str, out: Path) -> None:
-    """Masks of photos, one after another, over all of VOC's labels.
+@dataclass(frozen=True)
+class CrfJob:
+    """A photo for the CRF, as it is sent to a process.
 
     Args:
-        photos: id to photo.
-        cams: of each photo (K, h, w), and their class indices.
+        photo: the photo.
+        maps: its CAMs (K, h, w).
+        classes: their class indices, K of them.
         settings: of the CRF.
         backend: `pydensecrf`, or `torch` where that is not installed.
-        out: folder for PNGs.
+        labels: over so many labels; 0: over the background and the classes present, as CLIP-ES.
+        out: folder for the PNG.
     """
-    out.mkdir(exist_ok=True)
-    for key, path in photos.items():
-        photo = read_photo(path)
-        maps, classes = cams[key]
-        full = F.interpolate(maps[None].float(), photo.shape[:2], mode="bilinear")[0]
-        scores = torch.zeros(LABELS, *photo.shape[:2])
-        scores[[0, *classes]] = with_background(full)
-        marginals = mean_field(photo, scores.numpy(), settings, backend=backend)
-        save_labels(marginals.argmax(axis=0).astype(np.uint8), out / f"{key}.png")
+
+    photo: Path
+    maps: npt.NDArray[np.floating[Any]]
+    classes: Sequence[int]
+    settings: CrfSettings
+    backend: str
+    labels: int
+    out: Path
+
+
+def crf_input(job: CrfJob) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Read a photo (H, W, 3), and scale its scores up to its size (labels, H, W)."""
+    photo = read_photo(job.photo)
+    maps = torch.from_numpy(job.maps)[None].float()
+    scores = with_background(F.interpolate(maps, photo.shape[:2], mode="bilinear")[0])
+    if job.labels:
+        present = scores
+        scores = torch.zeros(job.labels, *photo.shape[:2])
+        scores[[0, *job.classes]] = present
+    return photo, scores.numpy()
+
+
+def crf_of_photo(job: CrfJob) -> None:
+    """Write the mask of a photo."""
+    photo, scores = crf_input(job)
+    best = mean_field(photo, scores, job.settings, backend=job.backend).argmax(axis=0)
+    owner = np.arange(job.labels) if job.labels else np.array([0, *job.classes])
+    save_labels(owner[best].astype(np.uint8), job.out / f"{job.photo.stem}.png")
+
+
+def crf_of_photos(jobs: Sequence[CrfJob], pool: Pool | None = None) -> None:
+    """Masks of photos: one after another in one thread, or in a pool's processes."""
+    if pool is not None:
+        for _ in pool.imap_unordered(crf_of_photo, jobs):
+            pass
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for job in jobs:
+            crf_of_photo(job)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def one_thread_workers(count: int) -> Iterator[Pool | None]:
+    """Start processes of one thread each, and wait until all of them are there; None below two."""
+    if count < 2:
+        yield None
+        return
+    # Forking a process that has run torch can hang in its thread pool.
+    context = multiprocessing.get_context("spawn")
+    there = context.Barrier(count + 1)
+    with context.Pool(count, initializer=_one_thread, initargs=(there,)) as pool:
+        there.wait(timeout=300)
+        yield pool
+
+
+def _one_thread(there: Any) -> None:
+    torch.set_num_threads(1)
+    there.wait()
 
 
 def save_labels(labels: npt.NDArray[np.uint8], path: Path) -> None:

@@ -25,9 +25,16 @@ from vpltool.core.photos import photo_size
 from vpltool.demo.scenes import CLASSES, draw_scene
 from vpltool.formats import Header, read_tensors, write_labels
 
-DATA = {"voc": ((500, 375), (1, 2, 1, 2)), "coco": ((640, 480), (3, 1, 5, 3)),
-        "toy": ((64, 48), (1, 2, 1, 2))}
-"""Photo size of each data set, and least tags of one photo after another: 1.5 and 3 in the mean."""
+DATA: dict[str, tuple[dict[tuple[int, int], float], tuple[int, ...]]] = {
+    "voc": ({(500, 375): 0.40, (375, 500): 0.15, (500, 333): 0.16, (333, 500): 0.07,
+             (500, 400): 0.08, (480, 360): 0.06, (500, 281): 0.08}, (1, 2, 1, 2)),
+    "coco": ({(640, 480): 0.75, (480, 640): 0.25}, (3, 1, 5, 3)),
+    "demo": ({(320, 240): 1}, (0,)),
+    "toy": ({(64, 48): 0.75, (48, 64): 0.25}, (1, 2, 1, 2))}
+"""Of each data set: (width, height) of photos with their shares, and least tags of one photo after
+another, 1.5 and 3 in the mean. VOC's shares are rough, not counted: many sizes, so that not every
+batch is full, and 728 patches of 16 pixels in the mean, 500×375 having 768. `demo` is the size that
+its CLIP was trained for, and no photo has a tag of what it does not show."""
 
 GRAIN = 10
 """Deviation of the noise: a lattice of 0.2 million vertices, as that of a median real photo."""
@@ -95,11 +102,11 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
         base: an empty folder.
         count: number of photos.
         device: where the commands compute.
-        data: whose photo sizes and numbers of tags: `voc`, `coco` or `toy`.
+        data: whose photo sizes and numbers of tags: `voc`, `coco`, `demo` or `toy`.
         model: open_clip's name; `toy`; or `demo`, the small trained CLIP of `vpltool demo`.
         scenes: number of different photos; the others are copies of these. 0: all are different.
     """
-    (width, height), least = DATA[data]
+    shares, least = DATA[data]
     rng = np.random.default_rng(0)
     photos, masks, tags = {}, {}, {}
     for folder in ("photos", "masks"):
@@ -113,14 +120,16 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
             masks[key].write_bytes(masks[like].read_bytes())
             tags[key] = tags[like]
             continue
-        scene = draw_scene(0, number, (height, width) if number % 4 else (width, height))
+        width, height = size_of(number, shares)
+        scene = draw_scene(0, number, (height, width))
         grain = rng.normal(0, GRAIN, scene.image.shape)
         grainy = (scene.image + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(grainy).save(photos[key], quality=90)
         write_labels(masks[key], scene.labels, Header(kind="masks", command="demo"))
         names = list(scene.tags)
         others = [name for name in CLASSES if name not in names]
-        names += rng.choice(others, max(least[number % 4] - len(names), 0), replace=False).tolist()
+        missing = max(least[number % len(least)] - len(names), 0)
+        names += rng.choice(others, missing, replace=False).tolist()
         tags[key] = sorted(CLASSES.index(name) + 1 for name in names)
     lines = ["id,labels", *(f"{key},{';'.join(CLASSES[index - 1] for index in shown)}"
                             for key, shown in tags.items())]
@@ -136,6 +145,20 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
               base / "masks", "--classes", base / "classes.txt", "--pretrained", weights)
     world.run("text-prototypes")
     return world
+
+
+def size_of(number: int, shares: dict[tuple[int, int], float]) -> tuple[int, int]:
+    """Size (width, height) of a photo.
+
+    By steps of the golden ratio: the first photos, which the plain way takes, have nearly the same
+    mixture as all of them.
+    """
+    place = (number + 0.5) * 0.6180339887 % 1
+    for size, share in shares.items():
+        place -= share
+        if place < 0:
+            return size
+    return size
 
 
 def save_model(folder: Path, name: str) -> None:
