@@ -168,6 +168,19 @@ def test_results_come_in_order() -> None:
     assert list(in_threads(slow, range(20), 4)) == [number * number for number in range(20)]
 
 
+def test_without_threads_the_reader_works() -> None:
+    done = []
+
+    def work(number: int) -> int:
+        done.append((number, threading.current_thread()))
+        return number
+
+    results = in_threads(work, range(3), 0)
+    assert next(results) == 0
+    assert done == [(0, threading.current_thread())]
+    assert list(results) == [1, 2]
+
+
 def test_few_are_ahead_of_the_reader() -> None:
     taken = []
 
