@@ -8,6 +8,7 @@ pictures suggest is also measured, before t-SNE, printed, and stored beside them
 
     python benchmarks/figures.py figure1 work/demo
     python benchmarks/figures.py figure4 work/demo --decoders decoder-0-0,decoder-1-0
+    python benchmarks/figures.py figure4 work/voc --features work/voc/layers/val
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ from vpltool.formats import (
 from vpltool.formats.storage import atomic_path
 
 MOST_POINTS = 3000
+
+DECODERS = ("decoder-0-0,decoder-1-0", "decoder-ce-0,decoder-0")
+"""Without and with the contrast, as `make demo` and benchmarks/tables.py name them."""
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -185,6 +189,16 @@ def read_decoder(work: Path, name: str) -> tuple[Header, Decoder, Path]:
     return header, decoder.eval().requires_grad_(False), path
 
 
+def pair_of(work: Path, named: str | None) -> list[str]:
+    """The two decoders: named, or the first usual pair that is there."""
+    pairs = [named] if named else DECODERS
+    for pair in pairs:
+        names = pair.split(",")
+        if all((work / "decoder" / f"{name}.safetensors").exists() for name in names):
+            return names
+    return pairs[0].split(",")
+
+
 def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolder:
     """Pseudo masks of a split: named, or of the name that the decoder learned from."""
     if not name:
@@ -276,7 +290,7 @@ def gap_of(workspace: Workspace, options: argparse.Namespace, decoder: Header, m
     own = [path.stem for path in files if identity_of_file(path) == decoder.inputs["prototypes"]]
     choices = (options.prototypes.split(",") if options.prototypes
                else ["text", *(name for name in own[:1] if name != "text")])
-    features = open_features(workspace, None, options.split)
+    features = open_features(workspace, options.features, options.split)
     cams = options.cams
     if not cams and (options.work / "cams" / masks.name / options.split / "artifact.json").exists():
         cams = masks.name
@@ -294,11 +308,11 @@ def figure4(options: argparse.Namespace) -> None:
     except ImportError:
         raise VplError("figure4 needs scikit-learn for t-SNE", "pip install '.[figures]'") from None
     workspace = open_workspace(options.work)
-    names = options.decoders.split(",")
+    names = pair_of(options.work, options.decoders)
     decoders = [read_decoder(options.work, name) for name in names]
     masks = find_masks(options.work, options.masks, options.split, decoders[0][0])
     workspace.check_classes(masks.header, masks.path)
-    features = open_features(workspace, None, options.split)
+    features = open_features(workspace, options.features, options.split)
     photos = workspace.photos(options.split)
     ids = masks.available(features.available(photo.id for photo in photos))
     panels: list[Panel] = []
@@ -311,10 +325,14 @@ def figure4(options: argparse.Namespace) -> None:
         held = features.header.options
         if not {"layers", "patches"} <= set(held["keep"]) or not (
                 set(decoder.shape.layers) <= set(held["layers"])):
-            wanted = ",".join(map(str, decoder.shape.layers))
+            wanted = ",".join(map(str, sorted({
+                layer for _, other, _ in decoders for layer in other.shape.layers})))
+            # Elsewhere: what was made of the features that are there stays what it is.
+            place = options.work / "layers" / options.split
             raise VplError(f"{features.path} lacks layers or patches that {name} reads",
-                           f"vpltool extract --split {options.split} --keep "
-                           f"tokens,patches,attention,layers --layers {wanted} --overwrite")
+                           f"vpltool -C {options.work} extract --split {options.split} --keep "
+                           f"tokens,patches,attention,layers --layers {wanted} --out {place}, "
+                           f"and --features {place}")
         embeddings, classes = region_embeddings(decoder, features, masks, ids)
         numbers = compactness(embeddings, classes)
         weight = header.options["lambda_rsc"]
@@ -356,8 +374,11 @@ def main() -> None:
     first.add_argument("--limit", type=int, default=6, help="number of photos")
     fourth = commands.add_parser("figure4", help="region embeddings by t-SNE, and the modality gap")
     fourth.set_defaults(draw=figure4)
-    fourth.add_argument("--decoders", default="decoder-0-0,decoder-1-0", type=pair_of_names,
-                        help="two decoders, without and with RSC; default: those of make demo")
+    fourth.add_argument("--decoders", type=pair_of_names,
+                        help="two decoders, without and with RSC; default: those of make demo, or "
+                             "of the tables")
+    fourth.add_argument("--features", type=Path, metavar="DIR",
+                        help="features of the split, with layers; default: WORK/features/SPLIT")
     fourth.add_argument("--masks", default="", help="pseudo masks; default: those learned from")
     fourth.add_argument("--prototypes", default="", help="of the gap; default: text and those of "
                                                          "the second decoder")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,36 @@ def test_extract_writes_the_same_from_a_thread(run: Run, ready: Path, tmp_path: 
         assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("command", [
+    ("cam",), ("cam", "--method", "dense"), ("refine", "--cams", "text")], ids=" ".join)
+def test_cam_and_refine_write_the_same_from_a_thread(
+    command: tuple[str, ...], run: Run, ready: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As they do with a GPU."""
+    threads = set()
+
+    def behind(write: Callable[..., None], waiting: int) -> AbstractContextManager[Callable[
+            ..., None]]:
+        def watched(*args: object) -> None:
+            threads.add(threading.current_thread())
+            write(*args)
+
+        assert waiting == 0
+        return write_behind(watched, 2)
+
+    assert run(*command, "--out", tmp_path / "apart", work=ready / "work").code == 0
+    monkeypatch.setattr(f"vpltool.commands.{command[0]}.write_behind", behind)
+    result = run(*command, "--out", tmp_path / "behind", work=ready / "work")
+    assert result.code == 0, result.err
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+    names = sorted(path.name for path in (tmp_path / "apart").iterdir())
+    assert len(names) == 7
+    for name in names:
+        assert (tmp_path / "behind" / name).read_bytes() == (tmp_path / "apart" / name).read_bytes()
+
+
 def test_predict_writes_the_same_from_a_thread(run: Run, layered: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does with a GPU."""
@@ -166,6 +197,19 @@ def test_results_come_in_order() -> None:
         return number * number
 
     assert list(in_threads(slow, range(20), 4)) == [number * number for number in range(20)]
+
+
+def test_without_threads_the_reader_works() -> None:
+    done = []
+
+    def work(number: int) -> int:
+        done.append((number, threading.current_thread()))
+        return number
+
+    results = in_threads(work, range(3), 0)
+    assert next(results) == 0
+    assert done == [(0, threading.current_thread())]
+    assert list(results) == [1, 2]
 
 
 def test_few_are_ahead_of_the_reader() -> None:

@@ -184,6 +184,51 @@ def test_figure4_draws_what_it_says_and_the_same_again(figures: ModuleType, draw
             drawn / f"figures/figure4{suffix}").read_bytes()
 
 
+def test_the_usual_pairs_of_decoders(figures: ModuleType, tmp_path: Path) -> None:
+    """Of the demo; where these are not there, of the tables; and those that are named."""
+    (tmp_path / "decoder").mkdir()
+
+    def add(*names: str) -> None:
+        for name in names:
+            (tmp_path / "decoder" / f"{name}.safetensors").touch()
+
+    demo, tables = ["decoder-0-0", "decoder-1-0"], ["decoder-ce-0", "decoder-0"]
+    assert figures.pair_of(tmp_path, None) == demo
+    add("decoder-ce-0", "decoder-0", "decoder-0-0")
+    assert figures.pair_of(tmp_path, None) == tables
+    assert figures.pair_of(tmp_path, "a,b") == ["a", "b"]
+    add("decoder-1-0")
+    assert figures.pair_of(tmp_path, None) == demo
+
+
+def test_figure4_of_features_beside_those_of_the_split(
+    figures: ModuleType, drawn: Path, tmp_path: Path, tiny_clip: Path
+) -> None:
+    """The hint makes them elsewhere, and the picture is that of features with layers."""
+    pytest.importorskip("sklearn")
+    base = copy_workspace(drawn.parent, tmp_path / "base", tiny_clip)
+    for name, usual in (("plain", "decoder-ce-0"), ("tiny", "decoder-0")):
+        (base / f"work/decoder/{name}.safetensors").rename(
+            base / f"work/decoder/{usual}.safetensors")
+    run_chain(base, (("extract", "--workers", 0, "--overwrite"),))
+    before = {path: path.read_bytes() for path in (base / "work").rglob("*") if path.is_file()}
+    arguments = ("figure4", base / "work", "--split", "train", "--phi", "0.2")
+    refused = call(figures, *arguments)
+    assert refused.code == 1
+    assert "lacks layers" in refused.lines("error:")[0]
+    command, _, option = refused.lines("hint:")[0].partition(", and ")
+    *_, where = option.split()
+    assert command == (f"vpltool -C {base / 'work'} extract --split train --keep tokens,patches,"
+                       f"attention,layers --layers 0,1 --out {where}")
+    run_chain(base, (tuple(command.split()[3:]),))
+    assert {path: path.read_bytes() for path in before} == before
+    assert call(figures, *arguments, *option.split()).code == 0
+    wanted = draw4(figures, drawn, "--out", tmp_path / "wanted.png")
+    assert wanted.code == 0, wanted.err
+    assert (base / "work/figures/figure4.png").read_bytes() == (
+        tmp_path / "wanted.png").read_bytes()
+
+
 REFUSED: dict[str, tuple[tuple[object, ...], str, str]] = {
     "photo": (("figure1", "--split", "train", "--id", "scene99"), "scene99", "scene"),
     "tag": (("figure1", "--split", "train", "--id", "scene0:cat"), "cat", ""),

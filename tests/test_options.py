@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from conftest import TRAIN, Run
 
-from vpltool.commands import cam, crf, learn_prototypes, predict, refine
+from vpltool.commands import cam, crf, learn_prototypes, predict, refine, train_decoder
 from vpltool.formats import read_tensors
 from vpltool.options import Idle
 
@@ -95,6 +95,9 @@ OTHERS: tuple[tuple[Idle, tuple[object, ...], str], ...] = (
        f"{' '.join(words)} has no effect with --source features: {row.why}")
       for row, words in zip(predict.IDLE, (("--max-side", "24"), ("--precision", "bf16")),
                             strict=True)),
+    *((row, (*TRAIN, "--precision", "bf16"),
+       f"--precision bf16 has no effect with --source features: {row.why}")
+      for row in train_decoder.IDLE),
 )
 
 

@@ -8,12 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TRAIN, Run, copy_workspace
+from torch import Tensor
 
+from vpltool.commands._lessons import Lessons, crop_batches, frozen_layers
 from vpltool.core import training
-from vpltool.formats import describe, read_tensors
+from vpltool.core.photos import fit_size, read_photo, to_pixels
+from vpltool.core.training import (
+    CropBatch,
+    TrainingSettings,
+    chosen_photos,
+    generator_of,
+    labels_at,
+)
+from vpltool.formats import describe, open_input, open_workspace, read_tensors
 
 
 def header_of(path: Path) -> Any:
@@ -82,17 +94,178 @@ def test_stopped_and_gone_on_is_uninterrupted(
     assert run(*options, "--out", whole, work=layered / "work").code == 0
     with monkeypatch.context() as patched:
         stop_after(3, patched)
-        result = run(*options, "--checkpoint-every", 2, "--out", parts, work=layered / "work")
+        result = run(*options, "--checkpoint-every", 2, "--workers", 3, "--out", parts,
+                     work=layered / "work")
     assert result.code == 130
     assert "run the same command again" in result.err
     checkpoint = tmp_path / "parts.checkpoint.safetensors"
     assert header_of(checkpoint).facts["checkpoint"] == 2
     assert not parts.exists()
-    again = run(*options, "--out", parts, work=layered / "work")
+    again = run(*options, "--workers", 0, "--out", parts, work=layered / "work")
     assert again.code == 0, again.err
     assert "going on from step 2 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("source", ["features", "photos"])
+def test_the_number_of_workers_changes_nothing(source: str, run: Run, layered: Path,
+                                               tmp_path: Path) -> None:
+    """Neither losses nor decoder, to the byte; nor is it in the header."""
+    made = []
+    for workers in (0, 1, 3):
+        out = tmp_path / f"{workers}.safetensors"
+        result = run(*TRAIN, "--source", source, "--iters", 12, "--workers", workers, "--out", out,
+                     work=layered / "work")
+        assert result.code == 0, result.err
+        made.append(out.read_bytes())
+    assert made[0] == made[1] == made[2]
+    assert len(header_of(out).facts["curve"]) == 12
+    assert "workers" not in header_of(out).options
+
+
+def lessons_of(layered: Path, source: str, *, residual: bool) -> Lessons:
+    workspace = open_workspace(layered / "work")
+    photos = workspace.photos("train", 0)
+    masks = open_input(layered / "work/masks/text-refined/train", ("masks",))
+    frozen = frozen_layers(workspace, source, "0,1", "train", photos, "cpu", "fp32")
+    return Lessons(workspace, masks, photos, frozen, residual)
+
+
+def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
+                ) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirror all of it, then cut, then pad; image (C, h, w)."""
+    if rng.random() < 0.5:
+        image, labels = image.flip(2), labels.flip(1)
+    height, width = image.shape[1] // unit, image.shape[2] // unit
+    top = int(rng.integers(0, max(height - side, 0) + 1))
+    left = int(rng.integers(0, max(width - side, 0) + 1))
+    fields = [(image, unit, 0.0), (labels[None], 4, 255.0), (torch.ones(1, height, width), 1, 0.0)]
+    cut = []
+    for field, each, padding in fields:
+        part = field[:, top * each : (top + side) * each, left * each : (left + side) * each]
+        cut.append(F.pad(part, (0, side * each - part.shape[2], 0, side * each - part.shape[1]),
+                         value=padding))
+    return cut[0], cut[1][0], cut[2].bool().flatten()
+
+
+@pytest.mark.parametrize("crop", [3, 7])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("source", ["features", "photos"])
+def test_crops_are_cut_of_whole_photos(source: str, residual: bool, crop: int, layered: Path
+                                       ) -> None:
+    """As if a photo were scaled, normalised and mirrored as a whole; stored layers likewise."""
+    lessons = lessons_of(layered, source, residual=residual)
+    settings = TrainingSettings(iterations=6, batch_size=3, crop=crop)
+    batches = crop_batches(lessons, settings, 2, device=torch.device("cpu"), workers=2)
+    whole = True
+    for iteration, found in zip(range(2, 6), batches, strict=True):
+        rng = generator_of(settings, iteration)
+        photos = [lessons.photos[number] for number in chosen_photos(
+            len(lessons.photos), settings, iteration)]
+        parts = []
+        for photo in photos:
+            labels = lessons.masks.read_labels(photo.id)
+            if source == "photos":
+                clip = lessons.frozen.clip
+                pixels = read_photo(lessons.workspace.image_path(photo))
+                patch = clip.vision.patch
+                size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
+                                scale=float(rng.uniform(0.5, 2)))
+                image = to_pixels(pixels, size, clip.mean, clip.std)
+                grid = (size[0] // patch, size[1] // patch)
+            else:
+                assert lessons.frozen.features is not None
+                tensors = lessons.frozen.features.read_tensors(photo.id)
+                patch, grid = 1, tuple(tensors["grid"].tolist())
+                image = torch.cat([*tensors["layers"], tensors["patches"]], dim=-1).T.unflatten(
+                    1, grid)
+            parts.append(slow_window(image, labels_at(labels, grid), crop, patch, rng))
+        image, labels, valid = map(torch.stack, zip(*parts, strict=True))
+        assert torch.equal(found.labels, labels)
+        assert torch.equal(found.valid, valid)
+        whole &= bool(valid.all())
+        assert [tags.tolist() for tags in found.tags] == [
+            lessons.workspace.indices_of(photo) for photo in photos]
+        if source == "photos":
+            seen = lessons.frozen.clip.vision(image, attention=False, layers=(0, 1))
+            layers, patches = seen.layers, seen.patches
+        else:
+            field = image.flatten(2).transpose(1, 2)
+            layers = torch.stack([field[..., :32], field[..., 32:64]], dim=1)
+            patches = field[..., 64:]
+        assert torch.equal(found.layers, layers)
+        assert (found.patches is not None) == residual
+        if residual:
+            assert found.patches is not None
+            assert torch.equal(found.patches, patches)
+    assert whole == (crop == 3)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda:1", True), ("cpu", False)])
+def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes of pixels, not floats of them; without a GPU there is no such memory."""
+    shapes = []
+
+    def pin(self: Tensor) -> Tensor:
+        shapes.append((self.dtype, tuple(self.shape)))
+        return self
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    lessons = lessons_of(layered, "photos", residual=True)
+    side = 3 * lessons.frozen.clip.vision.patch
+    batches: list[CropBatch] = list(crop_batches(
+        lessons, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
+        device=torch.device(device), workers=1))
+    assert len(batches) == 1
+    assert shapes == ([(torch.uint8, (2, 3, side, side)), (torch.uint8, (2, 12, 12)),
+                       (torch.bool, (2, 9))] if pinned else [])
+
+
+def test_the_encoder_runs_in_the_precision_asked_for(run: Run, layered: Path, tmp_path: Path
+                                                     ) -> None:
+    """It is recorded where it is not the default, and the decoder is another."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.safetensors"
+        result = run(*TRAIN, "--source", "photos", "--precision", precision, "--out", out,
+                     work=layered / "work")
+        assert result.code == 0, result.err
+        assert result.lines("warning:") == []
+        header = header_of(out)
+        found[precision] = header.options.get("precision"), header.facts["curve"]
+        assert read_tensors(out, "decoder")[1]["fuse.weight"].dtype == torch.float32
+    assert (found["fp32"][0], found["bf16"][0]) == (None, "bf16")
+    assert found["fp32"][1] != found["bf16"][1]
+    torch.testing.assert_close(torch.tensor(found["fp32"][1]), torch.tensor(found["bf16"][1]),
+                               atol=0.1, rtol=0)
+    refused = run(*TRAIN, "--source", "photos", "--precision", "int8", "--out", tmp_path / "x",
+                  work=layered / "work")
+    assert refused.code == 1
+    assert "--precision fp32" in refused.lines("hint:")[0]
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step(
+    run: Run, layered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are read some steps late; no checkpoint is written behind the step that failed."""
+    step_losses, done = training.step_losses, []
+
+    def diverging(*args: Any) -> tuple[Tensor, Tensor]:
+        mask, contrast = step_losses(*args)
+        done.append(mask)
+        return mask * (float("nan") if len(done) == 68 else 1), contrast
+
+    monkeypatch.setattr(training, "step_losses", diverging)
+    out = tmp_path / "x.safetensors"
+    result = run(*TRAIN, "--iters", 300, "--checkpoint-every", 66, "--out", out,
+                 work=layered / "work")
+    assert result.code == 1
+    assert result.lines("error:") == ["the loss is not finite at step 67"]
+    assert 68 < len(done) < 80
+    assert header_of(tmp_path / "x.checkpoint.safetensors").facts["checkpoint"] == 66
+    assert not out.exists()
 
 
 def test_a_checkpoint_of_other_settings_is_neither_used_nor_lost(

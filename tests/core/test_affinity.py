@@ -7,7 +7,7 @@ import torch
 from reference import clip_es
 from torch import Tensor
 
-from vpltool.core.affinity import box_mask, refine, sinkhorn_scaling
+from vpltool.core.affinity import _components, box_mask, refine, sinkhorn_scaling
 from vpltool.core.gradcam import min_max
 
 
@@ -147,3 +147,15 @@ def test_refine_along_patches_is_one_step_of_the_explicit_walk(mask: str, normal
     found = refine(cams, patches.half() if normalise else patches, affinity="patches", mask=mask,
                    normalise=normalise)
     torch.testing.assert_close(found.double(), wanted, atol=1e-2 if normalise else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rounds", [2, 8, 100])
+def test_how_often_one_looks_does_not_change_the_components(rounds: int) -> None:
+    """On a GPU one looks seldom. A snake takes more rounds to label than the map is wide."""
+    snake = torch.zeros(9, 9, dtype=torch.bool)
+    snake[::2] = True
+    snake[1::4, -1] = snake[3::4, 0] = True
+    bright = torch.stack([snake, *(some_maps(3, 9, 9) > 0.2)])
+    found = _components(bright, rounds)
+    assert found[0].unique().tolist() == [0, 81]
+    assert torch.equal(found, _components(bright, 1))

@@ -216,3 +216,42 @@ def test_learning_rate() -> None:
     assert learning_rate(settings, 0) == pytest.approx(0.2)
     assert learning_rate(settings, 50) == pytest.approx(1.0)
     assert learning_rate(settings, 99) == pytest.approx(0.02)
+
+
+def test_only_the_classes_that_the_crop_shows_count() -> None:
+    labels = torch.zeros(2, 12, 12, dtype=torch.uint8)
+    labels[0, 3:5] = 2
+    labels[1, :, 4:] = 255
+    batch = CropBatch(torch.zeros(2, 2, 9, 6), None, labels, torch.ones(2, 9, dtype=torch.bool),
+                      [torch.tensor([1, 2]), torch.tensor([3])])
+    tags = batch.to(torch.device("cpu")).tags
+    assert [item.tolist() for item in tags] == [[2], []]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_step_asks_the_device_nothing(balanced: bool) -> None:
+    """Meta tensors have no values: a step that waited for one, as for a GPU's, would fail here."""
+    settings = TrainingSettings(iterations=1, batch_size=2, crop=3, balanced=balanced)
+    decoder = make_decoder()
+    rows = decoder.class_rows
+    decoder = decoder.to("meta")
+    decoder._rows = (decoder.class_index, decoder.class_index._version, replace(
+        rows, order=rows.order.to("meta"), columns=rows.columns.to("meta")))
+    (record,) = train(decoder, make_optimizer(decoder, settings), settings, batches(settings, 0))
+    assert record.mask.device.type == record.contrast.device.type == "meta"
+    assert decoder.fuse.weight.grad is not None
+    assert decoder.log_scale.grad is not None
+
+
+def test_the_rows_of_the_classes_are_those_of_the_buffer() -> None:
+    """They are asked for once; a loaded decoder has others."""
+    decoder = make_decoder()
+    first = decoder.class_rows
+    assert decoder.class_rows is first
+    assert first.owners.tolist() == [1, 2, 0, 0]
+    state = {**decoder.state_dict(), "class_index": torch.tensor([0, 1, 0, 2])}
+    decoder.load_state_dict(state)
+    assert decoder.class_rows.owners.tolist() == [0, 1, 0, 2]
+    assert decoder.to("meta").class_index.device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        _ = decoder.class_rows

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vpltool.commands import _artifacts
 from vpltool.commands.extract import parse_layers, parse_numbers
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, describe, open_input
-from vpltool.formats.batches import read_ahead
+from vpltool.formats.batches import in_threads
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from vpltool.core.training import CropBatch, TrainingSettings
 
 
@@ -31,11 +34,11 @@ class Frozen:
 
 
 def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
-                  photos: list[Photo], device: str) -> Frozen:
+                  photos: list[Photo], device: str, precision: str) -> Frozen:
     """Choose where the layers come from; drops photos without features from `photos`.
 
     Raises:
-        VplError: the features do not hold what is asked for.
+        VplError: the features do not hold what is asked for, or there is no such precision.
     """
     folder = workspace.path / "features" / split
     if source != "photos" and (folder / "artifact.json").exists():
@@ -58,10 +61,13 @@ def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
                        "--overwrite, or --source photos")
 
     from vpltool.core.clip import load_clip
-    from vpltool.core.device import find_device
+    from vpltool.core.device import find_device, find_precision
 
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(device),
+    place = find_device(device)
+    dtype = find_precision(precision, place)
+    clip = load_clip(workspace.model, workspace.pretrained, place,
                      base=workspace.path, normalise=workspace.normalise)
+    clip.vision.to(dtype)
     wanted = tuple(parse_layers(layers, clip.vision.depth))
     return Frozen("photos", workspace.model, wanted, clip.vision.width, clip.identity, {},
                    clip=clip)
@@ -78,77 +84,123 @@ class Lessons:
     residual: bool
 
 
-def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
-    """Make a batch of crops for each step from `start` on, read ahead in a thread."""
-    make = _feature_batches if lessons.frozen.features is not None else _photo_batches
-    return read_ahead(make(lessons, settings, start))
+def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int, *,
+                 device: torch.device, workers: int) -> Generator[CropBatch, None, None]:
+    """Make a batch of crops for each step from `start` on.
+
+    What the CPU has to do for a step hangs on its number alone, so threads do it ahead, as many
+    steps at a time as there are threads. A photo's encoding stays here, in order.
+
+    Args:
+        lessons: what is learned.
+        settings: of the training.
+        start: first step.
+        device: where the batches will go; for a GPU they come in pinned memory.
+        workers: number of threads; 0: none.
+    """
+    cut = _cut_photos if lessons.frozen.features is None else _cut_features
+
+    def make(iteration: int) -> CropBatch:
+        batch = cut(lessons, settings, iteration)
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    batches = in_threads(make, range(start, settings.iterations), workers)
+    yield from batches if lessons.frozen.features is not None else _encoded(lessons, batches)
 
 
-def _feature_batches(lessons: Lessons, settings: TrainingSettings,
-                     start: int) -> Iterator[CropBatch]:
+def _photos_of(lessons: Lessons, settings: TrainingSettings, iteration: int) -> list[Photo]:
+    from vpltool.core.training import chosen_photos
+
+    return [lessons.photos[number]
+            for number in chosen_photos(len(lessons.photos), settings, iteration)]
+
+
+def _tags_of(lessons: Lessons, photos: list[Photo]) -> list[Tensor]:
+    import torch
+
+    return [torch.tensor(lessons.workspace.indices_of(photo), dtype=torch.long)
+            for photo in photos]
+
+
+def _cut_features(lessons: Lessons, settings: TrainingSettings, iteration: int) -> CropBatch:
+    """Read and cut the stored layers of a step; patch embeddings only if the decoder adds to them.
+    """
     import torch
 
     from vpltool.core.decoder import layers_of
-    from vpltool.core.training import (
-        CropBatch,
-        chosen_photos,
-        generator_of,
-        labels_at,
-        random_window,
-    )
+    from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
     features = lessons.frozen.features
     assert features is not None
-    for iteration in range(start, settings.iterations):
-        rng = generator_of(settings, iteration)
-        crops, tags = [], []
-        for number in chosen_photos(len(lessons.photos), settings, iteration):
-            photo = lessons.photos[number]
-            tensors = features.read_tensors(photo.id, "grid", "layers", "layer_index", "patches")
-            grid = tuple(tensors["grid"].tolist())
-            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
-                               lessons.frozen.layers)
-            # One image of all channels, so that layers and patches are cut alike.
-            channels = torch.cat([*stored, tensors["patches"]], dim=-1).unflatten(0, grid)
-            labels = labels_at(lessons.masks.read_labels(photo.id), grid)
-            image, label, valid = random_window(channels[None], labels, settings.crop, 1, rng)
-            *parts, patches = image.flatten(0, 2).split(
-                [stored.shape[-1]] * len(stored) + [tensors["patches"].shape[-1]], dim=-1)
-            crops.append((torch.stack(parts), patches, label, valid))
-            tags.append(torch.tensor(lessons.workspace.indices_of(photo), dtype=torch.long))
-        layers, patches, labels, valid = map(torch.stack, zip(*crops, strict=True))
-        yield CropBatch(layers, patches, labels, valid, tags)
+    rng = generator_of(settings, iteration)
+    photos = _photos_of(lessons, settings, iteration)
+    names = ("grid", "layers", "layer_index", *(("patches",) if lessons.residual else ()))
+    crops, patches = [], []
+    for photo in photos:
+        tensors = features.read_tensors(photo.id, *names)
+        height, width = tensors["grid"].tolist()
+        window = choose_window((height, width), settings.crop, rng)
+        stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
+                           lessons.frozen.layers)
+        labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
+        crops.append((window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2),
+                      window.cut_labels(labels), window.valid()))
+        if lessons.residual:
+            field = tensors["patches"].unflatten(0, window.grid)
+            patches.append(window.cut(field[None], 1)[0].flatten(0, 1))
+    layers, labels, valid = map(torch.stack, zip(*crops, strict=True))
+    return CropBatch(layers, torch.stack(patches) if patches else None, labels, valid,
+                     _tags_of(lessons, photos))
 
 
-def _photo_batches(lessons: Lessons, settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
+def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) -> CropBatch:
+    """Read, scale and cut the photos of a step.
+
+    In place of layers the batch holds pixels (B, 3, crop·patch, crop·patch) uint8: `_encoded` makes
+    layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
+    gives what cutting the normalised photo would.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from vpltool.core.photos import fit_size
+    from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
+
+    patch = lessons.frozen.clip.vision.patch
+    rng = generator_of(settings, iteration)
+    photos = _photos_of(lessons, settings, iteration)
+    crops = []
+    for photo in photos:
+        pixels = _artifacts.read_known_photo(lessons.workspace, photo)
+        height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch,
+                                 scale=float(rng.uniform(0.5, 2.0)))
+        window = choose_window((height // patch, width // patch), settings.crop, rng)
+        labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
+        # As `to_pixels` resizes.
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        image = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        crops.append((window.cut(image, patch).contiguous(), window.cut_labels(labels),
+                      window.valid()))
+    images, labels, valid = map(torch.stack, zip(*crops, strict=True))
+    return CropBatch(images, None, labels, valid, _tags_of(lessons, photos))
+
+
+def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
+    """Put the frozen layers in the place of the pixels that `_cut_photos` left there."""
     import torch
 
-    from vpltool.core.photos import fit_size, to_pixels
-    from vpltool.core.training import (
-        CropBatch,
-        chosen_photos,
-        generator_of,
-        labels_at,
-        random_window,
-    )
-
     clip = lessons.frozen.clip
-    vision, patch = clip.vision, clip.vision.patch
-    device = vision.conv.weight.device
-    for iteration in range(start, settings.iterations):
-        rng = generator_of(settings, iteration)
-        crops, tags = [], []
-        for number in chosen_photos(len(lessons.photos), settings, iteration):
-            photo = lessons.photos[number]
-            pixels = _artifacts.read_known_photo(lessons.workspace, photo)
-            size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
-                            scale=float(rng.uniform(0.5, 2.0)))
-            grid = (size[0] // patch, size[1] // patch)
-            labels = labels_at(lessons.masks.read_labels(photo.id), grid)
-            image = to_pixels(pixels, size, clip.mean, clip.std)
-            crops.append(random_window(image, labels, settings.crop, patch, rng))
-            tags.append(torch.tensor(lessons.workspace.indices_of(photo), dtype=torch.long))
-        images, labels, valid = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        encoded = vision(images.to(device), attention=False, layers=lessons.frozen.layers,
+    vision, weight = clip.vision, clip.vision.conv.weight
+    mean, std = torch.tensor([clip.mean, clip.std], device=weight.device).view(2, 1, 3, 1, 1)
+    for batch in batches:
+        images = batch.layers.to(weight.device, non_blocking=True)
+        pixels = (images.float().div_(255) - mean) / std
+        # Padding is 0 for the network, not black.
+        side = pixels.shape[2] // vision.patch
+        inside = batch.valid.to(weight.device, non_blocking=True).view(-1, 1, side, 1, side, 1)
+        tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
+        tiles.masked_fill_(~inside, 0)
+        encoded = vision(pixels.to(weight.dtype), attention=False, layers=lessons.frozen.layers,
                          patches="block" if lessons.residual else "none")
-        yield CropBatch(encoded.layers, encoded.patches, labels, valid, tags)
+        yield replace(batch, layers=encoded.layers, patches=encoded.patches)

@@ -19,7 +19,7 @@ from vpltool.formats import (
     open_workspace,
     read_tensors,
 )
-from vpltool.formats.batches import FeatureBatch, feature_batches
+from vpltool.formats.batches import FeatureBatch, feature_batches, write_behind
 from vpltool.options import (
     STORES,
     BatchSize,
@@ -127,12 +127,14 @@ def cam(
     rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
     head = (_read_head(source.path).to(place, dtype) if method == "gradcam" and output.todo
             else None)
-    tags = {photo.id: workspace.indices_of(photo) for photo in photos}
+    # On the host, where who asks for a tag does not wait.
+    tags = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
+            for photo in photos}
     wanted = METHODS[method]
 
     def draw(batch: FeatureBatch) -> list[Tensor]:
         field = batch.tensors[wanted].to(place, non_blocking=True).to(dtype)
-        present = [torch.tensor(tags[key], dtype=torch.long, device=place) for key in batch.ids]
+        present = [tags[key] for key in batch.ids]
         if head is not None:
             maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
                                    target=target)
@@ -142,13 +144,13 @@ def cam(
         return [cams.to(PRECISIONS[store]).cpu() for cams in maps]
 
     batches = feature_batches(source, output.todo, [wanted], batch_size, device=place)
-    with console.progress(f"cam {name} {split}", len(output.todo)) as advance:
+    with (console.progress(f"cam {name} {split}", len(output.todo)) as advance,
+          write_behind(output.write_tensors, batch_size if place.type == "cuda" else 0) as write):
         for batch, maps in halving(
                 batches, draw, warn=console.warn,
                 lower=lambda _: _artifacts.smaller_features(source.header)):
             for key, cams in zip(batch.ids, maps, strict=True):
-                output.write_tensors(key, {"cam": cams, "classes": torch.tensor(
-                    tags[key], dtype=torch.long)})
+                write(key, {"cam": cams, "classes": tags[key]})
             advance(len(batch.ids))
     output.finish()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from vpltool import console
 from vpltool.commands._artifacts import smaller_features
 from vpltool.errors import check_choice
 from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
-from vpltool.formats.batches import feature_batches
+from vpltool.formats.batches import feature_batches, write_behind
 from vpltool.options import (
     STORES,
     BatchSize,
@@ -26,6 +26,9 @@ from vpltool.options import (
     warn_of_idle,
 )
 from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
               writes=("cams",))
@@ -108,17 +111,23 @@ def refine(
     from vpltool.core.device import PRECISIONS, find_device, naming_shortage
 
     place, source_tensor = find_device(device), AFFINITIES[affinity]
-    with console.progress(f"refine {name} {split}", len(output.todo)) as advance:
+
+    def store_maps(key: str, maps: Tensor, classes: Tensor) -> None:
+        # Here, so that on a GPU the writing thread waits for the maps, and no one else.
+        output.write_tensors(key, {"cam": maps.to(PRECISIONS[store]).cpu(), "classes": classes})
+
+    with (console.progress(f"refine {name} {split}", len(output.todo)) as advance,
+          write_behind(store_maps, batch_size if place.type == "cuda" else 0) as write):
         for batch in feature_batches(source, output.todo, [source_tensor], batch_size,
                                      device=place):
             for key, field in zip(batch.ids, batch.tensors[source_tensor], strict=True):
                 tensors = start.read_tensors(key)
                 with naming_shortage(f"a photo of {batch.each}", smaller_features(source.header)):
                     refined = spread(
-                        tensors["cam"].to(place), field.to(place, non_blocking=True),
+                        tensors["cam"].to(place, non_blocking=True),
+                        field.to(place, non_blocking=True),
                         affinity=affinity, mask=mask, threshold=threshold,
                         exclusive=box == "exclusive", normalise=min_max)
-                output.write_tensors(key, {"cam": refined.to(PRECISIONS[store]),
-                                           "classes": tensors["classes"]})
+                write(key, refined, tensors["classes"])
             advance(len(batch.ids))
     output.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,22 +23,39 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.header import difference
-from vpltool.options import Device, Limit, Out, Overwrite, Quiet, Seed, Split
+from vpltool.options import (
+    Device,
+    Idle,
+    Limit,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Seed,
+    Split,
+    Workers,
+    warn_of_idle,
+)
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     import torch
 
     from vpltool.core.decoder import Decoder
-    from vpltool.core.training import TrainingSettings
+    from vpltool.core.training import StepRecord, TrainingSettings
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",))
+
+IDLE = (Idle("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),)
 
 _HEAD_WIDTH = 32
 """Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
+
+_STEPS_UNREAD = 10
+"""Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
 
 
 def train_decoder(
@@ -80,6 +98,8 @@ def train_decoder(
         min=1, help="Steps between checkpoints; a stopped run goes on from the last.")] = 200,
     seed: Seed = 0,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Workers = -1,
     limit: Limit = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -107,7 +127,8 @@ def train_decoder(
     photos = workspace.photos(split, limit)
     ids = set(labels.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in ids]
-    frozen = frozen_layers(workspace, source, layers, split, photos, str(device))
+    frozen = frozen_layers(workspace, source, layers, split, photos, str(device), precision)
+    warn_of_idle(ctx, IDLE, {"source": frozen.source})
     if residual and frozen.features and frozen.features.header.options.get("patches"):
         raise VplError("--residual adds to the last block's patch embeddings; the features hold "
                        "those of its value path", "--source photos, or --no-residual")
@@ -128,13 +149,15 @@ def train_decoder(
         inputs={"masks": labels.identity, "prototypes": identity_of_file(path),
                 "classes": workspace.classes_identity,
                 "tags": workspace.tags_identity(split)} | frozen.inputs)
+    if frozen.source == "photos" and precision != "fp32":
+        header.options["precision"] = precision
     if limit:
         header.options["limit"] = limit
     target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
     if not _artifacts.is_done(target, header, overwrite=overwrite):
         lessons = Lessons(workspace, labels, photos, frozen, residual)
         run = _Run(lessons, settings, header, target)
-        _train(run, vectors, checkpoint_every, str(device), overwrite=overwrite)
+        _train(run, vectors, checkpoint_every, str(device), workers, overwrite=overwrite)
     print(target)
 
 
@@ -151,11 +174,11 @@ class _Run:
 
 
 def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
-           device: str, *, overwrite: bool) -> None:
+           device: str, workers: int, *, overwrite: bool) -> None:
     import torch
 
     from vpltool.core.decoder import Decoder, DecoderShape
-    from vpltool.core.device import find_device, naming_shortage
+    from vpltool.core.device import find_device, naming_shortage, worker_count
     from vpltool.core.training import make_optimizer, train
 
     torch.manual_seed(run.settings.seed)
@@ -165,37 +188,61 @@ def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
                          options["width"], heads=max(options["width"] // _HEAD_WIDTH, 1),
                          residual=options["residual"])
     decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
-    decoder = decoder.to(find_device(device))
+    place = find_device(device)
+    decoder = decoder.to(place)
     optimizer = make_optimizer(decoder, run.settings)
     if overwrite:
         run.checkpoint.unlink(missing_ok=True)
     start, curve, recent = _resume(run, decoder, optimizer)
     steps = run.settings.iterations
-    batches = crop_batches(run.lessons, run.settings, start)
     used = run.settings
-    with (console.progress(f"train-decoder {run.target.stem}", steps - start) as advance,
+    unread: list[StepRecord] = []
+    with (contextlib.closing(crop_batches(run.lessons, run.settings, start, device=place,
+                                          workers=worker_count(workers))) as batches,
+          console.progress(f"train-decoder {run.target.stem}", steps - start) as advance,
           naming_shortage(f"{used.batch_size} crops of {used.crop}×{used.crop} patches",
                           f"--batch-size {max(used.batch_size // 2, 1)} --overwrite, or "
                           f"--crop {max(used.crop // 2, 2)} --overwrite")):
         for record in train(decoder, optimizer, run.settings, batches, start=start):
-            if not math.isfinite(record.mask + record.contrast):
-                raise VplError(f"the loss is not finite at step {record.iteration}",
-                               "lower --lr, and add --overwrite")
-            recent.append([record.mask, record.contrast])
+            unread.append(record)
             done = record.iteration + 1
-            if done % max(steps // 50, 1) == 0 or done == steps:
+            logged = done % max(steps // 50, 1) == 0 or done == steps
+            kept = done % checkpoint_every == 0 and done < steps
+            text = ""
+            if logged or kept or len(unread) == _STEPS_UNREAD:
+                recent += _read_losses(unread)
+                unread.clear()
+                text = "mask {:.3f} contrast {:.3f}".format(*recent[-1])
+            if logged:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
                 recent.clear()
-            if done % checkpoint_every == 0 and done < steps:
+            if kept:
                 _write_checkpoint(run, decoder, optimizer, done, curve, recent)
-            advance(text=f"mask {record.mask:.3f} contrast {record.contrast:.3f}")
+            advance(text=text)
     facts = {"config": decoder.config, "curve": curve}
     write_tensors(run.target, replace(run.header, facts=facts), decoder.state_dict())
     run.checkpoint.unlink(missing_ok=True)
     if curve:
         console.note(f"mask loss {curve[0][1]:.3f} → {curve[-1][1]:.3f}, "
                      f"contrast {curve[0][2]:.3f} → {curve[-1][2]:.3f}")
+
+
+def _read_losses(records: list[StepRecord]) -> list[list[float]]:
+    """Mask loss and contrast of each step, read at once.
+
+    Raises:
+        VplError: one is not finite.
+    """
+    import torch
+
+    losses: list[list[float]] = torch.stack([
+        torch.stack([record.mask, record.contrast]) for record in records]).tolist()
+    for record, pair in zip(records, losses, strict=True):
+        if not math.isfinite(sum(pair)):
+            raise VplError(f"the loss is not finite at step {record.iteration}",
+                           "lower --lr, and add --overwrite")
+    return losses
 
 
 def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer, done: int,

@@ -15,6 +15,9 @@ from vpltool.core.saliency import patch_walk
 
 SINKHORN_ROUNDS = 3
 
+_UNSEEN_ROUNDS = 8
+"""On a GPU, rounds of a component's growth between two looks at whether it has ended."""
+
 
 def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
     """Vectors r, c that make diag(r)·A·diag(c) nearly doubly stochastic.
@@ -54,7 +57,7 @@ def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -
     # begins at int(λ·254). In half precision that maximum is 1.
     levels = (cams.clamp(max=1 - 1e-7) * 255).floor()
     bright = levels > (threshold * levels.amax(dim=(1, 2), keepdim=True)).floor()
-    component = _components(bright)
+    component = _components(bright, _UNSEEN_ROUNDS if bright.is_cuda else 1)
     y, x = torch.meshgrid(torch.arange(height, device=cams.device),
                           torch.arange(width, device=cams.device), indexing="ij")
     size = height * width
@@ -77,13 +80,19 @@ def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -
     return fill.cumsum(1).cumsum(2)[:, :height, :width] > 0
 
 
-def _components(bright: Tensor) -> Tensor:
-    """Label 8-connected components by the largest pixel number in them, from 1; 0 is dark."""
+def _components(bright: Tensor, rounds: int) -> Tensor:
+    """Label 8-connected components by the largest pixel number in them, from 1; 0 is dark.
+
+    Labels only grow, and what has ended stays: how often one looks (every so many rounds, since
+    the look waits for a GPU) does not change the result.
+    """
     count, height, width = bright.shape
     numbers = torch.arange(1, height * width + 1, device=bright.device, dtype=torch.float32)
     labels = numbers.view(1, height, width) * bright
     while True:
-        grown = F.max_pool2d(labels[:, None], 3, stride=1, padding=1)[:, 0] * bright
+        grown = labels
+        for _ in range(rounds):
+            grown = F.max_pool2d(grown[:, None], 3, stride=1, padding=1)[:, 0] * bright
         if torch.equal(grown, labels):
             return labels.long()
         labels = grown

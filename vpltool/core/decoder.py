@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.classes import class_scores
+from vpltool.core.classes import ClassRows, class_rows, join_rows
 from vpltool.core.vit import Block, BlockShape
 
 
@@ -79,6 +79,7 @@ class Decoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.register_buffer("prototypes", prototypes.clone())
         self.register_buffer("class_index", class_index.clone())
+        self._rows: tuple[Tensor, int, ClassRows] | None = None
 
     @property
     def config(self) -> dict[str, object]:
@@ -98,6 +99,17 @@ class Decoder(nn.Module):
     def classes(self) -> Tensor:
         """Class indices 0, 1, …, the order of the logits."""
         return torch.arange(int(self.class_index.max()) + 1, device=self.class_index.device)
+
+    @property
+    def class_rows(self) -> ClassRows:
+        """Rows of each class; a GPU is asked for them again only after `to` or `load_state_dict`.
+
+        The one makes another tensor of the buffer, the other fills it: another version.
+        """
+        index = self.class_index
+        if self._rows is None or self._rows[0] is not index or self._rows[1] != index._version:
+            self._rows = (index, index._version, class_rows(index, self.classes))
+        return self._rows[2]
 
     def embeddings(self, layers: Tensor, patches: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Pixel embeddings V.
@@ -125,7 +137,7 @@ class Decoder(nn.Module):
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Class logits (B, classes, h, w): log-sum-exp over each class's rows of V·W / τ."""
         rows = embeddings @ self.prototypes.T / self.tau
-        scores = class_scores(rows, self.class_index, self.classes)
+        scores = join_rows(rows, self.class_rows)
         return scores.transpose(1, 2).unflatten(2, grid)
 
 

@@ -32,7 +32,9 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
     if not balanced:
         return terms.sum() / counted.sum().clamp_min(1)
     behind = labels == BACKGROUND
-    parts = [terms[part].sum() / part.sum().clamp_min(1) for part in (behind, counted & ~behind)]
+    # Not terms[part]: how many these are, the host would have to wait for.
+    parts = [terms.where(part, terms.new_zeros(())).sum() / part.sum().clamp_min(1)
+             for part in (behind, counted & ~behind)]
     return 0.5 * parts[0] + 0.5 * parts[1]
 
 
@@ -49,6 +51,8 @@ def regional_contrast(
     negatives. The mask is sigmoid(scale·cos + shift) as in TCL: cosines themselves can be
     negative, and a mean weighted by them has no bounded denominator.
 
+    `class_index` and `present` are best on the host: what is there then makes no GPU wait.
+
     Args:
         embeddings: L2-normed V (B, n, dim).
         prototypes: L2-normed W (rows, dim).
@@ -62,25 +66,28 @@ def regional_contrast(
     Returns:
         the loss; 0 if no entry has a negative.
     """
-    classes = torch.unique(torch.cat([item.to(class_index) for item in present]))
+    owners = class_index.cpu()
+    classes = torch.unique(torch.cat([item.to(owners) for item in present]))
     classes = classes[classes != BACKGROUND]
-    shown = torch.stack([torch.isin(classes, item.to(classes)) for item in present])
-    if not bool(shown.any()):
+    marks = torch.stack([torch.isin(classes, item.to(owners)) for item in present])
+    if not bool(marks.any()):
         return embeddings.sum() * 0
-    cosine = torch.stack([
-        (embeddings @ prototypes[class_index == index].T).amax(dim=-1) for index in classes
-    ], dim=1)
+    rows = [(owners == index).nonzero()[:, 0] for index in classes]
+    order, shown, pairs = (item.to(prototypes.device, non_blocking=True)
+                           for item in (torch.cat(rows), marks, marks.nonzero()))
+    own = prototypes.index_select(0, order).split([len(part) for part in rows])
+    cosine = torch.stack([(embeddings @ part.T).amax(dim=-1) for part in own], dim=1)
     soft = (mask_scale * cosine + mask_shift).sigmoid()
     if valid is not None:
         soft = soft * valid[:, None]
     pooled = soft @ embeddings / soft.sum(dim=-1, keepdim=True).clamp_min(1e-6)
     pooled = F.normalize(pooled, dim=-1)
     similarity = torch.stack([
-        (pooled[:, place] @ prototypes[class_index == index].T).amax(dim=-1)
-        for place, index in enumerate(classes)
+        (pooled[:, place] @ part.T).amax(dim=-1) for place, part in enumerate(own)
     ], dim=1) * scale
     negatives = similarity.masked_fill(shown, float("-inf"))
     # log(e^s / (e^s + Σ e^negatives)); without negatives the term is log 1 = 0.
     by_row = similarity - torch.logaddexp(similarity, negatives.logsumexp(1, keepdim=True))
     by_column = similarity - torch.logaddexp(similarity, negatives.logsumexp(0, keepdim=True))
-    return -0.5 * (by_row[shown].mean() + by_column[shown].mean())
+    photo, place = pairs.unbind(1)
+    return -0.5 * (by_row[photo, place].mean() + by_column[photo, place].mean())

@@ -1,6 +1,8 @@
 """Training the decoder: crops, augmentation and steps that depend on (seed, iteration) alone.
 
-So a run that goes on from a checkpoint gives the same decoder as one that was never stopped.
+So a run that goes on from a checkpoint takes the steps that one takes which was never stopped. On a
+CPU the decoder is the same to the bit; on a GPU some sums come in any order, and it is the same up
+to their rounding.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class CropBatch:
         patches: L2-normed patch embeddings (B, crop², dim); None if the decoder is not `residual`.
         labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
         valid: False where a patch is padding (B, crop²).
-        tags: class indices of each photo (K_i,).
+        tags: class indices of each photo (K_i,), on the host.
     """
 
     layers: Tensor
@@ -71,12 +73,26 @@ class CropBatch:
     valid: Tensor
     tags: list[Tensor]
 
+    def pin_memory(self) -> CropBatch:
+        """The same in pinned memory, from which a GPU copies without waiting."""
+        patches = None if self.patches is None else self.patches.pin_memory()
+        return CropBatch(self.layers.pin_memory(), patches, self.labels.pin_memory(),
+                         self.valid.pin_memory(), self.tags)
+
     def to(self, device: torch.device) -> CropBatch:
-        """The same in float32 on a device."""
-        patches = None if self.patches is None else self.patches.to(device).float()
-        return CropBatch(self.layers.to(device).float(), patches,
-                         self.labels.to(device), self.valid.to(device),
-                         [tags.to(device) for tags in self.tags])
+        """The same in float32 on a device, for `step_losses`.
+
+        A crop may have lost some of its photo's classes; what the masks show is what counts. That
+        is asked for here, on the host: the labels on a GPU would have to be waited for.
+        """
+        patches = self.patches
+        if patches is not None:
+            patches = patches.to(device, non_blocking=True).float()
+        shown = [tags[labels.flatten().bincount(minlength=256)[tags] > 0]
+                 for tags, labels in zip(self.tags, self.labels, strict=True)]
+        return CropBatch(self.layers.to(device, non_blocking=True).float(), patches,
+                         self.labels.to(device, non_blocking=True),
+                         self.valid.to(device, non_blocking=True), shown)
 
 
 def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> list[int]:
@@ -94,6 +110,58 @@ def generator_of(settings: TrainingSettings, iteration: int) -> np.random.Genera
     return np.random.default_rng((settings.seed, 2, iteration))
 
 
+@dataclass(frozen=True)
+class Window:
+    """A square of `side` patches in a grid (h, w), after mirroring; what is smaller is padded."""
+
+    grid: tuple[int, int]
+    side: int
+    mirrored: bool
+    top: int
+    left: int
+
+    def cut(self, image: Tensor, unit: int, padding: float = 0) -> Tensor:
+        """Cut the window out of an image.
+
+        Args:
+            image: (C, h·unit, w·unit), or (L, h, w, width) with unit 1.
+            unit: elements of `image` a patch.
+            padding: value of what is padded.
+
+        Returns:
+            (C, side·unit, side·unit), or (L, side, side, width).
+        """
+        rows, columns = (min(self.side, length) for length in self.grid)
+        # Cut first, then mirrored: that copies the window alone.
+        left = self.grid[1] - self.left - columns if self.mirrored else self.left
+        image = image[:, self.top * unit : (self.top + rows) * unit,
+                      left * unit : (left + columns) * unit]
+        if self.mirrored:
+            image = image.flip(2)
+        below, right = (self.side - rows) * unit, (self.side - columns) * unit
+        if below or right:
+            tail = (0, 0) * (image.dim() - 3)
+            image = F.pad(image, (*tail, 0, right, 0, below), value=padding)
+        return image
+
+    def cut_labels(self, labels: Tensor) -> Tensor:
+        """Cut labels (4h, 4w) uint8; padded with 255: (4·side, 4·side)."""
+        return self.cut(labels[None], LABELS_PER_PATCH, padding=255)[0]
+
+    def valid(self) -> Tensor:
+        """True where a patch is no padding (side²,)."""
+        inside = torch.zeros((self.side, self.side), dtype=torch.bool)
+        inside[: self.grid[0], : self.grid[1]] = True
+        return inside.flatten()
+
+
+def choose_window(grid: tuple[int, int], side: int, rng: np.random.Generator) -> Window:
+    """Mirror at random, and choose a square of `side` patches in a grid (h, w)."""
+    mirrored = bool(rng.random() < 0.5)
+    top, left = (int(rng.integers(0, max(length - side, 0) + 1)) for length in grid)
+    return Window(grid, side, mirrored, top, left)
+
+
 def random_window(
     image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,22 +177,8 @@ def random_window(
     Returns:
         the cut image, labels (4·side, 4·side), and valid (side²,).
     """
-    if rng.random() < 0.5:
-        image, labels = image.flip(2), labels.flip(1)
-    height, width = image.shape[1] // unit, image.shape[2] // unit
-    top = int(rng.integers(0, max(height - side, 0) + 1))
-    left = int(rng.integers(0, max(width - side, 0) + 1))
-    image = image[:, top * unit : (top + side) * unit, left * unit : (left + side) * unit]
-    fine = LABELS_PER_PATCH
-    labels = labels[top * fine : (top + side) * fine, left * fine : (left + side) * fine]
-    below, right = max(side - height, 0), max(side - width, 0)
-    valid = torch.ones((side - below, side - right), dtype=torch.bool)
-    if below or right:
-        tail = (0, 0) * (image.dim() - 3)
-        image = F.pad(image, (*tail, 0, right * unit, 0, below * unit))
-        labels = F.pad(labels, (0, right * fine, 0, below * fine), value=255)
-        valid = F.pad(valid, (0, right, 0, below))
-    return image, labels, valid.flatten()
+    window = choose_window((image.shape[1] // unit, image.shape[2] // unit), side, rng)
+    return window.cut(image, unit), window.cut_labels(labels), window.valid()
 
 
 def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
@@ -159,11 +213,11 @@ def learning_rate(settings: TrainingSettings, iteration: int) -> float:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Losses of one step."""
+    """Losses of one step, on the decoder's device: who reads one waits for the step's end."""
 
     iteration: int
-    mask: float
-    contrast: float
+    mask: Tensor
+    contrast: Tensor
 
 
 def train(
@@ -194,13 +248,13 @@ def train(
         optimizer.step()
         with torch.no_grad():
             decoder.log_scale.clamp_(max=float(np.log(100)))
-        yield StepRecord(iteration, float(mask.detach()), float(contrast.detach()))
+        yield StepRecord(iteration, mask.detach(), contrast.detach())
 
 
 def step_losses(
     decoder: Decoder, batch: CropBatch, settings: TrainingSettings
 ) -> tuple[Tensor, Tensor]:
-    """Mask loss and regional contrast of a batch of crops, on the decoder's device."""
+    """Mask loss and regional contrast of crops that `CropBatch.to` took to the decoder's device."""
     grid = (settings.crop, settings.crop)
     embeddings = decoder.embeddings(batch.layers, batch.patches, grid)
     # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
@@ -209,10 +263,7 @@ def step_losses(
     mask = mask_loss(decoder.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
     if not settings.lambda_rsc:
         return mask, mask.new_zeros(())
-    # A crop may have lost some of its photo's classes; what the masks show is what counts.
-    present = [tags[torch.isin(tags, labels.unique().to(tags))]
-               for tags, labels in zip(batch.tags, batch.labels, strict=True)]
     contrast = regional_contrast(
-        embeddings, decoder.prototypes, decoder.class_index, present, decoder.mask_scale,
+        embeddings, decoder.prototypes, decoder.class_rows.owners, batch.tags, decoder.mask_scale,
         decoder.mask_shift, decoder.log_scale.exp(), batch.valid)
     return mask, contrast

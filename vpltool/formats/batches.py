@@ -169,8 +169,11 @@ def in_threads(
     Args:
         work: what is done.
         items: taken as results are, so that memory does not grow with their number.
-        threads: number of threads.
+        threads: number of threads; 0: none, the reader does the work itself.
     """
+    if not threads:
+        yield from map(work, items)
+        return
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
