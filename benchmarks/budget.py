@@ -64,7 +64,7 @@ def budget(rows: Sequence[Row], kind: str, product_pixels: int) -> str:
     whole = len(seconds) == len(parts(product_pixels))
     total = sum(seconds.values())
     lines.append(f"| {'all' if whole else 'what is measured'} | | | {total / size:.3g} {unit} |")
-    notes = ["Each rate holds the start of a command over few photos, once for all of them here."]
+    notes = ["Measured over few photos, with the start of each command: rather too long."]
     if kind == "cuda":
         left = AIM - total + seconds.get(STEP, 0)
         notes.append(

@@ -333,29 +333,31 @@ def crf(bench: Bench) -> Iterator[Row]:
     world, (few, many) = bench.world, bench.sizes.crf_photos
     _draw_cams(world, many)
     stored = open_input(world.work / "cams/drawn/train", ("cams",))
-    chosen = world.first(few)
     backend = "pydensecrf" if _installed("pydensecrf") else "torch"
     count = machine.worker_count(-1) + 1
+    # Enough that all processes have work nearly to the end.
+    spread = min(many, max(few, 8 * count))
     place = world.work / "masks/drawn-full/train"
     results: set[str] = set()
     pools: list[Any] = []
     starts: list[float] = []
 
-    def jobs(labels: int, folder: str) -> list[plain.CrfJob]:
+    def jobs(photos: int, labels: int, folder: str) -> list[plain.CrfJob]:
         out = bench.folder / folder
         out.mkdir(exist_ok=True)
+        chosen = world.first(photos)
         cams = {key: stored.read_tensors(key) for key in chosen}
         return [plain.CrfJob(path, cams[key]["cam"].numpy(), cams[key]["classes"].tolist(),
                              PRESETS["clip-es"], backend, labels, out)
                 for key, path in chosen.items()]
 
     def old() -> int:
-        plain.crf_of_photos(jobs(plain.LABELS, "plain-masks"))
+        plain.crf_of_photos(jobs(few, plain.LABELS, "plain-masks"))
         return few
 
     def shared() -> int:
-        plain.crf_of_photos(jobs(0, "plain-masks-present"), pools[0])
-        return few
+        plain.crf_of_photos(jobs(spread, 0, "plain-masks-present"), pools[0])
+        return spread
 
     def new() -> int:
         world.run("crf", "--what", "drawn", "--preset", "clip-es", "--overwrite", "--limit", many)
@@ -373,13 +375,13 @@ def crf(bench: Bench) -> Iterator[Row]:
             once(alike, shared)
         once(ours, new)
     wanted, given = Pair(slow, ours), Pair(alike, ours)
-    same = [_agreement(chosen, place, bench.folder / name)
-            for name in ("plain-masks", "plain-masks-present")]
+    same = [_agreement(world.first(photos), place, bench.folder / name)
+            for photos, name in ((few, "plain-masks"), (spread, "plain-masks-present"))]
     yield compared(
         f"crf, CLIP-ES's preset, against {plain.LABELS} classes in one thread (photo)", wanted,
         {"cpu": 3, "cuda": 20},
         disk=(bytes_of(place) + bytes_of(world.work / "masks/drawn/train")) / many,
-        reason=_crf_reason(bench, wanted, jobs(0, "plain-masks-present"), min(starts)),
+        reason=_crf_reason(bench, wanted, jobs(few, 0, "plain-masks-present"), min(starts)),
         same=same[0], check=f"{same[0]:.2%} of the labels are those of {backend} over "
                             f"{plain.LABELS} classes in one thread, as AFA and WeCLIP have it; "
                             f"{len(wanted.ratios)} runs gave {len(results)} "
