@@ -36,11 +36,11 @@ from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
     CropBatch,
     TrainingSettings,
+    choose_window,
     chosen_photos,
     generator_of,
     labels_at,
     make_optimizer,
-    random_window,
     step_losses,
 )
 
@@ -308,10 +308,9 @@ def _crops(lesson: Lesson, keys: Sequence[str], settings: TrainingSettings, iter
     for key in keys:
         image = encoder.pixels(read_photo(lesson.photos[key]), scale=float(rng.uniform(0.5, 2.0)))
         grid = (image.shape[1] // encoder.patch, image.shape[2] // encoder.patch)
-        unlabelled = labels_at(np.zeros(grid, np.uint8), grid)
-        crop, _, inside = random_window(image, unlabelled, settings.crop, encoder.patch, rng)
-        crops.append(crop)
-        valid.append(inside)
+        window = choose_window(grid, settings.crop, rng)
+        crops.append(window.cut(image, encoder.patch))
+        valid.append(window.valid())
     seen = encode(encoder, torch.stack(crops))
     labels = []
     for place, key in enumerate(keys):
@@ -329,14 +328,15 @@ def _crops(lesson: Lesson, keys: Sequence[str], settings: TrainingSettings, iter
 
 
 def _decoder_input(encoder: Encoder, seen: Encoded, layers: Sequence[int], *, residual: bool
-                   ) -> tuple[Tensor, Tensor]:
-    """Layers (B, L, n, width), and patch embeddings (B, n, dim): only a residual decoder's are."""
+                   ) -> tuple[Tensor, Tensor | None]:
+    """Layers (B, L, n, width), and patch embeddings (B, n, dim) for a residual decoder."""
+    stored = torch.stack([seen.layers[layer][:, 1:] for layer in layers], dim=1).float()
+    if not residual:
+        return stored, None
     x, visual = seen.layers[-1], encoder.visual
-    if residual:
-        last = visual.transformer.resblocks[-1]
-        x = block(last, x, last.ln_1(x))[0]
-    stored = torch.stack([seen.layers[layer][:, 1:] for layer in layers], dim=1)
-    return stored.float(), F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1).float()
+    last = visual.transformer.resblocks[-1]
+    x = block(last, x, last.ln_1(x))[0]
+    return stored, F.normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1).float()
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +177,16 @@ class Bench:
             cut = ["--threshold-from", str(self._scores(f"{chosen}-cut")), "--alpha", "0"]
         return self.made_score(f"cams/{cams}", split, f"{cams}-{split}", *cut)
 
-    @property
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The workspace, read once."""
+        return open_workspace(self.work)
+
+    @cached_property
     def made_scored(self) -> str:
         """Where what is made for --learn is scored: on `train` if that is a part of it."""
-        photos = open_workspace(self.work).photos(self.learn)
-        inside = sum("train" in photo.splits for photo in photos)
-        whole = sum("train" in photo.splits for photo in open_workspace(self.work).photos())
+        inside, whole = (sum("train" in photo.splits for photo in self.workspace.photos(split))
+                         for split in (self.learn, ""))
         return "train" if 0 < inside == whole else self.learn
 
     def masks(self, cams: str, split: str) -> str:
@@ -268,13 +273,12 @@ def table2(bench: Bench) -> Iterator[Row]:
     paper = {"voc val": 78.5, "voc test": 77.8, "coco val": 49.2}
     bench.text()
     names = [bench.segmenter(seed, None) for seed in bench.seeds]
-    workspace = open_workspace(bench.work)
     cells: Cell = []
-    if unmasked(workspace, bench.split):
+    if unmasked(bench.workspace, bench.split):
         for name in names:
             bench.at_test(name)
-            if workspace.name in EXPORTS:
-                bench.run("export", EXPORTS[workspace.name], "--what",
+            if bench.workspace.name in EXPORTS:
+                bench.run("export", EXPORTS[bench.workspace.name], "--what",
                           f"predictions/{name}-crf", "--split", bench.split)
     else:
         cells = [bench.prediction_score(name, crf=True) for name in names]
@@ -419,7 +423,7 @@ def write(bench: Bench, number: int, rows: list[Row]) -> str:
     title = (TABLES[number].__doc__ or "").partition("\n")[0]
     seeds = ", ".join(map(str, bench.seeds))
     # Table 2's columns name their data set themselves; all others are VOC's.
-    named = number == 2 or open_workspace(bench.work).name == "voc"
+    named = number == 2 or bench.workspace.name == "voc"
     protocol = (
         f"preset {bench.protocol.name} ({bench.protocol.identity}); learned on `{bench.learn}`, "
         f"maps scored on `{bench.made_scored if number == 1 else bench.split}`; threshold "
@@ -482,7 +486,7 @@ def check(bench: Bench, numbers: list[int]) -> None:
     Raises:
         VplError: something that a table would score cannot be scored.
     """
-    workspace = open_workspace(bench.work)
+    workspace = bench.workspace
     scored = {bench.cut, *(bench.made_scored if number == 1 else bench.split for number in numbers
                            if number != 2 or not unmasked(workspace, bench.split))} - {""}
     for split in sorted(scored):
@@ -539,8 +543,8 @@ def main() -> int:
     given: dict[str, list[str]] = {}
     for item in words.set:
         command, _, option = item.partition(".")
-        name, equals, value = option.partition("=")
-        given.setdefault(command, []).extend([f"--{name}", value] if equals else [f"--{name}"])
+        option, equals, value = option.partition("=")
+        given.setdefault(command, []).extend([f"--{option}", value] if equals else [f"--{option}"])
     name = words.name
     try:
         source = open_workspace(words.work)

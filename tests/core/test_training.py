@@ -18,14 +18,22 @@ from vpltool.core.training import (
     CropBatch,
     StepRecord,
     TrainingSettings,
+    choose_window,
     chosen_photos,
     generator_of,
     labels_at,
     learning_rate,
     make_optimizer,
-    random_window,
     train,
 )
+
+
+def random_window(
+    image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An image and its labels, cut by one window; and where that is no padding."""
+    window = choose_window((image.shape[1] // unit, image.shape[2] // unit), side, rng)
+    return window.cut(image, unit), window.cut_labels(labels), window.valid()
 
 
 def numbered(height: int, width: int, unit: int) -> tuple[Tensor, Tensor]:

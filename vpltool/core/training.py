@@ -162,25 +162,6 @@ def choose_window(grid: tuple[int, int], side: int, rng: np.random.Generator) ->
     return Window(grid, side, mirrored, top, left)
 
 
-def random_window(
-    image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror at random and cut a square of `side` patches; what is smaller is padded.
-
-    Args:
-        image: channels or layers first, (C, h·unit, w·unit) or (L, h, w, width) with unit 1.
-        labels: (4h, 4w) uint8.
-        side: patches a side.
-        unit: elements of `image` a patch: 1 for features, the patch size for pixels.
-        rng: random numbers.
-
-    Returns:
-        the cut image, labels (4·side, 4·side), and valid (side²,).
-    """
-    window = choose_window((image.shape[1] // unit, image.shape[2] // unit), side, rng)
-    return window.cut(image, unit), window.cut_labels(labels), window.valid()
-
-
 def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
     """Take labels (H, W) to 4×4 a patch of the grid (h, w), by nearest neighbour: (4h, 4w)."""
     size = (grid[0] * LABELS_PER_PATCH, grid[1] * LABELS_PER_PATCH)
