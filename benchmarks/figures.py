@@ -25,12 +25,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from vpltool import console
-from vpltool.commands import _artifacts
-from vpltool.commands._regions import open_features, open_regions
-from vpltool.commands.gap import measure, panel_of, read_sets
 from vpltool.core.decoder import Decoder, layers_of
-from vpltool.core.pictures import Rgb, heat_over
-from vpltool.core.scatter import Marks, Panel, draw_panels
 from vpltool.core.training import labels_at
 from vpltool.errors import VplError, near_name
 from vpltool.formats import (
@@ -46,6 +41,11 @@ from vpltool.formats import (
     write_json,
 )
 from vpltool.formats.storage import atomic_path
+from vpltool.pictures.overlays import Rgb, heat_over
+from vpltool.pictures.scatter import Marks, Panel, draw_panels
+from vpltool.stages import _artifacts
+from vpltool.stages._regions import open_features, open_regions
+from vpltool.stages.gap import measure, panel_of, read_sets
 
 MOST_POINTS = 3000
 

@@ -22,9 +22,10 @@ from bench import page, run
 from measure import Row, table
 from stages import STAGES, TOY, Bench, Sizes
 
-from vpltool.core.clip import load_clip
-from vpltool.core.device import PRECISIONS, worker_count
-from vpltool.core.photos import PhotoSettings, load_batches
+from vpltool.clip.load import load_clip
+from vpltool.core.photos import PhotoSettings
+from vpltool.parallel.device import PRECISIONS, worker_count
+from vpltool.parallel.photos import load_batches
 
 FULL = Sizes(rounds=2, photos=(48, 1536), learn_photos=512, product_pixels=2**21,
              crf_photos=(12, 384), decoder_photos=192, decoder_steps=(12, 240),

@@ -35,12 +35,12 @@ from disk import bytes_a_photo
 
 from vpltool import console
 from vpltool.cli import build_app
-from vpltool.commands._truth import read_truth
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import open_workspace, relative_to, write_workspace
 from vpltool.presets import read_preset
+from vpltool.stages._truth import read_truth
 
 Cell = list[float]
 """A measured number for each seed; empty: not measured."""
@@ -441,7 +441,7 @@ def write(bench: Bench, number: int, rows: list[Row]) -> str:
         "threshold_from": bench.cut, "seeds": bench.seeds, "given": bench.given,
         "rows": [vars(row) for row in rows],
         "failed": bench.failed,
-        "commands": [command.replace(f"{bench.work}/", "") for command in bench.commands],
+        "stages": [command.replace(f"{bench.work}/", "") for command in bench.commands],
     }, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return text
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import vpltool.demo
 from vpltool.cli import build_app
-from vpltool.core.clip import import_open_clip
+from vpltool.clip.load import import_open_clip
 from vpltool.core.photos import photo_size
 from vpltool.demo.scenes import CLASSES, draw_scene
 from vpltool.formats import Header, read_tensors, write_labels

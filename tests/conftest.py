@@ -72,7 +72,7 @@ def save_clip(folder: Path, seed: int = 0, vision: dict[str, Any] | None = None,
     """Save a random CLIP in open_clip's local-dir format."""
     from safetensors.torch import save_file
 
-    from vpltool.core.clip import import_open_clip
+    from vpltool.clip.load import import_open_clip
 
     config = {"embed_dim": dim, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT}
     torch.manual_seed(seed)

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting processes takes longer than toy photos do."""
-    monkeypatch.setattr("vpltool.core.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
 
 
 def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_the_page_has_these_tables() -> None:
 def demo_world(tmp_path_factory: pytest.TempPathFactory) -> worlds.World:
     """Photos of VOC's size, a trained CLIP, and a decoder that is its dense CAM."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vpltool.core.device.worker_count", lambda _asked: 0)
+        patch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
         world = worlds.make_world(tmp_path_factory.mktemp("demo") / "w", 4, CPU, model="demo")
         world.run("extract")
         world.run("cam")
@@ -268,9 +268,9 @@ def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
 
 def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path) -> None:
     """Photo by photo in C++ or torch, or in batches as on a GPU."""
-    from vpltool.commands import crf
     from vpltool.core.crf import PRESETS
     from vpltool.formats import open_input
+    from vpltool.stages import crf
 
     world = demo_world
     source = open_input(world.work / "cams/text/train", ("cams",))

@@ -195,7 +195,7 @@ def test_tags_do_not_hang_on_the_masks(coco: Path, run: Run) -> None:
 
 
 def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vpltool.commands import _instances
+    from vpltool.stages import _instances
 
     write, written = _instances.write_labels, []
 

@@ -1,4 +1,4 @@
-"""What holds for every command, found by looking into vpltool/commands: nothing is listed here
+"""What holds for every command, found by looking into vpltool/stages: nothing is listed here
 that a new command would have to be added to, but the arguments that it cannot do without."""
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def test_an_interrupt_is_130(run: Run, ready: Path, monkeypatch: pytest.MonkeyPa
     def stop(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vpltool.commands.cam.open_workspace", stop)
+    monkeypatch.setattr("vpltool.stages.cam.open_workspace", stop)
     result = run("cam", work=ready / "work")
     assert result.code == 130
     assert "run the same command again" in result.err

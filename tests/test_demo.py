@@ -15,7 +15,7 @@ from conftest import Run
 from test_docs import blocks, commands
 
 import vpltool.demo
-from vpltool.core.clip import load_clip
+from vpltool.clip.load import load_clip
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.demo import train_clip
 from vpltool.demo.scenes import CLASSES, draw_scene
@@ -107,7 +107,7 @@ def test_the_clip_knows_unseen_scenes() -> None:
 
 def test_training_lowers_the_loss_and_saves_a_model_that_loads(tmp_path: Path) -> None:
     """The script's own parts, on eight scenes and for a few steps."""
-    from vpltool.core.clip import import_open_clip
+    from vpltool.clip.load import import_open_clip
 
     open_clip = import_open_clip()
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_the_tutorial_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every command of the page, from top to bottom, on twelve scenes and with three iterations."""
     lines = [line for block in blocks(ROOT / "docs/tutorial.md") for line in commands(block)]
     assert len(lines) > 20
-    monkeypatch.setattr("vpltool.core.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
     monkeypatch.chdir(tmp_path)
     for line in lines:
         quick = re.sub(r"--iters [1-9]\d*", "--iters 3", line)

@@ -44,7 +44,7 @@ def test_line_parses(page: str, line: str) -> None:
     if words in (["--help"], ["--version"]) or words[-1] == "--help":
         words = words[:-1]
     entry: Any = typer.main.get_command(build_app())
-    while words and hasattr(entry, "commands"):
+    while words and hasattr(entry, "stages"):
         assert words[0] in entry.commands, f"{page}: no command {words[0]}"
         entry, words = entry.commands[words[0]], words[1:]
     if "--help" not in line and "--version" not in line:
@@ -87,7 +87,7 @@ def test_the_pipeline_of_the_readme_runs(run: Run, tmp_path: Path, tiny_clip: Pa
         "train-decoder", "predict", "eval"}
     write_scenes(tmp_path, draw_scenes())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vpltool.core.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
     model = "ViT-B-16-quickgelu --pretrained openai"
     assert model in lines[0]
     for line in lines:

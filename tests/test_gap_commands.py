@@ -133,7 +133,7 @@ def test_the_same_again_is_the_same_bytes_and_needs_no_true_mask(run: Run, copie
 
 
 def test_the_picture_shows_every_class(run: Run, copied: Path) -> None:
-    from vpltool.core.scatter import class_colours
+    from vpltool.pictures.scatter import class_colours
 
     report = measure(run, copied / "work")
     with Image.open(copied / "work/scores/gap.png") as page:

@@ -11,6 +11,7 @@ import vpltool
 from vpltool import options
 
 PACKAGE = Path(vpltool.__file__).parent
+HEAVY_ROOMS = ("core", "clip", "pictures", "demo")
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors", "tqdm")
 
 
@@ -38,11 +39,14 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
 
 MAY_IMPORT = {
     "core": {"core", "errors"},
-    "demo": {"demo", "core"},
+    "clip": {"clip", "core", "errors"},
+    "pictures": {"pictures", "core", "errors"},
+    "parallel": {"parallel", "core", "formats", "errors"},
+    "demo": {"demo", "core", "clip"},
     "formats": {"formats", "errors", "console", "__version__"},
     "datasets": {"datasets", "formats", "errors"},
     "presets": {"presets", "formats", "errors"},
-    "commands": {"commands", "core", "demo", "formats", "datasets", "presets", "options", "console",
+    "stages": {"stages", "core", "clip", "pictures", "parallel", "demo", "formats", "datasets", "presets", "options", "console",
                  "stage", "errors", "__version__"},
 }
 
@@ -54,17 +58,17 @@ def test_imports_go_down_only(layer: str) -> None:
             parts = name.split(".")
             if parts[0] == "vpltool" and len(parts) > 1:
                 assert parts[1] in MAY_IMPORT[layer], f"{path.name} imports {name}"
-            if layer not in ("commands", "presets"):
+            if layer not in ("stages", "presets"):
                 assert parts[0] not in ("typer", "click"), f"{path.name} imports {name}"
 
 
 def test_heavy_modules_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name in ("core", "demo"):
+        if path.parent.name in HEAVY_ROOMS or path.stem in ("device", "memory", "photos"):
             continue
         for name in imports_of(path, top_level=True):
             assert name.split(".")[0] not in HEAVY, f"{path.name} imports {name}"
-            assert not name.startswith(("vpltool.core", "vpltool.demo")), (
+            assert not name.startswith(tuple(f"vpltool.{room}" for room in HEAVY_ROOMS)), (
                 f"{path.name} imports {name}")
 
 
@@ -84,7 +88,7 @@ def test_only_the_catalogue_imports_open_clip() -> None:
 def test_only_eval_and_show_read_true_masks() -> None:
     """`photo.mask` is spelled in no other command."""
     users = set()
-    for path in (PACKAGE / "commands").glob("*.py"):
+    for path in (PACKAGE / "stages").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "photo.mask":
                 users.add(path.stem)
@@ -95,14 +99,14 @@ def test_only_eval_and_show_read_true_masks() -> None:
 
 def test_only_eval_and_show_import_what_reads_true_masks() -> None:
     users = {path.stem for path in PACKAGE.rglob("*.py")
-             if "vpltool.commands._truth" in imports_of(path)}
+             if "vpltool.stages._truth" in imports_of(path)}
     assert users == {"eval", "show"}
 
 
 def test_only_prepare_imports_what_makes_true_masks() -> None:
     """COCO's outlines are read to paint true masks, and for nothing else."""
     users = {path.stem for path in PACKAGE.rglob("*.py")
-             if "vpltool.commands._instances" in imports_of(path)}
+             if "vpltool.stages._instances" in imports_of(path)}
     assert users == {"prepare"}
 
 
@@ -111,7 +115,7 @@ def test_shared_options_have_one_spelling() -> None:
     shared = {"--device", "--precision", "--workers", "--seed", "--overwrite", "--quiet", "--out",
               "--split"}
     assert {name.removeprefix("--").title() for name in shared} <= set(dir(options))
-    for path in (PACKAGE / "commands").glob("*.py"):
+    for path in (PACKAGE / "stages").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and node.value in shared:
                 raise AssertionError(f"{path.name}:{node.lineno} spells {node.value} itself")

@@ -201,7 +201,7 @@ def test_a_second_run_does_no_work(run: Run, copied: Path, monkeypatch: pytest.M
     def never(*_args: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("vpltool.commands.learn_prototypes._gather", never)
+    monkeypatch.setattr("vpltool.stages.learn_prototypes._gather", never)
     second = run(*options, work=copied / "work")
     assert second.code == 0, second.err
     assert second.out == first.out

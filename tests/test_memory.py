@@ -19,12 +19,12 @@ from conftest import TRAIN, Run, draw_scenes, prepare, run_chain, save_clip, wri
 from PIL import Image
 
 import vpltool
-from vpltool.commands import crf
-from vpltool.commands._workers import run_jobs
 from vpltool.core import affinity, gradcam, phase_one, segment, training
 from vpltool.core import crf as core_crf
-from vpltool.core.pictures import sheet
 from vpltool.core.vit import VisionTower
+from vpltool.parallel.processes import run_jobs
+from vpltool.pictures.overlays import sheet
+from vpltool.stages import crf
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
 
@@ -122,7 +122,7 @@ def test_elsewhere_it_is_one_line_and_a_hint(error: Exception, said: str, run: R
     def short(*_args: Any, **_options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("vpltool.commands.eval.find_folder", short)
+    monkeypatch.setattr("vpltool.stages.eval.find_folder", short)
     result = run("eval", work=ready / "work")
     assert result.code == 1
     assert said in result.lines("error:")[0]
@@ -232,7 +232,7 @@ MEASURE = """
 import contextlib, json, os, sys
 from vpltool import console
 from vpltool.cli import main
-from vpltool.core.clip import import_open_clip
+from vpltool.clip.load import import_open_clip
 
 import_open_clip()
 lines, leak = map(json.loads, sys.argv[1:])

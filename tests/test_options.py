@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import TRAIN, Run
 
-from vpltool.commands import cam, crf, learn_prototypes, predict, refine, train_decoder
 from vpltool.formats import read_tensors
-from vpltool.options import Idle
+from vpltool.options import NoEffect
+from vpltool.stages import cam, crf, learn_prototypes, predict, refine, train_decoder
 
 SEEDED = ("--pixels", "seeds", "--phi", "0.6", "--phi-background", "0.3")
 
@@ -24,7 +24,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
 """Each option of learn-prototypes that may do nothing, with a value that is not its default."""
 
 
-def conditions(row: Idle) -> list[tuple[str, ...]]:
+def conditions(row: NoEffect) -> list[tuple[str, ...]]:
     """The options under which a row holds; one entry for each value of the first."""
     where = {name: values for name, values in row.where.items() if name != row.option}
     first, *rest = where
@@ -32,12 +32,12 @@ def conditions(row: Idle) -> list[tuple[str, ...]]:
     return [(f"--{first}", str(value), *later) for value in where[first]]
 
 
-ROWS = [(row, words) for row in learn_prototypes.IDLE for words in conditions(row)]
+ROWS = [(row, words) for row in learn_prototypes.NO_EFFECT for words in conditions(row)]
 
 
 @pytest.mark.parametrize(("row", "words"), ROWS, ids=[
     f"{row.option} {' '.join(words)}" for row, words in ROWS])
-def test_learn_prototypes(row: Idle, words: tuple[str, ...], run: Run, ready: Path,
+def test_learn_prototypes(row: NoEffect, words: tuple[str, ...], run: Run, ready: Path,
                           tmp_path: Path) -> None:
     """One line with the reason; and the rows are those without the option."""
     base = SEEDED if "targets" in row.where else ()
@@ -80,29 +80,29 @@ def test_a_preset_s_values_are_not_warned_of(run: Run, ready: Path, tmp_path: Pa
         "--phi 0.4 has no effect with --pixels all: it is where seeds begin"]
 
 
-OTHERS: tuple[tuple[Idle, tuple[object, ...], str], ...] = (
+OTHERS: tuple[tuple[NoEffect, tuple[object, ...], str], ...] = (
     *((row, ("cam", "--method", method, *words), f"{' '.join(words)} has no effect with --method "
        f"{method}: {row.why}")
-      for row, words in zip(cam.IDLE, (("--target", "softmax"), ("--precision", "bf16")),
+      for row, words in zip(cam.NO_EFFECT, (("--target", "softmax"), ("--precision", "bf16")),
                             strict=True)
       for method in ("dense", "salient")),
-    (refine.IDLE[0], ("refine", "--mask", "none", "--cams", "text", "--lambda", "0.7"),
+    (refine.NO_EFFECT[0], ("refine", "--mask", "none", "--cams", "text", "--lambda", "0.7"),
      "--lambda 0.7 has no effect with --mask none: it is where boxes begin"),
     *((row, ("crf", "--what", "predictions/tiny", "--split", "val", "--workers", 0, *words),
        f"{' '.join(words)} has no effect: {row.why}")
-      for row, words in zip(crf.IDLE, (("--alpha", "2.0"), ("--confidence", "0.5")), strict=True)),
+      for row, words in zip(crf.NO_EFFECT, (("--alpha", "2.0"), ("--confidence", "0.5")), strict=True)),
     *((row, ("predict", "--decoder", "tiny", "--split", "val", *words),
        f"{' '.join(words)} has no effect with --source features: {row.why}")
-      for row, words in zip(predict.IDLE, (("--max-side", "24"), ("--precision", "bf16")),
+      for row, words in zip(predict.NO_EFFECT, (("--max-side", "24"), ("--precision", "bf16")),
                             strict=True)),
     *((row, (*TRAIN, "--precision", "bf16"),
        f"--precision bf16 has no effect with --source features: {row.why}")
-      for row in train_decoder.IDLE),
+      for row in train_decoder.NO_EFFECT),
 )
 
 
 @pytest.mark.parametrize(("row", "command", "said"), OTHERS, ids=[said for *_, said in OTHERS])
-def test_others(row: Idle, command: tuple[object, ...], said: str, run: Run, layered: Path,
+def test_others(row: NoEffect, command: tuple[object, ...], said: str, run: Run, layered: Path,
                 tmp_path: Path) -> None:
     work = layered / "work"
     if command[0] == "crf":

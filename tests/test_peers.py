@@ -27,10 +27,8 @@ from reference import clip_es, inmap, weclip
 from torch import Tensor
 
 from vpltool.cli import build_app
-from vpltool.commands.cam import TAU
-from vpltool.commands.train_decoder import _DEFAULT_LR as DEFAULT_LR
+from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
-from vpltool.core.clip import NORMALISATIONS, import_open_clip
 from vpltool.core.crf import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.training import TrainingSettings, make_optimizer
@@ -38,6 +36,8 @@ from vpltool.core.vit import ATTENTION_BLOCKS
 from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
+from vpltool.stages.cam import TAU
+from vpltool.stages.train_decoder import _DEFAULT_LR as DEFAULT_LR
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 WORLDS = ("random", "demo", "real")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Run
 
-from vpltool.core.clip import import_open_clip, load_clip
+from vpltool.clip.load import import_open_clip, load_clip
 from vpltool.core.photos import read_photo, to_pixels
 from vpltool.formats import Workspace, open_workspace, read_tensors
 

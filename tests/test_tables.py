@@ -93,7 +93,7 @@ def test_every_row_of_the_paper_has_its_number_and_ours(tabled: Path, number: in
 
 
 def test_what_rows_share_is_one_command(tabled: Path) -> None:
-    commands = content(tabled, 7)["commands"]
+    commands = content(tabled, 7)["stages"]
     assert isinstance(commands, list)
     assert len(commands) == len(set(commands))
     features = [command for command in commands if command.startswith("vpltool extract")]
@@ -157,7 +157,7 @@ def test_what_a_row_is_about_wins_over_set(tabled: Path) -> None:
     assert run_tables(tabled, 7, "--name", "given", "--set", "learn-prototypes.iters=2",
                       "--set", "learn-prototypes.max-pixels=100") == 0
     report = json.loads((tabled / "work/tables/given/table7.json").read_text())
-    lines = [command.split() for command in report["commands"] if "learn-prototypes" in command]
+    lines = [command.split() for command in report["stages"] if "learn-prototypes" in command]
     last = [max(place for place, word in enumerate(line) if word == "--iters") for line in lines]
     assert [line[place + 1] for line, place in zip(lines, last, strict=True)] == [
         "1000", "1500", "2000", "2500", "3000", "3500"]
@@ -263,9 +263,9 @@ def test_make_voc12_from_a_tree_to_the_table(tmp_path: Path, tiny_clip: Path) ->
     report = json.loads((table / "table3.json").read_text())
     assert report["learn"] == "trainaug"
     assert sum("crf --what predictions" in command and "--preset weclip" in command
-               for command in report["commands"]) == 1
+               for command in report["stages"]) == 1
     assert not any("extract --split val" in command and "layers" in command
-                   for command in report["commands"])
+                   for command in report["stages"])
     with mock.patch.object(sys, "argv", ["tables.py", "1", "2", str(tmp_path / "work"), "--split",
                                          "test", *options.split()]):
         assert tables.main() == 0

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from conftest import TRAIN, Run, copy_workspace
 from torch import Tensor
 
-from vpltool.commands._lessons import Lessons, crop_batches, frozen_layers
 from vpltool.core import training
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
@@ -26,6 +25,7 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_input, open_workspace, read_tensors
+from vpltool.stages._lessons import Lessons, crop_batches, frozen_layers
 
 
 def header_of(path: Path) -> Any:

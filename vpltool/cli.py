@@ -97,7 +97,7 @@ class _Command(TyperCommand):
 
 
 def build_app() -> typer.Typer:
-    """Assemble the Typer application from the files in `vpltool/commands`."""
+    """Assemble the Typer application from the files in `vpltool/stages`."""
     app = typer.Typer(
         name="vpltool", help=_HELP, no_args_is_help=True, add_completion=False,
         pretty_exceptions_enable=False, rich_markup_mode="rich",

@@ -46,7 +46,7 @@ Out = Annotated[Path | None, typer.Option(
 
 
 @dataclass(frozen=True)
-class Idle:
+class NoEffect:
     """An option that does nothing where others have certain values.
 
     Args:
@@ -60,7 +60,7 @@ class Idle:
     why: str
 
 
-def warn_of_idle(ctx: typer.Context, table: Iterable[Idle], values: Mapping[str, Any]) -> None:
+def warn_about_no_effect(ctx: typer.Context, table: Iterable[NoEffect], values: Mapping[str, Any]) -> None:
     """Warn of each option that was given on the command line and does nothing, in one line.
 
     A preset's values and defaults are not meant for this very run: they are passed over.

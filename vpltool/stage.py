@@ -27,8 +27,8 @@ class Stage:
 
 
 def command_modules() -> Iterator[tuple[str, ModuleType]]:
-    """Yield (command name, module) of every file in `vpltool/commands`, in pipeline order."""
-    import vpltool.commands as package
+    """Yield (command name, module) of every file in `vpltool/stages`, in pipeline order."""
+    import vpltool.stages as package
 
     found = []
     for info in pkgutil.iter_modules(package.__path__):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from reference import clip_es
 from torch import Tensor
 
-from vpltool.core.clip import import_open_clip, tower_from_open_clip
+from vpltool.clip.load import import_open_clip, tower_from_open_clip
 from vpltool.core.gradcam import dense_cam, gradcam, min_max
 
 VISION: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16,

@@ -13,14 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vpltool.core.photos import (
-    PhotoSettings,
-    fit_size,
-    load_batches,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core.photos import PhotoSettings, fit_size, photo_size, read_photo, to_pixels
+from vpltool.parallel.photos import load_batches
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

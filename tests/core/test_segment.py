@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from reference import weclip
 from torch import Tensor
 
-from vpltool.core.clip import Clip, load_clip
+from vpltool.clip.load import Clip, load_clip
 from vpltool.core.decoder import Decoder, DecoderShape, layers_of
 from vpltool.core.gradcam import dense_cam
 from vpltool.core.segment import (

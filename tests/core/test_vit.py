@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from reference import clip_es
 from torch import Tensor, nn
 
+from vpltool.clip.load import import_open_clip, tower_from_open_clip
 from vpltool.core import vit
-from vpltool.core.clip import import_open_clip, tower_from_open_clip
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
 

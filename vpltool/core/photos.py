@@ -1,20 +1,17 @@
-"""Photos: robust decoding, CLIP-ES's resizing, and batches of equal size from worker processes."""
+"""Photos: robust decoding, and CLIP-ES's resizing."""
 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
@@ -114,41 +111,6 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Photos of equal network size.
-
-    Args:
-        ids: their ids, without those that failed.
-        pixels: normalised photos (B, 3, H, W).
-        sizes: (height, width) of each photo as it is on disk, upright.
-        failed: id to reason, of photos that could not be decoded.
-    """
-
-    ids: list[str]
-    pixels: Tensor
-    sizes: list[tuple[int, int]]
-    failed: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def each(self) -> str:
-        """Size of each photo for the network, for people."""
-        return f"{self.pixels.shape[3]}×{self.pixels.shape[2]} pixels"
-
-    def split(self, size: int) -> list[Batch]:
-        """Take it apart into batches of `size` photos at most; what failed goes with the first."""
-        return [Batch(self.ids[start : start + size], self.pixels[start : start + size],
-                      self.sizes[start : start + size], {} if start else self.failed)
-                for start in range(0, max(len(self), 1), size)]
-
-    def pin_memory(self) -> Batch:
-        """The same in pinned memory, from which a GPU copies without waiting; for DataLoader."""
-        return replace(self, pixels=self.pixels.pin_memory())
-
-
-@dataclass(frozen=True)
 class PhotoSettings:
     """How photos become network input: patch, scale, longest side, RGB mean and deviation."""
 
@@ -159,72 +121,6 @@ class PhotoSettings:
     max_side: int = 0
 
 
-class _Batches(Dataset[Batch]):
-    def __init__(self, batches: list[list[tuple[str, Path]]], settings: PhotoSettings) -> None:
-        self.batches = batches
-        self.settings = settings
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
-        ids, pixels, sizes, failed = [], [], [], {}
-        used = self.settings
-        for key, path in self.batches[index]:
-            try:
-                photo = read_photo(path)
-            except OSError as error:
-                failed[key] = describe_failure(path, error)
-                continue
-            size = (photo.shape[0], photo.shape[1])
-            target = fit_size(size, used.patch, scale=used.scale, max_side=used.max_side)
-            pixels.append(to_pixels(photo, target, used.mean, used.std))
-            ids.append(key)
-            sizes.append(size)
-        stacked = torch.stack(pixels) if pixels else torch.empty(0)
-        return Batch(ids, stacked, sizes, failed)
-
-
 def describe_failure(path: Path, error: Exception) -> str:
     """Say why a photo cannot be used: file name and reason, in a few words."""
     return f"{path.name}: {str(error) or type(error).__name__}"
-
-
-def load_batches(
-    photos: Sequence[tuple[str, Path]], settings: PhotoSettings, *, batch_size: int, workers: int,
-    device: torch.device | None = None,
-) -> Iterator[Batch]:
-    """Read, resize and batch photos in worker processes; photos of equal size share a batch.
-
-    The order is that of sizes, largest first, so that a lack of memory shows at once. Memory does
-    not grow with the number of photos: each worker holds two batches at most.
-
-    Args:
-        photos: (id, path) of each.
-        settings: how they are resized and normalised.
-        batch_size: photos in a batch at most.
-        workers: number of processes; 0 reads in this one.
-        device: where the batches will go; for a GPU they come in pinned memory.
-    """
-    buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
-    failed: dict[str, str] = {}
-    for key, path in photos:
-        try:
-            size = photo_size(path)
-        except OSError as error:
-            failed[key] = describe_failure(path, error)
-            continue
-        target = fit_size(size, settings.patch, scale=settings.scale, max_side=settings.max_side)
-        buckets[target].append((key, path))
-    if failed:
-        yield Batch([], torch.empty(0), [], failed)
-    batches = [
-        members[start : start + batch_size]
-        for _, members in sorted(buckets.items(), key=lambda entry: -entry[0][0] * entry[0][1])
-        for start in range(0, len(members), batch_size)
-    ]
-    options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
-    yield from DataLoader(
-        _Batches(batches, settings), batch_size=None, num_workers=min(workers, len(batches)),
-        pin_memory=device is not None and device.type == "cuda",
-        **(options if min(workers, len(batches)) else {}))

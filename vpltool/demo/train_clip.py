@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.core.catalogue import import_open_clip
+from vpltool.clip.catalogue import import_open_clip
 from vpltool.demo.scenes import CLASSES, draw_scene
 
 TRAIN_SEED, UNSEEN_SEED = 1_000, 2_000

@@ -97,7 +97,7 @@ def flags_of(command: Any, values: dict[str, Any]) -> str:
 
 def _check(table: dict[str, Any], command: Any, where: str) -> dict[str, Any]:
     """Check a table against a command or a group of them: parameter to value, for all below."""
-    group = getattr(command, "commands", None)
+    group = getattr(command, "stages", None)
     options = {option[2:]: param for param in getattr(command, "params", ())
                for option in param.opts if option.startswith("--")}
     checked = {}

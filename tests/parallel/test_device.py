@@ -1,0 +1,184 @@
+"""Memory: what is done where it does not suffice, and that what is freed is used again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vpltool.clip.weights import without_random_init
+from vpltool.errors import VplError, is_out_of_memory
+from vpltool.parallel.batches import FeatureBatch
+from vpltool.parallel.memory import explain_out_of_memory, run_within_memory
+from vpltool.parallel.photos import Batch
+
+CPU_WORDS = ("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
+             "memory: you tried to allocate 4398046511104 bytes. Error code 12")
+
+
+def photos(count: int, first: int = 0, failed: dict[str, str] | None = None) -> Batch:
+    ids = [f"p{first + number}" for number in range(count)]
+    pixels = torch.arange(first, first + count).float().view(-1, 1, 1, 1).expand(-1, 3, 32, 48)
+    return Batch(ids, pixels, [(30, 48)] * count, failed or {})
+
+
+def runner(room: int, error: Callable[[], Exception], seen: list[int]) -> Callable[[Batch], Tensor]:
+    """A run with room for so many photos; `seen` gets the size of each trial."""
+    def run(batch: Batch) -> Tensor:
+        seen.append(len(batch))
+        if len(batch) > room:
+            raise error()
+        return batch.pixels[:, 0, 0, 0] * 2
+
+    return run
+
+
+SHORTAGES: tuple[Callable[[], Exception], ...] = (
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    lambda: RuntimeError(CPU_WORDS), lambda: RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"),
+    MemoryError)
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error()).__name__)
+def test_halved_until_it_fits_and_told_once(error: Callable[[], Exception]) -> None:
+    told: list[str] = []
+    seen: list[int] = []
+    batches = [photos(8), photos(7, 8), photos(2, 15)]
+    done = list(run_within_memory(batches, runner(3, error, seen), warn=told.append, lower=str))
+    assert [part.ids for part, _ in done] == [
+        [f"p{number}" for number in group] for group in (
+            (0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11), (12, 13), (14,), (15, 16))]
+    assert torch.cat([result for _, result in done]).tolist() == [2 * n for n in range(17)]
+    assert seen[:2] == [8, 4], "the first trials"
+    assert max(seen[2:]) == 2, "the size that fits is kept"
+    assert told == ["out of memory with 8 photos of 48×32 pixels: going on with 2 at a time; "
+                    "next time --batch-size 2"]
+
+
+def test_nothing_is_halved_where_the_memory_suffices() -> None:
+    told: list[str] = []
+    seen: list[int] = []
+    batches = [photos(4), photos(3, 4)]
+    done = list(run_within_memory(batches, runner(4, MemoryError, seen), warn=told.append, lower=str))
+    assert [part for part, _ in done] == batches
+    assert (seen, told) == ([4, 3], [])
+
+
+def test_one_photo_that_does_not_fit_is_an_error_with_its_size() -> None:
+    batches = [photos(3)]
+    with pytest.raises(VplError, match="a photo of 48×32 pixels") as caught:
+        list(run_within_memory(batches, runner(0, SHORTAGES[0], []), warn=print,
+                     lower=lambda batch: f"--max-side {max(batch.pixels.shape[2:]) // 2}"))
+    assert caught.value.hint == "--max-side 24"
+
+
+def test_other_errors_are_left_alone() -> None:
+    for wrong in (RuntimeError("shapes cannot be multiplied"), ValueError("out of memory")):
+        assert not is_out_of_memory(wrong)
+        with pytest.raises(type(wrong), match=str(wrong)):
+            list(run_within_memory([photos(4)], runner(1, lambda wrong=wrong: wrong, []),  # type: ignore[misc]
+                         warn=print, lower=str))
+
+
+def test_what_a_failed_run_held_is_freed_before_the_next() -> None:
+    """A traceback holds the tensors of its frames: it must be gone when the halves are run."""
+    import weakref
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def run(batch: Batch) -> int:
+        assert all(item() is None for item in held)
+        big = torch.zeros(len(batch), 100)
+        held.append(weakref.ref(big))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return len(batch)
+
+    assert [count for _, count in run_within_memory([photos(4)], run, warn=str, lower=str)] == [1] * 4
+
+
+def test_photos_that_failed_are_named_once() -> None:
+    batches = [photos(4, failed={"bad": "torn"}), photos(0, failed={"worse": "empty"})]
+    done = [part for part, _ in run_within_memory(batches, runner(2, MemoryError, []), warn=str, lower=str)]
+    assert [part.failed for part in done] == [{"bad": "torn"}, {}, {"worse": "empty"}]
+
+
+def test_features_are_taken_apart() -> None:
+    batch = FeatureBatch(["a", "b", "c"], (2, 3), {"patches": torch.arange(18).view(3, 6)})
+    parts = batch.split(2)
+    assert [part.ids for part in parts] == [["a", "b"], ["c"]]
+    assert [part.grid for part in parts] == [(2, 3), (2, 3)]
+    assert torch.cat([part.tensors["patches"] for part in parts]).equal(batch.tensors["patches"])
+    assert batch.each == "3×2 patches"
+
+
+def test_batches_are_halved_as_they_come() -> None:
+    """The memory of a batch that is not asked for yet is not taken."""
+    asked: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(3):
+            asked.append(number)
+            yield photos(2, 2 * number)
+
+    found = run_within_memory(batches(), runner(1, MemoryError, []), warn=str, lower=str)
+    next(found)
+    assert asked == [0]
+    next(found)
+    assert asked == [0]
+    next(found)
+    assert asked == [0, 1]
+
+
+def test_naming() -> None:
+    with pytest.raises(VplError, match="out of memory with 6 crops") as caught, explain_out_of_memory(
+            "6 crops", "--batch-size 3"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert caught.value.hint == "--batch-size 3"
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("6 crops", ""):
+        raise RuntimeError("shapes do not match")
+
+
+FAULTS = """
+import resource, sys, torch
+from vpltool.parallel.device import find_device
+find_device(sys.argv[1])
+torch.ones(5_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    # 20 MB each, the first of them still there when the second is asked for.
+    (torch.ones(5_000_000), torch.ones(5_000_000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems are left alone")
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_kept_for_the_next_tensor(own: bool) -> None:
+    """Else each page of each tensor is mapped again, 4,900 of them; what the user sets wins."""
+    own_words = {"MALLOC_MMAP_THRESHOLD_": "65536"} if own else {}
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("MALLOC_")}
+    told = subprocess.run([sys.executable, "-c", FAULTS, "cpu"], check=True, text=True,
+                          capture_output=True, env=environment | own_words)
+    assert (int(told.stdout) > 20 * 9000) == own
+
+
+def test_unfilled_parameters_cost_no_random_numbers() -> None:
+    drawn = torch.get_rng_state()
+    with without_random_init():
+        layers = [nn.Linear(4, 3), nn.Conv2d(3, 4, 2), nn.Embedding(5, 2), nn.LayerNorm(3),
+                  nn.MultiheadAttention(4, 2)]
+        nn.init.trunc_normal_(nn.Parameter(torch.empty(3)), std=0.1)
+        nn.init.normal_(torch.empty(3))
+        torch.empty(3).normal_()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(layers[3].weight, torch.ones(3)), "what is not random stays"
+    nn.Linear(4, 3)
+    assert not torch.equal(torch.get_rng_state(), drawn)

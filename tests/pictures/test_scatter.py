@@ -1,0 +1,109 @@
+"""Scatter pictures: the plane, the shapes, the colours, and that marks are where points are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vpltool.pictures.scatter import (
+    Marks,
+    Panel,
+    class_colours,
+    draw_panels,
+    gap_panel,
+    principal_plane,
+    shapes_of_spaces,
+)
+
+
+def test_the_plane_is_that_of_the_weighted_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(60, 7, generator=generator) * torch.tensor([1, 5, 1, 1, 3, 1, 1.0])
+    weights = torch.rand(60, generator=generator) + 0.1
+    mean, axes, share = principal_plane(vectors, weights)
+    points, amounts = vectors.double().numpy(), weights.double().numpy()
+    middle = np.average(points, axis=0, weights=amounts)
+    spread = np.cov(points.T, aweights=amounts, ddof=0)
+    values, columns = np.linalg.eigh(spread)
+    np.testing.assert_allclose(mean.numpy(), middle, atol=1e-5)
+    np.testing.assert_allclose(share.numpy(), values[::-1][:2] / values.sum(), atol=1e-5)
+    for axis, column in zip(axes.numpy(), columns.T[::-1], strict=False):
+        assert abs(axis @ column) == pytest.approx(1, abs=1e-5)
+        assert axis[np.abs(axis).argmax()] > 0
+    turned = principal_plane(-vectors, weights)[1]
+    torch.testing.assert_close(turned, axes)
+
+
+def test_a_single_point_has_a_plane() -> None:
+    _, axes, share = principal_plane(torch.ones(1, 5), torch.ones(1))
+    assert axes.shape == (2, 5)
+    assert share.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("spaces", "shapes"), [
+    (["text", "vision"], ["star", "square"]),
+    (["vision", "text"], ["square", "star"]),
+    (["text", "text shifted", "vision"], ["star", "diamond", "square"]),
+    (["vision", "vision", "text"], ["square", "triangle", "star"]),
+    (["vision"] * 5, ["square", "triangle", "diamond", "star", "triangle"]),
+])
+def test_shapes(spaces: list[str], shapes: list[str]) -> None:
+    assert shapes_of_spaces(spaces) == shapes
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 20])
+def test_colours_are_told_apart(count: int) -> None:
+    colours = class_colours(count)
+    assert len(set(colours)) == count
+    for first, second in itertools.combinations(colours, 2):
+        assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 30
+    assert all(min(colour) < 200 for colour in colours), "none fades into the white"
+
+
+def test_gap_panel_places_regions_means_and_prototypes_in_one_plane() -> None:
+    generator = torch.Generator().manual_seed(1)
+    regions = F.normalize(torch.randn(30, 6, generator=generator), dim=-1)
+    owner = torch.arange(30) % 3 + 1
+    text, index = F.normalize(torch.randn(5, 6, generator=generator), dim=-1), torch.arange(5)
+    panel = gap_panel("t", "n", regions, owner, [("text", "text", text, index)])
+    dots, rings, stars = panel.marks
+    assert (dots.shape, rings.shape, stars.shape) == ("dot", "ring", "star")
+    assert stars.classes == [1, 2, 3], "background rows and classes without regions are left out"
+    for place, wanted in enumerate(rings.classes):
+        mine = dots.points[[number for number, own in enumerate(dots.classes) if own == wanted]]
+        np.testing.assert_allclose(rings.points[place], mine.mean(axis=0), atol=1e-6)
+    for start, end, wanted in panel.links:
+        np.testing.assert_array_equal(start, stars.points[stars.classes.index(wanted)])
+        np.testing.assert_array_equal(end, rings.points[rings.classes.index(wanted)])
+    # Distances in the plane are at most those in the space.
+    for first, second in itertools.combinations(range(30), 2):
+        flat = np.linalg.norm(dots.points[first] - dots.points[second])
+        assert flat <= float((regions[first] - regions[second]).norm()) + 1e-6
+
+
+@pytest.mark.parametrize("shape", ["dot", "disc", "ring", "star", "square", "diamond", "triangle"])
+def test_marks_are_drawn_where_the_points_are(shape: str) -> None:
+    corners = np.array([[0.0, 0.0], [1.0, 1.0]])
+    page = draw_panels([Panel("title", "note", [Marks("points", shape, corners, [1, 2])])],
+                       {1: "first", 2: "second"})
+    pixels = np.asarray(page).astype(int)[108:1008, 54:954]
+    rows, columns = np.nonzero(np.abs(pixels[8:-8, 8:-8] - 255).sum(axis=-1) > 60)
+    low = rows > 450
+    assert columns[low].max() < 80, "the first point lies at the bottom left"
+    assert columns[~low].min() > 800, "the second at the top right"
+    assert low.any()
+    assert (~low).any()
+
+
+def test_many_classes_and_panels_fit_on_the_page() -> None:
+    names = {index: f"class number {index}" for index in range(1, 82)}
+    points = np.random.default_rng(0).normal(size=(81, 2))
+    marks = Marks("points", "star", points, list(names), named=True)
+    one, two = (draw_panels([Panel("t", "n", [marks])] * count, names) for count in (1, 2))
+    assert two.width - one.width == 954
+    assert two.height == one.height
+    assert draw_panels([Panel("t", "n", [marks])], names).tobytes() == one.tobytes()

@@ -1,0 +1,1 @@
+"""Obtaining a CLIP: its name, its weights, its towers."""

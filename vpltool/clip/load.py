@@ -1,0 +1,199 @@
+"""Loading a CLIP with open_clip: its vision tower as ours, its text tower as it is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.clip.catalogue import check_source, first_line, import_open_clip, locate, silent
+from vpltool.clip.models import ModelSource, find_source
+from vpltool.clip.towers import tower_from_open_clip
+from vpltool.clip.weights import read_weights, without_random_init
+from vpltool.core.vit import VisionTower
+from vpltool.errors import VplError
+
+LOSS_PARTS = ("logit_scale", "logit_bias")
+"""Numbers of the training's loss: stored in any shape, and used by nothing here."""
+
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation of RGB in [0, 1] that stand in for the model's own (WeCLIP: ImageNet's)."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen dual encoder.
+
+    Args:
+        vision: the vision tower, in evaluation mode.
+        text: open_clip's whole model, for `encode_text`.
+        load_tokenizer: gives open_clip's tokenizer of this model, made once; only text needs it,
+            and some must be downloaded.
+        mean: mean of RGB in [0, 1], subtracted before encoding.
+        std: standard deviation, divided by.
+        identity: `name`, `pretrained` and `fingerprint`, and `normalise` where it is not the
+            model's own; goes into headers.
+    """
+
+    vision: VisionTower
+    text: Any
+    load_tokenizer: Callable[[], Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    identity: dict[str, str]
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Encode prompts to L2-normed vectors (len(prompts), dim), float32.
+
+        Raises:
+            VplError: the tokenizer cannot be had.
+        """
+        device = next(self.text.parameters()).device
+        tokenizer = self.load_tokenizer()
+        parts = [
+            self.text.encode_text(tokenizer(list(prompts[start : start + 256])).to(device))
+            for start in range(0, len(prompts), 256)
+        ]
+        return F.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
+              normalise: str = "model") -> Clip:
+    """Load a CLIP with weights, and never with random ones.
+
+    Args:
+        model: open_clip's name, `ViT-B-16-quickgelu`.
+        pretrained: a tag (`openai`), `hf-hub:org/name`, a weights file, or a folder with
+            `open_clip_config.json`.
+        device: where it goes.
+        base: what a relative path in `pretrained` is relative to.
+        normalise: how photos are normalised: as the `model` was trained, or one of
+            `NORMALISATIONS`.
+
+    Raises:
+        VplError: no such model or weights, weights of another model or activation, or a tower
+            without the parts that CAMs need.
+    """
+    source = find_source(model, pretrained, base)
+    check_source(source)
+    open_clip = import_open_clip()
+    name, weights, colours = locate(open_clip, source)
+    state = read_weights(weights)
+    with silent(), without_random_init():
+        try:
+            whole = open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, device="cpu", precision="fp32",
+                force_preprocess_cfg=colours)
+        except (RuntimeError, ValueError, OSError, ImportError, TypeError) as error:
+            raise VplError(f"open_clip cannot build {source.model}: {first_line(error)}",
+                           "choose another model, or pip install -U open_clip_torch") from error
+    _fill(open_clip, whole, state, source, weights.path)
+    whole = whole.float().eval().requires_grad_(False)
+    with without_random_init():
+        vision = tower_from_open_clip(whole.visual).to(device)
+    own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
+    mean, std = NORMALISATIONS.get(normalise, own)
+    identity = {**source.names, "fingerprint": fingerprint(whole)}
+    if normalise in NORMALISATIONS:
+        identity["normalise"] = normalise
+    whole.visual = nn.Identity()
+    return Clip(vision, whole.to(device), _tokenizer_loader(open_clip, name, source), mean, std,
+                identity)
+
+
+def _fill(open_clip: Any, whole: Any, state: dict[str, Tensor], source: ModelSource,
+          path: Path) -> None:
+    """Put weights into a model: all of them, and each where it belongs.
+
+    Raises:
+        VplError: they are of another model.
+    """
+    wanted = whole.state_dict()
+    if "text.positional_embedding" in wanted:
+        # Models with a text tower of its own spell its names otherwise than the older files.
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
+    for name in LOSS_PARTS:
+        if name in wanted:
+            state[name] = state.get(name, wanted[name]).reshape(wanted[name].shape)
+    # Masks and positions are made anew, not learned; some files have them.
+    state = {name: tensor for name, tensor in state.items()
+             if name in wanted or not name.endswith(("attn_mask", "position_ids", *LOSS_PARTS))}
+    difference = _difference(state, wanted)
+    if difference:
+        raise VplError(f"{path} does not hold {source.model}: {difference}",
+                       _whose(open_clip, state) or "give the --model that the file is of")
+    whole.load_state_dict(state)
+
+
+def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What sets the weights apart from the model's, in a few words; empty if nothing does."""
+    if not any(name.startswith("visual.") for name in state):
+        if any(name.startswith("vision_model.") for name in state):
+            return "it is in the form of the package transformers, not open_clip's"
+        return "it has no vision tower (`visual.`)"
+    for name, tensor in wanted.items():
+        if name not in state:
+            return f"it has no `{name}`"
+        if state[name].shape != tensor.shape:
+            found, asked = ("×".join(map(str, part.shape)) for part in (state[name], tensor))
+            return f"its `{name}` is {found}, the model's {asked}"
+    extra = sorted(set(state) - set(wanted))
+    return f"the model has no `{extra[0]}`" if extra else ""
+
+
+def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
+    """Name the models of open_clip whose ViT has the file's measures; empty if none has."""
+    conv, proj = state.get("visual.conv1.weight"), state.get("visual.proj")
+    positions = state.get("visual.positional_embedding")
+    if conv is None or proj is None or positions is None:
+        return ""
+    depth = len({name.split(".")[3] for name in state
+                 if name.startswith("visual.transformer.resblocks.")})
+    found = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = config["vision_cfg"]
+        side = int(vision.get("image_size", 224)) // int(vision.get("patch_size") or 16)
+        if (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1) == (
+                proj.shape[1], depth, conv.shape[0], len(positions)):
+            found.append(name)
+    return f"its measures are those of {', '.join(found[:3])}: --model {found[0]}" if found else ""
+
+
+def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callable[[], Any]:
+    @functools.cache
+    def load() -> Any:
+        wanted = name
+        if source.form == "hub" and open_clip.get_model_config(name)["text_cfg"].get(
+                "hf_tokenizer_name"):
+            # The cache holds the weights alone; the tokenizer comes from where it says.
+            wanted = source.pretrained
+        try:
+            with silent():
+                return open_clip.get_tokenizer(wanted)
+        # transformers raises much of its own.
+        except Exception as error:
+            raise VplError(f"the tokenizer of {source.model} cannot be had: {first_line(error)}",
+                           "it comes with the package transformers, from the hub, or from the "
+                           "model's folder") from error
+
+    return load
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash a sample of all weights: tells two models apart, whatever their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten()[::101].contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""Which CLIP is meant, where its weights come from, and whether its tower can be used.
+
+All that can be told from names, configurations and the first bytes of files: nothing heavy is
+imported, so that `prepare` can ask at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.clip.weights import WeightFile, recognise
+from vpltool.errors import VplError, near_name
+
+HUB = "hf-hub:"
+"""What a name on the Hugging Face hub begins with, as open_clip spells it."""
+
+CONFIG = "open_clip_config.json"
+
+WEIGHT_NAMES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "model.safetensors",
+    "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""What a model's weights are called in its folder or on the hub, best first, as in open_clip."""
+
+INSTEAD = "choose a ViT, such as --model ViT-B-16-quickgelu --pretrained openai"
+
+TIMM_TOWERS = {
+    "convnext": "is a convolutional network", "fastvit": "begins as a convolutional network",
+    "vit_base_mci": "begins with convolutions", "vitamin": "begins with convolutions",
+    "swin": "attends within windows", "eva": "has EVA's blocks",
+    "vit_pe_core": "has rotary positions", "vit_relpos": "has relative positions",
+}
+"""What keeps a tower of timm from being used, by the beginning of its name."""
+
+BLOCK_SWITCHES = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner",
+                  "scale_attn", "scale_fc")
+"""Settings of open_clip's CustomResidualAttentionBlock; none of its published models has one."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a CLIP comes from.
+
+    Args:
+        model: open_clip's name; of a folder or on the hub, the folder's or the repository's.
+        pretrained: as given: a tag, `hf-hub:org/name`, or a path.
+        form: `tag`, `hub`, `file` or `folder`.
+        path: the file or folder; None if the weights are yet to be fetched.
+    """
+
+    model: str
+    pretrained: str
+    form: str
+    path: Path | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What headers call the model: `name` and `pretrained`, without folders."""
+        return {"name": self.model,
+                "pretrained": self.path.name if self.path else self.pretrained}
+
+
+def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource:
+    """Tell what `--model` and `--pretrained` mean, and look at what lies on this machine.
+
+    Args:
+        model: open_clip's name, or `hf-hub:org/name`; a folder or hub name brings its own.
+        pretrained: a tag, `hf-hub:org/name`, a weights file, or a folder.
+        base: what a relative path is relative to.
+
+    Raises:
+        VplError: there is no such model, file or folder, it holds no weights, or its tower cannot
+            be used.
+    """
+    for given in (model, pretrained):
+        if given.startswith(HUB):
+            name = given.removeprefix(HUB)
+            if name.count("/") != 1 or not all(name.split("/")):
+                raise VplError(f"`{given}` is no name on the hub", "hf-hub:ORGANISATION/NAME")
+            return ModelSource(name.split("/")[1], given, "hub")
+    path = base / pretrained
+    if path.is_dir():
+        check_tower(path.name, read_config(path))
+        find_weights(path)
+        return ModelSource(path.name, pretrained, "folder", path)
+    if path.is_file():
+        recognise(path)
+        _check_name(model)
+        return ModelSource(model, pretrained, "file", path)
+    if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise VplError(f"no weights at {path}",
+                       "--pretrained takes a tag of open_clip, hf-hub:ORGANISATION/NAME, a "
+                       "weights file, or a folder with open_clip_config.json")
+    _check_name(model)
+    return ModelSource(model, pretrained, "tag")
+
+
+def _check_name(model: str) -> None:
+    listed = config_files()
+    if model not in listed:
+        raise VplError(f"open_clip has no model `{model}`", near_name(model, listed))
+    check_tower(model, json.loads(listed[model].read_text("utf-8")))
+
+
+def config_files() -> dict[str, Path]:
+    """Find open_clip's model configurations, name to file, without the seconds of its import."""
+    spec = importlib.util.find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec else None
+    return {file.stem: file for folder in folders or ()
+            for file in (Path(folder) / "model_configs").glob("*.json")}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `model_cfg` of a model folder's open_clip_config.json.
+
+    Raises:
+        VplError: it is missing, damaged, or tells no model.
+    """
+    try:
+        content = json.loads((folder / CONFIG).read_text("utf-8"))
+    except FileNotFoundError:
+        raise VplError(f"{folder} has no {CONFIG}", "--pretrained takes a folder with "
+                       f"{CONFIG} and {WEIGHT_NAMES[0]}, or a weights file") from None
+    except (ValueError, OSError) as error:
+        raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
+                       "download it again") from error
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise VplError(f"{folder / CONFIG} has no model_cfg that tells the model",
+                       "give the weights file, and name the model: --model NAME --pretrained FILE")
+    return config
+
+
+def find_weights(folder: Path) -> WeightFile:
+    """Find the weights in a model folder.
+
+    Raises:
+        VplError: there are none, or what is called so is none.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return recognise(folder / name)
+    raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} beside {CONFIG}")
+
+
+def check_tower(name: str, config: Mapping[str, Any]) -> None:
+    """Check by its configuration that a model can be used here.
+
+    Args:
+        name: the model's, for the message.
+        config: its `model_cfg`, as open_clip has it.
+
+    Raises:
+        VplError: it cannot; the reason is named.
+    """
+    reason = _reason_against(config["vision_cfg"])
+    if reason:
+        raise VplError(f"{name} cannot be used: {reason}", INSTEAD)
+    text = config["text_cfg"]
+    if ((text.get("hf_tokenizer_name") or text.get("hf_model_name"))
+            and importlib.util.find_spec("transformers") is None):
+        raise VplError(f"{name} needs the package transformers to read words",
+                       "pip install transformers sentencepiece")
+
+
+def _reason_against(vision: Mapping[str, Any]) -> str:
+    timm = vision.get("timm_model_name")
+    if timm:
+        known = (why for start, why in TIMM_TOWERS.items() if timm.startswith(start))
+        siglip = "_siglip_" in timm and vision.get("timm_pool") == "map" and (
+            vision.get("timm_proj") == "none")
+        return "" if siglip else f"its tower, timm's {timm}, " + next(
+            known, "has parts that are not copied (of timm's towers, SigLIP's alone are)")
+    if isinstance(vision.get("layers"), list):
+        return "its tower is a ResNet, which has no patch tokens"
+    switches = [name for name in BLOCK_SWITCHES if vision.get(name)]
+    if switches or vision.get("block_type") not in (None, "default"):
+        return f"its blocks are not CLIP's ({', '.join(switches) or vision['block_type']})"
+    pool = vision.get("attentional_pool")
+    if isinstance(pool, str):
+        return f"its tower has two attention poolers ({pool})"
+    if not pool and vision.get("pool_type") == "none":
+        return "its tower does not pool, and gives no embedding of a photo"
+    return ""

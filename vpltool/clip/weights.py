@@ -1,0 +1,257 @@
+"""Weight files of a CLIP, read without running what is in them.
+
+A checkpoint of torch is a pickle, and unpickling can run any code; a TorchScript archive, the form
+of OpenAI's own files, brings a program along. Here tensors are taken out and nothing else is run:
+safetensors as they are, checkpoints by torch's reader for weights alone, archives by a reader that
+knows tensors and containers and refuses the rest. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool.errors import VplError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+OPENAI_MARK = "input_resolution"
+"""An entry that OpenAI's files have beside the weights, in every form, and others have not."""
+
+OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
+"""Numbers among the tensors of OpenAI's files."""
+
+_AGAIN = "download it again; --pretrained takes .pt, .bin or .safetensors with a CLIP's weights"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file that holds weights, as far as its first bytes and its table of contents tell.
+
+    Args:
+        path: the file.
+        form: `safetensors`, `torchscript` (an archive, as OpenAI publishes), or `torch`.
+        openai: whether it has the mark of OpenAI's own files.
+    """
+
+    path: Path
+    form: str
+    openai: bool
+
+
+def recognise(path: Path) -> WeightFile:
+    """Tell a weight file's form, without reading the weights.
+
+    Raises:
+        VplError: it is none: empty, a web page, a Git LFS pointer, cut off, or something else.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        raise VplError(f"{path} is empty", _AGAIN)
+    if start.startswith(b"PK\x03\x04"):
+        return _recognise_zip(path)
+    if start.startswith(b"\x80"):
+        # A bare pickle: torch before 1.6. What is in it shows when it is read.
+        return WeightFile(path, "torch", False)
+    if len(start) > 8 and start[8:9] == b"{":
+        return WeightFile(path, "safetensors", OPENAI_MARK in _safetensors_entries(path, size))
+    if start.startswith(b"version https://git-lfs"):
+        raise VplError(f"{path} is a Git LFS pointer, not the file that it points to",
+                       "git lfs pull, or download the file itself")
+    if start.isascii() and b"\0" not in start:
+        text = start.decode().strip()
+        what = "a web page" if text.startswith("<") else f"text that begins `{text[:40]}`"
+        raise VplError(f"{path} is {what}, not weights".replace("\n", " "), _AGAIN)
+    raise VplError(f"{path} is of no form that weights have", _AGAIN)
+
+
+def _recognise_zip(path: Path) -> WeightFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            content = [name for name in names if name.endswith("/data.pkl")]
+            if not content:
+                numpy = any(name.endswith(".npy") for name in names)
+                what = "a NumPy archive" if numpy else "a zip file"
+                raise VplError(f"{path} is {what} without torch's tensors",
+                               "take open_clip's own file of this model, .safetensors or .bin")
+            openai = OPENAI_MARK.encode() in archive.read(content[0])
+    except zipfile.BadZipFile:
+        raise VplError(f"{path} is damaged or cut off ({path.stat().st_size} bytes)",
+                       _AGAIN) from None
+    script = any(name.endswith("/constants.pkl") for name in names)
+    return WeightFile(path, "torchscript" if script else "torch", openai)
+
+
+def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        try:
+            entries = json.loads(file.read(length)) if length <= size - 8 else None
+            ends = [entry["data_offsets"][1] for name, entry in (entries or {}).items()
+                    if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise VplError(f"{path} is of no form that weights have", _AGAIN) from None
+    if entries is None or 8 + length + max(ends, default=0) != size:
+        expected = 8 + length + max(ends, default=0)
+        raise VplError(f"{path} is cut off: {size} bytes of at least {expected}", _AGAIN)
+    return dict(entries)
+
+
+def read_weights(file: WeightFile) -> dict[str, Tensor]:
+    """Read a state dict: names as open_clip has them, without what OpenAI's files add.
+
+    Checkpoints of a training run (`state_dict` in a dict, names after `module.`) are unwrapped.
+
+    Raises:
+        VplError: damaged, or made of more than tensors.
+    """
+    import torch
+
+    path = file.path
+    try:
+        if file.form == "safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        elif file.form == "torchscript":
+            found = _read_archive(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise VplError(f"{path} holds Python objects, which are not run ({_brief(error)})",
+                       "where you trust it, save its state_dict() as .safetensors") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile,
+            IndexError, AttributeError) as error:
+        raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    tensors = {} if not isinstance(found, dict) else {
+        str(name).removeprefix("module."): value for name, value in found.items()
+        if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise VplError(f"{path} holds no tensors by name", _AGAIN)
+    for name in OPENAI_EXTRAS:
+        tensors.pop(name, None)
+    return tensors
+
+
+@contextlib.contextmanager
+def without_random_init() -> Iterator[None]:
+    """Leave new parameters without their random start: weights are read into them next.
+
+    For ViT-B/16 drawing it takes longer than all the rest of loading.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+                               ) -> Any:
+            if func.__name__ in ("uniform_", "normal_", "kaiming_uniform_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with Unfilled():
+        yield
+
+
+def _brief(error: Exception) -> str:
+    """The part of an error's first line that names the trouble; torch's go on with advice."""
+    text = str(error).strip() or type(error).__name__
+    at = text.find("Unsupported ")
+    return text[max(at, 0):].splitlines()[0].split(". ")[0][:100]
+
+
+class _Module:
+    """Stands for any class of a TorchScript archive: keeps its attributes and does nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _ArchiveReader(pickle.Unpickler):
+    """Unpickles a TorchScript archive's modules: tensors, containers, and nothing that runs."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        self.archive = archive
+        self.root = root
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give what stands for a class or function; the file's own are never looked up."""
+        if module.startswith("__torch__"):
+            return _Module
+        if module == "torch" and name.endswith("Storage"):
+            return _element_type(name)
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _view,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            # Lists with a type: the type is of no use here.
+            **{("torch.jit._pickle", kind): lambda items, *_: items for kind in (
+                "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
+                "restore_type_tag")}}
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"Unsupported {module}.{name}")
+        return known[module, name]
+
+    def persistent_load(self, key: Any) -> Tensor:
+        """Read the storage `('storage', element type, name, device, length)`: one dimension."""
+        import torch
+
+        _, element, name, *_ = key
+        if name not in self.storages:
+            content = bytearray(self.archive.read(f"{self.root}data/{name}"))
+            self.storages[name] = (torch.frombuffer(content, dtype=element) if content
+                                   else torch.empty(0, dtype=element))
+        return self.storages[name]
+
+
+def _element_type(storage: str) -> torch.dtype:
+    import torch
+
+    known = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+             "Double": torch.float64, "Long": torch.int64, "Int": torch.int32,
+             "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+    if storage.removesuffix("Storage") not in known:
+        raise pickle.UnpicklingError(f"Unsupported torch.{storage}")
+    return known[storage.removesuffix("Storage")]
+
+
+def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
+          *_: Any) -> Tensor:
+    """Lay a tensor over its storage; as_strided refuses what would reach beyond it."""
+    return storage.as_strided(size, stride, offset)
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist()
+                    if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        return dict(_named_tensors(_ArchiveReader(archive, root).load(), ""))
+
+
+def _named_tensors(module: Any, prefix: str) -> list[tuple[str, Tensor]]:
+    import torch
+
+    found: list[tuple[str, Tensor]] = []
+    for name, value in getattr(module, "attributes", {}).items():
+        if isinstance(value, torch.Tensor):
+            found.append((prefix + name, value))
+        elif isinstance(value, _Module):
+            found.extend(_named_tensors(value, f"{prefix}{name}."))
+    return found

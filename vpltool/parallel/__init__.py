@@ -1,0 +1,1 @@
+"""Threads, processes, batches and memory: how the work is spread."""

@@ -1,0 +1,93 @@
+"""Stored features in batches of equal grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from vpltool.formats.folders import InputFolder
+from vpltool.parallel.threads import read_ahead
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Photos of one grid: ids, (h, w), and the named tensors stacked (B, …)."""
+
+    ids: list[str]
+    grid: tuple[int, int]
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def each(self) -> str:
+        """Size of each photo, for people."""
+        return f"{self.grid[1]}×{self.grid[0]} patches"
+
+    def split(self, size: int) -> list[FeatureBatch]:
+        """Take it apart into batches of `size` photos at most."""
+        return [FeatureBatch(self.ids[start : start + size], self.grid, {
+            name: tensor[start : start + size] for name, tensor in self.tensors.items()})
+            for start in range(0, len(self), size)]
+
+
+def feature_batches(
+    features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int, *,
+    device: torch.device | None = None,
+) -> Iterator[FeatureBatch]:
+    """Read features in batches of equal grid.
+
+    Args:
+        features: the folder.
+        ids: photos to read.
+        names: tensors to read of each.
+        batch_size: photos in a batch at most.
+        device: where the batches will go; for a GPU they come in pinned memory.
+    """
+    pinned = device is not None and device.type == "cuda"
+    photos = ((key, features.read_tensors(key, "grid", *names)) for key in ids)
+    return read_ahead(_stack(batch, pinned) for batch in bucketed(
+        photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size))
+
+
+def bucketed(
+    items: Iterable[Item], shape_of: Callable[[Item], Hashable], size: int
+) -> Iterator[list[Item]]:
+    """Put items of one shape together.
+
+    At most four batches wait for company; then the fullest goes as it is. So memory does not grow
+    with the number of items or of shapes.
+
+    Args:
+        items: what is to be batched.
+        shape_of: what those of a batch have in common.
+        size: items in a batch at most.
+    """
+    waiting: dict[Hashable, list[Item]] = {}
+    for item in items:
+        shape = shape_of(item)
+        bucket = waiting.setdefault(shape, [])
+        bucket.append(item)
+        if len(bucket) == size:
+            yield waiting.pop(shape)
+        elif sum(map(len, waiting.values())) >= 4 * size:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
+
+
+def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> FeatureBatch:
+    import torch
+
+    height, width = bucket[0][1]["grid"].tolist()
+    stacked = {name: torch.stack([tensors[name] for _, tensors in bucket])
+               for name in bucket[0][1] if name != "grid"}
+    return FeatureBatch([key for key, _ in bucket], (height, width), {
+        name: tensor.pin_memory() if pinned else tensor for name, tensor in stacked.items()})

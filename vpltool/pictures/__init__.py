@@ -1,0 +1,1 @@
+"""Pictures: maps and labels over photos, and points in a plane."""
