@@ -1,9 +1,10 @@
-# make demo       set everything up, run the whole pipeline on drawn scenes, show what came out
+# make demo       set everything up, run the recipe `demo`: the whole pipeline on drawn scenes
 # make test       set everything up, run the tests
-# make photos20   set everything up, run the whole pipeline on small real photos, print the ladder
+# make photos20   set everything up, run the recipe `photos20`: the same on small real photos
 # make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
 # make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
-# make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it
+# make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it;
+#                 OPTIONS=--quick takes fewer iterations
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
@@ -55,14 +56,14 @@ types: setup
 check: lint types test
 
 demo: setup
-	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/demo.sh $(DEMO)
+	$(BIN)/vpltool -C $(DEMO) run demo
 
 photos20: setup
-	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/photos20.sh $(REALDATA) $(WORK)
+	$(BIN)/vpltool -C $(WORK) run photos20 data=$(REALDATA)
 
-# OPTIONS are those of benchmarks/figures.py, such as OPTIONS='--split train'.
+# OPTIONS are those of `python -m vpltool.recipes.figures`, such as OPTIONS='--split train'.
 figure1 figure4: setup
-	$(BIN)/python benchmarks/figures.py $@ $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.recipes.figures $@ $(WORKSPACE) $(OPTIONS)
 
 # OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
 bench: setup
@@ -71,20 +72,20 @@ bench: setup
 bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results-gpu.md $(OPTIONS)
 
-# OPTIONS are those of benchmarks/tables.py, such as OPTIONS='--preset vpl-coco --seeds 0,1,2'.
+# OPTIONS are those of `python -m vpltool.recipes.tables`, such as OPTIONS='--quick --seeds 0,1,2'.
 $(TABLES): setup
-	$(BIN)/python benchmarks/tables.py $(@:table%=%) $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.recipes.tables $(@:table%=%) $(WORKSPACE) $(OPTIONS)
 
 # PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup
 	$(if $(VOC),,$(error VOC=dir: the folder that holds JPEGImages, as in make voc12 VOC=/data/VOC2012))
 	$(BIN)/vpltool -C $(VOC12) --preset vpl-voc prepare voc $(VOC) $(PREPARE)
-	$(BIN)/python benchmarks/tables.py 3 $(VOC12) --learn train_aug,trainaug $(OPTIONS)
+	$(BIN)/python -m vpltool.recipes.tables 3 $(VOC12) --learn train_aug,trainaug $(OPTIONS)
 
 coco14: setup
 	$(if $(COCO),,$(error COCO=dir: the folder that holds train2014, val2014 and annotations))
 	$(BIN)/vpltool -C $(COCO14) --preset vpl-coco prepare coco $(COCO) $(PREPARE)
-	$(BIN)/python benchmarks/tables.py 2 $(COCO14) $(OPTIONS)
+	$(BIN)/python -m vpltool.recipes.tables 2 $(COCO14) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) work build *.egg-info

@@ -19,8 +19,6 @@ from budget import budget
 from measure import Row, failed, table
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
-from vpltool import console
-
 HERE = Path(__file__).parent
 
 
@@ -85,7 +83,6 @@ def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
         precision: of our commands.
         told: called after each line, with what there is so far.
     """
-    console.set_quiet(True)
     started = time.perf_counter()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from vpltool.recipes.tables.features import bytes_a_photo
 
 DATA = {"VOC": (10582, 24 * 32), "COCO": (82081, 30 * 40)}
 """Training photos, and patches of a photo of 500×375 or 640×480."""
@@ -19,23 +19,6 @@ KEPT = {
     "a decoder of all 11 layers alone": ("patches", "layers"),
 }
 """What later commands need, and what `extract --keep` stores for them."""
-
-
-def bytes_a_photo(keep: Sequence[str], patches: int, *, width: int = 768, dim: int = 512,
-                  layers: int = 11) -> int:
-    """Bytes of a features file, but for its header of about a kilobyte.
-
-    Args:
-        keep: what is stored.
-        patches: number of patches h·w.
-        width: of the encoder; ViT-B/16's by default.
-        dim: of the joint space.
-        layers: number of layers, if they are stored.
-    """
-    values = {"tokens": (1 + patches) * width, "patches": patches * dim, "attention": patches**2,
-              "layers": layers * patches * width}
-    numbers = 8 * (2 + layers * ("layers" in keep))
-    return 2 * sum(values[name] for name in keep) + numbers
 
 
 def tables() -> str:

@@ -134,9 +134,9 @@ def refined_cams(encoder: Encoder, x: Tensor, maps: Sequence[Tensor], grid: tupl
         out, weights = block(last, x, normed)
         pooled = F.normalize(visual.ln_post(out[:, 1:]).mean(dim=1) @ visual.proj, dim=-1)
         logits = (pooled @ rows[allowed].to(pooled).T)[0].float() / 0.01
-        place = index[allowed].tolist().index(wanted)
-        others = torch.cat([logits[:place], logits[place + 1 :]])
-        (gradient,) = torch.autograd.grad(logits[place] - others.logsumexp(0), normed)
+        position = index[allowed].tolist().index(wanted)
+        others = torch.cat([logits[:position], logits[position + 1 :]])
+        (gradient,) = torch.autograd.grad(logits[position] - others.logsumexp(0), normed)
         channels = gradient[0, 1:].mean(dim=0)
         cam = min_max((normed[0, 1:].detach() @ channels).relu().view(grid).float())
         affinity = torch.stack([*maps[-7:], weights[0].detach()]).mean(dim=0).float()
@@ -292,7 +292,7 @@ def train_decoder(lesson: Lesson, decoder: Decoder, settings: TrainingSettings,
     decoder.train()
     keys = list(lesson.photos)
     for iteration in range(settings.iterations):
-        chosen = [keys[place] for place in chosen_photos(len(keys), settings, iteration)]
+        chosen = [keys[position] for position in chosen_photos(len(keys), settings, iteration)]
         batch = _crops(lesson, chosen, settings, iteration, layers)
         mask, contrast = step_losses(decoder, batch.to(lesson.rows.device), settings)
         optimizer.zero_grad(set_to_none=True)
@@ -313,9 +313,9 @@ def _crops(lesson: Lesson, keys: Sequence[str], settings: TrainingSettings, iter
         valid.append(window.valid())
     seen = encode(encoder, torch.stack(crops))
     labels = []
-    for place, key in enumerate(keys):
-        cams = refined_cams(encoder, seen.layers[-1][place : place + 1],
-                            [weights[place] for weights in seen.maps], seen.grid,
+    for position, key in enumerate(keys):
+        cams = refined_cams(encoder, seen.layers[-1][position : position + 1],
+                            [weights[position] for weights in seen.maps], seen.grid,
                             lesson.tags[key], lesson.rows, lesson.index)
         scores = with_background(F.interpolate(
             cams[None], (settings.crop * encoder.patch,) * 2, mode="bilinear")[0])

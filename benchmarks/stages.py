@@ -24,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 from world import NAMES, World, bytes_of, make_world
 
-from vpltool.core import device as machine
 from vpltool.core import prototypes as core
 from vpltool.core.classes import allowed_rows
 from vpltool.core.crf import PRESETS
@@ -41,6 +40,7 @@ from vpltool.formats import (
     read_labels,
     read_tensors,
 )
+from vpltool.parallel import device as machine
 
 SCALES = "1,0.75"
 """WeCLIP's, each seen mirrored, too."""
@@ -318,6 +318,7 @@ def _draw_cams(world: World, count: int) -> None:
     header = Header(kind="cams", command="cam", inputs={"classes": workspace.classes_identity},
                     options={"split": "train", "prototypes": "drawn"})
     output = open_output(world.work / "cams/drawn/train", header, keys)
+    output.begin()
     for key in output.todo:
         truth = torch.from_numpy(read_labels(world.masks[key]))
         owners = torch.tensor(world.tags[key])
@@ -325,7 +326,7 @@ def _draw_cams(world: World, count: int) -> None:
         grid = tuple(-(-side // 16) for side in truth.shape)
         maps = F.avg_pool2d(F.adaptive_avg_pool2d(shown, grid), 3, 1, 1)[0]
         output.write_tensors(key, {"cam": (0.9 * maps).half(), "classes": owners})
-    output.write_manifest(complete=True)
+    output.finish()
 
 
 def crf(bench: Bench) -> Iterator[Row]:
@@ -337,7 +338,7 @@ def crf(bench: Bench) -> Iterator[Row]:
     count = machine.worker_count(-1) + 1
     # Enough that all processes have work nearly to the end.
     spread = min(many, max(few, 8 * count))
-    place = world.work / "masks/drawn-full/train"
+    folder = world.work / "masks/drawn-full/train"
     results: set[str] = set()
     pools: list[Any] = []
     starts: list[float] = []
@@ -362,7 +363,7 @@ def crf(bench: Bench) -> Iterator[Row]:
     def new() -> int:
         world.run("crf", "--what", "drawn", "--preset", "clip-es", "--overwrite", "--limit", many)
         results.add(identity_of_many({
-            path.name: identity_of_file(path) for path in place.glob("*.png")}))
+            path.name: identity_of_file(path) for path in folder.glob("*.png")}))
         return many
 
     slow, alike, ours = Side(), Side(), Side()
@@ -375,12 +376,12 @@ def crf(bench: Bench) -> Iterator[Row]:
             once(alike, shared)
         once(ours, new)
     wanted, given = Pair(slow, ours), Pair(alike, ours)
-    same = [_agreement(world.first(photos), place, bench.folder / name)
+    same = [_agreement(world.first(photos), folder, bench.folder / name)
             for photos, name in ((few, "plain-masks"), (spread, "plain-masks-present"))]
     yield compared(
         f"crf, CLIP-ES's preset, against {plain.LABELS} classes in one thread (photo)", wanted,
         {"cpu": 3, "cuda": 20},
-        disk=(bytes_of(place) + bytes_of(world.work / "masks/drawn/train")) / many,
+        disk=(bytes_of(folder) + bytes_of(world.work / "masks/drawn/train")) / many,
         reason=_crf_reason(bench, wanted, jobs(few, 0, "plain-masks-present"), min(starts)),
         same=same[0], check=f"{same[0]:.2%} of the labels are those of {backend} over "
                             f"{plain.LABELS} classes in one thread, as AFA and WeCLIP have it; "
@@ -502,7 +503,7 @@ def predict(bench: Bench) -> Iterator[Row]:
         world.run(*_train_command(bench))
     chosen = world.first(few)
     scales = [float(scale) for scale in SCALES.split(",")]
-    places = world.work / "predictions/bench/train", bench.folder / "plain-predictions"
+    folders = world.work / "predictions/bench/train", bench.folder / "plain-predictions"
 
     header, tensors = read_tensors(world.work / "decoder/bench.safetensors", "decoder")
     segmenter = Decoder.from_config(header.facts["config"])
@@ -510,7 +511,7 @@ def predict(bench: Bench) -> Iterator[Row]:
     segmenter.eval().to(bench.device)
 
     def old() -> int:
-        plain.predict(bench.encoder, segmenter, chosen.values(), scales, places[1])
+        plain.predict(bench.encoder, segmenter, chosen.values(), scales, folders[1])
         return len(chosen)
 
     def new() -> int:
@@ -521,12 +522,12 @@ def predict(bench: Bench) -> Iterator[Row]:
 
     pair = side_by_side(old, new, sizes.rounds, bench.loaded)
     views = [shape_of(world, many, scale) for scale in scales]
-    same = _agreement(chosen, *places)
+    same = _agreement(chosen, *folders)
     work = Work(2 * sum(shape.block * (shape.depth - 1) for shape in views),
                 precision=bench.precision)
     yield compared(
         f"predict, scales {SCALES}, mirrored (photo)", pair, {"cpu": 2, "cuda": 10},
-        disk=bytes_of(places[0]) / many, share=bench.share(work, pair.ours.best),
+        disk=bytes_of(folders[0]) / many, share=bench.share(work, pair.ours.best),
         reason=_bound(bench, pair, work) + "; both ways must run the encoder four times",
         same=same, check=f"{same:.2%} of the labels are those of the plain way; features of random "
                          "weights leave little to tell apart, see tests/test_benchmarks.py for a "
@@ -542,9 +543,10 @@ def evaluate(bench: Bench) -> Iterator[Row]:
     header = Header(kind="predictions", command="predict", options={"split": "train"},
                     inputs={"classes": workspace.classes_identity})
     output = open_output(world.work / "predictions/drawn/train", header, list(world.masks))
+    output.begin()
     for key, path in world.masks.items():
         output.write_labels(key, np.roll(read_labels(path), 7, axis=(0, 1)))
-    output.write_manifest(complete=True)
+    output.finish()
     scores: list[float] = []
 
     def old() -> int:

@@ -6,8 +6,6 @@ with grain, so that the CRF meets about as many colours as in real ones.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -19,11 +17,13 @@ import torch
 from PIL import Image
 
 import vpltool.demo
-from vpltool.cli import build_app
+from vpltool import console
 from vpltool.clip.load import import_open_clip
+from vpltool.command import parse_line
 from vpltool.core.photos import photo_size
 from vpltool.demo.scenes import CLASSES, draw_scene
 from vpltool.formats import Header, read_tensors, write_labels
+from vpltool.run import run_stage, setting_names
 
 DATA: dict[str, tuple[dict[tuple[int, int], float], tuple[int, ...]]] = {
     "voc": ({(500, 375): 0.40, (375, 500): 0.15, (500, 333): 0.16, (333, 500): 0.07,
@@ -72,12 +72,12 @@ class World:
 
     def run(self, *command: object) -> float:
         """Run a command of vpltool in this process, files and all; give its seconds."""
-        argv = ["-C", self.work, *command, "--quiet"]
-        if command[0] not in ("prepare", "eval"):
-            argv += ["--device", self.device]
         started = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            build_app()([*map(str, argv)], standalone_mode=False)
+        call = parse_line([*map(str, command)])
+        known = setting_names(call.found, str(call.values.get("method", "")))
+        device = {"device": str(self.device)} if "device" in known else {}
+        with console.heard_by(console.Terminal(quiet=True)):
+            run_stage(call.found, self.work, call.values | device, given=call.given)
         return time.perf_counter() - started
 
     def prototypes(self, name: str = "text") -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,10 +153,10 @@ def size_of(number: int, shares: dict[tuple[int, int], float]) -> tuple[int, int
     By steps of the golden ratio: the first photos, which the plain way takes, have nearly the same
     mixture as all of them.
     """
-    place = (number + 0.5) * 0.6180339887 % 1
+    position = (number + 0.5) * 0.6180339887 % 1
     for size, share in shares.items():
-        place -= share
-        if place < 0:
+        position -= share
+        if position < 0:
             return size
     return size
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vpltool import cli, console
+from vpltool import cli
 
 # Two threads on tensors this small only wait for each other: one is up to 80 times as fast.
 torch.set_num_threads(1)
@@ -54,7 +54,6 @@ Run = Callable[..., Result]
 
 def run_in_process(*args: object, work: Path | None = None) -> Result:
     """Run the command line in this process, through `cli.main`: its exit codes are the user's."""
-    console.set_quiet(False)
     argv = ["vpltool", *(["-C", str(work)] if work else []), *map(str, args)]
     out, err = io.StringIO(), io.StringIO()
     code = 0

@@ -213,7 +213,7 @@ def test_the_same_name_with_other_weights_does_not_resume(copied: Path, run: Run
     path.write_text(json.dumps(content))
     result = run("extract", "--workers", 0, work=copied / "work")
     assert result.code == 1
-    assert "fingerprint" in result.lines("error:")[0]
+    assert "the weights of the CLIP clip (clip) have changed" in result.lines("error:")[0]
 
 
 def test_prototypes_of_other_classes(copied: Path, run: Run) -> None:
@@ -223,8 +223,9 @@ def test_prototypes_of_other_classes(copied: Path, run: Run) -> None:
     path.write_text(json.dumps(content))
     result = run("cam", work=copied / "work")
     assert result.code == 1
-    assert "unicorn" in result.lines("error:")[0]
-    assert "text-prototypes --overwrite" in result.lines("hint:")[0]
+    assert "class `unicorn` is new" in result.lines("error:")[0]
+    assert "vpltool update" in result.lines("hint:")[0]
+    assert "vpltool text-prototypes, with --overwrite" in result.lines("hint:")[0]
 
 
 @pytest.mark.parametrize("pretrained", ["none", "photos", "empty"])
@@ -251,14 +252,12 @@ def test_a_model_that_is_none(bare: Path, run: Run, tiny_clip: Path, pretrained:
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (("cam", "--method", "gradcamm"), "gradcamm"), (("cam", "--target", "max"), "max"),
-    (("refine", "--mask", "bx"), "bx"), (("crf", "--preset", "clipes"), "clipes"),
-    (("crf", "--backend", "cuda"), "cuda"), (("extract", "--keep", "token"), "token"),
+    (("extract", "--keep", "token"), "token"),
     (("extract", "--keep", "layers", "--layers", "7"), "7"),
-    (("extract", "--device", "gpu"), "gpu"), (("extract", "--precision", "fp8"), "fp8"),
+    (("extract", "--device", "gpu"), "gpu"),
     (("extract", "--precision", "fp16", "--device", "cpu"), "fp16"),
     (("cam", "--prototypes", "vison"), "vison"), (("refine", "--cams", "txt"), "txt"),
-    (("crf", "--what", "txet-refined"), "txet"),
+    (("crf", "--preset", "clipes"), "clipes"), (("crf", "--what", "txet-refined"), "txet"),
     (("text-prototypes", "--prompts", "sngle"), "sngle"),
 ])
 def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Path,
@@ -268,6 +267,23 @@ def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Pa
     assert len(result.lines("error:")) == 1
     assert said in result.lines("error:")[0]
     assert result.lines("hint:")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("cam", "--method", "gradcamm"), "did you mean `gradcam`?"),
+    (("cam", "--target", "max"), "'max' is not one of 'margin', 'softmax'"),
+    (("refine", "--mask", "bx"), "'bx' is not one of 'box', 'none'"),
+    (("crf", "--backend", "cuda"), "'cuda' is not one of 'auto', 'torch'"),
+    (("extract", "--precision", "fp8"), "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
+    (("prepare", "coco", "x", "--crowd", "all"), "'all' is not one of 'class', 'ignore'"),
+    (("prepare", "folder", "x", "--labels", "y", "--vocabulary", "voc12"),
+     "'voc12' is not one of 'voc', 'coco'"),
+])
+def test_a_choice_that_there_is_not_is_a_usage_error(arguments: tuple[str, ...], said: str,
+                                                     ready: Path, run: Run) -> None:
+    result = run(*arguments, work=ready / "work")
+    assert result.code == 2, result.err
+    assert said in " ".join(result.err.split())
 
 
 @pytest.mark.parametrize("name", [

@@ -268,9 +268,10 @@ def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
 
 def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path) -> None:
     """Photo by photo in C++ or torch, or in batches as on a GPU."""
-    from vpltool.core.crf import PRESETS
     from vpltool.formats import open_input
     from vpltool.stages import crf
+    from vpltool.stages._photo_work import Failed
+    from vpltool.stages._scored import Scores
 
     world = demo_world
     source = open_input(world.work / "cams/text/train", ("cams",))
@@ -279,15 +280,15 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     for backend in ("torch", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
-        task = crf._Task(source, PRESETS["clip-es"], backend, alpha=1.0, wrap_image=False,
-                         device="cpu", confidences=(0.95, 0.0))
-        crf._start(task)
+        task = crf._Task(Scores(source, alpha=1.0, max_side=2048), "densecrf",
+                         {"backend": backend}, device="cpu", confidences=(0.95, 0.0), labels=3)
+        crf._begin_worker(task)
         found[backend] = dict(map(crf._one_photo, jobs))
         if backend == "torch":
-            found["batches"] = dict(crf._run_batches(task, jobs, 3))
+            found["batches"] = dict(crf._run_batches(crf._Worker.of(task), jobs, 3))
     for results in found.values():
         assert results.keys() == dict(jobs).keys()
-        assert results["none"] == "none.jpg: the photo is not there"
+        assert results["none"] == Failed("none.jpg: the photo is not there")
         for key in world.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999

@@ -18,9 +18,10 @@ CHAIN: tuple[tuple[object, ...], ...] = (
     *(("cam", "--split", split) for split in SPLITS),
     ("cam", "--method", "salient"),
     *(("refine", "--cams", "text", "--split", split) for split in SPLITS),
+    ("seed-prototypes", "--cams", "text-salient", "--phi", "0.8", "--phi-background", "0.5",
+     "--background", "clusters", "--clusters", 3),
     ("learn-prototypes", "--pixels", "seeds", "--cams", "text-salient", "--phi", "0.8",
-     "--phi-background", "0.5", "--start", "seeds", "--background", "clusters", "--clusters", 3,
-     "--iters", 5),
+     "--phi-background", "0.5", "--start", "seeds", "--iters", 5),
     ("shift-gap", "--centroid", "regions", "--cams", "text-salient"),
     *(("cam", "--prototypes", "vision", "--split", split) for split in SPLITS),
     *(("cam", "--prototypes", "vision", "--method", "dense", "--split", split)
@@ -89,7 +90,7 @@ def test_inspect_knows_all_of_it(run: Run, done: Path) -> None:
     files = [folder / sorted(path.name for path in folder.iterdir())[-1] for folder in folders]
     singles = [*work.glob("prototypes/*"), *work.glob("decoder/*"), *work.glob("features/*.*")]
     assert len(folders) > 15
-    assert len(singles) == 7
+    assert len(singles) == 8
     kinds = set()
     for path in (work, *folders, *files, *singles):
         result = run("inspect", path, "--json")

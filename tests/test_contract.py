@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import CHAIN, TRAIN, Run, prepare
@@ -16,9 +15,12 @@ from conftest import CHAIN, TRAIN, Run, prepare
 import vpltool
 from vpltool.formats import KINDS, Photo, describe
 from vpltool.formats.workspace import read_images
-from vpltool.stage import Stage, command_modules
+from vpltool.methods import find_methods
+from vpltool.shell import spell
+from vpltool.stage import Stage
+from vpltool.stages import FoundStage, find_stages
 
-COMMANDS: dict[str, ModuleType] = dict(command_modules())
+COMMANDS: dict[str, FoundStage] = find_stages()
 PACKAGE = Path(vpltool.__file__).parent
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors")
 
@@ -27,20 +29,20 @@ NEEDED: dict[str, list[list[str]]] = {
                 ["folder", "none", "--labels", "none.csv"]],
     "export": [["voc-server"], ["coco-panoptic"]],
     "inspect": [["none.safetensors"]],
+    "run": [["none"]],
 }
 """Arguments without which a command is a usage error."""
 
 
-def spoken(module: ModuleType, name: str) -> dict[str, str]:
-    """Command line (`prepare voc`) to docstring."""
-    if hasattr(module, "app"):
-        return {f"{name} {entry.name or entry.callback.__name__}": entry.callback.__doc__ or ""
-                for entry in module.app.registered_commands}
-    return {name: getattr(module, name.replace("-", "_")).__doc__ or ""}
+def documented(found: FoundStage) -> dict[str, str]:
+    """Command line (`prepare voc`) to the text that its help shows."""
+    if found.stage.subcommands:
+        return {f"{found.name} {method.name}": method.docstring
+                for method in find_methods(found.stage.methods).values()}
+    return {found.name: found.run.__doc__ or ""}
 
 
-ALL = {line: text for name, module in COMMANDS.items()
-       for line, text in spoken(module, name).items()}
+ALL = {line: text for found in COMMANDS.values() for line, text in documented(found).items()}
 
 
 @pytest.mark.parametrize("line", ALL)
@@ -65,11 +67,11 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline(run: Run) -> None:
     result = run("--help")
     assert result.code == 0
     # The text above the panels names commands too.
-    panels_at = result.out.index(next(iter(COMMANDS.values())).STAGE.panel)
-    places = [result.out.index(f" {name} ", panels_at) for name in COMMANDS]
+    panels_at = result.out.index(next(iter(COMMANDS.values())).stage.panel)
+    positions = [result.out.index(f" {name} ", panels_at) for name in COMMANDS]
     panels: dict[str, list[int]] = {}
-    for module, place in zip(COMMANDS.values(), places, strict=True):
-        panels.setdefault(module.STAGE.panel, []).append(place)
+    for found, position in zip(COMMANDS.values(), positions, strict=True):
+        panels.setdefault(found.stage.panel, []).append(position)
     assert all(panel == sorted(panel) for panel in panels.values())
 
 
@@ -98,22 +100,23 @@ print("LOADED", loaded)
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_stage(name: str) -> None:
-    stage = COMMANDS[name].STAGE
+    stage = COMMANDS[name].stage
     assert isinstance(stage, Stage)
     assert set(stage.reads) | set(stage.writes) <= set(KINDS)
     for kind in stage.reads:
-        makers = [other for other, module in COMMANDS.items() if kind in module.STAGE.writes]
+        makers = [other for other, found in COMMANDS.items() if kind in found.stage.writes]
         assert makers, f"no command writes the {kind} that {name} reads"
 
 
 def test_orders_are_unique() -> None:
-    orders = [module.STAGE.order for module in COMMANDS.values()]
+    orders = [found.stage.order for found in COMMANDS.values()]
     assert len(set(orders)) == len(orders)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_the_hint_of_a_missing_kind_is_a_command(kind: object) -> None:
-    assert kind.made_by.split()[1] in COMMANDS  # type: ignore[attr-defined]
+    assert spell(kind.made_by).split()[:1] == ["vpltool"]  # type: ignore[attr-defined]
+    assert spell(kind.made_by).split()[1] in COMMANDS  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("line", ALL)
@@ -127,8 +130,8 @@ def test_an_unknown_command_is_a_usage_error(run: Run) -> None:
     assert run("no-such-command").code == 2
 
 
-STARTS = [(name, arguments) for name, module in COMMANDS.items()
-          if module.STAGE.reads or name in NEEDED for arguments in NEEDED.get(name, [[]])]
+STARTS = [(name, arguments) for name, found in COMMANDS.items()
+          if found.stage.reads or name in NEEDED for arguments in NEEDED.get(name, [[]])]
 
 
 @pytest.mark.parametrize(("name", "arguments"), STARTS)
@@ -158,7 +161,7 @@ def test_an_interrupt_is_130(run: Run, ready: Path, monkeypatch: pytest.MonkeyPa
     def stop(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vpltool.stages.cam.open_workspace", stop)
+    monkeypatch.setattr("vpltool.run.open_workspace", stop)
     result = run("cam", work=ready / "work")
     assert result.code == 130
     assert "run the same command again" in result.err
@@ -227,7 +230,7 @@ def test_a_second_run_rewrites_nothing(command: tuple[object, ...], run: Run, co
     before = files_of(copied)
     result = run(*command, work=copied / "work")
     assert result.code == 0, result.err
-    assert result.out.strip(), "the place of the result is printed also when nothing was to do"
+    assert result.out.strip(), "the path of the result is printed also when nothing was to do"
     assert files_of(copied) == before
 
 
@@ -237,7 +240,7 @@ def test_a_second_prepare_rewrites_nothing_and_another_is_refused(copied: Path) 
     before = files_of(copied)
     assert prepare(copied, "--masks", copied / "masks").code == 0
     assert files_of(copied) == before
-    refused = prepare(copied, "--masks", copied / "masks", "--halve", "train")
+    refused = prepare(copied, "--masks", copied / "masks", "--normalise", "imagenet")
     assert refused.code == 1
     assert "--overwrite" in refused.lines("hint:")[0]
     assert files_of(copied) == before
@@ -255,12 +258,15 @@ def test_headers_name_the_hashes_of_their_inputs(ready: Path) -> None:
     masks = open_input(work / "masks/text-refined/train", ("masks",))
     workspace = open_workspace(work)
     classes = {"classes": workspace.classes_identity}
+    # A photo's own tags are told photo by photo, so that one more photo does not touch the others.
+    assert cams.own == {photo.id: " ".join(map(str, workspace.indices_of(photo)))
+                        for photo in workspace.photos("train")}
     assert cams.header.inputs == {
-        **classes, "tags": workspace.tags_identity("train"), "features": features.identity,
+        **classes, "features": features.identity,
         "prototypes": identity_of_file(work / "prototypes/text.safetensors")}
     assert refined.header.inputs == {
         **classes, "features": features.identity, "cams": cams.identity}
-    assert masks.header.inputs == {**classes, "cams": refined.identity}
+    assert masks.header.inputs == {**classes, "what": refined.identity}
     assert prototypes is not None
     fingerprints = {entry.header.model["fingerprint"] for entry in (features, cams, refined, masks)}
     assert fingerprints == {prototypes.model["fingerprint"]}
@@ -320,3 +326,43 @@ def test_the_list_of_photos_is_read_once(command: tuple[object, ...], run: Run, 
     result = run(*command, work=copied / "work")
     assert result.code == 0, result.err
     assert calls == [copied / "work/images.jsonl"]
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    ("vpltool learn-p", "learn-prototypes"), ("vpltool cam --proto", "--prototypes"),
+    ("vpltool prepare fol", "folder")])
+def test_the_shell_completes(words: str, wanted: str) -> None:
+    """As bash asks: by environment variables, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vpltool"], capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin", "COMP_WORDS": words,
+             "_VPLTOOL_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words.split()) - 1)})
+    assert wanted in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("prepare", "photos"), "vpltool prepare --help"), (("help",), "vpltool --help"),
+    (("train",), "train-decoder"), (("text",), "text-prototypes"), (("gaps",), "`gap`")])
+def test_an_unknown_command_is_answered(words: tuple[str, ...], said: str, run: Run) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert said in " ".join(result.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", [("-q", "cam"), ("cam", "-q"), ("--quiet", "cam")])
+def test_quiet_is_taken_before_and_after_the_command(words: tuple[str, ...], run: Run,
+                                                     ready: Path) -> None:
+    before = [word for word in words if words.index(word) < words.index("cam")]
+    after = [word for word in words if words.index(word) > words.index("cam")]
+    result = run(*before, "cam", *after, work=ready / "work")
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_slow_precision_is_warned_about(run: Run, copied: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 70.4)
+    result = run("cam", "--precision", "bf16", "--overwrite", work=copied / "work")
+    assert result.code == 0
+    (warning,) = result.lines("warning:")
+    assert "about 70 times slower" in warning
+    assert "--precision fp32" in warning

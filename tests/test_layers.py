@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import vpltool
 from vpltool import options
+from vpltool.shell import all_settings
+from vpltool.stages import find_stages
 
 PACKAGE = Path(vpltool.__file__).parent
 HEAVY_ROOMS = ("core", "clip", "pictures", "demo")
@@ -37,28 +42,61 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
+LOWEST = {"errors", "console", "__version__"}
+FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
+WORK = {"core", "clip", "pictures", "parallel", "demo"}
+STAGES = FILES | WORK | {"methods", "stages", "presets"}
+RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segmenter"}
+
 MAY_IMPORT = {
+    "console": set(),
     "core": {"core", "errors"},
     "clip": {"clip", "core", "errors"},
     "pictures": {"pictures", "core", "errors"},
     "parallel": {"parallel", "core", "formats", "errors"},
     "demo": {"demo", "core", "clip"},
-    "formats": {"formats", "errors", "console", "__version__"},
+    "settings": LOWEST,
+    "options": {"settings"},
+    "stage": {"settings"},
+    "formats": LOWEST | {"formats"},
     "datasets": {"datasets", "formats", "errors"},
-    "presets": {"presets", "formats", "errors"},
-    "stages": {"stages", "core", "clip", "pictures", "parallel", "demo", "formats", "datasets", "presets", "options", "console",
-                 "stage", "errors", "__version__"},
+    "presets": {"presets", "errors"},
+    "methods": FILES | WORK | {"methods", "presets"},
+    "stages": STAGES,
+    "run": STAGES,
+    "shell": STAGES,
+    "preset": STAGES,
+    "segmenter": STAGES,
+    "state": STAGES | {"run", "shell"},
+    "parameters": {"settings"},
+    "command": STAGES | {"run", "shell", "preset", "parameters"},
+    "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api"},
+    "commands": RUNS | {"commands"},
+    "api": RUNS,
+    "cli": RUNS,
 }
+"""What each folder, or file, of the package may import; nothing imports what stands above it."""
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert parts - {"__init__", "__main__", "__pycache__", "errors", "py"} == set(MAY_IMPORT)
+
+
+def files_of(layer: str) -> list[Path]:
+    """The files of a folder, or the one file."""
+    folder = PACKAGE / layer
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{layer}.py"]
 
 
 @pytest.mark.parametrize("layer", MAY_IMPORT)
 def test_imports_go_down_only(layer: str) -> None:
-    for path in (PACKAGE / layer).rglob("*.py"):
+    for path in files_of(layer):
         for name in imports_of(path):
             parts = name.split(".")
             if parts[0] == "vpltool" and len(parts) > 1:
                 assert parts[1] in MAY_IMPORT[layer], f"{path.name} imports {name}"
-            if layer not in ("stages", "presets"):
+            if layer not in ("parameters", "command", "cli"):
                 assert parts[0] not in ("typer", "click"), f"{path.name} imports {name}"
 
 
@@ -103,19 +141,45 @@ def test_only_eval_and_show_import_what_reads_true_masks() -> None:
     assert users == {"eval", "show"}
 
 
-def test_only_prepare_imports_what_makes_true_masks() -> None:
+def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
     """COCO's outlines are read to paint true masks, and for nothing else."""
     users = {path.stem for path in PACKAGE.rglob("*.py")
-             if "vpltool.stages._instances" in imports_of(path)}
-    assert users == {"prepare"}
+             if "vpltool.methods.sources._instances" in imports_of(path)}
+    assert users == {"coco"}
 
 
-def test_shared_options_have_one_spelling() -> None:
-    """An option of options.py is taken from there, not spelled again with another meaning."""
-    shared = {"--device", "--precision", "--workers", "--seed", "--overwrite", "--quiet", "--out",
-              "--split"}
-    assert {name.removeprefix("--").title() for name in shared} <= set(dir(options))
-    for path in (PACKAGE / "stages").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and node.value in shared:
-                raise AssertionError(f"{path.name}:{node.lineno} spells {node.value} itself")
+OWN_MEANING = {("train-decoder", "batch_size"), ("show", "limit"), ("scores", "out")}
+"""Crops a step, which change the result; photos spread over the split; a table, not a result."""
+
+
+def test_shared_settings_have_one_meaning() -> None:
+    """A setting of options.py is taken from there by every stage and method, not made again."""
+    shared = {name for name, _ in inspect.getmembers(options, inspect.isfunction)} - {"setting"}
+    assert shared > {"device", "precision", "workers", "seed", "overwrite", "out", "split"}
+    for found in find_stages().values():
+        for entry in all_settings(found):
+            if entry.name not in shared or (found.name, entry.name) in OWN_MEANING:
+                continue
+            taken = getattr(options, entry.name)
+            default = entry.default
+            one = (taken(default) if inspect.signature(taken).parameters and default
+                   is not dataclasses.MISSING and entry.name in ("split", "batch_size")
+                   else taken())
+            assert one.metadata["vpltool"].help == entry.about.help, f"{found.name}: {entry.name}"
+
+
+def test_nothing_but_the_command_line_knows_typer() -> None:
+    users = {path.name for path in PACKAGE.rglob("*.py")
+             if any(name.split(".")[0] == "typer" for name in imports_of(path))}
+    assert users == {"cli.py", "command.py", "parameters.py"}
+
+
+def test_the_library_spells_no_flags() -> None:
+    """Errors name settings; the command line spells them as options."""
+    for layer in ("core", "clip", "pictures", "parallel", "formats", "datasets", "stages",
+                  "methods"):
+        for path in files_of(layer):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Raise):
+                    text = ast.unparse(node)
+                    assert not re.search(r"(?<![\w`-])--[a-z]", text), f"{path.name}: {text}"

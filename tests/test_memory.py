@@ -25,6 +25,8 @@ from vpltool.core.vit import VisionTower
 from vpltool.parallel.processes import run_jobs
 from vpltool.pictures.overlays import sheet
 from vpltool.stages import crf
+from vpltool.stages._photo_work import Failed
+from vpltool.stages._scored import Scores
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
 
@@ -165,11 +167,12 @@ def test_the_crfs_batches_are_halved(ready: Path, monkeypatch: pytest.MonkeyPatc
     workspace = open_workspace(ready / "work")
     jobs = [(photo.id, workspace.image_path(photo)) for photo in workspace.photos("train")]
     source = open_input(ready / "work/cams/text-refined/train", ("cams",))
-    task = crf._Task(source, core_crf.PRESETS["clip-es"], "torch", 1.0, False, "cpu", (0.0,))
-    found = dict(crf._run_batches(task, [*jobs, ("gone", tmp_path / "gone.png")], 2))
+    task = crf._Task(Scores(source, 1.0, 2048), "densecrf", {"backend": "torch"}, "cpu", (0.0,), 3)
+    found = dict(crf._run_batches(crf._Worker.of(task), [*jobs, ("gone", tmp_path / "gone.png")],
+                                  2))
     assert found.keys() == {*dict(jobs), "gone"}
-    assert found["gone"] == "gone.png: the photo is not there"
-    assert all(not isinstance(found[key], str) for key, _ in jobs)
+    assert found["gone"] == Failed("gone.png: the photo is not there")
+    assert all(not isinstance(found[key], Failed) for key, _ in jobs)
     assert sizes.count(2) == 1
     assert sizes.count(1) == len(jobs)
 
@@ -198,7 +201,7 @@ def test_crf_keeps_few_jobs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Pool)
     jobs = [(f"p{number}", Path()) for number in range(100)]
     most, seen = 0, set()
-    for key, _ in run_jobs(crf._one_photo, jobs, 3, crf._start, None):  # type: ignore[arg-type]
+    for key, _ in run_jobs(crf._one_photo, jobs, 3, crf._begin_worker, None):  # type: ignore[arg-type]
         seen.add(key)
         most = max(most, begun - len(seen) + 1)
     assert seen == {key for key, _ in jobs}
@@ -299,7 +302,7 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     needed = {"predict": (
         ("crf", "--what", "text", "--limit", "1", "--workers", "0"),
         ("train-decoder", "--masks", "text", "--prototypes", "text", "--limit", "1", "--iters",
-         "0", "--width", "16", "--source", "photos"))}
+         "0", "--residual", "--width", "16", "--source", "photos"))}
     lines: list[tuple[str, tuple[str, ...], bool]] = []
     for name, command in (*COMMANDS.items(), ("leak", COMMANDS["eval"])):
         lines += [("", words, False) for words in needed.get(name, ())]

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from conftest import Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
 from PIL import Image
 from reference import clip_es, inmap, weclip
 from torch import Tensor
 
-from vpltool.cli import build_app
 from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
 from vpltool.core.crf import PRESETS
@@ -36,7 +34,9 @@ from vpltool.core.vit import ATTENTION_BLOCKS
 from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
-from vpltool.stages.cam import TAU
+from vpltool.methods import KINDS
+from vpltool.shell import settings_with
+from vpltool.stages import find_stages
 from vpltool.stages.train_decoder import _DEFAULT_LR as DEFAULT_LR
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
@@ -360,7 +360,9 @@ def test_projected_gradient_descent(harden: float, tau_i: float, world: World, r
           f"({halvings} halvings, the text moved by {moved:.1e})")
     assert header.facts["course"][-1][-1] == inmap.LR / 2**halvings
     assert moved > 1e-2
-    assert difference < 1e-5
+    # The products over all pixels are in float32: how far 200 steps carry their rounding depends
+    # on the CPU (1.2e-5 on one with AMX).
+    assert difference < 2e-5
 
 
 def test_imagenets_normalisation(run: Run, copied: Path, tmp_path: Path) -> None:
@@ -390,8 +392,10 @@ def test_imagenets_normalisation(run: Run, copied: Path, tmp_path: Path) -> None
                 work=work)
     assert mixed.code == 1
     assert "imagenet" in mixed.lines("error:")[0]
-    refused = run("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv",
-                  "--pretrained", copied / "clip", work=work)
+    again = ("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv")
+    assert run(*again, work=work).code == 0, "what is not given stays as it was"
+    assert open_workspace(work).normalise == "imagenet"
+    refused = run(*again, "--normalise", "model", work=work)
     assert refused.code == 1
     assert "--overwrite" in refused.lines("hint:")[0]
 
@@ -421,16 +425,17 @@ def test_quirks_stand_in_a_header_only_where_they_are_on(run: Run, copied: Path)
     ("refine", "box"), ("cam", "store"), ("extract", "store"), ("predict", "average")])
 def test_a_misspelt_quirk_is_refused(command: str, option: str, run: Run, copied: Path) -> None:
     result = run(command, f"--{option}", "nonsense", work=copied / "work")
-    assert result.code == 1
-    assert "nonsense" in result.lines("error:")[0]
-    assert result.lines("hint:")
+    assert result.code == 2
+    assert "'nonsense' is not one of" in " ".join(result.err.split())
 
 
 def default(command: str, option: str) -> Any:
-    """What a command takes when the option is not given."""
-    entry: Any = typer.main.get_command(build_app())
-    return next(parameter.default for parameter in entry.commands[command].params
-                if f"--{option}" in (*parameter.opts, *parameter.secondary_opts))
+    """Default of an option, with the command's own method."""
+    found = find_stages()[command]
+    method = KINDS[found.stage.methods].default if found.stage.methods else ""
+    (value,) = (entry.default for entry in settings_with(found, method)
+                if entry.flag == f"--{option}")
+    return value
 
 
 def crf_of(name: str) -> dict[str, float]:
@@ -467,7 +472,7 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "CLIP-ES background words": (
         [len(VOC.background), len(COCO.background),
          sorted(set(VOC.background) - set(COCO.background))], [25, 23, ["keyboard", "sign"]]),
-    "CLIP-ES logit scale": (1 / TAU["gradcam"], clip_es.SCALE),
+    "CLIP-ES logit scale": (1 / default("cam", "tau"), clip_es.SCALE),
     "CLIP-ES attention of the last blocks": (ATTENTION_BLOCKS, clip_es.LAST_BLOCKS),
     "CLIP-ES Sinkhorn rounds": (SINKHORN_ROUNDS, clip_es.SINKHORN_ROUNDS),
     "CLIP-ES lambda": (default("refine", "lambda"), clip_es.LAMBDA["voc"]),

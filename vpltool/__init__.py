@@ -1,3 +1,33 @@
-"""vpltool: photos with image-level tags in, a trained segmenter out."""
+"""vpltool: photos with image-level tags in, a trained segmenter out.
 
-__version__ = "0.1.0"
+    from vpltool import Segmenter, Workspace
+
+    work = Workspace("work/photos")
+    work.cam(prototypes="vision", method="dense")
+    labels = Segmenter.load("work/photos/decoder/vision-dense.safetensors")("photo.jpg").labels
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from vpltool.api import Workspace
+    from vpltool.errors import PhotosFailed, VplError
+    from vpltool.segmenter import Segmenter
+
+__all__ = ["PhotosFailed", "Segmenter", "VplError", "Workspace", "__version__"]
+
+_HOMES = {"Workspace": "vpltool.api", "Segmenter": "vpltool.segmenter",
+          "VplError": "vpltool.errors", "PhotosFailed": "vpltool.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line starts quickly."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vpltool' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

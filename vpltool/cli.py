@@ -1,32 +1,32 @@
-"""The `vpltool` command: finds the commands, turns exceptions into a line and an exit code."""
+"""The `vpltool` command: stages become commands, exceptions become a line and an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from vpltool import __version__, console
+from vpltool.command import CommandGroup, Globals, add_command
 from vpltool.errors import VplError, is_out_of_memory
-from vpltool.formats.header import set_preset
-from vpltool.presets import flags_of, read_preset
-from vpltool.stage import command_modules
+from vpltool.preset import read_preset
+from vpltool.shell import spell
+from vpltool.stages import find_stages
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
 
-The commands stand below in the order of the pipeline: run them from top to bottom, cam and refine
-once with text prototypes and once with vision prototypes. Each reads files and writes files, and
-`vpltool COMMAND --help` says what comes next. Begin with:
+The commands are listed in the order of the pipeline: run them from top to bottom. Some run twice:
+with text prototypes, then with vision prototypes. Each command reads files and writes files, and
+`vpltool COMMAND --help` says what comes next. A recipe runs them all:
 
-    vpltool prepare folder PHOTOS --labels tags.csv --model ViT-B-16-quickgelu --pretrained openai
+    vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv
 
-or, without photos and without a network, with a world of drawn ones:
+or, without photos and without a network, in a world of drawn scenes:
 
-    vpltool -C work/demo demo
+    vpltool -C work/demo run demo
 """
 
 
@@ -49,10 +49,13 @@ def _global_options(
         str,
         typer.Option(
             "--preset", envvar="VPLTOOL_PRESET", metavar="NAME-OR-FILE",
-            help="Protocol: takes the place of the commands' defaults; `vpltool presets` lists "
-                 "them. An option that is given wins.",
+            help="Protocol: replaces the commands' defaults; `vpltool presets` lists them. An "
+                 "option that is given wins.",
         ),
     ] = "",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")
+    ] = False,
     _version: Annotated[
         bool,
         typer.Option(
@@ -61,61 +64,23 @@ def _global_options(
         ),
     ] = False,
 ) -> None:
-    ctx.obj = work
-    set_preset()
-    if preset:
-        chosen = read_preset(preset, ctx.command)
-        ctx.default_map = chosen.defaults
-        ctx.meta["preset"] = chosen
-
-
-class _Command(TyperCommand):
-    """A command that says, and has every header say, which of its options a preset gave."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        root = ctx.find_root()
-        own = {option for param in self.params for option in param.opts}
-        asked = {arg.split("=")[0] for arg in args} - own
-        for param in root.command.params:
-            for option in asked & {*param.opts}:
-                spelt = f"{option} {param.metavar}" if param.metavar else option
-                ctx.fail(f"{option} stands before the command: {root.info_name} {spelt}"
-                         + ctx.command_path.removeprefix(root.info_name))
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        if ctx.default_map:
-            preset = ctx.meta["preset"]
-            taken = {name: value for name, value in ctx.default_map.items()
-                     if ctx.params[name] == value}
-            set_preset(preset.name, preset.identity, {
-                param.opts[0].removeprefix("--"): ctx.params[param.name] for param in self.params
-                if param.name in ctx.default_map and param.name not in taken})
-            if not ctx.params.get("quiet"):
-                console.note(f"preset {preset.name}: {ctx.command_path} {flags_of(self, taken)}")
-        return super().invoke(ctx)
+    chosen = read_preset(preset) if preset else None
+    ctx.obj = Globals(work, quiet, chosen)
+    if chosen:
+        # A recipe takes the protocol for all its lines.
+        ctx.default_map = chosen.defaults | {"run": {"preset": preset}}
 
 
 def build_app() -> typer.Typer:
-    """Assemble the Typer application from the files in `vpltool/stages`."""
+    """Assemble the Typer application from the stages."""
     app = typer.Typer(
-        name="vpltool", help=_HELP, no_args_is_help=True, add_completion=False,
+        name="vpltool", help=_HELP, no_args_is_help=True, cls=CommandGroup,
         pretty_exceptions_enable=False, rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for name, module in command_modules():
-        panel = module.STAGE.panel
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, rich_help_panel=panel)
-            for entry in module.app.registered_commands:
-                entry.cls = _Command
-        else:
-            # A nameless group each: typer lists groups behind commands, and the order must hold.
-            single = typer.Typer()
-            single.command(name, cls=_Command, rich_help_panel=panel)(
-                getattr(module, name.replace("-", "_")))
-            app.add_typer(single)
+    for found in find_stages().values():
+        add_command(app, found)
     return app
 
 
@@ -125,33 +90,48 @@ def main() -> None:
     0 done; 1 something the user can fix; 2 usage; 130 interrupted (the next run goes on).
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
+    from vpltool.parallel.signals import interrupt_at_sigterm
+
     try:
-        build_app()(prog_name="vpltool")
+        with interrupt_at_sigterm():
+            build_app()(prog_name="vpltool")
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
         # Typer turns Ctrl-C into this exit code by itself, without a word.
         if stop.code == 130:
             _interrupted()
+        if _reader_is_gone(stop):
+            sys.exit(0)
         raise
-    except BrokenPipeError:
-        # The reader of our stdout (`| head`) is gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (VplError, OSError, RuntimeError, MemoryError) as error:
-        told = _explain(error)
+        told = explain(error)
         if told is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
-        console.error(told.message, told.hint)
+        console.error(spell(told.message), spell(told.hint))
         sys.exit(1)
+
+
+def _reader_is_gone(stop: SystemExit) -> bool:
+    """Tell whether who read our stdout (`| head`) has what it wanted, and has left."""
+    try:
+        # Here, since an error at the interpreter's exit would be printed, and be exit code 120.
+        sys.stdout.flush()
+        # Typer makes exit code 1 of what a write met.
+        gone = isinstance(stop.__context__, BrokenPipeError)
+    except BrokenPipeError:
+        gone = True
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 _KILLED = ("DataLoader worker (pid", "process pool was terminated")
 """What torch and Python say where a worker process has gone."""
 
 
-def _explain(error: Exception) -> VplError | None:
-    """What to tell the user of an exception; None where only a traceback helps."""
+def explain(error: Exception) -> VplError | None:
+    """What to tell the user about an exception; None where only a traceback helps."""
     if isinstance(error, VplError):
         return error
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
@@ -160,10 +140,11 @@ def _explain(error: Exception) -> VplError | None:
                         "VPLTOOL_DEBUG=1 shows the traceback")
     if any(words in str(error) for words in _KILLED):
         return VplError("a worker process was killed, most likely for lack of memory",
-                        "fewer --workers, or 0; the same command goes on where it stopped")
+                        "use fewer workers: `workers=0`; the same command goes on where it "
+                        "stopped")
     if is_out_of_memory(error):
         return VplError(str(error).partition("\n")[0] or "out of memory",
-                        "close other programs, or --device cpu; what is written is kept")
+                        "close other programs, or `device='cpu'`; what is written is kept")
     return None
 
 

@@ -1,34 +1,166 @@
-"""Talk on stderr: progress, notes, warnings, errors. Data goes to stdout, by `print`, elsewhere."""
+"""Notes, warnings and progress; where they go depends on who listens.
+
+On the command line they go to stderr, by `Terminal`. In a notebook or a program notes go to the
+logger `vpltool`, warnings to Python's own, and progress is a bar where one can be seen. Data goes
+to stdout, and never through here.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
-_quiet = False
+Advance = Callable[..., None]
+
+_LINE_SECONDS = 30.0
+"""Where there is no terminal, seconds between two lines of progress."""
 
 
-def set_quiet(quiet: bool) -> None:
-    """Silence notes and progress (`--quiet`); warnings and errors are still shown."""
-    global _quiet
-    _quiet = quiet
+class Listener(Protocol):
+    """Where messages go."""
+
+    def note(self, message: str) -> None:
+        """Pass on what is worth knowing and needs no action."""
+
+    def warn(self, message: str) -> None:
+        """Pass on what may surprise the user later."""
+
+    def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
+        """Show how far a piece of work has come."""
+
+
+class Library:
+    """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar."""
+
+    def note(self, message: str) -> None:
+        """Log it."""
+        logging.getLogger("vpltool").info(message)
+
+    def warn(self, message: str) -> None:
+        """Warn by Python's `warnings`."""
+        warnings.warn(message, stacklevel=3)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """Show a bar in a notebook or on a terminal."""
+        from tqdm.auto import tqdm
+
+        # None: no bar where nobody would see it.
+        with tqdm(total=total, desc=title, leave=False, disable=None) as bar:
+            yield lambda steps=1, text="": _move(bar, steps, text)
+
+
+class Terminal:
+    """Messages on stderr.
+
+    Args:
+        quiet: no notes and no progress (`--quiet`); warnings and errors are still shown.
+        spell: turns a message's Python names into what the command line calls them.
+        bars: whether progress is a bar on a terminal; not where several processes share it.
+    """
+
+    def __init__(self, *, quiet: bool = False, spell: Callable[[str], str] = str,
+                 bars: bool = True) -> None:
+        self.quiet = quiet
+        self.spell = spell
+        self.bars = bars
+
+    def note(self, message: str) -> None:
+        """Print it, unless quiet."""
+        if not self.quiet:
+            print(self.spell(message), file=sys.stderr, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Print it behind `warning:`."""
+        print(_label("warning", "33") + self.spell(message), file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """Show a bar on a terminal; elsewhere a line now and then, and one at the end."""
+        started = time.monotonic()
+        count = 0
+        with contextlib.ExitStack() as stack:
+            bar = None
+            if self.bars and sys.stderr.isatty() and not self.quiet and total:
+                from tqdm import tqdm
+
+                bar = stack.enter_context(tqdm(total=total, desc=title, file=sys.stderr,
+                                               leave=False))
+            told = started
+
+            def advance(steps: int = 1, text: str = "") -> None:
+                nonlocal count, told
+                count += steps
+                if bar is not None:
+                    _move(bar, steps, text)
+                elif time.monotonic() - told > _LINE_SECONDS:
+                    told = time.monotonic()
+                    self.note(_so_far(title, count, total, told - started)
+                              + (f"; {text}" if text else ""))
+
+            yield advance
+        if count:
+            seconds = time.monotonic() - started
+            self.note(f"{title}: {count} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f}/s)")
+
+
+def _move(bar: object, steps: int, text: str) -> None:
+    if text:
+        bar.set_postfix_str(text, refresh=False)  # type: ignore[attr-defined]
+    bar.update(steps)  # type: ignore[attr-defined]
+
+
+def _so_far(title: str, count: int, total: int, seconds: float) -> str:
+    left = seconds / max(count, 1) * max(total - count, 0)
+    return f"{title}: {count} of {total}, about {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Spell a time for people: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_listeners: list[Listener] = [Library()]
+
+
+@contextlib.contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Send messages to a listener while the block runs, from all threads."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def note(message: str) -> None:
     """Say something that is worth knowing and needs no action."""
-    if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+    _listeners[-1].note(message)
 
 
 def warn(message: str) -> None:
     """Say something that may surprise the user later."""
-    print(_label("warning", "33") + message, file=sys.stderr, flush=True)
+    _listeners[-1].warn(message)
+
+
+def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
+    """Show how far a piece of work has come.
+
+    Yields:
+        `advance(steps=1, text="")`: moves the bar; `text` is shown behind it.
+    """
+    return _listeners[-1].progress(title, total)
 
 
 def error(message: str, hint: str = "") -> None:
-    """Print the one line of an error, and the hint below it."""
+    """Print the one line of an error, and the hint below it; for the command line."""
     print(_label("error", "31") + message, file=sys.stderr)
     if hint:
         print(_label("hint", "36") + hint, file=sys.stderr)
@@ -41,40 +173,3 @@ def _label(word: str, colour: str) -> str:
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         return f"\x1b[{colour}m{word}:\x1b[0m "
     return f"{word}: "
-
-
-Advance = Callable[..., None]
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """A bar on a terminal; elsewhere one line at the end, with count and rate.
-
-    Yields:
-        `advance(steps=1, text="")`: moves the bar; `text` is shown behind it.
-    """
-    started = time.monotonic()
-    count = 0
-    if sys.stderr.isatty() and not _quiet and total:
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=title, file=sys.stderr, leave=False) as bar:
-
-            def advance(steps: int = 1, text: str = "") -> None:
-                nonlocal count
-                count += steps
-                if text:
-                    bar.set_postfix_str(text, refresh=False)
-                bar.update(steps)
-
-            yield advance
-    else:
-
-        def advance(steps: int = 1, text: str = "") -> None:
-            nonlocal count
-            count += steps
-
-        yield advance
-    if count:
-        seconds = time.monotonic() - started
-        note(f"{title}: {count} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f}/s)")

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 
 
 class VplError(Exception):
-    """Something the user can fix: one line that says what, and a hint that can be pasted.
+    """Something the user can fix: one line that says what, and a hint that says what to do next.
+
+    Code in backticks is Python, as a notebook would have it: `` `phi=0.4` `` names a setting,
+    `` `extract(split='train')` `` a call. The command line spells both as it takes them
+    (`vpltool.shell`): `--phi 0.4`, `vpltool extract --split train`.
 
     Args:
         message: what is wrong, with the file and the value in it; no trailing period.
-        hint: the next command to type, or the option to change; empty if there is none.
+        hint: the next call, or the setting to change; empty if there is none.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -21,7 +25,21 @@ class VplError(Exception):
 
 
 class PhotosFailed(VplError):
-    """Some photos failed; all others are done and kept."""
+    """Some photos failed; all others are done and kept.
+
+    Args:
+        message: see `VplError`.
+        hint: see `VplError`.
+        result: what the stage would have returned.
+    """
+
+    def __init__(self, message: str, hint: str = "", result: object = None) -> None:
+        super().__init__(message, hint)
+        self.result = result
+
+
+class OtherSettings(VplError):
+    """A file or folder is there already, made with other settings than those asked for now."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

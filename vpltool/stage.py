@@ -1,39 +1,39 @@
-"""What a command file declares about itself, and how the files are found."""
+"""What the file of a stage declares about itself."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vpltool.settings import Settings
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command's place in the pipeline: orders and groups `--help`, and names the data flow.
+    """A stage of the pipeline: its settings, and its data flow.
+
+    The file of a stage holds a `STAGE`, and a function `run(workspace, settings)` whose docstring
+    is the help of its command. A function `show(result, values) -> str`, if there is one, spells
+    the result for people (`values`: setting to value); otherwise it is a path, or several.
 
     Args:
         order: position in the pipeline; commands are listed in this order.
         panel: heading under which `--help` shows the command.
         reads: kinds of file that it reads.
         writes: kinds of file that it writes.
+        settings: its settings.
+        methods: kind of method that its setting `method` chooses from; empty: none.
+        subcommands: whether methods are subcommands (`prepare voc`), not values of `--method`.
+        begins: whether it can run where there is no workspace yet; its `run` is given the path.
+        moved: option of an earlier version to the call that took its place, see `VplError`.
     """
 
     order: int
     panel: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-
-
-def command_modules() -> Iterator[tuple[str, ModuleType]]:
-    """Yield (command name, module) of every file in `vpltool/stages`, in pipeline order."""
-    import vpltool.stages as package
-
-    found = []
-    for info in pkgutil.iter_modules(package.__path__):
-        if not info.name.startswith("_"):
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-            found.append((module.STAGE.order, info.name.replace("_", "-"), module))
-    for _, name, module in sorted(found, key=lambda entry: entry[:2]):
-        yield name, module
+    settings: type[Settings]
+    methods: str = ""
+    subcommands: bool = False
+    begins: bool = False
+    moved: Mapping[str, str] = field(default_factory=dict)

@@ -35,13 +35,14 @@ from conftest import (
 from conftest import prepare as prepare_clip
 from safetensors.torch import save_file
 
+from vpltool.clip import catalogue, models
 from vpltool.clip.catalogue import check_source, import_open_clip
 from vpltool.clip.load import load_clip
 from vpltool.clip.models import CONFIG, find_source
 from vpltool.clip.weights import OPENAI_EXTRAS, read_weights, recognise
-from vpltool.core import catalogue, models
 from vpltool.errors import VplError
 from vpltool.formats import read_tensors
+from vpltool.shell import spell
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning",
                                         "ignore::UserWarning")
@@ -245,7 +246,7 @@ NO_WEIGHTS: dict[str, tuple[str, str, Callable[[Any, Path], None]]] = {
     "half a checkpoint": ("a.bin", "is damaged or cut off", save_cut("weights.bin")),
     "half an archive": ("a.pt", "is damaged or cut off", save_cut("ViT-T.pt")),
     "NumPy": ("a.npz", "is a NumPy archive", save_arrays),
-    "bytes": ("a.bin", "is of no form that weights have", lambda _model, path: (
+    "bytes": ("a.bin", "is in no known format of weights", lambda _model, path: (
         path.write_bytes(bytes(range(200, 256)) * 9), None)[1]),
 }
 """File name, what is said, and how it is made; told from its first bytes."""
@@ -253,7 +254,7 @@ NO_WEIGHTS: dict[str, tuple[str, str, Callable[[Any, Path], None]]] = {
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    write_scenes(tmp_path, draw_scenes(3))
+    write_scenes(tmp_path, draw_scenes(6))
     return tmp_path
 
 
@@ -295,7 +296,7 @@ OTHERS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
               lambda: other_clip(layers=4).state_dict()),
     "depth less": ("it has no `visual.transformer.resblocks.2.",
                    lambda: other_clip(layers=2).state_dict()),
-    "transformers": ("form of the package transformers",
+    "transformers": ("format of the package transformers",
                      lambda: {"vision_model.post_layernorm.weight": torch.ones(3)}),
     "no CLIP": ("it has no vision tower", lambda: {"blocks.0.weight": torch.ones(3)}),
     "text alone": ("it has no `visual.class_embedding`", lambda: {
@@ -319,7 +320,7 @@ def test_the_model_that_a_file_is_of_is_named(tmp_path: Path, model: Any) -> Non
     save_file(state_of(model), tmp_path / "a.safetensors")
     with pytest.raises(VplError, match="does not hold ViT-S-32") as caught:
         load_clip("ViT-S-32", "a.safetensors", CPU, base=tmp_path)
-    assert "--model tiny" in caught.value.hint
+    assert "--model tiny" in spell(caught.value.hint)
 
 
 def test_a_damaged_middle_is_one_line(tmp_path: Path, model: Any) -> None:
@@ -475,7 +476,7 @@ def test_what_the_hub_does_not_have_is_named(name: str, said: str, hub: Path) ->
 
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:tiny", "hf-hub:a/b/c", "hf-hub:/b"])
 def test_a_name_that_is_none_on_the_hub(name: str, base: Path, run: Run) -> None:
-    check_refused(prepare(run, base, "--pretrained", name), "is no name on the hub")
+    check_refused(prepare(run, base, "--pretrained", name), "is not a name on the hub")
 
 
 # Names, and the trap of the activation
@@ -577,7 +578,7 @@ def test_a_files_name_tells_its_activation(model_name: str, file: str, quick: bo
     else:
         with pytest.raises(VplError, match="would quietly give worse features") as caught:
             check_source(source)
-        assert "--model" in caught.value.hint
+        assert "--model" in spell(caught.value.hint)
 
 
 def test_what_a_file_does_not_tell_is_said(base: Path, model: Any, run: Run) -> None:

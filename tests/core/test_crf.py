@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,43 @@ def test_wrapping_parts_what_lies_on_both_sides_of_the_mean() -> None:
                       for seen in (photo, wrap_image(photo)))
     assert plain[:, 16:].mean() == 1
     assert wrapped[:, 16:].mean() == 0
+
+
+GOOD = {"smooth_sxy": 1, "smooth_weight": 3, "bilateral_sxy": 67.5, "bilateral_srgb": 3,
+        "bilateral_weight": 0}
+
+
+def test_settings_of_json_are_those_of_a_preset() -> None:
+    assert CrfSettings.from_json(asdict(PRESETS["weclip"])) == PRESETS["weclip"]
+    found = CrfSettings.from_json(GOOD)
+    assert found == CrfSettings(1, 3, 67.5, 3, 0)
+    assert type(found.smooth_sxy) is int, "a header must not change with a decimal point"
+
+
+@pytest.mark.parametrize(("values", "told"), [
+    ({"smooth_sxy": "3"}, "smooth_sxy is '3': it takes a number above 0"),
+    ({"smooth_sxy": 0}, "smooth_sxy is 0: it takes a number above 0"),
+    ({"bilateral_srgb": -3.5}, "bilateral_srgb is -3.5: it takes a number above 0"),
+    ({"bilateral_weight": -1}, "bilateral_weight is -1: it takes a number from 0 on"),
+    ({"bilateral_weight": float("nan")}, "bilateral_weight is nan"),
+    ({"smooth_weight": float("inf")}, "smooth_weight is inf"),
+    ({"smooth_weight": True}, "smooth_weight is True"),
+    ({"smooth_weight": None}, "smooth_weight is None"),
+    ({"bilateral_sxy": [1]}, "bilateral_sxy is [1]"),
+    ({"iterations": 2.5}, "iterations is 2.5: it takes a whole number from 0 on"),
+    ({"sxy": 3}, "sxy is no setting of a CRF: smooth_sxy, smooth_weight"),
+])
+def test_settings_of_json_are_checked(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+        CrfSettings.from_json(GOOD | values)
+
+
+def test_settings_of_json_are_complete() -> None:
+    for name in GOOD:
+        with pytest.raises(ValueError, match=f"{name} is missing"):
+            CrfSettings.from_json({key: value for key, value in GOOD.items() if key != name})
+    with pytest.raises(ValueError, match="an object"):
+        CrfSettings.from_json([1, 3, 67, 3, 4])
 
 
 def test_zero_weights_leave_the_scores() -> None:

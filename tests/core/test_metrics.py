@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from vpltool.core.metrics import (
     LEVELS,
+    SeedHistogram,
     confusion,
     confusion_at,
     scores,
     seed_histogram,
+    strongest,
     threshold_of_alpha,
 )
 
@@ -87,9 +90,18 @@ def some_maps(seed: int) -> tuple[Labels, Labels, Labels]:
     return some_labels(seed), cams.max(axis=0), (cams.argmax(axis=0) + 1).astype(np.uint8)
 
 
+def dense(histogram: SeedHistogram) -> Labels:
+    """A cell for all that could occur: level, truth, strongest class."""
+    counts = np.zeros((LEVELS + 1, histogram.classes, histogram.classes), np.int64)
+    for pair, row in histogram.rows.items():
+        counts[(slice(None), *pair)] = row
+    return counts
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.37, 0.5, 0.9, 1.0])
 def test_the_sweep_is_thresholding_each_time(threshold: float) -> None:
-    counts, wanted = 0, 0
+    counts: Any = 0
+    wanted: Any = 0
     for seed in range(3):
         truth, best, best_class = some_maps(seed)
         counts = counts + seed_histogram(truth, best, best_class, 4)
@@ -99,11 +111,75 @@ def test_the_sweep_is_thresholding_each_time(threshold: float) -> None:
 
 def test_the_histogram_is_not_changed_by_reading_it() -> None:
     histogram = seed_histogram(*some_maps(0), 4)
-    before = histogram.copy()
+    before = dense(histogram)
     confusion_at(histogram, 0.3)
     confusion_at(histogram, 0.0)
-    assert (histogram == before).all()
-    assert histogram.shape == (LEVELS + 1, 4, 4)
+    assert (dense(histogram) == before).all()
+    assert dense(histogram).shape == (LEVELS + 1, 4, 4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_strongest_cam_is_the_first_of_the_largest(count: int) -> None:
+    cams = np.random.default_rng(count).integers(0, 4, (count, 13, 17)).astype(np.float32)
+    classes = [7, 3, 200, 1, 2][:count]
+    best, best_class = strongest(cams, classes)
+    assert (best == cams.max(axis=0)).all()
+    assert (best_class == np.array(classes)[cams.argmax(axis=0)]).all()
+    assert (best.dtype.name, best_class.dtype.name) == ("float32", "uint8")
+
+
+def plain_histogram(truth: Labels, best: Labels, best_class: Labels, classes: int,
+                    ignore: int = 255) -> Labels:
+    """The plain way, with a cell for all that could occur."""
+    scored = (truth < classes) & (truth != ignore)
+    level = np.clip((best[scored] * LEVELS).astype(np.int64), 0, LEVELS)
+    joint = (level * classes + truth[scored]) * classes + best_class[scored]
+    shape = (LEVELS + 1, classes, classes)
+    return np.bincount(joint, minlength=int(np.prod(shape))).reshape(shape)
+
+
+@pytest.mark.parametrize(("classes", "ignore"), [(4, 255), (3, 255), (4, 2), (7, 0)])
+def test_the_histogram_is_the_plain_one(classes: int, ignore: int) -> None:
+    """Of each photo and of their sum; no number is exempt, nor what is outside [0, 1]."""
+    wanted: Any = 0
+    photos = []
+    for seed in range(4):
+        truth, best, best_class = some_maps(seed)
+        best[0, :4] = 0, 1, -0.01, 1.5
+        best_class %= classes
+        photos.append(seed_histogram(truth, best, best_class, classes, ignore))
+        plain = plain_histogram(truth, best, best_class, classes, ignore)
+        assert (dense(photos[-1]) == plain).all()
+        wanted = wanted + plain
+    total = sum(photos, start=photos[0])
+    assert (dense(total) == wanted + dense(photos[0])).all()
+    for threshold in (0.0, 0.001, 0.5, 1.0):
+        level = round(threshold * LEVELS)
+        counts = (wanted + dense(photos[0]))[level:].sum(axis=0)
+        counts[:, 0] += (wanted + dense(photos[0]))[:level].sum(axis=(0, 2))
+        assert (confusion_at(total, threshold) == counts).all()
+
+
+def test_a_histogram_takes_memory_for_what_occurs() -> None:
+    """A photo among 254 classes shows a few of them; a cell for each pair would be half a GB."""
+    truth = np.zeros((40, 50), np.uint8)
+    truth[:20, :20], truth[20:, 20:] = 200, 253
+    best = np.random.default_rng(0).random(truth.shape).astype(np.float32)
+    tracemalloc.start()
+    total = sum((seed_histogram(truth, best, np.where(best < 0.5, 200, 253).astype(np.uint8), 254)
+                 for _ in range(3)), start=SeedHistogram(254, {}))
+    counts = confusion_at(total, 0.4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6
+    assert len(total.rows) == 6
+    assert counts.sum() == 3 * truth.size
+
+
+def test_a_cam_of_an_unknown_class_is_refused() -> None:
+    truth = np.zeros((2, 2), np.uint8)
+    with pytest.raises(ValueError, match="class 7"):
+        seed_histogram(truth, np.ones((2, 2), np.float32), truth + 7, 2)
 
 
 def test_the_sweep_leaves_out_what_is_ignored() -> None:

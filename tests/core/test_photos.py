@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def png_of_size(width: int, height: int) -> bytes:
 BAD = {
     "empty.jpg": (b"", "empty"),
     "text.jpg": (b"this is a letter to the editor, not a photo\n" * 5, "no image"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "no image.*HEIC.*convert it to JPEG"),
     "huge.png": (png_of_size(100_000, 100_000), "pixels"),
     "large.png": (png_of_size(30_000, 20_000), "pixels"),
 }
@@ -120,8 +123,40 @@ def test_pillows_lower_limit_is_not_ours(tmp_path: Path) -> None:
     assert photo_size(tmp_path / "a.png") == (20_000, 20_000)
 
 
+def test_photos_read_in_threads_keep_their_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread opens a large photo while another ends with a small one, and Pillow's limit, which
+    is one for all threads, is afterwards what it was."""
+    (tmp_path / "large.png").write_bytes(png_of_size(20_000, 20_000))
+    Image.fromarray(some_rgb()).save(tmp_path / "small.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    inside, ended = threading.Barrier(2), threading.Event()
+    really = Image.open
+
+    def wait_and_open(path: Path) -> Image.Image:
+        inside.wait(10)
+        assert path.name == "small.png" or ended.wait(10)
+        return really(path)
+
+    monkeypatch.setattr(Image, "open", wait_and_open)
+    with ThreadPoolExecutor(2) as pool:
+        small = pool.submit(photo_size, tmp_path / "small.png")
+        small.add_done_callback(lambda _: ended.set())
+        large = pool.submit(photo_size, tmp_path / "large.png")
+        assert (small.result(), large.result()) == ((20, 30), (20_000, 20_000))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_moving_picture_is_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert photo_size(tmp_path / "a.gif") == (3, 4)
+    assert read_photo(tmp_path / "a.gif").tolist() == [[[255, 0, 0]] * 4] * 3
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp", "ppm"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "gif", "webp", "ppm"])
 def test_a_truncated_photo_is_an_oserror_wherever_it_ends(tmp_path: Path, suffix: str) -> None:
     """Pillow also raises SyntaxError, ValueError, struct.error …; a caller catches OSError."""
     whole = io.BytesIO()
@@ -228,6 +263,28 @@ def test_batches_report_failures_and_go_on(tmp_path: Path) -> None:
 
 def test_no_photo_at_all() -> None:
     assert list(load_batches([], PhotoSettings(16, MEAN, STD), batch_size=2, workers=0)) == []
+
+
+def test_sizes_are_read_in_threads_and_each_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a network each waits for its answer; a barrier that one thread alone cannot pass."""
+    photos = mixed_folder(tmp_path)
+    barrier = threading.Barrier(3)
+
+    def waiting(path: Path) -> tuple[int, int]:
+        barrier.wait(10)
+        return photo_size(path)
+
+    monkeypatch.setattr("vpltool.parallel.photos.photo_size", waiting)
+    told = []
+    batches = load_batches(photos, PhotoSettings(16, MEAN, STD), batch_size=2, workers=0,
+                           sized=lambda: told.append(1))
+    first = next(batches)
+    assert len(told) == len(photos)
+    assert set(first.failed) == {"empty", "none"}
+    assert sorted(key for batch in batches for key in batch.ids) == [
+        "p0", "p1", "p2", "p4", "p5", "p6"]
 
 
 def test_largest_photos_come_first(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vpltool.core.seeds import (
     region_features,
     seed_labels,
     seed_targets,
+    with_background_clusters,
 )
 
 
@@ -94,6 +95,26 @@ def test_a_class_with_few_seeds_has_few_rows() -> None:
     rows, owner = class_clusters(unit(1, 7), torch.tensor([1]), unit(2, 8), torch.tensor([1, 0]), 4)
     assert owner.tolist() == [1, 0]
     torch.testing.assert_close(rows[0], unit(1, 7)[0])
+
+
+def test_background_clusters_find_the_parts_of_the_background() -> None:
+    parts = unit(2, 11, dim=32)
+    pixels = F.normalize(parts[torch.arange(40) % 2] + 0.03 * unit(40, 12, dim=32), dim=-1)
+    pixels = torch.cat([pixels, unit(5, 13, dim=32)])
+    labels = torch.tensor([0] * 40 + [3] * 5)
+    rows, index = unit(6, 14, dim=32), torch.tensor([0, 3, 7, 0, 0, 5])
+    found, owner = with_background_clusters(pixels, labels, rows, index, 2)
+    assert owner.tolist() == [3, 7, 5, 0, 0]
+    assert torch.equal(found[:3], rows[[1, 2, 5]]), "rows of classes stay as they are"
+    assert float((found[3:] @ parts.T).amax(dim=0).min()) > 0.99
+    again, _ = with_background_clusters(pixels, labels, rows, index, 2)
+    assert torch.equal(found, again)
+
+
+def test_no_cluster_without_background() -> None:
+    with pytest.raises(ValueError, match="no pixel is background"):
+        with_background_clusters(unit(2, 1), torch.tensor([1, UNSURE]), unit(2, 2),
+                                 torch.tensor([1, 0]), 3)
 
 
 def test_seed_targets_pick_the_nearest_row_of_the_class() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,21 @@ def test_scales_are_averaged(clip: Clip) -> None:
     torch.testing.assert_close(found, (whole + half) / 2)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 16, 16))
     assert not torch.allclose(whole, half, atol=1e-3)
+
+
+@pytest.mark.parametrize(("scale", "grid"), [(0.75, (2, 4)), (1.3, (4, 6)), (0.1, (1, 1))])
+def test_a_scale_is_taken_to_the_nearest_patch(scale: float, grid: tuple[int, int], clip: Clip,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """3×5 patches at 0.75 are 2.25×3.75: down on one side, up on the other."""
+    seen, forward = [], type(clip.vision).forward
+
+    def watched(self: Any, pixels: Tensor, **options: Any) -> Any:
+        seen.append((pixels.shape[2] // 8, pixels.shape[3] // 8))
+        return forward(self, pixels, **options)
+
+    monkeypatch.setattr(type(clip.vision), "forward", watched)
+    segment(clip.vision, make_decoder(), some_photos(), [scale])
+    assert seen == [grid]
 
 
 def test_logits_are_averaged_as_weclip_does(clip: Clip) -> None:

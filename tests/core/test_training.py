@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.photos import fit_size
 from vpltool.core.training import (
     LABELS_PER_PATCH,
     CropBatch,
     StepRecord,
     TrainingSettings,
+    Window,
     choose_window,
     chosen_photos,
+    cut_photo,
     generator_of,
     labels_at,
     learning_rate,
@@ -98,6 +104,83 @@ def test_labels_at() -> None:
     assert found[:4, :4].unique().tolist() == [1]
     assert found[:4, 4:].unique().tolist() == [2]
     assert found[4:, :4].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 900), (333, 500), (375, 499), (1080, 1920)])
+@pytest.mark.parametrize("grid", [(1, 2), (15, 31), (20, 20), (64, 3)])
+def test_labels_at_is_torchs_nearest_neighbour(size: tuple[int, int], grid: tuple[int, int]
+                                               ) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    wanted = F.interpolate(torch.from_numpy(labels)[None, None].float(), mode="nearest-exact",
+                           size=(4 * grid[0], 4 * grid[1]))[0, 0]
+    found = labels_at(labels, grid)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.float(), wanted)
+
+
+def natural(height: int, width: int) -> np.ndarray[Any, Any]:
+    """Smooth colours, sharp edges and some grain, as photographs have."""
+    rng = np.random.default_rng(height * width)
+    coarse = rng.integers(0, 256, (height // 30 + 2, width // 30 + 2, 3)).astype(np.uint8)
+    photo = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    photo[height // 3 : height // 2, width // 4 : width // 2] //= 3
+    grain = rng.normal(0, 3, photo.shape)
+    return (photo + grain).clip(0, 255).astype(np.uint8)
+
+
+def scaled_and_cut(photo: np.ndarray[Any, Any], window: Window, patch: int) -> Tensor:
+    """The plain way: the whole photo is scaled."""
+    size = (window.grid[1] * patch, window.grid[0] * patch)
+    whole = np.array(Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC))
+    return window.cut(torch.from_numpy(whole).permute(2, 0, 1), patch)
+
+
+@pytest.mark.parametrize("patch", [14, 16])
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (120, 700), (90, 80), (768, 1024)])
+def test_a_cut_photo_is_that_of_the_scaled_photo(size: tuple[int, int], patch: int) -> None:
+    photo, rng = natural(*size), np.random.default_rng(1)
+    different = total = 0
+    for scale in (0.5, 0.7, 1.0, 1.3, 2.0):
+        height, width = fit_size(size, patch, scale=scale)
+        window = choose_window((height // patch, width // patch), 20, rng)
+        found, wanted = cut_photo(photo, window, patch), scaled_and_cut(photo, window, patch)
+        assert found.shape == wanted.shape == (3, 20 * patch, 20 * patch)
+        assert found.dtype == torch.uint8
+        apart = (found.int() - wanted.int()).abs()
+        assert int(apart.max()) <= 2
+        different += int((apart > 0).sum())
+        total += apart.numel()
+    assert different < total / 1000
+
+
+@pytest.mark.parametrize(("size", "scale"), [
+    ((375, 500), 0.5), ((200, 300), 1.0), ((90, 80), 2.0), ((320, 320), 1.0), ((319, 77), 0.9)])
+def test_a_photo_that_is_wholly_inside_is_cut_to_the_bit(size: tuple[int, int], scale: float
+                                                         ) -> None:
+    for seed in range(4):
+        height, width = fit_size(size, 16, scale=scale)
+        window = choose_window((height // 16, width // 16), 20, np.random.default_rng(seed))
+        assert window.area[2:] == window.grid
+        photo = natural(*size)
+        assert torch.equal(cut_photo(photo, window, 16), scaled_and_cut(photo, window, 16))
+
+
+def test_a_crop_sees_a_share_of_a_large_photo_and_costs_its_own_pixels() -> None:
+    """12 megapixels: at most 1024 at scale 1, as `predict` sees them; not 48 megapixels scaled."""
+    photo = np.zeros((3000, 4000, 3), np.uint8)
+    shares = []
+    for scale in (0.5, 1.0, 2.0):
+        height, width = fit_size((3000, 4000), 16, scale=scale, max_side=1024)
+        window = choose_window((height // 16, width // 16), 20, np.random.default_rng(0))
+        shares.append(20 / window.grid[1])
+        tracemalloc.start()
+        cut_photo(photo, window, 16)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        labels_at(photo[..., 0], window.grid)
+        # The part of the photo that the window shows, once: 3 bytes a pixel.
+        assert peak < 1.3 * 3 * 3000 * 4000 * min(shares[-1], 1) * min(20 / window.grid[0], 1) + 1e6
+    assert shares == [20 / 32, 20 / 64, 20 / 128]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (2, 6), (6, 6), (5, 1)])

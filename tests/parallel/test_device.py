@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from vpltool.clip.weights import without_random_init
 from vpltool.errors import VplError, is_out_of_memory
+from vpltool.parallel import device
 from vpltool.parallel.batches import FeatureBatch
+from vpltool.parallel.device import find_precision, slowdown_of
 from vpltool.parallel.memory import explain_out_of_memory, run_within_memory
 from vpltool.parallel.photos import Batch
 
@@ -58,14 +60,15 @@ def test_halved_until_it_fits_and_told_once(error: Callable[[], Exception]) -> N
     assert seen[:2] == [8, 4], "the first trials"
     assert max(seen[2:]) == 2, "the size that fits is kept"
     assert told == ["out of memory with 8 photos of 48×32 pixels: going on with 2 at a time; "
-                    "next time --batch-size 2"]
+                    "next time `batch_size=2`"]
 
 
 def test_nothing_is_halved_where_the_memory_suffices() -> None:
     told: list[str] = []
     seen: list[int] = []
     batches = [photos(4), photos(3, 4)]
-    done = list(run_within_memory(batches, runner(4, MemoryError, seen), warn=told.append, lower=str))
+    run = runner(4, MemoryError, seen)
+    done = list(run_within_memory(batches, run, warn=told.append, lower=str))
     assert [part for part, _ in done] == batches
     assert (seen, told) == ([4, 3], [])
 
@@ -100,12 +103,14 @@ def test_what_a_failed_run_held_is_freed_before_the_next() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return len(batch)
 
-    assert [count for _, count in run_within_memory([photos(4)], run, warn=str, lower=str)] == [1] * 4
+    done = run_within_memory([photos(4)], run, warn=str, lower=str)
+    assert [count for _, count in done] == [1] * 4
 
 
 def test_photos_that_failed_are_named_once() -> None:
     batches = [photos(4, failed={"bad": "torn"}), photos(0, failed={"worse": "empty"})]
-    done = [part for part, _ in run_within_memory(batches, runner(2, MemoryError, []), warn=str, lower=str)]
+    run = runner(2, MemoryError, [])
+    done = [part for part, _ in run_within_memory(batches, run, warn=str, lower=str)]
     assert [part.failed for part in done] == [{"bad": "torn"}, {}, {"worse": "empty"}]
 
 
@@ -137,8 +142,8 @@ def test_batches_are_halved_as_they_come() -> None:
 
 
 def test_naming() -> None:
-    with pytest.raises(VplError, match="out of memory with 6 crops") as caught, explain_out_of_memory(
-            "6 crops", "--batch-size 3"):
+    with (pytest.raises(VplError, match="out of memory with 6 crops") as caught,
+          explain_out_of_memory("6 crops", "--batch-size 3")):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert caught.value.hint == "--batch-size 3"
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory("6 crops", ""):
@@ -182,3 +187,43 @@ def test_unfilled_parameters_cost_no_random_numbers() -> None:
     assert torch.equal(layers[3].weight, torch.ones(3)), "what is not random stays"
     nn.Linear(4, 3)
     assert not torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize(("slower", "told"), [
+    (70.4, ["bf16 is about 70 times slower than fp32 on this CPU, which lacks the instructions for "
+            "it: `precision='fp32'`"]),
+    (0.5, [])])
+def test_a_slow_precision_is_told_and_taken(slower: float, told: list[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[torch.dtype] = []
+
+    def slowdown(precision: torch.dtype) -> float:
+        measured.append(precision)
+        return slower
+
+    monkeypatch.setattr(device, "slowdown_of", slowdown)
+    cpu, found = torch.device("cpu"), list[str]()
+    assert find_precision("bf16", cpu, found.append) == torch.bfloat16
+    assert found == told
+    assert find_precision("fp32", cpu, found.append) == torch.float32
+    assert find_precision("bf16", torch.device("cuda"), found.append) == torch.bfloat16
+    assert find_precision("bf16", cpu) == torch.bfloat16
+    assert (found, measured) == (told, [torch.bfloat16])
+
+
+def test_threads_are_as_before_the_measurement() -> None:
+    before = torch.get_num_threads()
+    slowdown_of.cache_clear()
+    assert slowdown_of(torch.bfloat16) > 0
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other instructions")
+def test_a_cpu_without_the_instructions_is_found_slow() -> None:
+    """oneDNN is told to do without AVX-512, as on a CPU that has none."""
+    script = ("import torch; from vpltool.parallel.device import find_precision; "
+              "find_precision('bf16', torch.device('cpu'), print)")
+    told = subprocess.run([sys.executable, "-c", script], check=True, text=True,
+                          capture_output=True,
+                          env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert "times slower than fp32" in told.stdout

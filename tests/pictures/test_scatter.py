@@ -64,18 +64,18 @@ def test_colours_are_told_apart(count: int) -> None:
     assert all(min(colour) < 200 for colour in colours), "none fades into the white"
 
 
-def test_gap_panel_places_regions_means_and_prototypes_in_one_plane() -> None:
+def test_gap_panel_projects_regions_means_and_prototypes_onto_one_plane() -> None:
     generator = torch.Generator().manual_seed(1)
     regions = F.normalize(torch.randn(30, 6, generator=generator), dim=-1)
-    owner = torch.arange(30) % 3 + 1
+    labels = torch.arange(30) % 3 + 1
     text, index = F.normalize(torch.randn(5, 6, generator=generator), dim=-1), torch.arange(5)
-    panel = gap_panel("t", "n", regions, owner, [("text", "text", text, index)])
+    panel = gap_panel("t", "n", regions, labels, [("text", "text", text, index)])
     dots, rings, stars = panel.marks
     assert (dots.shape, rings.shape, stars.shape) == ("dot", "ring", "star")
     assert stars.classes == [1, 2, 3], "background rows and classes without regions are left out"
-    for place, wanted in enumerate(rings.classes):
+    for row, wanted in enumerate(rings.classes):
         mine = dots.points[[number for number, own in enumerate(dots.classes) if own == wanted]]
-        np.testing.assert_allclose(rings.points[place], mine.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(rings.points[row], mine.mean(axis=0), atol=1e-6)
     for start, end, wanted in panel.links:
         np.testing.assert_array_equal(start, stars.points[stars.classes.index(wanted)])
         np.testing.assert_array_equal(end, rings.points[rings.classes.index(wanted)])

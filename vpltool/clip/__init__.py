@@ -1,1 +1,1 @@
-"""Obtaining a CLIP: its name, its weights, its towers."""
+"""Finding and loading a CLIP: its name, its weights, its towers."""

@@ -1,4 +1,4 @@
-"""open_clip's catalogue: names, tags and activations; and the files that stand behind them.
+"""What open_clip knows of models: names, tags, activations, and where their weights are.
 
 The only module that imports open_clip.
 """
@@ -30,7 +30,7 @@ from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
 
 HUB_SECONDS = 10
-"""How long to wait for the hub to answer at all."""
+"""Seconds to wait for the hub's first answer."""
 
 QUICK = "-quickgelu"
 """How open_clip's names of models with QuickGELU end."""
@@ -40,11 +40,11 @@ Published = dict[str, Any]
 
 
 def import_open_clip() -> Any:
-    """Import open_clip, also where torchvision's compiled operators do not fit torch.
+    """Import open_clip, even if torchvision's compiled operators do not match torch.
 
-    open_clip needs nothing of torchvision but its image transforms; yet with a torchvision wheel
-    for another build of torch its import fails at registering `nms`. Declaring the operators
-    first lets it pass. A torchvision that imports as it should is left alone.
+    open_clip uses only the image transforms of torchvision. With a torchvision wheel for another
+    build of torch, the import fails when it registers `nms`; declaring the operators first avoids
+    that. A torchvision that imports without errors is not touched.
     """
     if "open_clip" in sys.modules:
         return sys.modules["open_clip"]
@@ -61,7 +61,7 @@ def import_open_clip() -> Any:
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) "
                                "-> Tensor")
-            # The declaration lives as long as the object that made it.
+            # The operators exist only as long as the library object does.
             _declared.append(library)
         import open_clip
 
@@ -72,14 +72,14 @@ _declared: list[Any] = []
 
 
 def check_source(source: ModelSource) -> list[str]:
-    """Check a model's tag and activation by what open_clip knows; loads nothing.
+    """Check a model's tag and activation against what open_clip knows; no weights are loaded.
 
     Returns:
-        what cannot be told and had better be known, a sentence each.
+        a sentence for each property of the weights that had to be guessed.
 
     Raises:
-        VplError: the model has no such tag, or the weights were trained with another activation
-            than it has.
+        VplError: the model has no such tag, or its activation is not the one that the weights
+            were trained with.
     """
     open_clip = import_open_clip()
     if source.form == "hub":
@@ -110,17 +110,17 @@ def check_source(source: ModelSource) -> list[str]:
 
 
 def _twin(open_clip: Any, model: str) -> str:
-    """The same model with the other activation, if open_clip has it."""
+    """Name of the same model with the other activation; empty if open_clip has none."""
     other = model.removesuffix(QUICK) if model.endswith(QUICK) else model + QUICK
     return other if other in open_clip.list_models() else ""
 
 
 def _check_activation(source: ModelSource, config: Mapping[str, Any], published: list[Published],
                       openai: bool) -> None:
-    """Check that the weights were trained with the activation that the model has.
+    """Check that the weights were trained with the model's activation.
 
     Raises:
-        VplError: they were not; the features would be worse, and nothing would tell.
+        VplError: they were not; the features would be worse, without any error.
     """
     if not published and not openai:
         return
@@ -132,20 +132,20 @@ def _check_activation(source: ModelSource, config: Mapping[str, Any], published:
         twin = _twin(import_open_clip(), source.model)
         raise _other_activation(what, source.model, twin, trained=trained)
     raise VplError(
-        f"{what} were trained with {_activation(trained)}, and {CONFIG} says otherwise",
-        f"set quick_gelu to {str(trained).lower()} in its model_cfg, or give the weights file "
-        "and --model")
+        f"{what} were trained with {_activation(trained)}, but {CONFIG} says otherwise",
+        f"set quick_gelu to {str(trained).lower()} in its model_cfg, or name the model and the "
+        "weights file: `model='NAME', pretrained='FILE'`")
 
 
 def _other_activation(what: str, model: str, twin: str, *, trained: bool) -> VplError:
     if not twin:
         return VplError(
-            f"open_clip contradicts itself: {what} were trained with {_activation(trained)}, and "
-            f"{model}, of which there is no other, has {_activation(not trained)}", INSTEAD)
+            f"open_clip contradicts itself: {what} were trained with {_activation(trained)}, but "
+            f"its only {model} has {_activation(not trained)}", INSTEAD)
     return VplError(
         f"{what} were trained with {_activation(trained)}; {model} has "
         f"{_activation(not trained)} and would quietly give worse features",
-        f"--model {twin}")
+        f"`model={twin!r}`")
 
 
 def _activation(quick: bool) -> str:
@@ -153,11 +153,11 @@ def _activation(quick: bool) -> str:
 
 
 def _published(open_clip: Any, source: ModelSource) -> list[Published]:
-    """Find the published weights that these are, by name, and what open_clip knows of them.
+    """Look up published weights by name; return open_clip's entries, the best match first.
 
-    A file is known by its published name (OpenAI's are plain, but have a mark), by its tag within
-    its name, or by the repository that it or its folder is called after (as in the hub's cache); a
-    folder by its repository.
+    A file is recognised by its published name (except OpenAI's, whose names are not specific;
+    those have a mark inside), by a tag in its name, or by the name of a repository in its name or
+    its folder's (as in the hub's cache). A folder is recognised by the name of its repository.
     """
     if source.form == "tag":
         return [open_clip.get_pretrained_cfg(source.model, source.pretrained)]
@@ -175,7 +175,7 @@ def _published(open_clip: Any, source: ModelSource) -> list[Published]:
         if repository.lower() in folders or (stem and (
                 named or stem == _plain(repository) or f" {_plain(tag)} " in f" {stem} ")):
             found.append((len(tag), entry))
-    # `dfn2b_s39b` in a name holds `dfn2b` too: the longest tag is meant.
+    # A name with `dfn2b_s39b` also contains `dfn2b`: the longest tag is the right one.
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -184,7 +184,10 @@ def _plain(name: str) -> str:
 
 
 def _colours(open_clip: Any, model: str, published: list[Published]) -> dict[str, Any]:
-    """Mean and deviation of RGB: of the published weights, or what all of the model's share."""
+    """Mean and standard deviation of RGB, as for the published weights.
+
+    If the weights are unknown: those that all published weights of the model share, else empty.
+    """
     entries = published[:1] or _siblings(open_clip, model)
     chosen = {(tuple(entry["mean"]), tuple(entry["std"])) for entry in entries}
     return dict(zip(("mean", "std"), chosen.pop(), strict=True)) if len(chosen) == 1 else {}
@@ -196,30 +199,34 @@ def _siblings(open_clip: Any, model: str) -> list[Published]:
 
 
 def _guesses(open_clip: Any, source: ModelSource, config: Mapping[str, Any]) -> list[str]:
-    """What has to be guessed of a file that is known by nothing."""
+    """Say what has to be guessed about a file that is not recognised."""
     guessed = []
     if _twin(open_clip, source.model):
         guessed.append(f"{_activation(bool(config.get('quick_gelu')))}, as {source.model} says")
     if _siblings(open_clip, source.model) and not _colours(open_clip, source.model, []):
-        guessed.append("colours normalised as OpenAI does")
+        guessed.append("colours normalised as for OpenAI's models")
     if not guessed:
         return []
-    return [f"{source.pretrained} does not tell how it was trained; taken: {'; '.join(guessed)}. "
-            "To be sure, call the file after its tag of open_clip"]
+    return [f"{source.pretrained} does not say how it was trained; assumed: {'; '.join(guessed)}. "
+            "To be sure, name the file after its open_clip tag"]
 
 
 def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[str, Any]]:
-    """Find the weights, or fetch them.
+    """Find the weights on this machine, or download them.
 
     Returns:
-        what open_clip is to build; the weights; `mean` and `std`, empty if the model's own.
+        the name that open_clip builds the model from; the weights; `mean` and `std` of RGB, empty
+        if the model's own apply.
+
+    Raises:
+        VplError: the weights cannot be downloaded, or were trained with another activation.
     """
     if source.form == "folder":
         assert source.path is not None
         return f"local-dir:{source.path}", find_weights(source.path), {}
     if source.form == "hub":
         repository = source.pretrained.removeprefix(HUB)
-        hint = _by_hand(repository)
+        hint = _download_hint(repository)
         config = read_config(_fetch(repository, (CONFIG,), hint).parent)
         check_tower(source.model, config)
         published = _published(open_clip, source)
@@ -227,7 +234,7 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
         weights = recognise(_fetch(repository, WEIGHT_NAMES, hint))
         if weights.openai:
             _check_activation(source, config, published, openai=True)
-        # Again: the weights may have brought a newer state of the repository.
+        # Again: downloading the weights may have fetched a newer revision of the repository.
         folder = _fetch(repository, (CONFIG,), hint).parent
         return f"local-dir:{folder}", weights, {}
     published = _published(open_clip, source)
@@ -238,27 +245,29 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
     url = published[0].get("url", "")
     if repository:
         names = (name,) if name else WEIGHT_NAMES
-        path = _fetch(repository, names, _by_hand(repository, url))
+        path = _fetch(repository, names, _download_hint(repository, url))
         return source.model, recognise(path), colours
     try:
         path = Path(open_clip.download_pretrained(published[0]))
     except (OSError, RuntimeError) as error:
         raise VplError(f"cannot download {url}: {first_line(error)}",
-                       _by_hand("", url)) from error
+                       _download_hint("", url)) from error
     return source.model, recognise(path), colours
 
 
-def _by_hand(repository: str, url: str = "") -> str:
-    what = (f"{url} by hand, and prepare again with --pretrained FILE" if url else
-            f"{CONFIG} and {WEIGHT_NAMES[0]} (or .bin) from https://huggingface.co/{repository} "
-            "into a folder, and prepare again with --pretrained FOLDER")
-    return f"without a network: fetch {what} --overwrite"
+def _download_hint(repository: str, url: str = "") -> str:
+    what, form = (url, "FILE") if url else (
+        f"{CONFIG} and {WEIGHT_NAMES[0]} (or .bin) from https://huggingface.co/{repository} "
+        "into a folder", "FOLDER")
+    return (f"without a network: download {what} elsewhere, and prepare again with "
+            f"`pretrained='{form}', overwrite=True`")
 
 
 def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
-    """Give the first of some files that a repository on the hub has; from the cache, if there.
+    """Return the path of the first of `names` that a repository on the hub has.
 
-    The hub's client tries for minutes where there is no network; one short question comes first.
+    A file in the hub's cache is used without a network. Without a network the hub's client retries
+    for minutes, so a short request is made first.
 
     Raises:
         VplError: no network, no such repository, or it has none of the files.
@@ -273,7 +282,7 @@ def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
             with silent():
                 hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=HUB_SECONDS)
             return Path(hub.hf_hub_download(repository, name))
-        # The client raises its transport's own errors, and has changed its transport.
+        # The client lets errors of its HTTP library through, and that library has changed.
         except Exception as error:
             missing = isinstance(error, hub.errors.EntryNotFoundError)
             if missing and not isinstance(error, hub.errors.LocalEntryNotFoundError):
@@ -281,12 +290,12 @@ def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
             raise VplError(f"cannot download {name} of {repository}: {first_line(error)}",
                            hint) from error
     raise VplError(f"{repository} on the hub has none of {', '.join(names[:3])}",
-                   "choose a repository in open_clip's form")
+                   "choose a repository that open_clip can load")
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep libraries from talking: what matters of it comes as an error of ours."""
+    """Silence logging and warnings of libraries; their errors are reported by us."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -298,6 +307,6 @@ def silent() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its class."""
+    """Return the first line of an exception's text, or the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

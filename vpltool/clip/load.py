@@ -1,4 +1,4 @@
-"""Loading a CLIP with open_clip: its vision tower as ours, its text tower as it is."""
+"""Loading a CLIP with open_clip: its vision tower is copied into ours, its text tower is kept."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
 
 LOSS_PARTS = ("logit_scale", "logit_bias")
-"""Numbers of the training's loss: stored in any shape, and used by nothing here."""
+"""Parameters of the training loss: stored in any shape, and not used here."""
 
 NORMALISATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Mean and deviation of RGB in [0, 1] that stand in for the model's own (WeCLIP: ImageNet's)."""
+"""Mean and standard deviation of RGB in [0, 1], in place of the model's (WeCLIP: ImageNet's)."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Clip:
     Args:
         vision: the vision tower, in evaluation mode.
         text: open_clip's whole model, for `encode_text`.
-        load_tokenizer: gives open_clip's tokenizer of this model, made once; only text needs it,
-            and some must be downloaded.
+        load_tokenizer: returns open_clip's tokenizer of this model, loaded once. Only text needs
+            it, and some have to be downloaded.
         mean: mean of RGB in [0, 1], subtracted before encoding.
-        std: standard deviation, divided by.
-        identity: `name`, `pretrained` and `fingerprint`, and `normalise` where it is not the
-            model's own; goes into headers.
+        std: standard deviation of RGB; photos are divided by it.
+        identity: `name`, `pretrained` and `fingerprint`, and `normalise` if it is not the model's
+            own; goes into headers.
     """
 
     vision: VisionTower
@@ -53,10 +53,10 @@ class Clip:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts to L2-normed vectors (len(prompts), dim), float32.
+        """Encode prompts as vectors (len(prompts), dim) of L2 norm 1, float32.
 
         Raises:
-            VplError: the tokenizer cannot be had.
+            VplError: the tokenizer cannot be loaded.
         """
         device = next(self.text.parameters()).device
         tokenizer = self.load_tokenizer()
@@ -69,20 +69,20 @@ class Clip:
 
 def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
               normalise: str = "model") -> Clip:
-    """Load a CLIP with weights, and never with random ones.
+    """Load a CLIP with all of its weights; nothing is left at random values.
 
     Args:
-        model: open_clip's name, `ViT-B-16-quickgelu`.
+        model: open_clip's name, such as `ViT-B-16-quickgelu`.
         pretrained: a tag (`openai`), `hf-hub:org/name`, a weights file, or a folder with
             `open_clip_config.json`.
-        device: where it goes.
-        base: what a relative path in `pretrained` is relative to.
-        normalise: how photos are normalised: as the `model` was trained, or one of
+        device: device to move it to.
+        base: folder that a relative path in `pretrained` is relative to.
+        normalise: how photos are normalised: `model`, as in its training, or one of
             `NORMALISATIONS`.
 
     Raises:
-        VplError: no such model or weights, weights of another model or activation, or a tower
-            without the parts that CAMs need.
+        VplError: there is no such model or weights, the weights are of another model or
+            activation, or the tower lacks parts that CAMs need.
     """
     source = find_source(model, pretrained, base)
     check_source(source)
@@ -113,33 +113,33 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
 
 def _fill(open_clip: Any, whole: Any, state: dict[str, Tensor], source: ModelSource,
           path: Path) -> None:
-    """Put weights into a model: all of them, and each where it belongs.
+    """Load weights into a model; names and shapes have to match.
 
     Raises:
-        VplError: they are of another model.
+        VplError: the weights are of another model.
     """
     wanted = whole.state_dict()
     if "text.positional_embedding" in wanted:
-        # Models with a text tower of its own spell its names otherwise than the older files.
+        # Models with a separate text tower name its weights differently than older files.
         state = open_clip.model.convert_to_custom_text_state_dict(state)
     for name in LOSS_PARTS:
         if name in wanted:
             state[name] = state.get(name, wanted[name]).reshape(wanted[name].shape)
-    # Masks and positions are made anew, not learned; some files have them.
+    # Masks and position ids are computed, not learned; some files contain them.
     state = {name: tensor for name, tensor in state.items()
              if name in wanted or not name.endswith(("attn_mask", "position_ids", *LOSS_PARTS))}
     difference = _difference(state, wanted)
     if difference:
         raise VplError(f"{path} does not hold {source.model}: {difference}",
-                       _whose(open_clip, state) or "give the --model that the file is of")
+                       _whose(open_clip, state) or "give the model of this file: `model='NAME'`")
     whole.load_state_dict(state)
 
 
 def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What sets the weights apart from the model's, in a few words; empty if nothing does."""
+    """Say how the weights differ from the model's; empty if they match."""
     if not any(name.startswith("visual.") for name in state):
         if any(name.startswith("vision_model.") for name in state):
-            return "it is in the form of the package transformers, not open_clip's"
+            return "it is in the format of the package transformers, not open_clip's"
         return "it has no vision tower (`visual.`)"
     for name, tensor in wanted.items():
         if name not in state:
@@ -152,7 +152,7 @@ def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
 
 
 def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
-    """Name the models of open_clip whose ViT has the file's measures; empty if none has."""
+    """Say which models of open_clip have a ViT of the file's shapes; empty if none has."""
     conv, proj = state.get("visual.conv1.weight"), state.get("visual.proj")
     positions = state.get("visual.positional_embedding")
     if conv is None or proj is None or positions is None:
@@ -167,7 +167,8 @@ def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
         if (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1) == (
                 proj.shape[1], depth, conv.shape[0], len(positions)):
             found.append(name)
-    return f"its measures are those of {', '.join(found[:3])}: --model {found[0]}" if found else ""
+    return (f"its shapes are those of {', '.join(found[:3])}: `model={found[0]!r}`" if found
+            else "")
 
 
 def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callable[[], Any]:
@@ -176,14 +177,14 @@ def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callabl
         wanted = name
         if source.form == "hub" and open_clip.get_model_config(name)["text_cfg"].get(
                 "hf_tokenizer_name"):
-            # The cache holds the weights alone; the tokenizer comes from where it says.
+            # The local folder holds only the weights; open_clip finds the tokenizer on the hub.
             wanted = source.pretrained
         try:
             with silent():
                 return open_clip.get_tokenizer(wanted)
-        # transformers raises much of its own.
+        # transformers raises many types of errors.
         except Exception as error:
-            raise VplError(f"the tokenizer of {source.model} cannot be had: {first_line(error)}",
+            raise VplError(f"cannot load the tokenizer of {source.model}: {first_line(error)}",
                            "it comes with the package transformers, from the hub, or from the "
                            "model's folder") from error
 
@@ -191,7 +192,7 @@ def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callabl
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash a sample of all weights: tells two models apart, whatever their names."""
+    """Return a hash of a sample of all weights, which tells two models of one name apart."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
 """Which CLIP is meant, where its weights come from, and whether its tower can be used.
 
-All that can be told from names, configurations and the first bytes of files: nothing heavy is
-imported, so that `prepare` can ask at once.
+Only names, configurations and the first bytes of files are looked at, and nothing heavy is
+imported: `prepare` gets its answer at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
 
 HUB = "hf-hub:"
-"""What a name on the Hugging Face hub begins with, as open_clip spells it."""
+"""Prefix of a name on the Hugging Face hub, as in open_clip."""
 
 CONFIG = "open_clip_config.json"
 
@@ -25,9 +25,9 @@ WEIGHT_NAMES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "model.safetensors",
     "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-"""What a model's weights are called in its folder or on the hub, best first, as in open_clip."""
+"""File names of a model's weights in its folder or on the hub, best first, as in open_clip."""
 
-INSTEAD = "choose a ViT, such as --model ViT-B-16-quickgelu --pretrained openai"
+INSTEAD = "choose a ViT, such as `model='ViT-B-16-quickgelu', pretrained='openai'`"
 
 TIMM_TOWERS = {
     "convnext": "is a convolutional network", "fastvit": "begins as a convolutional network",
@@ -35,7 +35,7 @@ TIMM_TOWERS = {
     "swin": "attends within windows", "eva": "has EVA's blocks",
     "vit_pe_core": "has rotary positions", "vit_relpos": "has relative positions",
 }
-"""What keeps a tower of timm from being used, by the beginning of its name."""
+"""Why a tower of timm cannot be used, by the first letters of its name."""
 
 BLOCK_SWITCHES = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner",
                   "scale_attn", "scale_fc")
@@ -47,10 +47,10 @@ class ModelSource:
     """Where a CLIP comes from.
 
     Args:
-        model: open_clip's name; of a folder or on the hub, the folder's or the repository's.
+        model: open_clip's name; for a folder or a repository on the hub, the name of that.
         pretrained: as given: a tag, `hf-hub:org/name`, or a path.
         form: `tag`, `hub`, `file` or `folder`.
-        path: the file or folder; None if the weights are yet to be fetched.
+        path: the file or folder; None for a tag or a repository.
     """
 
     model: str
@@ -60,18 +60,19 @@ class ModelSource:
 
     @property
     def names(self) -> dict[str, str]:
-        """What headers call the model: `name` and `pretrained`, without folders."""
+        """`name` and `pretrained` as headers have them, without folders."""
         return {"name": self.model,
                 "pretrained": self.path.name if self.path else self.pretrained}
 
 
 def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource:
-    """Tell what `--model` and `--pretrained` mean, and look at what lies on this machine.
+    """Tell what the settings `model` and `pretrained` mean; check files on this machine.
 
     Args:
-        model: open_clip's name, or `hf-hub:org/name`; a folder or hub name brings its own.
+        model: open_clip's name, or `hf-hub:org/name`; not used if `pretrained` is a folder or
+            `hf-hub:org/name`.
         pretrained: a tag, `hf-hub:org/name`, a weights file, or a folder.
-        base: what a relative path is relative to.
+        base: folder that a relative path is relative to.
 
     Raises:
         VplError: there is no such model, file or folder, it holds no weights, or its tower cannot
@@ -81,7 +82,8 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
         if given.startswith(HUB):
             name = given.removeprefix(HUB)
             if name.count("/") != 1 or not all(name.split("/")):
-                raise VplError(f"`{given}` is no name on the hub", "hf-hub:ORGANISATION/NAME")
+                raise VplError(f"`{given}` is not a name on the hub",
+                               "write it as hf-hub:ORGANISATION/NAME")
             return ModelSource(name.split("/")[1], given, "hub")
     path = base / pretrained
     if path.is_dir():
@@ -94,8 +96,8 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
         return ModelSource(model, pretrained, "file", path)
     if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         raise VplError(f"no weights at {path}",
-                       "--pretrained takes a tag of open_clip, hf-hub:ORGANISATION/NAME, a "
-                       "weights file, or a folder with open_clip_config.json")
+                       "give a tag of open_clip, hf-hub:ORGANISATION/NAME, a weights file, or a "
+                       "folder with open_clip_config.json")
     _check_name(model)
     return ModelSource(model, pretrained, "tag")
 
@@ -108,7 +110,7 @@ def _check_name(model: str) -> None:
 
 
 def config_files() -> dict[str, Path]:
-    """Find open_clip's model configurations, name to file, without the seconds of its import."""
+    """Map model names to open_clip's configuration files, without importing it (slow)."""
     spec = importlib.util.find_spec("open_clip")
     folders = spec.submodule_search_locations if spec else None
     return {file.stem: file for folder in folders or ()
@@ -116,23 +118,24 @@ def config_files() -> dict[str, Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `model_cfg` of a model folder's open_clip_config.json.
+    """Read `model_cfg` from the open_clip_config.json of a model folder.
 
     Raises:
-        VplError: it is missing, damaged, or tells no model.
+        VplError: the file is missing or damaged, or does not describe a model.
     """
     try:
         content = json.loads((folder / CONFIG).read_text("utf-8"))
     except FileNotFoundError:
-        raise VplError(f"{folder} has no {CONFIG}", "--pretrained takes a folder with "
-                       f"{CONFIG} and {WEIGHT_NAMES[0]}, or a weights file") from None
+        raise VplError(f"{folder} has no {CONFIG}", f"give a folder with {CONFIG} and "
+                       f"{WEIGHT_NAMES[0]}, or a weights file") from None
     except (ValueError, OSError) as error:
         raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
                        "download it again") from error
     config = content.get("model_cfg") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-        raise VplError(f"{folder / CONFIG} has no model_cfg that tells the model",
-                       "give the weights file, and name the model: --model NAME --pretrained FILE")
+        raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, "
+                       "vision_cfg and text_cfg",
+                       "name the model and the weights file: `model='NAME', pretrained='FILE'`")
     return config
 
 
@@ -140,23 +143,23 @@ def find_weights(folder: Path) -> WeightFile:
     """Find the weights in a model folder.
 
     Raises:
-        VplError: there are none, or what is called so is none.
+        VplError: there are none, or the file of that name holds no weights.
     """
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return recognise(folder / name)
-    raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} beside {CONFIG}")
+    raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} next to {CONFIG}")
 
 
 def check_tower(name: str, config: Mapping[str, Any]) -> None:
-    """Check by its configuration that a model can be used here.
+    """Check from its configuration that a model can be used here.
 
     Args:
-        name: the model's, for the message.
-        config: its `model_cfg`, as open_clip has it.
+        name: name of the model, for the message.
+        config: its `model_cfg`, as in open_clip.
 
     Raises:
-        VplError: it cannot; the reason is named.
+        VplError: it cannot; the message gives the reason.
     """
     reason = _reason_against(config["vision_cfg"])
     if reason:
@@ -164,7 +167,7 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
     text = config["text_cfg"]
     if ((text.get("hf_tokenizer_name") or text.get("hf_model_name"))
             and importlib.util.find_spec("transformers") is None):
-        raise VplError(f"{name} needs the package transformers to read words",
+        raise VplError(f"{name} needs the package transformers for its tokenizer",
                        "pip install transformers sentencepiece")
 
 
@@ -175,7 +178,7 @@ def _reason_against(vision: Mapping[str, Any]) -> str:
         siglip = "_siglip_" in timm and vision.get("timm_pool") == "map" and (
             vision.get("timm_proj") == "none")
         return "" if siglip else f"its tower, timm's {timm}, " + next(
-            known, "has parts that are not copied (of timm's towers, SigLIP's alone are)")
+            known, "is not supported (of timm's towers, only SigLIP's is)")
     if isinstance(vision.get("layers"), list):
         return "its tower is a ResNet, which has no patch tokens"
     switches = [name for name in BLOCK_SWITCHES if vision.get(name)]
@@ -185,5 +188,5 @@ def _reason_against(vision: Mapping[str, Any]) -> str:
     if isinstance(pool, str):
         return f"its tower has two attention poolers ({pool})"
     if not pool and vision.get("pool_type") == "none":
-        return "its tower does not pool, and gives no embedding of a photo"
+        return "its tower does not pool, so there is no embedding of a photo"
     return ""

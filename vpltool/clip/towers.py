@@ -1,7 +1,7 @@
-"""Copying open_clip's vision towers: its own ViT, and the timm trunk of SigLIP.
+"""Copying open_clip's vision towers: its own ViT, and timm's ViT of SigLIP.
 
-A part that is not known is refused with its name, and every copy is compared with its original on
-random input: no tower is used that would give other features than open_clip's.
+An unknown part is refused by name, and every copy is compared with its original on random input:
+no copy can give other features than open_clip's tower.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpltool.core.vit import Block, BlockShape, Head, VisionTower
+from vpltool.clip.models import INSTEAD
+from vpltool.core.blocks import Block, BlockShape
+from vpltool.core.vit import Head, VisionTower
 from vpltool.errors import VplError, near_name
-
-CHOOSE = "choose a ViT, such as --model ViT-B-16-quickgelu --pretrained openai"
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu",
                "SiLU": "silu"}
-"""Class of open_clip, torch or timm to our name."""
+"""Class name in open_clip, torch or timm to our name."""
 
 BLOCK_PARTS = {
     "ResidualAttentionBlock": {
@@ -30,7 +30,7 @@ BLOCK_PARTS = {
         "ln_1": "norm1", "ln_2": "norm2", "qkv": "attn.qkv", "out": "attn.proj", "fc": "mlp.fc1",
         "proj": "mlp.fc2", "activation": "mlp.act", "gammas": "ls1 ls2"},
 }
-"""Our parts of a block, and what open_clip and timm call them."""
+"""Our names for the parts of a block to those of open_clip and timm."""
 
 TOLERANCE = 1e-3
 """Largest difference of a copy from its original, relative to the largest value."""
@@ -41,7 +41,7 @@ def tower_from_open_clip(visual: nn.Module) -> VisionTower:
 
     Raises:
         VplError: the tower is another architecture, or has parts that are not supported; the
-            reason is named.
+            message names them.
     """
     name = type(visual).__name__
     if name == "TimmModel":
@@ -49,7 +49,7 @@ def tower_from_open_clip(visual: nn.Module) -> VisionTower:
     elif name == "VisionTransformer":
         tower = _copy_vit(visual)
     else:
-        raise VplError(f"a {name} tower has no patch tokens to make CAMs of", CHOOSE)
+        raise VplError(f"a {name} tower has no patch tokens to make CAMs from", INSTEAD)
     tower.eval().requires_grad_(False)
     _compare(tower, visual)
     return tower
@@ -57,9 +57,9 @@ def tower_from_open_clip(visual: nn.Module) -> VisionTower:
 
 def _copy_vit(source: Any) -> VisionTower:
     if getattr(source, "attn_pool_contrastive", None) is not None:
-        raise VplError("two attention poolers in a row are not supported", CHOOSE)
+        raise VplError("two attention poolers in a row are not supported", INSTEAD)
     if source.attn_pool is None and source.pool_type == "none":
-        raise VplError("a tower without pooling gives no embedding of a photo", CHOOSE)
+        raise VplError("a tower without pooling has no embedding of a photo", INSTEAD)
     resblocks = list(source.transformer.resblocks)
     head = _vit_head(source, _copy_block(resblocks[-1]))
     return _tower(source.conv1, source.grid_size, resblocks, head,
@@ -89,19 +89,19 @@ def _vit_head(source: Any, last: Block) -> Head:
 
 
 def _copy_siglip(visual: Any) -> VisionTower:
-    """Copy timm's ViT without class token, with a pooler of one query (SigLIP, ICCV 2023)."""
+    """Copy timm's ViT with no class token and a pooler of one query (SigLIP, ICCV 2023)."""
     trunk = visual.trunk
     pooler: Any = getattr(trunk, "attn_pool", None)
     what = f"timm's {type(trunk).__name__}"
     if type(trunk).__name__ != "VisionTransformer" or type(pooler).__name__ != (
             "AttentionPoolLatent"):
-        raise VplError(f"{what} is not supported: of timm's towers, SigLIP's alone is", CHOOSE)
+        raise VplError(f"{what} is not supported: of timm's towers, only SigLIP's is", INSTEAD)
     for part in ("cls_token", "reg_token"):
         if getattr(trunk, part, None) is not None:
-            raise VplError(f"{what} with {part} is not supported", CHOOSE)
+            raise VplError(f"{what} with {part} is not supported", INSTEAD)
     if pooler.latent_len != 1 or pooler.pool != "token" or pooler.mlp is None or (
             pooler.pos_embed is not None):
-        raise VplError(f"{what} with another pooler than SigLIP's is not supported", CHOOSE)
+        raise VplError(f"{what} with a pooler that is not SigLIP's is not supported", INSTEAD)
     _expect_identities(what, {
         "norm_pre": trunk.norm_pre, "fc_norm": trunk.fc_norm, "head": trunk.head,
         "projection": visual.head, "patch_embed.norm": trunk.patch_embed.norm,
@@ -110,7 +110,7 @@ def _copy_siglip(visual: Any) -> VisionTower:
     conv = trunk.patch_embed.proj
     positions = trunk.pos_embed[0]
     if conv.bias is not None:
-        # Interpolating a constant gives the constant: it may as well stand in the positions.
+        # Interpolating a constant gives the constant, so the bias can be added to the positions.
         positions = positions + conv.bias
     head = _siglip_head(trunk.norm, pooler, _copy_block(blocks[-1]))
     return _tower(conv, trunk.patch_embed.grid_size, blocks, head, ln_pre=nn.Identity(),
@@ -141,7 +141,7 @@ def _tower(conv: Any, grid: Iterable[int], blocks: list[Any], head: Head, *, ln_
            cls: Tensor, positions: Tensor) -> VisionTower:
     height, width = conv.kernel_size
     if height != width or conv.stride != conv.kernel_size:
-        raise VplError(f"patches of {conv.kernel_size} are not square, or overlap", CHOOSE)
+        raise VplError(f"patches of {conv.kernel_size} are not square, or overlap", INSTEAD)
     rows, columns = grid
     tower = VisionTower(
         patch=int(height), grid=(int(rows), int(columns)), head=head, ln_pre=ln_pre,
@@ -155,7 +155,7 @@ def _tower(conv: Any, grid: Iterable[int], blocks: list[Any], head: Head, *, ln_
 def _copy_block(source: Any) -> Block:
     kind = type(source).__name__
     if kind not in BLOCK_PARTS:
-        raise VplError(f"blocks of type {kind} are not supported", CHOOSE)
+        raise VplError(f"blocks of type {kind} are not supported", INSTEAD)
     names = BLOCK_PARTS[kind]
     part = {ours: source.get_submodule(theirs) for ours, theirs in names.items()
             if ours != "gammas"}
@@ -185,7 +185,7 @@ def _expect_identities(where: str, parts: dict[str, nn.Module]) -> None:
         empty = isinstance(module, nn.Sequential) and not len(module)
         if not empty and not isinstance(module, nn.Identity):
             raise VplError(f"{where} with {name} ({type(module).__name__}) is not supported",
-                           CHOOSE)
+                           INSTEAD)
 
 
 def _copy(target: Any, source: Any) -> None:
@@ -206,13 +206,13 @@ def _activation(module: nn.Module) -> str:
 
 @torch.no_grad()
 def _compare(tower: VisionTower, visual: Any) -> None:
-    """Compare a copy with its original, part by part: blocks on a few tokens, the rest without.
+    """Compare a copy with its original: each block on a few tokens, then the rest without blocks.
 
-    That costs little more than reading the weights, where a whole forward would cost as much as
-    a photo.
+    This costs little more than reading the weights; a whole forward pass would cost as much as a
+    photo.
 
     Raises:
-        VplError: they differ; the original has something that was not copied.
+        VplError: they differ: the original has a part that was not copied.
     """
     timm = hasattr(visual, "trunk")
     stack = visual.trunk.blocks if timm else visual.transformer.resblocks
@@ -239,7 +239,7 @@ def _compare(tower: VisionTower, visual: Any) -> None:
     embedded = tower.embed(pixels)
     _expect_equal("the patch embedding", embedded, seen[0])
     if getattr(visual, "attn_pool", None) is not None:
-        # This pooler's query is of no use here; its value path stands in for it.
+        # Our head copies only the value path of this pooler: the pooled embeddings differ.
         return
     pooled = pooled[0] if isinstance(pooled, tuple) else pooled
     by_token = not timm and visual.pool_type == "tok"
@@ -252,4 +252,4 @@ def _expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
     wanted = wanted.to(found)
     if (found.shape != wanted.shape
             or not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())):
-        raise VplError(f"{part} of this tower does something that vpltool does not know", CHOOSE)
+        raise VplError(f"{part} of this tower does something that vpltool does not know", INSTEAD)

@@ -1,9 +1,9 @@
-"""Weight files of a CLIP, read without running what is in them.
+"""Reading a CLIP's weight files without running code from them.
 
-A checkpoint of torch is a pickle, and unpickling can run any code; a TorchScript archive, the form
-of OpenAI's own files, brings a program along. Here tensors are taken out and nothing else is run:
-safetensors as they are, checkpoints by torch's reader for weights alone, archives by a reader that
-knows tensors and containers and refuses the rest. Nothing heavy is imported before it is used.
+A torch checkpoint is a pickle, and unpickling can run any code; a TorchScript archive, OpenAI's
+own format, contains a program. Here only tensors are read: safetensors directly, checkpoints with
+torch's `weights_only`, archives with an unpickler that accepts tensors and containers and refuses
+everything else. Heavy modules are imported inside the functions that use them.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPENAI_MARK = "input_resolution"
-"""An entry that OpenAI's files have beside the weights, in every form, and others have not."""
+"""An entry that only OpenAI's files have beside the weights, in every format."""
 
 OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
 """Numbers among the tensors of OpenAI's files."""
 
-_AGAIN = "download it again; --pretrained takes .pt, .bin or .safetensors with a CLIP's weights"
+_AGAIN = "download it again, or give a CLIP's weights as .pt, .bin or .safetensors"
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file that holds weights, as far as its first bytes and its table of contents tell.
+    """A file that holds weights, judged by its first bytes and its table of contents.
 
     Args:
         path: the file.
-        form: `safetensors`, `torchscript` (an archive, as OpenAI publishes), or `torch`.
+        form: `safetensors`, `torchscript` (the archives that OpenAI publishes), or `torch`.
         openai: whether it has the mark of OpenAI's own files.
     """
 
@@ -51,10 +51,11 @@ class WeightFile:
 
 
 def recognise(path: Path) -> WeightFile:
-    """Tell a weight file's form, without reading the weights.
+    """Tell the format of a weight file without reading the weights.
 
     Raises:
-        VplError: it is none: empty, a web page, a Git LFS pointer, cut off, or something else.
+        VplError: it holds no weights: it is empty, a web page, a Git LFS pointer, truncated, or
+            something else.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -64,18 +65,18 @@ def recognise(path: Path) -> WeightFile:
     if start.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
     if start.startswith(b"\x80"):
-        # A bare pickle: torch before 1.6. What is in it shows when it is read.
+        # A plain pickle, from torch before 1.6. Only reading it shows what it holds.
         return WeightFile(path, "torch", False)
     if len(start) > 8 and start[8:9] == b"{":
         return WeightFile(path, "safetensors", OPENAI_MARK in _safetensors_entries(path, size))
     if start.startswith(b"version https://git-lfs"):
         raise VplError(f"{path} is a Git LFS pointer, not the file that it points to",
-                       "git lfs pull, or download the file itself")
+                       "run git lfs pull, or download the file itself")
     if start.isascii() and b"\0" not in start:
         text = start.decode().strip()
         what = "a web page" if text.startswith("<") else f"text that begins `{text[:40]}`"
         raise VplError(f"{path} is {what}, not weights".replace("\n", " "), _AGAIN)
-    raise VplError(f"{path} is of no form that weights have", _AGAIN)
+    raise VplError(f"{path} is in no known format of weights", _AGAIN)
 
 
 def _recognise_zip(path: Path) -> WeightFile:
@@ -87,7 +88,7 @@ def _recognise_zip(path: Path) -> WeightFile:
                 numpy = any(name.endswith(".npy") for name in names)
                 what = "a NumPy archive" if numpy else "a zip file"
                 raise VplError(f"{path} is {what} without torch's tensors",
-                               "take open_clip's own file of this model, .safetensors or .bin")
+                               "use open_clip's own file of this model, .safetensors or .bin")
             openai = OPENAI_MARK.encode() in archive.read(content[0])
     except zipfile.BadZipFile:
         raise VplError(f"{path} is damaged or cut off ({path.stat().st_size} bytes)",
@@ -104,7 +105,7 @@ def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
             ends = [entry["data_offsets"][1] for name, entry in (entries or {}).items()
                     if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, IndexError):
-            raise VplError(f"{path} is of no form that weights have", _AGAIN) from None
+            raise VplError(f"{path} is in no known format of weights", _AGAIN) from None
     if entries is None or 8 + length + max(ends, default=0) != size:
         expected = 8 + length + max(ends, default=0)
         raise VplError(f"{path} is cut off: {size} bytes of at least {expected}", _AGAIN)
@@ -112,12 +113,13 @@ def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
 
 
 def read_weights(file: WeightFile) -> dict[str, Tensor]:
-    """Read a state dict: names as open_clip has them, without what OpenAI's files add.
+    """Read a state dict: name, as in open_clip, to tensor, without OpenAI's extra entries.
 
-    Checkpoints of a training run (`state_dict` in a dict, names after `module.`) are unwrapped.
+    Checkpoints of a training run (a dict with `state_dict`, names prefixed with `module.`) are
+    unwrapped.
 
     Raises:
-        VplError: damaged, or made of more than tensors.
+        VplError: the file is damaged, or holds more than tensors.
     """
     import torch
 
@@ -133,7 +135,7 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise VplError(f"{path} holds Python objects, which are not run ({_brief(error)})",
-                       "where you trust it, save its state_dict() as .safetensors") from error
+                       "if you trust it, save its state_dict() as .safetensors") from error
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile,
             IndexError, AttributeError) as error:
         raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
@@ -143,7 +145,7 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
         str(name).removeprefix("module."): value for name, value in found.items()
         if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise VplError(f"{path} holds no tensors by name", _AGAIN)
+        raise VplError(f"{path} holds no named tensors", _AGAIN)
     for name in OPENAI_EXTRAS:
         tensors.pop(name, None)
     return tensors
@@ -151,9 +153,9 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def without_random_init() -> Iterator[None]:
-    """Leave new parameters without their random start: weights are read into them next.
+    """Skip the random initialisation of new parameters, which are about to be overwritten.
 
-    For ViT-B/16 drawing it takes longer than all the rest of loading.
+    For ViT-B/16 it takes longer than all the rest of loading.
     """
     from torch.overrides import TorchFunctionMode
 
@@ -169,21 +171,21 @@ def without_random_init() -> Iterator[None]:
 
 
 def _brief(error: Exception) -> str:
-    """The part of an error's first line that names the trouble; torch's go on with advice."""
+    """Return the part of an error's first line that names the problem; torch adds advice."""
     text = str(error).strip() or type(error).__name__
     at = text.find("Unsupported ")
     return text[max(at, 0):].splitlines()[0].split(". ")[0][:100]
 
 
 class _Module:
-    """Stands for any class of a TorchScript archive: keeps its attributes and does nothing."""
+    """Replaces any class of a TorchScript archive: keeps its attributes and does nothing."""
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
 
 
 class _ArchiveReader(pickle.Unpickler):
-    """Unpickles a TorchScript archive's modules: tensors, containers, and nothing that runs."""
+    """Unpickles the modules of a TorchScript archive: tensors and containers, no code."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
@@ -192,7 +194,7 @@ class _ArchiveReader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give what stands for a class or function; the file's own are never looked up."""
+        """Return our replacement for a class or function; the file's own is never imported."""
         if module.startswith("__torch__"):
             return _Module
         if module == "torch" and name.endswith("Storage"):
@@ -201,7 +203,7 @@ class _ArchiveReader(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _view,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-            # Lists with a type: the type is of no use here.
+            # Typed lists; the type is not needed.
             **{("torch.jit._pickle", kind): lambda items, *_: items for kind in (
                 "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
                 "restore_type_tag")}}
@@ -210,7 +212,7 @@ class _ArchiveReader(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, key: Any) -> Tensor:
-        """Read the storage `('storage', element type, name, device, length)`: one dimension."""
+        """Read the storage `('storage', element type, name, device, length)` as a vector."""
         import torch
 
         _, element, name, *_ = key
@@ -234,7 +236,7 @@ def _element_type(storage: str) -> torch.dtype:
 
 def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
           *_: Any) -> Tensor:
-    """Lay a tensor over its storage; as_strided refuses what would reach beyond it."""
+    """Return a tensor as a view of its storage; as_strided refuses one that reaches beyond it."""
     return storage.as_strided(size, stride, offset)
 
 

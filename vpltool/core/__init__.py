@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: the mathematics. No paths to artifacts, no typer, no printing."""
+"""The mathematics, from tensors to tensors: no artifact paths, no command line, no printing."""

@@ -1,7 +1,7 @@
-"""Class-aware attention affinity (CAA) of CLIP-ES: CAMs spread along attention, within boxes.
+"""Class-aware attention affinity (CAA) of CLIP-ES: CAMs are spread along attention, within boxes.
 
 The affinity matrix T = D² is never formed: (T ∘ mask) c = D(D(mask ∘ c)), and D is the attention
-between two scaling vectors. The cost is a few matrix–vector products for all classes at once.
+scaled by two vectors. The cost is a few matrix products for all classes at once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from vpltool.core.saliency import patch_walk
 SINKHORN_ROUNDS = 3
 
 _UNSEEN_ROUNDS = 8
-"""On a GPU, rounds of a component's growth between two looks at whether it has ended."""
+"""On a GPU, rounds of growing components between two checks of whether they still grow."""
 
 
 def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
-    """Vectors r, c that make diag(r)·A·diag(c) nearly doubly stochastic.
+    """Return vectors r, c for which diag(r)·A·diag(c) is nearly doubly stochastic.
 
-    One round divides by the column sums, then by the row sums, as CLIP-ES does.
+    One round divides by the column sums, then by the row sums, as in CLIP-ES.
 
     Args:
         attention: A, non-negative (B, n, n).
@@ -40,21 +40,21 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
 
 
 def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -> Tensor:
-    """Union of the bounding boxes of what a CAM shows, per map.
+    """Return the union of the bounding boxes around the bright regions of each CAM.
 
-    CLIP-ES: floor(255·cam) > floor(threshold·max), 8-connected components, their boxes.
+    As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
 
     Args:
         cams: maps in [0, 1] (maps, h, w).
         threshold: λ, 0.4 for VOC and 0.7 for COCO.
-        exclusive: leave the map's last row and column out of every box, as CLIP-ES does.
+        exclusive: leave the map's last row and column out of every box, as in CLIP-ES.
 
     Returns:
         bool (maps, h, w).
     """
     count, height, width = cams.shape
-    # CLIP-ES normalises a map twice, which leaves it a maximum of 1 − 1e-7: level 254, so that λ
-    # begins at int(λ·254). In half precision that maximum is 1.
+    # CLIP-ES normalises a map twice, so its maximum is 1 − 1e-7, which is level 254, and the
+    # threshold is int(λ·254). In half precision the maximum would be 1.
     levels = (cams.clamp(max=1 - 1e-7) * 255).floor()
     bright = levels > (threshold * levels.amax(dim=(1, 2), keepdim=True)).floor()
     component = _components(bright, _UNSEEN_ROUNDS if bright.is_cuda else 1)
@@ -67,7 +67,7 @@ def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -
         start = slot.new_full((count, size + 1), size if reduce == "amin" else -1)
         values = coordinate.reshape(1, -1).expand(count, -1)
         corners.append(start.scatter_reduce(1, slot, values, reduce)[:, 1:])
-    # A box is marked by +1 and -1 at its corners; two running sums fill it.
+    # Each box is +1 and -1 at its corners; cumulative sums along both axes fill it.
     fill = cams.new_zeros(count, height + 1, width + 1, dtype=torch.long)
     photo, box = (corners[1] >= 0).nonzero(as_tuple=True)
     top, bottom, left, right = (corner[photo, box] for corner in corners)
@@ -81,10 +81,10 @@ def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -
 
 
 def _components(bright: Tensor, rounds: int) -> Tensor:
-    """Label 8-connected components by the largest pixel number in them, from 1; 0 is dark.
+    """Label 8-connected components with their largest pixel number, from 1; dark pixels get 0.
 
-    Labels only grow, and what has ended stays: how often one looks (every so many rounds, since
-    the look waits for a GPU) does not change the result.
+    Each round grows the labels by one pixel until nothing changes. Further rounds change nothing
+    either, so the check, which waits for a GPU, is made only every `rounds` rounds.
     """
     count, height, width = bright.shape
     numbers = torch.arange(1, height * width + 1, device=bright.device, dtype=torch.float32)
@@ -102,7 +102,7 @@ def refine(
     cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
     threshold: float = 0.4, exclusive: bool = False, normalise: bool = True,
 ) -> Tensor:
-    """Spread the CAMs of one photo: along its attention (CLIP-ES, eq. 5 to 7) or its patches.
+    """Spread the CAMs of one photo along its attention (CLIP-ES, eqs. 5 to 7) or similar patches.
 
     Args:
         cams: maps in [0, 1] (K, h, w).
@@ -110,10 +110,10 @@ def refine(
             embeddings (h·w, dim).
         affinity: `attention`, two steps of its doubly stochastic form; or `patches`, one step of
             `patch_walk`.
-        mask: `box` keeps what lies in the classes' boxes, `none` keeps all.
+        mask: `box` keeps only the CAM within its boxes, `none` keeps all of it.
         threshold: λ of the boxes.
         exclusive: see `box_mask`.
-        normalise: min-max the result, as CLIP-ES does; without it the maps keep their scale.
+        normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
 
     Returns:
         maps (K, h, w), float32.

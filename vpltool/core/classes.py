@@ -1,4 +1,4 @@
-"""Rows of prototypes and the classes they stand for: several rows may share a class."""
+"""Rows of prototypes and their classes: several rows may belong to one class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BACKGROUND = 0
 
 
 def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
-    """Mark the rows that compete in each photo: its present classes and the background.
+    """Return which rows compete in each photo: those of its classes and of the background.
 
     Args:
         class_index: class of each row (rows,).
-        present: class indices that each photo shows, one tensor (K_i,) a photo.
+        present: indices of the classes that each photo shows, one tensor (K_i,) a photo.
 
     Returns:
         bool (photos, rows).
@@ -30,13 +30,13 @@ def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassRows:
-    """Where the rows of wanted classes lie, known on the host: using it, no GPU is waited for.
+    """Indices of the rows of wanted classes. Sizes are known on the host: no waiting for a GPU.
 
     Args:
-        owners: class of each row (rows,), on the host.
-        order: the rows, group by group (R,); on the logits' device, as `columns`.
-        groups: classes with equally many rows share a group: (number of classes, rows of each).
-        columns: place of each wanted class in the groups (K,).
+        owners: class of each row (rows,), on the CPU.
+        order: the rows, group by group (R,); on the device of the logits, like `columns`.
+        groups: (number of classes, rows of each); classes with equally many rows share a group.
+        columns: position of each wanted class within the groups (K,).
     """
 
     owners: Tensor
@@ -46,7 +46,7 @@ class ClassRows:
 
 
 def class_rows(class_index: Tensor, classes: Tensor) -> ClassRows:
-    """Find the rows of classes; reads both tensors to the host.
+    """Find the rows of classes; both tensors are copied to the CPU.
 
     Args:
         class_index: class of each row (rows,).
@@ -61,17 +61,17 @@ def class_rows(class_index: Tensor, classes: Tensor) -> ClassRows:
     for index, own in rows.items():
         alike[len(own)].append(index)
     grouped = [index for members in alike.values() for index in members]
-    place = {index: column for column, index in enumerate(grouped)}
+    position = {index: column for column, index in enumerate(grouped)}
     order, columns = (
         torch.tensor(numbers, dtype=torch.long).to(class_index.device, non_blocking=True)
         for numbers in ([row for index in grouped for row in rows[index]],
-                        [place[index] for index in wanted]))
+                        [position[index] for index in wanted]))
     groups = tuple((len(members), count) for count, members in alike.items())
     return ClassRows(owners, order, groups, columns)
 
 
 def join_rows(logits: Tensor, rows: ClassRows) -> Tensor:
-    """Join rows (..., rows) of each class by log-sum-exp: (..., K), see `class_scores`."""
+    """Join the logits (..., rows) of each class by log-sum-exp to (..., K); see `class_scores`."""
     if not rows.groups:
         return logits.new_zeros((*logits.shape[:-1], 0))
     parts = logits.index_select(-1, rows.order).split(
@@ -87,7 +87,7 @@ def join_rows(logits: Tensor, rows: ClassRows) -> Tensor:
 
 
 def class_scores(logits: Tensor, class_index: Tensor, classes: Tensor) -> Tensor:
-    """Join the rows of each class by log-sum-exp.
+    """Join the logits of each class's rows by log-sum-exp.
 
     A softmax over the rows, summed within the classes, equals the softmax over these scores.
 

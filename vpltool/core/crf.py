@@ -6,8 +6,9 @@ Two backends with the same result: `torch` (any device, several photos at a time
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +41,38 @@ class CrfSettings:
     bilateral_srgb: float
     bilateral_weight: float
     iterations: int = 10
+
+    @classmethod
+    def from_json(cls, values: object) -> CrfSettings:
+        """Check what a JSON file holds, and make settings of it; numbers stay as they are.
+
+        Raises:
+            ValueError: not an object, a name too many or too few, or a value that is no number of
+                its range; the message names both.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("the settings of a CRF are an object, {\"smooth_sxy\": 1, …}")
+        known = {field.name: field for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{name} is no setting of a CRF: {', '.join(known)}")
+        for name, field in known.items():
+            if name in values:
+                _check_number(name, values[name], whole=name == "iterations")
+            elif field.default is MISSING:
+                raise ValueError(f"{name} is missing")
+        return cls(**values)
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    """Refuse what is no number in the range of a CRF's setting: a deviation is above 0."""
+    kind = "whole number" if whole else "number"
+    positive = name.endswith(("sxy", "srgb"))
+    right = (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+             and math.isfinite(value) and value >= 0 and (value > 0 or not positive))
+    if not right:
+        raise ValueError(f"{name} is {value!r}: it takes a {kind} "
+                         + ("above 0" if positive else "from 0 on"))
 
 
 PRESETS: dict[str, CrfSettings] = {
@@ -137,16 +170,16 @@ def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
 
 
 def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings,
-              place: torch.device) -> list[Field]:
+              device: torch.device) -> list[Field]:
     height, width = photos[0].shape[:2]
     labels = max(map(len, scores))
     # A label that a photo does not have costs infinitely much there.
-    energy = torch.full((len(photos), labels, height * width), torch.inf, device=place)
+    energy = torch.full((len(photos), labels, height * width), torch.inf, device=device)
     for photo, field in enumerate(scores):
-        unary = -torch.from_numpy(field).to(place).clamp(1e-5, 1).log()
+        unary = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
         energy[photo, : len(field)] = unary.flatten(1)
-    smooth = _smooth_kernel(height, width, settings.smooth_sxy, settings.smooth_weight, place)
-    appearance = _appearance_kernel(photos, settings, place)
+    smooth = _smooth_kernel(height, width, settings.smooth_sxy, settings.smooth_weight, device)
+    appearance = _appearance_kernel(photos, settings, device)
     q = (-energy).softmax(dim=1)
     for _ in range(settings.iterations):
         # Potts: agreeing with similar pixels is rewarded. The smoothness kernel is the same for all
@@ -160,7 +193,7 @@ def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSet
     return [fields[photo, : len(field)] for photo, field in enumerate(scores)]
 
 
-def _place_of_pixels(height: int, width: int, device: torch.device) -> Tensor:
+def _pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
     """(x, y) of each pixel (H·W, 2)."""
     y, x = torch.meshgrid(torch.arange(height, dtype=torch.float32, device=device),
                           torch.arange(width, dtype=torch.float32, device=device), indexing="ij")
@@ -169,9 +202,9 @@ def _place_of_pixels(height: int, width: int, device: torch.device) -> Tensor:
 
 def _appearance_kernel(photos: Sequence[Image], used: CrfSettings, device: torch.device) -> Lattice:
     height, width = photos[0].shape[:2]
-    place = _place_of_pixels(height, width, device) / used.bilateral_sxy
+    position = _pixel_positions(height, width, device) / used.bilateral_sxy
     colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / used.bilateral_srgb
-    return _kernel(torch.cat([place.repeat(len(photos), 1), colour], dim=1),
+    return _kernel(torch.cat([position.repeat(len(photos), 1), colour], dim=1),
                    used.bilateral_weight, len(photos))
 
 
@@ -180,7 +213,7 @@ def _smooth_kernel(
     height: int, width: int, sxy: float, weight: float, device: torch.device
 ) -> Lattice:
     """The smoothness kernel: the same for all photos of a size."""
-    return _kernel(_place_of_pixels(height, width, device) / sxy, weight)
+    return _kernel(_pixel_positions(height, width, device) / sxy, weight)
 
 
 def _kernel(features: Tensor, weight: float, sets: int = 1) -> Lattice:

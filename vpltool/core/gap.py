@@ -1,16 +1,16 @@
-"""The modality gap: how far prototypes lie from the regions that they stand for.
+"""The modality gap: how far prototypes are from the image regions of their classes.
 
-Region features r are what photos show of a class: the L2-normed mean of its pixels, one a photo
-and class. p(r) is the prototype of r's class that is nearest to it. Of the classes c,
+A region feature r is the L2-normed mean of a class's pixels in one photo. p(r) is the prototype of
+r's class that is nearest to r. Over the classes c,
 
     centroid = ‖ mean_c mean_{r of c} p(r)  −  mean_c mean_{r of c} r ‖₂
     cosine   = mean_c mean_{r of c} ( 1 − cos(p(r), r) )
 
-The first is the distance of the two modalities' centroids of Liang et al., "Mind the gap" (NeurIPS
-2022), every class with the same weight; the second says how far a single region is from its
-prototype. VPL (AAAI 2025, tables 4 and 5) reports one number and no formula: it may be either.
-No single prototype of a class comes below the spread of its regions, 1 − ‖mean_{r of c} r‖: that is
-the cosine number of their own mean.
+The first is the distance between the centroids of the two modalities of Liang et al., "Mind the
+gap" (NeurIPS 2022), with the same weight for every class; the second is the distance of a single
+region from its prototype. VPL (AAAI 2025, tables 4 and 5) reports one number without a formula,
+which may be either. A single prototype of a class cannot have a smaller cosine gap than the mean of
+its regions: their spread, 1 − ‖mean_{r of c} r‖.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor
 from vpltool.core.classes import BACKGROUND
 
 _CHUNK = 65536
-"""Pixels at a time that are turned from half precision to float32."""
+"""Number of pixels that are converted from half precision to float32 at a time."""
 
 
 @dataclass(frozen=True)
 class ClassGap:
-    """The same of one class, and how many regions it has."""
+    """The gap of one class, and how many regions it has."""
 
     centroid: float
     cosine: float
@@ -40,13 +40,13 @@ class ClassGap:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far prototypes are from their regions; see the module.
+    """The gap between prototypes and regions; see the module.
 
     Args:
-        centroid: distance of the centroids; NaN without regions.
+        centroid: distance between the centroids; NaN without regions.
         cosine: mean 1 − cos; NaN without regions.
-        spread: of the regions around their classes' means; NaN without regions.
-        per_class: class index to its gap; classes without regions are not in it.
+        spread: spread of the regions around the means of their classes; NaN without regions.
+        per_class: class index to its gap, for classes with regions.
     """
 
     centroid: float
@@ -56,21 +56,21 @@ class Gap:
 
 
 def photo_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Region features: the mean of each class's pixels in each photo.
+    """Return region features: the mean of each class's pixels in each photo.
 
     Args:
         pixels: L2-normed (N, dim).
-        photo_of: number of the photo that each comes from (N,).
-        labels: class of each (N,); background and unsure pixels are left out.
+        photo_of: number of the photo of each pixel (N,).
+        labels: class of each pixel (N,); background and unsure pixels are left out.
 
     Returns:
-        L2-normed region features (R, dim), by photo, then by class; and their classes (R,).
+        L2-normed region features (R, dim), sorted by photo, then class; and their classes (R,).
     """
     kept = labels > BACKGROUND
-    pairs, place = torch.stack([photo_of[kept], labels[kept]]).unique(dim=1, return_inverse=True)
+    pairs, region = torch.stack([photo_of[kept], labels[kept]]).unique(dim=1, return_inverse=True)
     sums = pixels.new_zeros(pairs.shape[1], pixels.shape[1], dtype=torch.float32)
-    for part, slot in zip(kept.nonzero()[:, 0].split(_CHUNK), place.split(_CHUNK), strict=True):
-        sums.index_add_(0, slot, pixels[part].float())
+    for part, rows in zip(kept.nonzero()[:, 0].split(_CHUNK), region.split(_CHUNK), strict=True):
+        sums.index_add_(0, rows, pixels[part].float())
     return F.normalize(sums, dim=-1), pairs[1]
 
 
@@ -79,10 +79,10 @@ def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,
     """Measure the gap between prototypes and region features.
 
     Args:
-        prototypes: L2-normed rows (rows, dim); several rows of a class: the nearest counts.
+        prototypes: L2-normed rows (rows, dim); of several rows of a class the nearest counts.
         class_index: class of each row (rows,).
-        regions: region features (R, dim), any length.
-        region_class: class of each (R,); prototypes must have a row of it.
+        regions: region features (R, dim), of any norm.
+        region_class: class of each region (R,); each must have a row of prototypes.
     """
     regions = F.normalize(regions.float(), dim=-1)
     per_class, centres = {}, []
@@ -104,23 +104,23 @@ def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,
 
 def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
                      ) -> tuple[Tensor, Tensor]:
-    """Mean over the groups of their mean features, in one pass and constant memory.
+    """Return the mean of the groups' mean features, computed in one pass with constant memory.
 
     Args:
-        features: parts of L2-normed features (N, dim) and the group of each (N,).
+        features: parts of L2-normed features (N, dim) and the group of each feature (N,).
         groups: number of groups; 1 gives the plain mean.
 
     Returns:
         centroid (dim,) float32, and which groups have features (groups,) bool.
 
     Raises:
-        ValueError: there is no feature at all.
+        ValueError: there are no features.
     """
     sums: Tensor | None = None
     counts = torch.zeros(groups, dtype=torch.float64)
     for part, group in features:
         if sums is None:
-            # In double precision: millions of pixels are added up.
+            # In double precision, since millions of pixels are summed.
             sums = torch.zeros(groups, part.shape[1], dtype=torch.float64)
         sums.index_add_(0, group.cpu(), part.double().cpu())
         counts += torch.bincount(group.cpu(), minlength=groups)
@@ -135,14 +135,14 @@ def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float = 1.0) -> Tens
 
         z'_n = (z_n + λ Δ) / ‖z_n + λ Δ‖,   Δ = centroid of the images − centroid of the text
 
-    Liang et al. move text and images towards each other by half of it each; the photos' features
-    stay where they are here, so the text goes the whole way. With λ = 1 the centroids coincide
-    before the rows are put back on the sphere.
+    Liang et al. move text and images towards each other by half of Δ each; here the features of
+    the photos stay fixed, and the text moves by all of it. With λ = 1 the centroids coincide
+    before the rows are normalised.
 
     Args:
-        prototypes: L2-normed rows (rows, dim); background rows are moved alike.
+        prototypes: L2-normed rows (rows, dim); background rows are moved too.
         gap: Δ (dim,).
-        share: λ; 0 leaves the text as it is, below 0 widens the gap.
+        share: λ; 0 leaves the text unchanged, below 0 widens the gap.
 
     Returns:
         L2-normed rows (rows, dim).

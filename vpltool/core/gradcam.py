@@ -1,8 +1,8 @@
 """Class activation maps from a frozen CLIP and any prototypes: GradCAM, and the dense softmax.
 
-GradCAM as in CLIP-ES (CVPR 2023, eq. 2 to 4): target activation is ln_1's output of the last block,
-the score is that of the pooled photo, gradients are averaged over the patches. Only the last block
-is run, from stored tokens.
+GradCAM as in CLIP-ES (CVPR 2023, eqs. 2 to 4): the target activation is the output of the last
+block's ln_1, the score is that of the pooled photo, gradients are averaged over the patches. Only
+the last block is run, on stored tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vpltool.core.vit import Head
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each map (..., h, w) to [0, 1] as CLIP-ES does: (x − min) / (1e-7 + max(x − min))."""
+    """Scale each map (..., h, w) to [0, 1] as in CLIP-ES: (x − min) / (1e-7 + max(x − min))."""
     shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
     return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-7)
 
@@ -28,16 +28,16 @@ def gradcam(
     head: Head, tokens: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     present: Sequence[Tensor], *, tau: float = 0.01, target: str = "margin",
 ) -> list[Tensor]:
-    """GradCAM of every present class of every photo, in one batched backward pass.
+    """Return GradCAM of every present class of every photo, from one batched backward pass.
 
-    Each photo runs through the last block once, and each (photo, class) pair is an entry of one
-    batch on the way back (`last_block`). The logits are z·p / τ over the photo's present classes
-    and the background rows. `softmax` takes the class's probability as score, `margin` the logit
-    minus the log-sum-exp of the others: the same map after min-max, without the factor y(1−y)
-    that underflows when the photo is certain.
+    Each photo runs forward through the last block once; each (photo, class) pair is an entry of
+    the batch of the backward pass (`last_block`). The logits are z·p / τ over the photo's present
+    classes and the background rows. The score is the class's probability (`softmax`), or its logit
+    minus the log-sum-exp of the others (`margin`). Both give the same map after min-max, but the
+    margin has no factor y(1−y), which underflows if CLIP is certain.
 
     Args:
-        head: CLIP's end.
+        head: the end of CLIP.
         tokens: input of the last block (B, 1+h·w, width), or (B, h·w, width) if there is no class
             token, in the head's number format.
         grid: (h, w).
@@ -70,22 +70,22 @@ def gradcam(
                                   head.prefix).float()
     maps = torch.cat([own @ normed[head.prefix :].float().T for own, normed in zip(
         weights.split(counts), kept.normed, strict=True)]).relu()
-    # Twice, as CLIP-ES: once for the layer, once for the mean over layers. The second undoes what
-    # 1e-7 takes from a map whose gradients are small.
+    # Twice, as in CLIP-ES: once for the layer, once for the mean over layers. If gradients are
+    # small, 1e-7 lowers the maximum of the first result, and the second restores it.
     maps = min_max(min_max(maps.view(-1, *grid)))
     return list(maps.split(counts))
 
 
 def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
-    """Score of each pair (P,) from its logits (P, rows) and the rows of its class."""
+    """Return the score of each pair (P,) from its logits (P, rows) and the rows of its class."""
     score = logits.masked_fill(~own, float("-inf")).logsumexp(dim=-1)
     others = logits.masked_fill(own, float("-inf"))
     rivals = others.isfinite().any(dim=-1)
-    # Without a rival there is no margin; the class's own logit is what is left.
+    # Without other rows there is no margin; the score is the class's own logit.
     others = torch.where(rivals[:, None], others, torch.zeros_like(others))
     margin = score - torch.where(rivals, others.logsumexp(dim=-1), score.new_zeros(()))
-    # y = σ(margin). By its logarithm, the factor 1 − y of the gradient keeps its digits where y is
-    # nearly 1; taken from a softmax it is rounding alone from 1 − y = 1e-6 on.
+    # y = σ(margin). Through the logarithm, the gradient's factor 1 − y keeps its digits if y is
+    # nearly 1; through a softmax it is only rounding noise below 1 − y = 1e-6.
     return F.logsigmoid(margin).exp() if target == "softmax" else margin
 
 
@@ -94,7 +94,7 @@ def dense_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     present: Sequence[Tensor], *, tau: float = 0.05,
 ) -> list[Tensor]:
-    """Softmax of each patch embedding over present classes and background rows.
+    """Return the class probabilities of each patch: a softmax over present and background rows.
 
     Args:
         patches: L2-normed patch embeddings (B, h·w, dim).
@@ -105,8 +105,8 @@ def dense_cam(
         tau: temperature.
 
     Returns:
-        for each photo a map per class (K_i, h, w): the classes' probabilities, float32. What is
-        missing to 1 is the background's.
+        for each photo a map per class (K_i, h, w): the classes' probabilities, float32. The rest
+        to 1 is the background.
     """
     logits = (patches @ prototypes.to(patches).T).float() / tau
     logits = logits.masked_fill(~allowed_rows(class_index, present)[:, None], float("-inf"))

@@ -1,4 +1,4 @@
-"""Instances as COCO has them (polygons, run lengths) and label maps, by pycocotools.
+"""COCO's instances (polygons, run lengths) as label maps, painted with pycocotools.
 
 pycocotools is an optional dependency: `pip install 'vpltool[coco]'`.
 """
@@ -14,19 +14,18 @@ import numpy.typing as npt
 from vpltool.errors import VplError
 
 OVERLAPS = ("smallest", "ignore")
-"""What wins where instances overlap: the smallest (coco2voc, which the peers take their masks
-from), or nothing: such pixels are not scored (torchvision's references)."""
+"""The label of pixels where instances overlap: the smallest one's, as in coco2voc, from which the
+peers have their masks; or ignored, as in torchvision's references."""
 
 CROWDS = ("class", "ignore")
-"""What a crowd region is: pixels of its class (coco2voc), or not scored where no single instance
-lies over it."""
+"""The label of a crowd region: its class, as in coco2voc; or ignored, except under an instance."""
 
 
 def check_pycocotools() -> None:
     """Check that pycocotools is installed.
 
     Raises:
-        VplError: it is not.
+        VplError: it is not installed.
     """
     import importlib.util
 
@@ -45,24 +44,24 @@ def label_map(
             `iscrowd`.
         labels: category id to label.
         size: (height, width).
-        overlap: one of `OVERLAPS`. Under `ignore`, pixels that two classes claim.
+        overlap: one of `OVERLAPS`; `ignore` applies to pixels of two classes.
         crowd: one of `CROWDS`.
         ignore: label that is not scored.
 
     Returns:
-        labels (height, width), 0 where no instance is.
+        labels (height, width), 0 where there is no instance.
 
     Raises:
-        ValueError: an outline is of another size, or is none.
+        ValueError: an outline is of another size, or is not valid.
     """
     from pycocotools import mask as rle_of
 
     claimed = np.zeros(size, np.uint8)
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
     outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
-    # The largest first, so that smaller ones lie on top; of equals the first lies on top.
-    for place in sorted(range(len(outlines)), key=lambda place: (-_area(instances[place]), -place)):
-        outline, entry = outlines[place]
+    # The largest first, so that smaller ones are on top; among equals the first is on top.
+    for index in sorted(range(len(outlines)), key=lambda index: (-_area(instances[index]), -index)):
+        outline, entry = outlines[index]
         if outline is None:
             continue
         inside = rle_of.decode(outline).astype(bool)
@@ -83,22 +82,22 @@ def _area(entry: Mapping[str, Any]) -> float:
 
 
 def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
-    """COCO's three ways to spell an outline, as compressed run lengths; None if it is empty."""
+    """Convert COCO's three forms of outlines to compressed run lengths; None if it is empty."""
     from pycocotools import mask as rle_of
 
     if isinstance(outline, dict):
         if tuple(outline["size"]) != size:
-            raise ValueError(f"an outline is of {outline['size']} pixels, the photo of {size}")
+            raise ValueError(f"an outline has {outline['size']} pixels, the photo has {size}")
         if isinstance(outline["counts"], list):
             return rle_of.frPyObjects(outline, *size)
         return outline
-    # Four numbers would be taken for a box, fewer than six are no area.
+    # Four numbers would be read as a box, and fewer than six enclose no area.
     polygons = [polygon for polygon in outline if len(polygon) >= 6]
     return rle_of.merge(rle_of.frPyObjects(polygons, *size)) if polygons else None
 
 
 def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed run lengths of a region (height, width), as JSON can hold them."""
+    """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
     from pycocotools import mask as rle_of
 
     encoded = rle_of.encode(np.asfortranarray(inside, dtype=np.uint8))

@@ -1,9 +1,9 @@
-"""Gradients through CLIP's last block, as few as GradCAM needs.
+"""Gradients through CLIP's last block, only as many as GradCAM needs.
 
-GradCAM wants, of every (photo, class) pair, the gradient at ln_1's output *averaged over the
-patches*. Autograd gives the gradient of every token, by another forward and backward pass for each
-class. Here a photo is run forward once; and the average is carried through query, key and value
-before their weights are applied, so that a pair costs the MLP's backward and one product with the
+For every (photo, class) pair, GradCAM needs the gradient at ln_1's output *averaged over the
+patches*. Autograd computes the gradient at every token, with a forward and a backward pass for each
+class. Here a photo runs forward once, and gradients are averaged at query, key and value, before
+these weights are applied: a pair costs the backward pass of the MLP and one product with the
 attention instead of five.
 """
 
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vpltool.core.vit import ACTIVATIONS, Block
+from vpltool.core.blocks import ACTIVATIONS, Block
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass of a block over B photos of N tokens, kept for `mean_patch_gradient`.
+    """Results of a block's forward pass on B photos of N tokens, for `mean_patch_gradient`.
 
     Args:
         normed: ln_1's output (B, N, width), GradCAM's target activation.
-        query: of each head (B, heads, N, head width); the same for key and value.
+        query: query of each head (B, heads, N, head width); the same for key and value.
         key: see query.
         value: see query.
-        mixed: the heads' output, before the output projection (B, heads, N, head width).
-        middle: tokens after the attention's residual (B, N, width).
+        mixed: output of the heads, before the output projection (B, heads, N, head width).
+        middle: tokens after the residual of the attention (B, N, width).
         slope: derivative of the MLP's activation (B, N, hidden).
         output: the block's output (B, N, width).
     """
@@ -44,7 +44,7 @@ class Trace:
 
 
 def trace(block: Block, tokens: Tensor) -> Trace:
-    """Run a block over tokens (B, N, width), and keep what gradients are made of."""
+    """Run a block on tokens (B, N, width), and keep what its gradients need."""
     with torch.no_grad():
         normed = block.ln_1(tokens)
         query, key, value = block.heads(normed)
@@ -63,19 +63,19 @@ def trace(block: Block, tokens: Tensor) -> Trace:
 @torch.no_grad()
 def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Sequence[int],
                         gradient: Tensor, prefix: int = 1) -> Tensor:
-    """Average over the patches of the gradients at ln_1's output, the residual path left out.
+    """Return the mean of the patches' gradients at ln_1's output, without the residual path.
 
     Args:
         block: the block.
-        kept: its forward pass over B photos.
+        kept: its forward pass on B photos.
         photo_of: photo of each of P pairs (P,), ascending.
-        counts: number of pairs of each photo, B of them.
-        gradient: of each pair's score at the block's output (P, N, width); that at the class
-            token must be nil, as it is where only patches are pooled.
+        counts: number of pairs of each of the B photos.
+        gradient: gradient of each pair's score at the block's output (P, N, width); it must be
+            zero at the class token, as it is if only patches are pooled.
         prefix: 1 if the first token is a class token, 0 if all are patches.
 
     Returns:
-        (P, width): what a hook at ln_1 would see, averaged over the patches.
+        (P, width): the gradient that a hook at ln_1 would see, averaged over the patches.
     """
     hidden = (gradient * block.gamma_2) @ block.proj.weight * kept.slope[photo_of]
     with torch.enable_grad():
@@ -92,19 +92,20 @@ def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Seq
 
 def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor,
                         gradient: Tensor, prefix: int) -> Tensor:
-    """Sum over the patches of the gradients at query, key and value, one photo's K pairs.
+    """Return the sum over the patches of the gradients at query, key and value, for one photo.
 
-    With S = softmax(scale·q kᵀ) and g the gradient at o = S v, that at the logits is
-    ds_ji = S_ji (g_j·v_i − g_j·o_j). Its column sums weigh the keys, and since its rows sum to
-    nothing, those without the class token's column are that column, negated.
+    With S = softmax(scale·q kᵀ) and g the gradient at o = S v, the gradient at the logits is
+    ds_ji = S_ji (g_j·v_i − g_j·o_j). Its column sums are the weights of the keys. Its rows sum to
+    zero, so their sums without the class token's column, the weights of the queries, are that
+    column, negated.
 
     Args:
         query: (heads, N, d); the same for key, value and mixed, the output o.
         key: see query.
         value: see query.
         mixed: see query.
-        gradient: g (K, heads, N, d), nil at the class token.
-        prefix: 1 with a class token; without one, the gradients at the keys sum to nothing.
+        gradient: g of the photo's K pairs (K, heads, N, d), zero at the class token.
+        prefix: 1 with a class token; without one, the gradients at the keys sum to zero.
 
     Returns:
         (K, 3·heads·d) in the order of the rows of `qkv`.
@@ -114,7 +115,7 @@ def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor
     weights = (query * scale) @ key.transpose(-2, -1)
     torch.softmax(weights, dim=-1, out=weights)
     share = (gradient * mixed).sum(dim=-1)
-    # One product for all pairs: theirs are more columns, with g_j·o_j as the last of each.
+    # One product for all pairs: each has its own columns, the last of which is g_j·o_j.
     columns = torch.cat([gradient, share[..., None]], dim=-1).permute(1, 2, 0, 3)
     carried = weights.transpose(-2, -1) @ columns.reshape(heads, tokens, pairs * (size + 1))
     carried = carried.view(heads, tokens, pairs, size + 1)

@@ -13,17 +13,17 @@ from vpltool.core.classes import BACKGROUND
 
 def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
               ignore: int = 255) -> Tensor:
-    """Cross-entropy of the pixels with the pseudo masks.
+    """Return the cross-entropy of the pixels with the pseudo masks.
 
     Args:
         logits: (B, C, h, w); upsampled to the labels.
         labels: (B, H, W).
-        balanced: half the mean over background pixels and half that over the others, as WeCLIP
-            has it: most pixels are background. Otherwise the mean over all pixels.
-        ignore: label that is not counted.
+        balanced: take the mean over background pixels and the mean over the others, half of each,
+            as in WeCLIP, since most pixels are background. Else the mean over all pixels.
+        ignore: label that is left out.
 
     Returns:
-        the loss; what has no pixel counts 0.
+        the loss; a mean without pixels is 0.
     """
     full = F.interpolate(logits, size=tuple(labels.shape[-2:]), mode="bilinear",
                          align_corners=False)
@@ -32,7 +32,7 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
     if not balanced:
         return terms.sum() / counted.sum().clamp_min(1)
     behind = labels == BACKGROUND
-    # Not terms[part]: how many these are, the host would have to wait for.
+    # Not terms[part]: its length depends on the data, so the host would wait for the GPU.
     parts = [terms.where(part, terms.new_zeros(())).sum() / part.sum().clamp_min(1)
              for part in (behind, counted & ~behind)]
     return 0.5 * parts[0] + 0.5 * parts[1]
@@ -42,16 +42,16 @@ def regional_contrast(
     embeddings: Tensor, prototypes: Tensor, class_index: Tensor, present: Sequence[Tensor],
     mask_scale: Tensor, mask_shift: Tensor, scale: Tensor, valid: Tensor | None = None,
 ) -> Tensor:
-    """Regional semantic contrast (VPL, eqs. 12 and 13).
+    """Return the regional semantic contrast (VPL, eqs. 12 and 13).
 
     Each (photo, present class) is an entry. P is the mean embedding of photo i under the soft mask
-    of class n, S its cosine to the prototype of n. The symmetric InfoNCE takes S of an entry as
-    positive; its negatives are, along the row, the batch's classes that photo i does not show, and
-    along the column, the photos that do not show class n. Classes that a photo does show are no
-    negatives. The mask is sigmoid(scale·cos + shift) as in TCL: cosines themselves can be
-    negative, and a mean weighted by them has no bounded denominator.
+    of class n, S its cosine to the prototype of n. In the symmetric InfoNCE the positive is S of
+    the entry. The negatives of its row are the batch's classes that photo i does not show; those
+    of its column are the photos that do not show class n. Classes that a photo shows are never its
+    negatives. The mask is sigmoid(scale·cos + shift) as in TCL: cosines can be negative, so a mean
+    weighted with them could divide by zero.
 
-    `class_index` and `present` are best on the host: what is there then makes no GPU wait.
+    `class_index` and `present` should be on the CPU; reading them on a GPU would wait for it.
 
     Args:
         embeddings: L2-normed V (B, n, dim).
@@ -59,9 +59,9 @@ def regional_contrast(
         class_index: class of each row (rows,).
         present: class indices of each photo (K_i,).
         mask_scale: scale of the soft mask.
-        mask_shift: its shift.
+        mask_shift: shift of the soft mask.
         scale: 1/τ of the contrast.
-        valid: True where a patch is no padding (B, n); None: everywhere.
+        valid: False for patches of padding (B, n); None: there is no padding.
 
     Returns:
         the loss; 0 if no entry has a negative.
@@ -83,11 +83,11 @@ def regional_contrast(
     pooled = soft @ embeddings / soft.sum(dim=-1, keepdim=True).clamp_min(1e-6)
     pooled = F.normalize(pooled, dim=-1)
     similarity = torch.stack([
-        (pooled[:, place] @ part.T).amax(dim=-1) for place, part in enumerate(own)
+        (pooled[:, column] @ part.T).amax(dim=-1) for column, part in enumerate(own)
     ], dim=1) * scale
     negatives = similarity.masked_fill(shown, float("-inf"))
     # log(e^s / (e^s + Σ e^negatives)); without negatives the term is log 1 = 0.
     by_row = similarity - torch.logaddexp(similarity, negatives.logsumexp(1, keepdim=True))
     by_column = similarity - torch.logaddexp(similarity, negatives.logsumexp(0, keepdim=True))
-    photo, place = pairs.unbind(1)
-    return -0.5 * (by_row[photo, place].mean() + by_column[photo, place].mean())
+    photo, column = pairs.unbind(1)
+    return -0.5 * (by_row[photo, column].mean() + by_column[photo, column].mean())

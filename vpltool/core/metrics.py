@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -67,37 +69,106 @@ def scores(counts: Counts) -> Scores:
                   float(hits.sum() / total) if total else float("nan"), int(present.sum()))
 
 
-def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
-                   best_class: npt.NDArray[np.uint8], classes: int, ignore: int = 255) -> Counts:
-    """Count pixels by truth, strongest class and strength: all thresholds at once.
+@dataclass(frozen=True)
+class SeedHistogram:
+    """Pixels by truth, strongest class and strength: all thresholds of CAMs at once.
+
+    Only the pairs of classes that occur have a row: with hundreds of classes they are a few in a
+    photo, and not many more in all photos. Histograms are added, `sum` takes them too.
 
     Args:
-        truth: true labels (H, W).
+        classes: number of classes, the background included.
+        rows: (truth, strongest class) to pixels at each level (LEVELS + 1,).
+    """
+
+    classes: int
+    rows: dict[tuple[int, int], Counts]
+
+    def __add__(self, other: SeedHistogram) -> SeedHistogram:
+        rows = dict(self.rows)
+        for pair, counts in other.rows.items():
+            rows[pair] = rows[pair] + counts if pair in rows else counts
+        return SeedHistogram(self.classes, rows)
+
+    def __radd__(self, nothing: int) -> SeedHistogram:
+        """What a sum begins with is 0."""
+        return self if nothing == 0 else NotImplemented
+
+    @cached_property
+    def from_level(self) -> Counts:
+        """Pixels of each row from each level on (rows, LEVELS + 2); behind the last there is none.
+        """
+        counts = np.zeros((len(self.rows), LEVELS + 2), np.int64)
+        for above, row in zip(counts, self.rows.values(), strict=True):
+            above[LEVELS::-1] = row[::-1].cumsum()
+        return counts
+
+
+def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
+              ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Value and class of the strongest CAM at each pixel; of equal ones the first.
+
+    Args:
+        cams: one or more (K, H, W).
+        classes: class index of each.
+
+    Returns:
+        both (H, W).
+    """
+    best, best_class = cams[0], np.full(cams.shape[1:], classes[0], np.uint8)
+    # Class by class: an argmax over so few values a pixel takes twice as long.
+    for cam, label in zip(cams[1:], classes[1:], strict=True):
+        np.putmask(best_class, cam > best, label)
+        best = np.maximum(best, cam)
+    return best, best_class
+
+
+def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
+                   best_class: npt.NDArray[np.uint8], classes: int,
+                   ignore: int = 255) -> SeedHistogram:
+    """Count the pixels of a photo by truth, strongest class and strength.
+
+    Args:
+        truth: true labels (H, W); values from `classes` on, and `ignore`, are not counted.
         best: value of the strongest CAM at each pixel (H, W), in [0, 1].
         best_class: its class (H, W).
         classes: number of classes, the background included.
         ignore: label of pixels that are not scored.
 
-    Returns:
-        (LEVELS + 1, classes, classes): level, truth, strongest class.
+    Raises:
+        ValueError: a strongest class is none of the classes.
     """
-    scored = (truth < classes) & (truth != ignore)
-    level = np.clip((best[scored] * LEVELS).astype(np.int64), 0, LEVELS)
-    joint = (level * classes + truth[scored]) * classes + best_class[scored]
-    shape = (LEVELS + 1, classes, classes)
-    return np.bincount(joint, minlength=int(np.prod(shape))).reshape(shape)
+    # As in `confusion`, all pairs of bytes are counted and the unwanted ones dropped.
+    joint = (truth.astype(np.uint16) << 8) | best_class
+    pairs = np.flatnonzero(np.bincount(joint.ravel(), minlength=65536))
+    first = np.zeros(65536, np.int32)
+    first[pairs] = np.arange(len(pairs)) * (LEVELS + 1)
+    level = np.clip(best * LEVELS, 0, LEVELS).astype(np.int32)
+    counts = np.bincount((first[joint] + level).ravel(), minlength=len(pairs) * (LEVELS + 1))
+    rows = {}
+    for pair, row in zip(pairs.tolist(), counts.reshape(-1, LEVELS + 1), strict=True):
+        label, strongest = divmod(pair, 256)
+        if label >= classes or label == ignore:
+            continue
+        if strongest >= classes:
+            raise ValueError(f"class {strongest} among the CAMs of {classes} classes")
+        # A copy: a view would keep the rows that are dropped.
+        rows[label, strongest] = row.copy()
+    return SeedHistogram(classes, rows)
 
 
-def confusion_at(histogram: Counts, threshold: float) -> Counts:
+def confusion_at(histogram: SeedHistogram, threshold: float) -> Counts:
     """Confusion matrix of the seeds that a threshold gives: class where CAM ≥ threshold.
 
     Args:
-        histogram: from `seed_histogram` (LEVELS + 1, classes, classes).
+        histogram: from `seed_histogram`, or a sum of such.
         threshold: in [0, 1], taken to the next of LEVELS steps.
     """
     level = min(max(round(threshold * LEVELS), 0), LEVELS + 1)
-    counts = histogram[level:].sum(axis=0)
-    counts[:, 0] += histogram[:level].sum(axis=(0, 2))
+    counts = np.zeros((histogram.classes, histogram.classes), np.int64)
+    for (truth, strongest), above in zip(histogram.rows, histogram.from_level, strict=True):
+        counts[truth, strongest] += above[level]
+        counts[truth, 0] += above[0] - above[level]
     return counts
 
 

@@ -1,9 +1,9 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek, Davis 2010) in plain torch.
 
-The same approximation as Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
-blur along d + 1 directions, slice back. Sorted vertex keys take the place of a hash table. Each of
-the three steps sums a few rows for each row of its result (`embedding_bag`): on any device, with
-no list of the terms, and in an order that is not left to chance, so with the same bits each time.
+The same approximation as in Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
+blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table. Each of the
+three steps sums a few rows for each row of its result (`embedding_bag`): on any device, without
+storing the terms, and in a fixed order, so that the result has the same bits each time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch import Tensor
 
 
 class Lattice:
-    """A lattice built for a set of points, or for several sets that do not see each other.
+    """A lattice for a set of points, or for several sets that do not interact.
 
     Args:
-        features: position of each point, in units of the Gaussian's deviation (N, d), float32.
-        sets: number of sets of N / sets points each, one after another.
+        features: coordinates of each point, in units of the Gaussian's standard deviation (N, d),
+            float32.
+        sets: number of sets, with N / sets points each, one after another.
     """
 
     def __init__(self, features: Tensor, sets: int = 1) -> None:
         count, dims = features.shape
         corner, rank, weights = _simplices(features)
         low, high = corner.amin(dim=1)[:dims] - dims, corner.amax(dim=1)[:dims] + dims
-        # One step of blurring moves a key by d at most; the margin keeps packed keys unique.
+        # One step of blurring moves a key by at most d; the margin keeps packed keys unique.
         radix = (high - low + 2 * dims + 3).tolist()
         size = reduce(lambda product, side: product * side, radix, 1)
         if size * sets >= 2**62:
@@ -45,7 +46,7 @@ class Lattice:
         slot = torch.empty_like(order)
         slot[order] = fresh.cumsum(0) - 1
         self.count, self.dims, self.vertices = count, dims, len(vertices)
-        # What each vertex gathers from points, and each point from vertices; rows and their shares.
+        # Rows that each vertex sums over points, and each point over vertices, with their weights.
         self._splat = (order // (dims + 1)).int()
         self._splat_share = weights.flatten()[order]
         self._splat_start = fresh.nonzero()[:, 0].int()
@@ -55,9 +56,9 @@ class Lattice:
         self._blur_share = features.new_tensor([1, 0.5, 0.5]).repeat(self.vertices + 1, 1)
 
     def _neighbourhoods(self, vertices: Tensor, stride: Tensor) -> Tensor:
-        """Each vertex and both its neighbours along each direction (d + 1, M + 1, 3).
+        """Return each vertex and both its neighbours along each direction (d + 1, M + 1, 3).
 
-        Row M is the vertex that stands for those that are not there; it stays zero.
+        Missing neighbours have index M, a row that stays zero.
         """
         device = vertices.device
         steps = torch.ones((self.dims + 1, self.dims), dtype=torch.long, device=device)
@@ -68,14 +69,14 @@ class Lattice:
         own = found[0, :-1, 0]
         for direction, step in enumerate((steps * stride).sum(dim=-1)):
             target = vertices + step
-            place = torch.searchsorted(vertices, target).clamp_(max=self.vertices - 1)
-            hit = vertices[place] == target
-            found[direction, :-1, 1][hit] = place[hit].int()
-            found[direction, :, 2][place[hit]] = own[hit]
+            index = torch.searchsorted(vertices, target).clamp_(max=self.vertices - 1)
+            hit = vertices[index] == target
+            found[direction, :-1, 1][hit] = index[hit].int()
+            found[direction, :, 2][index[hit]] = own[hit]
         return found
 
     def filter(self, values: Tensor) -> Tensor:
-        """Weighted sums Σ_j k(i, j) v_j of values (N, C), the point itself included."""
+        """Return the weighted sums Σ_j k(i, j) v_j of values (N, C), including the point itself."""
         lattice = F.embedding_bag(self._splat, values, self._splat_start, mode="sum",
                                   per_sample_weights=self._splat_share)
         lattice = F.pad(lattice, (0, 0, 0, 1))
@@ -86,27 +87,28 @@ class Lattice:
                                per_sample_weights=self._slice_share)
 
     def rescale(self, before: Tensor, after: Tensor) -> None:
-        """Have `filter` multiply values by `before` first and the sums by `after`, both (N,)."""
+        """Make `filter` multiply values by `before` and the sums by `after`, both (N,)."""
         self._splat_share = self._splat_share * before[self._splat]
         self._slice_share = self._slice_share * after[:, None]
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Simplex around each point.
+    """Find the simplex around each point.
 
     Returns:
-        nearest point of the lattice (d + 1, N); rank of each coordinate of the way there, the
+        nearest point of the lattice (d + 1, N); rank of each coordinate of the offset to it, the
         largest first (d + 1, N); barycentric weights (N, d + 1).
     """
     count, dims = features.shape
     axes = torch.arange(1, dims + 1, device=features.device, dtype=torch.float32)[:, None]
-    # The blur of the lattice has variance 2/3·(d + 1)²; features are scaled to match it.
+    # The lattice's blur has variance 2/3·(d + 1)²; features are scaled to match it.
     scale = (dims + 1) * (2 / 3) ** 0.5 / (axes * (axes + 1)).sqrt()
     scaled = features.float().T * scale
     # Position on the hyperplane Σx = 0 in d + 1 dimensions.
     elevated = F.pad(scaled.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
     elevated[1:] -= axes * scaled
-    # Nearest point whose coordinates are multiples of d + 1; its sum says how far off it is.
+    # Nearest point whose coordinates are multiples of d + 1; their sum tells how far it is from
+    # the hyperplane.
     multiple = (elevated / (dims + 1)).round()
     excess = multiple.sum(dim=0).long()
     corner = multiple.long() * (dims + 1)
@@ -128,9 +130,9 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _vertex_keys(first: Tensor, rank: Tensor, stride: Tensor) -> Tensor:
-    """Packed keys of a simplex's vertices (N, d + 1), from that of its nearest point (N,).
+    """Return packed keys of the simplex's vertices (N, d + 1) from its nearest point's key (N,).
 
-    Vertex k lies k steps along each axis, less d + 1 where the axis' rank exceeds d − k.
+    Vertex k is k steps along each axis, less d + 1 if the rank of the axis exceeds d − k.
     """
     dims = len(stride)
     by_rank = torch.empty_like(rank).scatter_(

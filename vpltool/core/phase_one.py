@@ -1,7 +1,7 @@
-"""Phase 1 of VPL from start to end, in any of its readings: `learn` is what the command calls.
+"""Phase 1 of VPL in any of its readings: `learn` is what the stage calls.
 
-Which pixels, which targets, which start, which background: a `Reading` says so. The parts are in
-`prototypes` (objective and solvers) and `seeds`.
+A `Reading` chooses targets, classes and solver. Objective and solvers are in `prototypes`, starting
+points in `seeds`.
 """
 
 from __future__ import annotations
@@ -18,46 +18,36 @@ from vpltool.core.gap import Gap, modality_gap, photo_regions
 from vpltool.core.prototypes import Watch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A reading of phase 1; the defaults are the paper's, with P' restricted to a photo's tags.
+    """A reading of phase 1; the settings of `learn-prototypes` hold the defaults.
 
     Args:
         tau_t: temperature of P'.
         tau_i: temperature of P.
-        iters: iterations of the solver; 0: the start is the result.
-        lr: rate of projected gradient descent.
+        iters: iterations of the solver; 0 returns the start.
+        lr: learning rate of projected gradient descent.
         solver: `pgd` or `lbfgs`.
         harden: targets whose largest entry exceeds this become one-hot; 0: never.
         classes: classes in P': `present` in the photo, or `all`.
         student: classes in P: `all` or `present`.
-        targets: `text`, or `seeds`: one-hot by the pixels' labels.
-        start: `text`, or `seeds`: the mean of each class's seeds.
-        background: `words` of the text prototypes, or `clusters` of the background's seeds.
-        clusters: number of background clusters.
-        per_class: prototypes a class, by k-means in its seeds.
-        rounds: from the second on, P' is that of the last W; with the student `present` and
-            nothing hardened there is no second.
-        balance: give each label of the pixels the same weight.
-        seed: where chance begins.
+        targets: `text`, or `seeds`: one-hot vectors of the pixels' labels.
+        rounds: number of rounds; from the second on, P' comes from the last W. With the student
+            `present` and no hardening there is only one.
+        balance: give each label of the pixels the same total weight.
     """
 
-    tau_t: float = 0.01
-    tau_i: float = 0.03
-    iters: int = 3000
-    lr: float = 10.0
-    solver: str = "pgd"
-    harden: float = 0.0
-    classes: str = "present"
-    student: str = "all"
-    targets: str = "text"
-    start: str = "text"
-    background: str = "words"
-    clusters: int = 24
-    per_class: int = 1
-    rounds: int = 1
-    balance: bool = False
-    seed: int = 0
+    tau_t: float
+    tau_i: float
+    iters: int
+    lr: float
+    solver: str
+    harden: float
+    classes: str
+    student: str
+    targets: str
+    rounds: int
+    balance: bool
 
 
 @dataclass(frozen=True)
@@ -65,9 +55,9 @@ class Pixels:
     """Pixels of many photos.
 
     Args:
-        embeddings: L2-normed (N, dim), float32; on a GPU float16 will do, see `prototypes`.
-        photo_of: number of the photo that each comes from (N,).
-        labels: its seed label (N,): class, 0 for the background, -1 where seeds play no part.
+        embeddings: L2-normed (N, dim), float32; on a GPU, float16 is enough, see `prototypes`.
+        photo_of: number of the photo of each pixel (N,).
+        labels: seed label of each pixel (N,): class, 0 for the background, -1 if not a seed.
         tags: class indices of each photo (K_i,).
     """
 
@@ -77,37 +67,36 @@ class Pixels:
     tags: list[Tensor]
 
 
-def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
-          watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, reading: Reading,
+          watch: Watch | None = None) -> Tensor:
     """Learn vision prototypes.
 
     Args:
-        pixels: what they are learned from.
-        text: text prototypes, L2-normed (rows, dim).
-        text_index: class of each row (rows,), 0 is the background.
-        reading: how.
+        pixels: the pixels to learn from.
+        text: text prototypes, L2-normed (rows', dim); with the targets `text` their rows have the
+            same classes as those of the start.
+        start: W before the first step, L2-normed (rows, dim).
+        start_index: class of each row (rows,), 0 is the background.
+        reading: the reading.
         watch: called with the solver's state.
 
     Returns:
-        L2-normed rows (rows', dim) and their classes (rows',).
-
-    Raises:
-        ValueError: background clusters are wanted, and no pixel is background.
+        W, L2-normed (rows, dim).
     """
-    rows, index = starting_rows(pixels, text, text_index, reading)
+    rows = start
     if not reading.iters:
-        return rows, index
-    in_photo = allowed_rows(index, pixels.tags)[pixels.photo_of]
-    # P' of the last W over the present classes would be P itself. The gradient is then nil but for
-    # rounding, which steps of rate 10 blow up: a round of it learns noise.
+        return rows
+    in_photo = allowed_rows(start_index, pixels.tags)[pixels.photo_of]
+    # P' of the last W over the present classes would be P itself. The gradient would then be only
+    # rounding errors, which a learning rate of 10 amplifies: such a round would learn noise.
     settled = reading.student == "present" and not reading.harden
     for number in range(1 if settled else reading.rounds):
         if number:
-            # The last round's own distribution, within the photo's tags: an EM step.
+            # The distribution of the last round, within the photo's tags: an EM step.
             targets = solve.text_targets(pixels.embeddings, rows, tau=reading.tau_i,
                                          allowed=in_photo, harden=reading.harden)
         elif reading.targets == "seeds":
-            targets = seeds.seed_targets(pixels.embeddings, pixels.labels, rows, index)
+            targets = seeds.seed_targets(pixels.embeddings, pixels.labels, rows, start_index)
         else:
             targets = solve.text_targets(
                 pixels.embeddings, text, tau=reading.tau_t, harden=reading.harden,
@@ -118,35 +107,15 @@ def learn(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading,
             pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters, watch=watch,
             allowed=in_photo if reading.student == "present" else None,
             weights=seeds.balancing_weights(pixels.labels) if reading.balance else None, **rate)
-    return rows, index
-
-
-def starting_rows(pixels: Pixels, text: Tensor, text_index: Tensor, reading: Reading
-                  ) -> tuple[Tensor, Tensor]:
-    """Rows before the first step, and their classes; see `learn`."""
-    rows, index = text, text_index
-    if reading.background == "clusters":
-        behind = pixels.embeddings[pixels.labels == BACKGROUND]
-        if not len(behind):
-            raise ValueError("no pixel is background")
-        centres = solve.spherical_kmeans(behind, reading.clusters, seed=reading.seed)
-        kept = text_index != BACKGROUND
-        rows = torch.cat([text[kept], centres])
-        index = torch.cat([text_index[kept], text_index.new_zeros(len(centres))])
-    if reading.start == "seeds":
-        if reading.per_class > 1:
-            return seeds.class_clusters(pixels.embeddings, pixels.labels, rows, index,
-                                        reading.per_class, seed=reading.seed)
-        rows = seeds.class_means(pixels.embeddings, pixels.labels, rows, index)
-    return rows, index
+    return rows
 
 
 def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: Tensor
          ) -> tuple[Gap, Gap]:
-    """Modality gap of the text prototypes and of the vision prototypes, to the same regions.
+    """Return the modality gaps of text and vision prototypes to the same regions.
 
-    A region is a class's seeds in a photo; without seeds, the pixels whose likeliest tag it is by
-    the text.
+    A region is a class's seeds in a photo; without seeds, the pixels for which the class is the
+    most likely tag according to the text.
     """
     labels = pixels.labels
     if not bool((labels > BACKGROUND).any()):

@@ -16,13 +16,22 @@ from torch import Tensor
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
 
+# Pillow's own limit is lower, and is one for the whole process. It is lifted once: if each photo
+# lifted it and set it again, threads would do so in each other's middle.
+Image.MAX_IMAGE_PIXELS = None
+
 _ORIENTATION = 274  # EXIF tag
+
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC",
+           b"heim": "HEIC", b"heis": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
+"""Bytes 8 to 12 of photos in ISO containers (ISO/IEC 23008-12), which phones make."""
 
 
 def read_photo(path: Path) -> npt.NDArray[np.uint8]:
     """Decode a photo to RGB (height, width, 3) uint8, upright by its EXIF.
 
-    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos come out as 8-bit RGB.
+    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos come out as 8-bit RGB; of
+    a moving picture, the first frame.
 
     Raises:
         OSError: unreadable, truncated, empty or too large; the message says what.
@@ -63,24 +72,27 @@ def _readable(path: Path) -> Iterator[Image.Image]:
         raise OSError("the photo is not there")
     if path.stat().st_size == 0:
         raise OSError("the file is empty")
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow's own limit is lower than ours and speaks of attacks.
-        Image.MAX_IMAGE_PIXELS = None
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
     except UnidentifiedImageError:
-        raise OSError("this is no image that can be read") from None
+        raise OSError(f"this is no image that can be read{_container(path)}") from None
     except OSError:
         raise
     except Exception as error:
         # Pillow's plugins raise all sorts of things at damaged files.
         raise OSError(str(error) or type(error).__name__) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _container(path: Path) -> str:
+    """What a file is by its first bytes, for a message; empty if unknown."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
+    return f" (it is {brand}: convert it to JPEG)" if brand else ""
 
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,

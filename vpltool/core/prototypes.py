@@ -2,8 +2,8 @@
 
     min_W  Σ_i KL(P'_i ‖ softmax(x_i W / τ_I)),   P'_i = softmax(x_i Z / τ_T)          (eq. 7)
 
-x_i are L2-normed patch embeddings, Z text prototypes, W the vision prototypes, both L2-normed rows.
-The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023).
+x_i are L2-normed patch embeddings; Z are the text prototypes and W the vision prototypes, both with
+L2-normed rows. The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK = 65536
-"""Pixels at a time where a softmax over the rows is formed: bounds the memory on top of X."""
+"""Number of pixels for which a softmax over the rows is formed at a time: bounds the memory."""
 
 _CACHED = 2**19
-"""Values of X at a time in a solver's step on a CPU: X is used twice there, the second time from
-the cache."""
+"""Number of values of X at a time in a solver's step on a CPU: X is used twice, the second time
+from the cache."""
 
 _MOMENT_CHUNK = 4096
-"""Pixels at a time in double precision."""
+"""Number of pixels in double precision at a time."""
 
 
 @dataclass(frozen=True)
 class SolverRecord:
-    """State of a solver: step, objective (eq. 7, nats per pixel), gradient norm, learning rate."""
+    """Solver state: step, objective (eq. 7, nats per pixel), gradient norm, learning rate."""
 
     step: int
     objective: float
@@ -40,7 +40,7 @@ Watch = Callable[[SolverRecord], None]
 
 
 def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """Softmax over the last axis, restricted to the allowed entries (True), if given."""
+    """Return the softmax over the last axis, restricted to the allowed entries, if given."""
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf"))
     return logits.softmax(dim=-1)
@@ -48,14 +48,14 @@ def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
 
 def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float = 0.01,
                  allowed: Tensor | None = None, harden: float = 0.0) -> Tensor:
-    """Targets P' (eq. 5).
+    """Return the targets P' (eq. 5).
 
     Args:
         pixels: L2-normed (N, dim).
         prototypes: L2-normed rows Z (rows, dim).
         tau: τ_T.
-        allowed: True where a row may take part (N, rows): classes that the photo shows, and the
-            background; None: all rows, the paper to the letter.
+        allowed: True for rows that may take part (N, rows): the classes that the photo shows, and
+            the background; None: all rows, as the paper literally says.
         harden: targets whose largest entry exceeds this become one-hot (InMaP's α); 0: never.
 
     Returns:
@@ -75,16 +75,16 @@ def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float = 0.01,
 def target_moments(
     pixels: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, float]:
-    """What of the targets enters the objective, once for all steps.
+    """Return the two sums over the targets that the objective needs, the same for all steps.
 
     Args:
         pixels: X (N, dim).
         targets: P' (N, rows).
-        weights: of the pixels (N,), mean 1; None: all equal.
+        weights: weights of the pixels (N,), mean 1; None: all equal.
 
     Returns:
-        P'ᵀ X (rows, dim) in float64, as each gradient is a small difference to it; and
-        Σ P' log P' (the part of eq. 7 that W does not change).
+        P'ᵀ X (rows, dim) in float64, since each gradient is a small difference to it; and
+        Σ P' log P' (the part of eq. 7 that does not depend on W).
     """
     moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
     negative_entropy = 0.0
@@ -103,7 +103,7 @@ def _parts(pixels: Tensor, size: int) -> list[slice]:
 
 
 def part_size(pixels: Tensor) -> int:
-    """Pixels at a time in a solver's step."""
+    """Return the number of pixels at a time in a solver's step."""
     return _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
 
 
@@ -111,20 +111,20 @@ def objective_and_gradient(
     pixels: Tensor, moments: Tensor, negative_entropy: float, prototypes: Tensor, tau: float,
     allowed: Tensor | None = None, weights: Tensor | None = None,
 ) -> tuple[float, Tensor]:
-    """KL objective (eq. 7, mean over pixels) and its exact gradient.
+    """Return the KL objective (eq. 7, mean over pixels) and its exact gradient.
 
-    The targets come in by their moments alone: Σ P' log P_W is ⟨P'ᵀX, W⟩ / τ_I less the
-    log-partition, as the targets of a pixel sum to 1.
+    The targets enter only through their moments: Σ P' log P_W is ⟨P'ᵀX, W⟩ / τ_I minus the
+    log-partition, since the targets of a pixel sum to 1.
 
     Args:
-        pixels: X (N, dim), in half precision if need be: the arithmetic is in float32.
+        pixels: X (N, dim), float32 or half precision; the arithmetic is in float32.
         moments: P'ᵀ X (rows, dim), see `target_moments`.
         negative_entropy: Σ P' log P'.
-        prototypes: W (rows, dim), float64 where small steps are to count.
+        prototypes: W (rows, dim), float64 so that small steps are not lost.
         tau: τ_I.
         allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
             elsewhere.
-        weights: of the pixels (N,), mean 1; None: all equal.
+        weights: weights of the pixels (N,), mean 1; None: all equal.
 
     Returns:
         objective in nats, gradient (rows, dim) in float64.
@@ -141,12 +141,13 @@ def gradient(
     allowed: Tensor | None = None, weights: Tensor | None = None,
     partitions: list[Tensor] | None = None,
 ) -> Tensor:
-    """Gradient of the objective alone: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
+    """Return only the gradient of the objective: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
 
-    Its time is that of its two products, X Wᵀ and P_Wᵀ X.
+    Most of its time goes into two products, X Wᵀ and P_Wᵀ X.
 
     Args: those of `objective_and_gradient`, and
-        partitions: is given sums of the log-partitions, float64, if the objective is wanted, too.
+        partitions: a list to which sums of the log-partitions are added, float64, if the objective
+            is wanted too.
     """
     total, scaled = -moments, (prototypes / tau).float()
     for part in _parts(pixels, part_size(pixels)):
@@ -154,7 +155,7 @@ def gradient(
         logits = x @ scaled.T
         if allowed is not None:
             logits.masked_fill_(~allowed[part], float("-inf"))
-        # Not exp(logits − log-partition): the partition's rounding would be in every entry.
+        # Not exp(logits − log-partition): every entry would have the rounding of the partition.
         q = logits.softmax(dim=-1)
         if weights is not None:
             q *= weights[part, None]
@@ -170,10 +171,10 @@ def solve_pgd(
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
     watch: Watch | None = None, halving: bool = True,
 ) -> Tensor:
-    """Projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
+    """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
-    W ← W − lr·∂L/∂W, then every row is put back on the sphere. Where the gradient's norm has
-    grown, the rate is halved for good: without that, lr 10 diverges.
+    W ← W − lr·∂L/∂W, then every row is normalised. Whenever the norm of the gradient has grown, the
+    rate is halved permanently: without that, lr 10 diverges.
 
     Args:
         pixels: X (N, dim).
@@ -190,10 +191,10 @@ def solve_pgd(
     Returns:
         W (rows, dim), L2-normed.
     """
-    # Rounding W at each step would add up: of 200 steps, to 5e-4 on the demo's scenes.
+    # Rounding W at each step adds up: to 5e-4 after 200 steps on the demo's scenes.
     prototypes = start.double()
     moments, entropy = target_moments(pixels, targets, weights)
-    # Kept where X is: a GPU need not wait for the CPU to compare two norms.
+    # On the device of X: comparing two norms on the CPU would wait for a GPU.
     rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
     previous = prototypes.new_tensor(float("inf"))
     for step in range(iters):
@@ -216,14 +217,14 @@ def solve_lbfgs(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 50,
     allowed: Tensor | None = None, weights: Tensor | None = None, watch: Watch | None = None,
 ) -> Tensor:
-    """The same objective by L-BFGS on w = v / ‖v‖: far fewer passes over the data.
+    """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
 
     Args:
         pixels: X (N, dim).
         targets: P' (N, rows).
         start: W at the start (rows, dim).
         tau: τ_I.
-        iters: iterations at most; it stops when the objective no longer falls.
+        iters: largest number of iterations; it stops when the objective no longer decreases.
         allowed: see `objective_and_gradient`.
         weights: see `objective_and_gradient`.
         watch: called with the state after each evaluation.
@@ -244,7 +245,7 @@ def solve_lbfgs(
         unit = free.detach() / length
         value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
                                               weights)
-        # Chain rule of v / ‖v‖: only what is tangent to the sphere counts.
+        # Chain rule of v / ‖v‖: only the tangential part of the gradient counts.
         tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
         free.grad = (tangent / length).to(free)
         if watch:
@@ -257,13 +258,13 @@ def solve_lbfgs(
 
 
 def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int = 25) -> Tensor:
-    """Centres of L2-normed points by cosine k-means, k-means++ start (count, dim), L2-normed.
+    """Return centres (count, dim), L2-normed, by cosine k-means with a k-means++ start.
 
     Args:
         points: L2-normed (N, dim).
-        count: number of centres; fewer come back if there are fewer points.
-        seed: where chance begins.
-        rounds: Lloyd rounds.
+        count: number of centres; fewer are returned if there are fewer points.
+        seed: random seed.
+        rounds: number of Lloyd's iterations.
     """
     generator = torch.Generator().manual_seed(seed)
     if len(points) <= count:
@@ -274,7 +275,7 @@ def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int =
     nearest = points @ centres[0]
     for _ in range(count - 1):
         chance = (1 - nearest).clamp_min(0).cpu() + 1e-12
-        # Inverse sampling: torch.multinomial takes at most 2²⁴ categories.
+        # Inverse transform sampling: torch.multinomial takes at most 2²⁴ categories.
         drawn = torch.rand(1, generator=generator, dtype=torch.float64) * chance.double().sum()
         index = int(torch.searchsorted(chance.double().cumsum(0), drawn).clamp(max=len(points) - 1))
         centres = torch.cat([centres, points[index][None]])

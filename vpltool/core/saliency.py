@@ -1,9 +1,9 @@
-"""Where the objects are, whatever they are: patches that do not look like the photo's border.
+"""Where objects are, of whatever class: patches that do not look like the border of the photo.
 
-A text prototype says which class a photo shows, and often not where: with a small encoder its
-score ranked an object's own patches no better than chance. The border prior is older than CLIP (Zhu
-et al., CVPR 2014: background touches the border). Here it is a random walk between the photo's
-patches: what walks to the border is background.
+A text prototype tells which class a photo shows, but often not where: with a small encoder, its
+scores ranked the patches of an object no better than chance. The border prior is older than CLIP
+(Zhu et al., CVPR 2014: background touches the border). Here it is a random walk between similar
+patches: those from which it reaches the border are background.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vpltool.core.classes import class_scores
 
 
 def patch_walk(patches: Tensor, tau: float = 0.1) -> Tensor:
-    """Random walk between the patches of a photo that look alike.
+    """Return the transition matrix of a random walk between similar patches of a photo.
 
-    It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), m the mean of the
-    photo's patches.
+    It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), where m is the mean
+    of the photo's patches.
 
     Args:
         patches: L2-normed patch embeddings (B, n, dim).
@@ -42,7 +42,7 @@ def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
         patches: L2-normed patch embeddings (B, h·w, dim).
         grid: (h, w).
         tau: temperature of the walk, see `patch_walk`.
-        steps: its length.
+        steps: number of its steps.
 
     Returns:
         rank in the photo (B, h·w), 0 for the least and 1 for the most salient patch.
@@ -65,11 +65,12 @@ def salient_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     present: Sequence[Tensor], *, tau: float = 0.05,
 ) -> list[Tensor]:
-    """CAMs that join where (border saliency) and which (the prototypes, over the photo's classes).
+    """Return CAMs that combine where (border saliency) and which (the prototypes).
 
-    The likeliest class of a patch gets the patch's saliency, another one the saliency times the
-    ratio of their probabilities; the background rows have no part in it. So `cam ≥ 0.9` picks the
-    most salient tenth of the photo, each patch for its likeliest class.
+    The most likely class of a patch gets the patch's saliency, any other the saliency times the
+    ratio of their probabilities. Only classes that the photo shows take part, not the background
+    rows. So `cam ≥ 0.9` selects the most salient tenth of the photo, each patch for its most likely
+    class.
 
     Args:
         patches: L2-normed patch embeddings (B, h·w, dim).

@@ -1,6 +1,7 @@
-"""Seeds: the pixels that CAMs are sure of, and what prototypes can be started from them.
+"""Seeds: the pixels that CAMs are sure of, and the starting points that they give prototypes.
 
-One reading of VPL's Φ (and of m in eq. 9): pixels where the CAM of a class reaches Φ belong to it.
+One reading of VPL's Φ (and of m in eq. 9): pixels at which the CAM of a class reaches Φ belong to
+it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from vpltool.core.classes import BACKGROUND
 from vpltool.core.prototypes import spherical_kmeans
 
 UNSURE = -1
-"""Label of pixels that are neither a class's nor the background's seed."""
+"""Label of pixels that are seeds of neither a class nor the background."""
 
 
 def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float) -> Tensor:
-    """Label a photo's patches: its strongest class where CAM ≥ Φ, background where all are low.
+    """Label the patches of a photo: the strongest class if its CAM ≥ Φ, background if all are low.
 
     Args:
         cam: maps in [0, 1] (K, h, w).
         classes: their class indices (K,).
         phi: Φ.
-        phi_background: patches whose strongest CAM is below it are background.
+        phi_background: patches whose strongest CAM is lower are background.
 
     Returns:
         (h·w,): class index, 0 for the background, -1 for neither.
@@ -38,7 +39,7 @@ def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float)
 
 
 def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean feature of each class of a photo under its CAM, and of the rest under 1 − max.
+    """Return the mean feature of each class of a photo under its CAM; of the rest under 1 − max.
 
     Args:
         patches: L2-normed (h·w, dim).
@@ -56,45 +57,45 @@ def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tens
 
 
 def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor) -> Tensor:
-    """Replace each class's row by the mean of its seeds; rows of classes without seeds stay.
+    """Replace each class's row with the mean of its seeds; classes without seeds keep theirs.
 
     Args:
         pixels: L2-normed (N, dim).
         labels: class of each pixel (N,).
         start: rows (rows, dim).
-        class_index: class of each row (rows,); the background's rows stay as they are.
+        class_index: class of each row (rows,); the background's rows are not changed.
 
     Returns:
         L2-normed rows (rows, dim).
     """
     rows = start.clone()
-    for place, index in enumerate(class_index.tolist()):
+    for row, index in enumerate(class_index.tolist()):
         chosen = pixels[labels == index]
         if index != BACKGROUND and len(chosen):
-            rows[place] = F.normalize(chosen.float().mean(dim=0), dim=0)
+            rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
     return rows
 
 
 def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor, count: int,
                    *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Several rows a class by spherical k-means inside its seeds (the idea of CPAL, CVPR 2024).
+    """Return several rows a class, by spherical k-means of its seeds (the idea of CPAL, CVPR 2024).
 
     Args:
         pixels: L2-normed (N, dim).
         labels: class of each pixel (N,).
         start: one row a class, and background rows (rows, dim).
         class_index: class of each row (rows,).
-        count: rows a class at most.
-        seed: where chance begins.
+        count: largest number of rows a class.
+        seed: random seed.
 
     Returns:
         rows and their classes; a class without seeds keeps its row.
     """
     rows, index_of = [], []
-    for place, index in enumerate(class_index.tolist()):
+    for row, index in enumerate(class_index.tolist()):
         chosen = pixels[labels == index]
         if index == BACKGROUND or not len(chosen):
-            centres = start[place][None]
+            centres = start[row][None]
         else:
             centres = spherical_kmeans(chosen, count, seed=seed)
         rows.append(centres)
@@ -102,8 +103,35 @@ def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: T
     return torch.cat(rows), torch.tensor(index_of, device=class_index.device)
 
 
+def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, class_index: Tensor,
+                             count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Replace the background's rows with clusters of the background's seeds.
+
+    Args:
+        pixels: L2-normed (N, dim).
+        labels: class of each pixel (N,).
+        rows: rows (rows, dim).
+        class_index: class of each row (rows,).
+        count: largest number of clusters.
+        seed: random seed.
+
+    Returns:
+        rows and their classes, the background last.
+
+    Raises:
+        ValueError: no pixel is background.
+    """
+    behind = pixels[labels == BACKGROUND]
+    if not len(behind):
+        raise ValueError("no pixel is background")
+    centres = spherical_kmeans(behind, count, seed=seed)
+    kept = class_index != BACKGROUND
+    return (torch.cat([rows[kept], centres]),
+            torch.cat([class_index[kept], class_index.new_zeros(len(centres))]))
+
+
 def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index: Tensor) -> Tensor:
-    """One-hot targets: the row, among those of the pixel's class, that is nearest to it.
+    """Return one-hot targets: for each pixel, the nearest row among those of its class.
 
     Args:
         pixels: L2-normed (N, dim).
@@ -123,6 +151,6 @@ def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index
 
 
 def balancing_weights(labels: Tensor) -> Tensor:
-    """Weights (N,), mean 1, that give every label the same total."""
-    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
-    return (len(labels) / (len(counts) * counts.float()))[place]
+    """Return weights (N,), mean 1, that give every label the same total."""
+    _, position, counts = labels.unique(return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts.float()))[position]

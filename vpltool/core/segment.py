@@ -1,4 +1,4 @@
-"""From a trained decoder to labels: several scales, mirrored copies, the photo's own size."""
+"""From a trained segmenter to labels: several scales, mirrored copies, the photo's own size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.core.decoder import Decoder
+from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.vit import VisionTower, cache_parts
 
 FINENESS = 4
@@ -18,35 +18,39 @@ FINENESS = 4
 
 
 @torch.no_grad()
-def logits_of(decoder: Decoder, layers: Tensor, patches: Tensor | None, grid: tuple[int, int]
-              ) -> Tensor:
-    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `Decoder`.
+def logits_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor | None,
+              grid: tuple[int, int]) -> Tensor:
+    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `SegmenterNetwork`.
 
-    Up to the embeddings it computes in the layers' number format; the logits are float32.
+    Up to the embeddings it computes in their number format; the logits are float32.
     """
-    with torch.autocast(layers.device.type, layers.dtype, enabled=layers.dtype != torch.float32):
-        embeddings = decoder.embeddings(layers, patches, grid)
-    logits = decoder.logits(embeddings.float(), grid)
+    frozen = patches if layers is None else layers
+    assert frozen is not None, "a segmenter reads layers, patches, or both"
+    with torch.autocast(frozen.device.type, frozen.dtype, enabled=frozen.dtype != torch.float32):
+        embeddings = network.embeddings(layers, patches, grid)
+    logits = network.logits(embeddings.float(), grid)
     size = (grid[0] * FINENESS, grid[1] * FINENESS)
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def probabilities_of(decoder: Decoder, layers: Tensor, patches: Tensor | None,
+def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor | None,
                      grid: tuple[int, int]) -> Tensor:
     """Class probabilities, see `logits_of`."""
-    return logits_of(decoder, layers, patches, grid).softmax(dim=1)
+    return logits_of(network, layers, patches, grid).softmax(dim=1)
 
 
 @torch.no_grad()
-def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Sequence[float] = (1.0,),
-            *, flip: bool = False, average: str = "probabilities") -> Tensor:
+def segment(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor,
+            scales: Sequence[float] = (1.0,), *, flip: bool = False,
+            average: str = "probabilities") -> Tensor:
     """Class probabilities of photos, averaged over scales and mirrored copies.
 
     Args:
         vision: the frozen tower.
-        decoder: the trained decoder.
+        network: the trained network.
         pixels: normalised photos (B, 3, H, W), at the largest scale.
-        scales: factors on H and W; each size is rounded up to a multiple of the patch.
+        scales: factors on H and W; each side becomes the nearest multiple of the patch, and one
+            patch at least.
         flip: whether to see them mirrored, too.
         average: what is averaged over them, `probabilities` or `logits` (WeCLIP).
 
@@ -56,7 +60,7 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
     parts = cache_parts(pixels, vision.patch)
     if len(parts) > 1:
         # The layers of many photos need not exist together.
-        return torch.cat([segment(vision, decoder, part, scales, flip=flip, average=average)
+        return torch.cat([segment(vision, network, part, scales, flip=flip, average=average)
                           for part in parts])
     height, width = pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch
     total: Tensor | None = None
@@ -69,10 +73,9 @@ def segment(vision: VisionTower, decoder: Decoder, pixels: Tensor, scales: Seque
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
         encoded = vision(seen.to(vision.conv.weight.dtype), attention=False,
-                         patches="block" if decoder.shape.residual else "none",
-                         layers=decoder.shape.layers)
-        assert encoded.layers is not None
-        part = logits_of(decoder, encoded.layers, encoded.patches, grid)
+                         patches="block" if network.reads_patches else "none",
+                         layers=network.layers)
+        part = logits_of(network, encoded.layers, encoded.patches, grid)
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)

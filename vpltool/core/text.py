@@ -12,12 +12,12 @@ from torch import Tensor
 def text_prototypes(
     words: Sequence[str], templates: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
 ) -> Tensor:
-    """Average each word's prompts on the sphere (CLIP-ES, zeroshot classifier of CLIP).
+    """Return the normalised mean of each word's prompts (CLIP-ES; CLIP's zero-shot classifier).
 
     Args:
-        words: what goes into the templates.
+        words: words that go into the templates.
         templates: prompts with one `{}` each.
-        encode: prompts to L2-normed vectors (len(prompts), dim).
+        encode: function from prompts to L2-normed vectors (len(prompts), dim).
 
     Returns:
         L2-normed vectors (len(words), dim) float32.

@@ -1,12 +1,13 @@
-"""Training the decoder: crops, augmentation and steps that depend on (seed, iteration) alone.
+"""Training a segmenter: crops, augmentation and steps that depend only on (seed, iteration).
 
 So a run that goes on from a checkpoint takes the steps that one takes which was never stopped. On a
-CPU the decoder is the same to the bit; on a GPU some sums come in any order, and it is the same up
+CPU the network is the same to the bit; on a GPU some sums come in any order, and it is the same up
 to their rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from vpltool.core.decoder import Decoder
 from vpltool.core.losses import mask_loss, regional_contrast
+from vpltool.core.segmenter import SegmenterNetwork
 
 LABELS_PER_PATCH = 4
 """The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
@@ -26,7 +28,7 @@ LABELS_PER_PATCH = 4
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How the decoder is trained; the defaults are the paper's, or WeCLIP's where it is silent.
+    """How a segmenter is trained; the defaults are the paper's, or WeCLIP's where it is silent.
 
     Args:
         iterations: number of steps.
@@ -60,14 +62,14 @@ class CropBatch:
     """Crops of one step, `crop` patches a side.
 
     Args:
-        layers: frozen layers (B, L, crop², width).
-        patches: L2-normed patch embeddings (B, crop², dim); None if the decoder is not `residual`.
+        layers: frozen layers (B, L, crop², width); None if the network reads none.
+        patches: L2-normed patch embeddings (B, crop², dim); None if the network reads none.
         labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
         valid: False where a patch is padding (B, crop²).
         tags: class indices of each photo (K_i,), on the host.
     """
 
-    layers: Tensor
+    layers: Tensor | None
     patches: Tensor | None
     labels: Tensor
     valid: Tensor
@@ -75,9 +77,10 @@ class CropBatch:
 
     def pin_memory(self) -> CropBatch:
         """The same in pinned memory, from which a GPU copies without waiting."""
-        patches = None if self.patches is None else self.patches.pin_memory()
-        return CropBatch(self.layers.pin_memory(), patches, self.labels.pin_memory(),
-                         self.valid.pin_memory(), self.tags)
+        layers, patches = (None if frozen is None else frozen.pin_memory()
+                           for frozen in (self.layers, self.patches))
+        return CropBatch(layers, patches, self.labels.pin_memory(), self.valid.pin_memory(),
+                         self.tags)
 
     def to(self, device: torch.device) -> CropBatch:
         """The same in float32 on a device, for `step_losses`.
@@ -85,13 +88,11 @@ class CropBatch:
         A crop may have lost some of its photo's classes; what the masks show is what counts. That
         is asked for here, on the host: the labels on a GPU would have to be waited for.
         """
-        patches = self.patches
-        if patches is not None:
-            patches = patches.to(device, non_blocking=True).float()
+        layers, patches = (None if frozen is None else frozen.to(device, non_blocking=True).float()
+                           for frozen in (self.layers, self.patches))
         shown = [tags[labels.flatten().bincount(minlength=256)[tags] > 0]
                  for tags, labels in zip(self.tags, self.labels, strict=True)]
-        return CropBatch(self.layers.to(device, non_blocking=True).float(), patches,
-                         self.labels.to(device, non_blocking=True),
+        return CropBatch(layers, patches, self.labels.to(device, non_blocking=True),
                          self.valid.to(device, non_blocking=True), shown)
 
 
@@ -99,9 +100,9 @@ def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> lis
     """Indices of the photos of a step: each photo once an epoch, in an order of its own."""
     picked = []
     for position in range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size):
-        epoch, place = divmod(position, count)
+        epoch, index = divmod(position, count)
         order = np.random.default_rng((settings.seed, 1, epoch)).permutation(count)
-        picked.append(int(order[place]))
+        picked.append(int(order[index]))
     return picked
 
 
@@ -131,14 +132,25 @@ class Window:
         Returns:
             (C, side·unit, side·unit), or (L, side, side, width).
         """
+        top, left, rows, columns = self.area
+        # Cut first, then mirrored: only the window is copied.
+        return self.arrange(image[:, top * unit : (top + rows) * unit,
+                                  left * unit : (left + columns) * unit], padding)
+
+    @property
+    def area(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width of what is cut, in patches of the photo as it is."""
         rows, columns = (min(self.side, length) for length in self.grid)
-        # Cut first, then mirrored: that copies the window alone.
         left = self.grid[1] - self.left - columns if self.mirrored else self.left
-        image = image[:, self.top * unit : (self.top + rows) * unit,
-                      left * unit : (left + columns) * unit]
+        return self.top, left, rows, columns
+
+    def arrange(self, image: Tensor, padding: float = 0) -> Tensor:
+        """Mirror what was cut, and pad it: the last step of `cut`."""
         if self.mirrored:
             image = image.flip(2)
-        below, right = (self.side - rows) * unit, (self.side - columns) * unit
+        rows, columns = self.area[2:]
+        below = (self.side - rows) * image.shape[1] // rows
+        right = (self.side - columns) * image.shape[2] // columns
         if below or right:
             tail = (0, 0) * (image.dim() - 3)
             image = F.pad(image, (*tail, 0, right, 0, below), value=padding)
@@ -163,24 +175,72 @@ def choose_window(grid: tuple[int, int], side: int, rng: np.random.Generator) ->
 
 
 def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
-    """Take labels (H, W) to 4×4 a patch of the grid (h, w), by nearest neighbour: (4h, 4w)."""
-    size = (grid[0] * LABELS_PER_PATCH, grid[1] * LABELS_PER_PATCH)
-    field = torch.from_numpy(labels)[None, None].float()
-    return F.interpolate(field, size=size, mode="nearest-exact")[0, 0].to(torch.uint8)
+    """Take labels (H, W) to 4×4 a patch of the grid (h, w), by nearest neighbour: (4h, 4w).
+
+    As torch's `nearest-exact`, without turning all of a large photo's labels into floats.
+    """
+    rows, columns = (_nearest(length, patches * LABELS_PER_PATCH)
+                     for length, patches in zip(labels.shape, grid, strict=True))
+    return torch.from_numpy(labels[rows[:, None], columns])
 
 
-def make_optimizer(decoder: Decoder, settings: TrainingSettings) -> torch.optim.Optimizer:
+def _nearest(length: int, wanted: int) -> npt.NDArray[np.int64]:
+    """Index of the pixel of `length` nearest to each of `wanted` ones, in torch's rounding."""
+    centre = np.arange(wanted, dtype=np.float32) + np.float32(0.5)
+    scale = np.float32(length) / np.float32(wanted)
+    return np.minimum((centre * scale).astype(np.int64), length - 1)
+
+
+def cut_photo(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
+    """Scale a photo to the grid of a window and cut that, at the cost of the window's own pixels.
+
+    The same bits as scaling all of it as `to_pixels` does and cutting then, where the window holds
+    the whole grid. Elsewhere Pillow rounds at another offset, and may take its two passes in
+    another order: in photographs, 1 value in 10,000 differs, by one level, seldom two.
+
+    Args:
+        photo: RGB (H, W, 3), of any size.
+        window: in the grid to which the photo is scaled.
+        patch: patch size in pixels.
+
+    Returns:
+        (3, side·patch, side·patch) uint8, padded with 0.
+    """
+    top, left, rows, columns = window.area
+    above, below, first, last = _source(top, rows, window.grid[0], photo.shape[0], patch)
+    before, behind, start, end = _source(left, columns, window.grid[1], photo.shape[1], patch)
+    part = Image.fromarray(np.ascontiguousarray(photo[above:below, before:behind]))
+    scaled = part.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC,
+                         box=(start, first, end, last))
+    return window.arrange(torch.from_numpy(np.array(scaled)).permute(2, 0, 1)).contiguous()
+
+
+def _source(start: int, count: int, whole: int, length: int, patch: int
+            ) -> tuple[int, int, float, float]:
+    """Where `count` of `whole` patches lie in a photo's side of `length` pixels.
+
+    Returns:
+        first and last pixel that scaling them reads; their ends, counted from that first pixel.
+    """
+    low, high = start * length / whole, (start + count) * length / whole
+    # Bicubic reads two pixels around each, of the coarser of both grids.
+    margin = math.ceil(2 * max(length / (whole * patch), 1)) + 1
+    first, last = max(math.floor(low) - margin, 0), min(math.ceil(high) + margin, length)
+    return first, last, low - first, high - first
+
+
+def make_optimizer(network: SegmenterNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
     The regional contrast's scales and shift are free of weight decay: they are temperatures and a
     threshold, and zero is no simpler a value of theirs than another.
     """
-    scalars = [decoder.mask_scale, decoder.mask_shift, decoder.log_scale]
+    scalars = [network.mask_scale, network.mask_shift, network.log_scale]
     free = {id(scalar) for scalar in scalars}
-    # Checkpoints number the parameters through the groups: the order must stay the decoder's own.
+    # Checkpoints number the parameters through the groups: the order must stay the network's own.
     groups: list[dict[str, Any]] = [
         {"params": scalars, "weight_decay": 0.0},
-        {"params": [item for item in decoder.parameters() if id(item) not in free]}]
+        {"params": [item for item in network.parameters() if id(item) not in free]}]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.01)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
@@ -194,7 +254,7 @@ def learning_rate(settings: TrainingSettings, iteration: int) -> float:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Losses of one step, on the decoder's device: who reads one waits for the step's end."""
+    """Losses of one step, on the network's device: who reads one waits for the step's end."""
 
     iteration: int
     mask: Tensor
@@ -202,13 +262,13 @@ class StepRecord:
 
 
 def train(
-    decoder: Decoder, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
+    network: SegmenterNetwork, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
     batches: Iterable[CropBatch], *, start: int = 0,
 ) -> Iterator[StepRecord]:
-    """Run steps `start`, `start + 1`, …; the decoder and the optimizer are changed in place.
+    """Run steps `start`, `start + 1`, …; the network and the optimizer are changed in place.
 
     Args:
-        decoder: to be trained, on its device.
+        network: to be trained, on its device.
         optimizer: of its parameters.
         settings: see there.
         batches: the crops of each step, from step `start` on.
@@ -217,34 +277,34 @@ def train(
     Yields:
         a record after each step.
     """
-    device = decoder.prototypes.device
-    decoder.train()
+    device = network.prototypes.device
+    network.train()
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, iteration)
-        mask, contrast = step_losses(decoder, batch.to(device), settings)
+        mask, contrast = step_losses(network, batch.to(device), settings)
         optimizer.zero_grad(set_to_none=True)
         (settings.lambda_ce * mask + settings.lambda_rsc * contrast).backward()
         optimizer.step()
         with torch.no_grad():
-            decoder.log_scale.clamp_(max=float(np.log(100)))
+            network.log_scale.clamp_(max=float(np.log(100)))
         yield StepRecord(iteration, mask.detach(), contrast.detach())
 
 
 def step_losses(
-    decoder: Decoder, batch: CropBatch, settings: TrainingSettings
+    network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings
 ) -> tuple[Tensor, Tensor]:
-    """Mask loss and regional contrast of crops that `CropBatch.to` took to the decoder's device."""
+    """Mask loss and regional contrast of crops that `CropBatch.to` took to the network's device."""
     grid = (settings.crop, settings.crop)
-    embeddings = decoder.embeddings(batch.layers, batch.patches, grid)
+    embeddings = network.embeddings(batch.layers, batch.patches, grid)
     # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
     # the padding reach it through the upsampling; no gradient may.
     embeddings = torch.where(batch.valid[..., None], embeddings, embeddings.detach())
-    mask = mask_loss(decoder.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
+    mask = mask_loss(network.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
     if not settings.lambda_rsc:
         return mask, mask.new_zeros(())
     contrast = regional_contrast(
-        embeddings, decoder.prototypes, decoder.class_rows.owners, batch.tags, decoder.mask_scale,
-        decoder.mask_shift, decoder.log_scale.exp(), batch.valid)
+        embeddings, network.prototypes, network.class_rows.owners, batch.tags, network.mask_scale,
+        network.mask_shift, network.log_scale.exp(), batch.valid)
     return mask, contrast

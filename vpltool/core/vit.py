@@ -1,12 +1,12 @@
-"""A frozen CLIP vision transformer, forwarded block by block from open_clip's weights.
+"""A frozen CLIP vision transformer, run block by block with open_clip's weights.
 
-open_clip gives neither attention maps nor varying image sizes. What is needed for CAMs (tokens
-before the last block, joint-space patch embeddings, attention) comes out of one pass here.
+open_clip returns no attention maps and takes only one image size. Here one pass returns all that
+CAMs need: tokens before the last block, patch embeddings in the joint space, and attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,139 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape
+
 ATTENTION_BLOCKS = 8
 """CLIP-ES averages the attention of the last 8 blocks."""
 
 CPU_PATCHES = 1024
-"""On a CPU as many patches go through the blocks together, a photo at least: what is between two
-layers then stays in the cache, and more at a time gains nothing."""
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    if torch.is_grad_enabled():
-        return x * torch.sigmoid(1.702 * x)
-    # The same bits with one new tensor in place of three.
-    return (1.702 * x).sigmoid_().mul_(x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": _quick_gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """What rebuilds a `Block`: width, hidden width of the MLP, heads, LN epsilon, activation."""
-
-    width: int
-    hidden: int
-    heads: int
-    eps: float
-    activation: str
-
-
-class Block(nn.Module):
-    """Pre-LN transformer block: x += γ₁·attention(ln_1(x)); x += γ₂·mlp(ln_2(x))."""
-
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.ln_1 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
-        self.ln_2 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.fc = nn.Linear(shape.width, shape.hidden)
-        self.proj = nn.Linear(shape.hidden, shape.width)
-        self.gamma_1 = nn.Parameter(torch.ones(shape.width))
-        self.gamma_2 = nn.Parameter(torch.ones(shape.width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, width) to tokens (B, N, width)."""
-        return self.forward_from(x, self.ln_1(x))
-
-    def forward_from(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Run the block with ln_1's output given: GradCAM's target activation.
-
-        Args:
-            x: tokens (B, N, width), the residual branch.
-            normed: ln_1(x), or whatever stands for it, (B, N, width).
-        """
-        return self._after_attention(x, self.attend(*self.heads(normed)))
-
-    def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the block without gradients; also give its head-averaged attention.
-
-        Returns:
-            tokens (B, N, width); attention (B, N, N) in float32, rows summing to 1.
-        """
-        mixed, mean = self._weigh_and_average(self.ln_1(x), values=True)
-        return self._after_attention(x, mixed), mean
-
-    def attention(self, x: Tensor) -> Tensor:
-        """Give the head-averaged attention alone (B, N, N), float32."""
-        return self._weigh_and_average(self.ln_1(x), values=False)[1]
-
-    def heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ln_1's output (B, N, width) to query, key and value (B, heads, N, head width)."""
-        batch, count, width = normed.shape
-        qkv = self.qkv(normed).view(batch, count, 3, self.shape.heads, width // self.shape.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix values (B, heads, N, head width) by attention whose matrix is not needed."""
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            # torch's fused attention takes twice as long there as plain products.
-            return _weigh(query, key, value)
-        return F.scaled_dot_product_attention(query, key, value)
-
-    def _weigh_and_average(self, normed: Tensor, *, values: bool) -> tuple[Tensor, Tensor]:
-        """Mix values, or none of them, by attention; and average it over the heads (B, N, N)."""
-        query, key, value = self.heads(normed)
-        batch, heads, count, _ = query.shape
-        total = query.new_zeros(batch, count, count, dtype=torch.float32)
-        mixed = _weigh(query, key, value if values else value[..., :0], total)
-        return mixed, total.div_(heads)
-
-    def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = torch.addcmul(x, self.gamma_1, self.out(mixed.transpose(1, 2).flatten(2)))
-        hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
-        return torch.addcmul(x, self.gamma_2, self.proj(hidden))
-
-
-def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = None) -> Tensor:
-    """Mix values (B, heads, N, d) by attention, without gradients.
-
-    Args:
-        query: (B, heads, N, head width); the same for key.
-        key: see query.
-        value: (B, heads, N, d).
-        total: the sum of the heads' attention is added to it (B, N, N), float32; None: not needed.
-    """
-    query = query * query.shape[-1] ** -0.5
-    if query.is_cuda:
-        weights = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
-        if total is not None:
-            total += weights.sum(dim=1, dtype=torch.float32)
-        return weights @ value
-    # On a CPU a head at a time: one N×N matrix stays in the cache, and all of them need not exist.
-    mixed = value.new_empty(value.shape)
-    for photo, heads in enumerate(zip(query, key, value, mixed, strict=True)):
-        for asked, known, seen, into in zip(*heads, strict=True):
-            weights = torch.softmax(asked @ known.T, dim=-1)
-            into.copy_(weights @ seen)
-            if total is not None:
-                total[photo] += weights
-    return mixed
+"""Number of patches that go through the blocks together on a CPU, at least a photo: the values
+between two layers then stay in the cache, and larger batches are not faster."""
 
 
 @dataclass(frozen=True)
 class PoolerShape:
-    """What rebuilds an attention pooler with one query (SigLIP's): heads, MLP, LN epsilon."""
+    """Sizes of an attention pooler with one query (SigLIP's): heads, MLP, LN epsilon."""
 
     heads: int
     hidden: int
@@ -155,11 +35,11 @@ class PoolerShape:
 
 
 class Head(nn.Module):
-    """CLIP's end: the last block, ln_post and projection. `cam` needs nothing else of the encoder.
+    """The end of CLIP: last block, ln_post, projection. `cam` needs no other part of the encoder.
 
-    A tower with attention pooling maps each patch by the pooler's value path: what its attention
-    would return if it saw this patch alone. SigLIP's pooler has an MLP in the projection's place,
-    and its tower no class token: there the photo is pooled as the model itself does.
+    A tower with attention pooling maps each patch by the pooler's value path, which is the result
+    of its attention if it saw only this patch. SigLIP's pooler has an MLP instead of a projection,
+    and its tower has no class token: there photos are pooled as in the model itself.
     """
 
     def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
@@ -169,7 +49,7 @@ class Head(nn.Module):
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
             "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps,
-            # Later parts stand in a header only where they are not at their defaults.
+            # Parts that were added later are in a header only if they are not at their defaults.
             **({"value_eps": value_eps} if value_eps not in (None, shape.eps) else {}),
             **({"pooler": pooler} if pooler else {})}
         self.block = Block(shape)
@@ -190,12 +70,12 @@ class Head(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """Number of tokens before the patches: a class token, or none."""
+        """Number of tokens before the patches: 1 for a class token, or 0."""
         return 1 if self.pooler is None else 0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
-        """Rebuild an empty head from `Head.config`; load its state dict next."""
+        """Rebuild a head from `Head.config`; its state dict is to be loaded next."""
         return cls(BlockShape(**config["shape"]),
                    **{key: value for key, value in config.items() if key != "shape"})
 
@@ -204,10 +84,10 @@ class Head(nn.Module):
         return F.normalize(self._project(self.value_path(tokens)), dim=-1)
 
     def value_embeddings(self, tokens: Tensor) -> Tensor:
-        """Map the last block's *input* (B, N, width) to joint vectors by its value path alone.
+        """Map the last block's *input* (B, N, width) to joint vectors by only its value path.
 
-        No patch sees another there (MaskCLIP, ECCV 2022): sharper in place, less sure of the
-        class. L2-normed (B, N, dim).
+        No patch sees another there (MaskCLIP, ECCV 2022): the result is more precise in location
+        but less certain about the class. L2-normed (B, N, dim).
         """
         width = tokens.shape[-1]
         weight, bias = self.block.qkv.weight[2 * width :], self.block.qkv.bias[2 * width :]
@@ -217,8 +97,8 @@ class Head(nn.Module):
     def pooled(self, tokens: Tensor) -> Tensor:
         """Pool the last block's output (B, N, width) to L2-normed (B, dim).
 
-        With a class token, the patches' average takes its place (VPL, Implementation Details;
-        CLIP-ES does the same). Without one, the model's own pooler pools.
+        With a class token, the mean of the patches replaces it (VPL, Implementation Details; also
+        in CLIP-ES). Without one, the model's own pooler is used.
         """
         if self.pooler is not None:
             return F.normalize(self._project(self._attend(tokens, self.pooler.heads)), dim=-1)
@@ -230,14 +110,14 @@ class Head(nn.Module):
         return F.normalize(mean @ self.proj, dim=-1)
 
     def _project(self, pooled: Tensor) -> Tensor:
-        """Map what the pooler gives (..., pool width) to the joint space (..., dim)."""
+        """Map the pooler's output (..., pool width) to the joint space (..., dim)."""
         if self.pooler is None:
             return self.ln_post(pooled) @ self.proj
         hidden = ACTIVATIONS[self.pooler.activation](self.fc(self.ln_post(pooled)))
         return pooled + self.fc_out(hidden)
 
     def _attend(self, tokens: Tensor, heads: int) -> Tensor:
-        """Attention of the one query to the tokens (B, N, width): (B, pool width)."""
+        """Return the attention of the single query to tokens (B, N, width): (B, pool width)."""
         norm, into, out = self.value_path.children()
         normed = norm(tokens)
         key, value = (part(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -248,10 +128,10 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class DenseFeatures:
-    """One pass of the encoder over a batch of equal size, on a grid of h·w = n patches.
+    """Results of one pass of the encoder on a batch of equal size, on a grid of h·w = n patches.
 
     Args:
-        tokens: input of the last block (B, 1+n, width); (B, n, width) if no class token.
+        tokens: input of the last block (B, 1+n, width); (B, n, width) without a class token.
         patches: L2-normed joint-space patch embeddings (B, n, dim), or None.
         attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
         layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
@@ -264,7 +144,7 @@ class DenseFeatures:
 
 
 class VisionTower(nn.Module):
-    """CLIP's vision transformer for images of any size that is a multiple of the patch."""
+    """CLIP's vision transformer for images of any size that is a multiple of the patch size."""
 
     def __init__(self, *, patch: int, grid: tuple[int, int], blocks: Sequence[Block], head: Head,
                  width: int, ln_pre: nn.Module) -> None:
@@ -280,7 +160,7 @@ class VisionTower(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of blocks, the last one included."""
+        """Number of blocks, including the last."""
         return len(self.blocks) + 1
 
     @property
@@ -298,7 +178,7 @@ class VisionTower(nn.Module):
         return self.ln_pre(x + self.positions_for(grid).to(x.dtype))
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """Interpolate the position embedding to a grid, bilinear as CLIP-ES: (1+h·w, width)."""
+        """Return the position embedding of a grid, bilinear as in CLIP-ES: (1+h·w, width)."""
         if grid == self.grid:
             return self.positions
         own, table = self.positions.float().tensor_split([self.head.prefix])
@@ -309,14 +189,14 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 layers: Sequence[int] = ()) -> DenseFeatures:
-        """Encode a batch. What is not asked for costs nothing.
+        """Encode a batch; only what is asked for is computed.
 
         Args:
-            pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
-            patches: where patch embeddings come from: `block`, the last block's output; `value`,
-                its value path alone; or `none`.
+            pixels: normalised photos (B, 3, H, W), H and W multiples of the patch size.
+            patches: source of the patch embeddings: `block`, the last block's output; `value`,
+                only its value path; or `none`.
             attention: whether to average the attention of the last blocks.
-            layers: indices of the blocks whose output is wanted (0 is the first).
+            layers: indices of the blocks whose outputs are wanted (0 is the first).
         """
         parts = [self._encode(part, patches, attention, layers)
                  for part in cache_parts(pixels, self.patch)]
@@ -356,7 +236,7 @@ class VisionTower(nn.Module):
 
 
 def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
-    """Split photos (B, 3, H, W) into parts that a CPU's cache suits; for a GPU they stay whole."""
+    """Split photos (B, 3, H, W) into parts that fit a CPU's cache; on a GPU return them whole."""
     if pixels.device.type != "cpu":
         return (pixels,)
     each = pixels.shape[2] * pixels.shape[3] // patch**2

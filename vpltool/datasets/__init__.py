@@ -1,1 +1,1 @@
-"""Class words, prompts, and the layouts of data sets on disk. No masks are opened here."""
+"""Class words, prompts, and the layouts of data sets on disk. True masks are never opened here."""

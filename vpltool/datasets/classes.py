@@ -1,4 +1,4 @@
-"""Class files: names in index order, and what the pixel values of true masks stand for."""
+"""Class files: names in index order, and what the pixel values of true masks mean."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE
 
 _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
-"""Names in a class file that are no classes, and the labels that they stand for."""
+"""Names in a class file that are not classes, and the labels that they mean."""
 
 
 @dataclass(frozen=True)
 class ClassFile:
-    """What a class file says.
+    """Content of a class file.
 
     Args:
         names: class names in index order, without the background: the first is class 1.
-        values: pixel value in the true masks to label (0: background, 255: not scored), for those
-            values that are no labels themselves; empty if the masks hold labels.
+        values: pixel value in the true masks to label (0: background, 255: not scored); empty if
+            the values are the labels themselves.
     """
 
     names: tuple[str, ...]
@@ -32,14 +32,15 @@ class ClassFile:
 def read_classes(path: Path) -> ClassFile:
     """Read a class file: names in index order, or lines `VALUE NAME`.
 
-    VALUE is what a pixel of the class has in the true masks. The names `background` and `ignore`
-    are no classes: their pixels are background, or not scored. Without values, one of them may
-    stand in the first line, and is what 0 means.
+    VALUE is the value of the class's pixels in the true masks. The names `background` and `ignore`
+    are not classes: their pixels are background, or not scored. Without values, one of them may be
+    the first line, and says what 0 means.
 
     Raises:
-        VplError: missing, empty, with a name or a value twice, or with more than 254 classes.
+        VplError: the file is missing or empty, a name or value is listed twice, or there are more
+            than 254 classes.
     """
-    hint = "--classes takes a text file with a line NAME, or VALUE NAME, for each class"
+    hint = "`classes='FILE'` takes a text file with a line NAME, or VALUE NAME, for each class"
     lines = read_lines(path, hint)
     pairs = [re.fullmatch(r"(\d+)[\s,:]+(\S.*)", line) for line in lines]
     if all(pairs):
@@ -50,11 +51,11 @@ def read_classes(path: Path) -> ClassFile:
         once = lines
     twice = [entry for entry, count in Counter(once).items() if count > 1]
     if twice:
-        raise VplError(f"{path}: `{min(twice)}` stands there twice", hint)
+        raise VplError(f"{path}: `{min(twice)}` is listed twice", hint)
     names = tuple(dict.fromkeys(name for _, name in read if name.lower() not in _NO_CLASS))
     if not names or len(names) > 254 or max(value for value, _ in read) > 255:
-        raise VplError(f"{path} has {len(names)} classes, and {max(read)[0]} as highest value; "
-                       "1 to 254 classes and values to 255 are possible", hint)
+        raise VplError(f"{path} has {len(names)} classes, and {max(read)[0]} is its highest value; "
+                       "1 to 254 classes and values up to 255 are possible", hint)
     label = dict(zip(names, range(1, len(names) + 1), strict=True))
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}

@@ -1,5 +1,8 @@
-"""The layout of COCO 2014. Tags come from the instances' categories; their outlines are not read
-here: where they lie in the file is noted, so that true masks can be made for `eval`."""
+"""The layout of COCO 2014.
+
+Tags come from the categories of the instances. Their outlines are not read here: only their byte
+offsets in the file are noted, so that true masks can be made for `eval`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpltool.datasets.layouts import check_labels, found_in, read_csv, read_tags
+from vpltool.datasets.layouts import check_labels, found_in
+from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -18,17 +22,17 @@ from vpltool.formats.json_stream import read_span, stream_objects
 SPLITS = ("train", "val")
 _PHOTO_FOLDERS = ("", "images", "JPEGImages", "coco2014")
 _DOWNLOADS = ("extract train2014.zip, val2014.zip and annotations_trainval2014.zip side by side, "
-              "then: vpltool prepare coco FOLDER")
+              "then: `prepare('coco', root='FOLDER')`")
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Where the instances' outlines of a split's photos lie in its annotation file.
+    """Where the outlines of a split's instances are in its annotation file.
 
     Args:
         path: the annotation file.
         sizes: photo id to (height, width).
-        spans: photo id to first byte and number of bytes of each of its instances, in turns.
+        spans: photo id to offset and length in bytes of each of its instances, alternating.
         labels: category id to class index.
     """
 
@@ -43,26 +47,25 @@ def read_coco(
 ) -> tuple[list[Photo], list[str], dict[str, Outlines]]:
     """List the photos of a COCO 2014 folder: split `train`, then `val`, in the order of their ids.
 
-    Tags are the categories of a photo's instances, crowds too; or those of `labels.csv` in the
-    folder, if there is one. A split of which neither photos nor annotations are there is left out.
+    Tags are the categories of a photo's instances, including crowds; or those of `labels.csv` in
+    the folder, if there is one. A split with neither photos nor annotations is left out.
 
     Args:
         root: the folder that holds `train2014`, `val2014` and `annotations`.
         classes: names that categories may have, in index order.
-        empty: keep photos without any instance, which the lists of the field leave out.
+        empty: keep photos without any instance, which published lists leave out.
 
     Returns:
-        the photos, remarks that the user should see, and the outlines of each split that has
-        annotations.
+        the photos; remarks for the user; and the outlines of each split that has annotations.
 
     Raises:
         VplError: the layout is not as expected, the annotations are of other photos, or a
-            category is no class.
+            category is not a class.
     """
     photos: list[Photo] = []
     remarks: list[str] = []
     outlines: dict[str, Outlines] = {}
-    by_hand = root / "labels.csv"
+    own_tags = root / "labels.csv"
     for split in SPLITS:
         folder = next((root / base / f"{split}2014" for base in _PHOTO_FOLDERS
                        if (root / base / f"{split}2014").is_dir()), None)
@@ -71,7 +74,7 @@ def read_coco(
             remarks.append(f"{root} has neither {split}2014 nor {path.name}: there is no split "
                            f"`{split}`")
             continue
-        if folder is None or not (path.exists() or by_hand.exists()):
+        if folder is None or not (path.exists() or own_tags.exists()):
             absent = path if folder else root / f"{split}2014"
             raise VplError(f"{absent} is not there; {root} holds: {found_in(root)}"
                            + _other_year(root), _DOWNLOADS)
@@ -83,20 +86,21 @@ def read_coco(
             bare = [key for key in tags if not tags[key]]
             if bare and not empty:
                 remarks.append(f"{len(bare)} photos of {split} have no instance and are left out, "
-                               "as in the lists of the field (--empty keeps them)")
+                               "as in published lists (`empty=True` keeps them)")
                 tags = {key: labels for key, labels in tags.items() if labels}
-        if by_hand.exists():
-            tags = {key: labels for key, labels in read_tags(by_hand, tags).items()
+        if own_tags.exists():
+            tags = {key: labels for key, labels in tags_of(own_tags, tags).items()
                     if key in (tags or names)}
         photos += [Photo(key, (folder / names[key]).relative_to(root).as_posix(), tags[key],
                          (split,)) for key in sorted(tags)]
-    if by_hand.exists():
-        strays = {row["id"] for row in read_csv(by_hand)} - {photo.id for photo in photos}
+    if own_tags.exists():
+        rows, _ = read_tags(own_tags, classes_known=True)
+        strays = {row.id for row in rows} - {photo.id for photo in photos}
         if strays:
-            remarks.append(f"{len(strays)} rows of {by_hand} name no photo that is taken, such as "
+            remarks.append(f"{len(strays)} rows of {own_tags} match no photo in use, such as "
                            f"{min(strays)}")
     if not photos:
-        raise VplError(f"{root} is no folder of COCO 2014; found: {found_in(root)}"
+        raise VplError(f"{root} is not a folder of COCO 2014; found: {found_in(root)}"
                        + _other_year(root), _DOWNLOADS)
     check_labels(photos, classes)
     return photos, remarks, outlines
@@ -104,7 +108,7 @@ def read_coco(
 
 @dataclass
 class _Instances:
-    """What is kept of an annotation file: by category or image id as the file has it."""
+    """What is kept of an annotation file, by its own category and image ids."""
 
     categories: dict[int, str] = field(default_factory=dict)
     images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
@@ -121,15 +125,15 @@ def _read_instances(
             _keep(found, part, entry, path, (first, length))
         except (KeyError, TypeError) as error:
             raise VplError(f"{path}: {part} has an entry without {error}",
-                           f"take COCO's own {path.name}") from error
+                           f"use COCO's own {path.name}") from error
     for name in found.categories.values():
         if name not in classes:
-            raise VplError(f"{path} has the category `{name}`, which is no class",
+            raise VplError(f"{path} has the category `{name}`, which is not a class",
                            near_name(name, classes))
     stray = found.seen.keys() - found.images.keys()
     if stray or not found.images:
         raise VplError(f"{path} has instances of {len(stray)} photos that it does not list"
-                       if stray else f"{path} lists no photo", f"take COCO's own {path.name}")
+                       if stray else f"{path} lists no photo", f"use COCO's own {path.name}")
     ids = {number: Path(name).stem for number, (name, _, _) in found.images.items()}
     _check_names(path, ids.values(), names, folder)
     # Tags in the order of the classes, whatever the order of the instances.
@@ -159,10 +163,10 @@ def _keep(
 
 
 def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], folder: Path) -> None:
-    """Check that the photos that the annotations speak of are there.
+    """Check that the photos of the annotations are in the folder.
 
     Raises:
-        VplError: they are not; where another year's are, it says so.
+        VplError: they are not; the message says if they are of another year.
     """
     absent = [key for key in wanted if key not in names]
     if not absent:
@@ -171,14 +175,14 @@ def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], fol
     bare = re.fullmatch(r"\d{12}", absent[0])
     if here and len(absent) == len(wanted) and bool(bare) != bool(re.fullmatch(r"\d{12}", here)):
         year = "2017" if bare else "2014"
-        raise VplError(f"{path} names its photos as COCO {year} does ({absent[0]}), {folder} "
-                       f"holds {names[here]}", "take photos and annotations of COCO 2014")
+        raise VplError(f"{path} names its photos as COCO {year} does ({absent[0]}), but {folder} "
+                       f"holds {names[here]}", "use photos and annotations of COCO 2014")
     raise VplError(f"{len(absent)} of {len(wanted)} photos in {path} are not in {folder}, such as "
                    f"{absent[0]}; it holds {len(names)} photos" + (f", such as {names[here]}"
                                                                    if here else ""),
-                   other_case(absent[0], names) or f"extract {folder.name}.zip again, whole")
+                   other_case(absent[0], names) or f"extract {folder.name}.zip again")
 
 
 def _other_year(root: Path) -> str:
-    return ("; that is COCO 2017, and COCO 2014 is expected"
+    return ("; that is COCO 2017, but COCO 2014 is expected"
             if any(root.glob("*2017")) or any(root.glob("annotations/*2017.json")) else "")

@@ -2,131 +2,299 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from vpltool.errors import VplError, near_name, other_case
+from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
+from vpltool.errors import VplError, near_name
 from vpltool.formats import Photo
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
+PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+"""Suffixes of photos, in lower case. Of a GIF, the first frame is read."""
+
+TAKEN = "photos end in " + ", ".join(sorted(PHOTO_SUFFIXES))
+
+_CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+                ".psd", ".tga"}
+"""Suffixes of pictures that other programs can convert to JPEG."""
+
+_MOST_CLASSES = 254
+"""A mask has one byte a pixel: 0 is the background, 255 is not scored."""
 
 
 def read_folder(
-    images: Path, labels: Path, masks: Path | None
-) -> tuple[list[Photo], tuple[str, ...]]:
+    images: Path, labels: Path, masks: Path | None, *, classes_known: bool = False
+) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV.
 
-    The CSV has the columns `id,labels` and, if wanted, `split` (default `train`; several are
-    separated by `;`). An id is a file name below the folder, with or without suffix. Labels are
-    separated by `;`, or by spaces where the field has no `;`.
+    For the CSV see `read_tags`. An id is a file name below the folder, with or without suffix.
 
     Args:
-        images: the folder; sub-folders belong to the id.
+        images: the folder; sub-folders are part of the id.
         labels: the CSV.
-        masks: folder of true masks, for `eval`, named as the ids; or None.
+        masks: folder of true masks, for `eval`, named after the ids; or None.
+        classes_known: whether the class names come from elsewhere, and the labels are checked
+            against them; see `read_tags`.
 
     Returns:
-        the photos, and the sorted union of their labels.
+        the photos; the sorted union of their labels; and remarks for the user.
 
     Raises:
-        VplError: a file is missing, the CSV has other columns, or an id has no photo.
+        VplError: a file is missing, the CSV cannot be read, an id has no photo, a photo is listed
+            twice, or there are more than 254 labels.
     """
     if not images.is_dir():
-        raise VplError(f"{images} is no folder", "give the folder that holds the photos")
-    files: dict[str, Path] = {}
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            name = path.relative_to(images)
-            files.setdefault(name.as_posix(), path)
-            files.setdefault(name.with_suffix("").as_posix(), path)
-    photos: dict[str, Photo] = {}
-    if not files:
+        raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
+    names = [path.relative_to(images).as_posix() for path in photos_below(images)]
+    if not names:
         raise VplError(f"{images} holds no photo; found: {found_in(images)}",
-                       f"photos end in {', '.join(sorted(PHOTO_SUFFIXES))}")
-    for row in read_csv(labels):
-        if row["id"] not in files:
-            raise VplError(f"{labels}: no photo called {row['id']} in {images}",
-                           near_name(row["id"], files))
-        path = files[row["id"]]
-        key = path.relative_to(images).with_suffix("").as_posix()
-        if key in photos:
-            raise VplError(f"{labels}: {key} stands there twice", "join the rows' labels with ;")
-        mask = masks / f"{key}.png" if masks else None
-        photos[key] = Photo(
-            key, path.relative_to(images).as_posix(), _split_labels(row["labels"]),
-            _split_labels(row.get("split") or "train"),
-            relative_name(mask, images) if mask and mask.exists() else None)
-    if not photos:
-        raise VplError(f"{labels} has no rows", "one a photo: id,labels")
-    classes = tuple(sorted({label for photo in photos.values() for label in photo.labels}))
-    return list(photos.values()), classes
+                       _convert(images.rglob("*")) or TAKEN)
+    rows, remarks = read_tags(labels, classes_known=classes_known)
+    listed, doubts = _match(rows, names, images, labels)
+    photos = []
+    for name, row in listed.items():
+        mask = masks / f"{_key(name)}.png" if masks else None
+        photos.append(Photo(_key(name), name, row.labels, row.splits,
+                            relative_name(mask, images) if mask and mask.exists() else None))
+    classes = tuple(sorted({label for photo in photos for label in photo.labels}))
+    if len(classes) > _MOST_CLASSES:
+        raise VplError(f"{labels} has {len(classes)} different labels, such as "
+                       f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
+                       "labels are class names, separated by ;, not sentences")
+    return photos, classes, [
+        *remarks, *doubts, *class_remarks(photos, classes_known=classes_known),
+        *_in_train_and_val(photos), *_same_photos(images, photos)]
 
 
-def read_tags(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Read the labels of a CSV, which must have a row for each of these ids.
-
-    Raises:
-        VplError: a row is missing.
-    """
-    labels = {row["id"]: _split_labels(row["labels"]) for row in read_csv(path)}
-    missing = sorted(set(ids) - labels.keys())
-    if missing:
-        raise VplError(f"{path} has no row for {missing[0]} (nor for {len(missing) - 1} more)",
-                       other_case(missing[0], labels) or "add a row: ID,labels")
-    return labels
+def _key(name: str) -> str:
+    """Return the id of a photo: its file name without suffix, with its folders."""
+    return Path(name).with_suffix("").as_posix()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV with the columns `id` and `labels` at least.
+def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path
+           ) -> tuple[dict[str, TagRow], list[str]]:
+    """Return the file name of each photo to its row, in the order of the rows; and remarks."""
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_key[_key(name)].append(name)
+    known = {key: files[0] for key, files in by_key.items()} | {name: name for name in names}
+    listed: dict[str, TagRow] = {}
+    first: dict[str, str] = {}
+    either, remarks = [], []
+    for row in rows:
+        if row.id not in known:
+            raise _not_there(images, labels, row, known)
+        name = known[row.id]
+        key = _key(name)
+        if key in first:
+            raise _listed_twice(labels, listed[first[key]], row, first[key], name)
+        first[key], listed[name] = name, row
+        if row.id == key and by_key[key][1:]:
+            either.append(" or ".join(by_key[key]))
+    if either:
+        remarks.append(f"{labels}: an id without suffix means the first of several files in "
+                       f"{images}: {some(either, '; ')}")
+    unlisted = [name for name in names if name not in listed]
+    if unlisted:
+        remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
+                       f"{labels} and are left out: {some(unlisted)}")
+    return listed, remarks
 
-    Raises:
-        VplError: it is missing, no text, or lacks a column.
-    """
-    hint = "the first line must be: id,labels (or id,labels,split)"
+
+def _not_there(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> VplError:
+    """Return the error for a row without a photo; it names a file with another suffix."""
+    near = images / row.id
+    for file in [near, *sorted(near.parent.glob("*"))]:
+        if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
+                and near in (file, file.with_suffix(""))):
+            error = wrong_suffix(file)
+            return VplError(f"{labels}:{row.line}: {error.message}", error.hint)
+    return VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}",
+                    near_name(row.id, known))
+
+
+def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
+    key = _key(other)
+    if one != other:
+        return VplError(f"{labels}:{row.line}: {one} and {other} would both be the photo {key}",
+                        "rename one of them, in the folder and in the CSV")
+    return VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
+                    f"{first.id} in line {first.line}",
+                    "join the rows: labels separated by ;, and splits too")
+
+
+def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
+    both = [photo.id for photo in photos if {"train", "val"} <= set(photo.splits)]
+    return [f"{len(both)} photos are in `train` and in `val`, such as {both[0]}: scores on `val` "
+            "would be too good"] if both else []
+
+
+def _same_photos(images: Path, photos: Sequence[Photo]) -> list[str]:
+    """Return a remark if photos with the same bytes have different ids; else nothing."""
+    groups = _same_files([images / photo.image for photo in photos])
+    if not groups:
+        return []
+    splits = {images / photo.image: set(photo.splits) for photo in photos}
+    names = [" and ".join(path.relative_to(images).as_posix() for path in group)
+             for group in groups]
+    apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
+    return [f"the same photo is listed under several ids: {some(names, '; ')}"
+            + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
+               if apart else "")]
+
+
+def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
+    """Return groups of files with the same bytes; only files of equal size are read."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    groups = [list(paths)]
+    # Threads: on a network disk each access costs a round trip.
+    with ThreadPoolExecutor(16) as pool:
+        for look in (_size, _middle, _digest):
+            parts: dict[Hashable, list[Path]] = defaultdict(list)
+            for number, group in enumerate(groups):
+                for path, seen in zip(group, pool.map(look, group), strict=True):
+                    if seen:
+                        parts[number, seen].append(path)
+            groups = [part for part in parts.values() if len(part) > 1]
+    return groups
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if it is missing."""
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [row for row in csv.reader(file, skipinitialspace=True) if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VplError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
-                       hint) from error
-    columns = [name.strip() for name in lines[0]] if lines else []
-    if "id" not in columns or "labels" not in columns:
-        raise VplError(f"{path} lacks the columns id and labels; it has "
-                       f"{', '.join(columns) or 'none'}", hint)
-    for line in lines[1:]:
-        if len(line) > len(columns):
-            raise VplError(f"{path}: the row of {line[0]} has more fields than columns, "
-                           f"such as {line[len(columns)]}", "separate labels by ; or by spaces")
-    return [dict(zip(columns, [field.strip() for field in line] + [""] * len(columns),
-                     strict=False)) for line in lines[1:]]
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _middle(path: Path) -> bytes:
+    """Return 4096 bytes from the middle of a file, where pixels are; empty if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            file.seek(file.seek(0, 2) // 2)
+            return file.read(4096)
+    except OSError:
+        return b""
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if it is unreadable."""
+    import hashlib
+
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return ""
+
+
+def photos_below(folder: Path) -> list[Path]:
+    """Return the photos in a folder and below, judged by suffix and sorted, without hidden ones."""
+    return sorted(path for path in folder.rglob("*")
+                  if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."))
+
+
+def named_photos(given: Sequence[Path]) -> dict[str, Path]:
+    """Find the photos among files and folders, including sub-folders.
+
+    Returns:
+        id to path. An id is the file's name without suffix, with its folders below the given one.
+
+    Raises:
+        VplError: a file or folder is missing, a file has no photo's suffix, or two photos have the
+            same id.
+    """
+    paths: dict[str, Path] = {}
+    for path in given:
+        if not path.exists():
+            raise VplError(f"{path} is not there", "give photos, or folders of photos")
+        if not path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
+            raise wrong_suffix(path)
+        for file in photos_below(path) if path.is_dir() else [path]:
+            key = _key(file.relative_to(path).as_posix() if path.is_dir() else file.name)
+            if key in paths:
+                raise VplError(f"{paths[key]} and {file} would both be {key}.png",
+                               "predict them in two runs, each with its own `out='DIR'`")
+            paths[key] = file
+    if not paths:
+        found = [file for path in given for file in path.rglob("*")]
+        raise VplError(f"no photo in {', '.join(map(str, given))}", _convert(found) or TAKEN)
+    return paths
+
+
+def wrong_suffix(path: Path) -> VplError:
+    """Return the error for a file with a suffix that photos do not have."""
+    return VplError(f"{path}: {path.suffix or 'a name without suffix'} is not taken; {TAKEN}",
+                    _convert([path]) or "give photos, or folders of photos")
+
+
+def _convert(paths: Iterable[Path]) -> str:
+    """Say how to convert the first file that another program can turn into a JPEG; else empty."""
+    for path in sorted(paths):
+        if path.suffix.lower() in _CONVERTIBLE:
+            return (f"convert {path.suffix} to JPEG, for example with ImageMagick: "
+                    f"magick {path} {path.with_suffix('.jpg')}")
+    return ""
 
 
 def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
     """Check that every tag names a class.
 
     Raises:
-        VplError: one does not; the photo is named.
+        VplError: one does not; the message names the photo.
     """
     known = set(classes)
     for photo in photos:
         for label in photo.labels:
             if label not in known:
                 whole = " ".join(photo.labels)
-                raise VplError(f"photo {photo.id} has the tag `{label}`, which is no class",
+                raise VplError(f"photo {photo.id} has the tag `{label}`, which is not a class",
                                f"a name with a space needs a semicolon: `{whole};`"
-                               if whole in known else near_name(label, known))
+                               if whole in known else
+                               "separate labels by ;" if ODD.search(label) else
+                               near_name(label, known))
+
+
+def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
+    """Put every second photo of a split into each half, SPLIT-a and SPLIT-b.
+
+    Args:
+        photos: all photos.
+        split: what is halved; empty: nothing.
+        before: photos as they were before; they keep the half that they were in.
+
+    Raises:
+        VplError: there is no such split.
+    """
+    if not split:
+        return list(photos)
+    if not any(split in photo.splits for photo in photos):
+        known = {name for photo in photos for name in photo.splits}
+        raise VplError(f"`halve={split!r}`: no such split", near_name(split, known))
+    halves = (f"{split}-a", f"{split}-b")
+    chosen = {photo.id: name for photo in before for name in halves if name in photo.splits}
+    wanted = [photo.id for photo in photos if split in photo.splits]
+    sizes = Counter(chosen[key] for key in wanted if key in chosen)
+    for key in wanted:
+        if key not in chosen:
+            chosen[key] = min(halves, key=lambda name: sizes[name])
+            sizes[chosen[key]] += 1
+    return [replace(photo, splits=(*photo.splits, chosen[photo.id]))
+            if split in photo.splits else photo for photo in photos]
 
 
 def torn_photos(paths: Sequence[Path]) -> list[Path]:
-    """Those files that are empty, or are JPEGs without an end: a download or archive broke off.
+    """Return those files that are empty, or JPEGs without an end marker: truncated downloads.
 
-    Reads the last kilobyte of each. A file that is not there is not counted.
+    The last kilobyte of each file is read. Missing files are not returned.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    # Threads: on a network disk each look costs a round trip.
+    # Threads: on a network disk each access costs a round trip.
     with ThreadPoolExecutor(16) as pool:
         return [path for path, torn in zip(paths, pool.map(_is_torn, paths), strict=True) if torn]
 
@@ -139,22 +307,17 @@ def _is_torn(path: Path) -> bool:
             end = file.read()
     except OSError:
         return False
-    return not size or (path.suffix.lower() in (".jpg", ".jpeg") and b"\xff\xd9" not in end)
+    return not size or (path.suffix.lower() in JPEG_SUFFIXES and b"\xff\xd9" not in end)
 
 
 def found_in(folder: Path) -> str:
-    """The first names in a folder, for a message."""
+    """Return the first names in a folder, for a message."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"
 
 
-def _split_labels(field: str) -> tuple[str, ...]:
-    parts = field.split(";") if ";" in field else field.split()
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
 def relative_name(path: Path, root: Path) -> str:
-    """A path as seen from a folder, with `..` where it lies elsewhere."""
+    """Return a path relative to a folder, with `..` if it is outside."""
     import os
 
     return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()

@@ -1,4 +1,4 @@
-"""Prompt templates: one `{}` each, where the class word goes."""
+"""Prompt templates. Each has one `{}`, where the class word goes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vpltool.errors import VplError
 _SINGLE = ("a photo of a {}.",)
 
 _ORIGAMI = ("a clean origami {}.",)
-"""CLIP-ES's choice, by the sharpness of its scores over multi-label photos."""
+"""CLIP-ES's choice, for the sharpness of its scores on multi-label photos."""
 
 _SEVEN = (
     "itap of a {}.", "a origami {}.", "a bad photo of the {}.", "a photo of the large {}.",
     "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
 )
-"""InMaP's seven (NeurIPS 2023), CLIP's own shortlist for ImageNet."""
+"""The seven of InMaP (NeurIPS 2023): CLIP's own shortlist for ImageNet."""
 
 _IMAGENET_80 = tuple("""
 a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
@@ -51,11 +51,11 @@ def find_prompts(choice: str) -> tuple[str, ...]:
     """Return the templates of a name in `PROMPTS`, or those of a file, one a line.
 
     Raises:
-        VplError: neither a name nor a file, or a line without `{}`.
+        VplError: `choice` is neither a name nor a file, or a line has no `{}`.
     """
     if choice in PROMPTS:
         return PROMPTS[choice]
-    lines = read_lines(Path(choice), f"--prompts is one of {', '.join(PROMPTS)}, or a text file")
+    lines = read_lines(Path(choice), f"`prompts` is one of {', '.join(PROMPTS)}, or a text file")
     for line in lines:
         if line.count("{}") != 1:
             raise VplError(f"{choice}: `{line}` needs one {{}} where the class word goes",
@@ -64,10 +64,10 @@ def find_prompts(choice: str) -> tuple[str, ...]:
 
 
 def read_lines(path: Path, hint: str) -> list[str]:
-    """Read a text file's lines, without empty ones.
+    """Read the lines of a text file, without empty ones.
 
     Raises:
-        VplError: it is missing, is no text, or is empty.
+        VplError: the file is missing or empty, or is not UTF-8 text.
     """
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]

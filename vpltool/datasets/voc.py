@@ -1,4 +1,4 @@
-"""The layout of VOC2012, with the augmented lists. True masks are named here, never opened."""
+"""The layout of VOC2012 with its augmented lists. True masks are named here, never opened."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in, read_tags
+from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in
 from vpltool.datasets.prompts import read_lines
+from vpltool.datasets.tags import tags_of
 from vpltool.errors import VplError, other_case
 from vpltool.formats import Photo
 
 LISTS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
-"""Where the lists of a VOC folder lie: the devkit's own, and DeepLab's augmented ones."""
+"""Where the lists of a VOC folder are: the devkit's own, and DeepLab's augmented ones."""
 
 
 def read_voc(
@@ -20,12 +21,11 @@ def read_voc(
 ) -> tuple[list[Photo], list[str]]:
     """List a VOC2012 folder's photos, in the order of their ids.
 
-    Splits are the files of `ImageSets/Segmentation`, of `ImageSets/SegmentationAug` and `lists`,
-    each called as its file: `train`, `val`, `trainval`, `test`, and `train_aug` or `trainaug`, as
-    the list says. Tags come from `labels.csv` beside `JPEGImages` if there is one, else from the
-    XML of `Annotations` (all objects, the difficult ones too, as CLIP-ES has it). Photos that are
-    in `test` alone need none. True masks are those of `SegmentationClass`, else of
-    `SegmentationClassAug`.
+    Each file of `ImageSets/Segmentation`, `ImageSets/SegmentationAug` and `lists` is a split of
+    its name: `train`, `val`, `trainval`, `test`, and `train_aug` or `trainaug`. Tags come from
+    `labels.csv` next to `JPEGImages` if there is one, else from the XML of `Annotations` (all
+    objects, including difficult ones, as in CLIP-ES). Photos that are only in `test` need no tags.
+    True masks are those of `SegmentationClass`, else of `SegmentationClassAug`.
 
     Args:
         root: the folder that holds `JPEGImages`.
@@ -33,10 +33,10 @@ def read_voc(
         lists: further lists of ids or file names, one a line.
 
     Returns:
-        the photos, and remarks that the user should see.
+        the photos, and remarks for the user.
 
     Raises:
-        VplError: the layout is not as expected, or a tag is no class.
+        VplError: the layout is not as expected, or a tag is not a class.
     """
     _check_voc_root(root)
     listed = _voc_lists(root, lists)
@@ -53,12 +53,12 @@ def read_voc(
             raise VplError(f"{len(absent)} of {len(ids)} photos of {split}.txt are not in "
                            f"{root / 'JPEGImages'}, such as {absent[0]}",
                            other_case(absent[0], files) or
-                           "extract VOCtrainval_11-May-2012.tar again, whole; or shorten the list")
+                           "extract VOCtrainval_11-May-2012.tar again, or shorten the list")
     splits: dict[str, list[str]] = {}
     for split in sorted(listed):
         for key in listed[split]:
             splits.setdefault(key, []).append(split)
-    # The devkit has no objects of the photos of `test`.
+    # The devkit has no objects for the photos of `test`.
     tagged = [key for key in sorted(splits) if splits[key] != ["test"]]
     labels = dict.fromkeys(splits, ()) | _voc_labels(root, tagged)
     masks = {path.stem: path for folder in ("SegmentationClassAug", "SegmentationClass")
@@ -75,26 +75,26 @@ def read_voc(
 def _check_voc_root(root: Path) -> None:
     for part in ("JPEGImages", LISTS[0]):
         if not (root / part).is_dir():
-            inner = [place for place in (root / "VOCdevkit/VOC2012", root / "VOC2012")
-                     if (place / part).is_dir()]
-            raise VplError(f"{root} is no VOC folder: {part} is not there; found: "
+            inner = [folder for folder in (root / "VOCdevkit/VOC2012", root / "VOC2012")
+                     if (folder / part).is_dir()]
+            raise VplError(f"{root} is not a VOC folder: {part} is not there; found: "
                            f"{found_in(root)}",
-                           f"vpltool prepare voc {inner[0]}" if inner else
+                           f"`prepare('voc', root={str(inner[0])!r})`" if inner else
                            "give the folder that holds JPEGImages, such as VOCdevkit/VOC2012")
 
 
 def _voc_lists(root: Path, lists: Sequence[Path]) -> dict[str, list[str]]:
-    """Split name to ids; of lists of one name the first counts, `lists` before the folder's."""
+    """Map split names to ids. `lists` take precedence over the folder's lists of the same name."""
     found = [path for folder in LISTS for path in sorted((root / folder).glob("*.txt"))]
     listed: dict[str, list[str]] = {}
     for file in (*lists, *found):
         lines = read_lines(file, "a list has one id a line; extract it again, or delete it")
-        # Augmented lists name files (`/JPEGImages/x.jpg /SegmentationClassAug/x.png`).
+        # Augmented lists hold file names (`/JPEGImages/x.jpg /SegmentationClassAug/x.png`).
         listed.setdefault(file.stem, list(dict.fromkeys(
             Path(line.split()[0]).stem for line in lines)))
     if not listed:
         raise VplError(f"{root / LISTS[0]} lists no photo",
-                       "it should hold train.txt and val.txt, one id a line")
+                       "it should hold train.txt and val.txt, with one id a line")
     return listed
 
 
@@ -103,7 +103,7 @@ def _voc_remarks(listed: Mapping[str, Sequence[str]]) -> list[str]:
                f"{', '.join(sorted(listed))}" for split in ("train", "val") if split not in listed]
     held_out = set(listed.get("val", ()))
     for split, ids in sorted(listed.items()):
-        # The lists of SBD itself (8,498 photos) hold photos of VOC's val.
+        # The lists of SBD itself (8,498 photos) contain photos of VOC's val.
         shared = len(held_out.intersection(ids))
         if shared and split.startswith(("train", "aug")) and "val" not in split:
             remarks.append(f"{shared} photos of {split}.txt are in val.txt too: scores on `val` "
@@ -113,7 +113,7 @@ def _voc_remarks(listed: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if (root / "labels.csv").exists():
-        return read_tags(root / "labels.csv", ids)
+        return tags_of(root / "labels.csv", ids)
     folder = root / "Annotations"
     absent = [key for key in ids if not (folder / f"{key}.xml").exists()]
     if absent:

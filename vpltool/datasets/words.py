@@ -1,7 +1,8 @@
 """Class names, CLIP-ES's class words, and background words of VOC and COCO.
 
-CLIP-ES (CVPR 2023) replaces some names by several words in one prompt ("synonym fusion") and adds
-words for what is no class, so that railway pixels have something better to match than train.
+CLIP-ES (CVPR 2023) replaces some names with several words in one prompt ("synonym fusion") and
+adds words for things that are not classes, so that railway pixels match something better than
+`train`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ class Vocabulary:
 
     Args:
         classes: class names in index order, without the background.
-        background: words for what is no class.
-        synonyms: class name to the words that CLIP-ES puts in its place.
+        background: words for things that are not classes.
+        synonyms: class name to the words that CLIP-ES uses instead.
     """
 
     classes: tuple[str, ...]
@@ -64,7 +65,7 @@ COCO = Vocabulary(
         "potted plant": "pottedplant", "dining table": "diningtable",
         "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
         "tie": "necktie",
-        # CLIP-ES's published run has this spelling; it is part of its numbers.
+        # CLIP-ES's published run has this spelling, and its results depend on it.
         "snowboard": "sknowboard",
         "baseball glove": "glove", "spoon": "dessertspoon", "chair": "chair seat",
         "tv": "tvmonitor screen", "remote": "remote control", "hair drier": "hairdrier,blowdrier",
@@ -75,11 +76,11 @@ COCO_IDS = (
     *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
     *range(72, 83), *range(84, 91),
 )
-"""COCO's own category ids, in the order of `COCO.classes`; some of 1 to 90 were never released."""
+"""COCO's own category ids, in the order of `COCO.classes`; some of 1 to 90 were never used."""
 
 VOCABULARIES: dict[str, Vocabulary] = {"voc": VOC, "coco": COCO}
 
 SPLIT_WORDS = {
     "diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor",
 }
-"""VOC's joined names as words; used where no synonym is."""
+"""VOC's joined names as words, for names without a synonym."""

@@ -1,1 +1,1 @@
-"""Drawn photos with tags, exact labels and captions: something to learn from without a download."""
+"""Drawn photos with tags, exact labels and captions: data to learn from without a download."""

@@ -29,7 +29,7 @@ from vpltool.demo.canvas import (
 
 def _leg(drawing: Drawing, x: float, top: float, width: float, colour: Colour,
          foot: Colour, lean: float = 0, texture: str = "fur", low: float = 0) -> None:
-    """A leg from `top` down to the ground, with a darker hoof or paw."""
+    """Draw a leg from `top` down to the ground, with a darker hoof or paw."""
     leg = drawing.add(Part(stroke(((x, top), (x + lean * .4, (top + low) / 2),
                                    (x + lean, low + width * .3)),
                                   (width * 1.5, width * .85, width * .75)), colour, 0.6, 0.5,
@@ -52,11 +52,11 @@ _COATS: tuple[tuple[str, Colour, Colour | None], ...] = (
     ("black and white", (234, 228, 218), (58, 52, 52)),
     ("brown and white", (232, 226, 216), (120, 70, 42)),
     ("brown and white", (150, 72, 44), (236, 228, 216)))
-"""A cow's colour in words, its coat, its patches."""
+"""A cow's colour in words, the colour of its coat, and that of its patches."""
 
 
 def cow(rng: Rng) -> Drawing:
-    """A cow, grazing or with its head up, of one colour or with patches."""
+    """Draw a cow, grazing or with its head up, of one colour or with patches."""
     word, base, patch = _COATS[int(rng.integers(len(_COATS)))]
     coat = vary(rng, base)
     cow = Drawing(word)
@@ -111,7 +111,7 @@ _FLEECES: Palette = {"white": (232, 226, 212), "grey": (168, 162, 156), "brown":
 
 
 def sheep(rng: Rng) -> Drawing:
-    """A sheep with curly wool, grazing or with its head up."""
+    """Draw a sheep with curly wool, grazing or with its head up."""
     name, wool = choose(rng, _FLEECES, "white", "white", "white", "grey", "brown", "black")
     sheep = Drawing(name)
     dark = name in ("brown", "black")
@@ -157,7 +157,7 @@ _FURS: dict[str, tuple[Colour, Colour]] = {
 
 
 def cat(rng: Rng) -> Drawing:
-    """A cat that sits, walks or lies, with or without stripes and a white bib."""
+    """Draw a cat that sits, walks or lies, with or without stripes and a white bib."""
     name = str(rng.choice(list(_FURS)))
     fur, stripe = (vary(rng, colour, 8) for colour in _FURS[name])
     cat = Drawing(name)
@@ -171,7 +171,7 @@ def cat(rng: Rng) -> Drawing:
 
 
 def _tabby(part: Part, stripe: Colour | None, *bands: tuple[float, float, float, float]) -> None:
-    """Curved stripes, each from (x, y) to (x, y)."""
+    """Draw curved stripes, each from (x, y) to (x, y)."""
     if stripe is None:
         return
     for x0, y0, x1, y1 in bands:
@@ -254,7 +254,7 @@ _CATS: tuple[Callable[[Rng, Drawing, Colour, Colour | None, Colour | None],
 
 def _cat_head(rng: Rng, cat: Drawing, x: float, y: float, size: float, fur: Colour,
               stripe: Colour | None, white: Colour | None) -> None:
-    """A cat's face from the front, slightly tilted, `size` being half its width."""
+    """Draw a cat's face from the front, slightly tilted; `size` is half its width."""
     tilt = rng.uniform(-10, 10)
 
     def at(shape: Points) -> Points:
@@ -310,7 +310,7 @@ _PLUMES: dict[str, tuple[Colour, Colour, Colour, Colour]] = {
 
 
 def duck(rng: Rng) -> Drawing:
-    """A duck of one of several kinds; its feet are below its waterline."""
+    """Draw a duck of one of several kinds; its feet are below its waterline."""
     name = str(rng.choice(list(_PLUMES), p=(.2, .3, .15, .25, .1)))
     body_colour, head_colour, wing_colour, bill = (vary(rng, each, 7) for each in _PLUMES[name])
     duck = Drawing("brown" if name == "green-headed" else name, waterline=.3)

@@ -1,4 +1,4 @@
-"""Backgrounds: each a place with its own light, texture and depth, and where things stand on it."""
+"""Backgrounds, each with its own light, texture and depth, and where objects stand on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vpltool.demo.canvas import (
 
 @dataclass(frozen=True)
 class Mood:
-    """A time of day: the sky's colours above and at the horizon, the light's colour, clouds."""
+    """A time of day: sky colours at the top and at the horizon, colour of the light, clouds."""
 
     above: Colour
     low: Colour
@@ -55,9 +55,9 @@ _MOOD_SHARES = (0.26, 0.2, 0.16, 0.13, 0.12, 0.07, 0.06)
 class Backdrop:
     """A painted background.
 
-    photo (H, W, 3) in 0..255; the row of the horizon; the rows between which things stand on the
-    ground; the rows on which the wheels of a vehicle at home here are; the mood's name, or "" in a
-    room; the rows between which things float on the water.
+    photo (H, W, 3) in 0..255; row of the horizon; rows between which objects stand on the ground;
+    rows of the wheels of vehicles that belong here; name of the mood, or "" in a room; rows
+    between which objects float on the water.
     """
 
     photo: Plane
@@ -69,7 +69,7 @@ class Backdrop:
 
 
 def pick(rng: Rng, colours: tuple[Colour, ...], amount: float = 8) -> Colour:
-    """Draw one of the colours, and shift it a little."""
+    """Choose one of the colours, and vary it a little."""
     return vary(rng, colours[int(rng.integers(len(colours)))], amount)
 
 
@@ -87,16 +87,16 @@ def _steps(values: Plane, low: float, high: float) -> Plane:
     return np.asarray(at * at * (3 - 2 * at), np.float32)
 
 
-# Sky and what stands on the horizon
+# The sky, and objects on the horizon
 
 def _sky(rng: Rng, height: int, width: int, mood: Mood, clouds: float | None = None) -> Plane:
-    """A sky (height, width, 3) that reaches its horizon colour in the last row."""
+    """Draw a sky (height, width, 3) that reaches its horizon colour in the last row."""
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None] ** rng.uniform(0.7, 1.4)
     slant = np.linspace(-1, 1, width, dtype=np.float32)[None] * rng.uniform(-0.15, 0.15)
     sky = _blend(vary(rng, mood.above), vary(rng, mood.low), np.clip(down + slant, 0, 1))
     amount = float(np.clip((mood.clouds if clouds is None else clouds)
                            + rng.normal(0, 0.15), 0, 1))
-    # Clouds are wider than high, and flatter towards the horizon.
+    # Clouds are wider than tall, and flatter towards the horizon.
     zoom = rng.uniform(0.7, 1.5) * width / 320
     tall = crop("cloud", (width, int(height * rng.uniform(1.4, 2.2)) + 2), zoom, rng)
     noise = np.asarray(Image.fromarray(np.ascontiguousarray(tall)).resize((width, height)))
@@ -121,14 +121,14 @@ def _add_sun(rng: Rng, sky: Plane, mood: Mood) -> None:
 
 
 def _ridge(rng: Rng, width: int, rough: float, texture: str = "cloud") -> Plane:
-    """Heights (width,) of a skyline of mean about 0."""
+    """Return heights (width,) of a skyline with a mean of about 0."""
     line = tile(texture)[rng.integers(TILE)]
     at = (np.arange(width) * rough * 320 / width + rng.integers(TILE)).astype(int) & (TILE - 1)
     return np.asarray(line[at], np.float32)
 
 
 def _raise(photo: Plane, tops: Plane, low: int, colour: Plane | Colour) -> None:
-    """Fill the columns between the rows `tops` (width,) and `low` with a colour, softly."""
+    """Fill the columns from the rows `tops` (width,) to `low` with a colour, with a soft edge."""
     first = max(0, int(tops.min()) - 1)
     if first >= low:
         return
@@ -168,7 +168,7 @@ def _trees(rng: Rng, photo: Plane, horizon: int, mood: Mood, chance: float = 0.6
 
 
 def _houses(rng: Rng, photo: Plane, horizon: int, mood: Mood) -> None:
-    """A row of house fronts with windows, in the haze behind a road."""
+    """Draw a row of house fronts with windows, in the haze behind a road."""
     height, width = photo.shape[:2]
     sheet = Image.fromarray(photo.clip(0, 255).astype(np.uint8)).resize(
         (width * 2, height * 2), Image.Resampling.NEAREST)
@@ -203,7 +203,7 @@ def _ints(colour: Colour) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class _Ground:
-    """A plane seen from above it: distance (rows, 1) and sideways position (rows, width).
+    """The ground in perspective: distance (rows, 1) and sideways position (rows, width).
 
     `near` goes from 0 at the horizon to 1 in the photo's last row.
     """
@@ -213,7 +213,7 @@ class _Ground:
     near: Plane
 
     def noise(self, texture: str, scale: float, rng: Rng, deep: float = 1) -> Plane:
-        """A texture lying on the plane, fading out where it would get too fine to see."""
+        """Return a texture on the ground, which fades out where it would be too fine to see."""
         top, left = rng.integers(0, TILE, 2)
         rows = (self.distance * scale * deep + top).astype(np.int32) & (TILE - 1)
         columns = (self.sideways * scale + left).astype(np.int32) & (TILE - 1)
@@ -223,7 +223,7 @@ class _Ground:
 
 def _plane(rng: Rng, rows: int, width: int) -> _Ground:
     near: Plane = np.arange(1, rows + 1, dtype=np.float32)[:, None] / np.float32(rows)
-    # A long lens keeps the nearest rows less than five times as large as the farthest.
+    # A long lens: the nearest rows are less than five times as large as the farthest.
     eye: Plane = near * np.float32(0.85) + np.float32(0.15)
     middle = np.float32(width * rng.uniform(0.3, 0.7))
     sideways: Plane = (np.arange(width, dtype=np.float32)[None] - middle) / eye
@@ -232,7 +232,7 @@ def _plane(rng: Rng, rows: int, width: int) -> _Ground:
 
 def _soil(rng: Rng, plane: _Ground, first: Colour, second: Colour, texture: str,
           grain: float, scale: float = 1) -> Plane:
-    """A ground's colours (rows, width, 3): patches of two colours under a fine texture."""
+    """Return ground colours (rows, width, 3): patches of two colours under a fine texture."""
     patches = _steps(plane.noise("mottle", 0.7 * scale, rng), -1.2, 1.2)
     fine = plane.noise(texture, 1.3 * scale, rng)
     return _blend(first, second, patches) * (1 + grain * fine)[..., None]
@@ -254,13 +254,13 @@ def _outdoors(rng: Rng, height: int, width: int, low: float = 0.3,
 
 
 def _finish(photo: Plane, horizon: int, mood: Mood) -> None:
-    """Light the ground in the mood's colour; the sky already has it."""
+    """Tint the ground with the colour of the mood's light; the sky has it already."""
     photo[horizon:] *= np.asarray(mood.tint, np.float32)
 
 
 def _speckle(rng: Rng, photo: Plane, top: int, count: int, colours: tuple[Colour, ...],
              size: float, flat: float = 0.6) -> None:
-    """Scatter small blobs (stones, flowers, clods) below a row, larger when nearer."""
+    """Scatter small blobs (stones, flowers, clods) below a row; nearer ones are larger."""
     height, width = photo.shape[:2]
     sheet = Image.new("RGBA", (width * 2, (height - top) * 2))
     brush = ImageDraw.Draw(sheet)
@@ -277,10 +277,10 @@ def _speckle(rng: Rng, photo: Plane, top: int, count: int, colours: tuple[Colour
 
 
 def _lay(photo: Plane, sheet: Image.Image, top: int) -> None:
-    """Put an RGBA sheet over the rows of a photo from `top` on."""
+    """Blend an RGBA image over the rows of a photo from `top` on."""
     over: Plane = np.asarray(sheet, np.float32)
     share = over[..., 3:] / np.float32(255)
-    # Reducing weighs colours by their coverage: edges hold no black of the empty sheet.
+    # Reducing weights colours by their coverage, so edges do not mix with the empty black image.
     photo[top:] += (over[..., :3] - photo[top:]) * share
 
 
@@ -393,7 +393,7 @@ def _railway(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
 
 
 def _track(rng: Rng, photo: Plane, near: float, deep: float, rust: Colour) -> None:
-    """Two rails over sleepers, the nearer one in the row `near`, the other `deep` rows above."""
+    """Draw two rails over sleepers: the nearer in the row `near`, the other `deep` rows above."""
     height, width = photo.shape[:2]
     sheet = Image.new("RGBA", (width * FINER, height * FINER))
     brush = ImageDraw.Draw(sheet)
@@ -402,7 +402,7 @@ def _track(rng: Rng, photo: Plane, near: float, deep: float, rust: Colour) -> No
     step = deep * rng.uniform(0.62, 0.85)
     middle = sheet.width * rng.uniform(0.3, 0.7)
     for number in range(-int(middle / step) - 6, int((sheet.width - middle) / step) + 6):
-        # Sleepers fan out from a far point, the more the farther they lie to the side.
+        # Sleepers fan out from a far point: more so the farther they are to the side.
         low, high = middle + number * step, middle + number * step * 0.86
         half, board = step * 0.24, vary(rng, wood, 10)
         top, bottom = far - deep * 0.22, near + deep * 0.3
@@ -421,7 +421,7 @@ def _track(rng: Rng, photo: Plane, near: float, deep: float, rust: Colour) -> No
 
 
 def _masts(rng: Rng, photo: Plane, row: int) -> None:
-    """The posts and the wire of an electric line, in some photos."""
+    """Draw the posts and the wire of an electric line, in some photos."""
     if rng.random() > 0.5:
         return
     height, width = photo.shape[:2]
@@ -579,7 +579,7 @@ _FLOORS: tuple[Callable[[Rng, _Ground], Plane], ...] = (_planks, _tiles, _carpet
 
 
 def _window_or_picture(rng: Rng, wall: Plane, floor: int) -> None:
-    """A framed view of somewhere on the wall."""
+    """Draw a window or a framed picture on the wall."""
     height, width = wall.shape[:2]
     wide, tall = int(width * rng.uniform(0.14, 0.32)), int(floor * rng.uniform(0.3, 0.6))
     top, left = int(floor * rng.uniform(0.06, 0.25)), int(rng.uniform(0, width - wide))
@@ -696,7 +696,7 @@ def _water(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
     photo[horizon:] = _waves(rng, height - horizon, width, mood)
     ground = swim = (horizon + height // 10, height)
     if bank:
-        # What cannot swim stands on the near shore.
+        # Objects that cannot float stand on the near shore.
         shore = int(height * rng.uniform(0.6, 0.72))
         plane = _plane(rng, height - horizon, width)
         earth = pick(rng, ((112, 138, 70), (202, 176, 132), (150, 144, 132)))
@@ -713,9 +713,9 @@ def _water(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
 BACKGROUNDS: dict[str, Callable[[Rng, int, int, bool], Backdrop]] = {
     "field": _field, "grass": _grass, "railway": _railway, "road": _road, "room": _room,
     "sand": _sand, "sky": _full_sky, "snow": _snow, "water": _water}
-"""Each background's drawing function: (rng, height, width, bank) -> Backdrop.
+"""The drawing function of each background: (rng, height, width, bank) -> Backdrop.
 
-`bank` asks for a near shore where there is water: something on it does not swim.
+`bank` asks for a near shore at the water, for objects that do not float.
 """
 
 

@@ -1,7 +1,7 @@
 """Drawing primitives: shapes as polygons, shaded parts painted with soft edges, noise tiles.
 
 An object is first a list of parts in its own coordinates, so that its extent is known before
-anything is painted; then it is painted straight at its place in the photo, without resampling.
+anything is painted. It is then painted directly at its position in the photo, without resampling.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Palette = Mapping[str, Colour]
 Rng = np.random.Generator
 
 FINER = 3
-"""How many times finer than the photo the outlines are drawn before they are averaged."""
+"""Outlines are drawn this many times finer than the photo, then averaged."""
 TILE = 512
-"""Side of a noise tile; a power of two, so that a mask wraps coordinates around."""
+"""Side of a noise tile in pixels; a power of two, so that coordinates wrap around with a mask."""
 
 
 # Colours
@@ -52,7 +52,7 @@ def vary(rng: Rng, colour: Colour, amount: float = 12) -> Colour:
 
 
 def choose(rng: Rng, palette: Palette, *names: str) -> tuple[str, Colour]:
-    """Draw a colour's name, from all or from the named ones, and a shade of it."""
+    """Choose the name of a colour, from all or from the given ones, and a shade of it."""
     name = str(rng.choice(list(names or palette)))
     return name, vary(rng, palette[name], 10)
 
@@ -60,12 +60,12 @@ def choose(rng: Rng, palette: Palette, *names: str) -> tuple[str, Colour]:
 # Shapes: arrays of corners (N, 2), x to the right, y up
 
 def points(*corners: tuple[float, float]) -> Points:
-    """Corners as an array (N, 2)."""
+    """Return corners as an array (N, 2)."""
     return np.array(corners, dtype=np.float64)
 
 
 def box(left: float, low: float, right: float, high: float, radius: float = 0) -> Points:
-    """A rectangle, with round corners of a radius."""
+    """Return a rectangle, with rounded corners if a radius is given."""
     if radius <= 0:
         return points((left, low), (right, low), (right, high), (left, high))
     radius = min(radius, (right - left) / 2, (high - low) / 2)
@@ -79,20 +79,20 @@ def box(left: float, low: float, right: float, high: float, radius: float = 0) -
 
 def ellipse(x: float, y: float, width: float, height: float | None = None,
             angle: float = 0) -> Points:
-    """An ellipse of half axes `width` and `height` (a circle without the second), turned."""
+    """Return a rotated ellipse of half axes `width` and `height` (a circle without `height`)."""
     turn = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     round_ = np.stack([width * np.cos(turn), (height or width) * np.sin(turn)], axis=1)
     return rotated(round_, angle) + (x, y)
 
 
 def rotated(shape: Points, angle: float) -> Points:
-    """Turn around the origin by degrees, counter-clockwise."""
+    """Rotate a shape around the origin, in degrees counter-clockwise."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     return np.asarray(shape @ np.array([[cos, sin], [-sin, cos]]))
 
 
 def curve(*corners: tuple[float, float], steps: int = 6) -> Points:
-    """A smooth closed outline through the corners (a Catmull-Rom spline)."""
+    """Return a smooth closed outline through the corners (a Catmull-Rom spline)."""
     at = np.array(corners, dtype=np.float64)
     return _spline(np.roll(at, 1, 0), at, np.roll(at, -1, 0), np.roll(at, -2, 0), steps)
 
@@ -108,7 +108,7 @@ def _spline(before: Points, start: Points, end: Points, after: Points, steps: in
 
 def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float],
            smooth: bool = True) -> Points:
-    """The outline of a band along a path, as wide as given at each of its points, round ends."""
+    """Return the outline of a band along a path, with a width at each point and round ends."""
     line = np.array(path, dtype=np.float64)
     wide = np.array(widths, dtype=np.float64)
     if smooth and len(line) > 2:
@@ -128,7 +128,7 @@ def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float]
 
 
 def bumpy(rng: Rng, shape: Points, bumps: int, size: float) -> Points:
-    """Give an outline round bumps of a size, as wool and foliage have them."""
+    """Add round bumps of a size to an outline, like wool or foliage."""
     closed = np.concatenate([shape, shape[:1]])
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))])
     at = np.linspace(0, length[-1], bumps * 6, endpoint=False)
@@ -144,7 +144,7 @@ def bumpy(rng: Rng, shape: Points, bumps: int, size: float) -> Points:
 
 @dataclass(frozen=True)
 class Mark:
-    """A flat shape on a part, cut off at the part's outline."""
+    """A flat shape on a part, clipped to the part's outline."""
 
     shape: Points
     colour: Colour
@@ -153,10 +153,10 @@ class Mark:
 
 @dataclass
 class Part:
-    """A shape of one material: shaded as something round, with the marks on it.
+    """A shape of one material, shaded as if it were round, with marks on it.
 
-    `volume` is the strength of the shading (0 leaves it flat), `roundness` how far it reaches in
-    from the outline, `texture` a noise tile's name, `grain` its strength, `soft` a blur of the
+    `volume` is the strength of the shading (0 is flat), `roundness` how far it reaches inwards
+    from the outline, `texture` the name of a noise tile, `grain` its strength, `soft` a blur of the
     outline in the object's units.
     """
 
@@ -178,10 +178,10 @@ class Part:
 
 @dataclass
 class Drawing:
-    """An object before it is painted: its parts from back to front, in units of its own.
+    """An object before it is painted: its parts from back to front, in its own units.
 
-    The ground, or the water's surface where `waterline` says so, is at y = 0; `colour` is the
-    word that a caption has for it.
+    The ground, or the surface of the water if there is a `waterline`, is at y = 0; `colour` is the
+    word for it in captions.
     """
 
     colour: str
@@ -189,14 +189,14 @@ class Drawing:
     parts: list[Part] = field(default_factory=list)
 
     def add(self, part: Part) -> Part:
-        """Put a part in front of those already there."""
+        """Add a part in front of the others."""
         self.parts.append(part)
         return part
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a drawing goes: its origin's column and row, pixels per unit, mirrored, turned."""
+    """How a drawing is placed: column and row of its origin, pixels per unit, mirrored, rotated."""
 
     column: float
     row: float
@@ -205,14 +205,14 @@ class Pose:
     angle: float = 0
 
     def place(self, shape: Points) -> Points:
-        """Turn an object's points (N, 2) into columns and rows of the photo."""
+        """Convert an object's points (N, 2) to columns and rows of the photo."""
         turned = rotated(shape * (-1.0 if self.mirrored else 1.0, 1.0), self.angle)
         return np.asarray(turned * (self.scale, -self.scale) + (self.column, self.row))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A painted object: colours (h, w, 3) and coverage (h, w), with its corner in the photo."""
+    """A painted object: colours (h, w, 3), coverage (h, w), and its corner in the photo."""
 
     colours: Plane
     cover: Plane
@@ -221,16 +221,16 @@ class Layer:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """The rows and columns of the photo that the layer lies on."""
+        """The rows and columns of the photo that the layer covers."""
         height, width = self.cover.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def paint(drawing: Drawing, pose: Pose, size: tuple[int, int], light: tuple[float, float],
           rng: Rng) -> Layer | None:
-    """Paint a drawing at its place in a photo of (height, width); None if it lies outside.
+    """Paint a drawing at its position in a photo of (height, width); None if it is outside.
 
-    `light` points to where the light comes from, in columns and rows.
+    `light` points towards the light, in columns and rows.
     """
     placed = [pose.place(part.shape) for part in drawing.parts]
     frame = _frame(np.concatenate(placed), (0, 0, size[1], size[0]), 2)
@@ -305,7 +305,7 @@ def _whole(colour: Colour) -> tuple[int, int, int]:
 
 def _shading(part: Part, mask: Image.Image, pose: Pose, light: tuple[float, float],
              rng: Rng) -> Plane:
-    """Brightness (h, w) of a part as if its mask were puffed up and lit from one side."""
+    """Return the brightness (h, w) of a part as if its mask were inflated and lit from one side."""
     shade = np.ones((mask.height, mask.width), np.float32)
     if part.grain:
         zoom = float(np.clip(pose.scale / 120, 0.5, 3))
@@ -332,9 +332,9 @@ def _shading(part: Part, mask: Image.Image, pose: Pose, light: tuple[float, floa
 # Noise
 
 def fabric(cells: tuple[int, int], seed: int) -> Plane:
-    """A tile (TILE, TILE) of smooth noise that repeats without a seam, of mean 0 and deviation 1.
+    """Return a seamless tile (TILE, TILE) of smooth noise with mean 0 and standard deviation 1.
 
-    `cells` says how many rows and columns of independent values it has.
+    `cells` is the number of rows and columns of independent values.
     """
     grid = np.random.default_rng(seed).normal(size=cells).astype(np.float32)
     border = min(4, *cells)
@@ -359,12 +359,12 @@ _TEXTURES: dict[str, tuple[tuple[tuple[int, int], float], ...]] = {
     "wave": (((64, 16), 0.6), ((128, 32), 0.6), ((256, 64), 0.4)),
     "blade": (((32, 64), 0.4), ((64, 256), 0.6), ((128, 512), 0.5)),
 }
-"""Each texture's layers: the grid's rows and columns, and the layer's weight."""
+"""Layers of each texture: rows and columns of its grid, and its weight."""
 
 
 @cache
 def tile(texture: str) -> Plane:
-    """A texture's tile (TILE, TILE), of mean 0 and deviation 1; made once."""
+    """Return a texture's tile (TILE, TILE) with mean 0 and standard deviation 1; cached."""
     seed = sum(map(ord, texture))
     total = sum((weight * fabric(cells, seed + number)
                  for number, (cells, weight) in enumerate(_TEXTURES[texture])),
@@ -375,9 +375,9 @@ def tile(texture: str) -> Plane:
 
 
 def crop(texture: str, size: tuple[int, int], zoom: float, rng: Rng) -> Plane:
-    """A piece of a texture from a random place, `zoom` times as large: (height, width).
+    """Return a random crop of a texture, `zoom` times as large: (height, width).
 
-    `size` is (width, height), as Pillow has it.
+    `size` is (width, height), as in Pillow.
     """
     width, height = (min(TILE, int(side / zoom) + 2) for side in size)
     top, left = rng.integers(0, TILE, 2)

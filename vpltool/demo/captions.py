@@ -1,4 +1,4 @@
-"""Captions of a drawn scene: an English sentence's worth of what is in it, in many wordings."""
+"""Captions of a drawn scene: what is in it, in many English wordings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vpltool.demo.canvas import Rng
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption may say of one object: all shares are of the photo's width or height."""
+    """What a caption may say about one object; shares are of the photo's width or height."""
 
     name: str
     colour: str
@@ -30,17 +30,17 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "sky": ("in the sky", "high in the sky", "in the air", "against the sky"),
     "snow": ("in the snow", "on snow", "in a snowy landscape", "in winter"),
     "water": ("on the water", "on a lake", "in the water", "on the sea")}
-"""Phrases for what stands on (or, in the sky, flies in) a background."""
+"""Phrases for objects that stand on a background (or fly in it, for the sky)."""
 
 _OVER: dict[str, tuple[str, ...]] = {
     "field": ("over a field", "above the fields"), "grass": ("over a meadow", "above the grass"),
     "railway": ("over a railway", "above the tracks"), "road": ("over a road", "above a street"),
     "sand": ("over the beach", "above the sand"), "snow": ("over the snow", "in a winter sky"),
     "water": ("over the water", "above the sea")}
-"""Phrases for what flies above a background."""
+"""Phrases for objects that fly above a background."""
 
 _SHORE = ("by the water", "on the shore", "at a lake", "by the sea")
-"""Phrases for what stands by the water."""
+"""Phrases for objects that stand by the water."""
 
 _OPENINGS = ("a photo of", "a photo of", "a picture of", "an image of", "there is", "",
              "a scene with", "we see")
@@ -49,7 +49,7 @@ _NUMBERS = {1: "a", 2: "two", 3: "three"}
 
 def captions(rng: Rng, things: Sequence[Thing], background: str, moments: Sequence[str],
              count: int = 6) -> tuple[str, ...]:
-    """Several captions that each name all things; `moments` are words for the time of day."""
+    """Return captions that each name all things; `moments` are phrases for the time of day."""
     return tuple(_bare(rng, things) if rng.random() < 0.25
                  else _full(rng, things, background, moments) for _ in range(count))
 
@@ -69,13 +69,13 @@ def _full(rng: Rng, things: Sequence[Thing], background: str, moments: Sequence[
     if len(things) == 1 and rng.random() < 0.2:
         words.append(_side(things[0].middle))
     if rng.random() < 0.6:
-        words.append(str(rng.choice(_places(things, background))))
+        words.append(str(rng.choice(_locations(things, background))))
     if moments and rng.random() < 0.25:
         words.append(str(rng.choice(moments)))
     return " ".join(filter(None, words))
 
 
-def _places(things: Sequence[Thing], background: str) -> tuple[str, ...]:
+def _locations(things: Sequence[Thing], background: str) -> tuple[str, ...]:
     if all(thing.flies for thing in things):
         return _OVER.get(background, _WHERE[background])
     if background == "water" and not all(thing.flies or thing.floats for thing in things):
@@ -84,7 +84,7 @@ def _places(things: Sequence[Thing], background: str) -> tuple[str, ...]:
 
 
 def _groups(things: Sequence[Thing]) -> list[list[Thing]]:
-    """Things of the same class together; what flies comes first, so that the place comes last."""
+    """Group things by class; those that fly come first, so that the location comes last."""
     names = dict.fromkeys(thing.name for thing in sorted(things, key=lambda each: not each.flies))
     return [[thing for thing in things if thing.name == name] for name in names]
 
@@ -113,7 +113,7 @@ def _adjectives(rng: Rng, group: Sequence[Thing]) -> list[str]:
 
 
 def plural(name: str) -> str:
-    """More than one of a class, in a word."""
+    """Return the plural of a class name."""
     return {"sheep": "sheep", "bus": "buses"}.get(name, f"{name}s")
 
 

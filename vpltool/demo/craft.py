@@ -27,7 +27,7 @@ from vpltool.demo.fittings import GLASS, PAINTS, STEEL, TYRE, another, pane, win
 
 
 def boat(rng: Rng) -> Drawing:
-    """A sailing, motor, rowing or fishing boat; its waterline is at y = 0."""
+    """Draw a sailing, motor, rowing or fishing boat; its waterline is at y = 0."""
     name, paint = choose(rng, PAINTS, "red", "blue", "green", "white", "yellow", "black", "orange")
     boat = Drawing(name, waterline=0)
     second = another(rng, name, "white", "red", "blue", "yellow")
@@ -36,7 +36,7 @@ def boat(rng: Rng) -> Drawing:
 
 def _hull(boat: Drawing, long: float, tall: float, paint: Colour, second: Colour,
           sheer: float = 0.3) -> Part:
-    """A hull with its stem to the right, its keel a little below the water."""
+    """Draw a hull with its stem to the right and its keel a little below the water."""
     half = long / 2
     hull = boat.add(Part(curve((-half, tall * .95), (-half * .5, tall * .86),
                                (half * .3, tall * .95),
@@ -145,7 +145,7 @@ _BOATS: tuple[Callable[[Rng, Drawing, Colour, Colour], Drawing], ...] = (
 
 
 def aeroplane(rng: Rng) -> Drawing:
-    """An airliner or a small aeroplane with a propeller."""
+    """Draw an airliner or a small aeroplane with a propeller."""
     name, paint = choose(rng, PAINTS, "white", "white", "red", "blue", "yellow", "grey", "orange")
     plane = Drawing(name)
     second = another(rng, name, "red", "blue", "green", "orange", "yellow")
@@ -222,7 +222,7 @@ def _propeller_plane(rng: Rng, plane: Drawing, paint: Colour, second: Colour) ->
 
 
 def balloon(rng: Rng) -> Drawing:
-    """A hot-air balloon with stripes, bands or a zigzag, and its basket."""
+    """Draw a hot-air balloon with stripes, bands or a zigzag, and its basket."""
     names = list(PAINTS)[:6]
     name, paint = choose(rng, PAINTS, *names)
     balloon = Drawing(name)
@@ -252,7 +252,7 @@ def balloon(rng: Rng) -> Drawing:
 
 
 def _gores(rng: Rng, bag: Part, envelope: Points, colours: list[Colour] | None) -> None:
-    """Upright panels of a balloon, narrower towards its sides as on a globe; or only the seams."""
+    """Draw a balloon's upright panels, narrower towards its sides; or only their seams."""
     count = 8 if colours is None else int(rng.choice((6, 8, 10)))
     angles = np.linspace(-np.pi / 2, np.pi / 2, count + 1)
     height = envelope[:, 1]

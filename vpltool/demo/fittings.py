@@ -1,4 +1,4 @@
-"""What vehicles share: paints, glass, wheels, lamps."""
+"""Parts that vehicles share: paint, glass, wheels, lamps."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SHINE: Colour = (236, 246, 252)
 
 
 def another(rng: Rng, than: str, *names: str) -> Colour:
-    """A paint of another name than `than`."""
+    """Choose a paint whose name is not `than`."""
     return choose(rng, PAINTS, *(each for each in names or PAINTS if each != than))[1]
 
 
 def wheel(drawing: Drawing, x: float, radius: float, hub: Colour = STEEL, rim: float = 0.62,
            spokes: int = 0) -> None:
-    """A wheel with a tyre that stands on the ground at x; `rim` is the hub's share of it."""
+    """Draw a wheel with a tyre on the ground at x; `rim` is the hub's share of its radius."""
     tyre = drawing.add(Part(ellipse(x, radius, radius), TYRE, volume=0.35, roundness=0.3,
                             grain=0.06))
     tyre.mark(ellipse(x, radius, radius * (rim + 0.06)), darker(TYRE, 0.5))
@@ -51,7 +51,7 @@ def wheel(drawing: Drawing, x: float, radius: float, hub: Colour = STEEL, rim: f
 
 
 def pane(part: Part, pane: Points, glass: Colour = GLASS, frame: Colour | None = None) -> None:
-    """A window: dark glass with the sky's reflection above and a slanted gleam."""
+    """Draw a window: dark glass with a reflection of the sky above and a slanted gleam."""
     middle = pane.mean(0)
     if frame is not None:
         low, high = pane.min(0), pane.max(0)
@@ -70,7 +70,7 @@ def pane(part: Part, pane: Points, glass: Colour = GLASS, frame: Colour | None =
 
 def windows(part: Part, left: float, right: float, low: float, high: float, count: int,
              gap: float = 0.2, glass: Colour = GLASS, frame: Colour | None = None) -> None:
-    """A row of windows between two ends."""
+    """Draw a row of windows between two ends."""
     step = (right - left) / count
     for start in left + step * np.arange(count):
         pane(part, box(start + step * gap / 2, low, start + step * (1 - gap / 2), high,
@@ -78,7 +78,7 @@ def windows(part: Part, left: float, right: float, low: float, high: float, coun
 
 
 def lamp(part: Part, x: float, y: float, size: float, colour: Colour) -> None:
-    """A round lamp on a vehicle."""
+    """Draw a round lamp on a vehicle."""
     part.mark(ellipse(x, y, size, size * 1.1), darker(colour, 0.45))
     part.mark(ellipse(x, y, size * 0.8, size * 0.9), colour)
     part.mark(ellipse(x - size * 0.2, y + size * 0.25, size * 0.3), (255, 255, 250))

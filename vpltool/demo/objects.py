@@ -1,6 +1,6 @@
-"""The table of objects: for each class a function that draws one, never twice the same.
+"""The table of objects: for each class, a function that draws a new variant each time.
 
-All face to the right and stand on y = 0, in units of their own: what places them scales them.
+All face right and stand on y = 0, in their own units; they are scaled when a scene is composed.
 """
 
 from __future__ import annotations
@@ -17,4 +17,4 @@ OBJECTS: dict[str, Callable[[Rng], Drawing]] = {
     "aeroplane": aeroplane, "balloon": balloon, "boat": boat, "bus": bus, "car": car,
     "cat": cat, "cow": cow, "duck": duck, "plant": plant, "sheep": sheep,
     "tractor": tractor, "train": train}
-"""Each class's drawing function: rng -> Drawing."""
+"""The drawing function of each class: rng -> Drawing."""

@@ -28,7 +28,7 @@ _POTS: Palette = {"terracotta": (186, 98, 62), "white": (228, 226, 218), "blue":
 
 
 def plant(rng: Rng) -> Drawing:
-    """A potted plant: broad or long leaves, a bush that may flower, or a cactus."""
+    """Draw a potted plant: broad or long leaves, a bush that may flower, or a cactus."""
     plant = Drawing("green")
     green = vary(rng, ((58, 118, 52), (84, 142, 62), (48, 104, 70), (112, 150, 74))[
         int(rng.integers(4))], 10)
@@ -57,7 +57,7 @@ def _pot(rng: Rng, plant: Drawing, wide: float, tall: float) -> None:
 
 def _blade(rng: Rng, plant: Drawing, root: tuple[float, float], angle: float, long: float,
            wide: float, green: Colour, droop: float = 0.0) -> None:
-    """A leaf with a midrib, from its root outwards at an angle from the upright."""
+    """Draw a leaf with a midrib, from its root outwards at an angle to the vertical."""
     lean = np.sin(np.radians(angle))
     up = np.cos(np.radians(angle))
     middle = (root[0] + lean * long * .55, root[1] + up * long * .58)
@@ -90,7 +90,7 @@ def _long_leaves(rng: Rng, plant: Drawing, green: Colour, tall: float, wide: flo
 
 
 def _bush(rng: Rng, plant: Drawing, green: Colour, tall: float, wide: float) -> None:
-    """Round foliage of many small leaves, most with flowers."""
+    """Draw round foliage of many small leaves, usually with flowers."""
     high, reach = rng.uniform(.42, .58), rng.uniform(.55, .75)
     centre = tall + high * .75
     plant.add(Part(bumpy(rng, ellipse(0, centre, reach, high), 16, .07), darker(green, .3), .7, .5,

@@ -1,7 +1,7 @@
 """Scenes for the demo: objects of twelve classes on their backgrounds, with exact labels.
 
-A class keeps to its usual backgrounds most of the time but not always, so that weak supervision
-meets here what it meets in photos: a railway speaks for a train without being one.
+Classes appear on their usual backgrounds most of the time, but not always. Weak supervision thus
+meets the same problem as in photos: a railway suggests a train without being one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HOME: dict[str, tuple[str, ...]] = {
     "aeroplane": ("sky",), "balloon": ("sky",), "boat": ("water",), "bus": ("road",),
     "car": ("road",), "cat": ("room",), "cow": ("grass",), "duck": ("water",), "plant": ("room",),
     "sheep": ("grass", "grass", "snow"), "tractor": ("field",), "train": ("railway",)}
-"""Each class's usual backgrounds; one that is named twice is drawn twice as often."""
+"""The usual backgrounds of each class; one that is listed twice is drawn twice as often."""
 
 _FLYING = frozenset({"aeroplane", "balloon"})
 _ON_TRACK = {"railway": frozenset({"train"}), "road": frozenset({"car", "bus"})}
@@ -36,18 +36,18 @@ _TOGETHER = 0.6
 _COUNTS = (0.6, 0.3, 0.1)
 """Shares of scenes with one, two and three objects."""
 _LEAST = 0.002
-"""Least share of the photo that a class shows to be one of its tags: 154 pixels of 240 x 320."""
+"""A class is a tag if it covers at least this share of the photo: 154 pixels of 240 x 320."""
 _LEAST_SEEN = 0.4
-"""Least share of itself that every object shows."""
+"""Every object shows at least this share of itself."""
 _TRIES = 6
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn photo with all that is known of it.
+    """A drawn photo with everything that is known about it.
 
     image (H, W, 3); labels (H, W), 0 for the background and else the class's index in CLASSES
-    plus 1; tags, the sorted names of the classes to be seen; the background's name; captions.
+    plus 1; tags, the sorted names of the visible classes; the background's name; captions.
     """
 
     image: npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Item:
-    """An object of a scene: its drawing, where it goes, how large it is, where it is cut."""
+    """An object of a scene: its drawing, position, size, and where it is cut off."""
 
     name: str
     drawing: Drawing
@@ -93,13 +93,13 @@ def draw_scene(seed: int, number: int, size: tuple[int, int] = (240, 320)) -> Sc
 # What is in a scene
 
 def _subject(rng: Rng) -> tuple[list[str], str]:
-    """The classes of the scene's objects, and a background."""
+    """Choose the classes of the scene's objects, and a background."""
     first = str(rng.choice(CLASSES))
     home = HOME[first]
     if rng.random() < _AT_HOME:
         background = str(rng.choice(home))
     else:
-        # Sand is nobody's home: twice in the list, it is not much rarer than the others.
+        # No class is at home on sand; listed twice, it is not much rarer than other backgrounds.
         background = str(rng.choice([name for name in (*BACKGROUNDS, "sand")
                                      if name not in home and _suits(first, name)]))
     names = [first]
@@ -120,7 +120,7 @@ def _suits(name: str, background: str) -> bool:
 def _compose(rng: Rng, names: Sequence[str], background: str, backdrop: Backdrop,
              light: tuple[float, float], size: tuple[int, int]
              ) -> tuple[list[_Item], Plane, npt.NDArray[np.uint8]]:
-    """Place and paint objects until each is seen well enough; leave out what does not fit."""
+    """Place and paint objects until each is visible enough; leave out those that do not fit."""
     drawings = [(name, OBJECTS[name](rng)) for name in names]
     while True:
         for attempt in range(_TRIES):
@@ -130,13 +130,13 @@ def _compose(rng: Rng, names: Sequence[str], background: str, backdrop: Backdrop
             photo, labels, seen = _paint_all(rng, items, backdrop, light)
             if _all_seen(items, labels, seen):
                 return items, photo, labels
-        # A single object always fits in the end: nothing lies in front of it.
+        # A single object always fits in the end, since nothing is in front of it.
         drawings = drawings[:-1] if len(drawings) > 1 else [(names[0], OBJECTS[names[0]](rng))]
 
 
 def _arrange(rng: Rng, drawings: Sequence[tuple[str, Drawing]], background: str,
              backdrop: Backdrop, size: tuple[int, int], shrink: float) -> list[_Item]:
-    """Give each drawing a place where it hides little of the others; from back to front."""
+    """Position the drawings so that they hide little of each other; from back to front."""
     items: list[_Item] = []
     for number, (name, drawing) in enumerate(drawings):
         for _ in range(8):
@@ -149,14 +149,14 @@ def _arrange(rng: Rng, drawings: Sequence[tuple[str, Drawing]], background: str,
 
 
 def _collide(first: _Item, second: _Item) -> bool:
-    """Whether one would hide too much of the other, or both drive into each other."""
+    """Tell whether one object would hide too much of the other, or both would collide."""
     common = _overlap(first.frame, second.frame)
     return common > (0.5 if first.pose.row != second.pose.row else 0)
 
 
 def _overlap(first: tuple[float, float, float, float],
              second: tuple[float, float, float, float]) -> float:
-    """The common area of two frames (left, top, right, low) as a share of the smaller one."""
+    """Return the common area of two frames (left, top, right, low), as a share of the smaller."""
     wide = min(first[2], second[2]) - max(first[0], second[0])
     tall = min(first[3], second[3]) - max(first[1], second[1])
     smaller = min((frame[2] - frame[0]) * (frame[3] - frame[1]) for frame in (first, second))
@@ -173,7 +173,7 @@ def _placed(rng: Rng, name: str, drawing: Drawing, background: str, backdrop: Ba
     left, top, right, low = _frame(drawing, pose)
     share = (0.36 + 0.44 * rng.beta(1.6, 1.3)) * shrink
     if right - left > 3 * (low - top):
-        # Long trains would be slivers at a share that suits others.
+        # At a share that suits other objects, long trains would be slivers.
         share = min(0.55 + 0.58 * share, 0.96)
     scale = share * min(width / (right - left), height / (low - top))
     if flies:
@@ -183,7 +183,7 @@ def _placed(rng: Rng, name: str, drawing: Drawing, background: str, backdrop: Ba
         row = high - top * scale
     else:
         row = _foot(rng, name, background, backdrop, height, share, afloat)
-        # Nothing is taller than the room above its feet.
+        # No object is taller than the space above its feet.
         scale = min(scale, (row - 0.02 * height) / -top)
     wide = scale * (right - left)
     start = rng.uniform(0.02 * width, max(0.021 * width, 0.98 * width - wide))
@@ -196,7 +196,7 @@ def _placed(rng: Rng, name: str, drawing: Drawing, background: str, backdrop: Ba
 
 def _foot(rng: Rng, name: str, background: str, backdrop: Backdrop, height: int, share: float,
           afloat: bool) -> float:
-    """The row that an object stands or floats on: lower in the photo when it is larger."""
+    """Return the row that an object stands or floats on: larger objects are lower."""
     if backdrop.tracks and name in _ON_TRACK[background]:
         return float(rng.choice(backdrop.tracks))
     top, low = backdrop.water if afloat and backdrop.water else backdrop.ground
@@ -205,7 +205,7 @@ def _foot(rng: Rng, name: str, background: str, backdrop: Backdrop, height: int,
 
 
 def _frame(drawing: Drawing, pose: Pose) -> tuple[float, float, float, float]:
-    """Left, top, right, low of a drawing in the photo."""
+    """Return left, top, right, low of a drawing in the photo."""
     shape = pose.place(np.concatenate([part.shape for part in drawing.parts]))
     left, top = shape.min(0).tolist()
     right, low = shape.max(0).tolist()
@@ -221,7 +221,7 @@ def _extent(item: _Item, size: tuple[int, int]) -> float:
 
 def _paint_all(rng: Rng, items: Sequence[_Item], backdrop: Backdrop, light: tuple[float, float]
                ) -> tuple[Plane, npt.NDArray[np.uint8], list[float]]:
-    """The photo (H, W, 3), its labels (H, W), and which share of itself each object shows."""
+    """Paint the photo (H, W, 3) and labels (H, W); also return the visible share of each object."""
     photo = backdrop.photo.copy()
     height, width = photo.shape[:2]
     owner = np.full((height, width), -1, np.int16)
@@ -258,7 +258,7 @@ def _all_seen(items: Sequence[_Item], labels: npt.NDArray[np.uint8],
 
 
 def _waterline(layer: Layer, item: _Item) -> float:
-    """The row of the layer down to which an object stands out of the water."""
+    """Return the row of the layer at which an object goes under water."""
     return item.pose.row - (item.drawing.waterline or 0) * item.pose.scale - layer.top
 
 
@@ -269,7 +269,7 @@ def _sunk(layer: Layer, item: _Item) -> Layer:
 
 
 def _reflect(rng: Rng, photo: Plane, layer: Layer, item: _Item, backdrop: Backdrop) -> None:
-    """Mirror a layer in the water below it, darker and wavering."""
+    """Mirror a layer in the water below it, darker and distorted by waves."""
     line = round(_waterline(layer, item))
     start = layer.top + line
     shore = backdrop.water[1] if backdrop.water else photo.shape[0]
@@ -289,7 +289,7 @@ def _reflect(rng: Rng, photo: Plane, layer: Layer, item: _Item, backdrop: Backdr
 
 
 def _lap(rng: Rng, photo: Plane, layer: Layer, item: _Item) -> None:
-    """A line of light ripples where an object meets the water."""
+    """Draw a line of light ripples where an object meets the water."""
     line = round(_waterline(layer, item))
     start = layer.top + line - 1
     deep = max(2, round(item.pose.scale * 0.05))
@@ -303,13 +303,13 @@ def _lap(rng: Rng, photo: Plane, layer: Layer, item: _Item) -> None:
 
 
 def _cast_shadow(photo: Plane, layer: Layer, item: _Item, light: tuple[float, float]) -> None:
-    """Lay an object's flattened shape on the ground, away from the light, and dark at its feet."""
+    """Draw an object's shadow: its flattened shape, away from the light, and dark at its feet."""
     height, width = photo.shape[:2]
     left, top, right, low = item.frame
     tall, wide = low - top, right - left
     foot = item.pose.row
     flat = 0.22
-    # Each row of the photo shows the object's row at 1 / flat times its distance from the feet.
+    # A row of the photo shows the object's row at 1 / flat times its distance from the feet.
     slant = -light[0] * 1.3
     sheet = Image.new("L", (width, height))
     sheet.paste(Image.fromarray((layer.cover * 255).astype(np.uint8)), (layer.left, layer.top))
@@ -331,7 +331,7 @@ def _cast_shadow(photo: Plane, layer: Layer, item: _Item, light: tuple[float, fl
 
 
 def _develop(rng: Rng, photo: Plane) -> npt.NDArray[np.uint8]:
-    """What a camera adds: exposure, contrast, vignetting, focus, noise."""
+    """Apply the effects of a camera: exposure, contrast, vignetting, focus, noise."""
     height, width = photo.shape[:2]
     rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     columns = np.linspace(-1, 1, width, dtype=np.float32)[None]

@@ -1,7 +1,7 @@
 """Trains the small CLIP of the demo from scratch, on captions of generated scenes.
 
-The ordinary symmetric contrastive loss on (photo, caption) pairs. Labels of scenes are not looked
-at. Half of the patches are dropped in training (FLIP, CVPR 2023), all are kept at the end.
+The usual symmetric contrastive loss on (photo, caption) pairs. Labels of scenes are not used.
+Most patches are dropped in training (FLIP, CVPR 2023); the last steps see all of them.
 
     python -m vpltool.demo.train_clip vpltool/demo/clip
 """
@@ -27,7 +27,7 @@ from vpltool.clip.catalogue import import_open_clip
 from vpltool.demo.scenes import CLASSES, draw_scene
 
 TRAIN_SEED, UNSEEN_SEED = 1_000, 2_000
-"""Seeds of the scenes; those of `vpltool demo` are others."""
+"""Seeds of the scenes; `vpltool demo` uses others."""
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -49,27 +49,27 @@ def _photo_and_tags(number: int, seed: int) -> tuple[npt.NDArray[np.uint8], tupl
 
 
 def draw(count: int, seed: int, *, captions: bool) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Draw scenes on all cores: photos (count, 3, H, W) uint8, and captions or tags of each."""
+    """Draw scenes on all cores; return photos (count, 3, H, W) uint8, and captions or tags."""
     one = _photo_and_captions if captions else _photo_and_tags
     photos, words = None, []
     with ProcessPoolExecutor() as pool:
         drawn = pool.map(one, range(count), [seed] * count, chunksize=64)
-        for number, (image, said) in enumerate(drawn):
+        for number, (image, texts) in enumerate(drawn):
             if photos is None:
                 photos = torch.empty((count, 3, *image.shape[:2]), dtype=torch.uint8)
             photos[number] = torch.from_numpy(image).permute(2, 0, 1)
-            words.append(said)
+            words.append(texts)
     assert photos is not None
     return photos, words
 
 
 def to_input(photos: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalise photos (B, 3, H, W) uint8 as the model's preprocessing does."""
+    """Normalise photos (B, 3, H, W) uint8 as in the model's preprocessing."""
     return photos.to(device, dtype, non_blocking=True).mul_(1 / 127.5).sub_(1)
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy over a batch's similarities (CLIP, ICML 2021); L2-normed (B, dim)."""
+    """Return CLIP's symmetric cross-entropy (ICML 2021) of a batch; inputs L2-normed (B, dim)."""
     logits = scale * images @ texts.T
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
@@ -77,7 +77,7 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 def train(model: Any, photos: Tensor, captions: list[Tensor], *, steps: int, batch: int, lr: float,
           whole: float, device: torch.device, seed: int) -> list[float]:
-    """Train in place; the last `whole` share of the steps sees all patches. Returns the losses."""
+    """Train the model, the last `whole` share of the steps with all patches; return the losses."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -94,12 +94,12 @@ def train(model: Any, photos: Tensor, captions: list[Tensor], *, steps: int, bat
         if len(order) < batch:
             order = np.concatenate([order, chance.permutation(len(photos))])
         chosen, order = np.sort(order[:batch]), order[batch:]
-        said = torch.stack([captions[number][chance.integers(len(captions[number]))]
+        tokens = torch.stack([captions[number][chance.integers(len(captions[number]))]
                             for number in chosen])
         with torch.autocast(device.type, torch.bfloat16):
             seen = to_input(photos[torch.from_numpy(chosen)], device, torch.bfloat16)
             images = model.encode_image(seen, normalize=True)
-            texts = model.encode_text(said.to(device), normalize=True)
+            texts = model.encode_text(tokens.to(device), normalize=True)
         loss = clip_loss(images.float(), texts.float(), model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -117,32 +117,32 @@ def train(model: Any, photos: Tensor, captions: list[Tensor], *, steps: int, bat
 @torch.no_grad()
 def measure(model: Any, tokenizer: Any, photos: Tensor, tags: Sequence[tuple[str, ...]],
             device: torch.device) -> dict[str, float]:
-    """Zero-shot scores on unseen scenes by `a photo of a CLASS`, and the modality gap.
+    """Measure zero-shot scores on unseen scenes with `a photo of a CLASS`, and the modality gap.
 
     Returns:
-        `top1`: of scenes with one tag, how many get it right; `top1_in_tags`: of all, how often the
-        best class is a tag; `gap_centroid`: distance of the mean photo from the mean prompt, each
-        scene counted by its first tag's prompt; `gap_cosine`: mean 1 − cos of a scene with one tag
-        and its prompt.
+        `top1`: share of scenes with one tag whose best class is that tag; `top1_in_tags`: share of
+        all scenes whose best class is a tag; `gap_centroid`: distance of the mean photo from the
+        mean prompt, where a scene counts for the prompt of its first tag; `gap_cosine`: mean
+        1 − cos of scenes with one tag and their prompts.
     """
     prompts = F.normalize(model.encode_text(tokenizer(
         [f"a photo of a {name}" for name in CLASSES]).to(device)).float(), dim=-1).cpu()
     encoded = [model.encode_image(to_input(part, device)) for part in photos.split(64)]
     images = F.normalize(torch.cat(encoded).float(), dim=-1).cpu()
     best = (images @ prompts.T).argmax(dim=1).tolist()
-    single = [place for place, names in enumerate(tags) if len(names) == 1]
-    tagged = [place for place, names in enumerate(tags) if names]
-    own = torch.stack([prompts[CLASSES.index(tags[place][0])] for place in tagged])
-    alone = torch.stack([prompts[CLASSES.index(tags[place][0])] for place in single])
+    single = [index for index, names in enumerate(tags) if len(names) == 1]
+    tagged = [index for index, names in enumerate(tags) if names]
+    own = torch.stack([prompts[CLASSES.index(tags[index][0])] for index in tagged])
+    only = torch.stack([prompts[CLASSES.index(tags[index][0])] for index in single])
     return {
-        "top1": sum(CLASSES[best[place]] in tags[place] for place in single) / len(single),
-        "top1_in_tags": sum(CLASSES[best[place]] in tags[place] for place in tagged) / len(tagged),
+        "top1": sum(CLASSES[best[index]] in tags[index] for index in single) / len(single),
+        "top1_in_tags": sum(CLASSES[best[index]] in tags[index] for index in tagged) / len(tagged),
         "gap_centroid": float((images[tagged].mean(0) - own.mean(0)).norm()),
-        "gap_cosine": float((1 - (images[single] * alone).sum(1)).mean())}
+        "gap_cosine": float((1 - (images[single] * only).sum(1)).mean())}
 
 
 def save(model: Any, folder: Path, facts: dict[str, Any]) -> None:
-    """Write the model in open_clip's format, in half precision, and what it came from."""
+    """Write the model in open_clip's format, in half precision, and a note of how it was made."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def main() -> None:
     tokenizer = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
     started = time.monotonic()
     photos, words = draw(options.scenes, TRAIN_SEED, captions=True)
-    captions = [tokenizer(list(said)) for said in words]
+    captions = [tokenizer(list(texts)) for texts in words]
     unseen, tags = draw(600, UNSEEN_SEED, captions=False)
     print(f"{options.scenes} scenes drawn in {time.monotonic() - started:.0f} s", flush=True)
     torch.manual_seed(options.seed)

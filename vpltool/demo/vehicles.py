@@ -44,12 +44,12 @@ _CARS: dict[str, tuple[tuple[tuple[float, float], ...], tuple[float, float, floa
                 (.45, 1.42), (.85, 1.0), (1.4, .95), (1.8, .75), (1.92, .45)),
                (-1.15, -.75, .36, .72), 1.0, (-.2,)),
 }
-"""Each style's outline above the sills, its glass (base and roof line, rear to front), the height
-of the glass's base, and the pillars."""
+"""For each style: its outline above the sills, its glass (base and roof line, rear to front), the
+height of the base of the glass, and the pillars."""
 
 
 def car(rng: Rng) -> Drawing:
-    """A car of one of several styles."""
+    """Draw a car of one of several styles."""
     outline, (base, rear, front, screen), belt, pillars = _CARS[str(rng.choice(list(_CARS)))]
     name, paint = choose(rng, PAINTS)
     car = Drawing(name)
@@ -87,7 +87,7 @@ def car(rng: Rng) -> Drawing:
 
 
 def bus(rng: Rng) -> Drawing:
-    """A bus of one deck or two."""
+    """Draw a bus with one or two decks."""
     name, paint = choose(rng, PAINTS, "red", "blue", "green", "yellow", "white", "orange")
     bus = Drawing(name)
     long, decks = rng.uniform(7.5, 11), 2 if rng.random() < 0.3 else 1
@@ -148,7 +148,7 @@ def _carriage(train: Drawing, left: float, paint: Colour, second: Colour, rng: R
 
 
 def _wagon(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng) -> float:
-    """A goods wagon: a van, an open one with a load, or a tank."""
+    """Draw a goods wagon: a van, an open wagon with a load, or a tank."""
     long, kind = 6.0, int(rng.integers(3))
     colour = vary(rng, ((132, 74, 54), (110, 116, 122), (168, 112, 60),
                         (84, 104, 92))[int(rng.integers(4))])
@@ -236,7 +236,7 @@ def _diesel_engine(train: Drawing, left: float, paint: Colour, second: Colour, r
 
 
 def _railcar(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng) -> None:
-    """The streamlined head of an express."""
+    """Draw the streamlined head of an express train."""
     long = 9.5
     _bogie(train, left + .7, left + 2.4)
     _bogie(train, left + long - 4.2, left + long - 2.5)
@@ -262,7 +262,7 @@ _ENGINES: tuple[Callable[[Drawing, float, Colour, Colour, Rng], None], ...] = (
 
 
 def train(rng: Rng) -> Drawing:
-    """An engine (steam, diesel or an express's head) with up to three carriages or wagons."""
+    """Draw an engine (steam, diesel or express) with up to three carriages or wagons."""
     name, paint = choose(rng, PAINTS, "red", "blue", "green", "yellow", "orange", "grey", "black",
                           "white")
     second = another(rng, name, "white", "yellow", "red", "blue")
@@ -281,7 +281,7 @@ def train(rng: Rng) -> Drawing:
 
 
 def tractor(rng: Rng) -> Drawing:
-    """A tractor, most with a cab."""
+    """Draw a tractor, usually with a cab."""
     name, paint = choose(rng, PAINTS, "red", "green", "blue", "yellow", "orange")
     hub = another(rng, name, "yellow", "white", "red", "grey")
     tractor = Drawing(name)

@@ -1,9 +1,10 @@
-"""The one owner of files: kinds, headers, atomic writes, resume. Nothing else opens them."""
+"""Files: kinds, headers, atomic writes, resuming. Only this package reads and writes artifacts."""
 
-from vpltool.formats.folders import InputFolder, OutputFolder, finish_all, open_input, open_output
 from vpltool.formats.header import Header, identity_of_file, identity_of_many
+from vpltool.formats.inputs import InputFolder, open_input
 from vpltool.formats.kinds import IGNORE, KINDS
 from vpltool.formats.labels import read_labels, voc_palette, write_labels
+from vpltool.formats.outputs import OutputFolder, finish_all, open_output
 from vpltool.formats.storage import (
     describe,
     expect_header,

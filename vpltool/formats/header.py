@@ -1,10 +1,12 @@
-"""Provenance: the header that every file carries, and the hash that decides about resuming."""
+"""Provenance: the header of every file, and the hash that decides about resuming."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,33 @@ from vpltool.errors import VplError
 from vpltool.formats.kinds import KINDS
 
 METADATA_KEY = "vpltool"
-"""Key under which a .safetensors' metadata and a PNG's text carry the header, as JSON."""
+"""Key of the header, as JSON, in the metadata of a .safetensors or the text of a PNG."""
 
-_preset: dict[str, Any] = {}
+_presets: list[dict[str, Any]] = [{}]
 
 
-def set_preset(name: str = "", identity: str = "", given: dict[str, Any] | None = None) -> None:
-    """Say which preset the options of this run come from; every header written says so too.
+@contextlib.contextmanager
+def under_preset(record: Mapping[str, Any]) -> Iterator[None]:
+    """Record in every header made in the block which preset its options come from.
 
     Args:
-        name: its name; empty: none, all options are given by hand.
-        identity: hash of what it sets.
-        given: options that were given another value by hand.
+        record: `name`, `hash` of its settings, and `given`: options that were given other values;
+            empty: no preset.
     """
-    _preset.clear()
-    if name:
-        _preset.update(name=name, hash=identity, given=given or {})
+    _presets.append(dict(record))
+    try:
+        yield
+    finally:
+        _presets.pop()
 
 
 def current_preset() -> dict[str, Any]:
-    """What `set_preset` was told: `name`, `hash`, `given`; empty if nothing."""
-    return dict(_preset)
+    """Return the record of the innermost `under_preset`; empty if there is none."""
+    return dict(_presets[-1])
 
 
 def spell_preset(preset: dict[str, Any]) -> str:
-    """Spell a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
+    """Format a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
     if not preset:
         return "no preset"
     given = ", ".join(f"{option} {value}" for option, value in preset["given"].items())
@@ -46,21 +50,24 @@ def spell_preset(preset: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file is, what made it, and from what.
+    """What a file is, which command made it, and from which inputs.
 
-    No date, host or absolute path: the same run gives the same bytes.
+    It has no date, host or absolute path: the same run gives the same bytes.
 
     Args:
         kind: name of the kind of file.
-        command: the command that made it, `learn-prototypes`.
-        options: its options, those that change the result.
+        command: the command that made it, such as `learn-prototypes`.
+        options: those of its options that change the result.
         inputs: role to identity of each input (a hash, see `identity_of_file` and `config_hash`).
-        model: identity of the CLIP: `name`, `pretrained`, `fingerprint`; empty if none took part.
+        model: identity of the CLIP: `name`, `pretrained`, `fingerprint`; empty if none was used.
         facts: results worth keeping beside the data (objective, gap, row names …); not hashed.
-        version: vpltool's version; not hashed, so that an update does not undo all work.
-        format: the kind's format version; 0: today's.
-        preset: the preset that the options come from, see `set_preset`; not hashed, since the
-            same options given by hand make the same file.
+        version: vpltool's version; not hashed, so that a new version keeps earlier files.
+        format: the kind's format version; 0: the current one.
+        preset: the preset that the options come from, see `under_preset`; not hashed, since the
+            same options make the same file without a preset.
+        call: the settings that were not at their defaults, under their names in Python, so that
+            `update` can make the file again; not hashed.
+        sources: setting to path of each input, relative to the workspace; not hashed.
     """
 
     kind: str
@@ -72,6 +79,8 @@ class Header:
     version: str = __version__
     format: int = 0
     preset: dict[str, Any] = field(default_factory=current_preset)
+    call: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -80,24 +89,33 @@ class Header:
 
     @property
     def config_hash(self) -> str:
-        """Hash of all that determines the content: the identity of a folder of per-photo files."""
+        """Hash of everything that determines the content; the identity of a per-photo folder."""
         hashed = asdict(self)
-        del hashed["facts"], hashed["version"], hashed["preset"]
+        for unhashed in ("facts", "version", "preset", "call", "sources"):
+            del hashed[unhashed]
         return _short_hash(json.dumps(hashed, sort_keys=True).encode())
 
     def to_json(self) -> str:
-        """Spell the header as one line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
+        """Return the header as one line of JSON with sorted keys."""
+        content = {name: value for name, value in asdict(self).items()
+                if value or name not in ("call", "sources")}
+        return json.dumps(content, sort_keys=True, ensure_ascii=True)
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Header:
         """Read a header.
 
         Raises:
-            VplError: it is not one, or a newer vpltool wrote it.
+            VplError: the text is not a header, or a newer vpltool wrote it.
         """
         try:
-            header = cls(**({"preset": {}} | json.loads(text)))
+            content = json.loads(text)
+            unknown = sorted(set(content) - {entry.name for entry in fields(cls)})
+            if unknown:
+                raise VplError(f"{where}: its header has `{unknown[0]}`, which this vpltool does "
+                               f"not know; vpltool {content.get('version', '?')} wrote it",
+                               "pip install -U vpltool")
+            header = cls(**({"preset": {}} | content))
         except (ValueError, TypeError) as error:
             raise VplError(f"{where}: its vpltool header cannot be read ({error})",
                            "make the file again") from error
@@ -109,7 +127,7 @@ class Header:
 
 
 def identity_of_file(path: Path) -> str:
-    """Hash a file's content (16 hex digits of SHA-256)."""
+    """Return a hash of a file's content: 16 hex digits of SHA-256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -118,7 +136,7 @@ def identity_of_file(path: Path) -> str:
 
 
 def identity_of_many(parts: dict[str, str]) -> str:
-    """Hash a set of named identities, whatever their order."""
+    """Return a hash of named identities; their order does not matter."""
     return _short_hash(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -126,20 +144,61 @@ def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def difference(asked: Header, found: Header) -> str:
-    """Say in a few words what sets two configurations apart, for the message of a refusal."""
-    said = []
-    for part in ("command", "format", "options", "inputs", "model"):
-        new, old = getattr(asked, part), getattr(found, part)
-        if isinstance(new, dict) and isinstance(old, dict):
-            for key in sorted(set(new) | set(old)):
-                if new.get(key) != old.get(key):
-                    said.append(f"{key} was {_brief(old.get(key))}, now {_brief(new.get(key))}")
-        elif new != old:
-            said.append(f"{part} was {old}, now {new}")
-    return "; ".join(said[:3]) + ("; …" if len(said) > 3 else "")
+def difference(asked: Header, found: Header, path: Path) -> list[str]:
+    """Describe how two configurations differ, one phrase for each difference.
+
+    Args:
+        asked: the header that the artifact would get now.
+        found: the header that it has.
+        path: path of the artifact; the log of the workspace around it tells what has changed.
+    """
+    from vpltool.formats.changes import explain_change, workspace_around
+
+    work = workspace_around(path)
+    phrases = []
+    if asked.command != found.command:
+        phrases.append(f"{found.command} made it, not {asked.command}")
+    if asked.kind != found.kind:
+        phrases.append(f"it holds {found.kind}, not {asked.kind}")
+    if asked.format != found.format:
+        phrases.append(f"its format is {found.format}, today's is {asked.format}")
+    for name in sorted(set(asked.options) | set(found.options)):
+        new, old = asked.options.get(name), found.options.get(name)
+        if new != old:
+            phrases.append(f"{name} was {_brief(old)}, now {_brief(new)}")
+    for role in changed_inputs(asked, found):
+        phrases.append(explain_change(work, role, found.inputs.get(role, ""))
+                    or _INPUT_CHANGES.get(role)
+                    or f"{found.sources.get(role) or asked.sources.get(role) or role} has changed")
+    if asked.model != found.model:
+        old, new = _spell_model(found.model), _spell_model(asked.model)
+        phrases.append(f"the CLIP was {old}, now {new}" if old != new else
+                       f"the weights of the CLIP {new} have changed")
+    return phrases
+
+
+def changed_inputs(asked: Header, found: Header) -> list[str]:
+    """Return the roles of the inputs that have changed since a file was made."""
+    return [role for role in sorted(set(asked.inputs) | set(found.inputs))
+            if asked.inputs.get(role) != found.inputs.get(role)]
+
+
+def is_stale(asked: Header, found: Header) -> bool:
+    """Tell whether a file was made by the same command and options, but from other inputs."""
+    same = ("kind", "command", "options", "format")
+    return (all(getattr(asked, name) == getattr(found, name) for name in same)
+            and asked.config_hash != found.config_hash)
+
+
+_INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
+                  "photos": "the photos have changed"}
+
+
+def _spell_model(model: Mapping[str, str]) -> str:
+    named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
+    return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
 
 
 def _brief(value: Any) -> str:
-    text = "absent" if value is None else str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "…"

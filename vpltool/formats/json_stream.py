@@ -1,4 +1,4 @@
-"""JSON files larger than memory should be: the elements of their arrays, one at a time."""
+"""Reading large JSON files: the elements of their arrays, one at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _CHUNK = 1 << 20
 def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
     """Read the arrays of a JSON object one element at a time.
 
-    Memory holds one megabyte, or the largest element. Strings come out as Latin-1, so that places
-    in the text are places in the file; `read_span` gives an element as it is.
+    Memory holds one megabyte, or the largest element. Strings are decoded as Latin-1, so that
+    offsets in the text are offsets in the file; `read_span` reads an element as UTF-8.
 
     Args:
         path: a file such as COCO's: one object, with arrays of objects in it.
 
     Yields:
-        (name of the array, first byte, number of bytes, element).
+        (name of the array, offset in bytes, length in bytes, element).
 
     Raises:
-        VplError: missing, truncated, or no JSON object.
+        VplError: the file is missing or truncated, or is not a JSON object.
     """
     hint = "download or extract it again"
     try:
@@ -35,18 +35,18 @@ def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
     except OSError as error:
         raise VplError(f"cannot read {path}: {error.strerror or error}", hint) from error
     except ValueError as error:
-        raise VplError(f"{path} is truncated or no JSON object ({error})", hint) from error
+        raise VplError(f"{path} is truncated or not a JSON object ({error})", hint) from error
 
 
 def read_span(path: Path, first: int, length: int) -> Any:
-    """Read the element that lies there."""
+    """Read the element at this offset and of this length, in bytes."""
     with path.open("rb") as file:
         file.seek(first)
         return json.loads(file.read(length))
 
 
 def write_array(path: Path, elements: Iterable[Any]) -> None:
-    """Write a JSON array, an element a line."""
+    """Write a JSON array, one element a line."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"
         for element in elements:
@@ -56,7 +56,7 @@ def write_array(path: Path, elements: Iterable[Any]) -> None:
 
 
 class _Text:
-    """A window on the file: `text[at:]` is what is read and not used yet."""
+    """A window on the file: `text[at:]` has been read and not used yet."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -80,7 +80,7 @@ class _Text:
             self.at += 1
 
     def next_char(self) -> str:
-        """The next character that is no space, comma or colon; not used up."""
+        """Return the next character that is not a space, comma or colon, without consuming it."""
         while True:
             while self.at < len(self.text):
                 if self.text[self.at] not in " \t\r\n,:":
@@ -98,13 +98,16 @@ class _Text:
                 if not self.more():
                     raise
                 continue
-            # A number at the very end may go on in the next chunk.
+            # A number at the very end may continue in the next chunk.
             if end < len(self.text) or not self.more():
                 self.at = end
                 return value
 
     def more(self) -> bool:
-        """Read on; what is used is dropped. Doubles, so that a large element is not slow."""
+        """Read the next chunk and drop what is used; return whether there was any.
+
+        Chunks grow with the text that is left, so that a large element takes linear time.
+        """
         chunk = self.file.read(max(_CHUNK, len(self.text) - self.at))
         self.before += self.at
         self.text = self.text[self.at :] + chunk.decode("latin-1")

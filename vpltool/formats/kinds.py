@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from vpltool.errors import VplError, near_name
 
 IGNORE = 255
-"""The label of pixels that no loss and no score counts."""
+"""The label of pixels that losses and scores leave out."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a kind: element types as safetensors spells them, and named axes.
+    """One tensor of a kind: element types, as safetensors names them, and named axes.
 
-    Axes of the same name in one file have the same length. An optional tensor may be absent.
+    Axes of the same name have the same length within a file. An optional tensor may be missing.
     """
 
     dtypes: tuple[str, ...]
@@ -27,13 +27,13 @@ class Kind:
     """A kind of file.
 
     Args:
-        name: its one name, everywhere.
+        name: its name, the same everywhere.
         layout: `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one
             .safetensors a photo) or `labels-folder` (one palette PNG a photo).
-        about: what it is, in a sentence.
-        made_by: the command to type when it is missing.
-        tensors: what a .safetensors of this kind holds.
-        version: goes up when old files can no longer be read.
+        about: what it is, in one phrase.
+        made_by: the call that makes it, in backticks as in `VplError`.
+        tensors: the tensors of a .safetensors of this kind.
+        version: increased when older files can no longer be read.
     """
 
     name: str
@@ -45,22 +45,26 @@ class Kind:
 
     @property
     def suffix(self) -> str:
-        """File name suffix of one file of this kind."""
+        """Suffix of the files of this kind."""
         return {
             "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png",
         }.get(self.layout, ".safetensors")
 
 
+_PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
+
 _STORED = ("F16", "F32")
-"""What `--store` chooses from: the size of files, or a few digits more."""
+"""Types of the setting `store`: half precision for small files, or single precision."""
 
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace",
-         "vpltool prepare folder IMAGES --labels FILE.csv", {}),
+         _PREPARE, {}),
     Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask",
-         "vpltool prepare folder IMAGES --labels FILE.csv", {}),
+         _PREPARE, {}),
+    Kind("changes", "jsonl", "what changed in a workspace, a line each time it was prepared",
+         _PREPARE, {}),
     Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
-         "vpltool extract", {
+         "`extract()`", {
              "grid": TensorSpec(("I64",), ("2",)),
              "tokens": TensorSpec(_STORED, ("tokens", "width"), optional=True),
              "patches": TensorSpec(_STORED, ("patches", "dim"), optional=True),
@@ -69,29 +73,29 @@ _ALL = (
              "layer_index": TensorSpec(("I64",), ("layers",), optional=True),
          }),
     Kind("head", "tensors", "CLIP's last block and projection, so that `cam` need not load CLIP",
-         "vpltool extract", {}),
+         "`extract()`", {}),
     Kind("prototypes", "tensors", "class vectors in CLIP's joint space, from text or from vision",
-         "vpltool text-prototypes", {
+         "`text_prototypes()`", {
              "prototypes": TensorSpec(("F32",), ("rows", "dim")),
              "class_index": TensorSpec(("I64",), ("rows",)),
          }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
-         "vpltool cam", {
+         "`cam()`", {
              "cam": TensorSpec(_STORED, ("classes", "height", "width")),
              "classes": TensorSpec(("I64",), ("classes",)),
          }),
-    Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "vpltool crf", {}),
+    Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
-         "vpltool train-decoder", {}),
-    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "vpltool predict",
+         "`train_decoder()`", {}),
+    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
-         "vpltool predict --probabilities", {
-             "cam": TensorSpec(("F16",), ("classes", "height", "width")),
+         "`predict(probabilities=True)`", {
+             "probabilities": TensorSpec(("F16",), ("classes", "height", "width")),
              "classes": TensorSpec(("I64",), ("classes",)),
-         }),
-    Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "vpltool eval", {}),
-    Kind("gap", "json", "modality gap of prototypes to class regions", "vpltool gap", {}),
+         }, version=2),
+    Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "`eval()`", {}),
+    Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {}),
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
@@ -109,15 +113,15 @@ def kind_named(name: str) -> Kind:
 
 
 def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], where: str) -> None:
-    """Compare a file's tensors with its kind's.
+    """Check a file's tensors against its kind.
 
     Args:
-        kind: what the file claims to be.
+        kind: the kind in the file's header.
         shapes: tensor name to (dtype, shape).
         where: path, for the message.
 
     Raises:
-        VplError: a tensor is missing or unknown, or its type or an axis does not fit.
+        VplError: a tensor is missing or unknown, or its type or shape is wrong.
     """
     if not kind.tensors:
         return
@@ -133,7 +137,7 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
                 f"expected {' or '.join(spec.dtypes)}({', '.join(spec.axes)})", _remake(kind))
         for axis, length in zip(spec.axes, shape, strict=True):
-            # A number is a length; the first axis of a name sets it for the others.
+            # A number is a length; the first axis of a name sets the length of the others.
             wanted = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
             if length != wanted:
                 raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}",
@@ -144,4 +148,4 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
 
 
 def _remake(kind: Kind) -> str:
-    return f"make it again: {kind.made_by} --overwrite"
+    return f"make it again with `overwrite=True`: {kind.made_by}"

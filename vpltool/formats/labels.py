@@ -1,4 +1,4 @@
-"""Label images: palette PNGs, as VOC has them. The pixel's value is the class, 255 is ignored."""
+"""Label images: palette PNGs, as in VOC. The value of a pixel is its class, 255 is ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def voc_palette() -> list[int]:
-    """The 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …): the index's bits, spread."""
+    """Return the 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …).
+
+    The bits of the index are spread over the three channels, as in the devkit.
+    """
     colours = []
     for index in range(256):
         red = green = blue = 0
@@ -67,13 +70,13 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise VplError(f"{path} is no 8-bit index image (mode {image.mode}): a pixel's "
+                raise VplError(f"{path} is not an 8-bit index image (mode {image.mode}): a pixel's "
                                "value must be its class", "save it as a palette PNG "
                                "(mode P); docs/datasets.md says how")
             return np.asarray(image, dtype=np.uint8).copy()
     except FileNotFoundError:
         raise VplError(f"no mask at {os.path.normpath(path)}",
-                       "give masks to vpltool prepare; vpltool show --no-truth does without"
+                       "give masks to `prepare`; `show(truth=False)` does without them"
                        ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise VplError(f"{path} cannot be read as a PNG ({error})") from error

@@ -1,4 +1,4 @@
-"""Reading and writing single files: atomic, whole or not there, with the header inside."""
+"""Reading and writing single files: written atomically, with the header inside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds.
 
-    The file gets the permissions that the umask gives (temporary files are made with 0600).
+    The file gets the permissions of the umask.
 
     Raises:
         VplError: the folder cannot be written, or the disk is full.
@@ -34,17 +33,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        part = path.with_name(f".part-{os.urandom(8).hex()}{path.suffix}")
+        # Not mkstemp, which makes files with mode 0600: reading the umask to correct that means
+        # changing it for all threads. Here the system applies it.
+        part.touch(mode=0o666, exist_ok=False)
+        temporary = part
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or choose another place with -C DIR or --out") from error
+                       "free some space, or write elsewhere: choose another workspace folder, or "
+                       "give `out='PATH'`") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -60,7 +59,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        VplError: the file is missing or is no JSON object; the hint is `made_by`.
+        VplError: the file is missing or is not a JSON object; the hint is `made_by`.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -69,7 +68,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
     if not isinstance(content, dict):
-        raise VplError(f"{path} holds no JSON object", made_by)
+        raise VplError(f"{path} is not a JSON object", made_by)
     return content
 
 
@@ -77,12 +76,12 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
     """Write a .safetensors file with its header.
 
     Raises:
-        VplError: a tensor does not fit the header's kind, or the disk is full.
+        VplError: a tensor does not match the header's kind, or the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save
 
-    # safetensors' writers trust the memory layout; a view must be copied first.
+    # safetensors writes memory as it is; a view must be copied first.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         content = save(whole, metadata={METADATA_KEY: header.to_json()})
@@ -103,10 +102,10 @@ def read_tensors(
         path: the file.
         kind: what it must be.
         names: the tensors wanted; all if empty.
-        made_by: hint if the file or a tensor is missing; default: the kind's own command.
+        made_by: hint if the file or a tensor is missing; default: the kind's command.
 
     Raises:
-        VplError: missing, truncated, of another kind, or without a wanted tensor.
+        VplError: the file is missing, truncated or of another kind, or lacks a tensor.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -124,10 +123,10 @@ def read_tensors(
 
 
 def expect_header(path: Path, kind: str, hint: str = "") -> Header:
-    """Read a file's header and check that it is of the kind.
+    """Read a file's header and check its kind and tensors.
 
     Raises:
-        VplError: missing, unreadable, or of another kind.
+        VplError: the file is missing, unreadable or of another kind.
     """
     hint = hint or kind_named(kind).made_by
     if not path.is_file():
@@ -142,17 +141,17 @@ def expect_header(path: Path, kind: str, hint: str = "") -> Header:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file's first bytes tell: header, and tensor name to (dtype, shape)."""
+    """What the first bytes of a file contain: its header, and tensor name to (dtype, shape)."""
 
     header: Header | None
     shapes: dict[str, tuple[str, tuple[int, ...]]]
 
 
 def describe(path: Path) -> Description:
-    """Read a file's header with the standard library alone, so that `inspect` is instant.
+    """Read a file's header with only the standard library, so that `inspect` is instant.
 
     Raises:
-        VplError: a .safetensors or PNG that is truncated or is none.
+        VplError: the file is truncated, or is neither a .safetensors nor a PNG.
     """
     if path.suffix == ".png":
         return Description(_png_header(path), {})
@@ -161,7 +160,7 @@ def describe(path: Path) -> Description:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= size - 8:
-            raise VplError(f"{path} is damaged: {size} bytes are no .safetensors file",
+            raise VplError(f"{path} is damaged: its {size} bytes are not a .safetensors file",
                            "delete it and run the command that makes it again")
         try:
             entries = json.loads(file.read(length))
@@ -170,7 +169,7 @@ def describe(path: Path) -> Description:
             ends = [entry["data_offsets"][1] for name, entry in entries.items()
                     if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise VplError(f"{path} is no .safetensors file ({error})",
+            raise VplError(f"{path} is not a .safetensors file ({error})",
                            "delete it and run the command that makes it again") from error
     if 8 + length + max(ends, default=0) != size:
         raise VplError(f"{path} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
@@ -186,7 +185,7 @@ def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, .
 def _png_header(path: Path) -> Header | None:
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
-            raise VplError(f"{path} is no PNG file")
+            raise VplError(f"{path} is not a PNG file")
         while len(start := file.read(8)) == 8:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from vpltool.formats.folders import InputFolder
+from vpltool.formats.inputs import InputFolder
 from vpltool.parallel.threads import read_ahead
 
 if TYPE_CHECKING:

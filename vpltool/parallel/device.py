@@ -6,12 +6,18 @@ import contextlib
 import ctypes
 import functools
 import os
+import time
+from collections.abc import Callable
 
 import torch
 
 from vpltool.errors import VplError
+from vpltool.parallel.processes import core_count
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_SLOW = 2.0
+"""Times slower than fp32 from which on it is worth a warning; with instructions it is faster."""
 
 
 def find_device(choice: str) -> torch.device:
@@ -25,12 +31,12 @@ def find_device(choice: str) -> torch.device:
     try:
         device = torch.device(choice)
     except RuntimeError:
-        raise VplError(f"`{choice}` is no device", "--device auto, cpu, cuda or cuda:N") from None
+        raise VplError(f"`{choice}` is not a device", "one of auto, cpu, cuda or cuda:N") from None
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise VplError(f"{choice}: {torch.cuda.device_count()} CUDA devices are there",
-                       "--device cpu")
+                       "`device='cpu'`")
     return device
 
 
@@ -50,21 +56,62 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def find_precision(choice: str, device: torch.device) -> torch.dtype:
+def find_precision(choice: str, device: torch.device,
+                   warn: Callable[[str], None] | None = None) -> torch.dtype:
     """Turn `fp32`, `bf16` or `fp16` into a number format that the device computes in.
+
+    Args:
+        choice: its name.
+        device: what computes in it.
+        warn: told where the format is slower than fp32: it is a choice all the same, since the
+            results are those of that format. None: nothing is measured.
 
     Raises:
         VplError: no such format, or half precision on a CPU.
     """
     if choice not in PRECISIONS:
-        raise VplError(f"`{choice}` is no precision", "--precision fp32, bf16 or fp16")
+        raise VplError(f"`{choice}` is not a precision", "one of fp32, bf16 or fp16")
     if choice == "fp16" and device.type == "cpu":
-        raise VplError("fp16 is not computed on a CPU", "--precision fp32, or bf16")
+        raise VplError("fp16 is not computed on a CPU", "`precision='fp32'`, or `precision='bf16'`")
+    if choice == "bf16" and device.type == "cpu" and warn is not None:
+        slower = slowdown_of(PRECISIONS[choice])
+        if slower > _SLOW:
+            warn(f"{choice} is about {slower:.0f} times slower than fp32 on this CPU, which lacks "
+                 "the instructions for it: `precision='fp32'`")
     return PRECISIONS[choice]
+
+
+@functools.cache
+def slowdown_of(precision: torch.dtype) -> float:
+    """Measure how many times slower a CPU multiplies matrices in a format than in float32.
+
+    Measured on one core, in 5 ms, or up to 150 ms where it is slow. Names of instructions tell
+    less: a CPU with AVX-512 but without its bf16 part needs 4 times as long as in float32, one
+    with AVX2 only 10 to 70 times.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _seconds_in(precision) / _seconds_in(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds_in(precision: torch.dtype) -> float:
+    """Seconds for a product of 64 tokens and 512×512 weights: the best of three, without others'.
+    """
+    tokens, weights = torch.ones(64, 512, dtype=precision), torch.ones(512, 512, dtype=precision)
+    taken = []
+    # The first one chooses and prepares the kernel.
+    for _ in range(4):
+        begun = time.thread_time()
+        torch.nn.functional.linear(tokens, weights)
+        taken.append(time.thread_time() - begun)
+    return max(min(taken[1:]), 1e-9)
 
 
 def worker_count(choice: int) -> int:
     """Number of worker processes: as asked, or the cores less one, between 1 and 8, for -1."""
     if choice >= 0:
         return choice
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+    return max(1, min(8, core_count() - 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -29,8 +31,10 @@ Part = TypeVar("Part", bound=Divisible)
 Result = TypeVar("Result")
 
 
-def run_within_memory(batches: Iterable[Part], run: Callable[[Part], Result], *, warn: Callable[[str], None],
-            lower: Callable[[Part], str]) -> Iterator[tuple[Part, Result]]:
+def run_within_memory(
+    batches: Iterable[Part], run: Callable[[Part], Result], *, warn: Callable[[str], None],
+    lower: Callable[[Part], str],
+) -> Iterator[tuple[Part, Result]]:
     """Run batches; one for which the memory does not suffice is halved, and so are all later ones.
 
     The results are those of a smaller batch size.
@@ -63,7 +67,7 @@ def run_within_memory(batches: Iterable[Part], run: Callable[[Part], Result], *,
             else:
                 if refused:
                     warn(f"out of memory with {refused}: going on with {most} at a time; "
-                         f"next time --batch-size {most}")
+                         f"next time `batch_size={most}`")
                     refused = ""
                 yield waiting.pop(0), result
                 continue
@@ -72,6 +76,14 @@ def run_within_memory(batches: Iterable[Part], run: Callable[[Part], Result], *,
             refused = refused or f"{len(part)} photos of {part.each}"
             most = (len(part) + 1) // 2
             waiting = [piece for item in waiting for piece in item.split(most)]
+
+
+def physical_memory() -> float:
+    """Memory of this machine in bytes; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 @contextlib.contextmanager

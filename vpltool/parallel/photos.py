@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from vpltool.core.photos import (
     read_photo,
     to_pixels,
 )
+from vpltool.parallel.processes import end_with_parent
+from vpltool.parallel.signals import in_main_thread
+from vpltool.parallel.threads import in_threads
+
+_SIZES_AT_ONCE = 8
+"""Threads that read the sizes of photos: over a network, each waits for its answer."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,13 @@ class _Batches(Dataset[Batch]):
 
 def load_batches(
     photos: Sequence[tuple[str, Path]], settings: PhotoSettings, *, batch_size: int, workers: int,
-    device: torch.device | None = None,
+    device: torch.device | None = None, sized: Callable[[], object] = lambda: None,
 ) -> Iterator[Batch]:
     """Read, resize and batch photos in worker processes; photos of equal size share a batch.
 
     The order is that of sizes, largest first, so that a lack of memory shows at once. Memory does
-    not grow with the number of photos: each worker holds two batches at most.
+    not grow with the number of photos: each worker holds two batches at most. The workers end with
+    this process, however it ends.
 
     Args:
         photos: (id, path) of each.
@@ -98,14 +106,15 @@ def load_batches(
         batch_size: photos in a batch at most.
         workers: number of processes; 0 reads in this one.
         device: where the batches will go; for a GPU they come in pinned memory.
+        sized: called after each photo whose size is read, all of them before the first batch.
     """
     buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
     failed: dict[str, str] = {}
-    for key, path in photos:
-        try:
-            size = photo_size(path)
-        except OSError as error:
-            failed[key] = describe_failure(path, error)
+    sizes = in_threads(_size_of, [path for _, path in photos], min(_SIZES_AT_ONCE, len(photos)))
+    for (key, path), size in zip(photos, sizes, strict=True):
+        sized()
+        if isinstance(size, str):
+            failed[key] = size
             continue
         target = fit_size(size, settings.patch, scale=settings.scale, max_side=settings.max_side)
         buckets[target].append((key, path))
@@ -116,8 +125,21 @@ def load_batches(
         for _, members in sorted(buckets.items(), key=lambda entry: -entry[0][0] * entry[0][1])
         for start in range(0, len(members), batch_size)
     ]
-    options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
+    processes = min(workers, len(batches))
+    options: dict[str, Any] = {"prefetch_factor": 2} if processes else {}
     yield from DataLoader(
-        _Batches(batches, settings), batch_size=None, num_workers=min(workers, len(batches)),
+        _Batches(batches, settings), batch_size=None, num_workers=processes,
         pin_memory=device is not None and device.type == "cuda",
-        **(options if min(workers, len(batches)) else {}))
+        worker_init_fn=partial(_begin, in_main_thread()), **options)
+
+
+def _size_of(path: Path) -> tuple[int, int] | str:
+    """(height, width) of a photo, or why it has none."""
+    try:
+        return photo_size(path)
+    except OSError as error:
+        return describe_failure(path, error)
+
+
+def _begin(from_main_thread: bool, _worker: int) -> None:
+    end_with_parent(from_main_thread)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from vpltool.parallel.signals import block_interrupts, in_main_thread
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -14,7 +23,7 @@ Task = TypeVar("Task")
 
 def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], processes: int,
-    start: Callable[[Task], None], task: Task,
+    start: Callable[[Task], None], task: Task, *, fewest: int = 4, finish: bool = True,
 ) -> Iterator[Result]:
     """Do jobs in worker processes; in this one if that is too few to pay for starting them.
 
@@ -24,8 +33,11 @@ def run_jobs(
         processes: number of workers; below 2 there are none.
         start: called in each worker first.
         task: what `start` is called with: all that the jobs share.
+        fewest: number of jobs from which workers pay.
+        finish: at an interrupt, whether the jobs that are begun are finished. If not, they are
+            sent SIGTERM, which `start` may turn into an interrupt of their own.
     """
-    if processes < 2 or len(jobs) < 4:
+    if processes < 2 or len(jobs) < fewest:
         start(task)
         yield from map(function, jobs)
         return
@@ -34,12 +46,12 @@ def run_jobs(
 
     # Forking a process that has run torch can hang in its thread pool; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=start,
-                             initargs=(task,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin,
+                             initargs=(start, task, in_main_thread())) as pool:
         waiting = set()
         try:
             for job in jobs:
-                with _no_interrupt():
+                with block_interrupts():
                     waiting.add(pool.submit(function, job))
                 if len(waiting) >= 4 * processes:
                     done = next(as_completed(waiting))
@@ -48,20 +60,58 @@ def run_jobs(
             for done in as_completed(waiting):
                 yield done.result()
         except BaseException:
-            # What is begun is finished; a second Ctrl-C would leave workers that wait for ever.
-            with _no_interrupt():
+            # What is begun is finished, and a second Ctrl-C waits for it: files may be written.
+            with block_interrupts():
+                for worker in () if finish else multiprocessing.active_children():
+                    worker.terminate()
                 pool.shutdown(cancel_futures=True)
             raise
 
 
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off while workers start or end: one that is half started is never told to end.
+def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool) -> None:
+    # Blocked, SIGTERM could not end a worker when another one has broken the pool.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    end_with_parent(from_main_thread)
+    start(task)
 
-    Workers inherit this: Ctrl-C reaches the whole group, and the parent alone decides.
+
+def end_with_parent(from_main_thread: bool) -> None:
+    """Have this worker process end when its parent does, even if that is killed.
+
+    A worker that waits for its next job would wait for ever. A thread sees the parent go, on any
+    system, as soon as it gets the interpreter's lock. A job in C may hold that for minutes; Linux
+    itself ends the process then.
+
+    Args:
+        from_main_thread: whether the parent started this process in its main thread. Linux ends
+            a process with the thread that started it, and another one may end early.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if from_main_thread and parent.pid == os.getppid():
+        _end_by_kernel()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: BaseProcess) -> None:
+    # A parent that has gone before this began is seen as well.
+    parent.join()
+    os._exit(1)
+
+
+def _end_by_kernel() -> None:
+    """Have Linux kill this process when the thread that started it ends; elsewhere, nothing."""
+    set_death_signal = 1
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def core_count() -> int:
+    """Number of cores that this process may use; of all, where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,62 +1,314 @@
-"""Pictures for people: heat maps over photos, label overlays, sheets of panels with titles."""
+"""Pictures for people: maps and labels over photos, legends, and sheets of titled panels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Rgb = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+PANEL_WIDTH = 260
+"""Width of a panel of a sheet, in pixels."""
+
+IGNORED = 255
+"""The label of pixels that belong to no class."""
+
+_TALLEST = 1.5
+"""Largest height of a panel, as a multiple of its width."""
+
+_GAP, _TITLE, _REASON, _LEGEND = 8, 14, 13, 15
+"""Space around panels, and the sizes of text, in pixels."""
+
+_TITLE_LINES, _REASON_LINES, _NAME_LINES = 2, 8, 3
+
+_NARROWEST = 200
+"""Smallest width of a legend: a narrower one would break most names."""
+
+_DARKEST_PAPER = 140
+"""Black becomes this grey under maps: paler than 128, the colour of VOC's class 7."""
+
+_LINE_OPACITY = 0.7
+
+_INK, _GREY = (30, 33, 38), (222, 224, 227)
 
 _HEAT = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
-"""Five stops from dark blue over magenta to yellow; brightness rises evenly, in grey too."""
+"""Five stops from dark blue through magenta to yellow, with evenly rising brightness."""
+
+
+class SheetPanel(NamedTuple):
+    """One panel of a sheet.
+
+    Args:
+        title: the text above it.
+        picture: pixels (H, W, 3), preferably from `fit_panel`; or the reason why there are none.
+        classes: indices of the classes whose colours it shows, for the legend; 0 is left out.
+    """
+
+    title: str
+    picture: Rgb | str
+    classes: Collection[int] = ()
+
+
+def fit_panel(photo: Rgb, width: int = PANEL_WIDTH) -> Rgb:
+    """Scale a photo (H, W, 3) to the size that it has in a sheet.
+
+    It gets a panel's width; a tall photo gets 1.5 times that as its height, and is narrower.
+    Draw labels and maps over the result, which is small: their thin contours stay sharp.
+    """
+    return _scaled(photo, min(width / photo.shape[1], _TALLEST * width / photo.shape[0]))
 
 
 def heat_over(photo: Rgb, cam: npt.NDArray[np.float32], opacity: float = 0.6) -> Rgb:
-    """Lay a map in [0, 1] of any size over a photo (H, W, 3); where it is 0 the photo shows."""
-    height, width = photo.shape[:2]
-    scaled = Image.fromarray(cam.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR)
-    value = np.asarray(scaled).clip(0, 1)
+    """Blend a map in [0, 1] of any size over a photo (H, W, 3); at 0 the photo is unchanged."""
+    value = _map_at(cam, photo)
     stops = np.linspace(0, 1, len(_HEAT))
     colour = np.stack([np.interp(value, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
     weight = opacity * (0.35 + 0.65 * value[..., None])
     return (photo * (1 - weight) + colour * weight).astype(np.uint8)
 
 
+def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
+              palette: Sequence[int], opacity: float = 0.85) -> Rgb:
+    """Blend the maps of several classes over a photo, each in the colour of its class.
+
+    The photo becomes pale grey, like paper under ink: every colour in the picture is that of a
+    class, and dark colours are visible. The strongest map gives a pixel's colour, its value the
+    opacity. Near a tie the colours mix.
+
+    Args:
+        photo: pixels (H, W, 3).
+        cams: maps in [0, 1] (classes, h, w), of any size.
+        classes: index of each map's class. The map of 0, the background, is left out.
+        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
+        opacity: how much a map of 1 covers the photo.
+    """
+    grey = photo.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
+    kept = [row for row, index in enumerate(classes) if index]
+    if not kept:
+        return paper.astype(np.uint8)
+    values = np.stack([_map_at(cams[row], photo) for row in kept])
+    share = values ** 4 + 1e-9
+    colours = _table(palette)[[classes[row] for row in kept]]
+    colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
+    weight = opacity * values.max(axis=0)[..., None]
+    return (paper * (1 - weight) + colour * weight).astype(np.uint8)
+
+
 def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
-                opacity: float = 0.6) -> Rgb:
-    """Lay labels (H, W) over a photo in a palette's colours; background stays, 255 is white."""
-    table = np.asarray(palette, dtype=np.float32).reshape(-1, 3).copy()
-    table[255] = 255
+                opacity: float = 0.55) -> Rgb:
+    """Blend labels over a photo (H, W, 3), with a contour around each region.
+
+    The contour is white inside the region and black outside, one pixel each: visible on any
+    photo and between any two colours. Specks have none, since a noisy mask would be all contour.
+    The background keeps the photo; 255 is whitened and has no contour.
+
+    Args:
+        photo: pixels (H, W, 3).
+        labels: class of each pixel (h, w); scaled to the photo's size.
+        palette: flat colours (r, g, b, r, g, b, …) of all labels.
+        opacity: how much a region covers the photo.
+    """
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
+    table = _table(palette)
+    table[IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
-    return (photo * (1 - weight) + table[labels] * weight).astype(np.uint8)
+    result = photo * (1 - weight) + table[labels] * weight
+    regions = Image.fromarray(np.where(labels == IGNORED, np.uint8(0), labels))
+    regions = regions.filter(ImageFilter.ModeFilter(3))
+    high = np.asarray(regions.filter(ImageFilter.MaxFilter(3)))
+    border = high != np.asarray(regions.filter(ImageFilter.MinFilter(3)))
+    inside = np.asarray(regions) == high
+    line = np.where(inside[border], 255, 0)[:, None]
+    result[border] = result[border] * (1 - _LINE_OPACITY) + line * _LINE_OPACITY
+    return result.astype(np.uint8)
 
 
-def sheet(rows: Iterable[Sequence[tuple[str, Rgb]]], width: int = 220) -> Image.Image:
-    """Put titled panels in rows; every panel gets the same width, every row its own height.
+def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
+    """List the labels that occur in an image of labels (H, W), sorted, without 0."""
+    return [label for label, count in enumerate(Image.fromarray(labels).histogram())
+            if label and count]
 
-    Rows are asked for one by one, and only the small panels are kept.
+
+def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int, str],
+           width: int) -> Image.Image:
+    """Draw the colours and the names of classes, in lines of a given width.
+
+    Args:
+        classes: indices of the classes to name. 255 is named `ignored`; 0 is named without a
+            colour, since the background has none.
+        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
+        names: class index to name; an index without one gets its number.
+        width: width of the result, in pixels; its height depends on the names.
     """
-    font = ImageFont.load_default(11)
-    gap, line = 6, 16
-    scaled = [[(title, Image.fromarray(panel).resize(
-        (width, max(1, round(panel.shape[0] * width / panel.shape[1]))),
-        Image.Resampling.BILINEAR)) for title, panel in row] for row in rows]
-    heights = [max(panel.height for _, panel in row) + line + gap for row in scaled]
-    columns = max(len(row) for row in scaled)
-    page = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap), "white")
+    table = _table(palette).astype(int)
+    table[IGNORED] = 255
+    known = {IGNORED: "ignored", **names}
+    font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
+    indent = swatch + 6
+    page = Image.new("RGB", (width, line * (_NAME_LINES + 1) * (len(classes) + 1)), "white")
     draw = ImageDraw.Draw(page)
-    top = gap
-    for row, height in zip(scaled, heights, strict=True):
-        for column, (title, panel) in enumerate(row):
-            left = gap + column * (width + gap)
-            draw.text((left, top), title[: width // 6], fill="black", font=font)
-            page.paste(panel, (left, top + line))
-        top += height
+    left, top, height = _GAP, _GAP // 2, 0
+    for index in sorted(classes):
+        lines = _wrap(known.get(index, f"class {index}"), width - indent - 2 * _GAP, font,
+                      _NAME_LINES)
+        wide = indent + max(font.getlength(text) for text in lines)
+        if left > _GAP and left + wide > width - _GAP:
+            left, top, height = _GAP, top + height, 0
+        if index:
+            draw.rectangle([left, top + 3, left + swatch, top + 3 + swatch],
+                           fill=tuple(table[index]), outline=_INK)
+        draw.multiline_text((left + indent, top), "\n".join(lines), _INK, font, spacing=4)
+        left, height = left + round(wide) + 2 * _GAP, max(height, line * len(lines))
+    return page.crop((0, 0, width, top + height + _GAP // 2))
+
+
+def overlay(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
+            names: Mapping[int, str], longest: int = 1024) -> Image.Image:
+    """Draw one photo with its labels, and below it a legend of its classes.
+
+    Args:
+        photo: pixels (H, W, 3).
+        labels: class of each pixel (h, w), see `labels_over`.
+        palette: flat colours (r, g, b, r, g, b, …) of all labels.
+        names: class index to name.
+        longest: photos whose longer side has more pixels are scaled down to this; others keep
+            their size.
+    """
+    photo = _scaled(photo, min(1.0, longest / max(photo.shape[:2])))
+    picture = Image.fromarray(labels_over(photo, labels, palette))
+    width = max(picture.width, _NARROWEST)
+    strip = legend(classes_in(labels) or [0], palette, {**names, 0: "background only"}, width)
+    page = Image.new("RGB", (width, picture.height + strip.height), "white")
+    page.paste(picture, ((width - picture.width) // 2, 0))
+    page.paste(strip, (0, picture.height))
     return page
+
+
+def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Sequence[int] = (),
+          names: Mapping[int, str] | None = None, width: int = PANEL_WIDTH) -> Image.Image:
+    """Draw rows of titled panels, and below them a legend of the classes that occur.
+
+    All panels have the same width; each row has its own height. A panel without a picture is grey
+    and shows the reason. Rows are consumed one by one, and only their small panels are kept.
+
+    Args:
+        rows: the panels of each row; a pair of title and picture has no classes.
+        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
+        names: class index to name; without names there is no legend.
+        width: width of a panel, in pixels.
+    """
+    strips: list[Image.Image] = []
+    shown: set[int] = set()
+    for row in rows:
+        panels = [SheetPanel(*panel) for panel in row]
+        strips.append(_row(panels, width))
+        shown.update(*(panel.classes for panel in panels))
+    if names is not None and (shown := shown - {0}):
+        strips.append(legend(shown, palette, names, max(strip.width for strip in strips)))
+    page = Image.new("RGB", (max((strip.width for strip in strips), default=1),
+                             sum(strip.height for strip in strips) + _GAP), "white")
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height
+    return page
+
+
+def _row(panels: Sequence[SheetPanel], width: int) -> Image.Image:
+    """Draw panels side by side, each below its title."""
+    font = _font(_TITLE)
+    titles = [_wrap(panel.title, width, font, _TITLE_LINES) for panel in panels]
+    pictures = [panel.picture if isinstance(panel.picture, str)
+                else Image.fromarray(fit_panel(panel.picture, width)) for panel in panels]
+    size = next((picture.size for picture in pictures if not isinstance(picture, str)),
+                (width, width * 3 // 4))
+    images = [_failed(picture, size) if isinstance(picture, str) else picture
+              for picture in pictures]
+    head = (_TITLE + 4) * max((len(lines) for lines in titles), default=0) + _GAP
+    page = Image.new("RGB", (len(panels) * (width + _GAP) + _GAP,
+                             head + max((image.height for image in images), default=0) + _GAP),
+                     "white")
+    draw = ImageDraw.Draw(page)
+    for column, (lines, image) in enumerate(zip(titles, images, strict=True)):
+        left = _GAP + column * (width + _GAP)
+        # The last line of a title is next to its picture.
+        draw.multiline_text((left, head - 4), "\n".join(lines), _INK, font, anchor="ld", spacing=4)
+        page.paste(image, (left + (width - image.width) // 2, head))
+    return page
+
+
+def _failed(reason: str, size: tuple[int, int]) -> Image.Image:
+    """Draw a grey panel of (width, height) with the reason why there is no picture."""
+    image = Image.new("RGB", size, _GREY)
+    font, line = _font(_REASON), _REASON + 5
+    most = max(1, min(_REASON_LINES, (size[1] - 2 * _GAP) // line))
+    lines = _wrap(reason, size[0] - 2 * _GAP, font, most)
+    ImageDraw.Draw(image).multiline_text((_GAP, _GAP), "\n".join(lines), _INK, font, spacing=4)
+    return image
+
+
+def _wrap(text: str, width: int, font: Any, most: int) -> list[str]:
+    """Break a text into lines of at most `width` pixels.
+
+    Lines end at spaces if there are any. A text that needs more than `most` lines ends in "…".
+    """
+    # Pillow's font has no accented letters; plain ones replace them, not empty boxes.
+    plain = unicodedata.normalize("NFKD", text)
+    rest = " ".join("".join(sign for sign in plain if not unicodedata.combining(sign)).split())
+    lines: list[str] = []
+    while rest and len(lines) < most:
+        last = len(lines) == most - 1
+        # No letter is narrower than a pixel, so a long text need not be measured as a whole.
+        end = max(1, min(len(rest), width))
+        while end > 1 and font.getlength(rest[:end]) > width:
+            end -= 1
+        if end < len(rest) and last:
+            while end > 1 and font.getlength(rest[:end].rstrip() + "…") > width:
+                end -= 1
+            return [*lines, rest[:end].rstrip() + "…"]
+        if end < len(rest) and " " in rest[:end + 1]:
+            end = rest.rindex(" ", 0, end + 1)
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return lines or [""]
+
+
+def _scaled(photo: Rgb, factor: float) -> Rgb:
+    """Scale a photo (H, W, 3) by a factor; the photo itself is returned if its size stays."""
+    height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
+    if (height, width) == photo.shape[:2]:
+        return photo
+    # The reducing gap is several times as fast for large photos, without visible loss.
+    return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR,
+                                                    reducing_gap=2.0))
+
+
+def _map_at(cam: npt.NDArray[np.float32], photo: Rgb) -> npt.NDArray[np.float32]:
+    """Scale a map (h, w) to a photo's height and width, within [0, 1]."""
+    image = Image.fromarray(cam.astype(np.float32)).resize(photo.shape[1::-1],
+                                                           Image.Resampling.BILINEAR)
+    return np.asarray(image).clip(0, 1)
+
+
+def _table(palette: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Convert a flat palette to a new array of colours (256, 3); missing ones are black."""
+    table = np.zeros((256, 3), dtype=np.float32)
+    given = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
+    table[:len(given)] = given
+    return table
+
+
+@functools.cache
+def _font(size: int) -> Any:
+    """Return Pillow's built-in font in a size in pixels."""
+    return ImageFont.load_default(size)

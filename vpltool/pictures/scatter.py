@@ -1,4 +1,4 @@
-"""Scatter pictures: panels of points coloured by class, with a legend, drawn with Pillow alone."""
+"""Scatter pictures: panels of points coloured by class, with a legend, drawn with Pillow only."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Points = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 _SHARPNESS = 3
-"""Everything is drawn this many times larger and averaged down: Pillow draws no smooth edges."""
+"""Pages are drawn this many times larger and scaled down, since Pillow draws jagged edges."""
 
 _SIDE, _MARGIN, _HEAD, _FOOT = 900, 54, 108, 58
 _TITLE, _TEXT, _SMALL, _LINE = 32, 23, 18, 34
 
 _MOST_NAMES = 24
-"""With more classes than these, names beside the marks would cover each other."""
+"""With more classes than this, the names next to the marks would overlap."""
 
 _INK, _PALE, _FRAME = (38, 42, 48), (108, 114, 122), (205, 209, 214)
 
 _RADIUS = {"disc": 10.0, "ring": 9.0, "star": 17.0, "square": 11.0, "diamond": 14.5,
            "triangle": 14.5}
 _DOTS = (3.5, 10.0)
-"""Radius of dots: the more there are, the smaller, within these bounds."""
+"""Smallest and largest radius of dots. The more dots a panel has, the smaller they are."""
 
 _CORNERS = {
     "star": [(math.pi * step / 5, 1.0 if step % 2 == 0 else 0.45) for step in range(10)],
@@ -38,21 +38,21 @@ _CORNERS = {
     "diamond": [(math.pi * step / 2, 1.0) for step in range(4)],
     "triangle": [(2 * math.pi * step / 3, 1.0) for step in range(3)],
 }
-"""Corners of the shapes that are no circles: angle from the top, share of the radius."""
+"""Corners of the shapes that are not circles: angle from the top, share of the radius."""
 
 _SHAPE_OF_SPACE = {"text": "star", "vision": "square", "text shifted": "diamond"}
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Points of one kind.
+    """Points of one kind, drawn with one shape.
 
     Args:
-        label: what they are, for the legend.
+        label: what the points are, for the legend.
         shape: `dot`, `disc`, `ring`, `star`, `square`, `diamond` or `triangle`.
-        points: places in the plane (N, 2).
-        classes: class index of each (N,): their colour.
-        named: write the class's name beside each, unless there are too many classes.
+        points: coordinates in the plane (N, 2).
+        classes: class index of each point (N,), which gives its colour.
+        named: write the name of its class next to each point, unless there are too many classes.
     """
 
     label: str
@@ -67,11 +67,11 @@ class Panel:
     """One square of a picture.
 
     Args:
-        title: in large letters above it.
-        note: in small letters below the title.
-        marks: what is drawn, the first lowest.
-        links: lines between two places, in the colour of a class.
-        axes: what the horizontal and the vertical axis are; empty: they mean nothing.
+        title: text in large letters above the square.
+        note: text in small letters below the title.
+        marks: the points to draw, from the lowest layer to the highest.
+        links: start, end and class index of each line; the class gives its colour.
+        axes: names of the horizontal and the vertical axis; empty if they have no meaning.
     """
 
     title: str
@@ -82,36 +82,37 @@ class Panel:
 
 
 def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
-    """Mark of each set of prototypes: text a star, vision a square, shifted text a diamond.
+    """Choose a shape for each set of prototypes, by its space.
 
-    A second set of a space gets a mark that is left, a triangle in the end.
+    Text gets a star, vision a square, shifted text a diamond. A second set of the same space gets
+    a shape that is still unused, or a triangle when all are used.
     """
-    left = [shape for shape in ("triangle", "diamond", "square", "star")
-            if shape not in {_SHAPE_OF_SPACE.get(space) for space in spaces}]
+    unused = [shape for shape in ("triangle", "diamond", "square", "star")
+              if shape not in {_SHAPE_OF_SPACE.get(space) for space in spaces}]
     shapes: list[str] = []
     for space in spaces:
         shape = _SHAPE_OF_SPACE.get(space, "")
         if not shape or shape in shapes:
-            shape = left.pop(0) if left else "triangle"
+            shape = unused.pop(0) if unused else "triangle"
         shapes.append(shape)
     return shapes
 
 
 def principal_plane(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted PCA, by the SVD of the covariance: the plane in which the vectors spread most.
+    """Find the plane in which vectors vary most, by a weighted PCA.
 
     Args:
         vectors: (N, dim).
-        weights: of each vector (N,), positive.
+        weights: positive weight of each vector (N,).
 
     Returns:
-        mean (dim,); axes (2, dim), the largest entry of each positive, so that the picture is the
-        same each time; share of the variance along each (2,).
+        The mean (dim,); the two axes (2, dim); and the share of the variance along each (2,). The
+        largest entry of an axis is positive, so that the picture is the same each time.
     """
     weights = weights / weights.sum()
     mean = weights @ vectors
     centred = (vectors - mean) * weights.sqrt()[:, None]
-    # The covariance is small however many vectors there are.
+    # The SVD of the covariance, whose size does not depend on the number of vectors.
     _, variances, rows = torch.linalg.svd((centred.T @ centred).double())
     axes = rows[:2]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
@@ -123,19 +124,19 @@ def gap_panel(
     title: str, note: str, regions: Tensor, region_class: Tensor,
     prototypes: Sequence[tuple[str, str, Tensor, Tensor]],
 ) -> Panel:
-    """Panel of the modality gap: regions, their classes' centroids, and prototypes.
+    """Make the panel of the modality gap: regions, the centroid of each class, and prototypes.
 
-    The plane is that of the two principal axes of regions and prototypes together. Each class,
-    and within it each set of prototypes and the regions, weigh the same, as if every region were
-    shown with its prototypes; else a dozen prototypes would not be seen among all regions.
+    The plane has the two principal axes of regions and prototypes together. Every class has the
+    same weight. Within a class, all regions together weigh as much as each set of prototypes;
+    otherwise a dozen prototypes would not count among thousands of regions.
 
     Args:
         title: see `Panel`.
         note: see `Panel`.
-        regions: L2-normed region features (R, dim).
-        region_class: class of each (R,).
-        prototypes: name, space, L2-normed rows (rows, dim) and class of each row (rows,), of each
-            set; rows of classes without regions are left out.
+        regions: L2-normalised region features (R, dim).
+        region_class: class index of each region (R,).
+        prototypes: for each set its name, its space, L2-normalised rows (rows, dim) and the class
+            index of each row (rows,). Rows of classes without regions are left out.
     """
     classes = region_class.unique().tolist()
     sets = [(regions.float(), region_class)]
@@ -145,36 +146,37 @@ def gap_panel(
     weights = torch.cat([1 / torch.bincount(index)[index] for _, index in sets])
     mean, axes, share = principal_plane(torch.cat([rows for rows, _ in sets]), weights)
 
-    def place(rows: Tensor) -> Points:
+    def project(rows: Tensor) -> Points:
         result: Points = ((rows - mean) @ axes.T).double().numpy()
         return result
 
-    centres = place(torch.stack([regions[region_class == index].mean(dim=0)
-                                 for index in classes]))
-    middle = dict(zip(classes, centres, strict=True))
-    marks = [Marks("region of a photo", "dot", place(regions), region_class.tolist())]
+    centroids = project(torch.stack([regions[region_class == index].mean(dim=0)
+                                     for index in classes]))
+    centroid_of = dict(zip(classes, centroids, strict=True))
+    marks = [Marks("region of a photo", "dot", project(regions), region_class.tolist())]
     links = []
     shapes = shapes_of_spaces([space for _, space, _, _ in prototypes])
     for (name, _, _, _), shape, (rows, index) in zip(prototypes, shapes, sets[1:], strict=True):
-        marks.append(Marks(f"{name} prototype", shape, place(rows), index.tolist(),
+        points = project(rows)
+        marks.append(Marks(f"{name} prototype", shape, points, index.tolist(),
                            named=len(marks) == 1))
-        links += [(point, middle[owner], owner)
-                  for point, owner in zip(place(rows), index.tolist(), strict=True)]
-    marks.insert(1, Marks("mean of a class's regions", "ring", centres, classes))
+        links += [(point, centroid_of[label], label)
+                  for point, label in zip(points, index.tolist(), strict=True)]
+    marks.insert(1, Marks("mean of a class's regions", "ring", centroids, classes))
     return Panel(title, note, marks, links, (
         f"first principal axis ({100 * float(share[0]):.0f} % of the variance)",
         f"second ({100 * float(share[1]):.0f} %)"))
 
 
 def class_colours(count: int) -> list[Colour]:
-    """Colours that are told apart on white: hues evenly around OKLCH, dark and light in turn."""
-    return [_oklch((0.72, 0.52)[place % 2] if count > 6 else 0.62, 0.15, 25 + 360 * place / count)
-            for place in range(count)]
+    """Choose colours that differ clearly on white: even hues of OKLCH, light and dark in turn."""
+    return [_oklch((0.72, 0.52)[index % 2] if count > 6 else 0.62, 0.15, 25 + 360 * index / count)
+            for index in range(count)]
 
 
 def _oklch(lightness: float, chroma: float, hue: float) -> Colour:
-    """OKLCH (hue in degrees) to sRGB; what is out of range is clipped. Björn Ottosson, 2020."""
-    a, b = (chroma * turn(math.radians(hue)) for turn in (math.cos, math.sin))
+    """Convert OKLCH (hue in degrees) to sRGB, clipped to its range. Björn Ottosson, 2020."""
+    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
@@ -188,22 +190,22 @@ def _oklch(lightness: float, chroma: float, hue: float) -> Colour:
 
 
 def draw_panels(panels: Sequence[Panel], names: Mapping[int, str]) -> Image.Image:
-    """Draw panels side by side, and one legend for all of them.
+    """Draw panels side by side, with one legend for all of them on the right.
 
     Args:
-        panels: at least one.
+        panels: one or more.
         names: class index to name, in the order of the legend.
     """
     colours = dict(zip(names, class_colours(len(names)), strict=True))
     sheet = _Sheet(len(panels) * (_SIDE + _MARGIN) + _MARGIN, panels, names)
-    for place, panel in enumerate(panels):
-        _draw_panel(sheet, panel, _MARGIN + place * (_SIDE + _MARGIN), names, colours)
+    for column, panel in enumerate(panels):
+        _draw_panel(sheet, panel, _MARGIN + column * (_SIDE + _MARGIN), names, colours)
     _draw_legend(sheet, panels, names, colours)
     return sheet.finished()
 
 
 class _Sheet:
-    """A page that is drawn on in its final units, several times larger inside."""
+    """A page whose coordinates are final pixels, stored several times larger until finished."""
 
     def __init__(self, legend_left: int, panels: Sequence[Panel], names: Mapping[int, str]) -> None:
         self._fonts = {size: ImageFont.load_default(size * _SHARPNESS)
@@ -217,7 +219,7 @@ class _Sheet:
         columns = math.ceil(entries / self.rows)
         size = (legend_left + columns * self.column + _MARGIN // 2, height)
         self._page = Image.new("RGB", (size[0] * _SHARPNESS, size[1] * _SHARPNESS), "white")
-        # In this mode a colour with a fourth part is laid over what is there.
+        # In this mode, a colour with an opacity as its fourth value is blended with the picture.
         self._draw: Any = ImageDraw.Draw(self._page, "RGBA")
 
     def width_of(self, text: str, size: int = _TEXT) -> int:
@@ -228,15 +230,15 @@ class _Sheet:
         self._draw.text((left * _SHARPNESS, top * _SHARPNESS), text, fill=colour,
                         font=self._fonts[size])
 
-    def name(self, point: Points, text: str, right: float) -> None:
-        """Write beside a mark, on its left where the right is too near."""
+    def name_beside(self, point: Points, text: str, right: float) -> None:
+        """Write a name to the right of a mark, or to its left if it would end beyond `right`."""
         reach = 20 + self.width_of(text, _SMALL)
         left = point[0] + 20 if point[0] + reach < right else point[0] - reach
         self._draw.text((left * _SHARPNESS, (point[1] - 10) * _SHARPNESS), text, fill=_INK,
                         font=self._fonts[_SMALL], stroke_width=3 * _SHARPNESS,
                         stroke_fill=(255, 255, 255, 190))
 
-    def text_upwards(self, left: float, bottom: float, text: str) -> None:
+    def vertical_text(self, left: float, bottom: float, text: str) -> None:
         font = self._fonts[_TEXT]
         image = Image.new("L", (math.ceil(font.getlength(text)), 2 * _TEXT * _SHARPNESS), 0)
         ImageDraw.Draw(image).text((0, 0), text, fill=255, font=font)
@@ -267,7 +269,7 @@ class _Sheet:
                 reach = radius + extra
                 self._draw.ellipse([x - reach, y - reach, x + reach, y + reach], fill=fill)
         else:
-            # A white rim, then a dark one, so that a mark stands out on its own colour.
+            # A dark rim within a white one makes a mark visible among points of its colour.
             for reach, fill in ((radius + 5 * _SHARPNESS, (255, 255, 255)),
                                 (radius + 2.5 * _SHARPNESS, _INK), (radius, colour)):
                 self._draw.polygon([(x + reach * part * math.sin(angle),
@@ -285,9 +287,9 @@ def _draw_panel(sheet: _Sheet, panel: Panel, left: int, names: Mapping[int, str]
     size = _TEXT if sheet.width_of(panel.note) <= _SIDE else _SMALL
     sheet.text(left, 62, panel.note, size, _PALE)
     sheet.box(left, _HEAD, _SIDE)
-    everything = np.concatenate([marks.points for marks in panel.marks])
-    low, high = everything.min(axis=0), everything.max(axis=0)
-    # One scale for both axes: distances in the picture are distances in the plane.
+    points = np.concatenate([marks.points for marks in panel.marks])
+    low, high = points.min(axis=0), points.max(axis=0)
+    # Both axes have the same scale, so that distances in the picture are those in the plane.
     scale = 0.92 * _SIDE / max(float((high - low).max()), 1e-9)
 
     def on_page(point: Points) -> Points:
@@ -298,21 +300,21 @@ def _draw_panel(sheet: _Sheet, panel: Panel, left: int, names: Mapping[int, str]
              for pair in zip(marks.points, marks.classes, strict=True)]
     for layer, marks in enumerate(panel.marks):
         if layer == 1:
-            for start, end, owner in panel.links:
-                sheet.line(on_page(start), on_page(end), colours[owner])
-            # Below the marks, which a name must not cover.
-            for point, owner in named:
-                sheet.name(on_page(point), names[owner], left + _SIDE)
+            for start, end, label in panel.links:
+                sheet.line(on_page(start), on_page(end), colours[label])
+            # Names come before the marks, which they must not cover.
+            for point, label in named:
+                sheet.name_beside(on_page(point), names[label], left + _SIDE)
         radius = float(np.clip(120 / math.sqrt(max(len(marks.points), 1)), *_DOTS))
-        for point, owner in zip(marks.points, marks.classes, strict=True):
+        for point, label in zip(marks.points, marks.classes, strict=True):
             if marks.shape == "dot":
-                sheet.dot(on_page(point), colours[owner], radius)
+                sheet.dot(on_page(point), colours[label], radius)
             else:
-                sheet.mark(marks.shape, on_page(point), colours[owner])
+                sheet.mark(marks.shape, on_page(point), colours[label])
     horizontal, vertical = panel.axes
     sheet.text(left, _HEAD + _SIDE + 10, horizontal, colour=_PALE)
     if vertical:
-        sheet.text_upwards(left - 36, _HEAD + _SIDE, vertical)
+        sheet.vertical_text(left - 36, _HEAD + _SIDE, vertical)
 
 
 def _draw_legend(sheet: _Sheet, panels: Sequence[Panel], names: Mapping[int, str],
@@ -325,9 +327,9 @@ def _draw_legend(sheet: _Sheet, panels: Sequence[Panel], names: Mapping[int, str
         column, row = divmod(number, sheet.rows)
         left = sheet.legend_left + column * sheet.column
         middle = _HEAD + row * _LINE + _LINE / 2
-        place = np.array([left + 18, middle])
+        centre = np.array([left + 18, middle])
         if shape == "dot":
-            sheet.dot(place, colour, 7)
+            sheet.dot(centre, colour, 7)
         elif shape:
-            sheet.mark(shape, place, colour)
+            sheet.mark(shape, centre, colour)
         sheet.text(left + 44, middle - 14, label)

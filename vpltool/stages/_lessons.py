@@ -1,94 +1,149 @@
-"""What the decoder learns from: stored layers, or crops that the frozen CLIP encodes on the way."""
+"""What a segmenter learns from: stored layers, or crops that the frozen CLIP encodes on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Photo, Workspace, describe, open_input
+from vpltool.formats import InputFolder, Photo, Workspace, describe
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _artifacts
+from vpltool.stages import _inputs
+from vpltool.stages._masks import Masks
 from vpltool.stages.extract import parse_layers, parse_numbers
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
 
-    from vpltool.core.training import CropBatch, TrainingSettings
+    from vpltool.core.training import CropBatch, TrainingSettings, Window
+
+_WHOLE = 1024
+"""Longest side of photos that are scaled as a whole and then cut. Larger ones are cut first: that
+costs a crop's memory, and rounds one value in 10,000 otherwise."""
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Where the frozen layers come from: stored features, or a tower that encodes crops."""
+    """Where the frozen layers come from: stored features, or a tower that encodes crops.
+
+    Args:
+        source: `features` or `photos`.
+        name: of the features or the model, for messages.
+        layers: indices of the blocks that are read.
+        input_width: width of their outputs; 0 if none are read.
+        model: identity of the CLIP.
+        features: the stored features.
+        clip: the model that encodes crops.
+    """
 
     source: str
     name: str
     layers: tuple[int, ...]
     input_width: int
-    model: dict[str, str]
-    inputs: dict[str, str]
+    model: Mapping[str, str]
     features: InputFolder | None = None
     clip: Any = None
 
 
-def frozen_layers(workspace: Workspace, source: str, layers: str, split: str,
-                  photos: list[Photo], device: str, precision: str) -> Frozen:
-    """Choose where the layers come from; drops photos without features from `photos`.
+def frozen_layers(
+    workspace: Workspace, ids: Sequence[str], *, source: str, features: Path | None, split: str,
+    reads: Collection[str], layers: str, device: str, precision: str,
+) -> tuple[Frozen, Sequence[str]]:
+    """Choose where the layers come from.
+
+    Args:
+        workspace: where features and photos are found.
+        ids: photos to learn from.
+        source: `features`, `photos`, or `auto`: features where they hold what is read.
+        features: their folder, if it is not that of the split.
+        split: of the photos.
+        reads: what the method reads of the frozen CLIP: `layers`, `patches`.
+        layers: list of blocks; empty: those stored, or all but the last.
+        device: of the model.
+        precision: of the model.
+
+    Returns:
+        the source, and the photos that it has.
 
     Raises:
-        VplError: the features do not hold what is asked for, or there is no such precision.
+        VplError: the features do not hold what is asked for, or the model cannot be had.
     """
-    folder = workspace.path / "features" / split
+    folder = features or workspace.path / "features" / split
     if source != "photos" and (folder / "artifact.json").exists():
-        features = open_input(folder, ("features",))
-        if {"layers", "patches"} <= set(features.header.options["keep"]):
-            ids = set(features.available(photo.id for photo in photos))
-            photos[:] = [photo for photo in photos if photo.id in ids]
-            shapes = describe(features.path_of(photos[0].id)).shapes
-            stored = tuple(features.header.options["layers"])
-            wanted = tuple(parse_numbers(layers)) if layers else stored
-            if not set(wanted) <= set(stored):
-                raise VplError(f"{folder} holds the layers {list(stored)}, not {layers}",
-                               f"vpltool extract --split {split} --keep tokens,patches,attention,"
-                               f"layers --layers {layers} --overwrite, or --source photos")
-            return Frozen("features", str(folder), wanted, shapes["layers"][1][2],
-                           features.header.model, {"features": features.identity}, features)
+        found = _inputs.open_features(workspace, features, split)
+        if set(reads) <= set(found.header.options["keep"]):
+            return _stored_layers(found, ids, split, layers if "layers" in reads else None)
     if source == "features":
-        raise VplError(f"{folder} holds no layers and patches",
-                       f"vpltool extract --split {split} --keep tokens,patches,attention,layers "
-                       "--overwrite, or --source photos")
+        raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
+                       f"{_extract(split)}, or `source='photos'`")
 
     from vpltool.clip.load import load_clip
     from vpltool.parallel.device import find_device, find_precision
 
-    place = find_device(device)
-    dtype = find_precision(precision, place)
-    clip = load_clip(workspace.model, workspace.pretrained, place,
-                     base=workspace.path, normalise=workspace.normalise)
+    on = find_device(device)
+    dtype = find_precision(precision, on, console.warn)
+    clip = load_clip(workspace.model, workspace.pretrained, on, base=workspace.path,
+                     normalise=workspace.normalise)
     clip.vision.to(dtype)
-    wanted = tuple(parse_layers(layers, clip.vision.depth))
-    return Frozen("photos", workspace.model, wanted, clip.vision.width, clip.identity, {},
-                   clip=clip)
+    wanted = tuple(parse_layers(layers, clip.vision.depth)) if "layers" in reads else ()
+    return Frozen("photos", workspace.model, wanted, clip.vision.width if wanted else 0,
+                  clip.identity, clip=clip), ids
+
+
+def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None
+                   ) -> tuple[Frozen, Sequence[str]]:
+    """Take layers from features; `layers` None: none are read."""
+    ids = features.available(ids)
+    name, model = str(features.path), features.header.model
+    if layers is None:
+        return Frozen("features", name, (), 0, model, features), ids
+    stored = tuple(features.header.options["layers"])
+    wanted = tuple(parse_numbers(layers)) if layers else stored
+    if not set(wanted) <= set(stored):
+        raise VplError(f"{features.path} holds the layers {list(stored)}, not {layers}",
+                       f"{_extract(split, layers)}, or `source='photos'`")
+    width = describe(features.path_of(ids[0])).shapes["layers"][1][2]
+    return Frozen("features", name, wanted, width, model, features), ids
+
+
+def _extract(split: str, layers: str = "") -> str:
+    chosen = f", layers={layers!r}" if layers else ""
+    return (f"`extract(split={split!r}, keep='tokens,patches,attention,layers'{chosen}, "
+            "overwrite=True)`")
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """The photos to learn from, their masks, and what of the frozen CLIP the decoder reads."""
+    """What a segmenter learns from.
+
+    Args:
+        workspace: where photos are found, and their tags.
+        masks: their labels.
+        photos: those that have masks and layers.
+        frozen: where what is read of the frozen CLIP comes from.
+        reads_patches: whether patch embeddings are read.
+        max_side: longer photos are scaled down to this before they are cut; 0: never.
+    """
 
     workspace: Workspace
-    masks: InputFolder
-    photos: list[Photo]
+    masks: Masks
+    photos: Sequence[Photo]
     frozen: Frozen
-    residual: bool
+    reads_patches: bool
+    max_side: int = 0
 
 
 def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int, *,
                  device: torch.device, workers: int) -> Generator[CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on.
 
-    What the CPU has to do for a step hangs on its number alone, so threads do it ahead, as many
+    What the CPU has to do for a step depends only on its number, so threads do it ahead, as many
     steps at a time as there are threads. A photo's encoding stays here, in order.
 
     Args:
@@ -123,33 +178,34 @@ def _tags_of(lessons: Lessons, photos: list[Photo]) -> list[Tensor]:
 
 
 def _cut_features(lessons: Lessons, settings: TrainingSettings, iteration: int) -> CropBatch:
-    """Read and cut the stored layers of a step; patch embeddings only if the decoder adds to them.
-    """
+    """Read and cut what is stored for the photos of a step; only what the network reads."""
     import torch
 
     from vpltool.core.decoder import layers_of
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
-    features = lessons.frozen.features
+    features, wanted = lessons.frozen.features, lessons.frozen.layers
     assert features is not None
     rng = generator_of(settings, iteration)
     photos = _photos_of(lessons, settings, iteration)
-    names = ("grid", "layers", "layer_index", *(("patches",) if lessons.residual else ()))
-    crops, patches = [], []
+    names = ("grid", *(("layers", "layer_index") if wanted else ()),
+             *(("patches",) if lessons.reads_patches else ()))
+    crops, layers, patches = [], [], []
     for photo in photos:
         tensors = features.read_tensors(photo.id, *names)
         height, width = tensors["grid"].tolist()
         window = choose_window((height, width), settings.crop, rng)
-        stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(),
-                           lessons.frozen.layers)
         labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
-        crops.append((window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2),
-                      window.cut_labels(labels), window.valid()))
-        if lessons.residual:
+        crops.append((window.cut_labels(labels), window.valid()))
+        if wanted:
+            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+            layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
+        if lessons.reads_patches:
             field = tensors["patches"].unflatten(0, window.grid)
             patches.append(window.cut(field[None], 1)[0].flatten(0, 1))
-    layers, labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return CropBatch(layers, torch.stack(patches) if patches else None, labels, valid,
+    labels, valid = map(torch.stack, zip(*crops, strict=True))
+    return CropBatch(torch.stack(layers) if layers else None,
+                     torch.stack(patches) if patches else None, labels, valid,
                      _tags_of(lessons, photos))
 
 
@@ -160,9 +216,7 @@ def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) ->
     layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
     gives what cutting the normalised photo would.
     """
-    import numpy as np
     import torch
-    from PIL import Image
 
     from vpltool.core.photos import fit_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
@@ -172,28 +226,42 @@ def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) ->
     photos = _photos_of(lessons, settings, iteration)
     crops = []
     for photo in photos:
-        pixels = _artifacts.read_known_photo(lessons.workspace, photo)
+        pixels = _inputs.read_known_photo(lessons.workspace, photo)
         height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch,
-                                 scale=float(rng.uniform(0.5, 2.0)))
+                                 scale=float(rng.uniform(0.5, 2.0)), max_side=lessons.max_side)
         window = choose_window((height // patch, width // patch), settings.crop, rng)
         labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
-        # As `to_pixels` resizes.
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        image = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        crops.append((window.cut(image, patch).contiguous(), window.cut_labels(labels),
+        crops.append((_cut_pixels(pixels, window, patch), window.cut_labels(labels),
                       window.valid()))
     images, labels, valid = map(torch.stack, zip(*crops, strict=True))
     return CropBatch(images, None, labels, valid, _tags_of(lessons, photos))
 
 
+def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
+    """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from vpltool.core.training import cut_photo
+
+    if max(photo.shape) > _WHOLE:
+        return cut_photo(photo, window, patch)
+    height, width = (patches * patch for patches in window.grid)
+    # As `to_pixels` resizes.
+    resized = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
+    return window.cut(torch.from_numpy(np.array(resized)).permute(2, 0, 1), patch).contiguous()
+
+
 def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
-    """Put the frozen layers in the place of the pixels that `_cut_photos` left there."""
+    """Replace the pixels that `_cut_photos` left by the frozen layers."""
     import torch
 
     clip = lessons.frozen.clip
     vision, weight = clip.vision, clip.vision.conv.weight
     mean, std = torch.tensor([clip.mean, clip.std], device=weight.device).view(2, 1, 3, 1, 1)
     for batch in batches:
+        assert batch.layers is not None
         images = batch.layers.to(weight.device, non_blocking=True)
         pixels = (images.float().div_(255) - mean) / std
         # Padding is 0 for the network, not black.
@@ -202,5 +270,5 @@ def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBat
         tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
         tiles.masked_fill_(~inside, 0)
         encoded = vision(pixels.to(weight.dtype), attention=False, layers=lessons.frozen.layers,
-                         patches="block" if lessons.residual else "none")
+                         patches="block" if lessons.reads_patches else "none")
         yield replace(batch, layers=encoded.layers, patches=encoded.patches)

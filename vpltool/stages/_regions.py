@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.formats import InputFolder, Workspace, find_folder, open_input
+from vpltool.formats import InputFolder, Workspace
+from vpltool.stages import _inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,34 +44,21 @@ class Regions:
                 advance()
 
 
-def open_features(workspace: Workspace, features: Path | None, split: str) -> InputFolder:
-    """Open the features of a split, or of a folder that is named.
-
-    Raises:
-        VplError: they are not there.
-    """
-    return open_input(features or workspace.path / "features" / split, ("features",),
-                      f"vpltool extract --split {split}")
-
-
 def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: str, phi: float,
                  limit: int) -> Regions:
     """Find the CAMs that mark the regions, and the photos that have both.
 
     Args:
         workspace: gives the photos.
-        features: features of the split.
-        cams: NAME or path; empty: text-refined, else text.
+        features: features of the split, see `_inputs.open_features`.
+        cams: NAME or path; empty: the first of `_inputs.SEEDING` that is there.
         split: of the photos.
         phi: Φ.
-        limit: the first photos alone; 0: all.
+        limit: only the first photos; 0: all.
 
     Raises:
-        VplError: there are no CAMs, or of other classes.
+        VplError: there are no CAMs, or they are of other classes.
     """
-    made_by = f"vpltool cam --split {split}"
-    maps = find_folder(workspace.path, ("cams",), cams, split, ("cams",), made_by,
-                       preferred=("text-refined", "text"))
-    workspace.check_classes(maps.header, maps.path)
-    ids = features.available(photo.id for photo in workspace.photos(split, limit))
-    return Regions(features, maps, maps.available(ids), phi)
+    maps = _inputs.find_cams(workspace, cams, split, _inputs.SEEDING)
+    return Regions(features, maps,
+                   list(_inputs.photos_with(workspace, split, limit, features, maps).ids), phi)

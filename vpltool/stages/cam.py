@@ -1,160 +1,139 @@
-"""`vpltool cam`: from features and prototypes to class activation maps."""
+"""`cam`: from features and prototypes to class activation maps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import typer
-
-from vpltool import console
-from vpltool.errors import check_choice
-from vpltool.formats import (
-    Header,
-    identity_of_file,
-    open_input,
-    open_output,
-    open_workspace,
-    read_tensors,
-)
-from vpltool.options import (
-    STORES,
-    BatchSize,
-    Device,
-    Limit,
-    NoEffect,
-    Out,
-    Overwrite,
-    Precision,
-    Quiet,
-    Split,
-    Store,
-    warn_about_no_effect,
-)
+from vpltool import console, options
+from vpltool.formats import InputFolder, Workspace, read_tensors
+from vpltool.methods import KINDS, find_method
+from vpltool.methods.inputs import CamBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches
-from vpltool.parallel.threads import write_behind
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
+from vpltool.stages import _inputs, _photo_work
 from vpltool.stages.extract import head_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from vpltool.core.vit import Head
 
+TENSORS = ("tokens", "patches", "attention", "layers")
+"""What a method may read of the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamSettings(Settings):
+    """Settings of `cam`."""
+
+    prototypes: str = setting("text", "text, vision, or a file of prototypes.",
+                              metavar="NAME-OR-PATH")
+    method: str = setting(KINDS["cams"].default, "How maps are made; see below.", metavar="NAME")
+    split: str = options.split("train")
+    name: str = setting("", "Name of the result; default: that of the prototypes, and the method "
+                            "unless it is gradcam.", record="never")
+    features: Path | None = options.features()
+    store: str = options.store()
+    device: str = options.device()
+    precision: str = options.precision()
+    batch_size: int = options.batch_size(8)
+    limit: int = options.limit()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
 STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head", "prototypes"),
-              writes=("cams",))
-
-METHODS = {"gradcam": "tokens", "dense": "patches", "salient": "patches"}
-"""Each method, and the tensor of the features that it reads."""
-
-NO_EFFECT = tuple(NoEffect(option, {"method": ("dense", "salient")}, why) for option, why in (
-    ("target", "GradCAM alone follows a score"), ("precision", "no network is run")))
-
-TAU = {"gradcam": 0.01, "dense": 0.05, "salient": 0.05}
+              writes=("cams",), settings=CamSettings, methods="cams")
 
 
-def cam(
-    ctx: typer.Context,
-    prototypes: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="text, vision, or a file of prototypes.")] = "text",
-    method: Annotated[str, typer.Option(
-        help="gradcam; dense: softmax of each patch; salient: border saliency, shared "
-             "among the classes by the prototypes.")] = "gradcam",
-    target: Annotated[str, typer.Option(
-        help="Score that GradCAM follows: margin, or softmax as CLIP-ES has it.")] = "margin",
-    tau: Annotated[float, typer.Option(
-        min=0, help="Temperature; 0: 0.01 for gradcam, else 0.05.")] = 0,
-    split: Split = "train",
-    name: Annotated[str, typer.Option(
-        help="Name of the result; default: that of the prototypes, and the method unless gradcam.",
-    )] = "",
-    features: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
-    store: Store = "fp16",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 8,
-    limit: Limit = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     """Make a class activation map of each class that a photo is tagged with.
 
-    Runs CLIP's last block at most; the encoder is not run again. Text and vision prototypes are
-    the same to it.
+    At most CLIP's last block is run; the encoder is not run again. Text and vision prototypes are
+    treated alike.
 
     Example: vpltool cam --prototypes vision --split train
 
     Next: vpltool refine, or vpltool learn-prototypes, or vpltool eval
-    """
-    console.set_quiet(quiet)
-    check_choice("method", method, tuple(METHODS))
-    check_choice("target", target, ("margin", "softmax"))
-    check_choice("store", store, STORES)
-    warn_about_no_effect(ctx, NO_EFFECT, {"method": method})
-    workspace = open_workspace(ctx.obj)
-    photos = workspace.photos(split, limit)
-    source = open_input(features or ctx.obj / "features" / split, ("features",),
-                        f"vpltool extract --split {split}")
-    path, vectors_header, vectors = _artifacts.read_prototypes(workspace, prototypes)
-    _artifacts.check_same_model(source.header.model, vectors_header.model,
-                                f"{source.path} and {path}")
-    tau = tau or TAU[method]
-    options = {"split": split, "prototypes": path.stem, "method": method, "tau": tau}
-    if method == "gradcam":
-        options["target"] = target
-        if precision != "fp32":
-            options["precision"] = precision
-    if store != "fp16":
-        options["store"] = store
-    header = Header(kind="cams", command="cam", model=source.header.model, options=options,
-                    inputs={
-        "features": source.identity, "prototypes": identity_of_file(path),
-        "classes": workspace.classes_identity, "tags": workspace.tags_identity(split)})
-    name = name or (path.stem if method == "gradcam" else f"{path.stem}-{method}")
-    ids = source.available(photo.id for photo in photos)
-    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,
-                         left_out=source.left_out(photo.id for photo in photos))
 
+    Args:
+        workspace: where inputs are found and outputs go.
+        settings: which prototypes, which method, which photos.
+
+    Returns:
+        the folder of maps.
+
+    Raises:
+        VplError: an input is missing or of another model.
+        PhotosFailed: some photos failed.
+    """
+    split, method = settings.split, find_method("cams", settings.method).load()
+    features = _inputs.open_features(workspace, settings.features, split)
+    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
+    _inputs.check_same_model(features.header.model, prototypes.header.model,
+                             f"{features.path} and {prototypes.path}")
+    no_network = "head" not in method.READS
+    _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
+    warn_without_effect(settings, without={"precision": "no network is run"} if no_network else {})
+    photos = _inputs.photos_with(workspace, split, settings.limit, features)
+    header = _inputs.make_header(
+        workspace, "cams", "cam", settings, model=features.header.model,
+        inputs={"features": features, "prototypes": prototypes.path,
+                "classes": workspace.classes_identity},
+        options={"prototypes": prototypes.path.stem}, skip={"precision"} if no_network else ())
+    stem = prototypes.path.stem
+    name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")
+    folder = settings.out or workspace.path / "cams" / name / split
+    outputs = _photo_work.open_outputs({folder: header}, photos, settings)
+    return _photo_work.make_photos(
+        f"cam {name} {split}", outputs,
+        lambda todo: _start(workspace, settings, method, features, prototypes, todo),
+        lambda output, key, made: output.write_tensors(key, made), settings)
+
+
+def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, features: InputFolder,
+           prototypes: _inputs.Prototypes, todo: list[str]) -> Iterator[_photo_work.Made]:
+    """Load what the method reads; the result yields each photo's maps."""
     import torch
 
-    from vpltool.core import gradcam, saliency
     from vpltool.parallel.device import PRECISIONS, find_device, find_precision
-    from vpltool.parallel.memory import run_within_memory
 
-    place = find_device(device)
-    dtype = find_precision(precision, place) if method == "gradcam" else torch.float32
-    rows, index = vectors["prototypes"].to(place), vectors["class_index"].to(place)
-    head = (_read_head(source.path).to(place, dtype) if method == "gradcam" and output.todo
-            else None)
-    # On the host, where who asks for a tag does not wait.
-    tags = {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
-            for photo in photos}
-    wanted = METHODS[method]
+    device = find_device(settings.device)
+    reads_head = "head" in method.READS
+    dtype = (find_precision(settings.precision, device, console.warn) if reads_head
+             else torch.float32)
+    head = _read_head(features.path).to(device, dtype) if reads_head else None
+    rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
+    by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
+    tags = _inputs.tag_tensors(workspace, (by_id[key] for key in todo))
+    wanted = [name for name in TENSORS if name in method.READS]
+    reads_photo, reads_caption = "photo" in method.READS, "captions" in method.READS
 
-    def draw(batch: FeatureBatch) -> list[Tensor]:
-        field = batch.tensors[wanted].to(place, non_blocking=True).to(dtype)
-        present = [tags[key] for key in batch.ids]
-        if head is not None:
-            maps = gradcam.gradcam(head, field, batch.grid, rows, index, present, tau=tau,
-                                   target=target)
-        else:
-            map_of = gradcam.dense_cam if method == "dense" else saliency.salient_cam
-            maps = map_of(field, batch.grid, rows, index, present, tau=tau)
-        return [cams.to(PRECISIONS[store]).cpu() for cams in maps]
+    def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
+        photos = [by_id[key] for key in batch.ids]
+        maps = method.make_cams(CamBatch(
+            batch.ids, batch.grid, _moved(batch, device, dtype), [tags[key] for key in batch.ids],
+            rows, index, head,
+            [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
+            [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
+        for key, cams in zip(batch.ids, maps, strict=True):
+            yield key, {"cam": cams.to(PRECISIONS[settings.store]).cpu(), "classes": tags[key]}
 
-    batches = feature_batches(source, output.todo, [wanted], batch_size, device=place)
-    with (console.progress(f"cam {name} {split}", len(output.todo)) as advance,
-          write_behind(output.write_tensors, batch_size if place.type == "cuda" else 0) as write):
-        for batch, maps in run_within_memory(
-                batches, draw, warn=console.warn,
-                lower=lambda _: _artifacts.smaller_features_hint(source.header)):
-            for key, cams in zip(batch.ids, maps, strict=True):
-                write(key, {"cam": cams, "classes": tags[key]})
-            advance(len(batch.ids))
-    output.finish()
+    batches = feature_batches(features, todo, wanted, settings.batch_size, device=device)
+    return _photo_work.run_batches(batches, draw,
+                                   lambda _: _inputs.smaller_photos_hint(features.header))
+
+
+def _moved(batch: FeatureBatch, device: torch.device, dtype: torch.dtype
+           ) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True).to(dtype)
+            for name, tensor in batch.tensors.items()}
 
 
 def _read_head(features: Path) -> Head:
@@ -162,7 +141,7 @@ def _read_head(features: Path) -> Head:
     from vpltool.core.vit import Head
 
     header, tensors = read_tensors(head_path(features), "head",
-                                   made_by="vpltool extract writes it beside the features")
+                                   made_by="`extract()` writes it beside the features")
     with without_random_init():
         head = Head.from_config(header.facts["config"])
     head.load_state_dict(tensors)

@@ -1,63 +1,73 @@
-"""`vpltool demo`: a ready workspace of generated scenes and a small CLIP."""
+"""`demo`: a ready workspace of generated scenes and a small CLIP."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from vpltool import console
+from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels, write_workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.formats.workspace import read_images
-from vpltool.options import Overwrite, Quiet, Seed
+from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     from vpltool.pictures.overlays import Rgb
 
-STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"))
-
 BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
 """Background words: the names of what is drawn behind the objects."""
 
 
-def demo(
-    ctx: typer.Context,
-    images: Annotated[int, typer.Option(
-        min=12, metavar="N", help="Scenes of the split train; val gets a third as many more.",
-    )] = 240,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """Settings of `demo`."""
+
+    images: int = setting(240, "Scenes of the split train; val gets a third as many more.", low=12,
+                          metavar="N")
+    seed: int = options.seed()
+    overwrite: bool = options.overwrite()
+
+
+STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"),
+              settings=DemoSettings, begins=True)
+
+
+def run(path: Path, settings: DemoSettings) -> Path:
     """Draw a small world of scenes with tags and true masks, and put a small CLIP beside it.
 
-    Trains stand on railways, boats on water, most of the time: that is what text prototypes
+    Trains run on railways, boats on water, most of the time: that is what text prototypes
     confuse. Needs no network. The result is a workspace like any other.
 
     Example: vpltool demo
 
     Next: vpltool text-prototypes
-    """
-    console.set_quiet(quiet)
-    work: Path = ctx.obj
 
+    Args:
+        path: the workspace folder.
+        settings: how many scenes, and which.
+
+    Returns:
+        `workspace.json`.
+
+    Raises:
+        VplError: another workspace is there.
+    """
     import vpltool.demo
     from vpltool.demo.scenes import CLASSES, draw_scene
 
-    workspace = Workspace(work, "demo", ".", CLASSES, BACKGROUND, "clip", "clip")
+    images, seed = settings.images, settings.seed
+    workspace = Workspace(path, "demo", ".", CLASSES, BACKGROUND, "clip", "clip")
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
-    if not overwrite and _is_done(workspace, splits):
-        console.note(f"{work}: {len(splits)} scenes are there already")
-        print(work / "workspace.json")
-        return
+    if not settings.overwrite and _is_done(workspace, splits):
+        console.note(f"{path}: {len(splits)} scenes are there already")
+        return path / "workspace.json"
     for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
-        with atomic_path(work / "clip" / file.name) as temporary:
+        with atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
     header = Header(kind="masks", command="demo", options={"seed": seed})
     photos = []
@@ -65,17 +75,17 @@ def demo(
         for number, (key, split) in enumerate(splits.items()):
             scene = draw_scene(seed, number)
             photo = Photo(key, f"photos/{key}.jpg", scene.tags, (split,), f"truth/{key}.png")
-            _write_photo(work / photo.image, scene.image)
-            write_labels(work / "truth" / f"{key}.png", scene.labels, header)
+            _write_photo(path / photo.image, scene.image)
+            write_labels(path / "truth" / f"{key}.png", scene.labels, header)
             photos.append(photo)
             advance(1)
-    with atomic_path(work / "tags.csv") as temporary:
+    with atomic_path(path / "tags.csv") as temporary:
         rows = [f"{photo.id},{';'.join(photo.labels)},{photo.splits[0]}" for photo in photos]
         temporary.write_text("\n".join(["id,labels,split", *rows, ""]), "utf-8")
     # Last, since it marks the whole as done.
     write_workspace(workspace, photos)
     console.note(f"{len(CLASSES)} classes; train: {images}, val: {images // 3} scenes")
-    print(work / "workspace.json")
+    return path / "workspace.json"
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
@@ -89,8 +99,11 @@ def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
     photos = read_images(workspace.path / "images.jsonl")
     if (open_workspace(workspace.path) != workspace
             or {photo.id: photo.splits[0] for photo in photos} != splits):
-        raise VplError(f"{workspace.path / 'workspace.json'} is there, made with other settings",
-                       "add --overwrite to replace it, or choose another folder: -C DIR")
+        raise VplError(
+            f"{workspace.path / 'workspace.json'} is of another data set: {len(photos)} photos "
+            f"such as {photos[0].id if photos else 'none'}, not {len(splits)} such as "
+            f"{next(iter(splits))}",
+            "`overwrite=True` replaces it; another workspace folder keeps both")
     return all(workspace.image_path(photo).exists() for photo in photos)
 
 

@@ -1,15 +1,14 @@
-"""`vpltool eval`: how good are CAMs, masks or predictions. Reads the true masks."""
+"""`eval`: how good CAMs, masks or predictions are. Reads the true masks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vpltool import console
+from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -18,49 +17,51 @@ from vpltool.formats import (
     find_folder,
     identity_of_file,
     identity_of_many,
-    open_workspace,
     read_json,
     write_json,
 )
 from vpltool.formats.header import current_preset, spell_preset
-from vpltool.options import Json, Limit, Out, Quiet, Split
+from vpltool.formats.manifest import again
 from vpltool.parallel.threads import in_threads
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
+from vpltool.stages._inputs import BEST_FIRST
+from vpltool.stages._reports import Report
 from vpltool.stages._truth import read_truth
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
-    from vpltool.core.metrics import Counts
+    from vpltool.core.metrics import Counts, SeedHistogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(Settings):
+    """Settings of `eval`."""
+
+    what: str = setting("", "cams/NAME, masks/NAME, predictions/NAME or a folder; default: the "
+                            "furthest result of the split.", metavar="PATH-OR-NAME")
+    split: str = options.split("val")
+    threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
+                                    "the report says so.", low=0, high=1)
+    threshold_from: Path | None = setting(
+        None, "Take the threshold from these scores: choose it on one split, score another.",
+        metavar="FILE")
+    alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
+                                "threshold.", low=0, source="CLIP-ES, official code")
+    sweep: bool = setting(False, "Show the scores of CAMs at every threshold.", off="-")
+    limit: int = options.limit()
+    out: Path | None = options.out()
+
 
 STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
-              writes=("scores",))
+              writes=("scores",), settings=EvalSettings)
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 
 
-def eval(  # noqa: A001 - the command's name
-    ctx: typer.Context,
-    what: Annotated[str, typer.Option(
-        metavar="PATH-OR-NAME", help="cams/NAME, masks/NAME, predictions/NAME or a folder; "
-                                     "default: the furthest result of the split.")] = "",
-    split: Split = "val",
-    threshold: Annotated[float, typer.Option(
-        min=0, max=1, help="Background threshold of CAMs; 0: the best of the sweep, and said so.",
-    )] = 0,
-    threshold_from: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="Take the threshold from these scores: choose it on one split, score "
-                             "another.")] = None,
-    alpha: Annotated[float, typer.Option(
-        min=0, help="Background score (1 - max)^ALPHA of CAMs, as CLIP-ES; instead of "
-                    "--threshold.")] = 0,
-    sweep: Annotated[bool, typer.Option(
-        "--sweep", help="Show the scores of CAMs at every threshold.")] = False,
-    json: Json = False,
-    limit: Limit = 0,
-    out: Out = None,
-    quiet: Quiet = False,
-) -> None:
+def run(workspace: Workspace, settings: EvalSettings) -> Report:
     """Score CAMs, masks or predictions against the true masks.
 
     The only command, with show, that opens true masks. Scores are always written anew.
@@ -68,41 +69,73 @@ def eval(  # noqa: A001 - the command's name
     Example: vpltool eval --split val --what predictions/vision-refined
 
     Next: vpltool scores
+
+    Args:
+        workspace: where inputs are found and scores go.
+        settings: what is scored, and how CAMs are cut.
+
+    Returns:
+        scores, confusion matrix, and what was scored; of CAMs the sweep too.
+
+    Raises:
+        VplError: an input or a true mask is missing or damaged, or CAMs are to be cut in two ways.
     """
-    console.set_quiet(quiet)
-    workspace = open_workspace(ctx.obj)
-    if threshold_from is not None:
-        threshold = read_json(threshold_from, "vpltool eval --split SPLIT").get("threshold", 0)
-        if not threshold:
-            raise VplError(f"{threshold_from} has no threshold", "take scores of CAMs")
-    photos = workspace.photos(split, limit)
+    split = settings.split
+    given = _given_threshold(settings)
+    photos = workspace.photos(split, settings.limit)
     source = find_folder(
-        ctx.obj, ("predictions", "masks", "cams"), what, split, ("predictions", "masks", "cams"),
-        "vpltool cam, vpltool crf or vpltool predict make something to score",
-        preferred=[f"{name}{suffix}" for name in (
-            "vision-refined", "vision", "text-refined", "text")
-            for suffix in ("-crf", "-full", "")])
+        workspace.path, ("predictions", "masks", "cams"), settings.what, split,
+        ("predictions", "masks", "cams"),
+        "`cam()`, `crf()` or `predict()` makes something to score",
+        preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "-full", "")])
     workspace.check_classes(source.header, source.path)
+    why = f"only CAMs are cut, and these are {source.kind}"
+    warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
+        (*_CUTS, "sweep"), why))
     asked = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
         raise VplError(f"no photo of `{split}` has a true mask",
-                       "choose another --split, or prepare with --masks")
+                       "choose another split: `split='train'`; or prepare with `masks='DIR'`")
     if len(photos) < asked:
         console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
     have = set(source.available(photo.id for photo in photos))
     tally = _tally(workspace, source, [photo for photo in photos if photo.id in have])
-    report = _report(workspace, source, tally, split, threshold, alpha)
+    report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = asked - len(have)
-    path = out or ctx.obj / "scores" / f"{_name(source)}-{split}.json"
+    path = settings.out or workspace.path / "scores" / f"{_name(source)}-{split}.json"
     write_json(path, report)
-    if json:
-        import json as spelling
+    return Report(report, path)
 
-        print(spelling.dumps(report))
-    else:
-        _print_table(workspace, report, sweep=sweep)
-        print(path)
+
+_CUTS = ("threshold", "threshold_from", "alpha")
+
+
+def _given_threshold(settings: EvalSettings) -> float:
+    """The threshold that the settings ask for; 0: the best of the sweep.
+
+    Raises:
+        VplError: two ways of cutting are given, or the scores that are named have no threshold.
+    """
+    ways = {name: getattr(settings, name) for name in _CUTS if getattr(settings, name)}
+    # What is given wins over what a preset sets.
+    ways = {name: ways[name] for name in ways if name in settings.given} or ways
+    if len(ways) > 1:
+        said = [f"`{name}={str(value) if isinstance(value, Path) else value!r}`"
+                for name, value in ways.items()]
+        raise VplError(f"{' and '.join(said)} are different ways to cut CAMs",
+                       f"give one of them: {' or '.join(said)}")
+    if "alpha" in ways:
+        from vpltool.core.metrics import threshold_of_alpha
+
+        return threshold_of_alpha(settings.alpha)
+    if "threshold_from" not in ways:
+        return settings.threshold if "threshold" in ways else 0
+    path = ways["threshold_from"]
+    found = read_json(path, "`eval(split='SPLIT')` writes scores").get("threshold", 0)
+    if not found:
+        raise VplError(f"{path} has no threshold", "take scores of CAMs")
+    return float(found)
 
 
 @dataclass
@@ -123,7 +156,7 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
     return tally
 
 
-def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts:
+def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts | SeedHistogram:
     """Confusion matrix of a photo's labels, or histogram of its CAMs."""
     from vpltool.core import metrics
 
@@ -137,7 +170,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts:
     truth = read_truth(workspace, photo, label.shape, path)
     if (label[label != workspace.ignore] >= classes).any():
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
-                       f"vpltool {source.header.command} --overwrite")
+                       f"correct it, or delete it: {again(source.header)} makes it again")
     return metrics.confusion(truth, label, classes, workspace.ignore)
 
 
@@ -149,14 +182,35 @@ def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
         return photo_size(path)
     except OSError as error:
         raise VplError(f"{photo.id}: {describe_failure(path, error)}",
-                       "mend it and run the same command again") from error
+                       "fix it and run the same command again") from error
 
 
-def _strongest(
-    source: InputFolder, photo_id: str, shape: tuple[int, ...]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    import torch
+def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
+    """Check that the true masks of photos can be scored with; photos that are not there are not.
+
+    Raises:
+        VplError: a mask is missing, damaged, of another size than its photo, or has a value that
+            is no class; it is named.
+    """
+    from vpltool.core.photos import photo_size
+
+    def check(photo: Photo) -> None:
+        try:
+            size = photo_size(workspace.image_path(photo))
+        except OSError:
+            return
+        read_truth(workspace, photo, size)
+
+    for _ in in_threads(check, photos, min(8, os.cpu_count() or 1)):
+        pass
+
+
+def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...]
+               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Value and class of the strongest map at each pixel, both (H, W)."""
     import torch.nn.functional as F
+
+    from vpltool.core.metrics import strongest
 
     tensors = source.read_tensors(photo_id)
     if not len(tensors["classes"]):
@@ -165,12 +219,11 @@ def _strongest(
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
                         align_corners=False)[0]
-    best, index = cam.max(dim=0)
-    return best.numpy(), tensors["classes"][index].to(torch.uint8).numpy()
+    return strongest(cam.numpy(), tensors["classes"].tolist())
 
 
-def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str,
-            threshold: float, alpha: float) -> dict[str, Any]:
+def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str, given: float
+            ) -> dict[str, Any]:
     from vpltool.core import metrics
 
     report: dict[str, Any] = {
@@ -186,9 +239,8 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
                            for step, value in zip(steps, curve, strict=True)}
         report["alphas"] = {f"{value:g}": round(metrics.scores(metrics.confusion_at(
             counts, metrics.threshold_of_alpha(value))).miou, 6) for value in _ALPHAS}
-        chosen = threshold or (metrics.threshold_of_alpha(alpha) if alpha else 0)
-        report["threshold_chosen_by"] = "given" if chosen else "best of the sweep"
-        report["threshold"] = chosen = round(chosen or steps[curve.index(max(curve))], 4)
+        report["threshold_chosen_by"] = "given" if given else "best of the sweep"
+        report["threshold"] = chosen = round(given or steps[curve.index(max(curve))], 4)
         counts = metrics.confusion_at(counts, chosen)
     result = metrics.scores(counts)
     report["miou"] = round(result.miou, 6)
@@ -200,26 +252,26 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     return report
 
 
-def _print_table(workspace: Workspace, report: dict[str, Any], *, sweep: bool) -> None:
+def show(report: Report, values: Mapping[str, Any]) -> str:
+    """Spell the scores as a table, and where they were written."""
     width = max(len(name) for name in report["iou"])
-    for name, value in report["iou"].items():
-        print(f"{name:{width}}  {'-' if value is None else format(100 * value, '.1f'):>5}")
-    print(f"{'mIoU':{width}}  {100 * report['miou']:5.1f}")
-    print(f"{'accuracy':{width}}  {100 * report['accuracy']:5.1f}")
-    if sweep and "sweep" in report:
-        print("threshold  mIoU")
-        for step, value in report["sweep"].items():
-            if step[-1] in "05":
-                print(f"{step:>9}  {100 * value:4.1f}")
-        print("alpha      mIoU")
-        for step, value in report["alphas"].items():
-            print(f"{step:>9}  {100 * value:4.1f}")
+    lines = [f"{name:{width}}  {'-' if value is None else format(100 * value, '.1f'):>5}"
+             for name, value in report["iou"].items()]
+    lines += [f"{'mIoU':{width}}  {100 * report['miou']:5.1f}",
+              f"{'accuracy':{width}}  {100 * report['accuracy']:5.1f}"]
+    if values.get("sweep") and "sweep" in report:
+        lines += ["threshold  mIoU", *(f"{step:>9}  {100 * value:4.1f}"
+                                       for step, value in report["sweep"].items()
+                                       if step[-1] in "05"),
+                  "alpha      mIoU", *(f"{step:>9}  {100 * value:4.1f}"
+                                       for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
-    print(f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
-          f"{report['classes_in_mean']} classes{at}")
-    print(f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
-          f"scored under {spell_preset(report['scored_under'])}")
+    lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
+              f"{report['classes_in_mean']} classes{at}",
+              f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+              f"scored under {spell_preset(report['scored_under'])}"]
+    return "\n".join([*lines, *map(str, report.paths)])
 
 
 def _name(source: InputFolder) -> str:

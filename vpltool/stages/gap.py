@@ -1,22 +1,21 @@
-"""`vpltool gap`: the modality gap of prototypes, as a table, a file and a picture."""
+"""`gap`: the modality gap of prototypes, as a table, a file and a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vpltool import console
+from vpltool import options
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, identity_of_file, open_workspace, write_json
+from vpltool.formats import Workspace, identity_of_file, write_json
 from vpltool.formats.storage import atomic_path
-from vpltool.options import Json, Limit, Out, Quiet, Split
+from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
-from vpltool.stages._regions import Regions, open_features, open_regions
+from vpltool.stages import _inputs
+from vpltool.stages._regions import Regions, open_regions
+from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,29 +23,29 @@ if TYPE_CHECKING:
     from vpltool.core.gap import Gap
     from vpltool.pictures.scatter import Panel
 
-STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prototypes", "cams"),
-              writes=("gap",))
 
-def gap(
-    ctx: typer.Context,
-    prototypes: Annotated[list[str] | None, typer.Option(
-        metavar="NAME-OR-PATH", help="text, vision, shifted, or a file of prototypes; may be given "
-                                     "several times. Default: text, and vision if there is one.",
-    )] = None,
-    cams: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="CAMs that mark the regions; default: text-refined, else "
-                                     "text.")] = "",
-    phi: Annotated[float, typer.Option(
-        min=0, max=1, help="A patch is in a class's region where its CAM is the strongest and "
-                           "reaches this.")] = 0.4,
-    features: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
-    split: Split = "train",
-    json: Json = False,
-    limit: Limit = 0,
-    out: Out = None,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class GapSettings(Settings):
+    """Settings of `gap`."""
+
+    prototypes: tuple[str, ...] = setting(
+        (), "text, vision, shifted, or a file of prototypes; may be given several times. Default: "
+            "text, and vision if there is one.", metavar="NAME-OR-PATH")
+    cams: str = setting("", "CAMs that mark the regions; default: text-refined, else text.",
+                        metavar="NAME-OR-PATH")
+    phi: float = setting(0.4, "A patch is in a class's region where its CAM is the strongest and "
+                              "reaches this.", low=0, high=1)
+    features: Path | None = options.features()
+    split: str = options.split("train")
+    limit: int = options.limit()
+    out: Path | None = options.out()
+
+
+STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prototypes", "cams"),
+              writes=("gap",), settings=GapSettings)
+
+
+def run(workspace: Workspace, settings: GapSettings) -> Report:
     """Measure how far prototypes lie from the regions of their classes.
 
     Of each class and of all: the distance of the centroids (Liang et al. 2022), and the mean of
@@ -56,32 +55,29 @@ def gap(
     Example: vpltool gap --prototypes text --prototypes vision
 
     Next: vpltool shift-gap, or vpltool eval
+
+    Args:
+        workspace: where inputs are found and scores go.
+        settings: which prototypes, and what marks the regions.
+
+    Returns:
+        the numbers of each set of prototypes and of each class.
+
+    Raises:
+        VplError: an input is missing or of another model, or no region reaches Φ.
     """
-    console.set_quiet(quiet)
-    workspace = open_workspace(ctx.obj)
-    source = open_features(workspace, features, split)
-    sets = read_sets(workspace, prototypes, source.header.model, str(source.path))
-    regions = open_regions(workspace, source, cams, split, phi, limit)
-    features_of, owner, gaps = measure(regions, sets)
-    report = _report(workspace, regions, sets, gaps, split)
-    path = out or ctx.obj / "scores/gap.json"
+    measured = _measure(workspace, settings)
+    report = _report(workspace, measured, settings.split)
+    path = settings.out or workspace.path / "scores/gap.json"
     picture = path.with_suffix(".png")
 
     from vpltool.pictures.scatter import draw_panels
 
-    panel = panel_of(features_of, owner, sets, gaps)
-    names = {index: workspace.class_name(index) for index in owner.unique().tolist()}
+    names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
     with atomic_path(picture) as temporary:
-        draw_panels([panel], names).save(temporary, format="PNG")
+        draw_panels([_panel(measured)], names).save(temporary, format="PNG")
     write_json(path, report)
-    if json:
-        import json as spelling
-
-        print(spelling.dumps(report))
-    else:
-        _print_table(workspace.classes, report)
-        print(path)
-        print(picture)
+    return Report(report, path, picture, classes=workspace.classes)
 
 
 @dataclass(frozen=True)
@@ -95,9 +91,9 @@ class PrototypeSet:
     index: Tensor
 
 
-def read_sets(workspace: Workspace, choices: list[str] | None, model: Mapping[str, str],
-              features: str) -> list[PrototypeSet]:
-    """Read prototypes by NAME or path; `None`: text, and vision if it is there.
+def _read_sets(workspace: Workspace, choices: Sequence[str] | None, model: Mapping[str, str],
+               features: str) -> list[PrototypeSet]:
+    """Read prototypes by NAME or path; none: text, and vision if it is there.
 
     Args:
         workspace: where names are looked for.
@@ -109,57 +105,81 @@ def read_sets(workspace: Workspace, choices: list[str] | None, model: Mapping[st
         VplError: one is not there, of other classes or another CLIP, or two have one name.
     """
     if not choices:
-        vision = _artifacts.find_prototypes(workspace.path, "vision")
+        vision = _inputs.find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
     sets: dict[str, PrototypeSet] = {}
     for choice in choices:
-        path, header, tensors = _artifacts.read_prototypes(workspace, choice)
-        _artifacts.check_same_model(model, header.model, f"{features} and {path}")
-        if path.stem in sets:
-            raise VplError(f"two of the prototypes are called `{path.stem}`",
+        found = _inputs.read_prototypes(workspace, choice)
+        _inputs.check_same_model(model, found.header.model, f"{features} and {found.path}")
+        name = found.path.stem
+        if name in sets:
+            raise VplError(f"two of the prototypes are called `{name}`",
                            "give each once; files need names of their own")
-        sets[path.stem] = PrototypeSet(path.stem, header.facts["space"], identity_of_file(path),
-                                       tensors["prototypes"], tensors["class_index"])
+        sets[name] = PrototypeSet(name, found.header.facts["space"], identity_of_file(found.path),
+                                  found.rows, found.class_index)
     return list(sets.values())
 
 
-def measure(regions: Regions, sets: Sequence[PrototypeSet]) -> tuple[Tensor, Tensor, list[Gap]]:
+@dataclass(frozen=True)
+class _Measured:
+    """Region features (R, dim) and the class of each (R,); prototypes, and the gap of each set."""
+
+    regions: Regions
+    features: Tensor
+    owner: Tensor
+    sets: Sequence[PrototypeSet]
+    gaps: Sequence[Gap]
+
+
+def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     """Gather the region features of all photos, and measure the gap of each set to them.
 
-    Returns:
-        region features (R, dim), their classes (R,), and a gap for each set.
-
     Raises:
-        VplError: there is no region.
+        VplError: an input is missing or of another model, or there is no region.
     """
     import torch
 
     from vpltool.core.gap import modality_gap
 
+    source = _inputs.open_features(workspace, settings.features, settings.split)
+    sets = _read_sets(workspace, settings.prototypes, source.header.model, str(source.path))
+    regions = open_regions(workspace, source, settings.cams, settings.split, settings.phi,
+                           settings.limit)
     parts = list(regions.read())
     features = torch.cat([part for part, _ in parts])
     owner = torch.cat([classes for _, classes in parts])
     if not len(features):
-        raise VplError(f"no CAM in {regions.maps.path} reaches --phi {regions.phi:g}",
-                       "lower --phi, or name other --cams")
-    return features, owner, [modality_gap(item.rows, item.index, features, owner)
-                             for item in sets]
+        raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi:g}`",
+                       "lower it, or name other CAMs")
+    return _Measured(regions, features, owner, sets,
+                     [modality_gap(item.rows, item.index, features, owner) for item in sets])
 
 
-def panel_of(features: Tensor, owner: Tensor, sets: Sequence[PrototypeSet], gaps: Sequence[Gap]
-             ) -> Panel:
+def panel(workspace: Workspace, settings: GapSettings) -> Panel:
+    """Measure the gap and draw it as a panel of a larger picture; nothing is written.
+
+    Args: those of `run`.
+
+    Raises:
+        VplError: as `run`.
+    """
+    return _panel(_measure(workspace, settings))
+
+
+def _panel(measured: _Measured) -> Panel:
     """The picture's panel, see `gap_panel`, with the numbers below its title."""
     from vpltool.pictures.scatter import gap_panel
 
+    sets = measured.sets
     numbers = ",  ".join(f"{item.name} {value.centroid:.2f} / {value.cosine:.2f}"
-                         for item, value in zip(sets, gaps, strict=True))
+                         for item, value in zip(sets, measured.gaps, strict=True))
     return gap_panel("Modality gap", f"distance of centroids / mean 1 - cos:  {numbers}",
-                     features, owner, [(item.name, item.space, item.rows, item.index)
-                                       for item in sets])
+                     measured.features, measured.owner,
+                     [(item.name, item.space, item.rows, item.index) for item in sets])
 
 
-def _report(workspace: Workspace, regions: Regions, sets: Sequence[PrototypeSet],
-            gaps: Sequence[Gap], split: str) -> dict[str, Any]:
+def _report(workspace: Workspace, measured: _Measured, split: str) -> dict[str, Any]:
+    regions, sets, gaps = measured.regions, measured.sets, measured.gaps
     shown = {workspace.class_name(index): item for index, item in gaps[0].per_class.items()}
     report: dict[str, Any] = {
         "kind": "gap", "split": split, "photos": len(regions.ids), "cams": regions.maps.name,
@@ -178,22 +198,23 @@ def _report(workspace: Workspace, regions: Regions, sets: Sequence[PrototypeSet]
     return report
 
 
-def _print_table(classes: Sequence[str], report: dict[str, Any]) -> None:
-    """Print two columns for each set of prototypes, a line for each class, and one for all."""
+def show(report: Report, _values: Mapping[str, Any]) -> str:
+    """Spell two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),
              "spread": report["spread"]}
-    width = max(len(name) for name in (*classes, "all classes"))
-    print(f"{'':{width}}  {'':>16}" + "".join(f"  {name:>16}" for name in sets))
-    print(f"{'':{width}}   regions  spread" + "  centroid   1-cos" * len(sets))
-    for name in classes:
+    width = max(len(name) for name in (*report.classes, "all classes"))
+    lines = [f"{'':{width}}  {'':>16}" + "".join(f"  {name:>16}" for name in sets),
+             f"{'':{width}}   regions  spread" + "  centroid   1-cos" * len(sets)]
+    for name in report.classes:
         cells = [item["classes"].get(name) for item in sets.values()]
-        print(f"{name:{width}}" + _cells(shown.get(name), "regions", "spread")
-              + "".join(_cells(cell, "centroid", "cosine") for cell in cells))
-    print(f"{'all classes':{width}}" + _cells(every, "regions", "spread")
-          + "".join(_cells(item, "centroid", "cosine") for item in sets.values()))
-    print(f"regions: cams/{report['cams']} on `{report['split']}` at phi {report['phi']:g}, "
-          f"{report['photos']} photos")
+        lines.append(f"{name:{width}}" + _cells(shown.get(name), "regions", "spread")
+                     + "".join(_cells(cell, "centroid", "cosine") for cell in cells))
+    lines.append(f"{'all classes':{width}}" + _cells(every, "regions", "spread")
+                 + "".join(_cells(item, "centroid", "cosine") for item in sets.values()))
+    lines.append(f"regions: cams/{report['cams']} on `{report['split']}` at phi "
+                 f"{report['phi']:g}, {report['photos']} photos")
+    return "\n".join([*lines, *map(str, report.paths)])
 
 
 def _cells(entry: dict[str, Any] | None, first: str, second: str) -> str:

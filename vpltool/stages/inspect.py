@@ -1,57 +1,73 @@
-"""`vpltool inspect`: what a file is, what made it, and from what."""
+"""`inspect`: what a file is, what made it, and from what."""
 
 from __future__ import annotations
 
-import json as spelling
-from dataclasses import asdict
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from vpltool.errors import VplError
-from vpltool.formats import KINDS, describe, open_workspace, read_json
-from vpltool.formats.folders import manifest_of
-from vpltool.options import Json
+from vpltool.errors import VplError, near_name
+from vpltool.formats import KINDS, Header, changes, describe, open_workspace, read_json
+from vpltool.formats.manifest import manifest_of, photo_ids
+from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
-STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writes=())
+MOST_TENSORS = 20
+"""A file of more tensors is told in groups of them."""
+
+_DEEPEST = 3
+"""Folders are searched this deep: `cams/NAME/SPLIT` from the workspace."""
 
 
-def inspect(
-    path: Annotated[Path, typer.Argument(
-        help="A file that vpltool wrote, a folder of them, or a workspace.")],
-    json: Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(Settings):
+    """Settings of `inspect`."""
+
+    path: Path = setting(help="A file that vpltool wrote, a folder of them, or a workspace.",
+                         positional=True, metavar="PATH")
+
+
+STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writes=(),
+              settings=InspectSettings, begins=True)
+
+
+def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
     """Say what a file is, what made it, and from what.
 
+    Of a folder, say what it holds.
+
     Example: vpltool inspect prototypes/vision.safetensors
+
+    Args:
+        work: the workspace folder; the path may be relative to it too.
+        settings: the path.
+
+    Returns:
+        kind, and what the header says; inputs as hashes, with their paths in `sources`.
+
+    Raises:
+        VplError: it is not there, damaged, or nothing that vpltool wrote.
     """
-    found = _describe(path)
-    if json:
-        print(spelling.dumps(found))
-        return
-    for key, value in found.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, entry in value.items():
-                print(f"  {name}: {_brief(entry)}")
-        else:
-            print(f"{key}: {_brief(value)}")
-
-
-def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else spelling.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 160 else text[:157] + "…"
-
-
-def _describe(path: Path) -> dict[str, Any]:
+    path = settings.path
+    if not path.exists() and (work / path).exists():
+        path = work / path
     if not path.exists():
-        raise VplError(f"{path} is not there", "vpltool inspect FILE")
-    if path.is_dir():
-        return _describe_folder(path)
+        beside = ([entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+                  if path.parent.is_dir() else [])
+        raise VplError(f"{path} is not there", near_name(path.name, beside) if beside
+                       else "give a file or a folder that vpltool wrote")
+    return _describe_folder(path) if path.is_dir() else _describe_file(path)
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return _describe_json(path)
+    if path.name == changes.FILE:
+        return {"kind": "changes", "changes": [line.get("words", {})
+                                               for line in changes.read_changes(path.parent)]}
     if path.suffix == ".jsonl":
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {"kind": "images", "photos": len(lines)}
@@ -81,13 +97,20 @@ def _describe_json(path: Path) -> dict[str, Any]:
 def _describe_folder(path: Path) -> dict[str, Any]:
     if (path / "artifact.json").exists():
         content = manifest_of(path)
-        result = _of_header(content["header"])
-        suffix = KINDS[result["kind"]].suffix if result["kind"] in KINDS else ""
-        result["photos"] = sum(1 for _ in path.rglob(f"*{suffix}"))
-        result["complete"] = content["complete"]
+        result = _of_header(content["header"]) | _state_of(path, content)
         if content["failed"]:
             result["failed"] = content["failed"]
         return result
+    if (path / "workspace.json").exists():
+        return _describe_workspace(path)
+    holds = _holdings(path)
+    if not holds:
+        raise VplError(f"{path} holds nothing that vpltool wrote",
+                       "give a workspace, a folder in one, or a file")
+    return {"kind": "folder", "holds": holds}
+
+
+def _describe_workspace(path: Path) -> dict[str, Any]:
     workspace = open_workspace(path)
     photos = workspace.photos()
     splits: dict[str, int] = {}
@@ -101,10 +124,119 @@ def _describe_folder(path: Path) -> dict[str, Any]:
         "with true masks": sum(photo.mask is not None for photo in photos)}
 
 
-def _of_header(header: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _holdings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative path to a few words about everything in a folder that vpltool wrote."""
+    found: dict[str, dict[str, Any]] = {}
+    for depth in range(1, _DEEPEST):
+        for manifest in folder.glob("/".join(["*"] * depth + ["artifact.json"])):
+            content = manifest_of(manifest.parent)
+            found[manifest.parent.relative_to(folder).as_posix()] = {
+                "kind": content["header"]["kind"],
+                "made by": content["header"]["command"]} | _state_of(manifest.parent, content)
+    for file in folder.iterdir():
+        header = _header_in(file)
+        if header is not None:
+            found[file.name] = {"kind": header["kind"], "made by": header["command"]}
+    return dict(sorted(found.items()))
+
+
+def _header_in(file: Path) -> dict[str, Any] | None:
+    """Kind and command of a file that vpltool wrote; None if it did not, or it is damaged."""
+    try:
+        if file.suffix in (".safetensors", ".png"):
+            header: Header | None = describe(file).header
+            return None if header is None else asdict(header)
+        if file.suffix == ".json" and (kind := read_json(file, "").get("kind")) in KINDS:
+            return {"kind": kind, "command": KINDS[kind].made_by.strip("`").partition("(")[0]}
+    except VplError:
+        pass
+    return None
+
+
+def _state_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {"photos": len(photo_ids(path)), "complete": content["complete"]}
+
+
+def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
         "kind": header["kind"],
         "made by": f"vpltool {header['command']} (version {header['version']})",
-        "options": header["options"], "inputs": header["inputs"], "model": header["model"],
-        **({"preset": header["preset"]} if header.get("preset") else {}),
-        **({"facts": header["facts"]} if header["facts"] else {})}
+        "settings": header.get("call", {}), "options": header["options"],
+        "inputs": header["inputs"], "sources": header.get("sources", {}),
+        "model": header["model"], "preset": header.get("preset", {}), "facts": header["facts"]}
+    return {key: value for key, value in found.items()
+            if value or key in ("options", "inputs", "model")}
+
+
+def show(found: Mapping[str, Any], _values: Mapping[str, Any]) -> str:
+    """Spell it for people: a line each; hashes behind what they are of, many tensors in groups."""
+    said = dict(found)
+    if "inputs" in said:
+        sources = said.pop("sources", {})
+        said["inputs"] = {role: _spell_input(role, identity, sources.get(role, ""))
+                          for role, identity in said["inputs"].items()}
+    said |= {key: f"{said[key]} ({of})" for key, of in _HASHES.get(said["kind"], {}).items()
+             if key in said}
+    if len(said.get("tensors", ())) > MOST_TENSORS:
+        said["tensors"] = _groups(said["tensors"])
+    if "holds" in said:
+        said["holds"] = {name: _spell_held(entry) for name, entry in said["holds"].items()}
+    lines = []
+    for key, value in said.items():
+        if isinstance(value, dict):
+            lines.append(f"{key}:{'' if value else ' none'}")
+            lines += [f"  {name}: {_brief(entry)}" for name, entry in value.items()]
+        else:
+            lines.append(f"{key}: {_brief(value)}")
+    return "\n".join(lines)
+
+
+_HASHES = {
+    "scores": {"config": "hash of how it was made", "content": "hash of what was scored"},
+    "gap": {"features": "hash of how they were made", "maps": "hash of how they were made"}}
+
+_ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "the photos"}
+
+
+def _spell_input(role: str, identity: str, source: str) -> str:
+    """Spell an input: where it was, and the hash that stands for it, with what it is a hash of."""
+    if not source:
+        return f"{_ROLES.get(role, role)} (hash {identity})"
+    return f"{source} ({'content' if Path(source).suffix else 'config'} {identity})"
+
+
+def _spell_held(entry: Mapping[str, Any]) -> str:
+    words = [entry["kind"]]
+    if "photos" in entry:
+        words.append(f"{entry['photos']} photos" + ("" if entry["complete"] else ", not complete"))
+    return ", ".join([*words, f"made by {entry['made by']}"])
+
+
+def _groups(tensors: Mapping[str, str]) -> dict[str, str]:
+    """Group tensors by the first parts of their names; as many parts as give few groups."""
+    groups: dict[str, list[str]] = {}
+    for depth in range(1, 10):
+        deeper: dict[str, list[str]] = {}
+        for name in tensors:
+            parts = name.split(".")
+            deeper.setdefault(".".join(parts[:depth]) + (".*" if len(parts) > depth else ""),
+                              []).append(name)
+        if groups and len(deeper) > MOST_TENSORS:
+            break
+        groups = deeper
+    return {group: tensors[names[0]] if names == [group] else _spell_group(tensors, names)
+            for group, names in groups.items()}
+
+
+def _spell_group(tensors: Mapping[str, str], names: list[str]) -> str:
+    kinds, numbers = set(), 0
+    for name in names:
+        kind, _, shape = tensors[name].partition(" ")
+        kinds.add(kind)
+        numbers += 1 if shape == "scalar" else math.prod(map(int, shape.split(" × ")))
+    return f"{len(names)} tensors, {numbers:,} numbers, {' and '.join(sorted(kinds))}"
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else text[:157] + "…"

@@ -1,372 +1,345 @@
-"""`vpltool predict`: masks of any photos, by a trained decoder."""
+"""`predict`: masks of any photos, by a trained decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Any
 
-import typer
-
-from vpltool import console
-from vpltool.errors import VplError, check_choice, near_name
-from vpltool.formats import (
-    Header,
-    OutputFolder,
-    Workspace,
-    expect_header,
-    finish_all,
-    identity_of_file,
-    identity_of_many,
-    open_input,
-    open_output,
-    open_workspace,
-    read_tensors,
-)
-from vpltool.options import (
-    BatchSize,
-    Device,
-    Limit,
-    NoEffect,
-    Out,
-    Overwrite,
-    Precision,
-    Quiet,
-    Split,
-    Workers,
-    warn_about_no_effect,
-)
-from vpltool.parallel.batches import FeatureBatch, feature_batches
-from vpltool.parallel.threads import write_behind
+from vpltool import console, options
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.formats import Header, InputFolder, OutputFolder, Workspace
+from vpltool.formats.labels import write_labels
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
-from vpltool.stages.extract import smaller_photos
+from vpltool.stages import _inputs, _photo_work
+from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
+from vpltool.stages._overlays import write_overlay, write_overlays
+from vpltool.stages._segmenters import (
+    Seen,
+    decoder_header,
+    find_decoder,
+    from_features,
+    from_photos,
+    reads_of,
+)
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from vpltool.core.decoder import Decoder
-    from vpltool.parallel.photos import Batch
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Settings):
+    """Settings of `predict`."""
+
+    images: tuple[Path, ...] = setting(
+        (), "Photos or folders of photos, tagged or not; default: those of the split.",
+        metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
+    decoder: str = setting("", "The decoder; default: the only one, or the furthest.",
+                           metavar="NAME-OR-PATH", record="never")
+    split: str = options.split("val")
+    scales: str = setting("1", "Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
+                          metavar="LIST")
+    flip: bool = setting(False, "See it mirrored too, and average.")
+    average: str = setting(
+        "probabilities", "What is averaged over scales and mirrored copies: probabilities, or "
+                         "logits as WeCLIP.", choices=("probabilities", "logits"), record="changed")
+    source: str = setting(
+        "auto", "photos; or features: stored layers of the split, one scale, no flip, much "
+                "faster; auto: features where they serve.", choices=("auto", "features", "photos"))
+    features: Path | None = options.features()
+    tags: bool = setting(False, "Let only classes that a photo is tagged with compete, as CAMs "
+                                "do.", record="changed")
+    probabilities: bool = setting(
+        True, "Also store class probabilities of a split, which crf prefers to labels.",
+        off="--labels-only", record="never")
+    overlay: bool = setting(False, "Also write a picture of each photo with its labels and their "
+                                   "names.", record="never")
+    max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
+                            metavar="PIXELS")
+    device: str = options.device()
+    precision: str = options.precision()
+    batch_size: int = options.batch_size(4)
+    workers: int = options.workers()
+    limit: int = options.limit()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
-              writes=("predictions", "probabilities"))
-
-NO_EFFECT = (
-    NoEffect("max_side", {"source": ("features",)}, "photos are as extract saw them; add --source "
-                                                "photos"),
-    NoEffect("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),
-)
+              writes=("predictions", "probabilities"), settings=PredictSettings)
 
 
-def predict(
-    ctx: typer.Context,
-    images: Annotated[list[Path] | None, typer.Argument(
-        help="Photos or folders of photos, tagged or not; default: those of --split.")] = None,
-    decoder: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="The decoder; default: the only one, or vision-refined.",
-    )] = "",
-    split: Split = "val",
-    scales: Annotated[str, typer.Option(
-        metavar="LIST", help="Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
-    )] = "1",
-    flip: Annotated[bool, typer.Option(
-        "--flip/--no-flip", help="See it mirrored too, and average.")] = False,
-    average: Annotated[str, typer.Option(
-        help="What is averaged over scales and mirrored copies: probabilities, or logits as "
-             "WeCLIP.")] = "probabilities",
-    source: Annotated[str, typer.Option(
-        help="photos; or features: stored layers of the split, one scale, no flip, much faster; "
-             "auto: features where they serve.")] = "auto",
-    tags: Annotated[bool, typer.Option(
-        "--tags/--no-tags",
-        help="Let only classes that a photo is tagged with compete, as CAMs do.")] = False,
-    probabilities: Annotated[bool, typer.Option(
-        "--probabilities/--labels-only",
-        help="Also store class probabilities, which crf prefers to labels.")] = True,
-    max_side: Annotated[int, typer.Option(
-        min=0, help="Scale longer photos down to this first; 0: never.", metavar="PIXELS")] = 1024,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    batch_size: BatchSize = 4,
-    workers: Workers = -1,
-    limit: Limit = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
     """Segment photos: palette PNGs at the photo's own size. They need no tags.
+
+    Photos of a split go to predictions/NAME/SPLIT, those of a folder to
+    predictions/NAME/FOLDER, single ones to predictions/NAME/photos; later
+    ones are added.
 
     Example: vpltool predict --split val --scales 1,0.75 --flip
 
-    Example: vpltool predict holiday/ --out masks-of-holiday
+    Example: vpltool predict holiday/ --overlay
 
-    Next: vpltool eval --split val, or vpltool crf --what predictions/NAME --split val
+    Example: vpltool predict sea.jpg --out sea-mask.png
+
+    Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
+
+    Args:
+        workspace: where inputs are found and outputs go.
+        settings: which photos, which decoder, how they are seen.
+
+    Returns:
+        the folders of predictions, and what is beside them.
+
+    Raises:
+        VplError: an input is missing, or a setting is refused.
+        PhotosFailed: some photos failed.
     """
-    console.set_quiet(quiet)
-    check_choice("source", source, ("auto", "features", "photos"))
-    check_choice("average", average, ("probabilities", "logits"))
-    workspace = open_workspace(ctx.obj)
-    factors = _scales(scales)
-    path = _find_decoder(ctx.obj, decoder)
-    found = expect_header(path, "decoder")
-    if "checkpoint" in found.facts:
-        raise VplError(f"{path} is the checkpoint of a run that was stopped",
-                       "run the same vpltool train-decoder again to finish it")
-    where = split
-    workspace.check_classes(found, path)
-    tagged = _tags_of(workspace, split, images) if tags else {}
-    if images:
-        paths, where = _named_photos(images), "photos"
-        paths = dict(list(paths.items())[: limit or None])
-        source = "photos"
-    else:
-        paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(split, limit)}
-    stored = source != "photos" and _features_serve(ctx.obj, found, factors, flip, source,
-                                                           split, list(paths))
-    source = "features" if stored else "photos"
-    warn_about_no_effect(ctx, NO_EFFECT, {"source": source})
-    options = {"split": where, "scales": factors, "flip": flip, "max_side": max_side,
-               "source": source,
-               **({"average": average} if average != "probabilities" else {})}
-    if not stored:
-        options["precision"] = precision
-        from vpltool.parallel.device import find_device, find_precision
+    path = find_decoder(workspace.path, settings.decoder)
+    work = _Work(workspace, settings, path, decoder_header(path), parse_scales(settings.scales))
+    workspace.check_classes(work.header, path)
+    tasks = _named_tasks(work) if settings.images else [_split_task(work)]
+    unused = {}
+    if tasks[0].features:
+        unused["precision"] = "no encoder is run; `source='photos'` runs it"
+    if settings.images or settings.out:
+        unused["probabilities"] = "only those of a split, at its own path, are stored"
+    warn_without_effect(settings, without=unused)
+    if settings.out and settings.out.suffix.lower() == ".png" and not settings.out.is_dir():
+        return _one_file(work, tasks, settings.out)
+    opened = [(task, _open(work, task)) for task in tasks]
+    made: list[Path] = []
+    failed: list[PhotosFailed] = []
+    for task, outputs in opened:
+        try:
+            made += _photo_work.make_photos(f"predict {path.stem} {task.name}", outputs,
+                                            functools.partial(_start, work, task), _write, settings)
+        except PhotosFailed as error:
+            failed.append(error)
+            made += [output.path for output in outputs]
+        if settings.overlay:
+            folder = outputs[0].path
+            made.append(write_overlays(workspace, folder, _pictures_of(workspace, folder),
+                                       task.paths, settings.workers))
+    if failed:
+        raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made)
+    return made
 
-        find_precision(precision, find_device(device))
-    inputs = {"decoder": identity_of_file(path), "classes": workspace.classes_identity}
-    if tags:
-        options["tags"] = True
-        inputs["tags"] = workspace.tags_identity(split)
-    if images:
-        # The same name may be another folder's photo next time.
-        inputs["photos"] = identity_of_many(
-            {key: str(place.resolve()) for key, place in paths.items()})
-    if stored:
-        inputs["features"] = open_input(ctx.obj / "features" / split, ("features",)).identity
-    folders = [("predictions", out or ctx.obj / "predictions" / path.stem / where)]
-    if probabilities and not (out or images):
-        folders.append(("probabilities", ctx.obj / "probabilities" / path.stem / where))
-    outputs = [open_output(folder, Header(kind=kind, command="predict", options=options,
-                                          inputs=inputs, model=found.model),
-                           list(paths), overwrite=overwrite) for kind, folder in folders]
-    todo = {key: paths[key] for output in outputs for key in output.todo}
-    task = _Task(workspace, path, factors, flip, average, max_side, str(device), precision,
-                 batch_size, workers)
-    with (console.progress(f"predict {path.stem} {where}", len(todo)) as advance,
-          write_behind(_write, _waiting(task) if todo else 0) as write):
-        if todo:
-            for seen in _from_features(task, split, todo) if stored else _from_photos(task, todo):
-                write(outputs, seen, tagged.get(seen.id))
-                advance()
-    finish_all(outputs)
+
+@dataclass(frozen=True)
+class _Work:
+    """What all photos of a run have in common."""
+
+    workspace: Workspace
+    settings: PredictSettings
+    path: Path
+    header: Header
+    scales: list[float]
 
 
 @dataclass(frozen=True)
 class _Task:
-    workspace: Workspace
-    decoder: Path
-    scales: list[float]
-    flip: bool
-    average: str
-    max_side: int
-    device: str
-    precision: str
-    batch_size: int
-    workers: int
+    """Photos whose predictions go to one folder.
+
+    Args:
+        name: of the split, or of the folder that was named.
+        photos: their ids, and what of their own the predictions depend on.
+        paths: where they lie.
+        features: their stored layers, if these serve.
+        images: what was named.
+        tagged: classes that may compete, of those photos of which they are known.
+    """
+
+    name: str
+    photos: _photo_work.Photos
+    paths: Mapping[str, Path]
+    features: InputFolder | None = None
+    images: Sequence[Path] = ()
+    tagged: Mapping[str, Sequence[int]] | None = None
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A photo's class probabilities (classes, 4h, 4w) and its size; or the reason why not."""
+def parse_scales(choice: str) -> list[float]:
+    """Read a list of factors, `1,0.75`.
 
-    id: str
-    probabilities: Tensor | None
-    size: tuple[int, int] = (0, 0)
-    failure: str = ""
-
-
-def _tags_of(workspace: Workspace, split: str, images: Sequence[Path] | None
-             ) -> dict[str, list[int]]:
-    if images:
-        raise VplError("--tags is for photos of the workspace: named ones have no tags",
-                       "--split NAME, or leave --tags out")
-    return {photo.id: workspace.indices_of(photo) for photo in workspace.photos(split)}
-
-
-def _find_decoder(work: Path, choice: str) -> Path:
-    names = sorted(path.stem for path in (work / "decoder").glob("*.safetensors")
-                   if not path.stem.endswith(".checkpoint"))
-    if not choice:
-        if not names:
-            raise VplError(f"no decoder in {work / 'decoder'}", "vpltool train-decoder")
-        preferred = [name for name in ("vision-refined", "vision") if name in names]
-        if len(names) > 1 and not preferred:
-            raise VplError(f"{work / 'decoder'} holds several decoders",
-                           f"--decoder {' or '.join(names)}")
-        return work / "decoder" / f"{(preferred or names)[0]}.safetensors"
-    named = work / "decoder" / f"{choice}.safetensors"
-    for place in (named, Path(choice)):
-        if place.is_file():
-            return place
-    raise VplError(f"no decoder called `{choice}`",
-                   near_name(choice, names) if names else "vpltool train-decoder")
-
-
-def _scales(choice: str) -> list[float]:
+    Raises:
+        VplError: it is not such a list.
+    """
     try:
         factors = [float(part) for part in choice.split(",")]
     except ValueError:
         factors = []
     if not factors or min(factors) <= 0:
-        raise VplError(f"--scales {choice}: no list of factors", "for example --scales 1,0.75")
+        raise VplError(f"`scales={choice!r}`: no list of factors", "for example `scales='1,0.75'`")
     return factors
 
 
-def _named_photos(images: Sequence[Path]) -> dict[str, Path]:
-    from vpltool.datasets.layouts import PHOTO_SUFFIXES
-
-    paths: dict[str, Path] = {}
-    for place in images:
-        if not place.exists():
-            raise VplError(f"{place} is not there", "give photos, or folders of photos")
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for file in files:
-            if place.is_dir() and file.suffix.lower() not in PHOTO_SUFFIXES:
-                continue
-            name = file.relative_to(place) if place.is_dir() else Path(file.name)
-            key = name.with_suffix("").as_posix()
-            if key in paths:
-                raise VplError(f"{paths[key]} and {file} would both be {key}.png",
-                               "predict them in two runs with two --out")
-            paths[key] = file
-    if not paths:
-        raise VplError(f"no photo in {', '.join(map(str, images))}", "give photos, or folders")
-    return paths
+def _split_task(work: _Work) -> _Task:
+    """The photos of a split of the workspace."""
+    workspace, settings = work.workspace, work.settings
+    listed = workspace.photos(settings.split, settings.limit)
+    features = _serving_features(work, [photo.id for photo in listed])
+    photos = _inputs.photos_with(workspace, settings.split, settings.limit,
+                                 *([features] if features else []))
+    if not settings.tags:
+        photos = replace(photos, own={})
+    tagged = {photo.id: workspace.indices_of(photo) for photo in listed} if settings.tags else None
+    return _Task(settings.split, photos,
+                 {photo.id: workspace.image_path(photo) for photo in listed}, features,
+                 tagged=tagged)
 
 
-def _features_serve(work: Path, decoder: Header, scales: list[float], flip: bool, source: str,
-                    split: str, ids: Sequence[str]) -> bool:
-    """Tell whether stored features can take the place of the photos.
+def _named_tasks(work: _Work) -> list[_Task]:
+    """The photos that were named: a task for each folder, and one for single files."""
+    settings = work.settings
+    if settings.tags:
+        raise VplError("`tags=True` is for photos of the workspace: named ones have no tags",
+                       "`split='NAME'`, or leave `tags` out")
+    if settings.source == "features":
+        raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
+    groups = find_photos(settings.images, together=settings.out is not None)
+    left = settings.limit or sum(len(group.paths) for group in groups)
+    tasks = []
+    for group in groups:
+        paths = dict(list(group.paths.items())[:left])
+        left -= len(paths)
+        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit)
+        tasks += [_Task(_free_name(work.workspace, group), photos, paths, images=group.images)
+                  ] if paths else []
+    return tasks
+
+
+def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
+    """A folder that is called as a split must not share the split's predictions."""
+    splits = {split for photo in workspace.photos() for split in photo.splits}
+    return f"{group.name}-photos" if group.name in splits else group.name
+
+
+def _serving_features(work: _Work, ids: Sequence[str]) -> InputFolder | None:
+    """Find stored features that can take the place of the photos.
 
     Raises:
         VplError: they were asked for and cannot; the message says why.
     """
-    folder = work / "features" / split
-    reason = ""
+    settings = work.settings
+    folder = settings.features or work.workspace.path / "features" / settings.split
+    if settings.source == "photos":
+        return None
     if not (folder / "artifact.json").exists():
-        reason = f"no features in {folder}"
-    elif scales != [1.0] or flip:
-        reason = "stored features are of one scale, not mirrored"
+        if settings.source == "features":
+            raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
+        return None
+    features = _inputs.open_features(work.workspace, settings.features, settings.split)
+    if reason := _lacking(work, features, ids):
+        if settings.source == "features":
+            raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
+        console.note(f"photos are read, since {reason}")
+        return None
+    _inputs.check_same_model(features.header.model, work.header.model,
+                             f"{features.path} and the decoder")
+    return features
+
+
+def _lacking(work: _Work, features: InputFolder, ids: Sequence[str]) -> str:
+    """Say why features cannot take the place of the photos; empty if they can."""
+    held, settings = features.header.options, work.settings
+    reads, layers = reads_of(work.header)
+    if len(work.scales) > 1 or settings.flip:
+        return "stored features are of one scale, not mirrored"
+    for name, asked in (("scale", work.scales[0]), ("max_side", settings.max_side)):
+        if held[name] != asked:
+            return f"{features.path} is of {name} {held[name]}, not {asked}"
+    if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
+            and ("patches" not in reads or held.get("patches", "block") == "block")):
+        return f"{features.path} lacks layers or patches that the decoder reads"
+    if any(not features.path_of(key).exists() and key not in features.failed for key in ids):
+        return f"{features.path} holds only some of the photos"
+    return ""
+
+
+def _open(work: _Work, task: _Task) -> list[OutputFolder]:
+    base, name, settings = work.workspace.path, work.path.stem, work.settings
+    folders = {settings.out or base / "predictions" / name / task.name:
+               _make_header(work, task, "predictions")}
+    if settings.probabilities and not (settings.out or settings.images):
+        folders[base / "probabilities" / name / task.name] = _make_header(work, task,
+                                                                          "probabilities")
+    return _photo_work.open_outputs(folders, task.photos, settings)
+
+
+def _make_header(work: _Work, task: _Task, kind: str) -> Header:
+    workspace, settings = work.workspace, work.settings
+    inputs: dict[str, Any] = {"decoder": work.path, "classes": workspace.classes_identity}
+    header = _inputs.make_header(
+        workspace, kind, "predict", settings,
+        inputs=inputs | ({"features": task.features} if task.features else {}),
+        model=work.header.model, skip=("precision",) if task.features else (),
+        options={"split": task.name, "scales": work.scales,
+                 "source": "features" if task.features else "photos"})
+    images = [_inputs.relative_path(path, workspace.path) for path in task.images]
+    call = {key: value for key, value in header.call.items() if key != "images"}
+    if len(images) == 1:
+        return replace(header, call=call, sources={**header.sources, "images": images[0]})
+    return replace(header, call={**call, **({"images": images} if images else {})})
+
+
+def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:
+    """Write the labels of a single photo to a file."""
+    from vpltool.core.segment import labels_of
+
+    settings, count = work.settings, sum(len(task.photos.ids) for task in tasks)
+    if count != 1:
+        raise VplError(f"{out} is one file, for {count} photos", "`out='DIR'` takes them all")
+    (task,) = tasks
+    header = _make_header(work, task, "predictions")
+    header = replace(header, inputs=header.inputs | photo_identities(task.paths))
+    made = [out]
+    if not _inputs.check_file(out, header, overwrite=settings.overwrite, update=settings.update):
+        for _, seen in _start(work, task, list(task.photos.ids)):
+            if isinstance(seen, _photo_work.Failed):
+                raise VplError(f"{seen.reason}", "fix it and run the same command again")
+            write_labels(out, labels_of(seen.probabilities, seen.size), header)
+    if settings.overlay:
+        (photo,) = task.paths.values()
+        made.append(write_overlay(work.workspace, photo, out,
+                                  out.with_name(f"{out.stem}-overlay.jpg")))
+    return made
+
+
+def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
+    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
+    base = workspace.path.resolve()
+    if base in predictions.resolve().parents:
+        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
+    return predictions.with_name(f"{predictions.name}-overlays")
+
+
+def _start(work: _Work, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
+    """Load and check what is needed; the result yields each photo's probabilities."""
+    settings, paths = work.settings, {key: task.paths[key] for key in todo}
+    if task.features:
+        seen = from_features(work.path, task.features, paths, settings)
     else:
-        features = open_input(folder, ("features",))
-        held = features.header.options
-        if not (set(decoder.options["layers"]) <= set(held["layers"])
-                and "patches" in held["keep"] and "patches" not in held):
-            reason = f"{folder} lacks layers or patches that the decoder reads"
-        elif any(not features.path_of(key).exists() and key not in features.failed for key in ids):
-            reason = f"{folder} holds some of the photos alone"
-        else:
-            _artifacts.check_same_model(features.header.model, decoder.model,
-                                        f"{folder} and the decoder")
-    if reason and source == "features":
-        raise VplError(f"--source features: {reason}", "--source photos")
-    return not reason
+        seen = from_photos(work.workspace, work.path, paths, work.scales, settings)
+    return (_among_tags(made, task.tagged) for made in seen)
 
 
-def _load_decoder(task: _Task) -> Decoder:
-    from vpltool.core.decoder import Decoder
-    from vpltool.parallel.device import find_device
+def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
+                ) -> _photo_work.Made:
+    """Let only tagged classes compete, where tags are known."""
+    from vpltool.core.segment import only_classes
 
-    header, tensors = read_tensors(task.decoder, "decoder")
-    decoder = Decoder.from_config(header.facts["config"])
-    decoder.load_state_dict(tensors)
-    return decoder.eval().requires_grad_(False).to(find_device(task.device))
-
-
-def _from_features(task: _Task, split: str, todo: dict[str, Path]) -> Iterator[_Seen]:
-    from vpltool.core.decoder import layers_of
-    from vpltool.core.photos import describe_failure, photo_size
-    from vpltool.core.segment import probabilities_of
-    from vpltool.parallel.memory import run_within_memory
-
-    decoder = _load_decoder(task)
-    features = open_input(task.workspace.path / "features" / split, ("features",))
-    ids = features.available(todo)
-    for key in set(todo) - set(ids):
-        yield _Seen(key, None, failure=features.failed[key])
-    place = decoder.prototypes.device
-
-    def decode(batch: FeatureBatch) -> Tensor:
-        index = batch.tensors["layer_index"][0].tolist()
-        layers = layers_of(batch.tensors["layers"], index, decoder.shape.layers)
-        return probabilities_of(
-            decoder, layers.to(place, non_blocking=True).float(),
-            batch.tensors["patches"].to(place, non_blocking=True).float(), batch.grid)
-
-    batches = feature_batches(features, ids, ["layers", "layer_index", "patches"],
-                              task.batch_size, device=place)
-    for batch, result in run_within_memory(batches, decode, warn=console.warn,
-                                 lower=lambda _: _artifacts.smaller_features_hint(features.header)):
-        for key, part in zip(batch.ids, result, strict=True):
-            try:
-                yield _Seen(key, part, photo_size(todo[key]))
-            except OSError as error:
-                yield _Seen(key, None, failure=describe_failure(todo[key], error))
+    key, seen = made
+    if tagged is None or isinstance(seen, _photo_work.Failed):
+        return made
+    return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 
 
-def _from_photos(task: _Task, todo: dict[str, Path]) -> Iterator[_Seen]:
-    from vpltool.clip.load import load_clip
-    from vpltool.core.photos import PhotoSettings
-    from vpltool.core.segment import segment
-    from vpltool.parallel.device import find_device, find_precision, worker_count
-    from vpltool.parallel.memory import run_within_memory
-    from vpltool.parallel.photos import load_batches
+def _write(output: OutputFolder, key: str, seen: Seen) -> None:
+    from vpltool.core.segment import keep_likely, labels_of
 
-    decoder = _load_decoder(task)
-    place = find_device(task.device)
-    clip = load_clip(task.workspace.model, task.workspace.pretrained, place,
-                     base=task.workspace.path, normalise=task.workspace.normalise)
-    _artifacts.check_same_model(clip.identity, expect_header(task.decoder, "decoder").model,
-                                f"the workspace's model and {task.decoder}")
-    vision = clip.vision.to(find_precision(task.precision, place))
-    settings = PhotoSettings(vision.patch, clip.mean, clip.std, max(task.scales), task.max_side)
-    scales = [scale / max(task.scales) for scale in task.scales]
-
-    def run(batch: Batch) -> Tensor:
-        if not batch.ids:
-            return batch.pixels
-        return segment(vision, decoder, batch.pixels.to(place, non_blocking=True), scales,
-                       flip=task.flip, average=task.average)
-
-    batches = load_batches(list(todo.items()), settings, batch_size=task.batch_size,
-                           workers=worker_count(task.workers), device=place)
-    for batch, result in run_within_memory(batches, run, warn=console.warn, lower=smaller_photos):
-        for key, reason in batch.failed.items():
-            yield _Seen(key, None, failure=reason)
-        for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
-            yield _Seen(key, part, size)
-
-
-def _waiting(task: _Task) -> int:
-    """Predictions that may wait to be written while a GPU makes the next ones."""
-    from vpltool.parallel.device import find_device
-
-    return task.batch_size if find_device(task.device).type == "cuda" else 0
-
-
-def _write(outputs: Sequence[OutputFolder], seen: _Seen, tagged: Sequence[int] | None) -> None:
-    from vpltool.core.segment import keep_likely, labels_of, only_classes
-
-    if tagged is not None and seen.probabilities is not None:
-        seen = replace(seen, probabilities=only_classes(seen.probabilities, tagged))
-    for output in outputs:
-        if seen.probabilities is None:
-            output.fail(seen.id, seen.failure)
-        elif seen.id not in output.todo:
-            continue
-        elif output.header.kind == "predictions":
-            output.write_labels(seen.id, labels_of(seen.probabilities, seen.size))
-        else:
-            scores, classes = keep_likely(seen.probabilities)
-            output.write_tensors(seen.id, {"cam": scores.half(), "classes": classes})
+    if output.header.kind == "predictions":
+        output.write_labels(key, labels_of(seen.probabilities, seen.size))
+    else:
+        scores, classes = keep_likely(seen.probabilities)
+        output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})

@@ -1,327 +1,234 @@
-"""`vpltool prepare voc|coco|folder`: from photos and tags to a workspace."""
+"""`prepare`: from photos and tags to a workspace."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from vpltool import console
+from vpltool import console, options
 from vpltool.datasets import layouts
-from vpltool.datasets.classes import read_classes
-from vpltool.datasets.coco import read_coco
+from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.voc import read_voc
-from vpltool.datasets.words import COCO, VOC, VOCABULARIES, Vocabulary
-from vpltool.errors import VplError, check_choice
+from vpltool.datasets.tags import class_counts
+from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
+from vpltool.formats.changes import Words, last_call
+from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
-from vpltool.options import Overwrite, Quiet, Workers
+from vpltool.methods import find_method
+from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.settings import RUNNING, Settings, described, make, setting, values_of
 from vpltool.stage import Stage
 
-STAGE = Stage(order=10, panel="1. Begin", reads=(),
-              writes=("workspace", "images", "masks"))
-
-NORMALISE = ("model", "imagenet")
-
-app = typer.Typer(
-    help="Make a workspace from photos and image-level tags. Next: vpltool text-prototypes",
-    short_help="Make a workspace from photos and tags.", no_args_is_help=True)
-
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
-"""`--model` and `--pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
-
-Model = Annotated[str, typer.Option("--model", help="open_clip's name of the CLIP.")]
-Pretrained = Annotated[str, typer.Option(
-    "--pretrained", metavar="TAG-OR-PATH",
-    help="Its weights: a tag of open_clip, hf-hub:ORG/NAME, a file, or a folder with "
-         "open_clip_config.json.")]
-Classes = Annotated[Path | None, typer.Option(
-    "--classes", metavar="FILE",
-    help="Class names in index order, one a line; or lines VALUE NAME, where VALUE is the pixel "
-         "value of the class in the true masks.")]
-Background = Annotated[Path | None, typer.Option(
-    "--background", metavar="FILE", help="Words for what is no class, one a line.")]
-Normalise = Annotated[str, typer.Option(
-    "--normalise", help="How photos are normalised: as the model was trained, or imagenet "
-                        "(WeCLIP).")]
-Halve = Annotated[str, typer.Option(
-    "--halve", metavar="SPLIT",
-    help="Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
-         "score on the other.")]
+"""`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
 
 
-@app.command("voc")
-def voc(
-    ctx: typer.Context,
-    root: Annotated[Path, typer.Argument(help="The folder that holds JPEGImages.")],
-    lists: Annotated[list[Path] | None, typer.Option(
-        "--list", metavar="FILE", help="A further list of photos, such as voc12/train_aug.txt: its "
-                                       "name is the split's. May be given again.")] = None,
-    model: Model = DEFAULT_MODEL[0],
-    pretrained: Pretrained = DEFAULT_MODEL[1],
-    classes: Classes = None,
-    background: Background = None,
-    normalise: Normalise = "model",
-    halve: Halve = "",
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take photos, splits and tags from a VOC2012 folder.
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(Settings):
+    """Settings that all data sets share."""
 
-    Splits are the lists in ImageSets/Segmentation, train_aug or trainaug among them. Tags come
-    from labels.csv beside JPEGImages if there is one, else from the XML, never from masks.
-
-    Example: vpltool prepare voc VOCdevkit/VOC2012
-
-    Next: vpltool text-prototypes
-    """
-    console.set_quiet(quiet)
-    words, values = _words(VOC, classes, background)
-    photos, remarks = read_voc(root, words.classes, lists or [])
-    name = "voc" if classes is None else root.name
-    workspace = _plan(ctx.obj, name, root, words, model, pretrained, values,
-                      normalise)
-    photos = _checked(workspace, root, photos, remarks, halve, overwrite)
-    _finish(workspace, photos)
+    method: str = setting(help="Layout of the data set.", metavar="NAME")
+    model: str = setting(DEFAULT_MODEL[0], "open_clip's name of the CLIP.")
+    pretrained: str = setting(
+        DEFAULT_MODEL[1], "Its weights: a tag of open_clip, hf-hub:ORG/NAME, a file, or a folder "
+                          "with open_clip_config.json.", metavar="TAG-OR-PATH")
+    classes: Path | None = setting(
+        None, "Class names in index order, one a line; or lines VALUE NAME, where VALUE is the "
+              "pixel value of the class in the true masks.", metavar="FILE")
+    background: Path | None = setting(None, "Words for what is no class, one a line.",
+                                      metavar="FILE")
+    normalise: str = setting(
+        "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
+        choices=("model", "imagenet"))
+    halve: str = setting(
+        "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
+            "score on the other.", metavar="SPLIT")
+    overwrite: bool = options.overwrite()
 
 
-@app.command("coco")
-def coco(
-    ctx: typer.Context,
-    root: Annotated[Path, typer.Argument(
-        help="The folder that holds train2014, val2014 and annotations.")],
-    truth: Annotated[bool, typer.Option(
-        "--truth/--no-truth", help="Make the true masks, for eval and show alone, from the "
-                                   "instances. Needs pycocotools.")] = True,
-    overlap: Annotated[str, typer.Option(
-        metavar="smallest|ignore", help="True masks, where instances overlap: the smallest wins, "
-                                        "or what two classes claim is not scored.")] = "smallest",
-    crowd: Annotated[str, typer.Option(
-        metavar="class|ignore", help="True masks, where a crowd is: its class, or not scored.",
-    )] = "class",
-    empty: Annotated[bool, typer.Option(
-        "--empty/--no-empty", help="Keep photos without any instance.")] = False,
-    model: Model = DEFAULT_MODEL[0],
-    pretrained: Pretrained = DEFAULT_MODEL[1],
-    classes: Classes = None,
-    background: Background = None,
-    normalise: Normalise = "model",
-    halve: Halve = "",
-    workers: Workers = -1,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take photos, splits and tags from a COCO 2014 folder.
+STAGE = Stage(order=10, panel="1. Begin", reads=(),
+              writes=("workspace", "images", "changes", "masks"), settings=PrepareSettings,
+              methods="sources", subcommands=True, begins=True)
 
-    Tags are the categories of a photo's instances, or those of labels.csv in the folder.
 
-    True masks go to ground-truth/ in the workspace; a stopped run goes on.
+@dataclass(frozen=True)
+class _Earlier:
+    """The workspace that is there already, its photos, and the settings that it was made with."""
 
-    Example: vpltool prepare coco COCO2014
+    workspace: Workspace
+    photos: list[Photo]
+    call: Mapping[str, Any]
+
+
+def run(path: Path, settings: PrepareSettings) -> list[Path]:
+    """Make a workspace from photos and tags.
+
+    Run it again to take new photos, tags, classes or masks: what is not given stays as it was.
+    Other photos or another CLIP are refused, unless all is to be overwritten; even then the CLIP
+    stays, where none is given.
 
     Next: vpltool text-prototypes
-    """
-    console.set_quiet(quiet)
-    _check_truth(truth, overlap, crowd)
-    words, _ = _words(COCO, classes, background)
-    if (root / "annotations").is_dir():
-        console.note(f"reading {root / 'annotations'}")
-    photos, remarks, outlines = read_coco(root, words.classes, empty=empty)
-    if truth and not outlines:
-        raise VplError(f"{root / 'annotations'} has no instances to make true masks from",
-                       "add --no-truth")
-    workspace = _plan(ctx.obj, "coco" if classes is None else root.name, root, words, model,
-                      pretrained, {}, normalise)
-    photos = _checked(workspace, root, photos, remarks, halve, overwrite)
-    made = []
-    if truth:
-        from vpltool.parallel.device import worker_count
-        from vpltool.stages._instances import make_masks
 
-        count = worker_count(workers) if workers >= 0 else worker_count(-1) + 1
-        for split in outlines:
-            output, masked = make_masks(
-                workspace, [photo for photo in photos if split in photo.splits], split,
-                outlines[split], overlap=overlap, crowd=crowd, workers=count, overwrite=overwrite)
-            known = {photo.id: photo for photo in masked}
-            photos = [known.get(photo.id, photo) for photo in photos]
-            made.append(output)
-    _finish(workspace, photos)
-    failed = []
-    for output in made:
-        try:
-            output.finish()
-        except VplError as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]
+    Args:
+        path: the workspace folder.
+        settings: which data set, which CLIP, which words.
 
-
-@app.command("folder")
-def folder(
-    ctx: typer.Context,
-    images: Annotated[Path, typer.Argument(help="Folder of photos.")],
-    labels: Annotated[Path, typer.Option(
-        "--labels", metavar="FILE.csv", help="Columns id,labels and, if wanted, split.")],
-    masks: Annotated[Path | None, typer.Option(
-        "--masks", metavar="DIR", help="True masks ID.png, for eval alone.")] = None,
-    vocabulary: Annotated[str, typer.Option(
-        metavar="voc|coco", help="Classes, class words and background words of VOC or COCO.",
-    )] = "",
-    model: Model = DEFAULT_MODEL[0],
-    pretrained: Pretrained = DEFAULT_MODEL[1],
-    classes: Classes = None,
-    background: Background = None,
-    normalise: Normalise = "model",
-    halve: Halve = "",
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take photos from a folder, tags from a CSV (labels separated by ; or by spaces).
-
-    Classes are the sorted union of the labels unless --classes names them.
-
-    Example: vpltool prepare folder photos --labels tags.csv
-
-    Next: vpltool text-prototypes
-    """
-    console.set_quiet(quiet)
-    photos, found = layouts.read_folder(images, labels, masks)
-    if masks and not any(photo.mask for photo in photos):
-        console.warn(f"{masks} holds no mask of any photo; masks are called as the photo's id: "
-                     f"{photos[0].id}.png; found: {layouts.found_in(masks)}")
-    if vocabulary:
-        check_choice("vocabulary", vocabulary, VOCABULARIES)
-    known = VOCABULARIES.get(vocabulary, Vocabulary(found, VOC.background))
-    words, values = _words(known, classes, background)
-    layouts.check_labels(photos, words.classes)
-    if background is None:
-        # A class must not compete with itself as a background word.
-        words = replace(words, background=tuple(
-            word for word in words.background if word not in words.classes))
-    name = vocabulary or images.resolve().name
-    if not vocabulary and name in VOCABULARIES:
-        name = f"{name}-photos"
-    workspace = _plan(ctx.obj, name, images, words, model, pretrained, values,
-                      normalise)
-    photos = _checked(workspace, images, photos, [], halve, overwrite)
-    _finish(workspace, photos)
-
-
-def _words(
-    words: Vocabulary, classes: Path | None, background: Path | None
-) -> tuple[Vocabulary, dict[int, int]]:
-    """The words to use, and what the values of true masks stand for."""
-    values: dict[int, int] = {}
-    if classes is not None:
-        file = read_classes(classes)
-        words, values = replace(words, classes=file.names), file.values
-    if background is not None:
-        lines = read_lines(background, "--background takes a text file with one word a line")
-        words = replace(words, background=tuple(dict.fromkeys(lines)))
-    return words, values
-
-
-def _check_truth(truth: bool, overlap: str, crowd: str) -> None:
-    from vpltool.core.instances import CROWDS, OVERLAPS, check_pycocotools
-
-    check_choice("overlap", overlap, OVERLAPS)
-    check_choice("crowd", crowd, CROWDS)
-    if truth:
-        try:
-            check_pycocotools()
-        except VplError as error:
-            raise VplError(f"{error.message}; it makes the true masks",
-                           f"{error.hint}, or add --no-truth to do without them") from error
-
-
-def _plan(
-    work: Path, name: str, root: Path, words: Vocabulary, model: str, pretrained: str,
-    values: dict[int, int], normalise: str,
-) -> Workspace:
-    check_choice("normalise", normalise, NORMALISE)
-    model, pretrained = _check_model(model, pretrained, work)
-    return Workspace(work, name, relative_to(root, work), words.classes, words.background, model,
-                     pretrained, mask_values=values, normalise=normalise)
-
-
-def _checked(
-    workspace: Workspace, root: Path, photos: Sequence[Photo], remarks: Sequence[str], halve: str,
-    overwrite: bool,
-) -> list[Photo]:
-    """The photos, halved if wanted, after all that can be said about them beforehand.
+    Returns:
+        `workspace.json`, and the folders of true masks that were made.
 
     Raises:
-        VplError: another workspace is there.
+        VplError: the data set is not as expected, or a workspace of other photos or of another
+            CLIP is there.
+        PhotosFailed: true masks of some photos could not be made.
     """
-    for remark in remarks:
+    earlier = _read_earlier(path, overwrite=settings.overwrite)
+    kept = None if settings.overwrite else earlier
+    if kept:
+        settings = _completed(path, settings, kept.call)
+    model, pretrained = _choose_model(path, settings, earlier)
+    named = _named_classes(settings, kept)
+    assert settings.of_method is not None
+    source: Source = find_method("sources", settings.method).load().read(
+        path, settings.of_method, SourceRequest(named.names, settings.overwrite))
+    classes = _ordered(source, kept)
+    workspace = Workspace(
+        path, source.name, relative_to(source.root, path), classes,
+        _background(settings, source, classes, kept), model, pretrained,
+        mask_values=named.values, normalise=_choose_normalise(settings, earlier))
+    if kept:
+        _check_same(kept, workspace, source.photos)
+    photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
+    for remark in source.remarks:
         console.warn(remark)
-    photos = _halved(photos, halve) if halve else list(photos)
-    path = workspace.path / "workspace.json"
-    if path.exists() and not overwrite:
-        # True masks may come and go: nothing but scores depends on them.
-        same = replace(open_workspace(workspace.path), mask_values=workspace.mask_values)
-        there = read_images(workspace.path / "images.jsonl")
-        if same != workspace or _unmasked(there) != _unmasked(photos):
-            raise VplError(f"{path} is there, made with other settings",
-                           "add --overwrite to replace it, or choose another folder: -C DIR")
-    torn = layouts.torn_photos([root / photo.image for photo in photos])
-    if torn:
-        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end, such "
-                     f"as {torn[0]}: extract or download them again")
-    return photos
+    _warn_of_torn([source.root / photo.image for photo in photos])
+    photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
+    words = write_workspace(workspace, photos, _call(path, settings, kept))
+    _describe(workspace, photos, words, source.from_tags and kept is not None)
+    paths = [path / "workspace.json", *(output.path for output in outputs)]
+    for output in outputs:
+        output.finish()
+    for output in outputs:
+        output.check_failed(paths)
+    return paths
 
 
-def _finish(workspace: Workspace, photos: Sequence[Photo]) -> None:
-    path = workspace.path / "workspace.json"
-    if not path.exists() or open_workspace(workspace.path) != workspace or read_images(
-            workspace.path / "images.jsonl") != list(photos):
-        write_workspace(workspace, photos)
-    _describe(workspace, photos)
-    print(path)
+def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier | None:
+    """Read the workspace that is there, if any; a damaged one may be overwritten."""
+    if not (path / "workspace.json").exists():
+        return None
+    try:
+        workspace = open_workspace(path)
+        photos = [] if overwrite else read_images(path / "images.jsonl")
+    except VplError as error:
+        if overwrite:
+            return None
+        raise VplError(error.message, "correct it by hand; `overwrite=True` begins anew") from error
+    return _Earlier(workspace, photos, last_call(path))
 
 
-def _describe(workspace: Workspace, photos: Sequence[Photo]) -> None:
-    splits = Counter(split for photo in photos for split in photo.splits)
-    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
-    console.note(
-        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
-        "background words; " + ", ".join(f"{split}: {count}"
-                                         for split, count in sorted(splits.items())))
-    for split, count in sorted(splits.items()):
-        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
-            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
-                         "mask; eval leaves them out")
-    if workspace.name == "voc" and not masked:
-        console.warn("no photo has a true mask (SegmentationClass): eval will have nothing to "
-                     "score with")
-    unused = set(workspace.classes).difference(*(photo.labels for photo in photos))
-    for name in sorted(unused) if len(unused) <= 5 else ():
-        console.warn(f"no photo has the tag `{name}`")
-    if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: "
-                     f"{', '.join(sorted(unused)[:5])} …")
-    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
-    if untagged:
-        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
-                     f"{', '.join(untagged[:5])}{' …' if len(untagged) > 5 else ''}")
+def _is_given(settings: Settings, name: str) -> bool:
+    """Whether a setting was given, by hand or by a preset."""
+    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
+    return name in settings.given or getattr(settings, name) != default
 
 
-def _check_model(model: str, pretrained: str, work: Path) -> tuple[str, str]:
-    """Check the model before anything is written; spell it as workspace.json has it.
+def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
+    """The settings, those of the earlier call in place of what is not given now."""
+    method = settings.of_method
+    if method is not None and call.get("method") == settings.method:
+        before = {entry.name: _from_workspace(path, entry.type, call[entry.name])
+                  for entry in described(type(method))
+                  if entry.name in call and not _is_given(method, entry.name)}
+        method = make(type(method), values_of(method) | before, method.given)
+    halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
+    return replace(settings, of_method=method, halve=halve)
+
+
+def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
+    """The settings that a later call may leave out; paths are relative to the workspace."""
+    said: dict[str, Any] = {"method": settings.method}
+    if settings.halve:
+        said["halve"] = settings.halve
+    # workspace.json has the classes; that they are not those of the tags is said here.
+    if settings.classes:
+        said["classes"] = relative_to(settings.classes, path)
+    elif kept and "classes" in kept.call:
+        said["classes"] = kept.call["classes"]
+    assert settings.of_method is not None
+    for entry in described(type(settings.of_method)):
+        value = getattr(settings.of_method, entry.name)
+        if value != entry.default and entry.about.panel != RUNNING:
+            said[entry.name] = _to_workspace(path, value)
+    return said
+
+
+def _to_workspace(path: Path, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_to_workspace(path, item) for item in value]
+    return relative_to(value, path) if isinstance(value, Path) else value
+
+
+def _from_workspace(path: Path, kind: type, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_workspace(path, kind, item) for item in value]
+    return path / value if kind is Path else value
+
+
+def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFile:
+    """Classes of a class file, given now or earlier; no names if there is none."""
+    if settings.classes is not None:
+        return read_classes(settings.classes)
+    if kept is None:
+        return ClassFile((), {})
+    return ClassFile(kept.workspace.classes if "classes" in kept.call else (),
+                     dict(kept.workspace.mask_values))
+
+
+def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
+    """Class names in index order. Those of tags come behind known ones, which keep their index."""
+    if kept is None or not source.from_tags:
+        return source.classes
+    known = kept.workspace.classes
+    classes = (*known, *(name for name in source.classes if name not in known))
+    if len(classes) >= IGNORE:
+        raise VplError(f"{kept.workspace.path / 'workspace.json'} would have {len(classes)} "
+                       f"classes; {IGNORE - 1} at most are possible",
+                       "`overwrite=True` drops those that no photo has")
+    return classes
+
+
+def _background(settings: PrepareSettings, source: Source, classes: Sequence[str],
+                kept: _Earlier | None) -> tuple[str, ...]:
+    if settings.background is not None:
+        lines = read_lines(settings.background,
+                           "`background='FILE'` takes a text file with one word a line")
+        return tuple(dict.fromkeys(lines))
+    words, new = source.background, set(classes)
+    if kept is not None:
+        words, new = kept.workspace.background, new - set(kept.workspace.classes)
+    # A class must not compete with itself as a background word.
+    return tuple(word for word in words if word not in new)
+
+
+def _choose_model(path: Path, settings: PrepareSettings, earlier: _Earlier | None
+                  ) -> tuple[str, str]:
+    """Model and weights as workspace.json has them: those given, else the workspace's own.
 
     Raises:
         VplError: there is no such model, tag, file or folder, or it cannot be used.
     """
     from vpltool.clip.models import find_source
 
-    source = find_source(model, pretrained)
-    if source.form in ("tag", "file") and (model, pretrained) != DEFAULT_MODEL:
+    if earlier and not (_is_given(settings, "model") or _is_given(settings, "pretrained")):
+        return earlier.workspace.model, earlier.workspace.pretrained
+    source = find_source(settings.model, settings.pretrained)
+    if (source.form in ("tag", "file")
+            and (settings.model, settings.pretrained) != DEFAULT_MODEL):
         from vpltool.clip.catalogue import check_source
 
         for guess in check_source(source):
@@ -330,22 +237,98 @@ def _check_model(model: str, pretrained: str, work: Path) -> tuple[str, str]:
         return source.model, source.pretrained
     # A folder says itself which model it holds; its name is the model's.
     name = source.path.resolve().name if source.form == "folder" else source.model
-    return name, relative_to(source.path, work)
+    return name, relative_to(source.path, path)
 
 
-def _unmasked(photos: Sequence[Photo]) -> list[Photo]:
-    return [replace(photo, mask=None) for photo in photos]
+def _choose_normalise(settings: PrepareSettings, earlier: _Earlier | None) -> str:
+    kept = earlier is not None and not _is_given(settings, "normalise")
+    return earlier.workspace.normalise if earlier and kept else settings.normalise
 
 
-def _halved(photos: Sequence[Photo], split: str) -> list[Photo]:
-    if not any(split in photo.splits for photo in photos):
-        known = sorted({name for photo in photos for name in photo.splits})
-        raise VplError(f"--halve {split}: no such split", f"one of: {', '.join(known)}")
-    count, halved = 0, []
-    for photo in photos:
-        if split in photo.splits:
-            half = f"{split}-{'ab'[count % 2]}"
-            photo = replace(photo, splits=(*photo.splits, half))
-            count += 1
-        halved.append(photo)
-    return halved
+def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
+    """Keep what no data set says: fields that others added, and captions where it brings none."""
+    known = {photo.id: photo for photo in before}
+    captioned = any(photo.caption for photo in photos)
+    return [replace(photo, more=known[photo.id].more,
+                    caption=photo.caption if captioned else known[photo.id].caption)
+            if photo.id in known else photo for photo in photos]
+
+
+def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo]) -> None:
+    """Check that the workspace that is there is of the same photos and the same CLIP.
+
+    Raises:
+        VplError: it is not; the difference is named.
+    """
+    old, said = kept.workspace, []
+    if old.root != workspace.root:
+        said.append(f"the photos' folder was {old.root}, now {workspace.root}")
+    if (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
+        said.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
+                    f"({workspace.pretrained})")
+    if old.normalise != workspace.normalise:
+        said.append(f"normalise was {old.normalise}, now {workspace.normalise}")
+    if not said and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
+        said.append(f"none of its {len(kept.photos)} photos is left")
+    if said:
+        raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
+                       f"{'; '.join(said)}",
+                       "`overwrite=True` replaces it; another workspace folder keeps both")
+
+
+def _warn_of_torn(paths: Sequence[Path]) -> None:
+    torn = layouts.torn_photos(paths)
+    if torn:
+        console.warn(f"{len(torn)} of {len(paths)} photos are empty or end before their end, such "
+                     f"as {torn[0]}: extract or download them again")
+
+
+_WORK = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
+"""Folders of what later stages make."""
+
+
+def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool) -> None:
+    """Say what the workspace holds, what has changed, and what looks wrong.
+
+    Args:
+        workspace: as it was written.
+        photos: as they were written.
+        words: what has changed.
+        grown: whether new classes were added behind those of an earlier call.
+    """
+    splits = Counter(split for photo in photos for split in photo.splits)
+    console.note(
+        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
+        "background words; " + ", ".join(f"{split}: {count}"
+                                         for split, count in sorted(splits.items())))
+    console.note(class_counts(photos, workspace.classes))
+    if words:
+        console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
+    if grown and "classes" in words:
+        console.note("new classes come behind the known ones, which keep their numbers")
+    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in _WORK):
+        console.note("`update()` brings up to date what was made before")
+    _warn_of_masks(photos, splits)
+    _warn_of_tags(workspace, photos, grown)
+
+
+def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
+    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
+    for split, count in sorted(splits.items()):
+        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
+            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
+                         "mask; eval leaves them out")
+
+
+def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
+    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
+           if grown else "")
+    for name in unused if len(unused) <= 5 else ():
+        console.warn(f"no photo has the tag `{name}`{why}")
+    if len(unused) > 5:
+        console.warn(f"no photo has the tag of {len(unused)} classes: {', '.join(unused[:5])} …")
+    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
+    if untagged:
+        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
+                     f"{', '.join(untagged[:5])}{' …' if len(untagged) > 5 else ''}")

@@ -1,135 +1,115 @@
-"""`vpltool refine`: CAMs spread along the attention."""
+"""`refine`: CAMs made better with what else is known about the photo."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import ModuleType
+from typing import Any
 
-import typer
-
-from vpltool import console
-from vpltool.errors import check_choice
-from vpltool.formats import Header, find_folder, open_input, open_output, open_workspace
-from vpltool.options import (
-    STORES,
-    BatchSize,
-    Device,
-    Limit,
-    NoEffect,
-    Out,
-    Overwrite,
-    Quiet,
-    Split,
-    Store,
-    warn_about_no_effect,
-)
+from vpltool import options
+from vpltool.formats import InputFolder, OutputFolder, Workspace
+from vpltool.methods import KINDS, find_method
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
-from vpltool.parallel.threads import write_behind
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._artifacts import smaller_features_hint
+from vpltool.stages import _inputs, _photo_work
+from vpltool.stages.cam import TENSORS
 
-if TYPE_CHECKING:
-    from torch import Tensor
+UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-refined"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings(Settings):
+    """Settings of `refine`."""
+
+    cams: str = setting("", "CAMs to refine; default: vision if there, else text.",
+                        metavar="NAME-OR-PATH", record="never")
+    method: str = setting(KINDS["refiners"].default, "How maps are spread; see below.",
+                          metavar="NAME", aliases=["--affinity"])
+    split: str = options.split("train")
+    features: Path | None = options.features()
+    store: str = options.store()
+    device: str = options.device()
+    batch_size: int = options.batch_size(8)
+    limit: int = options.limit()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
-              writes=("cams",))
-
-MASKS = ("box", "none")
-
-BOXES = ("inclusive", "exclusive")
-
-AFFINITIES = {"attention": "attention", "patches": "patches"}
-"""Each affinity, and the tensor of the features that it is made of."""
-
-NO_EFFECT = (NoEffect("threshold", {"mask": ("none",)}, "it is where boxes begin"),)
+              writes=("cams",), settings=RefineSettings, methods="refiners")
 
 
-def refine(
-    ctx: typer.Context,
-    cams: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="CAMs to refine; default: vision if there, else text.")] = "",
-    affinity: Annotated[str, typer.Option(
-        help="attention: CLIP's, doubly stochastic, squared (CLIP-ES); patches: a random walk "
-             "between patches that look alike, one step.")] = "attention",
-    mask: Annotated[str, typer.Option(
-        help="box: each class stays in the boxes of its CAM; none.")] = "box",
-    threshold: Annotated[float, typer.Option(
-        "--lambda", min=0, max=1, help="Share of the maximum at which boxes begin; CLIP-ES: 0.4 "
-                                       "for VOC, 0.7 for COCO.")] = 0.4,
-    box: Annotated[str, typer.Option(
-        help="inclusive: boxes reach the photo's border; exclusive: never into its last row and "
-             "column of patches, as CLIP-ES's code has it.")] = "inclusive",
-    min_max: Annotated[bool, typer.Option(
-        "--min-max/--keep-scale",
-        help="Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.")] = True,
-    split: Split = "train",
-    features: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
-    store: Store = "fp16",
-    device: Device = "auto",
-    batch_size: BatchSize = 8,
-    limit: Limit = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Spread CAMs along the attention: what attends to the object joins it (CLIP-ES).
+def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
+    """Spread CAMs over the photo: what belongs to the object joins it.
 
     Example: vpltool refine --cams text --split train
 
     Next: vpltool crf, or vpltool eval
-    """
-    console.set_quiet(quiet)
-    check_choice("mask", mask, MASKS)
-    check_choice("affinity", affinity, tuple(AFFINITIES))
-    check_choice("box", box, BOXES)
-    check_choice("store", store, STORES)
-    warn_about_no_effect(ctx, NO_EFFECT, {"mask": mask})
-    workspace = open_workspace(ctx.obj)
-    photos = workspace.photos(split, limit)
-    start = find_folder(ctx.obj, ("cams",), cams, split, ("cams",), f"vpltool cam --split {split}",
-                        preferred=("vision", "text"))
-    workspace.check_classes(start.header, start.path)
-    source = open_input(features or ctx.obj / "features" / split, ("features",),
-                        f"vpltool extract --split {split}")
-    options = {"split": split, "affinity": affinity, "mask": mask, "min_max": min_max}
-    if mask == "box":
-        options["lambda"] = threshold
-        if box != "inclusive":
-            options["box"] = box
-    if store != "fp16":
-        options["store"] = store
-    header = Header(kind="cams", command="refine", model=source.header.model, options=options,
-                    inputs={"cams": start.identity, "features": source.identity,
-                            "classes": workspace.classes_identity})
-    name = f"{start.name}-refined"
-    wanted = [photo.id for photo in photos]
-    ids = start.available(source.available(wanted))
-    output = open_output(out or ctx.obj / "cams" / name / split, header, ids, overwrite=overwrite,
-                         left_out=start.left_out(wanted) | source.left_out(wanted))
 
-    from vpltool.core.affinity import refine as spread
-    from vpltool.parallel.device import PRECISIONS, find_device
+    Args:
+        workspace: where inputs are found and outputs go.
+        settings: which maps, which method, which photos.
+
+    Returns:
+        the folder of refined maps.
+
+    Raises:
+        VplError: an input is missing.
+        PhotosFailed: some photos failed.
+    """
+    split, method = settings.split, find_method("refiners", settings.method).load()
+    cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
+    features = _inputs.open_features(workspace, settings.features, split)
+    _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
+    warn_without_effect(settings)
+    photos = _inputs.photos_with(workspace, split, settings.limit, features, cams)
+    header = _inputs.make_header(
+        workspace, "cams", "refine", settings, model=features.header.model,
+        inputs={"cams": cams, "features": features, "classes": workspace.classes_identity})
+    name = f"{cams.name}-refined"
+    folder = settings.out or workspace.path / "cams" / name / split
+    outputs = _photo_work.open_outputs({folder: header}, photos, settings)
+
+    def write(output: OutputFolder, key: str, made: dict[str, Any]) -> None:
+        from vpltool.parallel.device import PRECISIONS
+
+        # Here, so that on a GPU only the writing thread waits for the maps.
+        output.write_tensors(key, made | {"cam": made["cam"].to(PRECISIONS[settings.store]).cpu()})
+
+    return _photo_work.make_photos(
+        f"refine {name} {split}", outputs,
+        lambda todo: _start(workspace, settings, method, cams, features, todo), write, settings)
+
+
+def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, cams: InputFolder,
+           features: InputFolder, todo: list[str]) -> Iterator[_photo_work.Made]:
+    from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
-    place, source_tensor = find_device(device), AFFINITIES[affinity]
+    device = find_device(settings.device)
+    wanted = [name for name in TENSORS if name in method.READS]
+    by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 
-    def store_maps(key: str, maps: Tensor, classes: Tensor) -> None:
-        # Here, so that on a GPU the writing thread waits for the maps, and no one else.
-        output.write_tensors(key, {"cam": maps.to(PRECISIONS[store]).cpu(), "classes": classes})
+    def refined(key: str, tensors: dict[str, Any]) -> _photo_work.Made:
+        maps = cams.read_tensors(key)
+        photo = by_id[key]
+        return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
+            key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
+            _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
+            photo.caption if "captions" in method.READS else ""), settings.of_method)}
 
-    with (console.progress(f"refine {name} {split}", len(output.todo)) as advance,
-          write_behind(store_maps, batch_size if place.type == "cuda" else 0) as write):
-        for batch in feature_batches(source, output.todo, [source_tensor], batch_size,
-                                     device=place):
-            for key, field in zip(batch.ids, batch.tensors[source_tensor], strict=True):
-                tensors = start.read_tensors(key)
-                with explain_out_of_memory(f"a photo of {batch.each}", smaller_features_hint(source.header)):
-                    refined = spread(
-                        tensors["cam"].to(place, non_blocking=True),
-                        field.to(place, non_blocking=True),
-                        affinity=affinity, mask=mask, threshold=threshold,
-                        exclusive=box == "exclusive", normalise=min_max)
-                write(key, refined, tensors["classes"])
-            advance(len(batch.ids))
-    output.finish()
+    def results() -> Iterator[_photo_work.Made]:
+        for batch in feature_batches(features, todo, wanted, settings.batch_size, device=device):
+            for number, key in enumerate(batch.ids):
+                with explain_out_of_memory(f"a photo of {batch.each}",
+                                           _inputs.smaller_photos_hint(features.header)):
+                    made = refined(key, {name: field[number].to(device, non_blocking=True)
+                                         for name, field in batch.tensors.items()})
+                yield made
+
+    return results()

@@ -1,63 +1,88 @@
-"""`vpltool scores`: many scores in one table."""
+"""`scores`: many scores in one table."""
 
 from __future__ import annotations
 
-import json as spelling
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import read_json
-from vpltool.options import Json
+from vpltool.formats.storage import atomic_path
+from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
-STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), writes=())
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresSettings(Settings):
+    """Settings of `scores`."""
+
+    rows: tuple[str, ...] = setting(
+        (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or plain files. "
+            "Default: all in scores/. FILE may be a pattern: scores/vision-[0-9].json.",
+        positional=True, metavar="ROW")
+    markdown: bool = setting(False, "Print a Markdown table.", off="-")
+    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+                               short="-o", record="never")
 
 
-def scores(
-    ctx: typer.Context,
-    rows: Annotated[list[str] | None, typer.Argument(
-        help="Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or plain files. "
-             "Default: all in scores/.")] = None,
-    markdown: Annotated[bool, typer.Option(
-        "--markdown", help="Print a Markdown table.")] = False,
-    json: Json = False,
-) -> None:
+STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), writes=(),
+              settings=ScoresSettings, begins=True)
+
+
+def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
     """Put scores side by side; mean and deviation of several.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
+
+    Args:
+        path: the workspace folder; files are looked for there too.
+        settings: which scores.
+
+    Returns:
+        title, split, photos and scores of each row; scores are lists, one of each file.
+
+    Raises:
+        VplError: a file is missing or holds no scores, or a row mixes splits.
     """
+    rows: tuple[str, ...] | list[str] = settings.rows
     if not rows:
         # `gap` writes there, too.
-        rows = [str(path) for path in sorted((ctx.obj / "scores").glob("*.json"))
-                if read_json(path, "vpltool eval").get("kind") == "scores"]
+        rows = [str(file) for file in sorted((path / "scores").glob("*.json"))
+                if read_json(file, "`eval()`").get("kind") == "scores"]
         if not rows:
-            raise VplError(f"no scores in {ctx.obj / 'scores'}", "vpltool eval")
-    table = [_row(ctx.obj, row) for row in rows]
-    if json:
-        print(spelling.dumps(table))
-        return
+            raise VplError(f"no scores in {path / 'scores'}", "`eval()` writes them")
+    table = [_row(path, row) for row in rows]
+    if settings.out is not None:
+        with atomic_path(settings.out) as temporary:
+            temporary.write_text(show(table, {"markdown": settings.markdown}) + "\n", "utf-8")
+    return table
+
+
+def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+    """Spell the rows as a table; in Markdown where that is asked for."""
+    markdown = values.get("markdown", False)
     cells = [["", "split", "photos", "mIoU", "foreground", "accuracy"]]
-    for row in table:
-        cells.append([row["title"], row["split"], str(row["photos"]),
-                      *(_spell(row[key]) for key in ("miou", "foreground", "accuracy"))])
+    cells += [[row["title"], row["split"], str(row["photos"]),
+               *(_spell(row[key]) for key in ("miou", "foreground", "accuracy"))] for row in table]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    for number, line in enumerate(cells):
+    lines = []
+    for line in cells:
         padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
                   for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        print(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
-        if markdown and number == 0:
-            print("|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
-                                 for column, width in enumerate(widths)) + "|")
+        lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
+    if markdown:
+        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
+                                       for column, width in enumerate(widths)) + "|")
+    return "\n".join(lines)
 
 
 def _row(work: Path, row: str) -> dict[str, Any]:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
-    found = [_read(work, name) for name in names]
+    found = [_read(work, name) for pattern in names for name in _matching(work, pattern)]
     kinds = {(entry["split"], entry["photos"]) for entry in found}
     if len(kinds) > 1:
         raise VplError(f"`{row}` mixes scores of several splits or numbers of photos",
@@ -71,11 +96,18 @@ def _row(work: Path, row: str) -> dict[str, Any]:
         "accuracy": [entry["accuracy"] for entry in found]}
 
 
+def _matching(work: Path, pattern: str) -> list[str]:
+    """Names that a pattern stands for; of what is not a pattern, itself."""
+    if not any(letter in pattern for letter in "*?["):
+        return [pattern]
+    return sorted(str(path) for path in work.glob(pattern)) or [pattern]
+
+
 def _read(work: Path, name: str) -> dict[str, Any]:
-    path = next((place for place in (Path(name), work / name) if place.exists()), Path(name))
-    content = read_json(path, "vpltool eval writes scores")
+    path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
+    content = read_json(path, "`eval()` writes scores")
     if content.get("kind") != "scores":
-        raise VplError(f"{path} holds no scores", "vpltool eval writes them")
+        raise VplError(f"{path} holds no scores", "`eval()` writes them")
     return content
 
 

@@ -1,61 +1,57 @@
-"""`vpltool shift-gap`: text prototypes moved along the modality gap (VPL, table 4)."""
+"""`shift-gap`: text prototypes moved along the modality gap (VPL, table 4)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from vpltool import console
-from vpltool.errors import VplError, check_choice
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    identity_of_file,
-    open_workspace,
-    write_tensors,
-)
-from vpltool.options import Limit, Out, Overwrite, Quiet, Split
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
-from vpltool.stages._regions import Regions, open_features, open_regions
+from vpltool.stages import _inputs, _phase_one
+from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftGapSettings(Settings):
+    """Settings of `shift-gap`."""
+
+    share: float = setting(
+        1.0, "Share of the gap: 1 the whole, so that the centroids coincide; 0 none; below 0 the "
+             "other way.", flag="--lambda", aliases=["--shift"], source="Liang et al., section 5")
+    centroid: str = setting(
+        "pixels", "Of what: pixels, all patches against all rows of the text; or regions of the "
+                  "CAMs against their classes' rows, as gap measures it.",
+        choices=("pixels", "regions"), source="VPL gives none")
+    cams: str = setting("", "With regions: the CAMs; default: text-refined, else text.",
+                        metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS])
+    phi: float = setting(
+        0.4, "With regions: a patch is a class's where its CAM is the strongest and reaches this.",
+        low=0, high=1, source="VPL, table 6", no_effect=[_ALL_PIXELS])
+    text: str = _phase_one.text()
+    features: Path | None = options.features()
+    split: str = options.split("train")
+    limit: int = options.limit("changed")
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
 STAGE = Stage(order=46, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
-              writes=("prototypes",))
+              writes=("prototypes",), settings=ShiftGapSettings)
 
 
-def shift_gap(
-    ctx: typer.Context,
-    share: Annotated[float, typer.Option(
-        "--lambda", "--shift", help="Share of the gap: 1 the whole, so that the centroids "
-                                    "coincide; 0 none; below 0 the other way.")] = 1.0,
-    centroid: Annotated[str, typer.Option(
-        help="Of what: pixels, all patches against all rows of the text; or regions of the CAMs "
-             "against their classes' rows, as gap measures it.")] = "pixels",
-    cams: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="With regions: the CAMs; default: text-refined, else text.",
-    )] = "",
-    phi: Annotated[float, typer.Option(
-        min=0, max=1, help="With regions: a patch is a class's where its CAM is the strongest and "
-                           "reaches this.")] = 0.4,
-    text: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="Text prototypes.")] = "text",
-    features: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Features of the split; default: features/SPLIT.")] = None,
-    split: Split = "train",
-    limit: Limit = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     """Move the text prototypes to where the photos' features are (Liang et al. 2022).
 
     The vector of the modality gap leads from the centroid of the text to that of the features. All
@@ -65,67 +61,83 @@ def shift_gap(
     Example: vpltool shift-gap --lambda 1
 
     Next: vpltool cam --prototypes shifted
+
+    Args:
+        workspace: where inputs are found and outputs go.
+        settings: how far, and between which centroids.
+
+    Returns:
+        the file of moved prototypes.
+
+    Raises:
+        VplError: an input is missing or does not fit the others, or there is no region.
     """
-    console.set_quiet(quiet)
-    check_choice("centroid", centroid, ("pixels", "regions"))
-    if not math.isfinite(share):
-        raise VplError(f"--lambda {share}: no share", "--lambda 1 moves by the whole gap")
-    workspace = open_workspace(ctx.obj)
-    source = open_features(workspace, features, split)
-    path, text_header, vectors = _artifacts.read_prototypes(workspace, text)
-    _artifacts.check_same_model(source.header.model, text_header.model,
-                                f"{source.path} and {path}")
-    options: dict[str, Any] = {"lambda": share, "centroid": centroid, "split": split}
-    inputs = {"features": source.identity, "text": identity_of_file(path)}
+    if not math.isfinite(settings.share):
+        raise VplError(f"`share={settings.share}` is not a finite number",
+                       "`share=1.0` moves by the whole gap")
+    warn_without_effect(settings)
+    features = _inputs.open_features(workspace, settings.features, settings.split)
+    text = _phase_one.read_text(workspace, settings.text, features)
+    inputs: dict[str, InputFolder | Path | str] = {"features": features, "text": text.path}
+    named = {"text": text.path.stem}
     regions = None
-    if centroid == "regions":
-        regions = open_regions(workspace, source, cams, split, phi, limit)
-        options["phi"] = phi
-        inputs |= {"cams": regions.maps.identity, "tags": workspace.tags_identity(split)}
-    if limit:
-        options["limit"] = limit
-    header = Header(kind="prototypes", command="shift-gap", options=options, inputs=inputs,
-                    model=source.header.model)
-    target = out or ctx.obj / "prototypes/shifted.safetensors"
-    if not _artifacts.is_done(target, header, overwrite=overwrite):
-        rows, index = vectors["prototypes"], vectors["class_index"]
-        moved, distances = _shift(workspace, source, regions, rows, index, options)
-        facts = {"space": "text shifted", "rows": text_header.facts["rows"],
+    if settings.centroid == "regions":
+        regions = open_regions(workspace, features, settings.cams, settings.split, settings.phi,
+                               settings.limit)
+        inputs |= {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
+        named["cams"] = regions.maps.name
+    header = _inputs.make_header(workspace, "prototypes", "shift-gap", settings, inputs=inputs,
+                                 model=features.header.model, options=named)
+    target = settings.out or workspace.path / "prototypes/shifted.safetensors"
+    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
+                              update=settings.update):
+        centroid, counted = _centroid(workspace, features, regions, text, settings)
+        moved, distances = _shift(text.rows, centroid, counted, settings.share)
+        facts = {"space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
         write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": moved, "class_index": index})
+                      {"prototypes": moved, "class_index": text.class_index})
         console.note(f"distance of the centroids: text {distances[0]:.3f}, shifted and back on the "
                      f"sphere {distances[1]:.3f}")
-    print(target)
+    return target
 
 
-def _shift(workspace: Workspace, features: InputFolder, regions: Regions | None, rows: Tensor,
-           index: Tensor, options: dict[str, Any]) -> tuple[Tensor, tuple[float, float]]:
-    """Give the moved rows, and the distance of the centroids before and after."""
-    from vpltool.core.gap import feature_centroid, shift_along_gap
+def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | None,
+              text: _inputs.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
+    """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool.
+
+    Raises:
+        VplError: there is no region.
+    """
+    from vpltool.core.gap import feature_centroid
 
     if regions is None:
-        ids = features.available(photo.id for photo in workspace.photos(
-            options["split"], options.get("limit", 0)))
+        ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
         centroid, _ = feature_centroid(_pixels(features, ids), groups=1)
-        counted = index >= 0
-    else:
-        try:
-            centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
-        except ValueError as error:
-            raise VplError(f"no CAM in {regions.maps.path} reaches --phi {regions.phi:g}",
-                           "lower --phi, or name other --cams") from error
-        counted = seen[index]
+        return centroid, text.class_index >= 0
+    try:
+        centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
+    except ValueError as error:
+        raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi}`",
+                       f"lower it: `phi={round(regions.phi / 2, 3)}`; or name other CAMs by "
+                       "`cams='NAME'`") from error
+    return centroid, seen[text.class_index]
+
+
+def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
+           ) -> tuple[Tensor, tuple[float, float]]:
+    """Give the moved rows, and the distance of the centroids before and after."""
+    from vpltool.core.gap import shift_along_gap
 
     def distance(vectors: Tensor) -> float:
         return float((centroid - vectors[counted].mean(dim=0)).norm())
 
-    moved = shift_along_gap(rows, centroid - rows[counted].mean(dim=0), options["lambda"])
+    moved = shift_along_gap(rows, centroid - rows[counted].mean(dim=0), share)
     return moved, (distance(rows), distance(moved))
 
 
-def _pixels(features: InputFolder, ids: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
+def _pixels(features: InputFolder, ids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
     import torch
 
     with console.progress("read features", len(ids)) as advance:

@@ -1,94 +1,199 @@
-"""`vpltool show`: a sheet of pictures. Reads the true masks, to show them."""
+"""`show`: a sheet of pictures. Reads the true masks, to show them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-
-from vpltool import console
-from vpltool.errors import VplError, near_name
-from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace, voc_palette
+from vpltool import console, options
+from vpltool.datasets.layouts import named_photos
+from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.formats import Photo, Workspace, voc_palette
 from vpltool.formats.storage import atomic_path
-from vpltool.options import Out, Quiet, Split
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._artifacts import read_known_photo
+from vpltool.stages import _panels
+from vpltool.stages._panels import Column
 from vpltool.stages._truth import read_truth
 
 if TYPE_CHECKING:
-    from vpltool.pictures.overlays import Rgb
+    from vpltool.pictures.overlays import SheetPanel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings(Settings):
+    """Settings of `show`."""
+
+    what: tuple[str, ...] = setting(
+        (), "cams/NAME, masks/NAME, predictions/NAME, folders of these, or folders of masks; the "
+            "first may be a folder of photos. Default: all there are.", positional=True,
+        metavar="WHAT")
+    split: str = options.split("train")
+    ids: str = setting("", "Ids of photos, separated by commas.", flag="--id", metavar="LIST")
+    photos: Path | None = setting(None, "Folder of the photos, where they are not the "
+                                        "workspace's.", metavar="DIR")
+    limit: int = setting(6, "Number of photos, spread over all.", low=1, metavar="N")
+    truth: bool = setting(True, "Show the true masks.")
+    out: Path | None = options.out()
+
 
 STAGE = Stage(order=92, panel="4. Scores and pictures",
-              reads=("cams", "masks", "predictions", "probabilities"), writes=())
+              reads=("cams", "masks", "predictions", "probabilities"), writes=(),
+              settings=ShowSettings)
 
 
-def show(
-    ctx: typer.Context,
-    what: Annotated[list[str] | None, typer.Argument(
-        help="cams/NAME, masks/NAME, predictions/NAME or folders; default: all there are.")] = None,
-    split: Split = "train",
-    ids: Annotated[str, typer.Option(
-        "--id", metavar="LIST", help="Ids of photos, separated by commas.")] = "",
-    limit: Annotated[int, typer.Option(
-        "--limit", min=1, help="Number of photos, spread over the split.")] = 6,
-    truth: Annotated[bool, typer.Option("--truth/--no-truth", help="Show the true masks.")] = True,
-    out: Out = None,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True)
+class _Row:
+    """A photo to show; of the workspace's, with its entry there."""
+
+    id: str
+    path: Path
+    photo: Photo | None = None
+
+
+def run(workspace: Workspace, settings: ShowSettings) -> Path:
     """Draw a sheet of photos, maps, masks, predictions and the truth.
 
-    Of CAMs, the first tag's map is shown.
+    Each class has its colour: a legend names them. Photos need not be in the workspace: name
+    their folder, then one of masks; predictions of new photos know where these are. The file is
+    named after what it shows.
 
     Example: vpltool show cams/text cams/vision masks/vision --limit 8
+
+    Example: vpltool show holiday masks-of-holiday
+
+    Args:
+        workspace: where everything is found, and the sheet goes.
+        settings: what is shown, of which photos.
+
+    Returns:
+        the sheet, a PNG.
+
+    Raises:
+        VplError: something that is named is missing, or nothing can be shown.
+        PhotosFailed: some panels could not be drawn; the sheet says why in their place.
     """
-    console.set_quiet(quiet)
-    workspace = open_workspace(ctx.obj)
-    photos = _choose(workspace, split, ids, limit)
-    kinds = ("cams", "masks", "predictions", "probabilities")
-    names = what or sorted(str(path.parent.parent.relative_to(ctx.obj)) for kind in kinds[:3]
-                           for path in ctx.obj.glob(f"{kind}/*/{split}/artifact.json"))
-    sources = [(name, find_folder(ctx.obj, kinds[:3], name, split, kinds, "vpltool cam"))
-               for name in names]
+    root, names = settings.photos, list(settings.what)
+    if root is None and len(names) > 1 and _panels.holds_photos(Path(names[0])):
+        root, names = Path(names[0]), names[1:]
+    columns = _columns(workspace, names, settings.split)
+    named = named_photos([root]) if root else _panels.new_photos(columns, workspace.path)
+    where = root.resolve().name if root else settings.split
+    if named:
+        rows = _named_rows(named, columns, settings)
+        if root is None:
+            where = columns[0].path.resolve().name
+    else:
+        rows = _chosen([_Row(photo.id, workspace.image_path(photo), photo)
+                        for photo in workspace.photos(settings.split)], settings)
+    _check_columns(columns, rows)
 
     from vpltool.pictures.overlays import sheet
 
-    page = sheet(_row(workspace, photo, sources, truth=truth) for photo in photos)
-    path = out or ctx.obj / "pictures" / f"{split}.png"
+    failed: dict[str, str] = {}
+    page = sheet((list(_panels_of(workspace, row, columns, settings, failed)) for row in rows),
+                 voc_palette(), dict(enumerate(("background", *workspace.classes))))
+    path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
-    print(path)
+    if failed:
+        said = "; ".join(f"{key}: {why}" for key, why in failed.items())
+        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {said}",
+                           "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
+                           path)
+    return path
 
 
-def _row(workspace: Workspace, photo: Photo, sources: list[tuple[str, InputFolder]], *,
-         truth: bool) -> list[tuple[str, Rgb]]:
-    """A photo with all that there is of it, each with its title."""
-    from vpltool.pictures.overlays import labels_over
-
-    picture = read_known_photo(workspace, photo)
-    row = [(f"{photo.id}: {' '.join(photo.labels)}", picture)]
-    row += [(name, _panel(source, photo, picture)) for name, source in sources
-            if source.path_of(photo.id).exists()]
-    if truth and photo.mask:
-        labels = read_truth(workspace, photo, picture.shape[:2])
-        row.append(("truth", labels_over(picture, labels, voc_palette())))
-    return row
+def _columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
+    if names:
+        return [_panels.open_column(workspace, name, split) for name in names]
+    columns = []
+    for name in _panels.columns_there(workspace.path, split):
+        try:
+            columns.append(_panels.open_column(workspace, name, split))
+        except VplError as error:
+            console.warn(f"{name} is left out: {error.message}")
+    return columns
 
 
-def _choose(workspace: Workspace, split: str, ids: str, limit: int) -> list[Photo]:
-    photos = workspace.photos(split)
-    if not ids:
-        return photos[:: max(1, len(photos) // limit)][:limit]
-    known = {photo.id: photo for photo in photos}
-    for key in ids.split(","):
+def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings
+                ) -> list[_Row]:
+    """The photos that any of the columns has a file of; all if there is no column."""
+    why = "the photos are not the workspace's"
+    warn_without_effect(settings, without={"split": why, "truth": why})
+    rows = [_Row(key, path) for key, path in paths.items()
+            if not columns or any(column.file_of(key).exists() for column in columns)]
+    if not rows:
+        raise VplError(f"{', '.join(str(column.path) for column in columns)}: no file of a photo "
+                       f"such as {next(iter(paths.values()))}",
+                       "a photo and its mask have one name, with other suffixes")
+    return _chosen(rows, settings)
+
+
+def _chosen(rows: list[_Row], settings: ShowSettings) -> list[_Row]:
+    if not settings.ids:
+        return rows[:: max(1, len(rows) // settings.limit)][:settings.limit]
+    known = {row.id: row for row in rows}
+    for key in settings.ids.split(","):
         if key not in known:
-            raise VplError(f"no photo `{key}` in the split `{split}`", near_name(key, known))
-    return [known[key] for key in ids.split(",")]
+            raise VplError(f"no photo `{key}` among the {len(rows)} that can be shown",
+                           near_name(key, known))
+    return [known[key] for key in settings.ids.split(",")]
 
 
-def _panel(source: InputFolder, photo: Photo, picture: Rgb) -> Rgb:
-    from vpltool.pictures.overlays import heat_over, labels_over
+def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
+    """Check that each column has something to show.
 
-    if source.kind in ("masks", "predictions"):
-        return labels_over(picture, source.read_labels(photo.id), voc_palette())
-    cam = source.read_tensors(photo.id)["cam"].float()
-    return heat_over(picture, cam[0].numpy()) if len(cam) else picture
+    Raises:
+        VplError: one has no file of these photos, nor a reason why.
+    """
+    for column in columns:
+        if not any(column.file_of(row.id).exists() or (
+                column.source and row.id in column.source.failed) for row in rows):
+            raise VplError(f"{column.path} holds none of the photos that are shown",
+                           "choose others by `split='NAME'` or `ids='ID,ID'`, or name the folder "
+                           "of its photos: `photos='DIR'`")
+
+
+def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,
+               failed: dict[str, str]) -> Iterator[SheetPanel]:
+    """Draw a photo with all that there is of it; what cannot be drawn is noted in `failed`."""
+    from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
+
+    labels = f": {' '.join(row.photo.labels)}" if row.photo else ""
+    try:
+        whole = read_photo(row.path)
+    except OSError as error:
+        failed[row.id] = describe_failure(row.path, error)
+        yield SheetPanel(row.id + labels, failed[row.id])
+        return
+    picture = fit_panel(whole)
+    yield SheetPanel(row.id + labels, picture)
+    for column in columns:
+        try:
+            yield column.panel(row.id, picture)
+        except VplError as error:
+            failed.setdefault(row.id, error.message)
+            yield SheetPanel(column.name, error.message)
+    if settings.truth and row.photo and row.photo.mask:
+        try:
+            truth = read_truth(workspace, row.photo, whole.shape[:2])
+            yield SheetPanel("truth", labels_over(picture, truth, voc_palette()),
+                             classes_in(truth))
+        except VplError as error:
+            failed.setdefault(row.id, error.message)
+            yield SheetPanel("truth", error.message)
+
+
+def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
+    """Name a sheet after what it shows, so that another one does not replace it."""
+    named = [[part for part in Path(name).parts if part.strip("/.")] for name in names]
+    parts = [where, *("-".join(part[-3:]) for part in named),
+             *filter(None, settings.ids.split(",")), *([] if settings.truth else ["no-truth"])]
+    stem = re.sub(r"[^\w.=+-]+", "-", "_".join(parts))
+    return stem if len(stem) <= 120 else f"{stem[:110]}-{sha256(stem.encode()).hexdigest()[:6]}"

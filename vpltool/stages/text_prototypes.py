@@ -1,100 +1,126 @@
-"""`vpltool text-prototypes`: from class names to text prototypes."""
+"""`text-prototypes`: from class names to text prototypes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from vpltool import console
+from vpltool import console, options
 from vpltool.datasets.prompts import find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, open_workspace, write_tensors
-from vpltool.options import Device, Out, Overwrite, Quiet
+from vpltool.formats import Workspace, identity_of_many, write_tensors
+from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
-
-STAGE = Stage(order=20, panel="1. Begin", reads=("workspace",),
-              writes=("prototypes",))
+from vpltool.stages import _inputs
 
 
-def text_prototypes(
-    ctx: typer.Context,
-    prompts: Annotated[str, typer.Option(
-        metavar="NAME-OR-FILE",
-        help="single, origami (CLIP-ES), seven (InMaP), ensemble (80), or a file of templates.",
-    )] = "origami",
-    synonyms: Annotated[bool, typer.Option(
-        help="CLIP-ES's class words instead of the bare names, for VOC and COCO.")] = True,
-    words: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="Your own class words, a line each: CLASS: WORDS.")] = None,
-    device: Device = "auto",
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TextPrototypesSettings(Settings):
+    """Settings of `text-prototypes`."""
+
+    prompts: str = setting(
+        "origami", "single, origami (CLIP-ES), seven (InMaP), ensemble (80), or a file of "
+                   "templates.", metavar="NAME-OR-FILE", source="CLIP-ES, official code")
+    synonyms: bool = setting(
+        True, "CLIP-ES's class words instead of the bare names, for VOC and COCO.",
+        source="CLIP-ES, official code")
+    words: Path | None = setting(
+        None, "Your own class words, a line each: CLASS: WORDS.", metavar="FILE")
+    device: str = options.device()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=20, panel="1. Begin", reads=("workspace",), writes=("prototypes",),
+              settings=TextPrototypesSettings)
+
+
+def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     """Encode class names and background words with CLIP's text encoder.
 
     Example: vpltool text-prototypes --prompts ensemble
 
     Next: vpltool extract
+
+    Args:
+        workspace: gives the classes, the background words and the CLIP.
+        settings: which prompts, which words.
+
+    Returns:
+        the file of prototypes.
+
+    Raises:
+        VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
-    console.set_quiet(quiet)
-    workspace = open_workspace(ctx.obj)
-    path = out or ctx.obj / "prototypes/text.safetensors"
-    templates = find_prompts(prompts)
-    spoken = _class_words(workspace.name, workspace.classes, synonyms, words)
-    header = Header(
-        kind="prototypes", command="text-prototypes",
-        options={"prompts": list(templates), "words": spoken,
-                 "background": list(workspace.background)})
     from vpltool.clip.models import find_source
 
+    path = settings.out or workspace.path / "prototypes/text.safetensors"
+    templates = find_prompts(settings.prompts)
+    spoken = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     # The fingerprint of the model is not known before it is loaded; its name must do here.
-    source = find_source(workspace.model, workspace.pretrained, ctx.obj)
-    wanted = replace(header, model=source.names | (
-        {"normalise": workspace.normalise} if workspace.normalise != "model" else {}))
-    if _artifacts.is_done(path, wanted, overwrite=overwrite, by_model_name=True):
-        print(path)
-        return
+    source = find_source(workspace.model, workspace.pretrained, workspace.path)
+    header = _inputs.make_header(
+        workspace, "prototypes", "text-prototypes", settings,
+        model=source.names | ({"normalise": workspace.normalise}
+                              if workspace.normalise != "model" else {}),
+        inputs={"classes": workspace.classes_identity,
+                "vocabulary": vocabulary_identity(workspace, spoken),
+                **({"words": settings.words} if settings.words else {})},
+        options={"prompts": list(templates),
+                 "words": settings.words.name if settings.words else None})
+    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update,
+                          by_model_name=True):
+        return path
 
-    from vpltool.clip.load import load_clip
-    from vpltool.core.text import text_prototypes as encode_words
-    from vpltool.parallel.device import find_device
-
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(device), base=ctx.obj,
-                     normalise=workspace.normalise)
-    rows = [*spoken, *workspace.background]
-    vectors = encode_words(rows, templates, clip.encode_text)
     import torch
 
+    from vpltool.clip.load import load_clip
+    from vpltool.core.text import text_prototypes
+    from vpltool.parallel.device import find_device
+
+    clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
+                     base=workspace.path, normalise=workspace.normalise)
+    vectors = text_prototypes([*spoken.values(), *workspace.background], templates,
+                              clip.encode_text)
     index = [*range(1, len(spoken) + 1), *(0 for _ in workspace.background)]
     header = replace(header, model=clip.identity, facts={
-        "space": "text", "rows": [*workspace.classes, *workspace.background]})
+        "space": "text", "rows": [*workspace.classes, *workspace.background],
+        "words": list(spoken.values())})
     write_tensors(path, header, {"prototypes": vectors, "class_index": torch.tensor(index)})
     prompts = "1 prompt" if len(templates) == 1 else f"{len(templates)} prompts"
     console.note(f"{len(spoken)} classes and {len(workspace.background)} background words, "
                  f"{prompts} each, in {vectors.shape[1]} dimensions")
-    print(path)
+    return path
 
 
-def _class_words(
-    data_set: str, classes: Sequence[str], synonyms: bool, file: Path | None
-) -> list[str]:
-    vocabulary = VOCABULARIES.get(data_set)
+def vocabulary_identity(workspace: Workspace, spoken: Mapping[str, str]) -> str:
+    """Hash of the words of all classes and of the background."""
+    return identity_of_many(dict(spoken) | {"": "\n".join(workspace.background)})
+
+
+def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> Mapping[str, str]:
+    """Class name to the words that go into the prompts, in class order.
+
+    Args:
+        workspace: gives the classes; its name selects CLIP-ES's words for VOC and COCO.
+        synonyms: whether those are used.
+        file: lines `CLASS: WORDS` that go before them, or None.
+
+    Raises:
+        VplError: a line of the file is something else, or names no class.
+    """
+    vocabulary = VOCABULARIES.get(workspace.name)
     known = vocabulary.synonyms if vocabulary and synonyms else SPLIT_WORDS
-    spoken = {name: known.get(name, name.replace("_", " ")) for name in classes}
-    if file is not None:
-        hint = "--words takes a text file with lines such as: person: a person, people"
-        for line in read_lines(file, hint):
-            name, colon, text = (part.strip() for part in line.partition(":"))
-            if not colon or not text:
-                raise VplError(f"{file}: `{line}` is not CLASS: WORDS", hint)
-            if name not in spoken:
-                raise VplError(f"{file}: `{name}` is no class", near_name(name, spoken))
-            spoken[name] = text
-    return list(spoken.values())
+    spoken = {name: known.get(name, name.replace("_", " ")) for name in workspace.classes}
+    hint = "`words` takes a text file with lines such as: person: a person, people"
+    for line in read_lines(file, hint) if file is not None else ():
+        name, colon, text = (part.strip() for part in line.partition(":"))
+        if not colon or not text:
+            raise VplError(f"{file}: `{line}` is not CLASS: WORDS", hint)
+        if name not in spoken:
+            raise VplError(f"{file}: `{name}` is no class", near_name(name, spoken))
+        spoken[name] = text
+    return spoken

@@ -1,56 +1,29 @@
-"""`vpltool train-decoder`: a segmenter on a frozen CLIP, from pseudo masks and prototypes."""
+"""`train-decoder`: a segmenter on a frozen CLIP, from pseudo masks and prototypes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vpltool import console
-from vpltool.errors import VplError, check_choice
-from vpltool.formats import (
-    Header,
-    find_folder,
-    identity_of_file,
-    open_workspace,
-    read_tensors,
-    write_tensors,
-)
-from vpltool.formats.header import difference
-from vpltool.options import (
-    Device,
-    Limit,
-    NoEffect,
-    Out,
-    Overwrite,
-    Precision,
-    Quiet,
-    Seed,
-    Split,
-    Workers,
-    warn_about_no_effect,
-)
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import Header, Workspace, expect_header, write_tensors
+from vpltool.formats.header import changed_inputs
+from vpltool.methods import KINDS, find_method
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _artifacts
-from vpltool.stages._lessons import Lessons, crop_batches, frozen_layers
+from vpltool.stages import _inputs
+from vpltool.stages._checkpoints import Start, load_state, read_checkpoint, write_checkpoint
+from vpltool.stages._lessons import Frozen, Lessons, crop_batches, frozen_layers
+from vpltool.stages._masks import Masks, check_masks, content_identity, find_masks, newer_than
 
 if TYPE_CHECKING:
-    import torch
-
-    from vpltool.core.decoder import Decoder
+    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import StepRecord, TrainingSettings
-
-STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
-              writes=("decoder",))
-
-NO_EFFECT = (NoEffect("precision", {"source": ("features",)}, "no encoder is run; add --source photos"),)
-
-_HEAD_WIDTH = 32
-"""Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -58,113 +31,191 @@ _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
 
 
-def train_decoder(
-    ctx: typer.Context,
-    masks: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="Pseudo masks to learn from; default: the furthest.")] = "",
-    prototypes: Annotated[str, typer.Option(
-        metavar="NAME-OR-PATH", help="The pixel classifier: vision, text or a file.")] = "vision",
-    source: Annotated[str, typer.Option(
-        help="photos: random scale, mirror, crop, encoded at each step; features: mirror and crop "
-             "of stored layers, much faster; auto: features where they hold layers.")] = "auto",
-    iters: Annotated[int, typer.Option(
-        min=0, help="Steps; 0 with --residual: the dense CAM over all classes, no tags needed.",
-    )] = 30000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 6,
-    crop: Annotated[int, typer.Option(min=2, help="Side of a crop, in patches.")] = 20,
-    lambda_ce: Annotated[float, typer.Option(min=0, help="Weight of the cross-entropy.")] = 1.0,
-    lambda_rsc: Annotated[float, typer.Option(
-        min=0, help="Weight of the regional semantic contrast; 0: without.")] = 1.0,
-    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
-    lr: Annotated[float, typer.Option(
-        min=0, help="Learning rate; 0: 0.01 for sgd, 0.002 for adamw.")] = 0,
-    power: Annotated[float, typer.Option(
-        min=0, help="The rate falls as (1 - t)^POWER; WeCLIP: 1.")] = 0.9,
-    balanced: Annotated[bool, typer.Option(
-        "--balanced/--plain", help="Background and foreground weigh the same in the cross-entropy "
-                                   "(WeCLIP), or each pixel does (the paper).")] = False,
-    tau: Annotated[float, typer.Option(
-        min=1e-3, help="Temperature of the pixel classifier.")] = 0.07,
-    width: Annotated[int, typer.Option(min=8, help="Width of the decoder.")] = 256,
-    residual: Annotated[bool, typer.Option(
-        "--residual/--no-residual", help="Add the decoder's output to CLIP's own patch embeddings: "
-                                         "better with few photos or steps.")] = False,
-    layers: Annotated[str, typer.Option(
-        metavar="LIST", help="CLIP blocks to read, 0 is the first; default: those stored, or all "
-                             "but the last.")] = "",
-    split: Split = "train",
-    name: Annotated[str, typer.Option(help="Name of the decoder; default: the masks'.")] = "",
-    checkpoint_every: Annotated[int, typer.Option(
-        min=1, help="Steps between checkpoints; a stopped run goes on from the last.")] = 200,
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    workers: Workers = -1,
-    limit: Limit = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train WeCLIP's multi-layer decoder on pseudo masks; CLIP stays frozen.
+@dataclass(frozen=True, kw_only=True)
+class TrainDecoderSettings(Settings):
+    """Settings of `train-decoder`."""
+
+    masks: str = setting("", "Pseudo masks to learn from, or a folder of one's own; default: the "
+                             "furthest.", metavar="NAME-OR-PATH", record="never")
+    prototypes: str = setting("vision", "The pixel classifier: vision, text or a file.",
+                              metavar="NAME-OR-PATH", source="VPL, eq. 12")
+    method: str = setting(KINDS["segmenters"].default, "What is trained; see below.",
+                          metavar="NAME")
+    source: str = setting(
+        "auto", "photos: random scale, mirror, crop, encoded at each step; features: mirror and "
+                "crop of stored layers, much faster; auto: features where they hold layers.",
+        choices=("auto", "features", "photos"))
+    iters: int = setting(30000, "Steps; 0, for a residual decoder: the dense CAM over all classes, "
+                                "no tags needed.", low=0, source="VPL, implementation details")
+    batch_size: int = setting(6, "Crops a step.", low=1, source="VPL, implementation details")
+    crop: int = setting(20, "Side of a crop, in patches.", low=2,
+                        source="WeCLIP, its code: 320 pixels")
+    lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
+    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: without.", low=0,
+                                source="VPL, eq. 14")
+    optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
+                             source="VPL, implementation details")
+    lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
+                        source="WeCLIP, its code, for adamw; VPL gives none")
+    power: float = setting(0.9, "The rate falls as (1 - t)^POWER; WeCLIP: 1.", low=0)
+    balanced: bool = setting(
+        False, "Background and foreground weigh the same in the cross-entropy (WeCLIP), or each "
+               "pixel does (the paper).", off="--plain", source="VPL, eq. 14")
+    max_side: int = setting(
+        1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
+              "them.", low=0, metavar="PIXELS", record="changed")
+    split: str = options.split("train")
+    features: Path | None = options.features()
+    name: str = setting("", "Name of the decoder; default: the masks'.", record="never")
+    checkpoint_every: int = setting(
+        200, "Steps between checkpoints; there is one a minute in any case, and one at an "
+             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        record="never", brief=False)
+    seed: int = options.seed()
+    device: str = options.device()
+    precision: str = options.precision()
+    workers: int = options.workers()
+    limit: int = options.limit(record="changed")
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
+              writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters")
+
+_UNREAD = dict.fromkeys(("precision", "max_side"),
+                        "no encoder is run; `source='photos'` runs it")
+
+
+def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
+    """Train a segmenter on pseudo masks; CLIP stays frozen.
 
     The class scores of a pixel are the cosines of its embedding to the prototypes.
 
     Example: vpltool train-decoder --iters 30000 --lambda-rsc 1
 
     Next: vpltool predict --split val
-    """
-    console.set_quiet(quiet)
-    check_choice("optimizer", optimizer, ("sgd", "adamw"))
-    check_choice("source", source, ("auto", "features", "photos"))
-    if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
-        raise VplError(f"--width {width}: not a multiple of {_HEAD_WIDTH}, the width of an "
-                       "attention head", "--width 256")
-    workspace = open_workspace(ctx.obj)
-    labels = find_folder(ctx.obj, ("masks",), masks, split, ("masks",),
-                         f"vpltool crf --split {split}", preferred=("vision-refined", "vision"))
-    path, vectors_header, vectors = _artifacts.read_prototypes(workspace, prototypes)
-    workspace.check_classes(labels.header, labels.path)
-    photos = workspace.photos(split, limit)
-    ids = set(labels.available(photo.id for photo in photos))
-    photos = [photo for photo in photos if photo.id in ids]
-    frozen = frozen_layers(workspace, source, layers, split, photos, str(device), precision)
-    warn_about_no_effect(ctx, NO_EFFECT, {"source": frozen.source})
-    if residual and frozen.features and frozen.features.header.options.get("patches"):
-        raise VplError("--residual adds to the last block's patch embeddings; the features hold "
-                       "those of its value path", "--source photos, or --no-residual")
-    if frozen.model:
-        _artifacts.check_same_model(frozen.model, vectors_header.model,
-                                    f"{frozen.name} and {path}")
 
+    Args:
+        workspace: where inputs are found and the decoder goes.
+        settings: what to learn from, which method, how long.
+
+    Returns:
+        the file of the decoder.
+
+    Raises:
+        VplError: an input is missing, a mask does not fit, or a setting is refused.
+    """
     from vpltool.core.training import TrainingSettings
 
-    settings = TrainingSettings(
-        iterations=iters, batch_size=batch_size, crop=crop, optimizer=optimizer,
-        lr=lr or _DEFAULT_LR[optimizer], power=power, balanced=balanced, lambda_ce=lambda_ce,
-        lambda_rsc=lambda_rsc, seed=seed)
-    header = Header(
-        kind="decoder", command="train-decoder", model=vectors_header.model,
-        options={"split": split, "source": frozen.source, "tau": tau, "width": width,
-                 "residual": residual, "layers": list(frozen.layers), **asdict(settings)},
-        inputs={"masks": labels.identity, "prototypes": identity_of_file(path),
-                "classes": workspace.classes_identity,
-                "tags": workspace.tags_identity(split)} | frozen.inputs)
-    if frozen.source == "photos" and precision != "fp32":
-        header.options["precision"] = precision
-    if limit:
-        header.options["limit"] = limit
-    target = out or ctx.obj / "decoder" / f"{name or labels.path.parent.name}.safetensors"
-    if not _artifacts.is_done(target, header, overwrite=overwrite):
-        lessons = Lessons(workspace, labels, photos, frozen, residual)
-        run = _Run(lessons, settings, header, target)
-        _train(run, vectors, checkpoint_every, str(device), workers, overwrite=overwrite)
-    print(target)
+    method = find_method("segmenters", settings.method).load()
+    photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
+    masks = find_masks(workspace, settings.masks, settings.split, list(photos.values()))
+    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
+    frozen, ids = frozen_layers(
+        workspace, masks.ids, source=settings.source, features=settings.features,
+        split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
+        device=settings.device, precision=settings.precision)
+    _inputs.check_same_model(frozen.model, prototypes.header.model,
+                             f"{frozen.name} and {prototypes.path}")
+    warn_without_effect(settings, without=_UNREAD if frozen.features else {})
+    training = TrainingSettings(
+        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
+        optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
+        power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
+        lambda_rsc=settings.lambda_rsc, seed=settings.seed)
+    network = _build(settings, method, SegmenterParts(
+        frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
+    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training)
+    name = settings.name or masks.name
+    target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
+    if not _is_done(target, header, settings, masks, ids):
+        facts = {"segmenter": settings.method, "config": network.config,
+                 "reads": list(network.reads), "classes": list(workspace.classes),
+                 "normalise": workspace.normalise}
+        lessons = Lessons(workspace, masks, [photos[key] for key in ids], frozen,
+                          network.reads_patches, settings.max_side)
+        task = _Run(lessons, training, replace(header, facts=facts), target)
+        start = read_checkpoint(task.checkpoint, task.header, overwrite=settings.overwrite,
+                                update=settings.update)
+        check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
+                    len(workspace.classes))
+        _train(task, network, start, settings)
+    return target
+
+
+def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, frozen: Frozen
+           ) -> SegmenterNetwork:
+    """Build the network that is trained, always the same one for a seed.
+
+    Raises:
+        VplError: the method refuses its settings, or the features are not what it reads.
+    """
+    import torch
+
+    if not hasattr(method, "rebuild"):
+        raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
+                       "rebuild(config) gives an empty network, for `predict`")
+    torch.manual_seed(settings.seed)
+    network: SegmenterNetwork = method.build(parts, settings.of_method)
+    if not settings.iters and not network.serves_untrained:
+        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
+                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
+                                        if hasattr(settings.of_method, "residual") else ""))
+    if (network.reads_patches and frozen.features
+            and frozen.features.header.options.get("patches", "block") != "block"):
+        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
+                       "holds those of its value path",
+                       "`source='photos'`" + (", or `residual=False`" if hasattr(
+                           settings.of_method, "residual") else ""))
+    return network
+
+
+def _make_header(
+    workspace: Workspace, settings: TrainDecoderSettings, masks: Masks,
+    prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
+) -> Header:
+    inputs: dict[str, Any] = {
+        "masks": content_identity(masks.path, ids), "prototypes": prototypes.path,
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
+    header = _inputs.make_header(
+        workspace, "decoder", "train-decoder", settings,
+        inputs=inputs | ({"features": frozen.features} if frozen.features else {}),
+        model=prototypes.header.model,
+        options={"prototypes": prototypes.path.stem, "source": frozen.source, "lr": training.lr,
+                 "warmup": training.warmup,
+                 **({"layers": list(frozen.layers)} if frozen.layers else {})},
+        skip=_UNREAD if frozen.features else ())
+    # The masks' identity is that of their bytes, not that of how they were made.
+    sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
+    call = {name: value for name, value in header.call.items() if name != "masks"}
+    return replace(header, sources=sources, call=call)
+
+
+def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: Masks, ids: Any
+             ) -> bool:
+    """Tell whether the decoder is there already.
+
+    Raises:
+        VplError: another one is there; if masks have changed since, it says how many.
+    """
+    try:
+        return _inputs.check_file(target, header, overwrite=settings.overwrite,
+                                  update=settings.update)
+    except VplError as error:
+        if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
+            error.message += (f" ({newer_than(masks, target, ids)} of {len(ids)} masks are newer "
+                              "than it)")
+        raise
 
 
 @dataclass(frozen=True)
 class _Run:
+    """A training: what is learned, how, and the file that is to come, with its header."""
+
     lessons: Lessons
-    settings: TrainingSettings
+    training: TrainingSettings
     header: Header
     target: Path
 
@@ -173,56 +224,59 @@ class _Run:
         return self.target.with_name(f"{self.target.stem}.checkpoint.safetensors")
 
 
-def _train(run: _Run, vectors: dict[str, torch.Tensor], checkpoint_every: int,
-           device: str, workers: int, *, overwrite: bool) -> None:
-    import torch
-
-    from vpltool.core.decoder import Decoder, DecoderShape
+def _train(run: _Run, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
+           ) -> None:
     from vpltool.core.training import make_optimizer, train
+    from vpltool.parallel.checkpoints import CheckpointRule
     from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.memory import explain_out_of_memory
+    from vpltool.parallel.signals import defer_interrupts
 
-    torch.manual_seed(run.settings.seed)
-    options = run.header.options
-    frozen = run.lessons.frozen
-    shape = DecoderShape(frozen.layers, frozen.input_width, vectors["prototypes"].shape[1],
-                         options["width"], heads=max(options["width"] // _HEAD_WIDTH, 1),
-                         residual=options["residual"])
-    decoder = Decoder(shape, vectors["prototypes"], vectors["class_index"], options["tau"])
-    place = find_device(device)
-    decoder = decoder.to(place)
-    optimizer = make_optimizer(decoder, run.settings)
-    if overwrite:
-        run.checkpoint.unlink(missing_ok=True)
-    start, curve, recent = _resume(run, decoder, optimizer)
-    steps = run.settings.iterations
-    used = run.settings
+    device = find_device(settings.device)
+    network = network.to(device)
+    training, steps = run.training, run.training.iterations
+    optimizer = make_optimizer(network, training)
+    load_state(network, optimizer, start.tensors)
+    curve, recent = start.curve, start.recent
     unread: list[StepRecord] = []
-    with (contextlib.closing(crop_batches(run.lessons, run.settings, start, device=place,
-                                          workers=worker_count(workers))) as batches,
-          console.progress(f"train-decoder {run.target.stem}", steps - start) as advance,
-          explain_out_of_memory(f"{used.batch_size} crops of {used.crop}×{used.crop} patches",
-                          f"--batch-size {max(used.batch_size // 2, 1)} --overwrite, or "
-                          f"--crop {max(used.crop // 2, 2)} --overwrite")):
-        for record in train(decoder, optimizer, run.settings, batches, start=start):
-            unread.append(record)
-            done = record.iteration + 1
-            logged = done % max(steps // 50, 1) == 0 or done == steps
-            kept = done % checkpoint_every == 0 and done < steps
-            text = ""
-            if logged or kept or len(unread) == _STEPS_UNREAD:
-                recent += _read_losses(unread)
-                unread.clear()
-                text = "mask {:.3f} contrast {:.3f}".format(*recent[-1])
-            if logged:
-                means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
-                curve.append([done, *means])
-                recent.clear()
-            if kept:
-                _write_checkpoint(run, decoder, optimizer, done, curve, recent)
-            advance(text=text)
-    facts = {"config": decoder.config, "curve": curve}
-    write_tensors(run.target, replace(run.header, facts=facts), decoder.state_dict())
+    if not start.step:
+        run.checkpoint.unlink(missing_ok=True)
+    rule = CheckpointRule(settings.checkpoint_every)
+    # The outermost: an interrupt in the last step comes when the decoder is written.
+    with defer_interrupts() as interrupted:
+        with (contextlib.closing(crop_batches(run.lessons, training, start.step, device=device,
+                                              workers=worker_count(settings.workers))) as batches,
+              console.progress(f"train-decoder {run.target.stem}", steps - start.step) as advance,
+              explain_out_of_memory(
+                  f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
+                  f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
+                  f"`crop={max(training.crop // 2, 2)}, overwrite=True`")):
+            for record in train(network, optimizer, training, batches, start=start.step):
+                unread.append(record)
+                done, stop = record.iteration + 1, interrupted()
+                logged = done % max(steps // 50, 1) == 0 or done == steps
+                kept = rule.due(done, interrupted=stop) and done < steps
+                text = ""
+                if logged or kept or len(unread) == _STEPS_UNREAD:
+                    recent += _read_losses(unread)
+                    unread.clear()
+                    text = "mask {:.3f} contrast {:.3f}".format(*recent[-1])
+                if logged:
+                    means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
+                    curve.append([done, *means])
+                    recent.clear()
+                if kept:
+                    write_checkpoint(run.checkpoint, run.header, network, optimizer, done, curve,
+                                     recent)
+                    if stop:
+                        raise KeyboardInterrupt
+                advance(text=text)
+        _write_decoder(run, network, curve)
+
+
+def _write_decoder(run: _Run, network: SegmenterNetwork, curve: list[list[float]]) -> None:
+    header = replace(run.header, facts={**run.header.facts, "curve": curve})
+    write_tensors(run.target, header, network.state_dict())
     run.checkpoint.unlink(missing_ok=True)
     if curve:
         console.note(f"mask loss {curve[0][1]:.3f} → {curve[-1][1]:.3f}, "
@@ -242,50 +296,5 @@ def _read_losses(records: list[StepRecord]) -> list[list[float]]:
     for record, pair in zip(records, losses, strict=True):
         if not math.isfinite(sum(pair)):
             raise VplError(f"the loss is not finite at step {record.iteration}",
-                           "lower --lr, and add --overwrite")
+                           "lower `lr`, with `overwrite=True`")
     return losses
-
-
-def _write_checkpoint(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer, done: int,
-                      curve: list[list[float]], recent: list[list[float]]) -> None:
-    tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    import torch
-
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    facts = {"checkpoint": done, "curve": curve, "recent": recent}
-    write_tensors(run.checkpoint, replace(run.header, facts=facts), tensors)
-
-
-def _resume(run: _Run, decoder: Decoder, optimizer: torch.optim.Optimizer
-            ) -> tuple[int, list[list[float]], list[list[float]]]:
-    """Load the checkpoint, if there is one: first step, loss curve, losses not yet in it.
-
-    Raises:
-        VplError: it is of another configuration.
-    """
-    if not run.checkpoint.exists():
-        return 0, [], []
-    header, tensors = read_tensors(run.checkpoint, "decoder")
-    if header.config_hash != run.header.config_hash:
-        raise VplError(f"{run.checkpoint} was made with other settings: "
-                       f"{difference(run.header, header)}",
-                       "add --overwrite to begin anew, or --name NAME to keep it")
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    weights = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part == "decoder":
-            weights[rest] = tensor
-        else:
-            index, _, field = rest.partition(".")
-            state.setdefault(int(index), {})[field] = tensor
-    decoder.load_state_dict(weights)
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
-    start = int(header.facts["checkpoint"])
-    console.note(f"going on from step {start} of {run.settings.iterations}")
-    return start, header.facts["curve"], header.facts["recent"]

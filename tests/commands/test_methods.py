@@ -1,0 +1,363 @@
+"""A method of one's own is a file: every command and page follows from it, and errors name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Run, copy_workspace
+
+from vpltool.methods import FOLDERS, KINDS
+
+ROOT = Path(__file__).parents[2]
+
+HEAD = '''"""A toy: {does}.
+
+The second paragraph is only on its page.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vpltool import options, settings
+from vpltool.settings import setting
+
+READS = {reads}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the toy."""
+
+    toy_level: float = setting(0.5, "Level of the toy.", low=0, high=1, source="a test")
+{more}
+
+'''
+
+BODIES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
+    "cams": ("maps of one level", ("patches", "photo"), "", '''
+def make_cams(batch, settings):
+    assert [photo.ndim for photo in batch.photos] == [3] * len(batch.ids)
+    return [torch.full((len(present), *batch.grid), settings.toy_level)
+            for present in batch.present]
+'''),
+    "refiners": ("maps of one level at most", ("attention",), "", '''
+def refine(photo, settings):
+    assert photo.tensors["attention"].ndim == 2
+    return photo.cams.float().clamp(max=settings.toy_level)
+'''),
+    "estimators": ("text, turned by a level", ("patches",), "", '''
+def estimate(pool, text, text_index, settings, seed):
+    noise = torch.randn(text.shape, generator=torch.Generator().manual_seed(seed))
+    rows = text + settings.toy_level * noise
+    return rows / rows.norm(dim=-1, keepdim=True), text_index
+'''),
+    "label_refiners": ("scores as they are", ("photo",), "", '''
+def refine_labels(photos, settings, device):
+    return [photo.scores ** settings.toy_level for photo in photos]
+'''),
+    "segmenters": ("one linear map of the last layer", ("layers",), "", '''
+from vpltool.core.segmenter import SegmenterNetwork
+
+
+class Toy(SegmenterNetwork):
+    def __init__(self, layers, width, level, rows, index):
+        super().__init__(rows, index, layers=tuple(layers))
+        self.shape = [list(layers), width, level]
+        self.linear = torch.nn.Linear(width, rows.shape[1])
+
+    @property
+    def config(self):
+        return {"shape": self.shape, "rows": len(self.prototypes)}
+
+    def embeddings(self, layers, patches, grid):
+        return torch.nn.functional.normalize(self.linear(layers[:, -1].float()), dim=-1)
+
+
+def build(parts, settings):
+    return Toy(parts.layers, parts.input_width, settings.toy_level, parts.prototypes,
+               parts.class_index)
+
+
+def rebuild(config):
+    layers, width, level = config["shape"]
+    return Toy(layers, width, level, torch.zeros(config["rows"], 16),
+               torch.zeros(config["rows"], dtype=torch.long))
+'''),
+    "sources": ("a folder of bars", (), '''
+    images: str = setting(help="Folder of photos.", positional=True, metavar="IMAGES")
+''', '''
+from pathlib import Path
+
+from vpltool.formats import Photo
+from vpltool.methods.inputs import Source
+
+
+def read(workspace_path, settings, shared):
+    photos = [Photo(path.stem, path.name, ("bar",), ("train",))
+              for path in sorted(Path(settings.images).iterdir())]
+    return Source("toys", Path(settings.images), photos, ("bar",), ())
+'''),
+    "exports": ("the number of labels in a photo", (), '''
+    split: str = options.split("train")
+''', '''
+SUFFIX = ".txt"
+
+
+def export(predictions, path, settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{photo.id} {len(set(labels.flat))} {settings.toy_level}\\n"
+                            for photo, labels in predictions.each()))
+    return [path]
+'''),
+}
+
+
+def text_of(kind: str) -> str:
+    does, reads, more, body = BODIES[kind]
+    return HEAD.format(does=does, reads=reads, more=more) + body
+
+
+def write_toy(folder: Path, kind: str, name: str = "toy", text: str | None = None) -> Path:
+    path = folder / kind / f"{name}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text_of(kind) if text is None else text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("toys")
+    for kind in BODIES:
+        write_toy(folder, kind)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(FOLDERS, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def world(layered: Path, toys: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path
+          ) -> Path:
+    """As `layered`; every toy is run in it once."""
+    return copy_workspace(layered, tmp_path_factory.mktemp("world") / "base", tiny_clip)
+
+
+def test_there_is_a_toy_of_every_kind() -> None:
+    assert set(BODIES) == set(KINDS)
+
+
+def command_of(kind: str) -> tuple[str, ...]:
+    """The command, with the toy chosen."""
+    stage = KINDS[kind].stage
+    return (stage, "toy") if kind in ("sources", "exports") else (stage, "--method", "toy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_lists_it_and_its_options(kind: str, toys: Path, run: Run) -> None:
+    listed = run(KINDS[kind].stage, "--help")
+    assert listed.code == 0
+    assert f"A toy: {BODIES[kind][0]}" in " ".join(listed.out.split())
+    assert "--toy-level" not in listed.out
+    helped = run(*command_of(kind), "--help")
+    assert helped.code == 0, helped.err
+    assert "--toy-level" in helped.out
+    assert "Level of the toy." in helped.out
+
+
+RUNS: dict[str, tuple[tuple[object, ...], str]] = {
+    "cams": ((), "cams/text-toy/train"),
+    "refiners": (("--cams", "text", "--out", "toys/refined"), "toys/refined"),
+    "estimators": (("--cams", "text", "--phi", 0.6, "--phi-background", 0.3, "--out",
+                    "toys/seeds.safetensors"), "toys/seeds.safetensors"),
+    # In a process of its own: it must find the file, too.
+    "label_refiners": (("--what", "text-refined", "--workers", 1, "--out", "toys/masks"),
+                       "toys/masks"),
+    "segmenters": (("--masks", "text-refined", "--prototypes", "text", "--crop", 3,
+                    "--batch-size", 2, "--iters", 2, "--name", "toy"), "decoder/toy.safetensors"),
+}
+"""Kind to further options, and what is made; a path below the workspace."""
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_it_runs_and_its_settings_are_in_the_header(kind: str, world: Path, run: Run,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    more, made = RUNS[kind]
+    monkeypatch.chdir(world / "work")
+    result = run(*command_of(kind), "--toy-level", 0.25, *more)
+    assert result.code == 0, result.err
+    assert made in result.out
+    found = json.loads(run("inspect", made, "--json").out)
+    assert found["options"]["method"] == "toy"
+    assert found["options"]["toy_level"] == 0.25
+    assert found["settings"] == found["settings"] | {"method": "toy", "toy_level": 0.25}
+    told = run("inspect", made).out
+    assert "  toy_level: 0.25" in told.splitlines()
+    again = run(*command_of(kind), "--toy-level", 0.25, *more)
+    assert again.code == 0
+    assert "already" in again.err
+    other = run(*command_of(kind), "--toy-level", 0.75, *more)
+    assert other.code == 1
+    assert "toy_level was 0.25, now 0.75" in other.lines("error:")[0]
+
+
+def test_predict_rebuilds_a_segmenter_of_ones_own(world: Path, run: Run) -> None:
+    made = run(*command_of("segmenters"), *RUNS["segmenters"][0], "--name", "used", "--toy-level",
+               0.25, work=world / "work")
+    assert made.code == 0, made.err
+    result = run("predict", "--decoder", "used", "--workers", 0, work=world / "work")
+    assert result.code == 0, result.err
+    assert run("eval", "--what", "predictions/used", work=world / "work").code == 0
+
+
+def test_prepare_takes_a_source_of_ones_own(world: Path, run: Run, tmp_path: Path) -> None:
+    result = run("prepare", "toy", world / "photos", "--toy-level", 0.25, "--pretrained",
+                 world / "clip", work=tmp_path / "work")
+    assert result.code == 0, result.err
+    found = json.loads(run("inspect", tmp_path / "work", "--json").out)
+    assert (found["photos"], found["classes"]) == (8, ["bar"])
+    last = json.loads((tmp_path / "work/changes.jsonl").read_text().splitlines()[-1])
+    assert last["call"]["method"] == "toy"
+    assert last["call"]["toy_level"] == 0.25
+
+
+def test_export_takes_a_format_of_ones_own(world: Path, run: Run) -> None:
+    result = run("export", "toy", "--what", "masks/text-refined", "--toy-level", 0.25,
+                 work=world / "work")
+    assert result.code == 0, result.err
+    lines = Path(result.out.strip()).read_text().splitlines()
+    assert [line.split()[::2] for line in lines] == [[f"scene{n}", "0.25"] for n in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["cams", "refiners", "estimators", "label_refiners", "segmenters"])
+def test_an_option_of_another_method_is_a_usage_error(kind: str, toys: Path, world: Path, run: Run
+                                                      ) -> None:
+    stage, default = KINDS[kind].stage, KINDS[kind].default
+    result = run(stage, "--toy-level", 0.25, work=world / "work")
+    assert result.code == 2
+    said = " ".join(result.err.replace("│", " ").split())
+    assert f"--toy-level is an option of --method toy, not of --method {default}" in said
+
+
+def test_methods_lists_it(toys: Path, run: Run) -> None:
+    listed = run("methods")
+    assert listed.code == 0, listed.err
+    lines = listed.out.splitlines()
+    for kind, (does, *_) in BODIES.items():
+        at = lines.index(f"  {'toy':14} A toy: {does}")
+        assert lines[at + 1].strip() == f"from {toys / kind}/toy.py"
+        assert sum(line.startswith(f"{kind}: ") for line in lines) == 1
+    assert "toy" in run("methods", "label-refiners").out
+    assert "gradcam" not in run("methods", "refiners").out
+    found = json.loads(run("methods", "cams", "--json").out)
+    assert [method["name"] for method in found[0]["methods"]] == ["dense", "gradcam", "salient",
+                                                                  "toy"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_tells_all_about_it(kind: str, toys: Path, run: Run) -> None:
+    told = run("methods", kind, "toy")
+    assert told.code == 0, told.err
+    for part in (f"A toy: {BODIES[kind][0]}.", "The second paragraph is only on its page.",
+                 f"use: vpltool {' '.join(command_of(kind))}", f"function: {KINDS[kind].function}(",
+                 f"from: {toys / kind}/toy.py",
+                 "--toy-level  number, at least 0, at most 1; default 0.5",
+                 "    Level of the toy. Source: a test."):
+        assert part in told.out
+    if BODIES[kind][1]:
+        assert f"reads: {', '.join(BODIES[kind][1])}" in told.out
+
+
+def test_the_page_lists_it(toys: Path, run: Run) -> None:
+    page = run("methods", "--markdown")
+    assert page.code == 0, page.err
+    assert page.out.count("\n### toy\n") == len(KINDS)
+    assert ("| `toy_level` | `--toy-level` | number, at least 0, at most 1; default 0.5 "
+            "| Level of the toy. Source: a test. |") in page.out
+    assert run("methods", "cams", "--markdown").out.startswith("## cams\n")
+
+
+def test_the_page_of_the_bundled_methods_is_up_to_date(run: Run, monkeypatch: pytest.MonkeyPatch
+                                                       ) -> None:
+    """Made by: vpltool methods --markdown > docs/methods.md"""
+    monkeypatch.delenv(FOLDERS, raising=False)
+    assert run("methods", "--markdown").out == (ROOT / "docs/methods.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("words", "said", "hint"), [
+    (("cam",), "`cam` is not a kind of method", "did you mean `cams`?"),
+    (("cams", "gradcm"), "cams has no method `gradcm`", "did you mean `gradcam`?")])
+def test_methods_of_what_is_not_there(words: tuple[str, ...], said: str, hint: str, run: Run
+                                      ) -> None:
+    result = run("methods", *words)
+    assert result.code == 1
+    assert result.lines("error:") == [said]
+    assert result.lines("hint:") == [hint]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_without_its_function_is_named(kind: str, tmp_path: Path, run: Run,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    function = KINDS[kind].function
+    path = write_toy(tmp_path, kind, text=text_of(kind).replace(f"def {function}(", "def other("))
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    for command in (("methods", kind, "toy"), (*command_of(kind), "--help")):
+        result = run(*command)
+        assert result.code == 1, command
+        assert result.lines("error:") == [f"{path}: a method of {kind} needs `{function}`"]
+        assert function in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("exports", "SUFFIX"), ("segmenters", "rebuild"), ("cams", "READS"), ("refiners", "Settings")])
+def test_what_else_a_file_lacks_is_named(kind: str, name: str, tmp_path: Path, run: Run,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    text = text_of(kind)
+    for begin in ("def ", "class "):
+        text = text.replace(f"{begin}{name}(", f"{begin}Other(")
+    path = write_toy(tmp_path, kind, text=text.replace(f"\n{name} =", "\nOTHER ="))
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("methods", kind, "toy")
+    assert result.code == 1
+    assert result.lines("error:") == [f"{path}: a method of {kind} needs `{name}`"]
+
+
+def test_a_file_that_reads_what_there_is_not_is_named(tmp_path: Path, run: Run,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path, "cams", text=text_of("cams").replace("'photo'", "'depth'"))
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("methods", "cams", "toy")
+    assert result.lines("error:") == [f"{path}: READS names `depth`"]
+    assert "tokens" in result.lines("hint:")[0]
+
+
+def test_a_file_that_is_not_python_is_named(tmp_path: Path, run: Run,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path, "cams", text="this is no Python")
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("methods")
+    assert result.code == 1
+    assert result.lines("error:")[0].startswith(f"{path}: not a method")
+
+
+def test_two_methods_of_one_name_are_an_error(tmp_path: Path, run: Run,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path, "cams", "gradcam")
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    for command in (("methods",), ("cam", "--help")):
+        result = run(*command)
+        assert result.code == 1
+        (error,) = result.lines("error:")
+        assert error.startswith(f"{path}: cams has a method `gradcam` already, ")
+        assert result.lines("hint:") == ["give the file another name"]
+
+
+def test_several_folders_may_be_named(tmp_path: Path, toys: Path, run: Run,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path, "cams", "second_toy")
+    monkeypatch.setenv(FOLDERS, f"{toys}:{tmp_path}:{tmp_path / 'none'}")
+    listed = run("methods", "cams").out
+    assert "  toy " in listed
+    assert "  second-toy " in listed

@@ -1,0 +1,138 @@
+"""`status` and `update`: what is stale is found, said in words, and made again, nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Run, draw_scenes, prepare
+
+from vpltool.formats import open_workspace
+from vpltool.state import read_state
+
+
+def stale(work: Path) -> dict[str, list[str]]:
+    state = read_state(open_workspace(work))
+    return {artifact.name: state.stale(artifact) for artifact in state.in_order
+            if state.stale(artifact)}
+
+
+def times(work: Path) -> dict[str, int]:
+    return {path.relative_to(work).as_posix(): path.stat().st_mtime_ns
+            for path in work.rglob("*.safetensors") if ".head." not in path.name}
+
+
+def retag(base: Path, old: str, new: str) -> None:
+    """Change the tags of the CSV, and prepare again."""
+    file = base / "tags.csv"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    assert prepare(base, "--masks", base / "masks").code == 0
+
+
+def test_all_is_up_to_date(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    listed = json.loads(run("status", "--json", work=work).out)
+    names = [entry["name"] for entry in listed]
+    assert set(names) == {
+        "prototypes/text.safetensors", *(f"{kind}/{split}" for split in ("train", "val")
+                                         for kind in ("features", "cams/text",
+                                                      "cams/text-refined")),
+        "masks/text-refined/train", "masks/text-refined-full/train"}
+    assert not any(entry["stale"] for entry in listed)
+    for entry in listed:
+        for source in entry["sources"]:
+            assert names.index(source) < names.index(entry["name"])
+    assert "stale" not in run("status", work=work).out
+    before = times(work)
+    assert run("update", work=work).out == ""
+    assert times(work) == before
+
+
+def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:
+    """Its maps and masks are made again, those of the other photos are not touched."""
+    work = copied / "work"
+    retag(copied, "scene0,bar,", "scene0,bar;box,")
+    told = stale(work)
+    assert set(told) == {"cams/text/train", "cams/text-refined/train", "masks/text-refined/train",
+                         "masks/text-refined-full/train"}
+    assert told["cams/text/train"] == ["1 of 6 photos are to be done"]
+    before = times(work)
+    made = run("update", work=work)
+    assert made.code == 0, made.err
+    assert not stale(work)
+    after = times(work)
+    assert {name for name in after if after[name] != before[name]} == {
+        "cams/text/train/scene0.safetensors", "cams/text-refined/train/scene0.safetensors"}
+
+
+def test_the_same_command_does_one_more_photo(run: Run, copied: Path) -> None:
+    """A new photo is no reason to refuse; what is there stays."""
+    work = copied / "work"
+    scene = draw_scenes(9, seed=3)[6]
+    from PIL import Image
+
+    Image.fromarray(scene.photo).save(copied / "photos/new.png")
+    with (copied / "tags.csv").open("a") as file:
+        file.write("new,box,train\n")
+    assert prepare(copied, "--masks", copied / "masks").code == 0
+    before = times(work)
+    for command in (("extract", "--workers", 0), ("cam",), ("refine",), ("crf", "--workers", 0)):
+        result = run(*command, work=work)
+        assert result.code == 0, result.err
+    after = times(work)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        f"{folder}/train/new.safetensors" for folder in ("features", "cams/text",
+                                                         "cams/text-refined")}
+    assert (work / "masks/text-refined/train/new.png").exists()
+    assert not stale(work)
+
+
+def test_a_new_class_is_named_and_brought_up_to_date(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    retag(copied, "scene0,bar,", "scene0,bar;goat,")
+    refused = run("cam", work=work)
+    assert refused.code == 1
+    assert "`goat` is new" in refused.lines("error:")[0]
+    assert "vpltool update brings everything up to date" in refused.lines("hint:")[0]
+    assert any("`goat` is new" in reason for reasons in stale(work).values() for reason in reasons)
+    made = run("update", work=work)
+    assert made.code == 0, made.err
+    assert not stale(work)
+    assert run("cam", work=work).code == 0
+
+
+def test_other_prototypes_make_what_follows_stale(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0
+    told = stale(work)
+    assert told["cams/text/train"] == ["prototypes/text.safetensors has changed"]
+    assert told["masks/text-refined/train"] == ["cams/text-refined/train is not up to date"]
+    shown = run("status", "--stale", work=work).out
+    assert "vpltool cam --update" in shown
+    refused = run("cam", work=work)
+    assert "prototypes/text.safetensors has changed" in refused.lines("error:")[0]
+    lines = run("update", "--dry-run", work=work).out.splitlines()
+    assert len(lines) == 5, "crf writes two folders by one line"
+    assert run("update", work=work).code == 0
+    assert not stale(work)
+
+
+@pytest.mark.parametrize("name", ["prototypes/text.safetensors"])
+def test_what_is_gone_is_named(name: str, copied: Path) -> None:
+    (copied / "work" / name).unlink()
+    assert stale(copied / "work")["cams/text/train"] == [f"{name} is gone"]
+
+
+def test_update_keeps_options(run: Run, copied: Path) -> None:
+    """What was given by hand is given again."""
+    work = copied / "work"
+    assert run("cam", "--method", "dense", "--tau", "0.2", "--name", "mine", work=work).code == 0
+    assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0
+    assert run("update", work=work).code == 0
+    header = json.loads((work / "cams/mine/train/artifact.json").read_text())["header"]
+    assert header["options"]["tau"] == 0.2
+    assert header["call"] == {"method": "dense", "name": "mine", "tau": 0.2}
+    assert not stale(work)

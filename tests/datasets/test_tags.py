@@ -1,0 +1,277 @@
+"""One's own CSV and photos: what is read, what is refused by name, what looks like a slip."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from PIL import Image
+
+from vpltool.datasets.layouts import PHOTO_SUFFIXES, named_photos, read_folder
+from vpltool.datasets.tags import class_counts, class_remarks, read_tags
+from vpltool.errors import VplError
+from vpltool.formats import Photo
+
+
+@pytest.fixture
+def tags(tmp_path: Path) -> Path:
+    return tmp_path / "tags.csv"
+
+
+def labels_of(path: Path, text: str, encoding: str = "utf-8") -> dict[str, tuple[str, ...]]:
+    path.write_text(text, encoding)
+    return {row.id: row.labels for row in read_tags(path)[0]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("text", [
+    "id;labels\na;cat,dog\nb;traffic light,\nc;cat\n",
+    "ID;Labels\na;cat|dog\nb;traffic light|\nc;cat\n",
+    "Id,LABELS\na,cat;dog\nb,traffic light;\nc,cat\n",
+    'id;labels\na;"cat;dog"\nb;"traffic light;"\n"c";cat\n',
+    "id;labels;split\na;cat dog;train\nb;traffic light,;val\nc;cat;\n",
+    "labels\tid\ncat, dog\ta\ntraffic light;\tb\ncat\tc\n",
+    "\nid,labels,,\na,cat;dog,,\n,,,\nb,traffic light;,,\nc,cat\n",
+    "id,labels\r\na,cat;dog\r\nb,traffic light;\r\nc,cat",
+])
+def test_spreadsheets_of_all_countries(tags: Path, text: str, encoding: str) -> None:
+    assert labels_of(tags, text, encoding) == {
+        "a": ("cat", "dog"), "b": ("traffic light",), "c": ("cat",)}
+
+
+def test_rows_know_their_lines_and_splits(tags: Path) -> None:
+    tags.write_text("id;labels;Split\n\na;cat;val\nb;dog;\nc;dog;val,test\n")
+    assert [(row.line, row.id, row.splits) for row in read_tags(tags)[0]] == [
+        (3, "a", ("val",)), (4, "b", ("train",)), (5, "c", ("val", "test"))]
+
+
+ROW = "id,labels\n"
+WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
+    "json": (json.dumps({"a": ["cat"]}).encode(), ["JSON"], "id,labels"),
+    "json list": (b' [{"id": "a"}]', ["JSON"], "id,labels"),
+    "html": (b"<table><tr>", ["HTML"], "id,labels"),
+    "excel": (b"PK\x03\x04\x14\0\x06\0", ["Excel", "zip"], "save it from the spreadsheet as CSV"),
+    "old excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ["Excel"], "save it from the spreadsheet"),
+    "gzip": (gzip.compress(b"id,labels\n"), ["gzip"], "gunzip"),
+    "picture": (b"\xff\xd8\xff\xe0", ["picture"], "id,labels"),
+    "latin-1": ("id,labels\na,cat\nb,Kätzchen\n".encode("latin-1"),
+                [":3 ", "UTF-8", "Latin-1", "b,Kätzchen"], "iconv -f LATIN1"),
+    "utf-16": ("id,labels\na,cat\n".encode("utf-16"), ["UTF-16"], "iconv -f UTF-16"),
+    "utf-16 without mark": ("id,labels\na,cat\n".encode("utf-16-le"), ["UTF-16"], "iconv"),
+    "empty": (b"\n \n", ["empty"], "id,labels"),
+    "no first line": (b"a.jpg,cat\nb.jpg,dog\n", ["a.jpg,cat", "first line"], "id,labels"),
+    "other names": (b"filename;tags\na;cat\n", ["filename;tags", "first line"], "id,labels"),
+    "only a first line": (ROW.encode(), ["no rows"], "id,labels"),
+    "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by ;"),
+    "no id": (b"id,labels\na,cat\n,dog\n", [":3 ", "no id"], "file name"),
+    "a row twice": (b"id,labels\na,cat\nb,cat\na,dog\n", [":4", "a is listed twice", "line 2"],
+                    "join"),
+    "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "labels by ,"),
+    "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
+    "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
+                   "leave the tag out"),
+    "no label": (b"id,labels\na,\nb, \n", ["0 classes", "2 rows"], "column labels"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_a_file_that_will_not_do_is_told_what_it_is(tags: Path, case: str) -> None:
+    content, said, hint = WRONG_FILES[case]
+    tags.write_bytes(content)
+    with pytest.raises(VplError) as caught:
+        read_tags(tags)
+    for part in (str(tags), *said):
+        assert part in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(VplError, match=r"tags.csv is not there") as caught:
+        read_tags(tmp_path / "tags.csv")
+    assert "id,labels" in caught.value.hint
+    (tmp_path / "Tags.csv").touch()
+    with pytest.raises(VplError) as caught:
+        read_tags(tmp_path / "tags.csv")
+    assert "Tags.csv" in caught.value.hint
+    with pytest.raises(VplError, match="directory"):
+        read_tags(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('a,cat\nb,"dog, person"\n', [":3 ", "`dog,`", "by ;"]),
+    ("a,cat\nb,dog|person\n", [":3 ", "`dog|person`", "by ;"]),
+    ("a,\"['cat', 'dog']\"\n", [":2 ", "by ;"]),
+    ("a,cat\nb,traffic light\nc,dog cat\n",
+     ["2 rows", "`traffic light` into `traffic` and `light`", "`traffic light;`"]),
+    ("a,cat,dog\nb,dog,train\n", [":2 ", "the split `dog`", "by ;"]),
+])
+def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
+    tags.write_text(("id,labels,split\n" if text.count(",") == 4 else ROW) + text)
+    remark, = read_tags(tags)[1]
+    for part in said:
+        assert part in remark
+    assert read_tags(tags, classes_known=True)[1] == [], "they are checked against the classes"
+
+
+def photos_with(**counts: int) -> list[Photo]:
+    return [Photo(f"{name}-{number}", "", (name.replace("_", " "),), ("train",))
+            for name, count in counts.items() for number in range(count)]
+
+
+@pytest.mark.parametrize(("counts", "twins"), [
+    ({"Person": 2, "person": 12}, ["`Person` (2 photos) and `person` (12 photos)"]),
+    ({"persn": 1, "person": 12}, ["`persn` (1 photo) and `person` (12 photos)"]),
+    ({"preson": 2, "person": 12, "cat": 2, "cats": 9},
+     ["`cat` (2 photos) and `cats` (9 photos)", "`person` (12 photos) and `preson` (2 photos)"]),
+    ({"trafficlight": 5, "traffic_light": 5}, ["`traffic light` (5", "`trafficlight` (5"]),
+    # Words that differ by a letter and are both frequent, or are short.
+    ({"horse": 12, "house": 14}, []),
+    ({"cat": 2, "car": 12, "cow": 3, "dog": 2}, []),
+])
+def test_near_twins(counts: dict[str, int], twins: list[str]) -> None:
+    remarks = [text for text in class_remarks(photos_with(**counts)) if "look like one" in text]
+    assert len(remarks) == bool(twins)
+    for twin in twins:
+        assert twin in remarks[0]
+    assert not any("look like one" in text
+                   for text in class_remarks(photos_with(**counts), classes_known=True))
+
+
+def test_classes_of_one_photo_and_counts() -> None:
+    photos = photos_with(cat=3, dog=1, boat=1)
+    assert class_remarks(photos) == ["2 of 3 classes have only one photo: boat, dog"]
+    assert class_counts(photos, ("boat", "cat", "dog", "bus")) == (
+        "photos of each class: cat 3, boat 1, dog 1, bus 0")
+    many = [f"c{number}" for number in range(50)]
+    assert class_counts([], many).endswith(", and 10 more, down to 0")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("a.jpg", "b.png", "c.jfif", "d.gif")):
+        save(tmp_path / "photos" / name, number)
+    return tmp_path
+
+
+def save(path: Path, number: int) -> None:
+    Image.new("RGB", (40 + number, 30), (50 * number, 99, 9)).save(
+        path, format="JPEG" if path.suffix == ".jfif" else None)
+
+
+def remarks_of(folder: Path, *rows: str) -> list[str]:
+    (folder / "tags.csv").write_text("\n".join(["id,labels,split", *rows, ""]))
+    return read_folder(folder / "photos", folder / "tags.csv", None, classes_known=True)[2]
+
+
+ALL = ("a,cat,train", "b,dog,train", "c,cat,train", "d,dog,val")
+
+
+def test_all_is_well(folder: Path) -> None:
+    assert remarks_of(folder, *ALL) == []
+
+
+def test_photos_without_a_row(folder: Path) -> None:
+    (folder / "photos/._a.jpg").write_bytes(b"a Mac's note on a.jpg")
+    remark, = (text for text in remarks_of(folder, "a,cat", "b,cat") if "no row" in text)
+    assert "2 of 4 photos" in remark
+    assert "c.jfif, d.gif" in remark
+
+
+def test_the_same_photo_under_two_ids(folder: Path) -> None:
+    (folder / "photos/copy.jpg").write_bytes((folder / "photos/a.jpg").read_bytes())
+    remark, = remarks_of(folder, *ALL, "copy,dog,val")
+    assert "a.jpg and copy.jpg" in remark
+    assert "1 of these 1 in different splits" in remark
+    remark, = remarks_of(folder, *ALL, "copy,dog,train")
+    assert "different splits" not in remark
+    # The same size is not the same photo.
+    (folder / "photos/copy.jpg").write_bytes(bytes((folder / "photos/a.jpg").stat().st_size))
+    assert remarks_of(folder, *ALL, "copy,dog,train") == []
+
+
+def test_a_photo_in_train_and_val(folder: Path) -> None:
+    remark, = remarks_of(folder, *ALL[:3], "d,dog,train;val")
+    assert "1 photos are in `train` and in `val`, such as d" in remark
+
+
+def test_two_files_of_one_id(folder: Path) -> None:
+    save(folder / "photos/a.png", 7)
+    remark = remarks_of(folder, *ALL)[0]
+    assert "the first of several files" in remark
+    assert "a.jpg or a.png" in remark
+    assert "several files" not in "".join(remarks_of(folder, "a.png,cat,train", *ALL[1:]))
+    with pytest.raises(VplError, match=r"tags.csv:6: a.jpg and a.png would both be the photo a"):
+        remarks_of(folder, *ALL, "a.png,dog,train")
+
+
+def test_one_photo_in_two_rows(folder: Path) -> None:
+    with pytest.raises(VplError, match=r"tags.csv:6: a is listed twice, .*a.jpg .* line 2"):
+        remarks_of(folder, *ALL, "a.jpg,dog,val")
+
+
+def test_sentences_for_labels(folder: Path) -> None:
+    words = " ".join(f"word{number}" for number in range(255))
+    (folder / "tags.csv").write_text(f"id,labels\na,{words}\n")
+    with pytest.raises(VplError, match="255 different labels") as caught:
+        read_folder(folder / "photos", folder / "tags.csv", None)
+    assert "not sentences" in caught.value.hint
+
+
+@pytest.mark.parametrize(("file", "key", "hint"), [
+    ("x.heic", "x", "magick"), ("x.HEIC", "x.HEIC", "convert .HEIC to JPEG"),
+    ("x.y.avif", "x.y", "convert .avif"), ("notes.txt", "notes", "give photos")])
+def test_a_row_of_a_file_that_is_not_taken(folder: Path, file: str, key: str, hint: str) -> None:
+    (folder / "photos" / file).touch()
+    with pytest.raises(VplError) as caught:
+        remarks_of(folder, *ALL, f"{key},cat,train")
+    assert f"{file}: {Path(file).suffix} is not taken; photos end in .bmp, .gif, " in (
+        caught.value.message)
+    assert "tags.csv:6" in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_named_photos(folder: Path) -> None:
+    (folder / "photos/notes.txt").touch()
+    photos = folder / "photos"
+    assert named_photos([photos]) == {
+        "a": photos / "a.jpg", "b": photos / "b.png", "c": photos / "c.jfif",
+        "d": photos / "d.gif"}
+    assert named_photos([photos / "d.gif"]) == {"d": photos / "d.gif"}
+    (folder / "README.md").touch()
+    (folder / "phone.heic").touch()
+    for name, hint in (("README.md", "give photos"), ("phone.heic", "convert .heic to JPEG")):
+        with pytest.raises(VplError) as caught:
+            named_photos([photos, folder / name])
+        assert f"{name}: {Path(name).suffix} is not taken" in caught.value.message
+        assert all(suffix in caught.value.message for suffix in PHOTO_SUFFIXES)
+        assert hint in caught.value.hint
+    with pytest.raises(VplError, match="nowhere is not there"):
+        named_photos([folder / "nowhere"])
+    with pytest.raises(VplError, match=r"would both be a.png"):
+        named_photos([photos, photos / "a.jpg"])
+    (folder / "empty").mkdir()
+    with pytest.raises(VplError, match="no photo in"):
+        named_photos([folder / "empty"])
+
+
+def test_the_page_lists_the_suffixes() -> None:
+    page = (Path(__file__).parents[2] / "docs/own-data.md").read_text("utf-8")
+    line = next(line for line in page.splitlines() if line.strip().startswith("photos/"))
+    assert {word.rstrip(";") for word in line.split() if word.startswith(".")} == PHOTO_SUFFIXES
+
+
+def test_prepare_says_classes_and_doubts(folder: Path, tiny_clip: Path, run: Run) -> None:
+    (folder / "tags.csv").write_text("id;labels\na;Cat,traffic light\nb;cat\nc;\n")
+    result = run("prepare", "folder", folder / "photos", "--labels", folder / "tags.csv",
+                 "--pretrained", tiny_clip, work=folder / "work")
+    assert result.code == 0, result.err
+    assert "photos of each class: Cat 1, cat 1, traffic light 1" in result.err
+    warnings = "\n".join(result.lines("warning:"))
+    assert "`Cat` (1 photo) and `cat` (1 photo)" in warnings
+    assert "3 of 3 classes have only one photo" in warnings
+    assert "1 of 4 photos in" in warnings
+    assert "1 photos have no tag" in warnings

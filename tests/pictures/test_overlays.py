@@ -1,0 +1,296 @@
+"""Overlays and sheets: colours, contours, legends of what occurs, failed panels, and sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from vpltool.formats import voc_palette
+from vpltool.pictures.overlays import (
+    PANEL_WIDTH,
+    Rgb,
+    SheetPanel,
+    cams_over,
+    classes_in,
+    fit_panel,
+    heat_over,
+    labels_over,
+    legend,
+    overlay,
+    sheet,
+)
+
+PALETTE = voc_palette()
+COLOURS = np.asarray(PALETTE, dtype=float).reshape(-1, 3)
+VOC = {index: f"name{index}" for index in range(1, 21)}
+LONG = {1: "northern white rhinoceros, adult male, seen from the side in the last light of day",
+        2: "northern white rhinoceros, adult male, seen from the side in the first light of day"}
+
+
+def noise(height: int, width: int) -> Rgb:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def boxes(height: int = 120, width: int = 150) -> npt.NDArray[np.uint8]:
+    """Labels 1 to 20, each in a box of its own on background."""
+    labels = np.zeros((height, width), np.uint8)
+    for index in range(20):
+        row, column = divmod(index, 5)
+        labels[row * 30 + 6:row * 30 + 24, column * 30 + 6:column * 30 + 24] = index + 1
+    return labels
+
+
+def pixels(image: Image.Image) -> npt.NDArray[np.int64]:
+    return np.asarray(image).astype(np.int64)
+
+
+def swatches(image: Image.Image) -> set[int]:
+    """Classes with at least 100 pixels in exactly the colour of the palette."""
+    found = {colour: count for count, colour in image.getcolors(1 << 24) or []}
+    return {index for index, colour in enumerate(COLOURS) if index
+            and found.get(tuple(int(part) for part in colour), 0) >= 100}
+
+
+# Labels
+
+def test_labels_keep_the_photo_on_the_background_and_tint_the_rest() -> None:
+    photo = noise(120, 150)
+    labels = boxes()
+    labels[0:3] = 255
+    result = labels_over(photo, labels, PALETTE, opacity=0.5).astype(float)
+    for index in range(1, 21):
+        row, column = divmod(index - 1, 5)
+        inside = (slice(row * 30 + 8, row * 30 + 22), slice(column * 30 + 8, column * 30 + 22))
+        np.testing.assert_allclose(result[inside], (photo[inside] + COLOURS[index]) / 2, atol=1)
+    np.testing.assert_allclose(result[0:3], (photo[0:3] + 255.0) / 2, atol=1)
+    np.testing.assert_array_equal(result[3:5], photo[3:5], "255 has no contour")
+
+
+def test_a_contour_is_white_inside_and_black_outside_on_any_photo() -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[10:30, 10:30] = 7
+    labels[10:30, 20:30] = 15
+    for grey in (0, 128, 255):
+        photo = np.full((40, 40, 3), grey, np.uint8)
+        plain = labels_over(photo, np.full_like(labels, 7), PALETTE)[20, 15].astype(int)
+        line = labels_over(photo, labels, PALETTE)[20].astype(int)
+        white, black = line[10], line[9]
+        assert white.min() > plain.max()
+        assert white.min() - black.max() > 150
+        assert line[20].min() - line[19].max() > 50, "also between two classes"
+        np.testing.assert_array_equal(line[12:18], np.repeat(plain[None], 6, axis=0))
+        np.testing.assert_array_equal(line[:9], grey)
+
+
+def test_specks_are_coloured_without_a_contour() -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[::4, ::4] = 2
+    result = labels_over(np.full((40, 40, 3), 200, np.uint8), labels, PALETTE, opacity=0.5)
+    colours = {tuple(colour) for colour in result.reshape(-1, 3).tolist()}
+    assert colours == {(200, 200, 200), (100, 164, 100)}
+
+
+def test_labels_of_another_size_are_scaled() -> None:
+    photo = noise(60, 90)
+    np.testing.assert_array_equal(labels_over(photo, np.full((6, 9), 3, np.uint8), PALETTE),
+                                  labels_over(photo, np.full((60, 90), 3, np.uint8), PALETTE))
+
+
+def test_classes_in_labels() -> None:
+    labels = np.array([[0, 3, 3], [255, 17, 0]], np.uint8)
+    assert classes_in(labels) == [3, 17, 255]
+    assert classes_in(np.zeros((4, 4), np.uint8)) == []
+
+
+# CAMs
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_the_colour_of_every_tag_shows_where_its_cam_is_strongest(grey: int) -> None:
+    classes = list(range(1, 21))
+    cams = np.stack([np.where(boxes() == index, 1.0, 0.1) for index in classes])
+    cams = cams.astype(np.float32)
+    photo = np.full((120, 150, 3), grey, np.uint8)
+    result = cams_over(photo, cams, classes, PALETTE, opacity=0.8).astype(float)
+    paper = cams_over(photo, cams * 0, classes, PALETTE).astype(float)
+    for index, cam in zip(classes, cams, strict=True):
+        wanted = 0.2 * paper + 0.8 * COLOURS[index]
+        np.testing.assert_allclose(result[cam == 1], wanted[cam == 1], atol=2)
+        assert np.abs(result - paper)[cam == 1].max(axis=-1).min() > 7, "also VOC's grey shows"
+
+
+def test_a_map_is_as_opaque_as_it_is_strong() -> None:
+    photo = np.full((8, 8, 3), 255, np.uint8)
+    levels = [cams_over(photo, np.full((1, 2, 2), value, np.float32), [4], PALETTE)[4, 4, 0]
+              for value in (0.0, 0.25, 0.5, 1.0)]
+    assert levels == sorted(levels, reverse=True)
+    assert len(set(levels)) == 4
+    assert levels[0] == 255
+
+
+def test_the_background_s_map_and_no_map_leave_the_photo_grey() -> None:
+    photo = noise(20, 30)
+    none = cams_over(photo, np.zeros((0, 5, 5), np.float32), [], PALETTE)
+    assert (none == none[..., :1]).all()
+    assert none.min() > 128
+    maps = np.ones((2, 5, 5), np.float32)
+    np.testing.assert_array_equal(cams_over(photo, maps[:1], [0], PALETTE), none)
+    np.testing.assert_array_equal(cams_over(photo, maps, [0, 3], PALETTE),
+                                  cams_over(photo, maps[:1], [3], PALETTE))
+
+
+def test_heat_is_brightest_where_the_map_is_one() -> None:
+    cam = np.linspace(0, 1, 8, dtype=np.float32)[None].repeat(8, axis=0)
+    result = heat_over(np.full((8, 8, 3), 90, np.uint8), cam)
+    assert result[4].sum(axis=1).argmax() == 7
+
+
+# Legends
+
+def test_a_legend_names_exactly_the_classes_that_occur() -> None:
+    names = {1: "cat", 2: "cow", 3: "dog"}
+    drawn = legend([3, 1], PALETTE, names, 300)
+    assert swatches(drawn) == {1, 3}
+    assert drawn.tobytes() == legend([1, 3], PALETTE, {**names, 2: "other"}, 300).tobytes()
+    assert drawn.tobytes() != legend([1, 3], PALETTE, {**names, 3: "other"}, 300).tobytes()
+
+
+def test_a_sheet_names_the_classes_of_all_its_panels() -> None:
+    photo, mask = fit_panel(noise(60, 90)), np.zeros((60, 90), np.uint8)
+    mask[10:50, 10:40] = 15
+    cam = cams_over(photo, np.ones((1, 3, 3), np.float32), [6], PALETTE)
+    rows = [[SheetPanel("photo", photo), SheetPanel("cams", cam, [6])],
+            [SheetPanel("photo", photo),
+             SheetPanel("mask", labels_over(photo, mask, PALETTE), classes_in(mask))]]
+    page, plain = sheet(rows, PALETTE, VOC), sheet(rows)
+    strip = page.crop((0, plain.height - 8, page.width, page.height - 8))
+    assert strip.tobytes() == legend([6, 15], PALETTE, VOC, page.width).tobytes()
+    assert page.crop((0, 0, *plain.size)).tobytes()[:-8 * 3 * page.width] == (
+        plain.tobytes()[:-8 * 3 * page.width])
+    assert sheet([row[:1] for row in rows], PALETTE, VOC).height == plain.height, "nothing to name"
+
+
+def test_an_overlay_names_the_classes_of_its_labels() -> None:
+    photo, labels = noise(120, 150).repeat(2, axis=0).repeat(2, axis=1), boxes()
+    labels[labels > 3] = 0
+    labels[labels == 2] = 255
+    page = overlay(photo, labels, PALETTE, VOC)
+    strip = page.crop((0, 240, *page.size))
+    assert strip.tobytes() == legend([1, 3, 255], PALETTE, VOC, 300).tobytes()
+    assert page.crop((0, 0, 300, 240)).tobytes() == labels_over(photo, labels, PALETTE).tobytes()
+
+
+def test_twenty_classes_and_unnamed_ones_have_a_swatch_each() -> None:
+    classes = [*range(1, 21), 77]
+    assert swatches(legend(classes, PALETTE, VOC, 400)) == set(classes)
+    assert legend([77], PALETTE, VOC, 200).tobytes() == (
+        legend([77], PALETTE, {77: "class 77"}, 200).tobytes())
+    assert legend([255], PALETTE, {}, 200).tobytes() == (
+        legend([255], PALETTE, {255: "ignored"}, 200).tobytes())
+
+
+def test_long_names_wrap_within_the_legend() -> None:
+    drawn = legend([1, 2], PALETTE, LONG, 300)
+    assert (pixels(drawn)[:, -6:] == 255).all()
+    assert (pixels(drawn)[-3:] == 255).all()
+    alike = legend([1, 2], PALETTE, {1: LONG[1], 2: LONG[1]}, 300)
+    assert drawn.tobytes() != alike.tobytes(), "the words in which they differ are drawn"
+    short = legend([1, 2], PALETTE, VOC, 300)
+    assert drawn.height > 2 * short.height
+
+
+def test_accents_become_plain_letters() -> None:
+    assert legend([1], PALETTE, {1: "Käse, Crème"}, 200).tobytes() == (
+        legend([1], PALETTE, {1: "Kase, Creme"}, 200).tobytes())
+
+
+def test_an_overlay_of_background_says_so() -> None:
+    page = overlay(noise(60, 240), np.zeros((60, 240), np.uint8), PALETTE, VOC)
+    strip = pixels(page)[60:]
+    assert swatches(page) == set()
+    assert (strip < 100).any(), "there is a line of text"
+
+
+# Sheets
+
+def test_a_failed_panel_is_grey_with_its_reason_and_ends_nothing() -> None:
+    photo = noise(300, 400)
+    whole = sheet([[("a", photo), ("b", photo)], [("c", photo), ("d", photo)]])
+    failed = sheet([[SheetPanel("a", photo), SheetPanel("b", "b.jpg: the file is empty")],
+                    [SheetPanel("c", photo), SheetPanel("d", photo)]])
+    assert failed.size == whole.size
+    changed = np.argwhere((pixels(failed) != pixels(whole)).any(axis=-1))
+    (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0) + 1
+    assert (right - left, bottom - top) == (PANEL_WIDTH, PANEL_WIDTH * 3 // 4)
+    panel = pixels(failed)[top:bottom, left:right]
+    grey = panel[-1, -1]
+    assert grey.min() > 200
+    assert (panel == grey).all(axis=-1).mean() > 0.9
+    assert (panel < 100).all(axis=-1).any(), "the reason is written on it"
+    other = sheet([[SheetPanel("a", photo), SheetPanel("b", "b.jpg: no image")],
+                   [SheetPanel("c", photo), SheetPanel("d", photo)]])
+    assert other.tobytes() != failed.tobytes()
+
+
+@pytest.mark.parametrize("reason", ["", "x", "word " * 2000, "y" * 100_000])
+def test_a_row_of_failures_keeps_its_text_inside(reason: str) -> None:
+    page = pixels(sheet([[SheetPanel("a", reason)]]))
+    assert page.shape[1] == PANEL_WIDTH + 16
+    assert (page[:, :8] == 255).all()
+    assert (page[:, -8:] == 255).all()
+    body = page[-8 - PANEL_WIDTH * 3 // 4 - 8:-16, 8:-8]
+    for edge in (body[:4], body[-4:], body[:, :4], body[:, -4:]):
+        assert (edge == body[0, 0]).all()
+
+
+@pytest.mark.parametrize("title", ["IMG_" + "0" * 500, "horse person dog cat " * 20])
+def test_long_titles_do_not_reach_the_next_panel(title: str) -> None:
+    photo = np.full((30, 40, 3), 255, np.uint8)
+    one = pixels(sheet([[(title, photo), ("b", photo)]]))
+    assert (one[:, PANEL_WIDTH + 8:PANEL_WIDTH + 16] == 255).all()
+    assert (one[:, :8] == 255).all()
+    ink = np.flatnonzero((one[:, :PANEL_WIDTH + 8] < 128).any(axis=(1, 2)))
+    assert 20 < ink.max() - ink.min() < 40, "two lines"
+    assert one.shape == pixels(sheet([[("a\n" + title * 2, photo), ("b", photo)]])).shape
+
+
+SHAPES = [(300, 400), (400, 300), (64, 64), (120, 1200), (1200, 120), (3000, 4000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_panels_fit_whatever_the_photo_s_shape(shape: tuple[int, int]) -> None:
+    panel = fit_panel(np.zeros((*shape, 3), np.uint8))
+    height, width = panel.shape[:2]
+    assert width <= PANEL_WIDTH
+    assert height <= 1.5 * PANEL_WIDTH
+    assert width == PANEL_WIDTH or height == 1.5 * PANEL_WIDTH
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.02)
+    assert fit_panel(panel) is panel
+
+
+def test_a_sheet_of_six_shapes() -> None:
+    rows = [[("photo", np.zeros((*shape, 3), np.uint8))] * 2 for shape in SHAPES]
+    page = sheet(rows)
+    heights = [fit_panel(row[0][1]).shape[0] for row in rows]
+    assert page.width == 2 * PANEL_WIDTH + 3 * 8
+    assert page.height == sum(height + 18 + 16 for height in heights) + 8
+    assert sheet([]).height == 8
+
+
+@pytest.mark.parametrize(("shape", "size"), [
+    ((3000, 4000), (1024, 768)), ((4000, 3000), (768, 1024)), ((300, 400), (400, 300)),
+    ((1024, 1000), (1000, 1024))])
+def test_an_overlay_has_the_photo_s_own_size_within_bounds(shape: tuple[int, int],
+                                                           size: tuple[int, int]) -> None:
+    labels = np.zeros(shape, np.uint8)
+    labels[100:200, 100:200] = 1
+    page = overlay(np.zeros((*shape, 3), np.uint8), labels, PALETTE, VOC)
+    strip = legend([1], PALETTE, VOC, size[0])
+    assert page.size == (size[0], size[1] + strip.height)
+
+
+def test_the_legend_of_a_narrow_photo_is_wider_than_it() -> None:
+    page = overlay(noise(90, 30), np.ones((90, 30), np.uint8), PALETTE, VOC)
+    assert page.width == 200
+    assert swatches(page.crop((0, 90, *page.size))) == {1}

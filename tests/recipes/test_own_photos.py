@@ -1,0 +1,111 @@
+"""The recipe for one's own photos: from a folder and a CSV to masks, a segmenter and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Result, Run, draw_scenes, write_scenes
+from PIL import Image
+
+from vpltool.formats import describe
+
+
+@pytest.fixture
+def own(tmp_path: Path, tiny_clip: Path) -> Path:
+    write_scenes(tmp_path, draw_scenes())
+    (tmp_path / "new").mkdir()
+    Image.fromarray(draw_scenes(10, seed=4)[9].photo).save(tmp_path / "new/holiday.png")
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(run: Run, own: Path, tiny_clip: Path) -> Result:
+    return again(run, own, tiny_clip)
+
+
+def again(run: Run, own: Path, tiny_clip: Path, *values: str) -> Result:
+    return run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
+               f"pretrained={tiny_clip}", "steps=3", f"masks={own / 'masks'}", f"new={own / 'new'}",
+               *values, work=own / "work")
+
+
+def times(work: Path) -> dict[str, int]:
+    return {path.relative_to(work).as_posix(): path.stat().st_mtime_ns
+            for path in work.rglob("*") if path.is_file()
+            and path.relative_to(work).parts[0] not in ("pictures", "scores")}
+
+
+def test_masks_segmenter_and_pictures(recipe: Result, own: Path) -> None:
+    assert recipe.code == 0, recipe.err
+    work = own / "work"
+    assert len(list((work / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 6
+    assert (work / "decoder/segmenter.safetensors").exists()
+    assert (work / "predictions/segmenter/new/holiday.png").exists()
+    assert list((work / "pictures").rglob("holiday.*"))
+    assert (work / "pictures/masks.png").exists()
+    assert "on this machine" in recipe.err
+    assert "mIoU" in recipe.out
+
+
+def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, tiny_clip: Path
+                                          ) -> None:
+    before = times(own / "work")
+    result = again(run, own, tiny_clip)
+    assert result.code == 0, result.err
+    assert times(own / "work") == before
+
+
+def test_one_more_photo(recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:
+    """Its features are made, and what learns from all photos; the features of the others stay."""
+    Image.fromarray(draw_scenes(9, seed=3)[6].photo).save(own / "photos/more.png")
+    with (own / "tags.csv").open("a") as file:
+        file.write("more,box,train\n")
+    work = own / "work"
+    before = times(work)
+    result = again(run, own, tiny_clip)
+    assert result.code == 0, result.err
+    after = times(work)
+    assert {name for name in after if name.startswith("features/train/scene")
+            and after[name] != before[name]} == set()
+    for made in ("features/train/more.safetensors", "cams/text-salient/train/more.safetensors",
+                 "masks/seeds-dense-refined/train/more.png"):
+        assert made in after
+        assert made not in before
+    for changed in ("prototypes/seeds.safetensors", "decoder/segmenter.safetensors"):
+        assert after[changed] != before[changed]
+    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+
+
+def test_a_photo_that_cannot_be_read_does_not_end_it(run: Run, own: Path, tiny_clip: Path) -> None:
+    (own / "photos/scene0.png").write_bytes(b"no photo")
+    result = again(run, own, tiny_clip)
+    assert result.code == 1
+    assert "scene0" in result.lines("error:")[0]
+    assert (own / "work/decoder/segmenter.safetensors").exists()
+
+
+def test_masks_corrected_by_hand_are_learned_from_and_kept(
+    recipe: Result, run: Run, own: Path, tiny_clip: Path
+) -> None:
+    """Also when other values of the recipe make the others anew."""
+    work = own / "work"
+    mask = work / "masks/seeds-dense-refined/train/scene0.png"
+    with Image.open(mask) as image:
+        Image.new("L", image.size, 1).save(mask)
+    corrected = mask.read_bytes()
+    before = times(work)
+    result = again(run, own, tiny_clip)
+    assert result.code == 0, result.err
+    after = times(work)
+    assert {name for name in after if after[name] != before[name]} == {
+        "decoder/segmenter.safetensors", "predictions/segmenter/new/artifact.json",
+        "predictions/segmenter/new/holiday.png"}
+    result = again(run, own, tiny_clip, "alpha=1")
+    assert result.code == 0, result.err
+    assert "1 of 6 were corrected by hand and are kept; --overwrite replaces them" in result.err
+    assert mask.read_bytes() == corrected
+    header = describe(mask.with_name("scene1.png")).header
+    assert header is not None
+    assert header.options["alpha"] == 1
+    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"

@@ -1,0 +1,202 @@
+"""Recipes: how they are read, what they come to, and how they run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from vpltool.errors import VplError
+from vpltool.recipes import recipe_files
+from vpltool.recipes.reading import Rounds, Step, read_recipe, steps_of
+
+TEXT = """# A small job.
+photos = ?          # the photos
+model =             # another model
+seeds = 0 1         # one run each
+
+say Begin with $photos
+vpltool prepare folder $photos --labels 'my tags.csv' [--pretrained $model]
+if model
+    vpltool text-prototypes
+end
+each seed in $seeds
+    vpltool seed-prototypes --seed $seed \\
+        --out $work/prototypes/v-${seed}.safetensors
+    each rsc in 0 1
+        vpltool scores 'a b=scores/x-$seed-[0-9].json' [--out $model-$rsc.md]
+    end
+end
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.recipe"
+    path.write_text(TEXT)
+    return path
+
+
+def flat(steps: list[Step | Rounds] | tuple[Step | Rounds, ...]) -> list[str]:
+    lines = []
+    for step in steps:
+        if isinstance(step, Rounds):
+            lines += [line for part in step.rounds for line in flat(part)]
+        else:
+            lines.append(step.heading or shlex.join(step.words))
+    return lines
+
+
+def test_read(recipe: Path) -> None:
+    found = read_recipe(recipe)
+    assert found.title == "A small job"
+    assert [(value.name, value.default, value.about) for value in found.values] == [
+        ("photos", None, "the photos"), ("model", "", "another model"),
+        ("seeds", "0 1", "one run each")]
+
+
+def test_steps(recipe: Path) -> None:
+    found = read_recipe(recipe)
+    plain = flat(steps_of(found, {"photos": "my photos"}, Path("w")))
+    assert plain[:2] == ["Begin with my photos",
+                         "prepare folder 'my photos' --labels 'my tags.csv'"]
+    assert plain[2:5] == ["seed-prototypes --seed 0 --out w/prototypes/v-0.safetensors",
+                          "scores 'a b=scores/x-0-[0-9].json'",
+                          "scores 'a b=scores/x-0-[0-9].json'"]
+    full = flat(steps_of(found, {"photos": "p", "model": "m", "seeds": "7"}, Path("w")))
+    assert full[1:3] == ["prepare folder p --labels 'my tags.csv' --pretrained m",
+                         "text-prototypes"]
+    assert full[4:] == ["scores 'a b=scores/x-7-[0-9].json' --out m-0.md",
+                        "scores 'a b=scores/x-7-[0-9].json' --out m-1.md"]
+
+
+def test_lines_are_those_of_the_file(recipe: Path) -> None:
+    steps = steps_of(read_recipe(recipe), {"photos": "p"}, Path("w"))
+    rounds = steps[-1]
+    assert isinstance(rounds, Rounds)
+    first, nested = rounds.rounds[0]
+    assert isinstance(first, Step)
+    assert TEXT.splitlines()[first.line - 1].strip().startswith("vpltool seed-prototypes")
+    assert isinstance(nested, Rounds)
+    inner = nested.rounds[1][0]
+    assert isinstance(inner, Step)
+    assert "vpltool scores" in TEXT.splitlines()[inner.line - 1]
+
+
+@pytest.mark.parametrize(("given", "message", "hint"), [
+    ({}, "small needs photos=… (the photos)", "photos=…"),
+    ({"photo": "x"}, "small has no value `photo`", "`photos`"),
+])
+def test_a_missing_or_unknown_value(given: dict[str, str], message: str, hint: str,
+                                    recipe: Path) -> None:
+    with pytest.raises(VplError) as caught:
+        steps_of(read_recipe(recipe), given, Path())
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("# t\nvpltool cam\nend\n", ":3: `end` without a block"),
+    ("# t\nif x\nvpltool cam\n", ":2: `if x` is never closed"),
+    ("# t\ncam --split val\n", ":2: `cam --split val` is not a line of a recipe"),
+])
+def test_a_wrong_line_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.recipe"
+    path.write_text(text)
+    with pytest.raises(VplError) as caught:
+        read_recipe(path)
+    assert message in caught.value.message
+
+
+def test_an_unknown_name_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.recipe"
+    path.write_text("# t\nvpltool cam --split $splt\n")
+    with pytest.raises(VplError, match=":2: no value is called `splt`"):
+        steps_of(read_recipe(path), {}, Path())
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_every_line_of_the_bundled_recipes_is_a_command(name: str, run: Run, tmp_path: Path
+                                                        ) -> None:
+    """With every value given: all blocks are there."""
+    values = [f"{value.name}={value.default or 'x'}"
+              for value in read_recipe(recipe_files()[name]).values]
+    result = run("run", name, *values, "--dry-run", work=tmp_path)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert len(lines) > 5
+    assert all(line.startswith((f"vpltool -C {tmp_path} ", "# ")) for line in lines)
+
+
+def test_they_are_listed(run: Run) -> None:
+    out = run("recipes").out
+    for name, path in recipe_files().items():
+        assert f"{name:12} {read_recipe(path).title}" in out
+    assert run("recipes", "demo").out == recipe_files()["demo"].read_text()
+
+
+SMALL = """# Maps.
+cut = 0.4
+each method in dense gradcam
+    vpltool cam --method $method
+end
+vpltool eval --what cams/text-dense --split train --threshold $cut
+"""
+
+
+def test_run_says_lines_skips_what_is_done_and_prints_reports(run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text(SMALL)
+    first = run("run", path, "--jobs", 1, work=copied / "work")
+    assert first.code == 0, first.err
+    assert "  vpltool cam --method dense" in first.err.splitlines()
+    assert "mIoU" in first.out
+    times = {file: file.stat().st_mtime_ns for file in (copied / "work/cams").rglob("*")}
+    again = run("run", path, "--jobs", 1, work=copied / "work")
+    assert again.code == 0, again.err
+    assert times == {file: file.stat().st_mtime_ns for file in (copied / "work/cams").rglob("*")}
+
+
+def test_run_stops_at_the_first_error_and_names_the_line(run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text("# Maps.\nvpltool cam --method dense\nvpltool cam --prototypes visoin\n"
+                    "vpltool refine\n")
+    result = run("run", path, work=copied / "work")
+    assert result.code == 1
+    assert "line 3, vpltool cam --prototypes visoin" in result.lines("error:")[0]
+    assert "run the recipe again" in result.lines("hint:")[0]
+    assert (copied / "work/cams/text-dense/train/artifact.json").exists()
+
+
+def test_a_wrong_line_ends_it_before_the_first_is_run(run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text("# Maps.\nvpltool cam --method dense\nvpltool cam --target softmox\n")
+    result = run("run", path, work=copied / "work")
+    assert result.code == 1
+    assert "line 3: vpltool cam --target softmox" in result.lines("error:")[0]
+    assert not (copied / "work/cams/text-dense").exists()
+
+
+def test_dry_run_can_be_pasted(run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text(SMALL)
+    lines = run("run", path, "cut=0.3", "--dry-run", work=copied / "work").out.splitlines()
+    assert lines == [f"vpltool -C {copied / 'work'} {rest}" for rest in (
+        "cam --method dense", "cam --method gradcam",
+        "eval --what cams/text-dense --split train --threshold 0.3")]
+    for line in lines:
+        assert run(*shlex.split(line)[1:]).code == 0
+
+
+def test_rounds_side_by_side(run: Run, copied: Path) -> None:
+    """In worker processes they write what they write one after the other."""
+    path = copied / "maps.recipe"
+    path.write_text(SMALL)
+    assert run("run", path, "--jobs", 2, work=copied / "work").code == 0
+    made = {file.name: file.read_bytes()
+            for file in (copied / "work/cams/text-dense/train").iterdir()}
+    assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
+    assert made == {file.name: file.read_bytes()
+                    for file in (copied / "work/cams/text-dense/train").iterdir()}

@@ -1,0 +1,224 @@
+"""`crf`: what it reads, where it runs, and what it refuses; a method in a file of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run, copy_workspace, run_chain
+from PIL import Image
+
+from vpltool.core.crf import PRESETS
+
+CRF = ("crf", "--workers", 0)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "artifact.json").read_text())
+    return content
+
+
+def labels(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    found = {}
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            found[path.stem] = np.asarray(image).copy()
+    return found
+
+
+@pytest.fixture
+def work(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    return copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+
+
+def test_headers_of_both_folders(ready: Path) -> None:
+    folders = [ready / "work/masks" / name / "train" for name in ("text-refined",
+                                                                  "text-refined-full")]
+    first, full = (manifest(folder)["header"] for folder in folders)
+    assert first["options"]["crf"] == asdict(PRESETS["clip-es"])
+    assert first["options"]["confidence"] == 0.95
+    assert full["options"] == {**first["options"], "confidence": 0.0}
+    assert first["sources"] == {"what": "cams/text-refined/train"}
+    sure, every = map(labels, folders)
+    assert not any((label == 255).any() for label in every.values())
+    for key, label in sure.items():
+        assert ((label == every[key]) | (label == 255)).all()
+
+
+def test_nothing_is_deleted_before_all_is_checked(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    before = {path: path.read_bytes() for path in (work / "masks").rglob("*.*")}
+    assert len(before) == 14
+    for words in (("--device", "cuda:9"), ("--preset", "clipes"), ("--what", "txt-refined")):
+        result = run(*CRF, *words, "--overwrite", work=work)
+        assert result.code == 1, result.err
+        assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_pydensecrf_that_is_not_there(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+                                        ) -> None:
+    import importlib.util
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: (
+        None if name == "pydensecrf" else find_spec(name, *rest)))
+    result = run(*CRF, "--backend", "pydensecrf", "--overwrite", work=copied / "work")
+    assert result.code == 1
+    assert result.lines("hint:") == ["pip install pydensecrf2, or --backend torch"]
+    assert len(labels(copied / "work/masks/text-refined/train")) == 6
+
+
+def test_the_number_of_workers_changes_nothing(run: Run, ready: Path, tmp_path: Path) -> None:
+    result = run("crf", "--workers", 2, "--out", tmp_path / "x", work=ready / "work")
+    assert result.code == 0, result.err
+    for name, folder in (("x", "text-refined"), ("x-full", "text-refined-full")):
+        wanted = labels(ready / "work/masks" / folder / "train")
+        found = labels(tmp_path / name)
+        assert found.keys() == wanted.keys()
+        assert all((found[key] == wanted[key]).all() for key in wanted)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ('{"smooth_sxy": "3"}', "smooth_sxy"), ('{"smooth_sxy": 3}', "smooth_weight"),
+    (json.dumps(asdict(PRESETS["weclip"]) | {"bilateral_srgb": 0}), "bilateral_srgb is 0"),
+    (json.dumps(asdict(PRESETS["weclip"]) | {"iterations": 2.5}), "iterations is 2.5"),
+    (json.dumps(asdict(PRESETS["weclip"]) | {"sigma": 1}), "sigma"), ("[]", "object"),
+    ("{", "JSON")])
+def test_a_preset_s_file_is_checked(content: str, said: str, run: Run, ready: Path, tmp_path: Path
+                                    ) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    result = run(*CRF, "--preset", path, "--out", tmp_path / "x", work=ready / "work")
+    assert result.code == 1
+    assert "mine.json" in result.lines("error:")[0]
+    assert said in result.lines("error:")[0]
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_preset_s_file_is_used(run: Run, ready: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(asdict(PRESETS["weclip"])))
+    for name, preset in (("file", path), ("name", "weclip")):
+        result = run(*CRF, "--preset", preset, "--out", tmp_path / name, work=ready / "work")
+        assert result.code == 0, result.err
+    first, second = labels(tmp_path / "file"), labels(tmp_path / "name")
+    assert all((first[key] == second[key]).all() for key in first)
+    assert manifest(tmp_path / "file")["header"]["options"]["crf"] == asdict(PRESETS["weclip"])
+
+
+def test_photos_are_worked_on_at_a_bounded_size(run: Run, ready: Path, tmp_path: Path) -> None:
+    """Labels come out at the photo's own size; the default changes nothing here."""
+    result = run(*CRF, "--max-side", 24, "--out", tmp_path / "small", work=ready / "work")
+    assert result.code == 0, result.err
+    wanted, found = labels(ready / "work/masks/text-refined-full/train"), labels(
+        tmp_path / "small-full")
+    for key in wanted:
+        assert found[key].shape == wanted[key].shape
+    assert any((found[key] != wanted[key]).any() for key in wanted)
+    header = manifest(tmp_path / "small")["header"]
+    assert header["options"]["max_side"] == 24
+    assert "max_side" not in manifest(ready / "work/masks/text-refined/train")["header"]["options"]
+    result = run(*CRF, "--max-side", 48, "--out", tmp_path / "whole", work=ready / "work")
+    assert result.code == 0, result.err
+    whole = labels(tmp_path / "whole-full")
+    assert all((whole[key] == wanted[key]).all() for key in wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e6)
+    monkeypatch.setattr("vpltool.stages.crf.run_jobs", lambda function, jobs, count, start, task: (
+        start(task), map(function, jobs))[1])
+    result = run("crf", "--workers", workers, "--out", tmp_path / "x", work=ready / "work")
+    assert result.code == 0, result.err
+    (told,) = result.lines("warning:")
+    assert f"{max(workers, 1)} are worked on at a time" in told
+    assert "--max-side 1024" in told
+    monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e12)
+    result = run("crf", "--workers", workers, "--out", tmp_path / "y", work=ready / "work")
+    assert result.lines("warning:") == []
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--alpha", "2.0"), "--alpha 2 has no effect: predictions have a background"),
+    (("--confidence", "0.5"), "--confidence 0.5 has no effect: predictions keep every pixel")])
+def test_what_predictions_do_not_need(words: tuple[str, ...], said: str, run: Run, work: Path,
+                                      tmp_path: Path) -> None:
+    assert run("predict", "--decoder", "tiny", "--split", "val", work=work).code == 0
+    found = []
+    for name, given in (("a", ()), ("b", words)):
+        result = run(*CRF, "--what", "predictions/tiny", "--split", "val", *given, "--out",
+                     tmp_path / name, work=work)
+        assert result.code == 0, result.err
+        assert result.lines("warning:") == ([said] if given else [])
+        found.append(labels(tmp_path / name))
+    assert all((found[0][key] == found[1][key]).all() for key in found[0])
+    assert not {"alpha", "confidence"} & set(manifest(tmp_path / "b")["header"]["options"])
+
+
+def test_predictions_that_lie_elsewhere_have_no_probabilities(run: Run, work: Path, tmp_path: Path
+                                                              ) -> None:
+    """Even where three folders above them there is a folder of that name."""
+    assert run("predict", "--decoder", "tiny", "--split", "val", work=work).code == 0
+    (tmp_path / "else").mkdir()
+    for kind in ("predictions", "probabilities"):
+        (work / kind).rename(tmp_path / "else" / kind)
+    result = run(*CRF, "--what", tmp_path / "else/predictions/tiny/val", "--split", "val",
+                 work=work)
+    assert result.code == 0, result.err
+    sources = manifest(work / "predictions/tiny-crf/val")["header"]["sources"]
+    assert sources["what"].endswith("else/predictions/tiny/val")
+
+
+def test_a_tag_more_makes_one_mask_anew(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    photos = [json.loads(line) for line in (work / "images.jsonl").read_text().splitlines()]
+    photos[0]["labels"] = ["bar", "box", "disc"]
+    (work / "images.jsonl").write_text("".join(json.dumps(photo) + "\n" for photo in photos))
+    before = {path: path.stat().st_mtime_ns for path in (work / "masks").rglob("*.png")}
+    run_chain(copied, (("cam",), ("refine",), CRF))
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.stem for path in before if after[path] != before[path]} == {photos[0]["id"]}
+
+
+METHOD = '''"""The strongest score, with a threshold; for a test."""
+
+from dataclasses import dataclass
+
+from vpltool import settings
+from vpltool.settings import setting
+
+READS = ("photo",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    power: float = setting(1.0, "Exponent of the scores.", low=0)
+
+
+def refine_labels(photos, settings, device):
+    assert all(photo.photo.shape[:2] == photo.scores.shape[1:] for photo in photos)
+    powers = [photo.scores ** settings.power for photo in photos]
+    return [scores / scores.sum(axis=0) for scores in powers]
+'''
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_method_in_a_file_of_its_own(workers: int, run: Run, ready: Path, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker process, which begins with nothing, finds it too."""
+    (tmp_path / "methods/label_refiners").mkdir(parents=True)
+    (tmp_path / "methods/label_refiners/strongest.py").write_text(METHOD)
+    monkeypatch.setenv("VPLTOOL_METHODS", str(tmp_path / "methods"))
+    result = run("crf", "--method", "strongest", "--power", 2, "--workers", workers, "--out",
+                 tmp_path / "x", work=ready / "work")
+    assert result.code == 0, result.err
+    assert len(labels(tmp_path / "x-full")) == 6
+    options = manifest(tmp_path / "x")["header"]["options"]
+    assert (options["method"], options["power"]) == ("strongest", 2.0)
+    assert "crf" not in options

@@ -1,0 +1,46 @@
+"""`estimate`: measured, said in a line, and proportional to the photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from vpltool.stages import estimate
+
+
+def test_it_says_how_long_and_how_much(run: Run, ready: Path) -> None:
+    result = run("estimate", "--iters", 10, "--crop", 4, "--width", 16, "--layers", 2,
+                 work=ready / "work")
+    assert result.code == 0, result.err
+    assert result.out == ""
+    assert result.err.startswith("6 photos: about ")
+    assert "GB of features" in result.err
+    report = json.loads(run("estimate", "--iters", 10, "--crop", 4, "--width", 16, "--layers", 2,
+                            "--json", work=ready / "work").out)
+    assert set(report["seconds"]) == {"extract", "crf", "train-decoder"}
+    assert all(value >= 0 for value in report["seconds"].values())
+    # 48×40 pixels are 6×5 patches of 8; 2 bytes each for 2 layers of 32 and an embedding of 16.
+    assert report["patches"] == 30
+    assert report["bytes"] == 6 * 2 * 30 * (2 * 32 + 16)
+
+
+def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_encoder_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(estimate, "_crf_seconds", lambda *_: 4.0)
+    monkeypatch.setattr(estimate, "_step_seconds", lambda *_: 0.25)
+    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 1)
+    report = json.loads(run("estimate", "--iters", 100, "--json", work=ready / "work").out)
+    assert report["seconds"] == {"extract": 3.0, "crf": 12.0, "train-decoder": 25.0}
+    assert report["total"] == 40.0
+
+
+def test_photos_that_cannot_be_read_are_named(run: Run, copied: Path) -> None:
+    for photo in (copied / "photos").iterdir():
+        photo.write_bytes(b"no photo")
+    result = run("estimate", work=copied / "work")
+    assert result.code == 1
+    assert "no photo can be read" in result.lines("error:")[0]

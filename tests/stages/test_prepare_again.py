@@ -1,0 +1,377 @@
+"""`prepare` on the second day: what is not given stays, what is new is taken and said in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, Run, draw_scenes, prepare, save_clip, write_scenes
+from PIL import Image
+
+from vpltool.datasets.words import VOC
+from vpltool.formats import Photo, Workspace, open_workspace, write_workspace
+from vpltool.formats.changes import describe_change, explain_change, last_call, read_changes
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_clip: Path) -> Path:
+    """Photos, masks, tags, a CLIP, and a workspace made without the masks."""
+    (tmp_path / "clip").symlink_to(tiny_clip)
+    write_scenes(tmp_path, draw_scenes())
+    assert prepare(tmp_path).code == 0
+    return tmp_path
+
+
+def again(base: Path, run: Run, *options: object) -> Result:
+    """As a user types it who does not repeat what was said before."""
+    return run("prepare", "folder", base / "photos", "--labels", base / "tags.csv", *options,
+               work=base / "work")
+
+
+def taken(result: Result) -> Result:
+    assert result.code == 0, result.err
+    return result
+
+
+def workspace_of(base: Path) -> Workspace:
+    return open_workspace(base / "work")
+
+
+def photos_of(base: Path) -> dict[str, Photo]:
+    return {photo.id: photo for photo in workspace_of(base).photos()}
+
+
+def add_photo(base: Path, key: str, row: str) -> None:
+    # Other bytes than its model's: the same photo under two ids is warned of.
+    Image.open(base / "photos/scene0.png").rotate(180).resize((44, 36 + len(key))).save(
+        base / f"photos/{key}.png")
+    with (base / "tags.csv").open("a") as file:
+        file.write(f"{key},{row}\n")
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_masks_later(copied: Path, run: Run) -> None:
+    """The line of docs/own-data.md: no option is repeated, the CLIP stays, no work is lost."""
+    for path in (copied / "work/workspace.json", copied / "work/changes.jsonl"):
+        path.unlink()
+    taken(prepare(copied))
+    before = workspace_of(copied)
+    result = taken(again(copied, run, "--masks", copied / "masks"))
+    assert workspace_of(copied) == before
+    assert all(photo.mask for photo in photos_of(copied).values())
+    assert "true masks of 8 photos changed" in result.err
+    assert "update" not in result.err, "nothing but scores depends on masks"
+    assert "done already" in taken(run("cam", work=copied / "work")).err
+    # Masks stay where they were named.
+    taken(again(copied, run))
+    assert all(photo.mask for photo in photos_of(copied).values())
+
+
+def test_a_photo_of_a_new_class(copied: Path, run: Run) -> None:
+    """The new class comes last, whatever its name, so that the others keep their numbers."""
+    add_photo(copied, "farm", "angora goat;bar,train")
+    result = taken(again(copied, run))
+    assert workspace_of(copied).classes == ("bar", "box", "disc", "angora goat")
+    assert "class `angora goat` is new; 1 photo added" in result.err
+    assert "keep their numbers" in result.err
+    assert "update" in result.err
+    assert "update" not in taken(again(copied, run)).err, "it is said once"
+
+
+def test_changed_tags(base: Path, run: Run) -> None:
+    table = base / "tags.csv"
+    table.write_text(table.read_text().replace("scene0,bar,train", "scene0,bar;disc,train"))
+    result = taken(again(base, run))
+    assert "tags of 1 photo changed" in result.err
+    assert "update" not in result.err, "nothing was made of them yet"
+    assert photos_of(base)["scene0"].labels == ("bar", "disc")
+    table.write_text(table.read_text().replace("scene1,box,train\n", "").replace(
+        "scene2,disc,train", "scene2,disc,val"))
+    result = taken(again(base, run))
+    assert "1 photo gone; splits of 1 photo changed" in result.err
+    assert "scene1" not in photos_of(base)
+
+
+def test_a_class_that_lost_its_photos_stays(base: Path, run: Run) -> None:
+    table = base / "tags.csv"
+    table.write_text(table.read_text().replace("box", "bar"))
+    result = taken(again(base, run))
+    assert workspace_of(base).classes == ("bar", "box", "disc")
+    assert result.lines("warning:") == [
+        "no photo has the tag `box`; it stays a class, so that the others keep their numbers; "
+        "--overwrite drops it"]
+    taken(again(base, run, "--overwrite"))
+    assert workspace_of(base).classes == ("bar", "disc")
+
+
+def test_what_is_not_given_stays(base: Path, run: Run) -> None:
+    (base / "classes.txt").write_text("3 disc\n2 box\n1 bar\n")
+    (base / "words.txt").write_text("sky\ngrass\n")
+    (base / "captions.csv").write_text('id,caption\nscene0,"a bar, lying"\nscene1.png,a box\n')
+    first = ("--classes", base / "classes.txt", "--background", base / "words.txt",
+             "--halve", "train", "--masks", base / "masks", "--captions", base / "captions.csv")
+    taken(again(base, run, *first))
+    files = files_of(base / "work")
+    workspace = workspace_of(base)
+    assert workspace.classes == ("disc", "box", "bar")
+    assert workspace.mask_values == {3: 1, 2: 2, 1: 3}
+    assert workspace.background == ("sky", "grass")
+    assert photos_of(base)["scene0"].caption == "a bar, lying"
+    assert photos_of(base)["scene1"].caption == "a box"
+    taken(again(base, run))
+    assert files_of(base / "work") == files
+    # Moved together, the paths still lead there.
+    (base / "moved").mkdir()
+    for name in ("photos", "masks", "work", "tags.csv", "captions.csv", "clip"):
+        shutil.move(base / name, base / "moved" / name)
+    taken(again(base / "moved", run))
+    assert {path.name: content for path, content in files_of(base / "moved/work").items()} == {
+        path.name: content for path, content in files.items()}
+    # A new photo finds its mask and its caption where those of the others are.
+    moved = base / "moved"
+    add_photo(moved, "late", "box,train")
+    Image.new("L", (44, 40)).save(moved / "masks/late.png")
+    with (moved / "captions.csv").open("a") as file:
+        file.write("late,a late box\n")
+    taken(again(moved, run))
+    late = photos_of(moved)["late"]
+    assert (late.mask, late.caption) == ("../masks/late.png", "a late box")
+    assert workspace_of(moved) == replace(workspace, path=moved / "work")
+
+
+def test_what_others_wrote_into_the_list_stays(base: Path, run: Run) -> None:
+    path = base / "work/images.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"camera": "a phone", "caption": "by hand"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    add_photo(base, "late", "box,train")
+    taken(again(base, run))
+    first = photos_of(base)["scene0"]
+    assert (first.more, first.caption) == ({"camera": "a phone"}, "by hand")
+
+
+def test_classes_and_words_of_voc_later(base: Path, run: Run) -> None:
+    """With the vocabulary come its class words: the data set is called so."""
+    table = base / "tags.csv"
+    for old, new in (("bar", "sheep"), ("box", "cow"), ("disc", "cat")):
+        table.write_text(table.read_text().replace(old, new))
+    result = taken(again(base, run, "--vocabulary", "voc"))
+    assert (workspace_of(base).name, workspace_of(base).classes) == ("voc", VOC.classes)
+    assert "class `aeroplane` is new" in result.err
+    taken(again(base, run))
+    assert workspace_of(base).classes == VOC.classes
+
+
+def test_a_refusal_is_one_line(base: Path, run: Run) -> None:
+    """Doubts about tags that are not taken anyway are not told."""
+    add_photo(base, "farm", "bxo,train")
+    result = again(base, run, "--normalise", "imagenet")
+    assert [line.split(":")[0] for line in result.err.splitlines()] == ["error", "hint"]
+
+
+def test_a_new_class_must_be_in_the_class_file(base: Path, run: Run) -> None:
+    (base / "classes.txt").write_text("bar\nbox\ndisc\n")
+    taken(again(base, run, "--classes", base / "classes.txt"))
+    add_photo(base, "farm", "goat,train")
+    refused = again(base, run)
+    assert refused.code == 1
+    assert "`goat`" in refused.lines("error:")[0]
+    (base / "classes.txt").write_text("bar\ngoat\nbox\ndisc\n")
+    result = taken(again(base, run, "--classes", base / "classes.txt"))
+    assert workspace_of(base).classes == ("bar", "goat", "box", "disc")
+    assert "class `goat` is new" in result.err
+    assert "keep their numbers" not in result.err, "the file decides"
+
+
+def test_a_new_class_is_no_background_word(base: Path, run: Run) -> None:
+    assert "tree" in workspace_of(base).background
+    add_photo(base, "wood", "tree,train")
+    result = taken(again(base, run))
+    assert "tree" not in workspace_of(base).background
+    assert "the background words changed" in result.err
+
+
+def test_halves_stay_halves(base: Path, run: Run) -> None:
+    taken(again(base, run, "--halve", "train"))
+    before = {key: photo.splits for key, photo in photos_of(base).items()}
+    add_photo(base, "aaa", "box,train")
+    add_photo(base, "zzz", "box,train")
+    table = (base / "tags.csv").read_text().splitlines()
+    (base / "tags.csv").write_text("\n".join([table[0], table[-2], *table[1:-2], table[-1]]))
+    taken(again(base, run))
+    after = {key: photo.splits for key, photo in photos_of(base).items()}
+    assert {key: after[key] for key in before} == before
+    assert {after["aaa"], after["zzz"]} == {("train", "train-a"), ("train", "train-b")}
+
+
+def test_settings_of_a_voc_folder_stay(tmp_path: Path, run: Run) -> None:
+    root, work = tmp_path / "VOC2012", tmp_path / "work"
+    for folder in ("JPEGImages", "ImageSets/Segmentation", "Annotations"):
+        (root / folder).mkdir(parents=True)
+    for key in ("a", "b"):
+        Image.new("RGB", (4, 3)).save(root / f"JPEGImages/{key}.jpg")
+        (root / f"Annotations/{key}.xml").write_text(
+            "<annotation><object><name>cat</name></object></annotation>")
+    for name in ("train", "val"):
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("a\n")
+    (tmp_path / "extra.txt").write_text("b\n")
+    taken(run("prepare", "voc", root, "--list", tmp_path / "extra.txt", "--normalise", "imagenet",
+              work=work))
+    files = files_of(work)
+    assert '"extra"' in (work / "images.jsonl").read_text()
+    assert taken(run("prepare", "voc", root, work=work)).lines("warning:")
+    assert files_of(work) == files
+
+
+def refused(base: Path, result: Result, said: str) -> None:
+    assert result.code == 1
+    assert said in result.lines("error:")[0]
+    assert "--overwrite replaces it" in result.lines("hint:")[0]
+
+
+def test_other_photos_are_refused(base: Path, run: Run) -> None:
+    files = files_of(base / "work")
+    shutil.copytree(base / "photos", base / "elsewhere")
+    result = run("prepare", "folder", base / "elsewhere", "--labels", base / "tags.csv",
+                 work=base / "work")
+    refused(base, result, "the photos' folder was ../photos, now ../elsewhere")
+    add_photo(base, "new", "box,train")
+    lines = (base / "tags.csv").read_text().splitlines()
+    (base / "tags.csv").write_text(f"{lines[0]}\n{lines[-1]}\n")
+    refused(base, again(base, run), "none of its 8 photos is left")
+    assert files_of(base / "work") == files
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--pretrained", "other"), "the CLIP was clip (../clip), now other (../other)"),
+    (("--model", "ViT-B-16-quickgelu"), "the CLIP was clip (../clip), now ViT-B-16-quickgelu"),
+    (("--normalise", "imagenet"), "normalise was model, now imagenet")])
+def test_another_clip_is_refused(options: tuple[str, str], said: str, tmp_path: Path, run: Run,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("clip", "other")):
+        save_clip(tmp_path / name, seed=number)
+    write_scenes(tmp_path, draw_scenes())
+    taken(prepare(tmp_path))
+    files = files_of(tmp_path / "work")
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path, again(tmp_path, run, *options), said)
+    assert files_of(tmp_path / "work") == files
+    taken(again(tmp_path, run, *options, "--overwrite"))
+
+
+def test_overwrite_takes_other_photos_and_keeps_the_clip(base: Path, run: Run) -> None:
+    """The CLIP was chosen once, and is not the default; a hint must not change it."""
+    before = workspace_of(base)
+    assert before.model == "clip"
+    shutil.copytree(base / "photos", base / "elsewhere")
+    (base / "short.csv").write_text("id,labels\nscene0,bar\n")
+    taken(run("prepare", "folder", base / "elsewhere", "--labels", base / "short.csv",
+              "--overwrite", work=base / "work"))
+    workspace = workspace_of(base)
+    assert (workspace.model, workspace.pretrained) == (before.model, before.pretrained)
+    assert (workspace.root, workspace.classes) == ("../elsewhere", ("bar",))
+
+
+@pytest.mark.parametrize("name", ["workspace.json", "images.jsonl"])
+def test_a_damaged_workspace_is_named_and_can_be_replaced(name: str, base: Path, run: Run) -> None:
+    path = base / "work" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    result = again(base, run)
+    assert result.code == 1
+    assert name in result.lines("error:")[0]
+    assert "--overwrite" in result.lines("hint:")[0]
+    taken(prepare(base, "--overwrite"))
+    assert path.read_bytes() == content
+
+
+# changes.jsonl
+
+
+CAT, DOG = (Photo(name, f"{name}.jpg", (name,), ("train",)) for name in ("cat", "dog"))
+
+
+def written(path: Path, classes: tuple[str, ...], *photos: Photo, **parts: Any) -> Workspace:
+    workspace = Workspace(path, "pets", "..", classes, ("sky",), "m", "p", **parts)
+    write_workspace(workspace, photos, {"method": "folder"})
+    return open_workspace(path)
+
+
+def test_every_change_is_a_line_without_a_date(tmp_path: Path) -> None:
+    first = written(tmp_path, ("cat",), CAT)
+    written(tmp_path, ("cat",), CAT)
+    second = written(tmp_path, ("cat", "dog"), CAT, DOG)
+    third = written(tmp_path, ("cat", "dog"), CAT, replace(DOG, labels=("cat", "dog")))
+    lines = read_changes(tmp_path)
+    assert [line["words"] for line in lines] == [
+        {}, {"classes": ["class `dog` is new"], "photos": ["1 photo added"]},
+        {"photos": ["tags of 1 photo changed"]}]
+    assert [line["after"]["classes"] for line in lines] == [
+        workspace.classes_identity for workspace in (first, second, third)]
+    assert lines[2]["before"] == lines[1]["after"]
+    assert lines[2]["after"]["tags"] == {"train": third.tags_identity("train")}
+    assert lines[0]["before"] == {}
+    assert {*lines[0]} == {"before", "after", "words", "call"}
+    assert last_call(tmp_path) == {"method": "folder"}
+    assert first.classes_identity != second.classes_identity
+
+
+def test_an_old_identity_is_explained(tmp_path: Path) -> None:
+    first = written(tmp_path, ("cat",), CAT)
+    old = {"classes": first.classes_identity, "tags": first.tags_identity("train")}
+    assert explain_change(tmp_path, "classes", old["classes"]) == "", "it is today's"
+    second = written(tmp_path, ("cat", "dog"), CAT, DOG)
+    assert explain_change(tmp_path, "classes", old["classes"]) == "class `dog` is new"
+    assert explain_change(tmp_path, "tags", old["tags"]) == "1 photo added"
+    between = second.tags_identity("train")
+    written(tmp_path, ("cat", "dog"), CAT, replace(DOG, labels=("cat", "dog")))
+    assert explain_change(tmp_path, "tags", old["tags"]) == (
+        "1 photo added; tags of 1 photo changed")
+    assert explain_change(tmp_path, "tags", between) == "tags of 1 photo changed"
+    assert explain_change(tmp_path, "classes", old["classes"]) == "class `dog` is new"
+    # There and back again: nothing has changed.
+    written(tmp_path, ("cat",), CAT)
+    assert explain_change(tmp_path, "classes", old["classes"]) == ""
+    assert explain_change(tmp_path, "tags", old["tags"]) == ""
+
+
+def test_what_nobody_knows_is_not_explained(tmp_path: Path) -> None:
+    assert explain_change(tmp_path, "classes", "0123456789abcdef") == ""
+    written(tmp_path, ("cat",), CAT)
+    written(tmp_path, ("dog",), DOG)
+    assert explain_change(tmp_path, "classes", "0123456789abcdef") == ""
+    assert explain_change(tmp_path, "features", "0123456789abcdef") == ""
+    log = tmp_path / "changes.jsonl"
+    log.write_text("{torn\n[]\n" + log.read_text())
+    assert len(read_changes(tmp_path)) == 2
+    log.write_bytes(b"\xff\xfe")
+    assert read_changes(tmp_path) == []
+
+
+def test_words_of_changes() -> None:
+    old = Workspace(Path(), "pets", "..", ("cat", "dog", "cow"), ("sky",), "m", "p")
+    new = replace(old, classes=("dog", "cat", "goat"), background=("sea",), mask_values={3: 1})
+    more = replace(CAT, mask="m.png", splits=("val",), caption="a cat", image="cat.png")
+    assert describe_change(old, [CAT, DOG], new, [more, DOG]) == {
+        "classes": ["class `goat` is new", "class `cow` is gone",
+                    "the classes are in another order"],
+        "photos": ["splits of 1 photo changed", "files of 1 photo changed",
+                   "captions of 1 photo changed"],
+        "words": ["the background words changed"],
+        "masks": ["true masks of 1 photo changed", "the values of true masks changed"]}
+    assert describe_change(old, [CAT, DOG], old, [DOG, CAT]) == {}
+
+
+def test_the_log_names_no_folder_of_this_machine(base: Path, run: Run) -> None:
+    taken(again(base, run, "--masks", base / "masks"))
+    text = (base / "work/changes.jsonl").read_text()
+    assert str(base) not in text
+    assert json.loads(text.splitlines()[-1])["call"] == {
+        "method": "folder", "images": "../photos", "labels": "../tags.csv", "masks": "../masks"}

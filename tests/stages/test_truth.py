@@ -1,0 +1,156 @@
+"""True masks when they are read: what their values stand for, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result, Run, draw_scenes, prepare
+from PIL import Image
+
+EVAL = ("eval", "--split", "train", "--what", "masks/text-refined-full", "--json")
+
+
+def change(base: Path, key: str, save: str, mode: str = "") -> Path:
+    """Write a true mask anew: as `save` says, in another mode."""
+    path = base / f"masks/{key}.png"
+    image = Image.open(path)
+    labels = np.asarray(image).copy()
+    if save == "smaller":
+        labels = labels[1:]
+    if save == "label":
+        labels[5, 7] = 9
+    if save == "ignored":
+        labels[:] = 255
+    made = Image.fromarray(labels)
+    if mode:
+        made = made.convert(mode)
+    made.save(path)
+    return path
+
+
+def score(run: Run, base: Path) -> dict[str, object]:
+    result = run(*EVAL, work=base / "work")
+    assert result.code == 0, result.err
+    report: dict[str, object] = json.loads(result.out)
+    return report
+
+
+def refused(run: Run, base: Path, *command: object) -> Result:
+    result = run(*(command or EVAL), work=base / "work")
+    assert result.code == 1, result.err
+    assert len(result.lines("error:")) == 1
+    assert result.lines("hint:")
+    return result
+
+
+@pytest.mark.parametrize("command", [
+    EVAL, ("eval", "--split", "train", "--what", "cams/text"), ("show", "cams/text")],
+    ids=["masks", "cams", "show"])
+@pytest.mark.parametrize(("save", "mode", "said"), [
+    ("label", "", "the value 9 is no class; the workspace has 1 to 3"),
+    ("smaller", "", "39×48 (height×width), "),
+    ("", "RGB", "not an 8-bit index image (mode RGB)"), ("", "I;16", "(mode I;16)"),
+    ("", "1", "(mode 1)")])
+def test_a_wrong_mask_is_named(command: tuple[object, ...], save: str, mode: str, said: str,
+                               copied: Path, run: Run) -> None:
+    path = change(copied, "scene2", save, mode)
+    result = refused(run, copied, *command)
+    assert path.name in result.lines("error:")[0]
+    assert said in result.lines("error:")[0]
+
+
+def test_earlier_scores_are_kept(copied: Path, run: Run) -> None:
+    score(run, copied)
+    files = {path: path.read_bytes() for path in (copied / "work").rglob("*") if path.is_file()}
+    change(copied, "scene5", "label")
+    refused(run, copied)
+    assert {path: path.read_bytes() for path in (copied / "work").rglob("*")
+            if path.is_file()} == files
+
+
+def test_a_mask_of_255_is_not_scored(copied: Path, run: Run) -> None:
+    before = score(run, copied)["confusion"]
+    change(copied, "scene2", "ignored")
+    after = score(run, copied)["confusion"]
+    assert np.sum(before) - np.sum(after) == 40 * 48
+
+
+def relabelled(base: Path, values: dict[int, int]) -> None:
+    for path in (base / "masks").iterdir():
+        labels = np.asarray(Image.open(path))
+        table = np.arange(256, dtype=np.uint8)
+        for label, value in values.items():
+            table[label] = value
+        Image.fromarray(table[labels]).save(path)
+
+
+@pytest.mark.parametrize(("lines", "values"), [
+    # Classes from 0, the background at 3.
+    (["3 background", "0 bar", "1 box", "2 disc"], {0: 3, 1: 0, 2: 1, 3: 2}),
+    (["7 bar", "17 box", "200 disc"], {1: 7, 2: 17, 3: 200}),
+    (["1 bar", "2 box", "3 disc", "255 background"], {0: 255})])
+def test_values_of_a_class_file(lines: list[str], values: dict[int, int], copied: Path,
+                                run: Run) -> None:
+    """Masks in other numbers and the class file that says so: the same scores, and no work lost."""
+    before = score(run, copied)
+    relabelled(copied, values)
+    (copied / "classes.txt").write_text("\n".join(lines))
+    again = prepare(copied, "--masks", copied / "masks", "--classes", copied / "classes.txt")
+    assert again.code == 0, again.err
+    assert score(run, copied) == before
+    later = run("cam", work=copied / "work")
+    assert later.code == 0
+    assert "done already" in later.err
+
+
+def test_zero_may_mean_that_nothing_is_known(copied: Path, run: Run) -> None:
+    """As in ADE20K: a first line `ignore`."""
+    before = np.array(score(run, copied)["confusion"])
+    (copied / "classes.txt").write_text("ignore\nbar\nbox\ndisc\n")
+    assert prepare(copied, "--masks", copied / "masks", "--classes",
+                   copied / "classes.txt").code == 0
+    after = np.array(score(run, copied)["confusion"])
+    assert (after[1:] == before[1:]).all()
+    assert not after[0].any()
+    assert json.loads((copied / "work/workspace.json").read_text())["mask_values"]["0"] == 255
+
+
+def test_a_value_that_the_class_file_does_not_name(copied: Path, run: Run) -> None:
+    (copied / "classes.txt").write_text("1 bar\n2 box\n30 disc\n")
+    assert prepare(copied, "--masks", copied / "masks", "--classes",
+                   copied / "classes.txt").code == 0
+    result = refused(run, copied)
+    assert "the value 3 is no class; the workspace has the values 0, 1, 2, 30, 255" in (
+        result.lines("error:")[0])
+    assert "`3 ignore`" in result.lines("hint:")[0]
+
+
+def test_the_colours_of_a_palette_do_not_matter(copied: Path, run: Run) -> None:
+    before = score(run, copied)
+    for path in (copied / "masks").iterdir():
+        image = Image.open(path)
+        image.putpalette([17 * number % 256 for number in range(768)])
+        image.save(path)
+    assert score(run, copied) == before
+
+
+def test_masks_under_other_names_are_told(copied: Path, run: Run) -> None:
+    for path in (copied / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    (copied / "work/workspace.json").unlink()
+    result = prepare(copied, "--masks", copied / "masks")
+    assert result.code == 0
+    warning, = result.lines("warning:")
+    assert "scene0.png" in warning
+    assert "scene0_mask.png" in warning
+
+
+def test_masks_of_some_photos_are_told(copied: Path) -> None:
+    for scene in draw_scenes()[:2]:
+        (copied / f"masks/{scene.id}.png").unlink()
+    result = prepare(copied, "--masks", copied / "masks")
+    assert result.lines("warning:") == [
+        "2 of 6 photos of `train` have no true mask; eval leaves them out"]

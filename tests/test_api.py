@@ -1,0 +1,143 @@
+"""The Python API: the same files, the same errors, nothing printed; the page about it runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+import vpltool
+from vpltool import VplError, Workspace
+from vpltool.formats import describe
+from vpltool.stages import find_stages
+
+PAGE = Path(__file__).parents[1] / "docs/python.md"
+
+
+def test_the_same_bytes_as_the_shell(run: Run, copied: Path, capfd: pytest.CaptureFixture[str]
+                                     ) -> None:
+    work = copied / "work"
+    assert run("cam", "--method", "dense", "--tau", "0.2", work=work).code == 0
+    folder = work / "cams/text-dense/train"
+    shell = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capfd.readouterr()
+    made = Workspace(work).cam(method="dense", tau=0.2, overwrite=True)
+    assert made == [folder]
+    assert shell == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert capfd.readouterr().out == ""
+
+
+def test_reports_are_returned(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = Workspace(copied / "work").eval(what="cams/text", split="train")
+    assert 0 < report["miou"] < 1
+    assert capfd.readouterr().out == ""
+    assert Workspace(copied / "work").inspect(copied / "work/prototypes/text.safetensors")[
+        "kind"] == "prototypes"
+
+
+def test_notes_go_to_the_logger(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="vpltool"):
+        Workspace(copied / "work").cam()
+    assert "6 of 6 photos are done already" in caplog.text
+
+
+def test_warnings_are_python_s(copied: Path) -> None:
+    with pytest.warns(UserWarning, match=r"`precision='bf16'` has no effect"):
+        Workspace(copied / "work").cam(method="dense", precision="bf16")
+
+
+@pytest.mark.parametrize(("stage", "values", "message", "hint"), [
+    ("cam", {"tua": 0.1}, "`tua` is not a setting", "did you mean `tau`?"),
+    ("cam", {"method": "dense", "target": "softmax"},
+     "`target='softmax'` is a setting of `method='gradcam'`", "`method='gradcam'`"),
+    ("cam", {"method": "dens"}, "`method='dens'`: no such method", "`dense`"),
+    ("cam", {"store": "fp61"}, "`store='fp61'`: no such choice", "fp16"),
+    ("cam", {"split": "tset"}, "no photo is in the split `tset`", ""),
+    ("extract", {"keep": "tokns"}, "`keep='tokns'`: features have no `tokns`", "tokens"),
+    ("prepare", {"images": "x", "labels": "y"}, "`method` is missing", "folder"),
+])
+def test_errors_name_arguments(stage: str, values: dict[str, object], message: str, hint: str,
+                               copied: Path) -> None:
+    with pytest.raises(VplError) as caught:
+        getattr(Workspace(copied / "work"), stage)(**values)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert "--" not in caught.value.message + caught.value.hint
+
+
+def test_an_unknown_stage_is_an_attribute_error(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match="did you mean `extract`"):
+        Workspace(tmp_path).extrac()
+
+
+def test_every_stage_is_a_method_with_its_help(tmp_path: Path) -> None:
+    work = Workspace(tmp_path)
+    for found in find_stages().values():
+        function = getattr(work, found.function_name)
+        assert "Settings:" in (function.__doc__ or "")
+        assert found.function_name in dir(work)
+        assert inspect.signature(function)
+    assert "dense: Softmax of each patch" in (work.cam.__doc__ or "")
+
+
+def test_a_preset(copied: Path) -> None:
+    Workspace(copied / "work", preset="vpl-coco").refine(cams="text", mask="none", overwrite=True)
+    header = describe(copied / "work/cams/text-refined/train/scene0.safetensors").header
+    assert header is not None
+    assert header.preset["name"] == "vpl-coco"
+    assert header.preset["given"] == {"mask": "none"}
+    assert header.options["mask"] == "none"
+
+
+def test_classes_and_photos(ready: Path) -> None:
+    work = Workspace(ready / "work")
+    assert work.classes == ("bar", "box", "disc")
+    assert len(work.photos("train")) == 6
+    assert repr(work) == f"Workspace('{ready / 'work'}')"
+
+
+def test_import_is_light() -> None:
+    code = ("import sys, vpltool; from vpltool import Workspace; Workspace('x')\n"
+            "print([name for name in ('torch', 'numpy', 'PIL', 'tqdm') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    """Its blocks, from top to bottom, in one program."""
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"),
+                                flags=re.MULTILINE | re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          cwd=tmp_path,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1]),
+                               "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("0.")
+    assert any("visoin" in line for line in lines)
+    assert "uint8" in done.stdout
+
+
+def test_a_preset_is_what_it_is_on_the_command_line(run: Run, copied: Path) -> None:
+    """The same bytes and record; of another method than the preset's its settings are left out."""
+    work = copied / "work"
+    (copied / "mine.toml").write_text('[cam]\nmethod = "gradcam"\ntarget = "softmax"\ntau = 0.1\n'
+                                      '[refine]\nlambda = 0.3\n')
+    preset = str(copied / "mine.toml")
+    for command, values, words in (
+            ("cam", {"method": "dense", "name": "a", "tau": 0.1}, ("--method", "dense")),
+            ("cam", {"name": "b", "target": "margin"}, ("--target", "margin"))):
+        (made,) = getattr(Workspace(work, preset=preset), command)(**values)
+        ours = {path.name: path.read_bytes() for path in made.iterdir()}
+        assert run("--preset", preset, command, *words, "--tau", "0.1", "--name", values["name"],
+                   "--overwrite", work=work).code == 0
+        assert {path.name: path.read_bytes() for path in made.iterdir()} == ours
+    header = describe(work / "cams/b/train/scene0.safetensors").header
+    assert header.preset["given"] == {"target": "margin"}
+    assert header.options["target"] == "margin"

@@ -1,0 +1,70 @@
+"""`Segmenter.load(FILE)(photo)`: what `predict` writes, in memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHAPES, Run
+from PIL import Image
+
+from vpltool import Segmenter, VplError
+
+
+def test_the_labels_are_those_of_predict(run: Run, layered: Path, tmp_path: Path) -> None:
+    work = layered / "work"
+    out = tmp_path / "predicted"
+    assert run("predict", "--decoder", "tiny", "--source", "photos", "--workers", 0, "--flip",
+               "--scales", "1,0.75", "--batch-size", 1, "--out", out, work=work).code == 0
+    segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
+    assert segmenter.classes == SHAPES
+    for path in sorted((layered / "photos").glob("scene[67].png")):
+        result = segmenter(path, scales=(1, 0.75), flip=True)
+        with Image.open(path) as image:
+            photo = np.asarray(image.convert("RGB"))
+        assert result.labels.shape == photo.shape[:2]
+        assert result.probabilities.shape == (4, *photo.shape[:2])
+        np.testing.assert_allclose(result.probabilities.sum(axis=0), 1, atol=1e-4)
+        np.testing.assert_array_equal(result.labels, result.probabilities.argmax(axis=0))
+        with Image.open(out / f"{path.stem}.png") as labels:
+            assert (np.asarray(labels) == result.labels).mean() > 0.995
+        for other in (photo, Image.fromarray(photo), str(path)):
+            np.testing.assert_array_equal(
+                segmenter(other, scales=(1, 0.75), flip=True).labels, result.labels)
+
+
+def test_a_decoder_can_be_shared(layered: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    """The file and its CLIP suffice: no workspace."""
+    file = tmp_path / "shared.safetensors"
+    shutil.copyfile(layered / "work/decoder/tiny.safetensors", file)
+    photo = layered / "photos/scene6.png"
+    shared = Segmenter.load(file, pretrained=tiny_clip)
+    own = Segmenter.load(layered / "work/decoder/tiny.safetensors")
+    np.testing.assert_array_equal(shared(photo).labels, own(photo).labels)
+    assert shared.classes == SHAPES
+
+
+def test_another_clip_is_refused(layered: Path, tmp_path: Path) -> None:
+    from conftest import save_clip
+
+    other = save_clip(tmp_path / "other", seed=5)
+    with pytest.raises(VplError, match="different models"):
+        Segmenter.load(layered / "work/decoder/tiny.safetensors", pretrained=other)
+
+
+@pytest.mark.parametrize(("photo", "message"), [
+    ("none.jpg", "none.jpg: the photo is not there"),
+    (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\) is not a photo"),
+    (np.zeros((4, 4, 3), np.float32), "float32"),
+])
+def test_what_is_not_a_photo_is_named(photo: object, message: str, layered: Path) -> None:
+    segmenter = Segmenter.load(layered / "work/decoder/tiny.safetensors")
+    with pytest.raises(VplError, match=message):
+        segmenter(photo)
+
+
+def test_what_is_not_a_decoder_is_named(layered: Path) -> None:
+    with pytest.raises(VplError, match="holds prototypes, expected decoder"):
+        Segmenter.load(layered / "work/prototypes/text.safetensors")

@@ -1,0 +1,43 @@
+"""Messages name settings; the command line spells them as it takes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpltool.shell import command_line, spell
+
+
+@pytest.mark.parametrize(("text", "spelled"), [
+    ("`extract()` makes them", "vpltool extract makes them"),
+    ("`extract(split='val', max_side=512, overwrite=True)`",
+     "vpltool extract --split val --max-side 512 --overwrite"),
+    ("`cam(prototypes='text', method='dense', tau=0.1)`",
+     "vpltool cam --prototypes text --method dense --tau 0.1"),
+    ("`refine(threshold=0.7, min_max=False)`", "vpltool refine --lambda 0.7 --keep-scale"),
+    ("`text_prototypes(overwrite=True)`, or `device='cpu'`",
+     "vpltool text-prototypes --overwrite, or --device cpu"),
+    ("`out='a folder'`", "--out 'a folder'"),
+    ("`overwrite=True` replaces it", "--overwrite replaces it"),
+    ("class `goat` is new", "class `goat` is new"),
+    ("did you mean `val`?", "did you mean `val`?"),
+    ("`no such thing(`", "`no such thing(`"),
+    ("`unknown_stage(x=1)`", "`unknown_stage(x=1)`"),
+    ("`unknown_setting=3`", "`unknown_setting=3`"),
+    ("`prepare('folder', images='my photos', labels='tags.csv')`",
+     "vpltool prepare folder 'my photos' --labels tags.csv"),
+])
+def test_spelled(text: str, spelled: str) -> None:
+    assert spell(text) == spelled
+
+
+def test_the_stage_that_failed_is_asked_first() -> None:
+    """`threshold` is --lambda of refine, and --threshold of eval."""
+    assert spell("`threshold=0.4`", "refine") == "--lambda 0.4"
+    assert spell("`threshold=0.4`", "eval") == "--threshold 0.4"
+
+
+def test_a_call_as_a_line() -> None:
+    assert command_line("cam", {"method": "dense", "split": "val"}, ["vpltool", "-C", "a b"]) == (
+        "vpltool -C 'a b' cam --method dense --split val")
+    assert command_line("show", {"what": ["cams/text", "masks/text"], "truth": False}) == (
+        "vpltool show cams/text masks/text --no-truth")

@@ -1,0 +1,138 @@
+"""The Python API: a workspace whose methods are the stages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError
+from vpltool.formats import Photo, open_workspace
+from vpltool.methods import KINDS, find_methods
+from vpltool.preset import read_preset
+from vpltool.run import find_stage, run_stage, setting_names
+from vpltool.settings import Described, described
+from vpltool.shell import settings_with
+from vpltool.stages import FoundStage, find_stages
+
+
+class Workspace:
+    """A workspace folder, with a method for each stage.
+
+    `work.cam(prototypes="vision", method="dense")` does what `vpltool cam --prototypes vision
+    --method dense` does: the same files, the same errors, progress as a bar. It returns what the
+    command would print: a path, several, or a report. `help(work.cam)` lists the settings. Stages
+    read the workspace anew at each call, so that other programs may change it in between.
+
+    Args:
+        path: the folder; it may be empty, or not there yet: `prepare` and `demo` fill it.
+        preset: protocol whose values replace the defaults, by name or path.
+    """
+
+    def __init__(self, path: str | Path = ".", *, preset: str = "") -> None:
+        self.path = Path(path)
+        self.preset = preset
+
+    def __repr__(self) -> str:
+        preset = f", preset={self.preset!r}" if self.preset else ""
+        return f"Workspace({str(self.path)!r}{preset})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order, without the background: the first is class 1.
+
+        Raises:
+            VplError: there is no workspace in the folder yet.
+        """
+        return open_workspace(self.path).classes
+
+    def photos(self, split: str = "") -> list[Photo]:
+        """Photos of a split, or all.
+
+        Raises:
+            VplError: there is no workspace in the folder yet, or no such split.
+        """
+        return open_workspace(self.path).photos(split)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The function of a stage, bound to this workspace."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            found = find_stage(name)
+        except VplError as error:
+            raise AttributeError(f"{error.message}: {error.hint}") from None
+        return _bound(self, found)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(found.function_name for found in find_stages().values())]
+
+
+def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
+    def call(*positional: Any, **values: Any) -> Any:
+        values = _named(found, positional) | values
+        sets, record = _preset_values(work.preset, found, values) if work.preset else ({}, {})
+        return run_stage(found, work.path, sets | values, given=values, preset=record)
+
+    call.__name__ = call.__qualname__ = found.function_name
+    call.__doc__ = _documentation(found)
+    call.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY,
+                          default=inspect.Parameter.empty if entry.default is MISSING
+                          else entry.default)
+        for entry in described(found.stage.settings)])
+    return call
+
+
+def _preset_values(choice: str, found: FoundStage, values: Mapping[str, Any]
+                   ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a preset sets for a call, and the record for headers, as the command line has both."""
+    preset = read_preset(choice)
+    sets = preset.values(found, str(values.get("method", "")))
+    kind = found.stage.methods
+    method = values.get("method") or sets.get("method") or (KINDS[kind].default if kind else "")
+    known = {entry.name: entry for entry in settings_with(found, str(method))}
+    # Settings of another method than the one that is asked for are left out.
+    sets = {name: value for name, value in sets.items() if name in known}
+    other = {known[name].flag[2:]: values[name] for name, value in sets.items()
+             if values.get(name, value) != value}
+    return sets, preset.record(sets, other)
+
+
+def _named(found: FoundStage, positional: Sequence[Any]) -> dict[str, Any]:
+    """Give positional arguments their names: the method of a group, then positional settings."""
+    names = ["method"] if found.stage.subcommands else []
+    entries: list[Described] = list(described(found.stage.settings))
+    if found.stage.subcommands and positional:
+        known = set(setting_names(found, str(positional[0])))
+        methods = find_methods(found.stage.methods)
+        if str(positional[0]) in methods:
+            entries += described(methods[str(positional[0])].settings)
+        entries = [entry for entry in entries if entry.name in known]
+    taken = [entry for entry in entries if entry.about.positional]
+    names += [entry.name for entry in taken]
+    if taken and taken[-1].many and len(positional) >= len(names):
+        last = len(names) - 1
+        positional = [*positional[:last], tuple(positional[last:])]
+    if len(positional) > len(names):
+        raise TypeError(f"{found.function_name}() takes {len(names)} positional arguments, "
+                        f"{len(positional)} were given")
+    return dict(zip(names, positional, strict=False))
+
+
+def _documentation(found: FoundStage) -> str:
+    lines = [inspect.getdoc(found.run) or "", "", "Settings:"]
+    lines += [_line(entry) for entry in described(found.stage.settings)]
+    if found.stage.methods:
+        kind = KINDS[found.stage.methods]
+        lines += ["", f"Methods, which have settings of their own (default: {kind.default}):"]
+        lines += [f"    {method.name}: {method.summary}"
+                  for method in find_methods(kind.name).values()]
+    return "\n".join(lines)
+
+
+def _line(entry: Described) -> str:
+    default = "required" if entry.default is MISSING else f"default {entry.default!r}"
+    return f"    {entry.name}: {entry.about.help} ({default})"

@@ -1,0 +1,330 @@
+"""A command of the command line, made from a stage: its options are the stage's settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from vpltool import console
+from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.methods import KINDS, Method, find_methods
+from vpltool.parameters import setting_parameter, switch_parameter
+from vpltool.preset import Preset, read_preset
+from vpltool.run import run_stage, stage_settings
+from vpltool.settings import described
+from vpltool.shell import all_settings, command_line, spell
+from vpltool.stages import FoundStage, find_stages
+
+
+@dataclass(frozen=True)
+class Globals:
+    """What the options before the command say: workspace, quiet, preset."""
+
+    work: Path
+    quiet: bool = False
+    preset: Preset | None = None
+
+
+def add_command(app: typer.Typer, found: FoundStage) -> None:
+    """Add the command of a stage; a group of commands where methods are subcommands."""
+    stage = found.stage
+    if stage.subcommands:
+        group = typer.Typer(help=_help_of(found), short_help=_help_of(found).split("\n")[0],
+                            no_args_is_help=True, cls=CommandGroup)
+        for method in find_methods(stage.methods).values():
+            group.command(method.name, cls=_command_class(found), help=method.docstring)(
+                _callback(found, method))
+        app.add_typer(group, name=found.name, rich_help_panel=stage.panel)
+        return
+    # A nameless group each: typer lists groups behind commands, and the order must hold.
+    single = typer.Typer()
+    single.command(found.name, cls=_command_class(found), help=_help_of(found),
+                   rich_help_panel=stage.panel)(_callback(found, None))
+    app.add_typer(single)
+
+
+def _help_of(found: FoundStage) -> str:
+    """The docstring of a stage's `run`, without the sections for Python."""
+    text = inspect.getdoc(found.run) or ""
+    return re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0]
+
+
+def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
+    """The function that typer calls: its signature lists the settings."""
+    entries = list(described(found.stage.settings))
+    if found.stage.methods and found.stage.subcommands:
+        entries = [entry for entry in entries if entry.name != "method"]
+    panels: dict[str, str] = {}
+    if method is not None:
+        own = {entry.name for entry in entries}
+        theirs = [entry for entry in described(method.settings) if entry.name not in own]
+        if not found.stage.subcommands:
+            panels = {entry.name: f"Options of --method {method.name}" for entry in theirs}
+        entries += theirs
+
+    def call(ctx: typer.Context, **values: Any) -> None:
+        _run(ctx, found, method, values)
+
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                                    annotation=typer.Context)]
+    parameters += [setting_parameter(entry, panels.get(entry.name, entry.about.panel))
+                   for entry in entries]
+    if found.show is not None:
+        parameters.append(switch_parameter("as_json", "--json", "Print JSON on stdout."))
+    parameters.append(switch_parameter(
+        "quiet", "--quiet", "No notes and no progress on stderr.", "-q"))
+    if any(not entry.about.brief for entry in entries):
+        parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return call
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that says which one may be meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is named first; a usage error names the nearest."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            ctx.fail(f"no command `{name}`: {_suggestion(name, self.commands, ctx.command_path)}")
+        return super().resolve_command(ctx, args)
+
+
+def _suggestion(name: str, known: Iterable[str], path: str) -> str:
+    names = list(known)
+    begun = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
+    if begun:
+        return f"did you mean {' or '.join(f'`{entry}`' for entry in begun)}?"
+    hint = near_name(name, names)
+    return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
+
+
+def _command_class(found: FoundStage) -> type[TyperCommand]:
+    return type("StageCommand", (_StageCommand,), {"found": found})
+
+
+class _StageCommand(TyperCommand):
+    """The command of a stage. With `--method NAME` its options are also those of the method."""
+
+    found: FoundStage
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the options of the method that is asked for, then parse."""
+        stage = self.found.stage
+        for option, instead in stage.moved.items():
+            if option in {arg.split("=")[0] for arg in args}:
+                ctx.fail(f"{option} has moved: {spell(instead, self.found.name)}")
+        if stage.methods and not stage.subcommands:
+            self._take_method(ctx, args)
+        # Now that the method's options are known: crf's own preset is one of them.
+        _check_order(ctx, args, self)
+        if "--help-all" in args:
+            args = ["--help"]
+        elif {"--help", "-h"} & {*args}:
+            hidden = {entry.name for entry in all_settings(self.found) if not entry.about.brief}
+            self.params = [param for param in self.params if param.name not in hidden | {"quiet"}]
+        return super().parse_args(ctx, args)
+
+    def _take_method(self, ctx: Any, args: list[str]) -> None:
+        kind = self.found.stage.methods
+        methods = find_methods(kind)
+        asked = _value_of(self._method_flags(), args)
+        name = asked or (ctx.default_map or {}).get("method") or KINDS[kind].default
+        if name not in methods:
+            ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
+        if asked or not {"--help", "--help-all", "-h"} & {*args}:
+            self._check_owner(ctx, args, methods, name)
+            whole = _command_of(self.found, methods[name])
+            self.params, self.callback = whole.params, whole.callback
+            return
+        lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
+                               subsequent_indent=" " * 15) for method in methods.values()]
+        self.help = "\n".join([
+            f"{self.help}\n\n\b\nMethods; --method NAME --help shows the options of one:", *lines])
+
+    def _method_flags(self) -> tuple[str, ...]:
+        (entry,) = (entry for entry in described(self.found.stage.settings)
+                    if entry.name == "method")
+        return (entry.flag, *entry.about.aliases)
+
+    def _check_owner(self, ctx: Any, args: list[str], methods: Mapping[str, Method], name: str
+                     ) -> None:
+        own = {flag for param in _command_of(self.found, methods[name]).params
+               for flag in (*param.opts, *param.secondary_opts)}
+        unknown = {word.split("=")[0] for word in args if word.startswith("--")} - own
+        for other in methods.values() if unknown else ():
+            flags = {flag for entry in described(other.settings)
+                     for flag in (entry.flag, entry.off)} & unknown
+            if flags:
+                ctx.fail(f"{min(flags)} is an option of --method {other.name}, not of --method "
+                         f"{name}")
+
+
+def _command_of(found: FoundStage, method: Method) -> Any:
+    app = typer.Typer(add_completion=False)
+    app.command(found.name)(_callback(found, method))
+    return typer.main.get_command(app)
+
+
+def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
+    """Value of the last `--flag VALUE` or `--flag=VALUE`; empty if there is none."""
+    value = ""
+    for number, word in enumerate(args):
+        if word in flags and number + 1 < len(args):
+            value = args[number + 1]
+        elif word.partition("=")[0] in flags and "=" in word:
+            value = word.partition("=")[2]
+    return value
+
+
+def _check_order(ctx: Any, args: list[str], command: Any) -> None:
+    """Say that an option belongs before the command, where that is the mistake."""
+    root = ctx.find_root()
+    own = {option for param in command.params for option in param.opts}
+    asked = {arg.split("=")[0] for arg in args} - own
+    for param in root.command.params:
+        for option in asked & {*param.opts} - {"--help", "-h"}:
+            spelt = f"{option} {param.metavar}" if param.metavar else option
+            ctx.fail(f"{option} goes before the command: {root.info_name} {spelt}"
+                     + ctx.command_path.removeprefix(root.info_name))
+
+
+def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: dict[str, Any]
+         ) -> None:
+    shared: Globals = ctx.obj
+    quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
+    values, given = _values_of(ctx, method if found.stage.subcommands else None)
+    listener = console.Terminal(quiet=quiet, spell=lambda text: spell(text, found.name))
+    with console.heard_by(listener):
+        record = _preset_record(shared.preset, found, values)
+        if record:
+            assert shared.preset is not None
+            console.note(_preset_note(found, shared.preset, values))
+        try:
+            result = run_stage(found, shared.work, values, given=given, preset=record)
+        except PhotosFailed as error:
+            _print(found, error.result, as_json, values)
+            raise
+        except VplError as error:
+            error.message = spell(error.message, found.name)
+            error.hint = spell(error.hint, found.name)
+            raise
+        _print(found, result, as_json, values)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line that was parsed: its stage, setting to value, and what was given explicitly.
+
+    Args:
+        found: the stage.
+        values: setting to value.
+        given: names of the settings that the line gives.
+        preset: record for the headers.
+        quiet: whether the line has `-q`.
+    """
+
+    found: FoundStage
+    values: dict[str, Any]
+    given: frozenset[str]
+    preset: dict[str, Any]
+    quiet: bool
+
+
+def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
+    """Parse the words behind `vpltool`, and check all that can be checked without a workspace.
+
+    Args:
+        words: `--preset NAME` may come first, then the command and its options.
+        preset: protocol, if the words name none.
+
+    Raises:
+        VplError: they are not a command line.
+    """
+    if tuple(words[:1]) == ("--preset",):
+        preset, words = read_preset(words[1]), words[2:]
+    name, *rest = words
+    stages = find_stages()
+    if name not in stages:
+        raise VplError(f"no command `{name}`", near_name(name, stages))
+    found, method = stages[name], None
+    if found.stage.subcommands:
+        methods = find_methods(found.stage.methods)
+        if not rest or rest[0] not in methods:
+            raise VplError(f"{name}: no command `{rest[0] if rest else ''}`",
+                           near_name(rest[0] if rest else "", methods))
+        method, rest = methods[rest[0]], rest[1:]
+    app = typer.Typer(add_completion=False)
+    app.command(name, cls=_command_class(found))(_callback(found, method))
+    command: Any = typer.main.get_command(app)
+    sets = preset.values(found, method.name if method else "") if preset else {}
+    try:
+        ctx = command.make_context(f"vpltool {name}", list(rest), default_map=sets)
+    except Exception as error:
+        # Typer's own errors are not among its public names; all of them can be spelled.
+        if not hasattr(error, "format_message"):
+            raise
+        raise VplError(error.format_message(), f"vpltool {name} --help") from error
+    values, given = _values_of(ctx, method)
+    stage_settings(found, values, given)
+    return Call(found, values, frozenset(given), _preset_record(preset, found, values),
+                bool(ctx.params.get("quiet")))
+
+
+def _values_of(ctx: Any, method: Method | None) -> tuple[dict[str, Any], set[str]]:
+    """Setting to value of a parsed command, and the names of those that were given."""
+    values = {name: value for name, value in ctx.params.items()
+              if value is not None and name not in ("quiet", "as_json", "help_all")}
+    if method is not None:
+        values["method"] = method.name
+    given = {name for name in values if (source := ctx.get_parameter_source(name))
+             and source.name == "COMMANDLINE"}
+    return values, given
+
+
+def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str, Any]
+                   ) -> dict[str, Any]:
+    if preset is None:
+        return {}
+    method = str(values.get("method", ""))
+    sets = preset.values(found, method)
+    if not sets:
+        return {}
+    flags = {entry.name: entry.flag[2:] for entry in described(found.stage.settings)}
+    if found.stage.methods:
+        chosen = find_methods(found.stage.methods)[method or KINDS[found.stage.methods].default]
+        flags |= {entry.name: entry.flag[2:] for entry in described(chosen.settings)}
+    other = {flags[name]: values.get(name) for name, value in sets.items()
+             if name in flags and values.get(name) != value}
+    return preset.record(sets, other)
+
+
+def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -> str:
+    """What a preset gives a command, as options."""
+    method = str(values.get("method", ""))
+    taken = {name: value for name, value in preset.values(found, method).items()
+             if values.get(name) == value}
+    return f"preset {preset.name}: " + command_line(
+        found.name, taken | ({"method": method} if method else {}))
+
+
+def _print(found: FoundStage, result: Any, as_json: bool, values: Mapping[str, Any]) -> None:
+    """Print paths, or the report as the stage spells it."""
+    if as_json:
+        print(json.dumps(result))
+    elif found.show is not None:
+        if text := found.show(result, values):
+            print(text)
+    elif result is not None:
+        for path in result if isinstance(result, (list, tuple)) else [result]:
+            print(path)

@@ -1,0 +1,224 @@
+"""`methods`: every kind of method, and what there is of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError, near_name
+from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
+from vpltool.settings import Described, Settings, described, setting
+from vpltool.stage import Stage
+from vpltool.stages import find_stages
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsSettings(Settings):
+    """Settings of `methods`."""
+
+    kind: str = setting("", "Methods of this kind; default: of all kinds.", positional=True,
+                        metavar="[KIND]")
+    name: str = setting("", "All about this one: its settings, with their sources.",
+                        positional=True, metavar="[NAME]")
+    markdown: bool = setting(False, "Print a page in Markdown.", off="-")
+
+
+STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSettings, begins=True)
+
+
+def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
+    """List the methods that stages choose from, and their settings.
+
+    A method is a file: yours are found in the folders that VPLTOOL_METHODS names.
+
+    Example: vpltool methods cams gradcam
+
+    Next: vpltool cam --method NAME
+
+    Args:
+        _path: not read.
+        settings: which methods.
+
+    Returns:
+        each kind with its methods; with their settings, if a name or a page is asked for.
+
+    Raises:
+        VplError: there is no such kind or method, or its file lacks something.
+    """
+    kinds = list(KINDS.values())
+    if settings.kind:
+        wanted = settings.kind.replace("-", "_")
+        if wanted not in KINDS:
+            raise VplError(f"`{settings.kind}` is not a kind of method", near_name(wanted, KINDS))
+        kinds = [KINDS[wanted]]
+    if settings.name:
+        methods = find_methods(kinds[0].name)
+        if settings.name not in methods:
+            raise VplError(f"{kinds[0].name} has no method `{settings.name}`",
+                           near_name(settings.name, methods))
+        return [_kind(kinds[0]) | {"methods": [_details(methods[settings.name])]}]
+    told = _details if settings.markdown else _summary
+    return [_kind(kind) | {"methods": [told(method) for method in find_methods(kind.name).values()]}
+            for kind in kinds]
+
+
+def _kind(kind: MethodKind) -> Entry:
+    return {"kind": kind.name, "about": kind.about, "stage": kind.stage, "use": _use(kind),
+            "defines": list(kind.needs), "may read": list(kind.reads), "default": kind.default}
+
+
+def _use(kind: MethodKind) -> str:
+    """How a method is chosen on the command line."""
+    found = find_stages().get(kind.stage)
+    return (f"vpltool {kind.stage} " + ("NAME" if found and found.stage.subcommands
+                                        else "--method NAME"))
+
+
+def _summary(method: Method) -> Entry:
+    bundled = method.module.startswith("vpltool.")
+    return {"name": method.name, "summary": method.summary,
+            **({} if bundled else {"from": str(method.path)})}
+
+
+def _details(method: Method) -> Entry:
+    module = method.load()
+    function = getattr(module, KINDS[method.kind].function)
+    return _summary(method) | {
+        "about": method.docstring, "call": f"{function.__name__}{_arguments(function)}",
+        "reads": list(getattr(module, "READS", ())),
+        "settings": [_setting(entry) for entry in described(method.settings)]}
+
+
+def _arguments(function: Any) -> str:
+    return f"({', '.join(inspect.signature(function).parameters)})"
+
+
+def _setting(entry: Described) -> Entry:
+    about = entry.about
+    needed = entry.default is dataclasses.MISSING
+    default = None if needed or entry.default is None else entry.default
+    switch = f"{entry.flag}/{entry.off}" if about.off != "-" else entry.flag
+    option = switch if entry.type is bool else entry.flag
+    return {"name": entry.name, "option": about.metavar if about.positional else option,
+            "type": entry.type.__name__, "many": entry.many, "needed": needed,
+            "default": str(default) if isinstance(default, Path) else default, "low": about.low,
+            "high": about.high, "choices": list(about.choices), "help": about.help,
+            "source": about.source}
+
+
+def show(result: list[Entry], values: Mapping[str, Any]) -> str:
+    """Spell the list, all about one method, or the page."""
+    if values.get("markdown"):
+        return _page(result, whole=not values.get("kind"))
+    if values.get("name"):
+        return _spell_details(result[0], result[0]["methods"][0])
+    return "\n\n".join(_spell_kind(kind) for kind in result)
+
+
+def _spell_kind(kind: Entry) -> str:
+    lines = [f"{kind['kind']}: {kind['about']} ({kind['use']})"]
+    for method in kind["methods"]:
+        default = " (default)" if method["name"] == kind["default"] else ""
+        lines.append(f"  {method['name']:14} {method['summary']}{default}")
+        if "from" in method:
+            lines.append(f"  {'':14} from {method['from']}")
+    return "\n".join(lines if kind["methods"] else [*lines, "  none"])
+
+
+def _spell_details(kind: Entry, method: Entry) -> str:
+    lines = [method["about"], "",
+             f"use: {kind['use'].replace('NAME', method['name'])}", f"function: {method['call']}"]
+    lines += [f"from: {method['from']}"] if "from" in method else []
+    lines += [f"reads: {', '.join(method['reads'])}"] if method["reads"] else []
+    for entry in method["settings"]:
+        lines += ["", f"{entry['option']}  {_values(entry)}", f"    {_help(entry)}"]
+    return "\n".join(lines)
+
+
+def _values(entry: Entry) -> str:
+    """Spell what a setting takes, and its default: `number, at least 0; default 0.5`."""
+    words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
+    words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
+    words += [f"at most {entry['high']:g}"] if entry["high"] is not None else []
+    words += ["may be given several times"] if entry["many"] else []
+    return ", ".join(words) + "; " + _default(entry)
+
+
+_TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false",
+          "Path": "path"}
+
+
+def _default(entry: Entry) -> str:
+    if entry["needed"]:
+        return "must be given"
+    value = entry["default"]
+    if value in (None, "", ()):
+        return "default: none"
+    return f"default {str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _help(entry: Entry) -> str:
+    return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
+
+
+_INTRO = f"""# Methods
+
+<!-- printed by: vpltool methods --markdown -->
+
+A stage that can do its work in several ways takes a method. A method is one file, `KIND/NAME.py`: a
+docstring, whose first sentence is its line here and in `--help`; `Settings`, whose fields are its
+options; `READS`, what it needs of a photo; and one function. The file of your own method is found
+in a folder that the environment variable `{FOLDERS}` names, or by an entry point `vpltool.KIND`.
+Nothing else has to be changed: options, headers and checks follow from the file. What the function
+is given is described in `vpltool/methods/inputs.py`. `vpltool methods` lists all methods, yours
+included, and `vpltool methods KIND NAME` prints what is below about one of them."""
+
+
+def _page(kinds: list[Entry], *, whole: bool) -> str:
+    return "\n\n".join(([_INTRO] if whole else []) + [_section(kind) for kind in kinds])
+
+
+def _section(kind: Entry) -> str:
+    lines = [f"{kind['about'][0].upper()}{kind['about'][1:]}: `{kind['use']}`.",
+             f"A file defines {_code(kind['defines'])}."]
+    lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
+    lines += [f"The default is `{kind['default']}`."] if kind["default"] else []
+    return "\n\n".join([f"## {kind['kind']}", "\n".join(lines),
+                        *(_subsection(method) for method in kind["methods"])])
+
+
+def _code(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _subsection(method: Entry) -> str:
+    parts = [f"### {method['name']}", _paragraphs(method["about"]), f"`{method['call']}`"]
+    if "from" in method:
+        parts[-1] += f" in {method['from']}"
+    if method["reads"]:
+        parts[-1] += f" reads {_code(method['reads'])}"
+    parts[-1] += "."
+    if method["settings"]:
+        rows = ["| setting | option | takes | what it does |", "| --- | --- | --- | --- |"]
+        rows += [f"| `{entry['name']}` | `{entry['option']}` | {_cell(_values(entry))} "
+                 f"| {_cell(_help(entry))} |" for entry in method["settings"]]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring as Markdown; lines of a command become code."""
+    return "\n\n".join(
+        f"{word}: `{rest}`" if (word := part.partition(": ")[0]) in ("Example", "Next")
+        and (rest := " ".join(part.partition(": ")[2].split())) else part
+        for part in text.split("\n\n"))

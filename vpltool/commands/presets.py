@@ -1,0 +1,49 @@
+"""`vpltool presets`: the protocols that have a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.preset import read_preset
+from vpltool.presets import find_preset, preset_files
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetsSettings(Settings):
+    """Settings of `presets`."""
+
+    preset: str = setting("", "Check this one and print it; default: list all.", positional=True,
+                          metavar="[NAME-OR-FILE]")
+
+
+STAGE = Stage(order=7, panel="1. Begin", reads=(), writes=(), settings=PresetsSettings, begins=True)
+
+
+def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
+    """List the presets, with the hash of what each sets; or check one and print it.
+
+    A preset is a TOML file: a table a command, a line an option. What is printed is a valid
+    start for your own: vpltool presets vpl-voc > mine.toml
+
+    Example: vpltool presets vpl-voc
+
+    Next: vpltool --preset vpl-voc prepare voc VOCdevkit/VOC2012
+    """
+    if settings.preset:
+        read_preset(settings.preset)
+        return find_preset(settings.preset).read_text("utf-8")
+    return [{"name": name, "hash": read_preset(name).identity,
+             "title": path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")}
+            for name, path in preset_files().items()]
+
+
+def show(result: str | list[dict[str, str]], _values: Mapping[str, Any]) -> str:
+    """Spell the list, a line each; a preset as it is."""
+    if isinstance(result, str):
+        return result.rstrip("\n")
+    return "\n".join(f"{entry['name']:13} {entry['hash']}  {entry['title']}" for entry in result)

@@ -1,0 +1,55 @@
+"""`recipes`: the jobs that are written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.recipes import find_recipe, recipe_files
+from vpltool.recipes.reading import read_recipe
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesSettings(Settings):
+    """Settings of `recipes`."""
+
+    recipe: str = setting("", "Print this one; default: list all.", positional=True,
+                          metavar="[NAME-OR-FILE]")
+
+
+STAGE = Stage(order=3, panel="1. Begin", reads=(), writes=(), settings=RecipesSettings, begins=True)
+
+
+def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
+    """List the recipes and their values; or print one, as a start for your own.
+
+    Example: vpltool recipes own-photos
+
+    Next: vpltool run own-photos photos=PHOTOS tags=tags.csv
+    """
+    if settings.recipe:
+        return find_recipe(settings.recipe).read_text("utf-8")
+    listed = []
+    for name, path in recipe_files().items():
+        recipe = read_recipe(path)
+        listed.append({"name": name, "title": recipe.title, "values": [
+            {"name": value.name, "default": value.default, "about": value.about}
+            for value in recipe.values]})
+    return listed
+
+
+def show(result: str | list[dict[str, Any]], _values: Mapping[str, Any]) -> str:
+    """Spell the list: a line a recipe, and a line for each of its values."""
+    if isinstance(result, str):
+        return result.rstrip("\n")
+    lines = []
+    for entry in result:
+        lines.append(f"{entry['name']:12} {entry['title']}")
+        for value in entry["values"]:
+            default = "required" if value["default"] is None else value["default"] or "not set"
+            lines.append(f"  {value['name']:12} {value['about']} ({default})")
+    return "\n".join(lines)

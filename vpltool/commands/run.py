@@ -1,0 +1,95 @@
+"""`run`: a whole job, written down as a recipe."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.preset import read_preset
+from vpltool.recipes import find_recipe
+from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.running import Job, check_steps, run_steps, spelled
+from vpltool.settings import RUNNING, Settings, setting
+from vpltool.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Settings of `run`."""
+
+    recipe: str = setting(help="Name of a recipe (`vpltool recipes` lists them), or a file.",
+                          positional=True, metavar="RECIPE", record="never")
+    values: tuple[str, ...] = setting((), "Its values: photos=DIR tags=FILE …", positional=True,
+                                      metavar="[NAME=VALUE]", record="never")
+    preset: str = setting("", "Protocol for all lines, as `vpltool --preset NAME COMMAND`.",
+                          metavar="NAME-OR-FILE", record="never")
+    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+                            off="-", record="never")
+    jobs: int = setting(0, "Rounds of the recipe that run side by side; 0: by the number of cores.",
+                        low=0, panel=RUNNING, record="never")
+
+
+STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettings, begins=True)
+
+
+def run(path: Path, settings: RunSettings) -> list[str]:
+    """Run a recipe: a text file of vpltool lines, in one process.
+
+    What is done is skipped, what is stale is made again, and nothing else: the same line goes on
+    after an interrupt, and brings a workspace up to date after photos or tags were added.
+
+    Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
+
+    Next: vpltool status
+
+    Args:
+        path: the workspace folder.
+        settings: which recipe, with which values.
+
+    Returns:
+        the lines, for a dry run.
+
+    Raises:
+        VplError: a line is wrong (before anything is run), or failed.
+        PhotosFailed: some photos failed; the recipe went on with the others.
+    """
+    recipe = read_recipe(find_recipe(settings.recipe))
+    steps = steps_of(recipe, _given(settings.values), path)
+    preset = read_preset(settings.preset) if settings.preset else None
+    check_steps(steps, preset)
+    if settings.dry_run:
+        given = ["--preset", settings.preset] if preset else []
+        return list(spelled(steps, ["vpltool", "-C", str(path), *given]))
+
+    from vpltool.parallel.device import find_device
+    from vpltool.parallel.processes import core_count
+
+    on_cpu = find_device("auto").type == "cpu"
+    job = Job(path, preset, processes=settings.jobs or (core_count() + 1 if on_cpu else 1))
+    console.note(recipe.title)
+    run_steps(job, steps)
+    if job.failed:
+        raise PhotosFailed("some photos failed, the others are done: " + "; ".join(job.failed[:3]),
+                           "fix them and run the recipe again: only they are done anew", [])
+    return []
+
+
+def show(result: list[str], _values: Mapping[str, Any]) -> str:
+    """Spell the lines of a dry run."""
+    return "\n".join(result)
+
+
+def _given(words: tuple[str, ...]) -> dict[str, str]:
+    given = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise VplError(f"{word}: expected NAME=VALUE",
+                           f"vpltool run RECIPE {shlex.quote(f'photos={word}')}")
+        given[name] = value
+    return given

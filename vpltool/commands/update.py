@@ -1,0 +1,90 @@
+"""`update`: everything that is stale, made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vpltool import console
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.formats import Workspace, open_workspace
+from vpltool.run import run_stage
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+from vpltool.state import Artifact, read_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings(Settings):
+    """Settings of `update`."""
+
+    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+                            off="-", record="never")
+
+
+STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settings=UpdateSettings)
+
+
+def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
+    """Make again what is stale, with the settings that it was made with, and nothing else.
+
+    Example: vpltool update
+
+    Next: vpltool status
+
+    Args:
+        workspace: what is brought up to date.
+        settings: whether to print the lines only.
+
+    Returns:
+        names of what was made again; for a dry run, the lines.
+
+    Raises:
+        VplError: a line failed.
+        PhotosFailed: some photos failed; the others are done.
+    """
+    state = read_state(workspace)
+    stale = [artifact for artifact in state.in_order if state.stale(artifact)]
+    lines = list(dict.fromkeys(artifact.line(update=True) for artifact in stale))
+    if settings.dry_run:
+        return lines
+    failed, made, run_already = [], [], set()
+    for artifact in stale:
+        line = artifact.line(update=True)
+        made.append(artifact.name)
+        # crf writes two folders, predict too: one line makes both.
+        if line in run_already:
+            continue
+        run_already.add(line)
+        console.note(line)
+        try:
+            run_stage(artifact.stage, workspace.path, _values(workspace, artifact), given=())
+        except PhotosFailed as error:
+            console.warn(error.message)
+            failed.append(error)
+        except VplError as error:
+            error.hint = f"{error.hint}; then `update()` goes on"
+            raise
+    if failed:
+        raise PhotosFailed(failed[0].message, failed[0].hint, made)
+    left = read_state(open_workspace(workspace.path))
+    console.note("everything is up to date" if not any(map(left.stale, left.in_order))
+                 else "`status(stale=True)` lists what could not be made again")
+    return made
+
+
+def _values(workspace: Workspace, artifact: Artifact) -> dict[str, Any]:
+    """The call that makes an artifact again, its paths seen from here."""
+    work, values = workspace.path, artifact.call()
+    out = {"out": str(values["out"])} if "out" in values else {}
+    for role, source in (artifact.header.sources | out).items():
+        if values.get(role) in (source, [source]):
+            values[role] = ([str(work / source)] if isinstance(values[role], list)
+                            else str(work / source))
+    return values | {"update": True}
+
+
+def show(result: list[str], _values: Mapping[str, Any]) -> str:
+    """Spell what was made again, a line each."""
+    return "\n".join(result)

@@ -1,0 +1,133 @@
+"""The transformer block that towers and decoders are made of, with its attention in the open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    # The same bits with one new tensor instead of three.
+    return (1.702 * x).sigmoid_().mul_(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a `Block`: width, hidden width of the MLP, heads, LN epsilon, activation."""
+
+    width: int
+    hidden: int
+    heads: int
+    eps: float
+    activation: str
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: x += γ₁·attention(ln_1(x)); x += γ₂·mlp(ln_2(x))."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.ln_1 = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.out = nn.Linear(shape.width, shape.width)
+        self.ln_2 = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.fc = nn.Linear(shape.width, shape.hidden)
+        self.proj = nn.Linear(shape.hidden, shape.width)
+        self.gamma_1 = nn.Parameter(torch.ones(shape.width))
+        self.gamma_2 = nn.Parameter(torch.ones(shape.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, width) to tokens (B, N, width)."""
+        return self.forward_from(x, self.ln_1(x))
+
+    def forward_from(self, x: Tensor, normed: Tensor) -> Tensor:
+        """Run the block from ln_1's output on, GradCAM's target activation.
+
+        Args:
+            x: tokens (B, N, width), the residual branch.
+            normed: ln_1(x), or a replacement for it, (B, N, width).
+        """
+        return self._after_attention(x, self.attend(*self.heads(normed)))
+
+    def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the block without gradients; also return its head-averaged attention.
+
+        Returns:
+            tokens (B, N, width); attention (B, N, N) in float32, rows summing to 1.
+        """
+        mixed, mean = self._weigh_and_average(self.ln_1(x), values=True)
+        return self._after_attention(x, mixed), mean
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return only the head-averaged attention (B, N, N), float32."""
+        return self._weigh_and_average(self.ln_1(x), values=False)[1]
+
+    def heads(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ln_1's output (B, N, width) to query, key and value (B, heads, N, head width)."""
+        batch, count, width = normed.shape
+        qkv = self.qkv(normed).view(batch, count, 3, self.shape.heads, width // self.shape.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix values (B, heads, N, head width) by attention; its matrix is not returned."""
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+            # For bfloat16 on a CPU, torch's fused attention takes twice as long as plain products.
+            return _weigh(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def _weigh_and_average(self, normed: Tensor, *, values: bool) -> tuple[Tensor, Tensor]:
+        """Mix values (if wanted) by attention; and return its average over the heads (B, N, N)."""
+        query, key, value = self.heads(normed)
+        batch, heads, count, _ = query.shape
+        total = query.new_zeros(batch, count, count, dtype=torch.float32)
+        mixed = _weigh(query, key, value if values else value[..., :0], total)
+        return mixed, total.div_(heads)
+
+    def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = torch.addcmul(x, self.gamma_1, self.out(mixed.transpose(1, 2).flatten(2)))
+        hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
+        return torch.addcmul(x, self.gamma_2, self.proj(hidden))
+
+
+def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = None) -> Tensor:
+    """Mix values (B, heads, N, d) by attention, without gradients.
+
+    Args:
+        query: (B, heads, N, head width); the same for key.
+        key: see query.
+        value: (B, heads, N, d).
+        total: tensor to which the sum of the heads' attention is added (B, N, N), float32; None if
+            it is not needed.
+    """
+    query = query * query.shape[-1] ** -0.5
+    if query.is_cuda:
+        weights = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
+        if total is not None:
+            total += weights.sum(dim=1, dtype=torch.float32)
+        return weights @ value
+    # On a CPU one head at a time: its N×N matrix stays in the cache, and only one exists.
+    mixed = value.new_empty(value.shape)
+    for photo, heads in enumerate(zip(query, key, value, mixed, strict=True)):
+        for asked, known, seen, into in zip(*heads, strict=True):
+            weights = torch.softmax(asked @ known.T, dim=-1)
+            into.copy_(weights @ seen)
+            if total is not None:
+                total[photo] += weights
+    return mixed

@@ -1,0 +1,133 @@
+"""Folders with one file a photo, being read: checked when they are opened, and file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats.header import Header, difference
+from vpltool.formats.kinds import KINDS, kind_named
+from vpltool.formats.labels import read_labels
+from vpltool.formats.manifest import MANIFEST, again, header_of
+from vpltool.formats.storage import describe, read_json, read_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+
+@dataclass(frozen=True)
+class InputFolder:
+    """A folder being read. Make one with `open_input`."""
+
+    path: Path
+    header: Header
+    failed: Mapping[str, str]
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Kind of the files in it."""
+        return self.header.kind
+
+    @property
+    def name(self) -> str:
+        """NAME in `cams/NAME/SPLIT`; for a folder elsewhere, its own name."""
+        split = self.header.options.get("split")
+        return self.path.parent.name if self.path.name == split else self.path.name
+
+    @cached_property
+    def identity(self) -> str:
+        """Identity of this folder as an input in another header."""
+        return self.header.config_hash
+
+    def path_of(self, photo_id: str) -> Path:
+        """Path of a photo's file."""
+        return self.path / (photo_id + KINDS[self.kind].suffix)
+
+    def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
+        """Read tensors of a photo; all if no name is given.
+
+        Raises:
+            VplError: the file is missing or damaged, lacks a tensor, or comes from another run
+                than the folder.
+        """
+        path = self.path_of(photo_id)
+        header, tensors = read_tensors(path, self.kind, names, again(self.header))
+        self._check_run(header, path)
+        return tensors
+
+    def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
+        """Read a photo's labels (height, width). A PNG without a header was edited by a person.
+
+        Raises:
+            VplError: the file is missing or damaged, or comes from another run than the folder.
+        """
+        path = self.path_of(photo_id)
+        labels = read_labels(path)
+        header = describe(path).header
+        if header is not None:
+            self._check_run(header, path)
+        return labels
+
+    def _check_run(self, header: Header, path: Path) -> None:
+        if header.config_hash != self.identity:
+            reasons = "; ".join(difference(self.header, header, self.path))
+            raise VplError(f"{path} comes from another run than its folder: {reasons}",
+                           f"delete it; {again(self.header)} makes it again")
+
+    def left_out(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return id to reason, of those photos that failed here or in an earlier command."""
+        return {key: self.failed[key] for key in ids
+                if key in self.failed and not self.path_of(key).exists()}
+
+    def available(self, ids: Iterable[str]) -> list[str]:
+        """Return the ids that have a file; warn about those that failed.
+
+        Raises:
+            VplError: an id is missing although it did not fail, so the folder is not complete; or
+                none is left.
+        """
+        wanted = list(ids)
+        have = [key for key in wanted if self.path_of(key).exists()]
+        lacking = set(wanted) - set(have)
+        failed = [key for key in wanted if key in lacking and key in self.failed]
+        missing = lacking - set(failed)
+        if missing:
+            raise VplError(
+                f"{self.path} has {len(have)} of {len(wanted)} photos; {min(missing)} is missing",
+                f"{again(self.header)} goes on where it stopped")
+        if failed:
+            console.warn(f"{len(failed)} photos are left out, since they failed in "
+                         f"{self.header.command}: {', '.join(failed[:5])}"
+                         + (" …" if len(failed) > 5 else ""))
+        if not have:
+            raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
+        return have
+
+
+def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
+    """Open a folder of per-photo files.
+
+    Args:
+        path: the folder.
+        kinds: the accepted kinds.
+        hint: command that makes it; default: that of the first kind.
+
+    Raises:
+        VplError: the folder is missing or of another kind.
+    """
+    hint = hint or kind_named(kinds[0]).made_by
+    if not (path / MANIFEST).exists():
+        raise VplError(f"no {kinds[0]} in {path}", hint)
+    content = read_json(path / MANIFEST, hint)
+    header = header_of(content, path / MANIFEST)
+    if header.kind not in kinds:
+        raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
+    return InputFolder(path, header, content.get("failed", {}), content.get("own", {}))

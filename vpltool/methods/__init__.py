@@ -1,0 +1,214 @@
+"""Methods: a file each, found beside this file, in `VPLTOOL_METHODS`, or by entry point.
+
+A file `vpltool/methods/KIND/NAME.py` is the method NAME. Its docstring begins with the line that
+`--help` shows, and names the source; `Settings` holds its settings; `READS` what it reads; and one
+function, whose name depends on the kind, does the work. Listing methods reads docstrings without
+importing the files, so that a method may import torch at its top.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+from vpltool.errors import VplError, near_name
+from vpltool.settings import Settings
+
+FOLDERS = "VPLTOOL_METHODS"
+"""Environment variable: folders of further methods, `FOLDER/KIND/NAME.py`, separated as in PATH."""
+
+
+@dataclass(frozen=True)
+class MethodKind:
+    """A kind of method.
+
+    Args:
+        name: of its folder, and of the entry point group `vpltool.NAME`.
+        stage: the stage that uses it.
+        function: what a file must define.
+        about: what the function is given and returns.
+        reads: what `READS` may name.
+        default: the method that is used if none is named.
+        also: what a file must define besides the function, `Settings` and, if it reads anything,
+            `READS`.
+    """
+
+    name: str
+    stage: str
+    function: str
+    about: str
+    reads: tuple[str, ...]
+    default: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names that a file of this kind must define."""
+        return ("Settings", *(("READS",) if self.reads else ()), self.function, *self.also)
+
+
+KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
+    MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
+    MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
+               ("tokens", "patches", "attention", "layers", "head", "photo", "captions"),
+               "gradcam"),
+    MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
+               ("tokens", "patches", "attention", "layers", "photo", "captions"), "attention"),
+    MethodKind("estimators", "seed-prototypes", "estimate",
+               "prototypes from pixels and their seed labels", ("patches",), "means"),
+    MethodKind("label_refiners", "crf", "refine_labels",
+               "label probabilities from scores and the photo", ("photo",), "densecrf"),
+    MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
+               ("layers", "patches"), "weclip", ("rebuild",)),
+    MethodKind("exports", "export", "export", "predictions in another tool's format", (),
+               also=("SUFFIX",)),
+)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that was found; nothing of its file is imported before `load`.
+
+    Args:
+        kind: name of its kind.
+        name: its name, from the file's.
+        path: its file.
+        module: its dotted name, if it belongs to a package.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    module: str = ""
+
+    @functools.cached_property
+    def docstring(self) -> str:
+        """Docstring of the file, read without importing it.
+
+        Raises:
+            VplError: the file is not Python.
+        """
+        try:
+            return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
+        except (SyntaxError, UnicodeDecodeError, OSError) as error:
+            raise VplError(f"{self.path}: not a method ({error})",
+                           "fix the file, or take it out of the folder") from error
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the docstring."""
+        return self.docstring.split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
+
+    def load(self) -> ModuleType:
+        """Import the file.
+
+        Raises:
+            VplError: it lacks what a method of its kind needs.
+        """
+        module = (importlib.import_module(self.module) if self.module
+                  else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
+        needs = KINDS[self.kind].needs
+        lacking = [name for name in needs if not hasattr(module, name)]
+        if lacking:
+            raise VplError(f"{self.path}: a method of {self.kind} needs `{lacking[0]}`",
+                           f"it defines {', '.join(needs)}; docs/methods.md says more")
+        unknown = set(getattr(module, "READS", ())) - set(KINDS[self.kind].reads)
+        if unknown:
+            raise VplError(f"{self.path}: READS names `{min(unknown)}`",
+                           f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
+        return module
+
+    @property
+    def settings(self) -> type[Settings]:
+        """Its settings; imports the file."""
+        settings: type[Settings] = self.load().Settings
+        return settings
+
+
+def _import_file(path: Path, name: str) -> ModuleType:
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__file__ == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses look their own module up.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def find_methods(kind: str) -> dict[str, Method]:
+    """Name to method of a kind, by name; folders of `VPLTOOL_METHODS` and other packages included.
+
+    Raises:
+        VplError: two methods have the same name.
+    """
+    found: dict[str, Method] = {}
+    for method in (*_bundled(kind), *_in_folders(kind), *_by_entry_point(kind)):
+        if method.name in found:
+            raise VplError(f"{method.path}: {kind} has a method `{method.name}` already, "
+                           f"{found[method.name].path}", "give the file another name")
+        found[method.name] = method
+    return dict(sorted(found.items()))
+
+
+def find_method(kind: str, name: str) -> Method:
+    """Find a method by its name.
+
+    Raises:
+        VplError: there is none of this name.
+    """
+    methods = find_methods(kind)
+    if name not in methods:
+        raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
+    return methods[name]
+
+
+def _bundled(kind: str) -> list[Method]:
+    return [Method(kind, _name(path), path, f"vpltool.methods.{kind}.{path.stem}")
+            for path in _files(Path(__file__).parent / kind)]
+
+
+def _in_folders(kind: str) -> list[Method]:
+    return [Method(kind, _name(path), path)
+            for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep))
+            for path in _files(Path(folder) / kind)]
+
+
+def _by_entry_point(kind: str) -> list[Method]:
+    found = []
+    for entry in _entry_points():
+        if entry.group != f"vpltool.{kind}":
+            continue
+        spec = importlib.util.find_spec(entry.value)
+        if spec is None or spec.origin is None:
+            raise VplError(f"entry point {entry.name} = {entry.value}: no such module",
+                           f"pip uninstall the package that declares it in vpltool.{kind}")
+        found.append(Method(kind, entry.name, Path(spec.origin), entry.value))
+    return found
+
+
+@functools.cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    """Entry points of vpltool's groups; looked up once: it takes tens of milliseconds."""
+    found = entry_points()
+    return tuple(entry for group in sorted(found.groups) if group.startswith("vpltool.")
+                 for entry in found.select(group=group))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _name(path: Path) -> str:
+    return path.stem.replace("_", "-")

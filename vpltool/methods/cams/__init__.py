@@ -1,0 +1,1 @@
+"""Methods of the kind `cams`, a file each."""

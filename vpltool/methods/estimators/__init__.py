@@ -1,0 +1,1 @@
+"""Methods of the kind `estimators`, a file each."""

@@ -1,0 +1,46 @@
+"""Several prototypes a class: spherical k-means in its seeds (CPAL, CVPR 2024).
+
+Only the idea is CPAL's: a class that looks different from photo to photo has a prototype for each
+look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.methods.inputs import Pixels
+
+READS = ("patches",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BackgroundSettings):
+    """Settings of the clusters."""
+
+    per_class: int = setting(4, "Prototypes a class, at most one a seed.", low=1, metavar="K",
+                             source="chosen")
+
+
+def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+             ) -> tuple[Tensor, Tensor]:
+    """Put the centres of its seeds in place of each class's row.
+
+    Args: those of `means.estimate`.
+
+    Returns:
+        L2-normed rows (rows', dim), float32, and their classes (rows',).
+
+    Raises:
+        VplError: background clusters are wanted, and no pixel is background.
+    """
+    from vpltool.core.seeds import class_clusters
+
+    rows, index = with_background(pool, text, text_index, settings, seed)
+    return class_clusters(pool.embeddings, pool.labels, rows, index, settings.per_class, seed=seed)

@@ -1,0 +1,60 @@
+"""Pack predictions in COCO's panoptic format: NAME.json, and NAME/NUMBER.png.
+
+A semantic segmenter knows no instances: each class of a photo is one segment.
+
+Example: vpltool export coco-panoptic --split val
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import options, settings
+from vpltool.datasets.words import COCO, COCO_IDS
+from vpltool.formats.archives import write_zip
+from vpltool.methods.exports._regions import classes_in, number_of
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+CLASSES = COCO.classes
+SUFFIX = "-panoptic.zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of COCO's panoptic format."""
+
+    split: str = options.split("val")
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the archive."""
+    numbers = {photo.id: number_of(photo) for photo in predictions.photos}
+    write_zip(path, _members(predictions, numbers, path.stem))
+    return [path]
+
+
+def _members(predictions: Predictions, numbers: dict[str, int], name: str
+             ) -> Iterator[tuple[str, bytes]]:
+    import json
+
+    import numpy as np
+
+    from vpltool.formats.labels import png_bytes
+
+    entries: list[dict[str, Any]] = []
+    # A segment's id is red + 256 green + 65536 blue: category ids fit into red; 0 is nothing.
+    ids = np.zeros(256, np.uint8)
+    ids[1 : len(COCO_IDS) + 1] = COCO_IDS
+    for photo, labels in predictions.each():
+        segments = np.zeros((*labels.shape, 3), np.uint8)
+        segments[..., 0] = ids[labels]
+        file = f"{numbers[photo.id]:012}.png"
+        entries.append({"image_id": numbers[photo.id], "file_name": file, "segments_info": [
+            {"id": COCO_IDS[label - 1], "category_id": COCO_IDS[label - 1]}
+            for label in classes_in(labels)]})
+        yield f"{name}/{file}", png_bytes(segments)
+    yield f"{name}.json", json.dumps({"annotations": entries}).encode()

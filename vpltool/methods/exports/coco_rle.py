@@ -1,0 +1,66 @@
+"""Write predictions as COCO's results JSON: a region for each class of a photo.
+
+The regions are run lengths, as in COCO's stuff task. Other classes than COCO's are numbered from 1,
+and so are their photos; a second JSON says what the numbers mean. Needs pycocotools.
+
+Example: vpltool export coco-rle --split val
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import options, settings
+from vpltool.datasets.words import COCO, COCO_IDS
+from vpltool.formats import Photo, Workspace
+from vpltool.formats.json_stream import write_array
+from vpltool.methods.exports._regions import classes_in, number_of
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+SUFFIX = "-rle.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of COCO's results JSON."""
+
+    split: str = options.split("val")
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the JSON, and for other classes than COCO's the one that says what numbers mean."""
+    from vpltool.core.instances import check_pycocotools, run_lengths
+    from vpltool.formats import write_json
+
+    check_pycocotools()
+    workspace, photos = predictions.workspace, predictions.photos
+    own = workspace.classes != COCO.classes
+    numbers = {photo.id: number if own else number_of(photo)
+               for number, photo in enumerate(photos, 1)}
+    categories: Sequence[int] = range(1, len(workspace.classes) + 1) if own else COCO_IDS
+    write_array(path, ({"image_id": numbers[photo.id], "category_id": categories[label - 1],
+                        "segmentation": run_lengths(labels == label)}
+                       for photo, labels in predictions.each() for label in classes_in(labels)))
+    if not own:
+        return [path]
+    meaning = path.with_name(f"{path.stem}-categories.json")
+    write_json(meaning, _dataset(workspace, photos, numbers))
+    return [path, meaning]
+
+
+def _dataset(workspace: Workspace, photos: Sequence[Photo], numbers: Mapping[str, int]
+             ) -> dict[str, Any]:
+    """A data set without annotations, as pycocotools reads it: images and categories."""
+    from vpltool.core.photos import photo_size
+
+    images = []
+    for photo in photos:
+        height, width = photo_size(workspace.image_path(photo))
+        images.append({"id": numbers[photo.id], "file_name": photo.image, "height": height,
+                       "width": width})
+    return {"info": {}, "images": images, "annotations": [], "categories": [
+        {"id": index, "name": name} for index, name in enumerate(workspace.classes, 1)]}

@@ -1,0 +1,41 @@
+"""Pack predictions for VOC's server: results/VOC2012/Segmentation/comp6_test_cls/ID.png.
+
+comp6 is the competition with other training data than VOC's own, as CLIP's are. 255 becomes
+background, as in eval.
+
+Example: vpltool export voc-server --split test
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool import options, settings
+from vpltool.datasets.words import VOC
+from vpltool.formats import IGNORE
+from vpltool.formats.archives import write_tgz
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+CLASSES = VOC.classes
+SUFFIX = ".tgz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of VOC's server."""
+
+    split: str = options.split("test")
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the archive."""
+    import numpy as np
+
+    from vpltool.formats.labels import png_bytes
+
+    write_tgz(path, ((f"results/VOC2012/Segmentation/comp6_test_cls/{photo.id}.png",
+                      png_bytes(np.where(labels == IGNORE, 0, labels).astype(np.uint8)))
+                     for photo, labels in predictions.each()))
+    return [path]

@@ -1,0 +1,167 @@
+"""What methods are given, by kind.
+
+Methods of `estimators` are given `Pixels`: those of a whole split, with their seed labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from vpltool.core.phase_one import Pixels as Pixels
+    from vpltool.core.vit import Head
+    from vpltool.formats import OutputFolder, Photo, Workspace
+
+    Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What is settled before a data set is read, for a method of `sources`.
+
+    Args:
+        classes: class names in index order, where a class file or the workspace names them; empty:
+            the data set's own, or those of its tags.
+        overwrite: whether files that the method makes in the workspace are made anew.
+    """
+
+    classes: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that a method of `sources` has read.
+
+    Args:
+        name: of the data set.
+        root: folder that the photos' paths are relative to.
+        photos: with tags and splits, and the paths of their true masks, which are not opened.
+        classes: class names in index order.
+        background: words for what is no class.
+        from_tags: whether the classes are those of the tags: the names that an earlier workspace
+            has come first then, and new ones behind them.
+        remarks: what may surprise the user later, a line each.
+        paint: makes files that belong to the workspace, such as true masks of COCO's instances,
+            just before the workspace is written; gives the photos with what it made, and the
+            folders, not finished.
+    """
+
+    name: str
+    root: Path
+    photos: Sequence[Photo]
+    classes: tuple[str, ...]
+    background: tuple[str, ...]
+    from_tags: bool = False
+    remarks: Sequence[str] = ()
+    paint: Paint | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Label images of a split's photos, for a method of `exports`.
+
+    Args:
+        workspace: names the classes.
+        name: of the predictions.
+        photos: those of the split; each has a label image.
+        each: yields each photo with its labels (H, W) uint8 at the photo's size, 255 where nothing
+            is said; shows the progress. It raises a VplError where labels are damaged, of another
+            size, or no class.
+    """
+
+    workspace: Workspace
+    name: str
+    photos: Sequence[Photo]
+    each: Callable[[], Iterator[tuple[Photo, npt.NDArray[np.uint8]]]]
+
+
+@dataclass(frozen=True)
+class CamBatch:
+    """Photos of one grid, for a method of `cams`. Tensors are on the device.
+
+    Args:
+        ids: of the photos (B).
+        grid: (h, w), in patches.
+        tensors: those of the features that the method reads, stacked: `tokens` (B, 1+h·w, width),
+            `patches` (B, h·w, dim), `attention` (B, h·w, h·w), `layers` (B, layers, h·w, width).
+        present: class indices of each photo's tags (K_i,), on the host.
+        prototypes: L2-normed rows (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        head: CLIP's last block and projection, if the method reads `head`.
+        photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
+        captions: of each photo, if the method reads `captions`.
+    """
+
+    ids: Sequence[str]
+    grid: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+    present: Sequence[Tensor]
+    prototypes: Tensor
+    class_index: Tensor
+    head: Head | None = None
+    photos: Sequence[npt.NDArray[np.uint8]] = ()
+    captions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class PhotoMaps:
+    """A photo with its maps, for a method of `refiners`. Tensors are on the device.
+
+    Args:
+        id: of the photo.
+        cams: maps in [0, 1] (K, h, w).
+        classes: their class indices (K,).
+        tensors: those of the features that the method reads: `attention` (h·w, h·w), `patches`
+            (h·w, dim), `tokens` (1+h·w, width), `layers` (layers, h·w, width).
+        photo: RGB (H, W, 3), if the method reads `photo`.
+        caption: if the method reads `captions`.
+    """
+
+    id: str
+    cams: Tensor
+    classes: Tensor
+    tensors: Mapping[str, Tensor]
+    photo: npt.NDArray[np.uint8] | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ScoredPhoto:
+    """A photo with the scores of its labels, for a method of `label_refiners`.
+
+    Args:
+        photo: RGB (H, W, 3) uint8.
+        scores: of the labels that are present (L, H, W) float32, in [0, 1].
+    """
+
+    photo: npt.NDArray[np.uint8]
+    scores: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SegmenterParts:
+    """What a network is built of, for a method of `segmenters`.
+
+    Its `build(parts, settings)` gives a `vpltool.core.segmenter.SegmenterNetwork`: that says what
+    training and `predict` need of a network. Its `rebuild(config)` gives an empty one, for a state
+    dict.
+
+    Args:
+        layers: indices of the CLIP blocks whose output is read; empty if the method reads none.
+        input_width: width of these outputs; 0 if none are read.
+        prototypes: L2-normed rows (rows, dim), the pixel classifier.
+        class_index: class of each row (rows,), 0 is the background.
+    """
+
+    layers: tuple[int, ...]
+    input_width: int
+    prototypes: Tensor
+    class_index: Tensor

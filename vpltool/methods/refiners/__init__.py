@@ -1,0 +1,1 @@
+"""Methods of the kind `refiners`, a file each."""

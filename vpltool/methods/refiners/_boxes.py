@@ -1,0 +1,27 @@
+"""Settings of refiners that keep a map in the boxes of what it shows (CLIP-ES)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpltool.settings import NoEffect, Settings, setting
+
+_UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSettings(Settings):
+    """Boxes, and the scale of the result."""
+
+    mask: str = setting("box", "box: each class stays in the boxes of its map; none.",
+                        choices=("box", "none"))
+    threshold: float = setting(
+        0.4, "Share of the maximum at which boxes begin; CLIP-ES: 0.4 for VOC, 0.7 for COCO.",
+        low=0, high=1, flag="--lambda", source="CLIP-ES, section 4.1",
+        no_effect=[NoEffect({"mask": ("none",)}, "it is where boxes begin")])
+    box: str = setting(
+        "inclusive", "inclusive: boxes reach the photo's border; exclusive: never into its last "
+                     "row and column of patches, as in CLIP-ES's code.",
+        choices=("inclusive", "exclusive"), record="changed", no_effect=[_UNMASKED])
+    min_max: bool = setting(
+        True, "Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.", off="--keep-scale")

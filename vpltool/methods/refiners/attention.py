@@ -1,0 +1,31 @@
+"""CLIP's attention, doubly stochastic, squared, in the boxes of each class (CLIP-ES, eq. 5 to 7).
+
+What attends to the object joins it; a map stays inside the boxes of what it shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.refiners._boxes import BoxSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READS = ("attention",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BoxSettings):
+    """Settings of the attention affinity."""
+
+
+def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
+    """Spread the maps of a photo along its attention (K, h, w), float32."""
+    from vpltool.core.affinity import refine as spread
+
+    return spread(photo.cams, photo.tensors["attention"], affinity="attention",
+                  mask=settings.mask, threshold=settings.threshold,
+                  exclusive=settings.box == "exclusive", normalise=settings.min_max)

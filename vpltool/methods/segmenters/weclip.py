@@ -1,0 +1,62 @@
+"""WeCLIP's decoder over several layers of the frozen CLIP (Zhang et al., CVPR 2024).
+
+Three transformer blocks fuse the layers. The output lies in CLIP's joint space, where the
+prototypes are the pixel classifier (VPL, eq. 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vpltool import settings
+from vpltool.errors import VplError
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from vpltool.core.decoder import Decoder
+
+READS = ("layers", "patches")
+
+_HEAD_WIDTH = 32
+"""Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the decoder."""
+
+    tau: float = setting(0.07, "Temperature of the pixel classifier.", low=1e-3,
+                         source="TCL, its code: where its contrast begins; VPL gives none")
+    width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, its code")
+    residual: bool = setting(
+        False, "Add the decoder's output to CLIP's own patch embeddings: better with few photos or "
+               "steps.")
+    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
+                              "but the last.", metavar="LIST", source="WeCLIP, its code")
+
+
+def build(parts: SegmenterParts, settings: Settings) -> Decoder:
+    """Build an untrained decoder.
+
+    Raises:
+        VplError: the width cannot be divided among the heads.
+    """
+    from vpltool.core.decoder import Decoder, DecoderShape
+
+    width = settings.width
+    if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
+        raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "
+                       "attention head", "`width=256`")
+    shape = DecoderShape(parts.layers, parts.input_width, parts.prototypes.shape[1], width,
+                         heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
+    return Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
+
+
+def rebuild(config: Mapping[str, Any]) -> Decoder:
+    """Rebuild a decoder from its `config`; load its state dict next."""
+    from vpltool.core.decoder import Decoder
+
+    return Decoder.from_config(config)

@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM: both end a run in the same way, and neither in the middle of something."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def in_main_thread() -> bool:
+    """Tell whether this is the main thread: no other may say what a signal does."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def interrupt_at_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does: workers end, the user is told.
+
+    A program that has its own way with SIGTERM keeps it. In other threads this does nothing.
+    """
+    if not in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def interrupt(_signal: int, _frame: object) -> None:
+    """Raise KeyboardInterrupt: what a signal handler may do."""
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
+    """Defer Ctrl-C and SIGTERM until the caller asks: a step of a training is done or not begun.
+
+    What the program ignores stays ignored. In other threads than the main one nothing is deferred.
+
+    Args:
+        every: whether the second one is deferred, too; else it comes at once.
+
+    Yields:
+        tells whether one has come. The caller then keeps what is done and raises KeyboardInterrupt.
+
+    Raises:
+        KeyboardInterrupt: at the end, if one has come.
+    """
+    if not in_main_thread():
+        yield lambda: False
+        return
+    come: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if come and not every:
+            raise KeyboardInterrupt
+        come.append(number)
+
+    before = {number: signal.signal(number, note) for number in _STOPS
+              if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield lambda: bool(come)
+    finally:
+        for number, handler in before.items():
+            # None: set by a library in C, which cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if come:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def block_interrupts() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM while workers start or end: half started, one is never told to end.
+
+    Workers inherit this: Ctrl-C reaches the whole group, and only the parent decides. For itself
+    the parent defers them: a signal that one thread blocks goes to another, such as torch's.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        with defer_interrupts(every=True):
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

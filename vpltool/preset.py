@@ -1,0 +1,118 @@
+"""Reading a preset: what it may set is what the stages and their methods declare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError, near_name
+from vpltool.formats.header import identity_of_many
+from vpltool.methods import KINDS, find_methods
+from vpltool.presets import find_preset
+from vpltool.settings import Described, described
+from vpltool.stages import FoundStage, find_stages
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset that was read and checked.
+
+    Args:
+        name: the file's name without suffix.
+        identity: hash of what it sets; comments, order and layout do not count.
+        defaults: command to setting to value; a command with subcommands holds theirs.
+    """
+
+    name: str
+    identity: str
+    defaults: dict[str, Any]
+
+    def values(self, found: FoundStage, method: str = "") -> dict[str, Any]:
+        """What it sets for a stage, or for a subcommand of it."""
+        values: dict[str, Any] = self.defaults.get(found.name, {})
+        return dict(values.get(method, {})) if found.stage.subcommands else dict(values)
+
+    def record(self, taken: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The record for headers, see `under_preset`; empty if the preset does not set the stage.
+
+        Args:
+            taken: what it sets for the stage.
+            given: option to value of those that it sets and that were given another value.
+        """
+        return {"name": self.name, "hash": self.identity, "given": dict(given)} if taken else {}
+
+
+def read_preset(choice: str) -> Preset:
+    """Read a preset by name or path, and check all of it.
+
+    Args:
+        choice: name of one that comes with vpltool, or a TOML file with a table a command.
+
+    Raises:
+        VplError: there is no such preset, it is not TOML, or it sets what no command has, or to a
+            value that the command would not take; the file and the key are named.
+    """
+    path = find_preset(choice)
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise VplError(f"{path} is not TOML: {error}",
+                       "a table a command, a line an option: [refine], lambda = 0.4") from error
+    stages = find_stages()
+    defaults = {}
+    for key, table in content.items():
+        if key not in stages:
+            raise VplError(f"{path}: `{key}` is not a command", near_name(key, stages))
+        if not isinstance(table, dict):
+            raise VplError(f"{path}: {key} = {table!r} is a command, not an option",
+                           f"[{key}] begins the table of its options")
+        defaults[key] = _check_stage(stages[key], table, path)
+    return Preset(path.stem, identity_of_many(content), defaults)
+
+
+def _check_stage(found: FoundStage, table: dict[str, Any], path: Path) -> dict[str, Any]:
+    where, stage = f"{path}: [{found.name}]", found.stage
+    own = described(stage.settings)
+    if not stage.methods:
+        return _check(own, table, found.name, where)
+    methods = find_methods(stage.methods)
+    if stage.subcommands:
+        checked: dict[str, Any] = {}
+        for key, part in table.items():
+            if key not in methods:
+                raise VplError(f"{where}: `{key}` is not a command", near_name(key, methods))
+            checked[key] = _check((*own, *described(methods[key].settings)), part,
+                                  f"{found.name} {key}", f"{where}: [{key}]")
+        return checked
+    method = table.get("method", KINDS[stage.methods].default)
+    if method not in methods:
+        raise VplError(f"{where}: method = {method!r}: no such method",
+                       near_name(str(method), methods))
+    return _check((*own, *described(methods[method].settings)), table, found.name, where)
+
+
+def _check(entries: tuple[Described, ...], table: dict[str, Any], command: str, where: str
+           ) -> dict[str, Any]:
+    options = {flag[2:]: entry for entry in entries if not entry.about.positional
+               for flag in (entry.flag, *entry.about.aliases)}
+    checked = {}
+    for key, value in table.items():
+        if key not in options:
+            raise VplError(f"{where}: `{key}` is not an option of vpltool {command}",
+                           near_name(key, options))
+        entry = options[key]
+        try:
+            entry.check(value)
+        except VplError as error:
+            reason = error.message.partition("`: ")[2]
+            raise VplError(f"{where}: {key} = {value!r}: {reason}", error.hint) from error
+        checked[entry.name] = float(value) if entry.type is float else value
+    return checked

@@ -1,0 +1,261 @@
+"""Figure 4: regions as two decoders see them, without and with the contrast; the modality gap."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    find_folder,
+    identity_of_file,
+    open_workspace,
+    write_json,
+)
+from vpltool.formats.storage import atomic_path
+from vpltool.shell import command_line
+from vpltool.stages import gap
+from vpltool.stages._inputs import check_same_model, open_features
+from vpltool.stages._segmenters import find_decoder, read_segmenter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.pictures.scatter import Panel
+
+MOST_POINTS = 3000
+
+DECODERS = (("decoder-0-0", "decoder-1-0"), ("decoder-ce-0", "decoder-0"))
+"""Without and with the contrast, as the recipe `demo` and the tables name them."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A decoder that was read: its name, file, header and network."""
+
+    name: str
+    path: Path
+    header: Header
+    network: SegmenterNetwork
+
+
+def figure4(options: argparse.Namespace) -> str:
+    """Draw region embeddings without and with the regional contrast, and the modality gap.
+
+    Args:
+        options: see `__main__`.
+
+    Returns:
+        the paths of the picture and of its numbers, and the numbers.
+
+    Raises:
+        VplError: scikit-learn or an input is missing, or inputs do not fit each other.
+    """
+    try:
+        import sklearn  # noqa: F401 - asked for before the work begins
+    except ImportError:
+        raise VplError("figure4 needs scikit-learn for t-SNE", "pip install '.[figures]'") from None
+    workspace = open_workspace(options.work)
+    decoders = [_read(options.work, name) for name in pair_of(options.work, options.decoders)]
+    masks = find_masks(options.work, options.masks, options.split, decoders[0].header)
+    workspace.check_classes(masks.header, masks.path)
+    features = open_features(workspace, options.features, options.split)
+    ids = masks.available(features.available(
+        photo.id for photo in workspace.photos(options.split)))
+    for decoder in decoders:
+        workspace.check_classes(decoder.header, decoder.path)
+        check_same_model(features.header.model, decoder.header.model,
+                         f"{features.path} and {decoder.path}")
+        _check_layers(options, features, decoder, decoders)
+    panels, rows = [], {}
+    for letter, decoder in zip("ab", decoders, strict=True):
+        embeddings, classes = region_embeddings(decoder.network, features, masks, ids)
+        numbers = compactness(embeddings, classes)
+        weight = decoder.header.options["lambda_rsc"]
+        rows[decoder.name] = {"lambda_rsc": weight, "regions": len(classes),
+                              **{key: round(value, 6) for key, value in numbers.items()}}
+        contrast = f"with RSC, weight {weight:g}" if weight else "without RSC"
+        panels.append(_tsne_panel(f"({letter}) {contrast}", embeddings, classes, numbers))
+    panels.append(_gap_panel(workspace, options, decoders[1].header, masks))
+    report = {"split": options.split, "masks": masks.name, "photos": len(ids), "decoders": rows}
+    return _write(workspace, options, panels, report)
+
+
+def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[Panel],
+           report: Mapping[str, Any]) -> str:
+    from vpltool.pictures.scatter import draw_panels
+
+    out: Path = options.out or options.work / "figures/figure4.png"
+    shown = sorted({owner for panel in panels for marks in panel.marks for owner in marks.classes})
+    names = {owner: workspace.class_name(owner) for owner in shown}
+    with atomic_path(out) as temporary:
+        draw_panels(panels, names).save(temporary, format="PNG")
+    write_json(out.with_suffix(".json"), report)
+    width = max(len(name) for name in report["decoders"])
+    lines = [str(out), str(out.with_suffix(".json")),
+             f"{'':{width}}  lambda  regions  silhouette  within  between"]
+    lines += [f"{name:{width}}  {row['lambda_rsc']:6g}  {row['regions']:7}  "
+              f"{row['silhouette']:10.3f}  {row['within']:6.3f}  {row['between']:7.3f}"
+              for name, row in report["decoders"].items()]
+    return "\n".join(lines)
+
+
+def _read(work: Path, name: str) -> Trained:
+    path = find_decoder(work, name)
+    return Trained(name, path, *read_segmenter(path))
+
+
+def pair_of(work: Path, named: str | None) -> list[str]:
+    """The two decoders: named, or the first usual pair that is there."""
+    if named:
+        return named.split(",")
+    for pair in DECODERS:
+        if all((work / "decoder" / f"{name}.safetensors").exists() for name in pair):
+            return list(pair)
+    return list(DECODERS[0])
+
+
+def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolder:
+    """Pseudo masks of a split: named, or of the name that the decoder learned from.
+
+    Raises:
+        VplError: they are not there.
+    """
+    learned = Path(decoder.sources.get("masks", "")).parts
+    if not name and learned[:1] == ("masks",):
+        name = learned[1]
+    if name and not (work / "masks" / name / split / "artifact.json").exists():
+        raise VplError(f"no masks/{name} for the split `{split}`",
+                       f"`crf(what={name!r}, split={split!r})`, or another --split")
+    return find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
+
+
+def _check_layers(options: argparse.Namespace, features: InputFolder, decoder: Trained,
+                  decoders: Sequence[Trained]) -> None:
+    """Check that features hold what a decoder reads.
+
+    Raises:
+        VplError: they do not; the hint makes others elsewhere, so that what was made of those that
+            are there stays what it is.
+    """
+    held, network = features.header.options, decoder.network
+    if set(network.reads) <= set(held["keep"]) and set(network.layers) <= set(held["layers"]):
+        return
+    wanted = sorted({layer for other in decoders for layer in other.network.layers})
+    folder = options.work / "layers" / options.split
+    line = command_line("extract", {
+        "split": options.split, "keep": "tokens,patches,attention,layers",
+        "layers": ",".join(map(str, wanted)), "out": folder}, ("vpltool", "-C", str(options.work)))
+    raise VplError(f"{features.path} lacks layers or patches that {decoder.name} reads",
+                   f"{line}, and --features {folder}")
+
+
+def region_embeddings(network: SegmenterNetwork, features: InputFolder, masks: InputFolder,
+                      ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Mean embedding of each class of each pseudo mask, as a decoder has them.
+
+    Args:
+        network: gives the embeddings.
+        features: with what it reads.
+        masks: pseudo masks; 255 and the background are left out.
+        ids: photos that both have.
+
+    Returns:
+        L2-normed (R, dim), and the class of each (R,). Regions smaller than a patch do not count.
+
+    Raises:
+        VplError: there are regions of fewer than two classes.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from vpltool.core.decoder import layers_of
+    from vpltool.core.training import labels_at
+
+    embeddings, classes = [], []
+    reads = network.reads
+    names = ("grid", *reads, *(("layer_index",) if "layers" in reads else ()))
+    with console.progress("read regions", len(ids)) as advance, torch.no_grad():
+        for key in ids:
+            tensors = features.read_tensors(key, *names)
+            grid = tuple(tensors["grid"].tolist())
+            layers = (layers_of(tensors["layers"], tensors["layer_index"].tolist(),
+                                network.layers)[None].float() if "layers" in reads else None)
+            patches = tensors["patches"][None].float() if "patches" in reads else None
+            seen = network.embeddings(layers, patches, grid)[0]
+            labels = labels_at(masks.read_labels(key), grid)
+            for owner in labels.unique().tolist():
+                inside = F.avg_pool2d((labels == owner)[None].float(), 4).flatten()
+                if owner not in (0, 255) and float(inside.sum()) >= 1:
+                    embeddings.append(F.normalize(inside @ seen, dim=0))
+                    classes.append(owner)
+            advance()
+    if len(set(classes)) < 2:
+        raise VplError(f"{masks.path} shows regions of {len(set(classes))} classes",
+                       "two are needed: other --masks, or another --split")
+    return torch.stack(embeddings), torch.tensor(classes)
+
+
+def compactness(embeddings: Tensor, classes: Tensor) -> dict[str, float]:
+    """How compact and how far apart the classes are, in the space of the embeddings.
+
+    Args:
+        embeddings: L2-normed (R, dim).
+        classes: of each (R,), two at least.
+
+    Returns:
+        `silhouette` (Rousseeuw 1987, of cosine distances, mean over the regions), `within` and
+        `between`: mean cosine of pairs of one class, and of two.
+    """
+    import torch
+    from sklearn.metrics import silhouette_score
+
+    cosines = embeddings @ embeddings.T
+    same = classes[:, None] == classes
+    others = ~torch.eye(len(classes), dtype=torch.bool)
+    return {"silhouette": float(silhouette_score(embeddings.numpy(), classes.numpy(),
+                                                 metric="cosine")),
+            "within": float(cosines[same & others].mean()), "between": float(cosines[~same].mean())}
+
+
+def _tsne_panel(title: str, embeddings: Tensor, classes: Tensor, numbers: Mapping[str, float]
+                ) -> Panel:
+    """t-SNE from a PCA start: the same picture each time."""
+    import numpy as np
+    import torch
+    from sklearn.manifold import TSNE
+
+    from vpltool.pictures.scatter import Marks, Panel
+
+    # Evenly thinned: the numbers are of all, the picture of a part.
+    kept = torch.linspace(0, len(classes) - 1, min(len(classes), MOST_POINTS)).round().long()
+    perplexity = min(30.0, (len(kept) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(
+        embeddings[kept].numpy())
+    note = ",  ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+    return Panel(title, note.replace("within", "cosine within"), [
+        Marks("region of a photo", "dot", points.astype(np.float64), classes[kept].tolist())])
+
+
+def _gap_panel(workspace: Workspace, options: argparse.Namespace, decoder: Header,
+               masks: InputFolder) -> Panel:
+    """The modality gap of the text and of the decoder's prototypes."""
+    files = sorted((options.work / "prototypes").glob("*.safetensors"))
+    own = [path.stem for path in files if identity_of_file(path) == decoder.inputs["prototypes"]]
+    choices = (options.prototypes.split(",") if options.prototypes
+               else ["text", *(name for name in own[:1] if name != "text")])
+    cams = options.cams
+    if not cams and (options.work / "cams" / masks.name / options.split / "artifact.json").exists():
+        cams = masks.name
+    panel = gap.panel(workspace, gap.GapSettings(
+        prototypes=tuple(choices), cams=cams, phi=options.phi, features=options.features,
+        split=options.split))
+    return replace(panel, title=f"(c) {panel.title}")

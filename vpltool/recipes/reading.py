@@ -1,0 +1,222 @@
+"""Reading a recipe: its values, its blocks, and the lines that they come to.
+
+    # The first line is the title.
+    photos = ?            # a value that must be given, and what it is
+    seeds = 0 1 2         # a value with a default
+    vpltool prepare folder $photos [--pretrained $pretrained]
+    if new                # lines up to `end` run where the value is not empty
+    vpltool predict $new
+    end
+    each seed in $seeds   # lines up to `end` run for each word; the rounds do not need each other
+    vpltool seed-prototypes --seed $seed
+    end
+    say Text that is shown as a heading.
+
+Words in square brackets are left out where a value in them is empty; brackets inside quotes are
+none. `$work` is the workspace folder. A line that ends in a backslash goes on in the next.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.errors import VplError, near_name
+
+_NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_VALUE = re.compile(r"(\w+)\s*=\s*([^#]*?)\s*(?:#\s*(.*))?$")
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s\['"])[^\s'"]*(?:'[^']*'|"[^"]*")*"""
+_PARTS = re.compile(rf"\[[^\]]*\](?=\s|$)|{_WORD}")
+"""A group in brackets, or a word, quoted or not."""
+
+_EACH = re.compile(r"each (\w+) in (.+)$")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that a recipe can be given: its name, default (None: required) and meaning."""
+
+    name: str
+    default: str | None
+    about: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a recipe: its number, and its text as it is in the file."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that run under a condition (`if NAME`), or for each word (`each NAME in WORDS`)."""
+
+    line: Line
+    name: str
+    words: str
+    body: tuple[Line | Block, ...]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is an `each`."""
+        return self.line.text.startswith("each")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was read."""
+
+    path: Path
+    title: str
+    values: tuple[Value, ...]
+    body: tuple[Line | Block, ...]
+
+    def filled(self, given: Mapping[str, str], work: Path) -> dict[str, str]:
+        """Name to value, defaults filled in, and the workspace folder as `work`.
+
+        Raises:
+            VplError: a name is unknown, or a required value is missing.
+        """
+        known = {value.name: value for value in self.values}
+        for name in given:
+            if name not in known:
+                raise VplError(f"{self.path.stem} has no value `{name}`", near_name(name, known))
+        lacking = [value for value in self.values
+                   if value.default is None and not given.get(value.name)]
+        if lacking:
+            usage = " ".join(f"{value.name}=…" for value in self.values if value.default is None)
+            raise VplError(f"{self.path.stem} needs {lacking[0].name}=… ({lacking[0].about})",
+                           f"vpltool run {self.path.stem} {usage}")
+        return {"work": str(work)} | {
+            value.name: given.get(value.name, value.default or "") for value in self.values}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a recipe, with its values filled in: words behind `vpltool`, or a heading."""
+
+    line: int
+    words: tuple[str, ...]
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Steps that do not need each other: a sequence for each word of an `each`."""
+
+    name: str
+    rounds: tuple[tuple[Step | Rounds, ...], ...]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        VplError: a line is not one; file and line are named.
+    """
+    text = path.read_text("utf-8").replace("\\\n", " ")
+    rows = [Line(number, " ".join(row.split()))
+            for number, row in zip(_first_numbers(path), text.splitlines(), strict=True)]
+    title = rows[0].text.lstrip("# ").rstrip(".") if rows else ""
+    values, kept = [], []
+    for row in rows:
+        match = _VALUE.match(row.text)
+        if not row.text or row.text.startswith("#"):
+            continue
+        if match and not row.text.startswith("vpltool"):
+            default = match[2].strip()
+            values.append(Value(match[1], None if default == "?" else default, match[3] or ""))
+        else:
+            kept.append(row)
+    body, rest = _blocks(kept, path)
+    if rest:
+        raise VplError(f"{path}:{rest[0].number}: `end` without a block", "delete the line")
+    return Recipe(path, title, tuple(values), body)
+
+
+def _first_numbers(path: Path) -> list[int]:
+    """Number of the first row of each line, rows that end in a backslash joined to the next."""
+    numbers, joined = [], False
+    for number, row in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not joined:
+            numbers.append(number)
+        joined = row.endswith("\\")
+    return numbers
+
+
+def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...], Sequence[Line]]:
+    """Lines up to an `end` that closes no block in them, and what follows, the `end` first."""
+    found: list[Line | Block] = []
+    while rows:
+        row, rows = rows[0], rows[1:]
+        if row.text == "end":
+            return tuple(found), (row, *rows)
+        each = _EACH.match(row.text)
+        if each or row.text.startswith("if "):
+            body, rows = _blocks(rows, path)
+            if not rows:
+                raise VplError(f"{path}:{row.number}: `{row.text}` is never closed",
+                               "add a line: end")
+            rows = rows[1:]
+            name, words = (each[1], each[2]) if each else (row.text[3:].strip(), "")
+            found.append(Block(row, name, words, body))
+        elif row.text.startswith(("vpltool ", "say ")):
+            found.append(row)
+        else:
+            raise VplError(f"{path}:{row.number}: `{row.text[:60]}` is not a line of a recipe",
+                           "lines begin with vpltool, say, if, each or end, or are NAME = VALUE")
+    return tuple(found), ()
+
+
+def steps_of(recipe: Recipe, given: Mapping[str, str], work: Path) -> list[Step | Rounds]:
+    """The steps that a recipe comes to in a workspace folder.
+
+    Raises:
+        VplError: a value is missing or unknown.
+    """
+    return list(_steps(recipe.path, recipe.body, recipe.filled(given, work)))
+
+
+def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
+           ) -> Iterator[Step | Rounds]:
+    for item in body:
+        if isinstance(item, Line):
+            kind, _, rest = item.text.partition(" ")
+            if kind == "say":
+                yield Step(item.number, (), _fill(rest, values, path, item))
+            else:
+                yield Step(item.number, tuple(_words(rest, values, path, item)))
+        elif item.repeats:
+            words = _fill(item.words, values, path, item.line).split()
+            yield Rounds(item.name, tuple(
+                tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
+        elif _fill(f"${item.name}", values, path, item.line):
+            yield from _steps(path, item.body, values)
+
+
+def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iterator[str]:
+    """Split a line into words; `[…]` falls away where a value in it is empty."""
+    for part in _PARTS.findall(text):
+        if part.startswith("["):
+            part = part[1:-1]
+            names = [first or second for first, second in _NAME.findall(part)]
+            if not all(_fill(f"${name}", values, path, line) for name in names):
+                continue
+        for word in shlex.split(part):
+            yield _fill(word, values, path, line)
+
+
+def _fill(text: str, values: Mapping[str, str], path: Path, line: Line) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in values:
+            raise VplError(f"{path}:{line.number}: no value is called `{name}`",
+                           near_name(name, values))
+        return values[name]
+
+    return _NAME.sub(value, text)

@@ -1,0 +1,140 @@
+"""Running a recipe: its lines in one process, rounds that do not need each other side by side."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vpltool import console
+from vpltool.command import parse_line
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.preset import Preset
+from vpltool.recipes.reading import Rounds, Step
+from vpltool.run import run_stage, setting_names
+from vpltool.shell import spell
+
+
+@dataclass
+class Job:
+    """A recipe at work in a workspace.
+
+    Args:
+        work: the workspace folder.
+        preset: protocol whose values replace the defaults.
+        processes: rounds that run side by side at most.
+        failed: what photos failed in which line; the others went on.
+    """
+
+    work: Path
+    preset: Preset | None = None
+    processes: int = 1
+    failed: list[str] = field(default_factory=list)
+
+
+def spelled(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
+    """Spell steps as lines for a shell; headings are comments."""
+    for step in steps:
+        if isinstance(step, Rounds):
+            for part in step.rounds:
+                yield from spelled(part, program)
+        elif step.heading:
+            yield f"# {step.heading}"
+        else:
+            yield shlex.join([*program, *step.words])
+
+
+def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None) -> None:
+    """Check every line before the first is run.
+
+    Raises:
+        VplError: a line is not a command, or has a wrong option; the line is named.
+    """
+    for step in steps:
+        if isinstance(step, Rounds):
+            for part in step.rounds:
+                check_steps(part, preset)
+        elif not step.heading:
+            try:
+                parse_line(step.words, preset)
+            except VplError as error:
+                raise VplError(f"line {step.line}: vpltool {shlex.join(step.words)}: "
+                               f"{error.message}", error.hint) from error
+
+
+def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
+    """Run steps in order; what is done already is skipped, what is stale is made again.
+
+    Photos that fail do not end the job; they are listed in `job.failed`.
+
+    Raises:
+        VplError: a line failed; the line is named.
+    """
+    for step in steps:
+        if isinstance(step, Rounds):
+            _run_rounds(job, step)
+        elif step.heading:
+            console.note(f"\n{step.heading}")
+        else:
+            _run_step(job, step)
+
+
+def _run_step(job: Job, step: Step) -> None:
+    line = f"vpltool {shlex.join(step.words)}"
+    console.note(f"  {line}")
+    call = parse_line(step.words, job.preset)
+    values = dict(call.values)
+    # What an earlier run of the recipe made from other inputs is to be made again.
+    if "update" in setting_names(call.found, str(values.get("method", ""))):
+        values["update"] = True
+    try:
+        result = run_stage(call.found, job.work, values, given=call.given, preset=call.preset)
+    except PhotosFailed as error:
+        console.warn(error.message)
+        job.failed.append(f"{line}: {error.message}")
+        result = error.result
+    except VplError as error:
+        error.message = f"line {step.line}, {line}: {spell(error.message, call.found.name)}"
+        error.hint = (f"{spell(error.hint, call.found.name)}; then run the recipe again: it goes "
+                      "on from this line")
+        raise
+    if call.found.show is not None and not call.quiet:
+        print(call.found.show(result, values), flush=True)
+
+
+def _run_rounds(job: Job, rounds: Rounds) -> None:
+    if job.processes < 2 or len(rounds.rounds) < 2:
+        for part in rounds.rounds:
+            run_steps(job, part)
+        return
+    from vpltool.parallel.processes import run_jobs
+
+    count = min(job.processes, len(rounds.rounds))
+    for failed in run_jobs(_run_round, rounds.rounds, count, _start_round, job, fewest=2,
+                           finish=False):
+        job.failed += failed
+
+
+_jobs: list[Job] = []
+
+
+def _start_round(job: Job) -> None:
+    """Take over the job in a worker process; SIGTERM interrupts it, so that it keeps its work."""
+    import torch
+
+    from vpltool.parallel.signals import interrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+    _jobs[:] = [Job(job.work, job.preset)]
+    # The workers share the cores; a thread each does not get into the others' way.
+    torch.set_num_threads(1)
+
+
+def _run_round(steps: Sequence[Step | Rounds]) -> list[str]:
+    job = Job(_jobs[0].work, _jobs[0].preset)
+    with console.heard_by(console.Terminal(spell=spell, bars=False)):
+        run_steps(job, steps)
+    return job.failed

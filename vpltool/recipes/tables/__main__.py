@@ -1,0 +1,159 @@
+"""The tables of the VPL paper over a workspace, with the paper's number beside the measured one.
+
+    python -m vpltool.recipes.tables 5 WORK --preset vpl-voc
+    python -m vpltool.recipes.tables 1 2 3 WORK --quick --set learn-prototypes.max-pixels=50000
+
+Every row is a chain of stages under one preset. A call is spelled with all its names, so what two
+rows have in common is one call, made once; what an earlier run left behind is taken over. All that
+is made lies in a workspace of its own, WORK/tables/NAME, and touches nothing of WORK; features of
+WORK are read where they are those of the protocol. TABLE.md and TABLE.json hold numbers, protocol,
+and the calls that gave them.
+
+Maps and masks know a photo's tags, predictions do not. Prototypes and decoder learn on --learn;
+maps are scored on --split, as the paper's tables 3 to 7 are on VOC's val. CAMs are cut where the
+preset says, or, with --threshold-from SPLIT, where the text's CAMs of that split score best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.command import parse_line
+from vpltool.errors import OtherSettings, VplError
+from vpltool.formats import open_workspace
+from vpltool.parallel.signals import interrupt_at_sigterm
+from vpltool.preset import read_preset
+from vpltool.recipes.tables.begin import (
+    QUICK,
+    check,
+    default_preset,
+    first_split,
+    own_workspace,
+)
+from vpltool.recipes.tables.chains import Chains, Protocol
+from vpltool.recipes.tables.report import write_table
+from vpltool.recipes.tables.rows import TABLES
+from vpltool.recipes.tables.scores import made_scored
+from vpltool.shell import spell
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vpltool.recipes.tables", description=(__doc__ or "").split("\n")[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--preset", default="", metavar="NAME-OR-FILE",
+                        help="by default vpl-coco for a workspace of COCO, else vpl-voc")
+    parser.add_argument("--learn", default="train_aug,trainaug,train", metavar="LIST",
+                        help="the split to learn on: the first of the list that has photos")
+    parser.add_argument("--split", default="val", metavar="SPLIT", help="the split to score")
+    parser.add_argument("--threshold-from", default="", metavar="SPLIT",
+                        help="cut CAMs where the text's score best on this split")
+    parser.add_argument("--seeds", default=(0,), type=_seeds, metavar="LIST",
+                        help="a run each: 0,1,2")
+    parser.add_argument("--quick", action="store_true",
+                        help="fewer iterations, which the table says: "
+                             + "; ".join(f"{stage} " + ", ".join(
+                                 f"{name}={value:,}" for name, value in values.items())
+                                 for stage, values in QUICK.items()))
+    parser.add_argument("--set", action="append", default=[], metavar="COMMAND.OPTION=VALUE",
+                        help="an option that wins over the preset")
+    parser.add_argument("--name", default="",
+                        help="folder in WORK/tables; by default that of preset and --learn")
+    return parser.parse_intermixed_args(argv)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Type of `--seeds`: whole numbers."""
+    return tuple(int(seed) for seed in text.split(","))
+
+
+def _given(items: list[str], preset: str) -> dict[str, dict[str, Any]]:
+    """Stage to setting to value, of all `--set`.
+
+    Raises:
+        VplError: one is not an option of its command, or has a value that it does not take.
+    """
+    read = read_preset(preset)
+    words: dict[str, list[str]] = {}
+    for item in items:
+        command, _, option = item.partition(".")
+        option, equals, value = option.partition("=")
+        words.setdefault(command, [command]).extend(
+            [f"--{option}", value] if equals else [f"--{option}"])
+    given = {}
+    for command, line in words.items():
+        try:
+            call = parse_line(line, read)
+        except VplError as error:
+            raise VplError(f"--set {shlex.join(line)}: {error.message}", error.hint) from error
+        given[command] = {name: call.values[name] for name in call.given}
+    return given
+
+
+def _chains(options: argparse.Namespace) -> Chains:
+    """Make the workspace of the tables, and check all that can be checked before the work."""
+    source = open_workspace(options.work)
+    learn = first_split(source, options.learn.split(","))
+    preset = options.preset or default_preset(source)
+    given = _given(options.set, preset)
+    name = options.name or f"{Path(preset).stem}-{learn}{'-quick' * options.quick}"
+    if options.quick:
+        given = {stage: {**QUICK.get(stage, {}), **given.get(stage, {})}
+                 for stage in {*QUICK, *given}}
+    protocol = Protocol(
+        preset=read_preset(preset), learn=learn, split=options.split, cut=options.threshold_from,
+        seeds=options.seeds, given=given, quick=options.quick)
+    chains = Chains(own_workspace(options.work, name, preset), source, protocol)
+    check(chains, options.tables)
+    return chains
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables that were asked for; 0, or 1 with a line that says what to do."""
+    options = _options(argv)
+    chains = None
+    try:
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+            chains = _chains(options)
+            for number in dict.fromkeys(options.tables):
+                console.note(f"Table {number}")
+                print(_measure(chains, number), flush=True)
+    except OtherSettings as error:
+        folder = chains.path if chains else options.work
+        console.error(spell(error.message), f"--name {folder.name}-2 begins anew beside it; or "
+                                            f"take away {folder}")
+        return 1
+    except VplError as error:
+        console.error(spell(error.message), spell(error.hint))
+        return 1
+    except KeyboardInterrupt:
+        console.error("interrupted; what is written is kept",
+                      "run the same command again to go on")
+        return 130
+    return 0
+
+
+def _measure(chains: Chains, number: int) -> str:
+    """Measure a table row by row, each of which is written down at once; give the Markdown."""
+    rows, text, started = [], "", time.monotonic()
+    title = (TABLES[number].__doc__ or "").partition("\n")[0]
+    scored = made_scored(chains) if number == 1 else chains.split
+    for row in TABLES[number](chains):
+        rows.append(row)
+        text = write_table(chains, number, title, scored, rows)
+        console.note(f"{row.spell()}  (table {number}, after "
+                     f"{console.duration(time.monotonic() - started)})")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

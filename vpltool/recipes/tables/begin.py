@@ -1,0 +1,90 @@
+"""Before the first row: the workspace of the tables, and what can be checked without work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpltool import api, console
+from vpltool.datasets.words import COCO
+from vpltool.errors import VplError
+from vpltool.formats import Workspace, open_workspace, write_workspace
+from vpltool.formats.workspace import relative_to
+from vpltool.recipes.tables.chains import Chains
+from vpltool.recipes.tables.features import expected_bytes
+from vpltool.recipes.tables.rows import unmasked
+from vpltool.recipes.tables.scores import made_scored
+from vpltool.stages.eval import check_truth
+
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "learn-prototypes": {"iters": 300, "max_pixels": 20_000},
+    "train-decoder": {"iters": 100}}
+"""What `--quick` sets, by stage; `--set` wins over it, and so does what a row is about."""
+
+
+def default_preset(source: Workspace) -> str:
+    """The protocol of a workspace's data set, by its classes."""
+    return "vpl-coco" if source.classes == COCO.classes else "vpl-voc"
+
+
+def first_split(workspace: Workspace, wanted: Sequence[str]) -> str:
+    """The first of some splits that a workspace has.
+
+    Raises:
+        VplError: it has none of them.
+    """
+    known = {split for photo in workspace.photos() for split in photo.splits}
+    for split in wanted:
+        if split in known:
+            return split
+    hint = f"--learn takes one of: {', '.join(sorted(known))}"
+    if "train_aug" in wanted:
+        hint = ("put the augmented list into ImageSets/Segmentation, or give it to prepare by "
+                f"--list FILE; else {hint}")
+    raise VplError(f"{workspace.path} has no split {' or '.join(wanted)}", hint)
+
+
+def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
+    """Make, or find, a workspace of the same photos in WORK/tables."""
+    source, path = open_workspace(work), work / "tables" / name
+    path.mkdir(parents=True, exist_ok=True)
+    weights = work / source.pretrained
+    write_workspace(replace(
+        source, path=path, root=relative_to(work / source.root, path),
+        pretrained=relative_to(weights, path) if weights.exists() else source.pretrained),
+        source.photos())
+    return api.Workspace(path, preset=preset)
+
+
+def check(chains: Chains, numbers: Collection[int]) -> None:
+    """Find before the work what would end it: splits without masks, masks of another size, disk.
+
+    Raises:
+        VplError: something that a table would score cannot be scored.
+    """
+    source, protocol = chains.source, chains.protocol
+    scored = {protocol.cut, *(made_scored(chains) if number == 1 else protocol.split
+                              for number in numbers
+                              if number != 2 or not unmasked(chains, protocol.split))} - {""}
+    for split in sorted(scored):
+        photos = source.photos(split)
+        if without := unmasked(chains, split):
+            masked = sorted({name for photo in source.photos() if photo.mask
+                             for name in photo.splits})
+            raise VplError(f"{without} of {len(photos)} photos of `{split}` have no true mask to "
+                           "score with", f"--split takes one of: {', '.join(masked) or 'none'}")
+        check_truth(source, photos)
+    splits = {protocol.learn, protocol.cut,
+              *([protocol.split] if {*numbers} - {1, 2} else [])} - {""}
+    splits = {split for split in splits if not chains.features_are_stored(split)}
+    photos = [photo for photo in source.photos() if splits & {*photo.splits}]
+    if not photos:
+        return
+    needed = expected_bytes(source, photos, chains.settings("extract"))
+    free = shutil.disk_usage(chains.path).free
+    told = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
+            f"{free / 1e9:.0f} GB are free at {chains.path}")
+    (console.warn if needed > free else console.note)(told)

@@ -1,0 +1,92 @@
+"""Running a stage: the one way in, for the command line, Python, recipes and `update`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError, near_name
+from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.header import under_preset
+from vpltool.methods import KINDS, find_method, find_methods
+from vpltool.settings import Settings, make, names_of
+from vpltool.stages import FoundStage, find_stages
+
+
+def run_stage(
+    found: FoundStage, path: Path, values: Mapping[str, Any], *,
+    given: Iterable[str] | None = None, preset: Mapping[str, Any] | None = None,
+) -> Any:
+    """Run a stage in a workspace.
+
+    Args:
+        found: the stage.
+        path: the workspace folder.
+        values: setting to value; the others are at their defaults.
+        given: settings that were given explicitly; default: all of `values`.
+        preset: record for the headers, see `under_preset`.
+
+    Returns:
+        what its `run` returns: a path, several, or a report.
+
+    Raises:
+        VplError: something the user can fix.
+    """
+    settings = stage_settings(found, values, given)
+    with under_preset(preset or {}):
+        where: Workspace | Path = path if found.stage.begins else open_workspace(path)
+        return found.run(where, settings)
+
+
+def find_stage(name: str) -> FoundStage:
+    """Find a stage by the name of its command or of its function.
+
+    Raises:
+        VplError: there is none.
+    """
+    stages = find_stages()
+    wanted = name.replace("_", "-")
+    if wanted not in stages:
+        raise VplError(f"`{name}` is not a stage", near_name(wanted, stages))
+    return stages[wanted]
+
+
+def stage_settings(found: FoundStage, values: Mapping[str, Any],
+                   given: Iterable[str] | None = None) -> Settings:
+    """Make the settings of a stage, and those of the method that they choose.
+
+    Raises:
+        VplError: a value is not taken, a setting is missing or unknown, or belongs to another
+            method than the one chosen.
+    """
+    kind, stage = found.stage.methods, found.stage
+    named = frozenset(values if given is None else given)
+    if not kind:
+        return make(stage.settings, values, named)
+    method = str(values.get("method") or KINDS[kind].default)
+    if not method:
+        raise VplError("`method` is missing", f"one of: {', '.join(find_methods(kind))}")
+    chosen = find_method(kind, method)
+    own = set(names_of(stage.settings))
+    theirs = set(names_of(chosen.settings)) - own
+    for name in set(values) - own - theirs:
+        if others := [other.name for other in find_methods(kind).values()
+                      if name in names_of(other.settings)]:
+            raise VplError(f"`{name}={values[name]!r}` is a setting of `method={others[0]!r}`, "
+                           f"not of `method={method!r}`",
+                           f"`method={others[0]!r}`, or leave it out")
+        raise VplError(f"`{name}` is not a setting", near_name(name, own | theirs))
+    of_method = make(chosen.settings, {name: values[name] for name in values if name in theirs},
+                     named & theirs)
+    rest = {name: value for name, value in values.items() if name not in theirs}
+    return make(stage.settings, rest | {"method": method}, named - theirs, of_method)
+
+
+def setting_names(found: FoundStage, method: str = "") -> tuple[str, ...]:
+    """Names of the settings of a stage together with those of a method, if there is one."""
+    own = names_of(found.stage.settings)
+    methods = find_methods(found.stage.methods) if found.stage.methods else {}
+    if method not in methods:
+        return own
+    return tuple(dict.fromkeys((*own, *names_of(methods[method].settings))))

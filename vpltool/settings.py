@@ -1,0 +1,304 @@
+"""Settings: name, type, default, range, help and source of a value, each written once.
+
+The settings of a stage or a method are a frozen dataclass whose fields are made by `setting`. The
+command line, presets, headers, documentation and the Python API derive from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vpltool import console
+from vpltool.errors import VplError, near_name
+
+RUNNING = "Running"
+"""Heading in `--help` of what changes how a command runs, not what comes out."""
+
+_KEY = "vpltool"
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Values of other settings under which a setting has no effect.
+
+    Args:
+        where: name to values; all must hold.
+        why: the reason, in a few words.
+    """
+
+    where: Mapping[str, Container[Any]]
+    why: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known about a setting besides its name, type and default; see `setting`."""
+
+    help: str
+    source: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    flag: str = ""
+    off: str = ""
+    short: str = ""
+    panel: str = ""
+    record: str = "always"
+    positional: bool = False
+    brief: bool = True
+    no_effect: tuple[NoEffect, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+def setting(
+    default: Any = dataclasses.MISSING, help: str = "", *, source: str = "",  # noqa: A002
+    low: float | None = None, high: float | None = None, choices: Iterable[str] = (),
+    metavar: str = "", flag: str = "", off: str = "", short: str = "", panel: str = "",
+    record: str = "always", positional: bool = False, brief: bool = True,
+    no_effect: Iterable[NoEffect] = (), aliases: Iterable[str] = (),
+) -> Any:
+    """Make the field of a setting.
+
+    Args:
+        default: its default; without one it must be given.
+        help: one or two sentences for `--help` and the documentation.
+        source: where the default comes from: `VPL, section 4.1`.
+        low: least number that is taken.
+        high: largest number that is taken.
+        choices: the words that are taken.
+        metavar: what stands for the value in `--help`.
+        flag: its option on the command line; default: from the name.
+        off: the option that turns a true-or-false setting off; default: `--no-NAME`.
+        short: a one-letter option, such as `-o`.
+        panel: heading in `--help`.
+        record: whether headers carry it: `always`; `changed`, where it is not the default (so
+            that a setting added later does not undo earlier work); or `never`.
+        positional: an argument on the command line, not an option.
+        brief: whether `--help` shows it; otherwise only `--help-all` does.
+        no_effect: when it has none.
+        aliases: further options that mean the same, such as its name in earlier versions.
+    """
+    about = About(help, source, low, high, tuple(choices), metavar, flag, off, short, panel, record,
+                  positional, brief, tuple(no_effect), tuple(aliases))
+    return field(default=default, metadata={_KEY: about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the settings of a stage or a method.
+
+    Args:
+        given: names of those that were given explicitly; the others are defaults.
+        of_method: settings of the method, where a stage has methods.
+    """
+
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    of_method: Settings | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for entry in described(type(self)):
+            entry.check(getattr(self, entry.name))
+
+
+@dataclass(frozen=True)
+class Described:
+    """A setting with its name, type and default.
+
+    Args:
+        name: of the field; what Python, presets and documentation call it.
+        type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
+        many: whether it is a list.
+        default: its default; `dataclasses.MISSING` if it must be given.
+        about: everything else.
+    """
+
+    name: str
+    type: type
+    many: bool
+    default: Any
+    about: About
+
+    @property
+    def flag(self) -> str:
+        """Its option on the command line."""
+        return self.about.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def off(self) -> str:
+        """The option that turns a true-or-false setting off."""
+        return self.about.off or "--no-" + self.flag[2:]
+
+    @property
+    def recorded_name(self) -> str:
+        """What headers call it."""
+        return self.about.flag[2:] if self.about.flag else self.name
+
+    def check(self, value: Any) -> None:
+        """Check a value's type, range and choice.
+
+        Raises:
+            VplError: it is not taken; the setting and the value are named.
+        """
+        if value is None or value is self.default:
+            return
+        for item in value if self.many else (value,):
+            self._check_one(item)
+
+    def _check_one(self, value: Any) -> None:
+        shown = f"`{self.name}={value!r}`"
+        wanted = _TAKEN.get(self.type, self.type)
+        if not isinstance(value, wanted) or isinstance(value, bool) != (self.type is bool):
+            # A true-or-false value is a number to Python.
+            raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.about.help)
+        if self.about.choices and value not in self.about.choices:
+            raise VplError(f"{shown}: no such choice", near_name(str(value), self.about.choices))
+        low, high = self.about.low, self.about.high
+        if self.type in (int, float) and not (
+                (low is None or value >= low) and (high is None or value <= high)):
+            bounds = [f"at least {low:g}"] if low is not None else []
+            bounds += [f"at most {high:g}"] if high is not None else []
+            raise VplError(f"{shown}: {' and '.join(bounds)}", self.about.help)
+
+
+_TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
+
+_TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false",
+               Path: "a path"}
+
+
+def described(kind: type[Settings]) -> tuple[Described, ...]:
+    """List the settings of a dataclass, in order."""
+    return _described(kind)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _described(kind: Any) -> tuple[Described, ...]:
+    hints = typing.get_type_hints(kind)
+    found = []
+    for entry in dataclasses.fields(kind):
+        if _KEY in entry.metadata:
+            base, many = _base_type(hints[entry.name])
+            found.append(Described(entry.name, base, many, entry.default, entry.metadata[_KEY]))
+    return tuple(found)
+
+
+def _base_type(hint: Any) -> tuple[type, bool]:
+    """Reduce `Path | None` to Path, and `tuple[str, ...]` to str, which may be given many times."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) in (tuple, list):
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+def names_of(kind: type[Settings]) -> tuple[str, ...]:
+    """Names of the settings of a dataclass, in order."""
+    return tuple(entry.name for entry in described(kind))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def without_effect(settings: Settings) -> dict[str, NoEffect]:
+    """Find the settings that have no effect beside the others: name to the first reason."""
+    known = values_of(settings)
+    found = {entry.name: reason for entry in described(type(settings))
+             for reason in reversed(entry.about.no_effect)
+             if all(name in known and known[name] in held for name, held in reason.where.items())}
+    return found | (without_effect(settings.of_method) if settings.of_method else {})
+
+
+def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = None) -> None:
+    """Warn about settings that were given explicitly and have no effect, a line each.
+
+    Args:
+        settings: of a stage, with its method's.
+        without: further ones, which the stage knows about: name to reason.
+    """
+    known = values_of(settings)
+    given = settings.given | (settings.of_method.given if settings.of_method else frozenset())
+    reasons = {name: (reason.why, [key for key in reason.where if key != name])
+               for name, reason in without_effect(settings).items()}
+    reasons |= {name: (why, []) for name, why in (without or {}).items()}
+    for name, (why, others) in reasons.items():
+        if name in given:
+            beside = " ".join(f"`{key}={known[key]!r}`" for key in others)
+            console.warn(f"`{name}={known[name]!r}` has no effect"
+                         f"{f' with {beside}' if beside else ''}: {why}")
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """Name to value of all settings, the method's included."""
+    own = {entry.name: getattr(settings, entry.name) for entry in described(type(settings))}
+    return own | (values_of(settings.of_method) if settings.of_method else {})
+
+
+def recorded(settings: Settings, skip: Collection[str] = ()) -> dict[str, Any]:
+    """What a header's `options` say: the settings that determine the result.
+
+    Args:
+        settings: of a stage, with its method's. Those that have no effect are left out.
+        skip: further settings that have none.
+    """
+    skipped = {*without_effect(settings), *skip}
+    said = {}
+    for entry in described(type(settings)):
+        value = getattr(settings, entry.name)
+        record = entry.about.record
+        if (record == "never" or entry.name in skipped
+                or (record == "changed" and value == entry.default)):
+            continue
+        said[entry.recorded_name] = str(value) if isinstance(value, Path) else value
+    return said | (recorded(settings.of_method, skip) if settings.of_method else {})
+
+
+def changed(settings: Settings) -> dict[str, Any]:
+    """Name to value of the settings that are not at their defaults, as JSON can hold them.
+
+    Where and how fast the work was done is left out: it does not change the result.
+    """
+    found = {}
+    for entry in described(type(settings)):
+        value = getattr(settings, entry.name)
+        running = entry.about.record == "never" and entry.about.panel == RUNNING
+        if value != entry.default and not running and entry.name != "out":
+            found[entry.name] = ([str(item) if isinstance(item, Path) else item for item in value]
+                                 if entry.many else str(value) if isinstance(value, Path)
+                                 else value)
+    return found | (changed(settings.of_method) if settings.of_method else {})
+
+
+def make(kind: type[S], values: Mapping[str, Any], given: Iterable[str],
+         of_method: Settings | None = None) -> S:
+    """Make settings from values; paths may be strings, lists any sequence.
+
+    Raises:
+        VplError: a value is not taken, a setting is missing, or a name is unknown.
+    """
+    known = {entry.name: entry for entry in described(kind)}
+    for name in values:
+        if name not in known:
+            raise VplError(f"`{name}` is not a setting", near_name(name, known))
+    for name, entry in known.items():
+        if entry.default is dataclasses.MISSING and name not in values:
+            raise VplError(f"`{name}` is missing", entry.about.help)
+    return kind(**{name: _converted(known[name], value) for name, value in values.items()},
+                given=frozenset(given), of_method=of_method)
+
+
+def _converted(entry: Described, value: Any) -> Any:
+    convert: Callable[[Any], Any] = (
+        (lambda item: Path(item) if isinstance(item, str) else item) if entry.type is Path
+        else (lambda item: str(item) if entry.type is str and isinstance(item, Path) else item))
+    if entry.many and value is not None:
+        return tuple(convert(item) for item in ([value] if isinstance(value, (str, Path))
+                                                else value))
+    return convert(value)

@@ -1,0 +1,124 @@
+"""Spelling for the command line: Python names in messages become options and command lines."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vpltool.methods import find_methods
+from vpltool.settings import Described, described
+from vpltool.stages import FoundStage, find_stages
+
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def spell(text: str, stage: str = "") -> str:
+    """Spell the Python in a message's backticks as the command line takes it.
+
+    `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
+    `vpltool extract --split train`. Backticks around anything else stay.
+
+    Args:
+        text: a message or a hint, see `VplError`.
+        stage: command whose settings are meant; the settings of all others are known too.
+    """
+    return _CODE.sub(lambda match: _spelled(match[1], stage) or match[0], text)
+
+
+def _spelled(code: str, stage: str) -> str:
+    try:
+        call = ast.parse(code if re.match(r"\w+\(", code) else f"_({code})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            return ""
+        values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        positional = [ast.literal_eval(value) for value in call.args]
+    except (SyntaxError, ValueError):
+        return ""
+    if call.func.id == "_":
+        if positional or not values:
+            return ""
+        words = [_option(name, value, stage) for name, value in values.items()]
+        return " ".join(words) if all(words) else ""
+    name = call.func.id.replace("_", "-")
+    if name not in find_stages():
+        return ""
+    return command_line(name, ({"method": positional[0]} if positional else {}) | values)
+
+
+def _option(name: str, value: Any, stage: str) -> str:
+    stages = find_stages()
+    first = [stages[stage]] if stage in stages else []
+    for found in (*first, *stages.values()):
+        for entry in all_settings(found):
+            if entry.name == name:
+                return shlex.join(flag_words(entry, value))
+    return ""
+
+
+def all_settings(found: FoundStage) -> list[Described]:
+    """Settings of a stage, and of all its methods."""
+    entries = list(described(found.stage.settings))
+    for method in find_methods(found.stage.methods).values() if found.stage.methods else ():
+        entries += described(method.settings)
+    return entries
+
+
+def settings_with(found: FoundStage, method: str) -> list[Described]:
+    """Settings of a stage, and of one of its methods, if it has any."""
+    entries = list(described(found.stage.settings))
+    if found.stage.methods and method:
+        methods = find_methods(found.stage.methods)
+        entries += described(methods[method].settings) if method in methods else ()
+    return entries
+
+
+def flag_words(entry: Described, value: Any) -> list[str]:
+    """Words that give a setting a value: `--lambda 0.4`, `--no-flip`."""
+    if entry.many:
+        return [word for item in value for word in _words(entry, item)]
+    return _words(entry, value)
+
+
+def _words(entry: Described, value: Any) -> list[str]:
+    if entry.about.positional:
+        return [str(value)]
+    if entry.type is bool:
+        return [entry.flag if value else entry.off]
+    return [entry.flag, _number(value)]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def command_line(name: str, values: Mapping[str, Any], program: Sequence[str] = ("vpltool",)
+                 ) -> str:
+    """Spell a call of a stage as a line for a shell: `vpltool cam --method dense`.
+
+    Args:
+        name: of the stage, `learn-prototypes`.
+        values: setting to value; those that no setting takes are left out.
+        program: first words of the line, such as `vpltool -C work`.
+    """
+    found = find_stages()[name]
+    stage, values = found.stage, dict(values)
+    words = [*program, name]
+    method = values.get("method") or _default_method(found)
+    if stage.subcommands:
+        words.append(str(values.pop("method", "")))
+    entries = settings_with(found, str(method))
+    for entry in sorted(entries, key=lambda entry: not entry.about.positional):
+        if entry.name in values and values[entry.name] is not None:
+            words += flag_words(entry, values[entry.name])
+    return shlex.join(words)
+
+
+def _default_method(found: FoundStage) -> str:
+    for entry in described(found.stage.settings):
+        if entry.name == "method" and entry.default is not dataclasses.MISSING:
+            return str(entry.default)
+    return ""

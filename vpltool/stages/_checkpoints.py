@@ -1,0 +1,100 @@
+"""Checkpoints of a training: the state of any network and its optimizer, and the losses so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import Header, read_tensors, write_tensors
+from vpltool.formats.header import difference, is_stale
+from vpltool.formats.manifest import UPDATE_HINT
+
+if TYPE_CHECKING:
+    import torch
+
+    from vpltool.core.segmenter import SegmenterNetwork
+
+Losses = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Args:
+        step: its first step.
+        curve: the loss curve so far: step, mask loss, contrast.
+        recent: losses of steps that are not yet in the curve.
+        tensors: state of the network and the optimizer; empty: as they are made.
+    """
+
+    step: int
+    curve: Losses
+    recent: Losses
+    tensors: Mapping[str, torch.Tensor]
+
+
+def write_checkpoint(path: Path, header: Header, network: SegmenterNetwork,
+                     optimizer: torch.optim.Optimizer, done: int, curve: Losses, recent: Losses
+                     ) -> None:
+    """Write all that the same command needs to go on after `done` steps."""
+    import torch
+
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    facts = {"segmenter": header.facts["segmenter"], "checkpoint": done, "curve": curve,
+             "recent": recent}
+    write_tensors(path, replace(header, facts=facts), tensors)
+
+
+def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool) -> Start:
+    """Read the checkpoint, if there is one that is to be used; nothing is deleted.
+
+    Args:
+        path: where it would be.
+        header: of the decoder that is to come.
+        overwrite: begin anew, whatever is there.
+        update: begin anew if the same options were applied to other inputs.
+
+    Raises:
+        VplError: it is of another configuration.
+    """
+    fresh = Start(0, [], [], {})
+    if overwrite or not path.exists():
+        return fresh
+    found, tensors = read_tensors(path, "decoder")
+    if found.config_hash != header.config_hash:
+        stale = is_stale(header, found)
+        if update and found.command == header.command:
+            return fresh
+        raise VplError(f"{path} was made with other settings: "
+                       f"{'; '.join(difference(header, found, path))}",
+                       (UPDATE_HINT if stale else "")
+                       + "`overwrite=True` begins anew; `name='NAME'` keeps it")
+    step = int(found.facts["checkpoint"])
+    console.note(f"going on from step {step} of {header.options['iters']}")
+    return Start(step, found.facts["curve"], found.facts["recent"], tensors)
+
+
+def load_state(network: SegmenterNetwork, optimizer: torch.optim.Optimizer,
+               tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load what `write_checkpoint` kept; without tensors nothing changes."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    weights = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "network":
+            weights[rest] = tensor
+        else:
+            index, _, entry = rest.partition(".")
+            state.setdefault(int(index), {})[entry] = tensor
+    if weights:
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

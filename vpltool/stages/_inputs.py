@@ -1,0 +1,287 @@
+"""What stages read: features, maps, prototypes; and the headers that say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.errors import OtherSettings, VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    expect_header,
+    find_folder,
+    identity_of_file,
+    open_input,
+    read_tensors,
+)
+from vpltool.formats.header import difference, is_stale
+from vpltool.formats.manifest import UPDATE_HINT
+from vpltool.settings import Settings, changed, recorded
+from vpltool.stages._photo_work import Photos
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+BEST_FIRST = ("vision-refined", "vision", "text-refined", "text")
+"""Names of maps, masks and predictions, the furthest of the pipeline first: what a stage takes if
+none is named. Stages leave out what they cannot use, or prefer a suffix."""
+
+SEEDING = tuple(name for name in BEST_FIRST if name.startswith("text"))
+"""Maps that seeds are taken from: made without vision prototypes."""
+
+
+def make_header(
+    workspace: Workspace, kind: str, command: str, settings: Settings, *,
+    inputs: Mapping[str, InputFolder | Path | str], model: Mapping[str, str],
+    options: Mapping[str, Any] | None = None, skip: Collection[str] = (),
+) -> Header:
+    """Make the header of an artifact from the settings that it is made with.
+
+    Args:
+        workspace: paths are told relative to it.
+        kind: what is written.
+        command: the stage.
+        settings: its settings.
+        inputs: role to what is read: a folder, a file, or an identity. A role that is the name of
+            a setting lets `update` find the input again.
+        model: identity of the CLIP.
+        options: options that replace the settings' own, or are added.
+        skip: settings that have no effect here.
+    """
+    identities, sources = {}, {}
+    for role, item in inputs.items():
+        if isinstance(item, InputFolder):
+            identities[role], path = item.identity, item.path
+        elif isinstance(item, Path):
+            identities[role], path = identity_of_file(item), item
+        else:
+            identities[role] = item
+            continue
+        sources[role] = relative_path(path, workspace.path)
+    call = {name: value for name, value in changed(settings).items() if name not in sources}
+    out = getattr(settings, "out", None)
+    # Of an artifact elsewhere nothing is known afterwards; and its bytes must not depend on where.
+    if out is not None and not (inside := relative_path(out, workspace.path)).startswith(".."):
+        call["out"] = inside
+    return Header(kind=kind, command=command, model=dict(model), inputs=identities,
+                  options=recorded(settings, skip) | dict(options or {}), call=call,
+                  sources=sources)
+
+
+def relative_path(path: Path, base: Path) -> str:
+    """Spell a path as seen from a folder, so that both can be moved together."""
+    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
+
+
+def open_features(workspace: Workspace, choice: Path | None, split: str) -> InputFolder:
+    """Open the features of a split, or of a folder that is named.
+
+    Raises:
+        VplError: they are not there, or there is no such split.
+    """
+    workspace.photos(split)
+    return open_input(choice or workspace.path / "features" / split, ("features",),
+                      f"`extract(split={split!r})`")
+
+
+def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
+    """Check that features hold tensors, before the first photo is opened.
+
+    Raises:
+        VplError: they do not; the hint is the `extract` that keeps them, too.
+    """
+    kept = features.header.options["keep"]
+    lacking = [name for name in wanted if name not in kept]
+    if lacking:
+        every = ",".join(dict.fromkeys([*kept, *lacking]))
+        split = features.header.options["split"]
+        raise VplError(f"{features.path} holds {', '.join(kept)}, but no {lacking[0]}",
+                       f"`extract(split={split!r}, keep={every!r}, overwrite=True)`")
+
+
+def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],
+              hint: str = "") -> InputFolder:
+    """Find CAMs by NAME or path; if none is named, the first of those preferred.
+
+    Raises:
+        VplError: there are none, they are of other classes, or there is no such split.
+    """
+    workspace.photos(split)
+    found = find_folder(workspace.path, ("cams",), choice, split, ("cams",),
+                        hint or f"`cam(split={split!r})`", preferred=preferred)
+    workspace.check_classes(found.header, found.path)
+    return found
+
+
+def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> Photos:
+    """The photos of a split that all inputs hold, with their tags as their own.
+
+    Raises:
+        VplError: an input is not complete, or holds none of them.
+    """
+    photos = workspace.photos(split, limit)
+    ids = [photo.id for photo in photos]
+    left_out: dict[str, str] = {}
+    for folder in inputs:
+        left_out |= folder.left_out(ids)
+    for folder in inputs:
+        ids = folder.available(ids)
+    return Photos(ids, tags_of(workspace, photos), left_out, not limit)
+
+
+def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
+    """Id to class indices, as text: what of a photo's own its maps depend on."""
+    return {photo.id: " ".join(map(str, workspace.indices_of(photo))) for photo in photos}
+
+
+def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
+    """Id to class indices (K,) of each photo; on the host, where reading them does not wait."""
+    import torch
+
+    return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
+            for photo in photos}
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Prototypes that were read.
+
+    Args:
+        path: their file.
+        header: its header.
+        rows: L2-normed vectors (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+    """
+
+    path: Path
+    header: Header
+    rows: Tensor
+    class_index: Tensor
+
+
+def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
+    """Read prototypes by NAME (`text`, `vision`) or path.
+
+    Raises:
+        VplError: they are not there, or are of other classes; the hint is what makes them.
+    """
+    path = find_prototypes(workspace.path, choice)
+    hint = prototypes_hint(workspace.path, choice)
+    header, tensors = read_tensors(path, "prototypes", made_by=hint)
+    owners = tensors["class_index"].tolist()
+    named = dict(zip(owners, header.facts.get("rows", []), strict=False))
+    named.pop(0, None)
+    wanted = {index + 1: name for index, name in enumerate(workspace.classes)}
+    if named != wanted:
+        old, new = set(named.values()), set(wanted.values())
+        said = [f"class `{name}` is new" for name in sorted(new - old)]
+        said += [f"class `{name}` is gone" for name in sorted(old - new)]
+        raise VplError(f"{path} is of other classes than the workspace: "
+                       f"{'; '.join(said) or 'their order has changed'}",
+                       f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
+    return Prototypes(path, header, tensors["prototypes"], tensors["class_index"])
+
+
+def find_prototypes(work: Path, choice: str) -> Path:
+    """Path of prototypes given by NAME or path."""
+    named = work / "prototypes" / f"{choice}.safetensors"
+    return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
+
+
+_MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
+           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`"}
+
+
+def prototypes_hint(work: Path, choice: str) -> str:
+    """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
+    import difflib
+
+    there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))]
+    near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
+    if choice in _MAKERS or not near:
+        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there
+                           else _MAKERS["text"])
+    made = "" if near[0] in there else f" {_MAKERS[near[0]]} makes it"
+    return f"did you mean `{near[0]}`?{made}"
+
+
+def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:
+    """Check that two artifacts come from the same CLIP.
+
+    Raises:
+        VplError: they do not; `what` says which two, `features/train and prototypes/text`.
+    """
+    if any(first.get(key) != second.get(key) for key in ("fingerprint", "normalise")):
+        names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
+                 f"{model.get('fingerprint', '?')[:6]}"
+                 f"{', ' + model['normalise'] if 'normalise' in model else ''})"
+                 for model in (first, second)]
+        raise VplError(f"{what} come from different models: {names[0]} and {names[1]}",
+                       "make one of them again with the workspace's model: "
+                       "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
+
+
+def check_file(
+    path: Path, header: Header, *, overwrite: bool, update: bool = False,
+    by_model_name: bool = False,
+) -> bool:
+    """Tell whether a single file is there already, made with the same configuration.
+
+    Args:
+        path: the file.
+        header: as it would be written now.
+        overwrite: never done; the caller replaces it.
+        update: not done if the same command made it with other options or from other inputs.
+        by_model_name: compare models without their fingerprints, when it is not loaded yet.
+
+    Raises:
+        OtherSettings: it is there, made with other settings.
+    """
+    if overwrite or not path.exists():
+        return False
+    found = expect_header(path, header.kind)
+    if by_model_name:
+        found = replace(found, model={key: value for key, value in found.model.items()
+                                      if key != "fingerprint"})
+    if found.config_hash == header.config_hash:
+        console.note(f"{path} is there already, made with the same settings")
+        return True
+    stale = is_stale(header, found)
+    if update and found.command == header.command:
+        return False
+    said = "; ".join(difference(header, found, path))
+    raise OtherSettings(f"{path} was made with other settings: {said}",
+                        (UPDATE_HINT if stale else "")
+                        + "`overwrite=True` replaces it; `out='FILE'` keeps both")
+
+
+def smaller_photos_hint(header: Header) -> str:
+    """What to do where the features of one photo do not fit into memory: a hint."""
+    held = header.options
+    return (f"`extract(split={held['split']!r}, keep={','.join(held['keep'])!r}, "
+            f"max_side={(held['max_side'] or 2048) // 2}, overwrite=True)`, or `device='cpu'`")
+
+
+def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
+    """Read a photo that an earlier stage could read: RGB (H, W, 3).
+
+    Raises:
+        VplError: it cannot be read any more; the photo is named.
+    """
+    from vpltool.core.photos import describe_failure, read_photo
+
+    path = workspace.image_path(photo)
+    try:
+        return read_photo(path)
+    except OSError as error:
+        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
+                       "fix it and run the same command again") from error

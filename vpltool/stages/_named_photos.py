@@ -1,0 +1,55 @@
+"""Photos that are named on their own, not those of a split: files and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.datasets.layouts import named_photos
+from vpltool.formats import identity_of_file
+from vpltool.parallel.threads import in_threads
+
+_THREADS = 8
+"""Threads that read photos to hash them."""
+
+
+@dataclass(frozen=True)
+class NamedPhotos:
+    """Photos that belong together.
+
+    Args:
+        name: of their folder; `photos` for single files.
+        paths: id to path; an id is the file's name below the folder, without suffix.
+        images: what was named: the folder, or the files.
+    """
+
+    name: str
+    paths: Mapping[str, Path]
+    images: Sequence[Path]
+
+
+def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
+    """Find the photos that files and folders name, sub-folders included.
+
+    Args:
+        images: files and folders.
+        together: whether all of them are one group; else each folder is one, and all single files.
+
+    Returns:
+        the groups. Folders of the same name are one group, named as the first of them.
+
+    Raises:
+        VplError: a file or folder is missing or is no photo by its suffix, or two have one id.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in images:
+        own = path.resolve().name if path.is_dir() and not together else ""
+        groups.setdefault(own or "photos", []).append(path)
+    return [NamedPhotos(name, named_photos(members), members) for name, members in groups.items()]
+
+
+def photo_identities(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Id to hash of each photo's bytes: a name may be another folder's photo next time."""
+    hashes = in_threads(identity_of_file, paths.values(), _THREADS)
+    return dict(zip(paths, hashes, strict=True))

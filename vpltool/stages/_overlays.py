@@ -1,0 +1,67 @@
+"""Pictures of predictions: each photo with its labels and the names of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vpltool import console
+from vpltool.formats import Workspace, read_labels, voc_palette
+from vpltool.formats.storage import atomic_path
+from vpltool.parallel.threads import in_threads
+
+_QUALITY = 90
+"""Of the JPEGs."""
+
+
+def write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
+                   photos: Mapping[str, Path], workers: int) -> Path:
+    """Draw the predictions that are there and have no picture, or an older one.
+
+    Args:
+        workspace: its classes.
+        predictions: folder of the labels, ID.png.
+        pictures: folder that the pictures go to, ID.jpg.
+        photos: id to path.
+        workers: number of threads, see `worker_count`.
+
+    Returns:
+        the folder of pictures.
+    """
+    from vpltool.parallel.device import worker_count
+
+    labels = {key: predictions / f"{key}.png" for key in photos}
+    todo = [key for key, path in labels.items()
+            if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
+    with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
+        for _ in in_threads(lambda key: write_overlay(
+                workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
+                todo, worker_count(workers)):
+            advance()
+    return pictures
+
+
+def write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path) -> Path:
+    """Draw one prediction over its photo; a photo that cannot be read is warned of.
+
+    Returns:
+        the picture's path.
+    """
+    from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.pictures.overlays import overlay
+
+    try:
+        pixels = read_photo(photo)
+    except OSError as error:
+        console.warn(f"no picture of {describe_failure(photo, error)}")
+        return picture
+    page = overlay(pixels, read_labels(labels), voc_palette(),
+                   dict(enumerate(workspace.classes, 1)))
+    with atomic_path(picture) as temporary:
+        page.save(temporary, format="JPEG", quality=_QUALITY)
+    return picture
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 if it is not there."""
+    return path.stat().st_mtime if path.exists() else 0.0

@@ -1,0 +1,166 @@
+"""What a sheet of pictures shows: folders of maps or labels, a panel for each photo."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    describe,
+    find_folder,
+    read_labels,
+    voc_palette,
+)
+from vpltool.formats.manifest import photo_ids
+
+if TYPE_CHECKING:
+    from vpltool.pictures.overlays import Rgb, SheetPanel
+
+KINDS = ("cams", "masks", "predictions", "probabilities")
+
+_TENSORS = {"cams": "cam", "probabilities": "probabilities"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A folder that a sheet shows.
+
+    Args:
+        name: its title: what the user calls it.
+        path: the folder.
+        source: the artifact in it; None if it only holds label images.
+    """
+
+    name: str
+    path: Path
+    source: InputFolder | None
+
+    def file_of(self, photo_id: str) -> Path:
+        """Path of a photo's file."""
+        return (self.source.path_of(photo_id) if self.source
+                else self.path / f"{photo_id}.png")
+
+    def panel(self, photo_id: str, picture: Rgb) -> SheetPanel:
+        """Draw a photo's maps or labels over its picture (H, W, 3).
+
+        Raises:
+            VplError: the file is missing or damaged, or comes from another run than its folder.
+        """
+        from vpltool.pictures.overlays import SheetPanel, cams_over, classes_in, labels_over
+
+        if not self.file_of(photo_id).exists():
+            raise VplError((self.source.failed.get(photo_id) if self.source else None)
+                           or f"{self.name} has no file of this photo")
+        if self.source is None or self.source.kind in ("masks", "predictions"):
+            labels = (self.source.read_labels(photo_id) if self.source
+                      else read_labels(self.file_of(photo_id)))
+            return SheetPanel(self.name, labels_over(picture, labels, voc_palette()),
+                              classes_in(labels))
+        tensors = self.source.read_tensors(photo_id)
+        classes = tensors["classes"].tolist()
+        maps = tensors[_TENSORS[self.source.kind]].float().numpy()
+        return SheetPanel(self.name, cams_over(picture, maps, classes, voc_palette()), classes)
+
+
+def open_column(workspace: Workspace, name: str, split: str) -> Column:
+    """Open a folder by `cams/NAME` or path.
+
+    Raises:
+        VplError: there is none, or it is of other classes than the workspace.
+    """
+    for path in (Path(name), workspace.path / name):
+        if path.is_dir() and holds_labels(path):
+            return Column(name, path, None)
+    found = find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
+    workspace.check_classes(found.header, found.path)
+    return Column(name, found.path, found)
+
+
+def columns_there(work: Path, split: str) -> list[str]:
+    """Names of all maps and labels of a split; not of probabilities, which predictions show."""
+    return sorted(str(path.parent.parent.relative_to(work)) for kind in KINDS[:3]
+                  for path in work.glob(f"{kind}/*/{split}/artifact.json"))
+
+
+def holds_labels(path: Path) -> bool:
+    """Tell whether a folder that vpltool did not make holds label images: index PNGs."""
+    first = _first_photo(path)
+    return first is not None and _is_labels(first)
+
+
+def holds_photos(path: Path) -> bool:
+    """Tell whether a folder that vpltool did not make holds photos."""
+    first = _first_photo(path)
+    return first is not None and not _is_labels(first)
+
+
+def _first_photo(path: Path) -> Path | None:
+    from vpltool.datasets.layouts import photos_below
+
+    if not path.is_dir() or any(path.rglob("artifact.json")):
+        return None
+    return next(iter(photos_below(path)), None)
+
+
+def _is_labels(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.mode in ("P", "L")
+    except OSError:
+        return False
+
+
+def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
+    """Id to path of the photos that columns are of; empty if they are the workspace's.
+
+    Raises:
+        VplError: the columns are of different photos.
+    """
+    found = [(column.name, _photos_of(column.source, work)) for column in columns if column.source]
+    paths: dict[str, Path] = {}
+    for name, photos in found:
+        first, others = found[0]
+        if bool(photos) != bool(others) or any(paths.get(key, path) != path
+                                               for key, path in photos.items()):
+            raise VplError(f"{first} and {name} are of different photos",
+                           "show them apart, or name the folder of all photos: `photos='DIR'`")
+        paths |= photos
+    return paths
+
+
+def _photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
+    """Id to path of the photos that predictions were named for; empty if of a split."""
+    if not _images_of(source.header):
+        return {}
+    return {key: _photo_of(key, [work / image for image in _images_of(
+                describe(source.path_of(key)).header or source.header)])
+            for key in photo_ids(source.path)}
+
+
+def _images_of(header: Header) -> list[str]:
+    """Files and folders that `predict` was given, relative to the workspace."""
+    return ([header.sources["images"]] if "images" in header.sources
+            else list(header.call.get("images", ())))
+
+
+def _photo_of(key: str, images: Sequence[Path]) -> Path:
+    """Find the photo of an id among files and folders; it need not be there any more."""
+    from vpltool.datasets.layouts import PHOTO_SUFFIXES
+
+    for image in images:
+        if image.suffix.lower() in PHOTO_SUFFIXES and image.stem == key:
+            return image
+        named = image / key
+        for path in named.parent.glob(f"{glob.escape(named.name)}.*"):
+            if path.suffix.lower() in PHOTO_SUFFIXES and path.stem == named.name:
+                return path
+    return images[0] / key

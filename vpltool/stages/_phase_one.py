@@ -1,0 +1,242 @@
+"""What the stages of phase 1 share: text prototypes, and pixels of many photos with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace
+from vpltool.settings import NoEffect, setting
+from vpltool.stages import _inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.core.phase_one import Pixels
+
+TEXT_SPACES = ("text", "text shifted")
+"""Where prototypes that come from words may lie."""
+
+
+class PixelSettings(Protocol):
+    """The settings that choose pixels; each stage has fields of its own for them."""
+
+    @property
+    def pixels(self) -> str:
+        """`all`, `seeds` or `regions`."""
+
+    @property
+    def phi(self) -> float:
+        """Where seeds begin."""
+
+    @property
+    def phi_background(self) -> float:
+        """Where background seeds end."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels at most."""
+
+    @property
+    def seed(self) -> int:
+        """Start of the random numbers."""
+
+    @property
+    def split(self) -> str:
+        """Split of the data set."""
+
+    @property
+    def limit(self) -> int:
+        """Photos at most; 0: all."""
+
+    @property
+    def device(self) -> str:
+        """Where the pixels go."""
+
+
+def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
+    """Where seeds begin."""
+    return setting(0.4, "With seeds: a pixel is a class's where its CAM reaches this.",
+                   low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
+
+
+def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
+    """Where background seeds end."""
+    return setting(0.15, "With seeds: a pixel is background where all CAMs are below.",
+                   low=0, high=1, source="chosen", no_effect=no_effect, brief=brief)
+
+
+def max_pixels() -> Any:
+    """Pixels at most."""
+    return setting(500_000, "Pixels used at most, the same share of each photo: bounds memory and "
+                            "time.", low=1, metavar="N", source="chosen")
+
+
+def cams(*no_effect: NoEffect, brief: bool = True) -> Any:
+    """Maps that say which pixels are whose."""
+    return setting("", "CAMs that give seeds or regions; default: text-refined, else text.",
+                   metavar="NAME-OR-PATH", record="never", no_effect=no_effect, brief=brief)
+
+
+def text(*, brief: bool = True) -> Any:
+    """Text prototypes."""
+    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
+
+
+def read_text(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:
+    """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
+
+    Raises:
+        VplError: they are not there, of other classes or another CLIP, or come from photos.
+    """
+    found = _inputs.read_prototypes(workspace, choice)
+    space = found.header.facts.get("space", "text")
+    if space not in TEXT_SPACES:
+        raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
+                       "`text='text'`, which `text_prototypes()` makes")
+    _inputs.check_same_model(features.header.model, found.header.model,
+                             f"{features.path} and {found.path}")
+    return found
+
+
+def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFolder:
+    """Find the CAMs that give seeds or regions, by NAME or path.
+
+    Raises:
+        VplError: there are none, or they are of other classes.
+    """
+    return _inputs.find_cams(workspace, choice, split, _inputs.SEEDING,
+                             f"`cam(prototypes='text', split={split!r})`, then "
+                             f"`refine(cams='text', split={split!r})`")
+
+
+def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
+           settings: PixelSettings) -> Pixels:
+    """Read the pixels that prototypes come from, with their labels.
+
+    Args:
+        workspace: gives the photos and their tags.
+        features: where the pixels are.
+        maps: CAMs that label them; None: all pixels, without labels.
+        settings: which pixels.
+
+    Raises:
+        VplError: there is no pixel or no tag, a photo is missing, or the memory does not suffice.
+    """
+    import torch
+
+    from vpltool.core.phase_one import Pixels
+    from vpltool.parallel.device import find_device
+
+    device = find_device(settings.device)
+    photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
+    inputs = (features,) if maps is None else (features, maps)
+    ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, *inputs).ids)
+    ids, share = _spread(ids, settings.max_pixels)
+    # A GPU computes in float32 from features in half precision; on a CPU turning them to float32
+    # at each step takes too long.
+    half = device.type == "cuda" and settings.pixels != "regions"
+    store = torch.empty(0)
+    photo_of, labels = [], []
+    seen = count = 0
+    with console.progress("read features", len(ids)) as advance:
+        for number, key in enumerate(ids):
+            patches, label, all_of_it = _labelled(key, features, maps, settings)
+            seen += all_of_it
+            patches, label = _sampled(patches, label, share, settings.seed * 1_000_003 + number)
+            if not number:
+                # Filled photo by photo: a list of parts would be held twice when it is joined.
+                # What is not written to takes no memory.
+                store = torch.empty(share * len(ids), patches.shape[1],
+                                    dtype=torch.float16 if half else torch.float32)
+            store[count : count + len(patches)] = patches
+            count += len(patches)
+            photo_of.append(torch.full((len(patches),), number))
+            labels.append(label)
+            advance()
+    if not count:
+        raise VplError(f"no pixel reaches `phi={settings.phi}`",
+                       f"lower it: `phi={round(settings.phi / 2, 3)}`")
+    console.note(f"{count} of {seen} patches of {len(ids)} photos are used")
+    if not any(photos[key].labels for key in ids):
+        raise VplError(f"no photo of the split `{settings.split}` has a tag",
+                       "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`, or "
+                       "choose another split")
+    with memory_for(count):
+        pixels = store[:count].to(device)
+        length = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True, dtype=torch.float32)
+        pixels /= length.clamp_min(1e-12)
+        # Photos with the same tags share a tensor.
+        tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
+        return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
+                      [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids])
+
+
+def _spread(ids: list[str], most: int) -> tuple[list[str], int]:
+    """Which photos give pixels, and how many each at most, so that there are `most` at most."""
+    if most < len(ids):
+        console.warn(f"`max_pixels={most}` is below the number of photos: {most} of {len(ids)} "
+                     "photos are used, spread evenly, and one pixel of each")
+        ids = [ids[number * len(ids) // most] for number in range(most)]
+    return ids, most // len(ids)
+
+
+def _labelled(key: str, features: InputFolder, maps: InputFolder | None, settings: PixelSettings
+              ) -> tuple[Tensor, Tensor, int]:
+    """Give a photo's pixels that count (N, dim), their labels (N,), and how many patches it has."""
+    import torch
+
+    from vpltool.core.seeds import UNSURE, region_features, seed_labels
+
+    patches = features.read_tensors(key, "patches")["patches"]
+    if maps is None:
+        return patches, torch.full((len(patches),), UNSURE), len(patches)
+    cam = maps.read_tensors(key)
+    if settings.pixels == "regions":
+        return (*region_features(patches, cam["cam"], cam["classes"]), len(patches))
+    labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
+    return patches[labels != UNSURE], labels[labels != UNSURE], len(patches)
+
+
+def _sampled(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw `most` of the pixels, in their order; all if they are not more."""
+    import torch
+
+    if len(pixels) <= most:
+        return pixels, labels
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randperm(len(pixels), generator=generator)[:most].sort().values
+    return pixels[kept], labels[kept]
+
+
+def memory_for(count: int) -> AbstractContextManager[None]:
+    """Say which setting to lower where the memory does not suffice for so many pixels."""
+    from vpltool.parallel.memory import explain_out_of_memory
+
+    return explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
+
+
+def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,
+             index: Tensor) -> dict[str, Any]:
+    """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
+
+    Args:
+        workspace: gives the class names.
+        pool: what the gap is measured against.
+        text: text prototypes (rows', dim) and their classes (rows',).
+        rows: vision prototypes (rows, dim).
+        index: their classes (rows,).
+    """
+    from vpltool.core.phase_one import gaps
+
+    found: Mapping[str, Any] = dict(zip(("text", "vision"), gaps(pool, *text, rows, index),
+                                        strict=True))
+    console.note("modality gap (1 - cosine to the regions): "
+                 + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))
+    return {"space": "vision", "rows": [workspace.class_name(item) for item in index.tolist()],
+            "gap": {name: {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}
+                    for name, gap in found.items()}}

@@ -1,0 +1,202 @@
+"""`estimate`: about how long a job will take on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import Photo, Workspace
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from vpltool.clip.load import Clip
+
+_LOOKED_AT = 40
+"""Photos whose sizes are read: enough for a mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateSettings(Settings):
+    """Settings of `estimate`."""
+
+    split: str = options.split("train")
+    max_side: int = setting(1024, "As `extract` is told.", low=0, metavar="PIXELS")
+    layers: int = setting(4, "Number of layers that `extract` stores.", low=0)
+    iters: int = setting(300, "Steps of `train-decoder`.", low=0)
+    crop: int = setting(16, "Its crops, in patches.", low=2)
+    width: int = setting(256, "Its width.", low=8)
+    device: str = options.device()
+
+
+STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=(),
+              settings=EstimateSettings)
+
+
+def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
+    """Say about how long extraction, masks and training will take, and how much disk.
+
+    Measures each on this machine with one photo, and multiplies; it takes seconds.
+
+    Example: vpltool estimate --max-side 512 --iters 300
+
+    Next: vpltool extract
+
+    Args:
+        workspace: whose photos are to be worked on.
+        settings: what the stages will be told.
+
+    Returns:
+        `photos`, `seconds` by stage and `total`, and `bytes` of features.
+
+    Raises:
+        VplError: no photo can be read, or the CLIP cannot be had.
+    """
+    photos = workspace.photos(settings.split)
+    sizes = _sizes(workspace, photos)
+
+    from vpltool.clip.load import load_clip
+    from vpltool.core.photos import fit_size
+    from vpltool.parallel.device import find_device, worker_count
+
+    device = find_device(settings.device)
+    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
+                     normalise=workspace.normalise)
+    patch = clip.vision.patch
+    grids = [tuple(side // patch for side in fit_size(size, patch, max_side=settings.max_side))
+             for size in sizes]
+    mean = round(sum(height * width for height, width in grids) / len(grids))
+    side = max(2, round(mean ** 0.5))
+    pixels = round(sum(height * width for height, width in sizes) / len(sizes))
+    count = len(photos)
+    seconds = {
+        "extract": count * _encoder_seconds(clip, side, device),
+        "crf": count * _crf_seconds(pixels) / (worker_count(-1) + 1),
+        "train-decoder": settings.iters * _step_seconds(clip, settings, device)}
+    stored = 2 * (mean * (settings.layers * clip.vision.width + _dim(clip)))
+    report = {"photos": count, "patches": mean, "pixels": pixels,
+              "seconds": {name: round(value, 1) for name, value in seconds.items()},
+              "total": round(sum(seconds.values()), 1), "bytes": count * stored}
+    console.note(_spelled(report))
+    return report
+
+
+def show(_result: dict[str, Any], _values: Mapping[str, Any]) -> str:
+    """Nothing: the note has said it."""
+    return ""
+
+
+def _spelled(report: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{name} {console.duration(value)}"
+                      for name, value in report["seconds"].items())
+    return (f"{report['photos']} photos: about {console.duration(report['total'])} on this machine "
+            f"({parts}), {report['bytes'] / 1e9:.1f} GB of features")
+
+
+def _sizes(workspace: Workspace, photos: Sequence[Photo]) -> list[tuple[int, int]]:
+    """(height, width) of some photos, spread over all of them.
+
+    Raises:
+        VplError: none can be read.
+    """
+    from vpltool.core.photos import photo_size
+
+    sizes, last = [], ""
+    for photo in photos[:: max(1, len(photos) // _LOOKED_AT)]:
+        path: Path = workspace.image_path(photo)
+        try:
+            sizes.append(photo_size(path))
+        except OSError as error:
+            last = f"{path.name}: {error}"
+    if not sizes:
+        raise VplError(f"no photo can be read; {last}", "look at the photos")
+    return sizes
+
+
+def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
+    """Fastest of a few rounds, after one to warm up."""
+    work()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _dim(clip: Clip) -> int:
+    """Dimensions of the joint space."""
+    import torch
+
+    weight = clip.vision.conv.weight
+    pixels = torch.zeros(1, 3, 2 * clip.vision.patch, 2 * clip.vision.patch, device=weight.device)
+    with torch.no_grad():
+        return int(clip.vision(pixels, attention=False).patches.shape[-1])
+
+
+def _encoder_seconds(clip: Clip, side: int, device: torch.device) -> float:
+    """Seconds a photo of side × side patches."""
+    import torch
+
+    vision = clip.vision
+    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
+    with torch.no_grad():
+        return _seconds(lambda: vision(pixels, attention=False,
+                                       layers=[vision.depth - 1]).patches.sum().item())
+
+
+def _crf_seconds(pixels: int) -> float:
+    """Seconds a photo with two labels, by one process."""
+    import importlib.util
+
+    import numpy as np
+
+    from vpltool.core.crf import PRESETS, mean_field
+
+    side = max(8, round(pixels ** 0.5))
+    rng = np.random.default_rng(0)
+    # Smooth, as photos are: noise would fill the lattice.
+    coarse = rng.integers(0, 255, (side // 8 + 1, side // 8 + 1, 3)).astype(np.uint8)
+    photo = np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[:side, :side])
+    scores = rng.random((2, side, side)).astype(np.float32)
+    backend = "pydensecrf" if importlib.util.find_spec("pydensecrf") else "torch"
+    return _seconds(lambda: mean_field(photo, scores, PRESETS["weclip"], backend=backend), 1)
+
+
+def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) -> float:
+    """Seconds a step of the decoder."""
+    import torch
+
+    from vpltool.core.decoder import Decoder, DecoderShape
+    from vpltool.core.training import CropBatch, TrainingSettings, make_optimizer, train
+
+    if not settings.iters:
+        return 0.0
+    dim, vision, side = _dim(clip), clip.vision, settings.crop
+    prototypes = torch.nn.functional.normalize(torch.randn(24, dim), dim=-1)
+    index = torch.arange(24) % 7
+    shape = DecoderShape(tuple(range(settings.layers)), vision.width, dim, settings.width,
+                         heads=max(settings.width // 32, 1), residual=True)
+    network = Decoder(shape, prototypes, index, 0.07).to(device)
+    steps = 4
+    used = TrainingSettings(iterations=steps, crop=side, optimizer="adamw", lr=1e-4)
+    batch = CropBatch(
+        torch.randn(used.batch_size, settings.layers, side * side, vision.width),
+        torch.nn.functional.normalize(torch.randn(used.batch_size, side * side, dim), dim=-1),
+        torch.randint(0, 7, (used.batch_size, 4 * side, 4 * side), dtype=torch.uint8),
+        torch.ones(used.batch_size, side * side, dtype=torch.bool),
+        [torch.tensor([1, 2])] * used.batch_size)
+    times, last = [], time.perf_counter()
+    for record in train(network, make_optimizer(network, used), used, iter([batch] * steps)):
+        record.mask.item()
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    return min(times[1:])

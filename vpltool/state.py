@@ -1,0 +1,227 @@
+"""The state of a workspace: which artifacts are there, from what, and which are stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    expect_header,
+    identity_of_file,
+    open_input,
+)
+from vpltool.formats.changes import explain_change
+from vpltool.formats.kinds import KINDS
+from vpltool.settings import described
+from vpltool.shell import command_line, settings_with
+from vpltool.stages import FoundStage, find_stages
+from vpltool.stages._inputs import relative_path, tags_of
+from vpltool.stages._masks import content_identity
+from vpltool.stages.text_prototypes import class_words, vocabulary_identity
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something that a stage made: a folder with a file a photo, or a single file.
+
+    Args:
+        name: its path, relative to the workspace.
+        path: the folder or file.
+        header: what made it, and from what.
+        folder: the folder, opened; None for a single file.
+    """
+
+    name: str
+    path: Path
+    header: Header
+    folder: InputFolder | None = None
+
+    @property
+    def stage(self) -> FoundStage:
+        """The stage that made it."""
+        return find_stages()[self.header.command.split()[0]]
+
+    def call(self) -> dict[str, Any]:
+        """Setting to value of the call that makes it again; paths are relative to the workspace."""
+        call = dict(self.header.call)
+        entries = {entry.name: entry for entry in settings_with(
+            self.stage, str(call.get("method", "")))}
+        for role, source in self.header.sources.items():
+            name = _name_of(source, role, str(self.header.options.get("split", "")))
+            if role in entries and name not in ("", entries[role].default):
+                call[role] = [name] if entries[role].many else name
+        return call
+
+    def line(self, *, update: bool = False) -> str:
+        """The shell line that makes it again, to be typed in the workspace."""
+        return command_line(self.stage.name, self.call() | ({"update": True} if update else {}))
+
+
+def _name_of(source: str, role: str, split: str) -> str:
+    """Spell an input as users do: by NAME where it is where it belongs; empty for the default."""
+    folder, *rest = Path(source).parts
+    if source == f"features/{split}":
+        return ""
+    if folder == "prototypes" and len(rest) == 1:
+        return Path(source).stem
+    if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
+        return f"{folder}/{rest[0]}" if role == "what" else rest[0]
+    return source
+
+
+@dataclass(frozen=True)
+class State:
+    """A workspace with its artifacts; `read_state` makes it."""
+
+    workspace: Workspace
+    artifacts: Mapping[str, Artifact]
+    _reasons: dict[str, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def in_order(self) -> list[Artifact]:
+        """Artifacts, each behind those that it was made from."""
+        done: dict[str, Artifact] = {}
+
+        def visit(name: str) -> None:
+            artifact = self.artifacts.get(name)
+            if artifact is None or name in done:
+                return
+            for source in artifact.header.sources.values():
+                if source != name:
+                    visit(source)
+            done[name] = artifact
+
+        for name in sorted(self.artifacts, key=lambda name: (
+                self.artifacts[name].stage.stage.order, name)):
+            visit(name)
+        return list(done.values())
+
+    def stale(self, artifact: Artifact) -> list[str]:
+        """Why an artifact is not up to date, a phrase each; empty if it is."""
+        if artifact.name not in self._reasons:
+            # Before its sources are looked at, so that a circle ends.
+            self._reasons[artifact.name] = []
+            self._reasons[artifact.name] = [*self._changed(artifact), *self._unfinished(artifact)]
+        return self._reasons[artifact.name]
+
+    def _changed(self, artifact: Artifact) -> list[str]:
+        header, said = artifact.header, []
+        for role, identity in sorted(header.inputs.items()):
+            if role == "classes":
+                if identity != self.workspace.classes_identity:
+                    said.append(explain_change(self.workspace.path, role, identity)
+                                or "the classes have changed")
+            elif role == "tags":
+                split = str(header.options.get("split", "train"))
+                if identity != self._tags_identity(split):
+                    said.append(explain_change(self.workspace.path, role, identity)
+                                or "photos or tags have changed")
+            elif role == "vocabulary":
+                if identity != self._vocabulary_identity(artifact):
+                    said.append("the words of classes or background have changed")
+            elif role in header.sources:
+                said += self._source_changed(header.sources[role], identity, artifact)
+        if header.model and header.model.get("name") not in (None, self.workspace.model):
+            said.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
+                        f"{header.model['name']}")
+        return said
+
+    def _tags_identity(self, split: str) -> str:
+        try:
+            return self.workspace.tags_identity(split)
+        except VplError:
+            return ""
+
+    def _vocabulary_identity(self, artifact: Artifact) -> str:
+        words = artifact.header.sources.get("words")
+        spoken = class_words(
+            self.workspace, synonyms=bool(artifact.header.call.get("synonyms", True)),
+            file=self.workspace.path / words if words else None)
+        return vocabulary_identity(self.workspace, spoken)
+
+    def _mask_identity(self, masks: InputFolder, artifact: Artifact) -> str:
+        """Hash of the masks that a decoder would learn from now."""
+        options = artifact.header.options
+        photos = self.workspace.photos(str(options["split"]), int(options.get("limit", 0)))
+        return content_identity(masks.path, [photo.id for photo in photos
+                                             if masks.path_of(photo.id).exists()])
+
+    def _source_changed(self, source: str, identity: str, artifact: Artifact) -> list[str]:
+        path = self.workspace.path / source
+        known = self.artifacts.get(source)
+        if known is not None and self.stale(known):
+            return [f"{source} is not up to date"]
+        if known is not None and known.folder is not None:
+            now = (self._mask_identity(known.folder, artifact)
+                   if artifact.header.kind == "decoder" and known.header.kind == "masks"
+                   else known.folder.identity)
+        elif path.is_file():
+            now = identity_of_file(path)
+        elif path.is_dir():
+            return []
+        else:
+            return [f"{source} is gone"]
+        return [] if now == identity else [f"{source} has changed"]
+
+    def _unfinished(self, artifact: Artifact) -> list[str]:
+        if artifact.folder is None:
+            return []
+        split = str(artifact.header.options.get("split", ""))
+        try:
+            photos = self.workspace.photos(split)
+        except VplError:
+            return []
+        if artifact.path.name != split:
+            return []
+        own = tags_of(self.workspace, photos) if artifact.folder.own else {}
+        todo = [photo.id for photo in photos if photo.id not in artifact.folder.failed
+                and (not artifact.folder.path_of(photo.id).exists()
+                     or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
+        return [f"{len(todo)} of {len(photos)} photos are to be done"] if todo else []
+
+
+def read_state(workspace: Workspace) -> State:
+    """Look through a workspace for artifacts."""
+    found = {}
+    for path in _paths(workspace.path):
+        artifact = _read(workspace, path)
+        if artifact is not None:
+            found[artifact.name] = artifact
+    return State(workspace, found)
+
+
+def _paths(work: Path) -> Iterable[Path]:
+    for kind in ("features", "cams", "masks", "predictions", "probabilities", "ground-truth"):
+        yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
+    for kind in ("prototypes", "decoder"):
+        yield from sorted((work / kind).glob("*.safetensors"))
+
+
+def _read(workspace: Workspace, path: Path) -> Artifact | None:
+    name = relative_path(path, workspace.path)
+    if path.is_dir():
+        folder = open_input(path, tuple(KINDS))
+        header = folder.header
+    else:
+        folder, header = None, expect_header(path, path.parent.name)
+        if "checkpoint" in header.facts:
+            return None
+    if header.command.split()[0] not in find_stages():
+        return None
+    return Artifact(name, path, header, folder)
+
+
+def settings_shown(header: Header) -> str:
+    """The options of a header that are not at their stage's defaults, in a few words."""
+    stage = find_stages().get(header.command.split()[0])
+    defaults = {entry.recorded_name: entry.default
+                for entry in described(stage.stage.settings)} if stage else {}
+    return ", ".join(f"{name} {value}" for name, value in header.call.items()
+                     if defaults.get(name) != value)
