@@ -301,11 +301,15 @@ def test_progress_without_a_terminal(copied: Path, capsys: pytest.CaptureFixture
     assert out.startswith("Table 1. ")
 
 
-def test_other_settings_want_another_name(tabled: Path, capsys: pytest.CaptureFixture[str]
+def test_another_protocol_wants_another_name(tabled: Path, capsys: pytest.CaptureFixture[str]
                                           ) -> None:
     assert run_tables(tabled, 1, "--set", "learn-prototypes.max-pixels=90") == 1
     err = capsys.readouterr().err
-    assert "was made with other settings: max_pixels was 100, now 90" in err
+    assert ("was made under another protocol: learn-prototypes max_pixels was 100, now 90"
+            in err)
+    assert run_tables(tabled, 1, "--set", "extract.scale=2") == 1
+    assert ("extract scale was not set, now 2.0; learn-prototypes max_pixels was 100, now not set"
+            in capsys.readouterr().err)
     assert f"hint: --name tiny-train-2 begins anew beside it; or take away {tabled / OWN}" in err
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.command import parse_line
-from vpltool.errors import OtherSettings, VplError
+from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.preset import read_preset
@@ -34,6 +34,7 @@ from vpltool.recipes.tables.begin import (
     check,
     default_preset,
     first_split,
+    keep_protocol,
     own_workspace,
 )
 from vpltool.recipes.tables.chains import Chains, Protocol
@@ -114,24 +115,19 @@ def _chains(options: argparse.Namespace) -> Chains:
         seeds=options.seeds, given=given, quick=options.quick)
     chains = Chains(own_workspace(options.work, name, preset), source, protocol)
     check(chains, options.tables)
+    keep_protocol(chains.path, protocol)
     return chains
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables that were asked for; 0, or 1 with a line that says what to do."""
     options = _options(argv)
-    chains = None
     try:
         with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
             chains = _chains(options)
             for number in dict.fromkeys(options.tables):
                 console.note(f"Table {number}")
                 print(_measure(chains, number), flush=True)
-    except OtherSettings as error:
-        folder = chains.path if chains else options.work
-        console.error(spell(error.message), f"--name {folder.name}-2 begins anew beside it; or "
-                                            f"take away {folder}")
-        return 1
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

@@ -10,10 +10,16 @@ from typing import Any
 
 from vpltool import api, console
 from vpltool.datasets.words import COCO
-from vpltool.errors import VplError
-from vpltool.formats import Workspace, open_workspace, write_workspace
+from vpltool.errors import OtherSettings, VplError
+from vpltool.formats import (
+    Workspace,
+    open_workspace,
+    read_json,
+    write_json,
+    write_workspace,
+)
 from vpltool.formats.workspace import relative_to
-from vpltool.recipes.tables.chains import Chains
+from vpltool.recipes.tables.chains import Chains, Protocol
 from vpltool.recipes.tables.features import expected_bytes
 from vpltool.recipes.tables.rows import unmasked
 from vpltool.recipes.tables.scores import made_scored
@@ -57,6 +63,24 @@ def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
         pretrained=relative_to(weights, path) if weights.exists() else source.pretrained),
         source.photos())
     return api.Workspace(path, preset=preset)
+
+
+def keep_protocol(path: Path, protocol: Protocol) -> None:
+    """Write down the protocol of a folder; if one is there, check that it is the same.
+
+    Otherwise what a first run made would be made anew under a second protocol, file by file.
+
+    Raises:
+        OtherSettings: the folder was made under another one.
+    """
+    file, now = path / "protocol.json", protocol.record()
+    before = read_json(file, "") if file.exists() else now
+    changes = [f"{name} was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
+               for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changes:
+        raise OtherSettings(f"{path} was made under another protocol: {'; '.join(changes)}",
+                            f"--name {path.name}-2 begins anew beside it; or take away {path}")
+    write_json(file, now)
 
 
 def check(chains: Chains, numbers: Collection[int]) -> None:

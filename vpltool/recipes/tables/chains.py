@@ -42,6 +42,13 @@ class Protocol:
     given: Mapping[str, Mapping[str, Any]]
     quick: bool = False
 
+    def record(self) -> dict[str, Any]:
+        """What all files of a folder of tables have in common, as JSON can hold it."""
+        given = {f"{stage} {name}": str(value) if isinstance(value, Path) else value
+                 for stage, values in self.given.items() for name, value in values.items()}
+        return {"preset": f"{self.preset.name} {self.preset.identity}", "learn": self.learn,
+                **dict(sorted(given.items()))}
+
 
 @dataclass
 class Chains:
@@ -93,7 +100,7 @@ class Chains:
         if line in self.made:
             return self.made[line]
         console.note(f"  {line}")
-        # What an earlier run made of other inputs is to be made again.
+        # The protocol is that of an earlier run; what it made of other inputs is made again.
         again = {"update": True} if "update" in known else {}
         try:
             result = getattr(self.work, found.function_name)(**values, **again)
