@@ -12,6 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels, write_workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.formats.workspace import read_images
+from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -57,7 +58,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
         VplError: another workspace is there.
     """
     import vpltool.demo
-    from vpltool.demo.scenes import CLASSES, draw_scene
+    from vpltool.demo.scenes import CLASSES
 
     images, seed = settings.images, settings.seed
     workspace = Workspace(path, "demo", ".", CLASSES, BACKGROUND, "clip", "clip")
@@ -69,16 +70,14 @@ def run(path: Path, settings: DemoSettings) -> Path:
     for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
         with atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
-    header = Header(kind="masks", command="demo", options={"seed": seed})
-    photos = []
+    tags = {}
     with console.progress("demo", len(splits)) as advance:
-        for number, (key, split) in enumerate(splits.items()):
-            scene = draw_scene(seed, number)
-            photo = Photo(key, f"photos/{key}.jpg", scene.tags, (split,), f"truth/{key}.png")
-            _write_photo(path / photo.image, scene.image)
-            write_labels(path / "truth" / f"{key}.png", scene.labels, header)
-            photos.append(photo)
-            advance(1)
+        for number, labels in run_jobs(_draw_one, range(len(splits)), core_count(), _start,
+                                       _Task(path, seed), fewest=_MANY):
+            tags[number] = labels
+            advance()
+    photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png")
+              for number, (key, split) in enumerate(splits.items())]
     with atomic_path(path / "tags.csv") as temporary:
         rows = [f"{photo.id},{';'.join(photo.labels)},{photo.splits[0]}" for photo in photos]
         temporary.write_text("\n".join(["id,labels,split", *rows, ""]), "utf-8")
@@ -86,6 +85,37 @@ def run(path: Path, settings: DemoSettings) -> Path:
     write_workspace(workspace, photos)
     console.note(f"{len(CLASSES)} classes; train: {images}, val: {images // 3} scenes")
     return path / "workspace.json"
+
+
+_MANY = 100
+"""Scenes from which drawing pays for worker processes."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What each worker needs to know; sent to it once."""
+
+    path: Path
+    seed: int
+
+
+_task: list[_Task] = []
+
+
+def _start(task: _Task) -> None:
+    _task[:] = [task]
+
+
+def _draw_one(number: int) -> tuple[int, tuple[str, ...]]:
+    """Draw a scene, and write its photo and true mask: its number and tags."""
+    from vpltool.demo.scenes import draw_scene
+
+    path, seed = _task[0].path, _task[0].seed
+    scene, key = draw_scene(seed, number), f"s{seed}-{number:04}"
+    _write_photo(path / f"photos/{key}.jpg", scene.image)
+    write_labels(path / f"truth/{key}.png", scene.labels,
+                 Header(kind="masks", command="demo", options={"seed": seed}))
+    return number, scene.tags
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
