@@ -39,7 +39,17 @@ class PhotosFailed(VplError):
 
 
 class OtherSettings(VplError):
-    """A file or folder is there already, made with other settings than those asked for now."""
+    """A file or folder is there already, made with other settings than those asked for now.
+
+    Args:
+        message: see `VplError`.
+        hint: see `VplError`.
+        stale: whether only its inputs have changed, not its options.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, stale: bool = False) -> None:
+        super().__init__(message, hint)
+        self.stale = stale
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -194,7 +194,7 @@ def open_output(
                 f"{path} was made with other settings: "
                 f"{'; '.join(difference(header, found, path))}",
                 (UPDATE_HINT if stale else "")
-                + "`overwrite=True` replaces it; `out='DIR'` keeps both")
+                + "`overwrite=True` replaces it; `out='DIR'` keeps both", stale=stale)
         else:
             known = dict(content.get("failed", {}))
             before = content.get("own", {})

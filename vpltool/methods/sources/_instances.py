@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vpltool import console
 from vpltool.datasets.coco import Outlines
 from vpltool.datasets.layouts import relative_name
-from vpltool.errors import VplError
+from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import (
     Header,
     OutputFolder,
@@ -51,13 +51,15 @@ def make_masks(
         options={"method": "coco", "split": split, "overlap": overlap, "crowd": crowd},
         inputs={"annotations": identity_of_file(outlines.path),
                 "classes": workspace.classes_identity})
+    folder, ids = workspace.path / "ground-truth" / split, [photo.id for photo in photos]
     try:
+        output = open_output(folder, header, ids, overwrite=overwrite)
+    except OtherSettings as error:
+        if not error.stale:
+            raise VplError(error.message, "`overwrite=True` replaces it; another workspace folder "
+                                          "keeps both") from error
         # Masks of other annotations are made anew: nothing but scores depends on them.
-        output = open_output(workspace.path / "ground-truth" / split, header,
-                             [photo.id for photo in photos], overwrite=overwrite, update=True)
-    except VplError as error:
-        raise VplError(error.message, "`overwrite=True` replaces it; another workspace folder "
-                                      "keeps both") from error
+        output = open_output(folder, header, ids, update=True)
     output.begin()
     task = _Task(output, replace(outlines, sizes={}, spans={}), overlap, crowd)
     jobs = [(key, outlines.sizes[key], tuple(outlines.spans.get(key, ()))) for key in output.todo]
