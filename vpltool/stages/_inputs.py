@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,11 +278,24 @@ def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8
     Raises:
         VplError: it cannot be read any more; the photo is named.
     """
-    from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.core.photos import read_photo
 
     path = workspace.image_path(photo)
-    try:
+    with naming_photo(photo, path):
         return read_photo(path)
+
+
+@contextlib.contextmanager
+def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
+    """Turn what reading a photo raises into an error that names it.
+
+    Raises:
+        VplError: the photo cannot be read.
+    """
+    from vpltool.core.photos import describe_failure
+
+    try:
+        yield
     except OSError as error:
         raise VplError(f"{photo.id}: {describe_failure(path, error)}",
                        "fix it and run the same command again") from error

@@ -110,8 +110,7 @@ def make_photos(
     Raises:
         PhotosFailed: some photos failed; the others are done.
     """
-    wanted = {key for output in outputs for key in output.todo}
-    todo = [key for key in _in_order(outputs) if key in wanted]
+    todo = list(dict.fromkeys(key for output in outputs for key in output.todo))
     results = start(todo) if todo else ()
     for output in outputs:
         output.begin()
@@ -138,15 +137,6 @@ def _write_ahead(settings: Running) -> int:
     from vpltool.parallel.device import find_device
 
     return settings.batch_size if find_device(settings.device).type == "cuda" else 0
-
-
-def _in_order(outputs: Sequence[OutputFolder]) -> Iterator[str]:
-    seen: set[str] = set()
-    for output in outputs:
-        for key in output.todo:
-            if key not in seen:
-                seen.add(key)
-                yield key
 
 
 _MANY = 2000

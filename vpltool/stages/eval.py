@@ -25,7 +25,7 @@ from vpltool.formats.manifest import again
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._inputs import BEST_FIRST
+from vpltool.stages._inputs import BEST_FIRST, naming_photo
 from vpltool.stages._reports import Report
 from vpltool.stages._truth import read_truth
 
@@ -175,14 +175,11 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts | 
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
-    from vpltool.core.photos import describe_failure, photo_size
+    from vpltool.core.photos import photo_size
 
     path = workspace.image_path(photo)
-    try:
+    with naming_photo(photo, path):
         return photo_size(path)
-    except OSError as error:
-        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
-                       "fix it and run the same command again") from error
 
 
 def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
