@@ -231,7 +231,8 @@ def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = 
     for name, (why, others) in reasons.items():
         if name in given:
             beside = " ".join(f"`{key}={known[key]!r}`" for key in others)
-            console.warn(f"`{name}={known[name]!r}` has no effect"
+            value = str(known[name]) if isinstance(known[name], Path) else known[name]
+            console.warn(f"`{name}={value!r}` has no effect"
                          f"{f' with {beside}' if beside else ''}: {why}")
 
 

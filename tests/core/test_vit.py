@@ -124,6 +124,27 @@ def test_attention_is_multihead_attentions() -> None:
     assert (found - all_blocks).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("blocks", [2, 8])
+@pytest.mark.parametrize("patches", ["block", "value"])
+def test_the_attention_of_each_block(blocks: int, patches: str) -> None:
+    tower = tower_from_open_clip(build({"layers": 4}).visual).eval()
+    maps = [clip_es.attention_maps(build({"layers": 4}).visual, image[None]) for image in pixels()]
+    with torch.no_grad():
+        both = tower(pixels(), patches=patches, attentions=True, attention_blocks=blocks)
+        mean = tower(pixels(), patches=patches, attention_blocks=blocks)
+        each = tower(pixels(), patches=patches, attention=False, attentions=True,
+                     attention_blocks=blocks)
+    wanted = torch.stack([torch.stack(own[-blocks:])[:, 1:, 1:] for own in maps])
+    assert both.attentions is not None and both.attention is not None
+    assert mean.attention is not None and each.attentions is not None
+    assert mean.attentions is None and each.attention is None
+    assert each.attentions.shape[1] == min(blocks, 4)
+    assert torch.equal(both.attentions, each.attentions)
+    assert torch.equal(both.attention, mean.attention)
+    torch.testing.assert_close(both.attentions.mean(dim=1), both.attention, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(each.attentions, wanted, atol=1e-6, rtol=1e-5)
+
+
 def test_layers_and_tokens_are_the_blocks_outputs() -> None:
     model = build({"ls_init_value": 0.3})
     tower = tower_from_open_clip(model.visual).eval()

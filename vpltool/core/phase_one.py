@@ -6,6 +6,7 @@ points in `seeds`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +60,14 @@ class Pixels:
         photo_of: number of the photo of each pixel (N,).
         labels: seed label of each pixel (N,): class, 0 for the background, -1 if not a seed.
         tags: class indices of each photo (K_i,).
+        ids: of the photos.
     """
 
     embeddings: Tensor
     photo_of: Tensor
     labels: Tensor
     tags: list[Tensor]
+    ids: Sequence[str] = ()
 
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, reading: Reading,

@@ -134,12 +134,14 @@ class DenseFeatures:
         tokens: input of the last block (B, 1+n, width); (B, n, width) without a class token.
         patches: L2-normed joint-space patch embeddings (B, n, dim), or None.
         attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
+        attentions: the attention of each of these blocks (B, blocks, n, n), or None.
         layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
     """
 
     tokens: Tensor
     patches: Tensor | None
     attention: Tensor | None
+    attentions: Tensor | None
     layers: Tensor | None
 
 
@@ -188,6 +190,7 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
+                attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
                 layers: Sequence[int] = ()) -> DenseFeatures:
         """Encode a batch; only what is asked for is computed.
 
@@ -196,19 +199,23 @@ class VisionTower(nn.Module):
             patches: source of the patch embeddings: `block`, the last block's output; `value`,
                 only its value path; or `none`.
             attention: whether to average the attention of the last blocks.
+            attentions: whether to keep the attention of each of them.
+            attention_blocks: number of these blocks.
             layers: indices of the blocks whose outputs are wanted (0 is the first).
         """
-        parts = [self._encode(part, patches, attention, layers)
+        blocks = min(attention_blocks, self.depth) if attention or attentions else 0
+        parts = [self._encode(part, patches, blocks, attention, attentions, layers)
                  for part in cache_parts(pixels, self.patch)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _encode(self, pixels: Tensor, patches: str, attention: bool, layers: Sequence[int]
-                ) -> DenseFeatures:
+    def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
+                attentions: bool, layers: Sequence[int]) -> DenseFeatures:
         x = self.embed(pixels)
         last, prefix = self.depth - 1, self.head.prefix
-        first = self.depth - min(ATTENTION_BLOCKS, self.depth) if attention else self.depth
+        first = self.depth - attention_blocks
         whole = patches == "block" or last in layers
         total: Tensor | None = None
+        seen: list[Tensor] = []
         kept: dict[int, Tensor] = {}
         tokens = x
         for index, block in enumerate([*self.blocks, self.head.block]):
@@ -219,8 +226,12 @@ class VisionTower(nn.Module):
                 x, weights = block.forward_with_attention(x)
             else:
                 weights = block.attention(x)
-            if weights is not None:
-                total = weights if total is None else total.add_(weights)
+            if weights is not None and attentions:
+                seen.append(weights[:, prefix:, prefix:])
+            if weights is not None and attention:
+                # The first is not added to where it is kept.
+                total = (weights if total is None
+                         else total + weights if attentions else total.add_(weights))
             if index in layers:
                 kept[index] = x[:, prefix:]
         embeddings = None
@@ -231,7 +242,7 @@ class VisionTower(nn.Module):
         if total is not None:
             total = total[:, prefix:, prefix:] / (self.depth - first)
         return DenseFeatures(
-            tokens, embeddings, total,
+            tokens, embeddings, total, torch.stack(seen, dim=1) if seen else None,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
 
 

@@ -69,6 +69,7 @@ _ALL = (
              "tokens": TensorSpec(_STORED, ("tokens", "width"), optional=True),
              "patches": TensorSpec(_STORED, ("patches", "dim"), optional=True),
              "attention": TensorSpec(_STORED, ("patches", "patches"), optional=True),
+             "attentions": TensorSpec(_STORED, ("blocks", "patches", "patches"), optional=True),
              "layers": TensorSpec(_STORED, ("layers", "patches", "width"), optional=True),
              "layer_index": TensorSpec(("I64",), ("layers",), optional=True),
          }),
@@ -78,6 +79,8 @@ _ALL = (
          "`text_prototypes()`", {
              "prototypes": TensorSpec(("F32",), ("rows", "dim")),
              "class_index": TensorSpec(("I64",), ("rows",)),
+             "context_of": TensorSpec(("I64",), ("rows",), optional=True),
+             "photo_of": TensorSpec(("I64",), ("rows",), optional=True),
          }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
          "`cam()`", {

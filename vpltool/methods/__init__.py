@@ -56,13 +56,15 @@ class MethodKind:
         return ("Settings", *(("READS",) if self.reads else ()), self.function, *self.also)
 
 
+_FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_patches",
+             "second_attention")
+
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
-               ("tokens", "patches", "attention", "layers", "head", "photo", "captions"),
-               "gradcam"),
+               (*_FEATURES, "head", "photo", "captions"), "gradcam"),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
-               ("tokens", "patches", "attention", "layers", "photo", "captions"), "attention"),
+               (*_FEATURES, "prototypes", "photo", "captions"), "attention"),
     MethodKind("estimators", "seed-prototypes", "estimate",
                "prototypes from pixels and their seed labels", ("patches",), "means"),
     MethodKind("label_refiners", "crf", "refine_labels",

@@ -6,7 +6,7 @@ Methods of `estimators` are given `Pixels`: those of a whole split, with their s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,10 +91,15 @@ class CamBatch:
         ids: of the photos (B).
         grid: (h, w), in patches.
         tensors: those of the features that the method reads, stacked: `tokens` (B, 1+h·w, width),
-            `patches` (B, h·w, dim), `attention` (B, h·w, h·w), `layers` (B, layers, h·w, width).
+            `patches` (B, h·w, dim), `attention` (B, h·w, h·w), `attentions` (B, blocks, h·w, h·w),
+            `layers` (B, layers, h·w, width); those of a second encoder, resampled to the grid:
+            `second_patches` (B, h·w, dim'), `second_attention` (B, h·w, h·w).
         present: class indices of each photo's tags (K_i,), on the host.
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
+        of_rows: what else the file of prototypes says of each row: `context_of` (rows,), the class
+            whose context it is, 0 for none; `photo_of` (rows,), which photo it comes from.
+        row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
         captions: of each photo, if the method reads `captions`.
@@ -106,6 +111,8 @@ class CamBatch:
     present: Sequence[Tensor]
     prototypes: Tensor
     class_index: Tensor
+    of_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    row_photos: Sequence[str] = ()
     head: Head | None = None
     photos: Sequence[npt.NDArray[np.uint8]] = ()
     captions: Sequence[str] = ()
@@ -119,10 +126,15 @@ class PhotoMaps:
         id: of the photo.
         cams: maps in [0, 1] (K, h, w).
         classes: their class indices (K,).
-        tensors: those of the features that the method reads: `attention` (h·w, h·w), `patches`
-            (h·w, dim), `tokens` (1+h·w, width), `layers` (layers, h·w, width).
+        tensors: those of the features that the method reads: `attention` (h·w, h·w), `attentions`
+            (blocks, h·w, h·w), `patches` (h·w, dim), `tokens` (1+h·w, width), `layers` (layers,
+            h·w, width); those of a second encoder, see `CamBatch`.
         photo: RGB (H, W, 3), if the method reads `photo`.
         caption: if the method reads `captions`.
+        prototypes: L2-normed rows (rows, dim), if the method reads `prototypes`.
+        class_index: class of each row (rows,), 0 is the background; None without prototypes.
+        of_rows: see `CamBatch`.
+        row_photos: see `CamBatch`.
     """
 
     id: str
@@ -131,6 +143,10 @@ class PhotoMaps:
     tensors: Mapping[str, Tensor]
     photo: npt.NDArray[np.uint8] | None = None
     caption: str = ""
+    prototypes: Tensor | None = None
+    class_index: Tensor | None = None
+    of_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    row_photos: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

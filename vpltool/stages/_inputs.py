@@ -161,12 +161,19 @@ class Prototypes:
         header: its header.
         rows: L2-normed vectors (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
+        of_rows: what else the file says of each row, see `formats.kinds`.
     """
 
     path: Path
     header: Header
     rows: Tensor
     class_index: Tensor
+    of_rows: Mapping[str, Tensor]
+
+    @property
+    def photos(self) -> Sequence[str]:
+        """Ids of the photos that `photo_of` numbers."""
+        return tuple(self.header.facts.get("photos", ()))
 
 
 def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
@@ -189,7 +196,8 @@ def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
         raise VplError(f"{path} is of other classes than the workspace: "
                        f"{'; '.join(said) or 'their order has changed'}",
                        f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
-    return Prototypes(path, header, tensors["prototypes"], tensors["class_index"])
+    rows, index = tensors.pop("prototypes"), tensors.pop("class_index")
+    return Prototypes(path, header, rows, index, tensors)
 
 
 def find_prototypes(work: Path, choice: str) -> Path:

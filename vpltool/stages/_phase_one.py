@@ -173,7 +173,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                      [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids])
+                      [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids], ids)
 
 
 def _spread(ids: list[str], most: int) -> tuple[list[str], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from vpltool.methods.inputs import CamBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
+from vpltool.stages import _inputs, _photo_work, _second
 from vpltool.stages.extract import head_path
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.vit import Head
 
-TENSORS = ("tokens", "patches", "attention", "layers")
+TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
 """What a method may read of the features."""
 
 
@@ -38,6 +38,7 @@ class CamSettings(Settings):
     name: str = setting("", "Name of the result; default: that of the prototypes, and the method "
                             "unless it is gradcam.", record="never")
     features: Path | None = options.features()
+    second: Path | None = _second.second()
     store: str = options.store()
     device: str = options.device()
     precision: str = options.precision()
@@ -80,12 +81,16 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
                              f"{features.path} and {prototypes.path}")
     no_network = "head" not in method.READS
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
-    warn_without_effect(settings, without={"precision": "no network is run"} if no_network else {})
-    photos = _inputs.photos_with(workspace, split, settings.limit, features)
+    second = _second.open_second(workspace, settings.second, split, method.READS)
+    warn_without_effect(settings, without={
+        **({"precision": "no network is run"} if no_network else {}),
+        **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
+    photos = _inputs.photos_with(workspace, split, settings.limit, features,
+                                 *([second] if second else []))
     header = _inputs.make_header(
         workspace, "cams", "cam", settings, model=features.header.model,
         inputs={"features": features, "prototypes": prototypes.path,
-                "classes": workspace.classes_identity},
+                "classes": workspace.classes_identity, **({"second": second} if second else {})},
         options={"prototypes": prototypes.path.stem}, skip={"precision"} if no_network else ())
     stem = prototypes.path.stem
     name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")
@@ -93,12 +98,13 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     outputs = _photo_work.open_outputs({folder: header}, photos, settings)
     return _photo_work.make_photos(
         f"cam {name} {split}", outputs,
-        lambda todo: _start(workspace, settings, method, features, prototypes, todo),
+        lambda todo: _start(workspace, settings, method, features, second, prototypes, todo),
         lambda output, key, made: output.write_tensors(key, made), settings)
 
 
 def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, features: InputFolder,
-           prototypes: _inputs.Prototypes, todo: list[str]) -> Iterator[_photo_work.Made]:
+           second: InputFolder | None, prototypes: _inputs.Prototypes, todo: list[str]
+           ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""
     import torch
 
@@ -110,6 +116,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
              else torch.float32)
     head = _read_head(features.path).to(device, dtype) if reads_head else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
+    of_rows = {name: tensor.to(device) for name, tensor in prototypes.of_rows.items()}
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
     tags = _inputs.tag_tensors(workspace, (by_id[key] for key in todo))
     wanted = [name for name in TENSORS if name in method.READS]
@@ -117,9 +124,12 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
+        beside = [_second.read_second(second, key, method.READS, batch.grid) for key in batch.ids]
+        tensors = batch.tensors | {name: torch.stack([item[name] for item in beside])
+                                   for name in beside[0]}
         maps = method.make_cams(CamBatch(
-            batch.ids, batch.grid, _moved(batch, device, dtype), [tags[key] for key in batch.ids],
-            rows, index, head,
+            batch.ids, batch.grid, _moved(tensors, device, dtype), [tags[key] for key in batch.ids],
+            rows, index, of_rows, prototypes.photos, head,
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
             [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
         for key, cams in zip(batch.ids, maps, strict=True):
@@ -130,10 +140,10 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
                                    lambda _: _inputs.smaller_photos_hint(features.header))
 
 
-def _moved(batch: FeatureBatch, device: torch.device, dtype: torch.dtype
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
            ) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device, non_blocking=True).to(dtype)
-            for name, tensor in batch.tensors.items()}
+            for name, tensor in tensors.items()}
 
 
 def _read_head(features: Path) -> Head:

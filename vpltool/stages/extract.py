@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vpltool.clip.load import Clip
     from vpltool.parallel.photos import Batch
 
-KEPT = ("tokens", "patches", "attention", "layers")
+KEPT = ("tokens", "patches", "attention", "attentions", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,10 @@ class ExtractSettings(Settings):
     keep: str = setting(
         "tokens,patches,attention",
         "What to store: tokens (for gradcam), patches (for dense and learn-prototypes), attention "
-        "(for refine), layers (for train-decoder).", metavar="LIST")
+        "(for refine), attentions (of each block, for methods that read them), layers (for "
+        "train-decoder).", metavar="LIST")
+    attention_blocks: int = setting(8, "Last blocks whose attention is kept.", low=1,
+                                    record="changed", source="CLIP-ES, its code")
     patches: str = setting(
         "block", "Patch embeddings: block (the last block's output, projected), or value (only its "
                  "value path, as MaskCLIP).", choices=("block", "value"), record="changed")
@@ -128,7 +131,8 @@ def _start(clip: Clip, settings: ExtractSettings, kept: tuple[str, ...], layers:
             return
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         features = vision(pixels, patches=settings.patches if "patches" in kept else "none",
-                          attention="attention" in kept, layers=layers)
+                          attention="attention" in kept, attentions="attentions" in kept,
+                          attention_blocks=settings.attention_blocks, layers=layers)
         fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
                   for name in kept}
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])

@@ -15,7 +15,7 @@ from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
+from vpltool.stages import _inputs, _photo_work, _second
 from vpltool.stages.cam import TENSORS
 
 UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-refined"))
@@ -30,7 +30,10 @@ class RefineSettings(Settings):
     method: str = setting(KINDS["refiners"].default, "How maps are spread; see below.",
                           metavar="NAME", aliases=["--affinity"])
     split: str = options.split("train")
+    prototypes: str = setting("vision", "Prototypes, for a method that reads them.",
+                              metavar="NAME-OR-PATH", record="never", brief=False)
     features: Path | None = options.features()
+    second: Path | None = _second.second()
     store: str = options.store()
     device: str = options.device()
     batch_size: int = options.batch_size(8)
@@ -66,11 +69,14 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
     features = _inputs.open_features(workspace, settings.features, split)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
-    warn_without_effect(settings)
-    photos = _inputs.photos_with(workspace, split, settings.limit, features, cams)
+    beside = _open_beside(workspace, settings, method, features)
+    photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
+                                 *([beside.second] if beside.second else []))
     header = _inputs.make_header(
         workspace, "cams", "refine", settings, model=features.header.model,
-        inputs={"cams": cams, "features": features, "classes": workspace.classes_identity})
+        inputs={"cams": cams, "features": features, "classes": workspace.classes_identity,
+                **({"second": beside.second} if beside.second else {}),
+                **({"prototypes": beside.prototypes.path} if beside.prototypes else {})})
     name = f"{cams.name}-refined"
     folder = settings.out or workspace.path / "cams" / name / split
     outputs = _photo_work.open_outputs({folder: header}, photos, settings)
@@ -83,11 +89,35 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
 
     return _photo_work.make_photos(
         f"refine {name} {split}", outputs,
-        lambda todo: _start(workspace, settings, method, cams, features, todo), write, settings)
+        lambda todo: _start(workspace, settings, method, cams, features, beside, todo), write,
+        settings)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What a method reads beside CAMs and features."""
+
+    second: InputFolder | None
+    prototypes: _inputs.Prototypes | None
+
+
+def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleType,
+                 features: InputFolder) -> _Beside:
+    second = _second.open_second(workspace, settings.second, settings.split, method.READS)
+    prototypes = None
+    if "prototypes" in method.READS:
+        prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
+        _inputs.check_same_model(features.header.model, prototypes.header.model,
+                                 f"{features.path} and {prototypes.path}")
+    name = settings.method
+    warn_without_effect(settings, without={
+        **({} if second else {"second": f"`{name}` reads no second encoder"}),
+        **({} if prototypes else {"prototypes": f"`{name}` reads no prototypes"})})
+    return _Beside(second, prototypes)
 
 
 def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, cams: InputFolder,
-           features: InputFolder, todo: list[str]) -> Iterator[_photo_work.Made]:
+           features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[_photo_work.Made]:
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
@@ -95,21 +125,31 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     wanted = [name for name in TENSORS if name in method.READS]
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 
-    def refined(key: str, tensors: dict[str, Any]) -> _photo_work.Made:
+    found = beside.prototypes
+    of_prototypes: dict[str, Any] = {} if found is None else {
+        "prototypes": found.rows.to(device), "class_index": found.class_index.to(device),
+        "of_rows": {name: tensor.to(device) for name, tensor in found.of_rows.items()},
+        "row_photos": found.photos}
+
+    def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
         maps = cams.read_tensors(key)
         photo = by_id[key]
+        tensors |= {name: tensor.to(device) for name, tensor in _second.read_second(
+            beside.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
-            photo.caption if "captions" in method.READS else ""), settings.of_method)}
+            photo.caption if "captions" in method.READS else "", **of_prototypes),
+            settings.of_method)}
 
     def results() -> Iterator[_photo_work.Made]:
         for batch in feature_batches(features, todo, wanted, settings.batch_size, device=device):
             for number, key in enumerate(batch.ids):
                 with explain_out_of_memory(f"a photo of {batch.each}",
                                            _inputs.smaller_photos_hint(features.header)):
-                    made = refined(key, {name: field[number].to(device, non_blocking=True)
-                                         for name, field in batch.tensors.items()})
+                    made = refined(key, batch.grid, {
+                        name: field[number].to(device, non_blocking=True)
+                        for name, field in batch.tensors.items()})
                 yield made
 
     return results()

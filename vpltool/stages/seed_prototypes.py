@@ -87,10 +87,15 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
         zs, zs_index = text.rows.to(device), text.class_index.to(device)
         _warn_of_missing_seeds(workspace, pool, zs_index)
         with _phase_one.memory_for(len(pool.embeddings)):
-            rows, index = method.estimate(pool, zs, zs_index, settings.of_method, settings.seed)
+            rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
+                                                 settings.seed)
+            of_rows: dict[str, Tensor] = more[0] if more else {}
             facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index)
+        if "photo_of" in of_rows:
+            facts["photos"] = list(pool.ids)
         write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": rows.cpu(), "class_index": index.cpu()})
+                      {"prototypes": rows.cpu(), "class_index": index.cpu()}
+                      | {name: tensor.cpu() for name, tensor in of_rows.items()})
     return target
 
 

@@ -36,7 +36,8 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         seed: start of the random numbers.
 
     Returns:
-        L2-normed rows (rows', dim), float32, and their classes (rows',).
+        L2-normed rows (rows', dim), float32, and their classes (rows',). A method may add a third
+        thing: what else is to be stored of each row, `context_of` or `photo_of` (rows',).
 
     Raises:
         VplError: background clusters are wanted, and no pixel is background.

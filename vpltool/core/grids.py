@@ -1,0 +1,39 @@
+"""From one grid of patches to another: what a second encoder sees, as the first one cuts photos."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_STRETCH = 1.25
+"""Grids whose aspect ratios differ by more than this factor are not of the same photo."""
+
+
+def is_same_view(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Tell whether two grids (h, w) have nearly the same aspect ratio."""
+    ratio = (first[0] * second[1]) / (first[1] * second[0])
+    return 1 / MOST_STRETCH <= ratio <= MOST_STRETCH
+
+
+def resample_patches(patches: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Resample patch vectors (n, dim) of a grid (h, w) bilinearly to another: (n', dim), float32.
+
+    The same grid gives the same values. Vectors are not normalised again.
+    """
+    if grid == target:
+        return patches.float()
+    field = patches.float().T.reshape(1, -1, *grid)
+    return F.interpolate(field, target, mode="bilinear", align_corners=False)[0].flatten(1).T
+
+
+def resample_attention(attention: Tensor, grid: tuple[int, int], target: tuple[int, int]
+                       ) -> Tensor:
+    """Resample attention (n, n) of a grid (h, w) to another, rows and columns: (n', n'), float32.
+
+    A patch of the new grid attends to another with the mean weight of the old patches there, times
+    n / n', so that rows keep their sums up to the border's interpolation.
+    """
+    if grid == target:
+        return attention.float()
+    columns = resample_patches(attention.T, grid, target).T
+    return resample_patches(columns, grid, target) * (len(attention) / (target[0] * target[1]))

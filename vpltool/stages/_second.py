@@ -1,0 +1,63 @@
+"""Features of a second encoder, for methods that read them beside CLIP's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace, open_input
+from vpltool.settings import setting
+from vpltool.stages import _inputs
+
+if TYPE_CHECKING:
+    import torch
+
+SECOND = {"second_patches": "patches", "second_attention": "attention"}
+"""What a method may read of the second encoder: name in `READS` to the tensor's."""
+
+
+def second() -> Any:
+    """Folder of features of a second encoder."""
+    return setting(None, "Features of a second encoder, for a method that reads them; default: "
+                         "features-second/SPLIT.", metavar="DIR", record="never", brief=False)
+
+
+def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
+                ) -> InputFolder | None:
+    """Open what a method reads of a second encoder; None if it reads nothing of one.
+
+    Raises:
+        VplError: it is not there, or lacks a tensor.
+    """
+    wanted = [tensor for name, tensor in SECOND.items() if name in reads]
+    if not wanted:
+        return None
+    folder = choice or workspace.path / "features-second" / split
+    found = open_input(folder, ("features",), f"`extract(split={split!r}, encoder='WEIGHTS')`")
+    _inputs.check_kept(found, wanted)
+    return found
+
+
+def read_second(second: InputFolder | None, key: str, reads: Collection[str],
+                grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Read a photo's tensors of the second encoder, resampled to CLIP's grid (h, w), float32.
+
+    Raises:
+        VplError: they are of another part of the photo: the aspect ratios differ.
+    """
+    from vpltool.core.grids import is_same_view, resample_attention, resample_patches
+
+    if second is None:
+        return {}
+    names = {name: tensor for name, tensor in SECOND.items() if name in reads}
+    tensors = second.read_tensors(key, "grid", *names.values())
+    height, width = tensors["grid"].tolist()
+    if not is_same_view((height, width), grid):
+        raise VplError(f"{key}: {second.path} has {height}×{width} patches (height×width), CLIP's "
+                       f"features {grid[0]}×{grid[1]}: not of the same photo",
+                       "make one of them again with `extract(overwrite=True)`")
+    resample = {"patches": resample_patches, "attention": resample_attention}
+    return {name: resample[tensor](tensors[tensor], (height, width), grid)
+            for name, tensor in names.items()}
