@@ -34,6 +34,8 @@ def random_state(width: int = 128, depth: int = 3, patch: int = 8, side: int = 4
         for name, out, into in (("attn.qkv", 3 * width, width), ("attn.proj", width, width),
                                 ("mlp.fc1", 4 * width, width), ("mlp.fc2", width, 4 * width)):
             state |= {f"{at}{name}.weight": draw(out, into), f"{at}{name}.bias": draw(out)}
+        # Else a token would attend to all others alike.
+        state[f"{at}attn.qkv.weight"] *= 3
         if scaled:
             state |= {f"{at}ls1.gamma": draw(width, around=0.5),
                       f"{at}ls2.gamma": draw(width, around=0.5)}
@@ -63,7 +65,7 @@ def resampled(table: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
     side = len(table)
 
     def weights(count: int) -> Tensor:
-        matrix = torch.zeros(count, side)
+        matrix = torch.zeros(count, side, dtype=table.dtype)
         for place in range(count):
             source = (place + 0.5) * side / (count + offset) - 0.5
             first = math.floor(source)
@@ -96,7 +98,7 @@ def encode(state: dict[str, Tensor], pixels: Tensor, *, last_blocks: int = 8,
     table = positions[1:].view(side, side, width)
     tokens = tokens + (table.flatten(0, 1) if (h, w) == (side, side)
                        else resampled(table, (h, w), offset))
-    registers = state.get("register_tokens", torch.zeros(1, 0, width))[0]
+    registers = state.get("register_tokens", tokens.new_zeros(1, 0, width))[0]
     x = torch.cat([state["cls_token"][0] + positions[:1], registers, tokens])
     before = 1 + len(registers)
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
