@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vpltool.core import superpixels
 from vpltool.core.affinity import refine, refine_masked
-from vpltool.core.superpixels import RegionSettings, cluster, colour_regions, target_mask
+from vpltool.core.superpixels import SuperpixelSettings, cluster, colour_regions, target_mask
 
 
 def chance(seed: int) -> np.random.Generator:
@@ -104,6 +104,16 @@ def test_targets_pixel_by_pixel(total: str, confident: float, share: float, cove
     assert seen == ({False} if confident == 1 else {True, False})
 
 
+def test_half_a_patch_is_not_more_than_half() -> None:
+    labels = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])
+    cams, shares = torch.tensor([[[1.0, 0.5]]]), shares_of(labels, 1, 2)
+    how: dict[str, Any] = {"confident": 0.4, "share": 0.9, "total": "map"}
+    for coverage, wanted in ((0.5, [[[False, True]]]), (0.49, [[[True, True]]])):
+        found = target_mask(cams, shares, coverage=coverage, **how)
+        assert found.tolist() == wanted
+        assert torch.equal(found[0], ssr.target_mask(cams[0], labels, 2, coverage=coverage, **how))
+
+
 @pytest.mark.parametrize("count", [1, 2, 8, 40])
 def test_clusters(count: int) -> None:
     points = chance(count).random((30, 3)).round(2)
@@ -119,9 +129,9 @@ def test_regions_are_those_of_the_superpixels_colours() -> None:
     segmentation = pytest.importorskip("skimage.segmentation")
     blocks = chance(0).integers(0, 255, (7, 9, 3)).astype(np.uint8)
     photo = np.asarray(Image.fromarray(blocks).resize((61, 47), Image.Resampling.NEAREST))
-    for how, grid in ((RegionSettings(superpixels=30, colours=5), (5, 6)),
-                      (RegionSettings(superpixels=30, colours=4, space="rgb", detail=8), (3, 4)),
-                      (RegionSettings(), (1, 1))):
+    coarse = SuperpixelSettings(superpixels=30, colours=4, space="rgb", detail=8)
+    for how, grid in ((SuperpixelSettings(superpixels=30, colours=5), (5, 6)), (coarse, (3, 4)),
+                      (SuperpixelSettings(), (1, 1))):
         size = (grid[1] * how.detail, grid[0] * how.detail)
         scaled = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
         labels = segmentation.slic(scaled, how.superpixels, how.compactness, how.rounds)
@@ -135,4 +145,4 @@ def test_regions_are_those_of_the_superpixels_colours() -> None:
 def test_a_photo_of_one_colour_is_one_region(colour: int) -> None:
     pytest.importorskip("skimage")
     photo = np.full((20, 30, 3), colour, dtype=np.uint8)
-    assert torch.equal(colour_regions(photo, (2, 3), RegionSettings()), torch.ones(1, 2, 3))
+    assert torch.equal(colour_regions(photo, (2, 3), SuperpixelSettings()), torch.ones(1, 2, 3))

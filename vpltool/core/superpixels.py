@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class RegionSettings:
+class SuperpixelSettings:
     """How a photo is cut into regions of one colour.
 
     Args:
@@ -54,7 +54,7 @@ def check_superpixels() -> None:
                        "pip install 'vpltool[superpixels]', or `mask='box'`")
 
 
-def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], how: RegionSettings
+def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], how: SuperpixelSettings
                    ) -> Tensor:
     """Cut a photo into regions of one colour, connected or not (SSR, eq. 8).
 

@@ -105,7 +105,7 @@ def _mask(photo: PhotoMaps, settings: RegionSettings) -> Tensor | None:
         assert photo.photo is not None
         height, width = cams.shape[1:]
         regions = superpixels.colour_regions(
-            photo.photo, (height, width), superpixels.RegionSettings(
+            photo.photo, (height, width), superpixels.SuperpixelSettings(
                 settings.superpixels, settings.compactness, settings.rounds, settings.colours,
                 settings.space, settings.detail))
         masks.append(superpixels.target_mask(
