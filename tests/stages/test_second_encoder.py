@@ -243,3 +243,15 @@ def test_settings_are_recorded(world: Path, run: Run, tmp_path: Path) -> None:
     assert header.options["colours"] == 5 and header.options["second_share"] == 0.6
     assert "lambda" not in header.options, "there are no boxes"
     assert "second" in header.inputs and header.model["name"] == "clip"
+
+
+def test_what_a_preset_keeps_of_clip_is_not_asked_for(world: Path, run: Run, tmp_path: Path
+                                                      ) -> None:
+    """Only what is typed is refused."""
+    preset = tmp_path / "mine.toml"
+    preset.write_text('[extract]\nkeep = "tokens,patches,attention,layers"\n')
+    result = run("--preset", preset, "extract", "--encoder", world / "dino.pth", "--workers", 0,
+                 "--limit", 1, "--out", tmp_path / "x", work=world / "work")
+    assert result.code == 0, result.err
+    assert open_input(tmp_path / "x", ("features",)).header.options["keep"] == [
+        "patches", "attention"]

@@ -37,15 +37,15 @@ class RegionSettings(BoxSettings):
         no_effect=[_NO_REGIONS])
     compactness: float = setting(
         10.0, "SLIC's weight of nearness against colour; SSR does not say; usual: 10.",
-        low=0.01, source="scikit-image", no_effect=[_NO_REGIONS])
+        low=0.01, source="scikit-image", brief=False, no_effect=[_NO_REGIONS])
     rounds: int = setting(
-        5, "Rounds of SLIC; SSR does not say; SLIC's authors: 10, whose masks are almost the same.",
-        low=1, no_effect=[_NO_REGIONS])
+        5, "Rounds of SLIC; SSR does not say; SLIC's authors: 10, in twice the time.", low=1,
+        brief=False, no_effect=[_NO_REGIONS])
     colours: int = setting(
         8, "Clusters of the superpixels' mean colours: regions; SSR does not say; usual: 8 to 10.",
         low=1, no_effect=[_NO_REGIONS])
     space: str = setting("lab", "Space of these colours: lab, as SLIC's, or rgb.",
-                         choices=("lab", "rgb"), no_effect=[_NO_REGIONS])
+                         choices=("lab", "rgb"), brief=False, no_effect=[_NO_REGIONS])
     confident: float = setting(
         0.4, "Share of its maximum above which a map's activation is sure; SSR does not say; the "
              "default is that of the boxes.", low=0, high=1, no_effect=[_NO_REGIONS])
@@ -55,13 +55,14 @@ class RegionSettings(BoxSettings):
         no_effect=[_NO_REGIONS])
     total: str = setting(
         "map", "What the share is of: map, the activation of the whole map; region, that of the "
-               "region itself.", choices=("map", "region"), no_effect=[_NO_REGIONS])
+               "region itself.", choices=("map", "region"), brief=False,
+        no_effect=[_NO_REGIONS])
     coverage: float = setting(
         0.5, "A patch is in the mask where targets cover more than this share of it.", low=0,
-        high=1, no_effect=[_NO_REGIONS])
+        high=1, brief=False, no_effect=[_NO_REGIONS])
     detail: int = setting(
         4, "Side of a patch in pixels when SLIC sees it; 16 is slower, and as ViT-B/16 sees it.",
-        low=1, high=64, no_effect=[_NO_REGIONS])
+        low=1, high=64, brief=False, no_effect=[_NO_REGIONS])
 
 
 def check_regions(settings: RegionSettings) -> None:
