@@ -100,12 +100,12 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     """Align patches and text prototypes in a space of their own (CMPA of SSR).
 
     Two small networks map both; they learn from the regions that CAMs mark. The result holds
-    prototypes in that space and the map of patches into it: cam, gap and seed-prototypes take
-    it as any other.
+    prototypes in that space and the map of patches into it: cam, gap and seed-prototypes take it
+    as any other prototypes.
 
     Example: vpltool align --cams text-refined --iters 600
 
-    Next: vpltool cam --prototypes aligned
+    Next: vpltool cam --prototypes aligned --method dense
 
     Args:
         workspace: where inputs are found and outputs go.
