@@ -122,6 +122,33 @@ def test_other_commands_take_them(run: Run, aligned: Path) -> None:
     assert run("update", work=aligned).err.strip().endswith("everything is up to date")
 
 
+REFINER = '''"""Checks that patches and prototypes can be compared."""
+from vpltool import settings
+
+READS = ("patches", "prototypes")
+
+
+class Settings(settings.Settings):
+    """None."""
+
+
+def refine(photo, settings):
+    assert photo.tensors["patches"].shape[1] == photo.prototypes.shape[1] == 8
+    assert abs(float(photo.tensors["patches"][0].norm()) - 1) < 1e-5
+    return photo.cams
+'''
+
+
+def test_refiners_are_given_both_in_one_space(run: Run, aligned: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "methods/refiners").mkdir(parents=True)
+    (tmp_path / "methods/refiners/compare.py").write_text(REFINER)
+    monkeypatch.setenv("VPLTOOL_METHODS", str(tmp_path / "methods"))
+    result = run("refine", "--cams", "text", "--method", "compare", "--prototypes", "aligned",
+                 "--out", tmp_path / "maps", work=aligned)
+    assert result.code == 0, result.err
+
+
 def test_seeds_are_means_of_mapped_patches(run: Run, aligned: Path) -> None:
     result = run("seed-prototypes", "--text", "aligned", "--cams", "text", "--phi", "0.6",
                  work=aligned)
