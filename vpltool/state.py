@@ -22,6 +22,7 @@ from vpltool.formats.kinds import KINDS
 from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
+from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -204,7 +205,8 @@ def _paths(work: Path) -> Iterable[Path]:
                  "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     for kind in ("prototypes", "decoder"):
-        yield from sorted((work / kind).glob("*.safetensors"))
+        yield from sorted(path for path in (work / kind).glob("*.safetensors")
+                          if not is_checkpoint(path))
 
 
 def _read(workspace: Workspace, path: Path) -> Artifact | None:
@@ -214,8 +216,6 @@ def _read(workspace: Workspace, path: Path) -> Artifact | None:
         header = folder.header
     else:
         folder, header = None, expect_header(path, path.parent.name)
-        if "checkpoint" in header.facts:
-            return None
     if header.command.split()[0] not in find_stages():
         return None
     return Artifact(name, path, header, folder)

@@ -38,6 +38,29 @@ def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float)
     return labels
 
 
+def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: float | None
+                   ) -> tuple[Tensor, Tensor]:
+    """Weigh the patches of a photo for each of its regions: classes, then the background.
+
+    Args:
+        cam: maps in [0, 1] (K, h, w).
+        classes: their class indices (K,).
+        phi: a patch weighs for a class what its CAM is, where this is at least Φ.
+        phi_background: it weighs 1 − max CAM for the background, where max CAM is at most this;
+            None: the background is no region.
+
+    Returns:
+        weights (R, h·w), float32, 0 where a patch does not count; and the classes (R,).
+    """
+    own = cam.flatten(1).float()
+    weights, labels = own.where(own >= phi, 0), classes
+    if phi_background is not None:
+        most = own.amax(dim=0, keepdim=True) if len(own) else own.new_zeros(1, own.shape[1])
+        weights = torch.cat([weights, (1 - most).where(most <= phi_background, 0)])
+        labels = torch.cat([classes, classes.new_zeros(1)])
+    return weights, labels
+
+
 def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean feature of each class of a photo under its CAM; of the rest under 1 − max.
 

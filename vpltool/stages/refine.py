@@ -15,7 +15,7 @@ from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
+from vpltool.stages import _aligned, _inputs, _photo_work, _second
 from vpltool.stages.cam import TENSORS
 
 UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-refined"))
@@ -106,9 +106,8 @@ def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleT
     second = _second.open_second(workspace, settings.second, settings.split, method.READS)
     prototypes = None
     if "prototypes" in method.READS:
-        prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
-        _inputs.check_same_model(features.header.model, prototypes.header.model,
-                                 f"{features.path} and {prototypes.path}")
+        prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+        _aligned.check_fits(features, prototypes)
     name = settings.method
     warn_without_effect(settings, without={
         **({} if second else {"second": f"`{name}` reads no second encoder"}),
@@ -129,6 +128,8 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 
     found = beside.prototypes
+    space = _aligned.space_of(found) if found else None
+    space = space.to(device) if space else None
     of_prototypes: dict[str, Any] = {} if found is None else {
         "prototypes": found.rows.to(device), "class_index": found.class_index.to(device),
         "of_rows": {name: tensor.to(device) for name, tensor in found.of_rows.items()},
@@ -137,6 +138,8 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
         maps = cams.read_tensors(key)
         photo = by_id[key]
+        if space is not None and "patches" in tensors:
+            tensors["patches"] = space(tensors["patches"].float())
         tensors |= {name: tensor.to(device) for name, tensor in _second.read_second(
             beside.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(

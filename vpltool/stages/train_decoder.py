@@ -17,7 +17,13 @@ from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
-from vpltool.stages._checkpoints import Start, load_state, read_checkpoint, write_checkpoint
+from vpltool.stages._checkpoints import (
+    Start,
+    checkpoint_of,
+    load_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from vpltool.stages._lessons import Frozen, Lessons, crop_batches, frozen_layers
 from vpltool.stages._masks import Masks, check_masks, content_identity, find_masks, newer_than
 
@@ -221,7 +227,7 @@ class _Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.target.with_name(f"{self.target.stem}.checkpoint.safetensors")
+        return checkpoint_of(self.target)
 
 
 def _train(run: _Run, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
