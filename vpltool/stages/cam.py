@@ -79,6 +79,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
     _inputs.check_same_model(features.header.model, prototypes.header.model,
                              f"{features.path} and {prototypes.path}")
+    _inputs.check_rows(prototypes, method.READS)
     no_network = "head" not in method.READS
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
     second = _second.open_second(workspace, settings.second, split, method.READS)

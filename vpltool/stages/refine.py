@@ -109,6 +109,7 @@ def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleT
         prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
         _inputs.check_same_model(features.header.model, prototypes.header.model,
                                  f"{features.path} and {prototypes.path}")
+        _inputs.check_rows(prototypes, method.READS)
     name = settings.method
     warn_without_effect(settings, without={
         **({} if second else {"second": f"`{name}` reads no second encoder"}),
