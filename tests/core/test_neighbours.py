@@ -128,6 +128,18 @@ def test_supported_maps_are_the_loops(tags: list[int], photo: int, share: float,
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
 
 
+def test_an_empty_map_stays_empty(bank: tuple[Tensor, Tensor, Tensor]) -> None:
+    rows, index, photo_of = bank
+    patches, cams = unit(4, DIM, seed=12), torch.tensor([[[0.0] * 4], [[0.9, 0.1, 0.2, 0.0]]])
+    regions, region_class = region_features(patches, cams, torch.tensor([1, 3]))
+    support = supports(regions, region_class, rows, index, photo_of, 3, count=3)
+    found = supported_cam(patches, regions, support, share=0.5, tau=0.1)
+    wanted = banks.supported_maps(patches.numpy(), cams.numpy(), [1, 3], 3, rows.numpy(),
+                                  index.tolist(), photo_of.tolist(), 3, 0.5, 0.1)
+    np.testing.assert_allclose(found[:-1].view(cams.shape).numpy(), wanted, atol=1e-5)
+    assert float(found[0].max()) == 0
+
+
 def test_background_comes_from_photos_that_share_a_tag() -> None:
     """Photo 0 shows class 1, photo 1 class 2: only the first is asked for class 1's background."""
     rows = torch.eye(4)

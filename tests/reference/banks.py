@@ -38,6 +38,9 @@ def supported_maps(patches: Array, cams: Array, tags: Sequence[int], photo: int,
     rest = [1 - max(flat[c, i] for c in range(len(tags))) for i in range(len(patches))]
     scores = []
     for tag, weights in zip([*tags, 0], [*flat, rest], strict=True):
+        if sum(weights) == 0:
+            scores.append([-np.inf] * len(patches))
+            continue
         own = region(patches, weights)
         others = [j for j in range(len(bank)) if photo_of[j] not in (-1, photo)]
         alike = {photo_of[j] for j in others if owners[j] in tags}

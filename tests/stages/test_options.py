@@ -10,10 +10,10 @@ import torch
 from conftest import TRAIN, Run, copy_workspace
 
 from vpltool.formats import read_tensors
-from vpltool.methods import find_methods
+from vpltool.methods import KINDS, find_methods
 from vpltool.settings import Described, NoEffect, described
 from vpltool.shell import all_settings, flag_words
-from vpltool.stages import find_stages
+from vpltool.stages import FoundStage, find_stages
 from vpltool.stages.learn_prototypes import LearnPrototypesSettings
 
 SEEDED = ("--pixels", "seeds", "--phi", "0.6", "--phi-background", "0.3")
@@ -111,7 +111,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
 VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
-                          "phi_background": 0.1, "clusters": 3}
+                          "phi_background": 0.1, "clusters": 3, "alpha": 0.3}
 
 
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
@@ -129,8 +129,17 @@ def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
             # Methods share settings: each once.
             for row in entry.about.no_effect if (name, entry.name) not in seen else ():
                 seen.add((name, entry.name))
-                found += [(name, entry, row, words) for words in conditions(entry, row, known)]
+                found += [(name, entry, row, (*_method_of(stage, entry), *words))
+                          for words in conditions(entry, row, known)]
     return found
+
+
+def _method_of(found: FoundStage, entry: Described) -> tuple[str, ...]:
+    """`--method NAME`, where a setting belongs to methods, and not to the default one."""
+    kind = found.stage.methods
+    owners = [name for name, method in find_methods(kind).items()
+              if entry in described(method.settings)] if kind else []
+    return () if not owners or KINDS[kind].default in owners else ("--method", owners[0])
 
 
 OTHERS = rows_of_others()
@@ -144,7 +153,8 @@ def test_others(name: str, entry: Described, row: NoEffect, words: tuple[str, ..
     result = run(*COMMANDS[name], *words, *given, "--out", tmp_path / "x",
                  work=layered / "work")
     assert result.code == 0, result.err
-    assert (f"{' '.join(given)} has no effect with {' '.join(words)}: {row.why}"
+    under = words[2:] if words[0] == "--method" else words
+    assert (f"{' '.join(given)} has no effect with {' '.join(under)}: {row.why}"
             in result.lines("warning:"))
 
 
@@ -183,8 +193,8 @@ def test_an_option_of_another_method_is_a_usage_error(stage: str, other: str,
                                                       words: tuple[str, ...], run: Run,
                                                       ready: Path) -> None:
     kind = find_stages()[stage].stage.methods
-    (owner,) = (name for name, method in find_methods(kind).items()
-                if words[0] in {entry.flag for entry in described(method.settings)})
+    owner, *_ = (name for name, method in find_methods(kind).items()
+                 if words[0] in {entry.flag for entry in described(method.settings)})
     result = run(stage, "--method", other, *words, work=ready / "work")
     assert result.code == 2
     said = " ".join(result.err.replace("│", " ").split())

@@ -111,7 +111,7 @@ def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: T
 
 def supported_cam(patches: Tensor, regions: Tensor, support: Tensor, *, share: float, tau: float
                   ) -> Tensor:
-    """Return the softmax of each patch over a photo's regions, half by what supports these.
+    """Return the softmax of each patch over a photo's regions, scored with what supports them.
 
     Args:
         patches: L2-normed (n, dim).
@@ -121,7 +121,8 @@ def supported_cam(patches: Tensor, regions: Tensor, support: Tensor, *, share: f
         tau: temperature.
 
     Returns:
-        (R, n), float32; columns sum to 1.
+        (R, n), float32; columns sum to 1. A region of zeros, that of an empty map, has none.
     """
     logits = (1 - share) * (regions @ patches.T) + share * (support @ patches.T)
+    logits[~regions.any(dim=-1)] = float("-inf")
     return (logits / tau).softmax(dim=0)

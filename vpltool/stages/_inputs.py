@@ -200,8 +200,8 @@ def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
     return Prototypes(path, header, rows, index, tensors)
 
 
-_ROW_MAKERS = {"context_of": ("which rows are the context of which class", "lpcam"),
-               "photo_of": ("which photos their rows come from", "bank")}
+_ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
+               "photo_of": ("which photos its rows come from", "bank")}
 
 
 def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:

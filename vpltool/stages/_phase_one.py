@@ -197,7 +197,10 @@ def _labelled(key: str, features: InputFolder, maps: InputFolder | None, setting
         return patches, torch.full((len(patches),), UNSURE), len(patches)
     cam = maps.read_tensors(key)
     if settings.pixels == "regions":
-        return (*region_features(patches, cam["cam"], cam["classes"]), len(patches))
+        regions, labels = region_features(patches, cam["cam"], cam["classes"])
+        # Where a map is empty there is no region.
+        there = regions.any(dim=-1)
+        return regions[there], labels[there], len(patches)
     labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
     return patches[labels != UNSURE], labels[labels != UNSURE], len(patches)
 
