@@ -72,10 +72,12 @@ def soft_labels(patches: Tensor, classes: Tensor, bank: Tensor, class_index: Ten
     Returns:
         (n, K) float32; the rest to 1 is the background. Zeros if no row is allowed.
     """
+    if not len(classes):
+        return patches.new_zeros(len(patches), 0, dtype=torch.float32)
     cosines, rows = nearest_rows(patches, bank, allowed, count)
     owners, weights = class_index[rows], (cosines / tau).softmax(dim=-1)
-    shares = [(weights * (owners == index)).sum(dim=-1) for index in classes.tolist()]
-    return torch.stack(shares, dim=-1) if shares else weights.new_zeros(len(patches), 0)
+    return torch.stack([(weights * (owners == index)).sum(dim=-1) for index in classes.tolist()],
+                       dim=-1)
 
 
 def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: Tensor,
