@@ -10,10 +10,12 @@ import torch
 from conftest import TRAIN, Run, copy_workspace
 
 from vpltool.formats import read_tensors
-from vpltool.methods import KINDS, find_methods
-from vpltool.settings import Described, NoEffect, described
+from vpltool.methods import find_methods
+from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.methods.refiners._regions import RegionSettings
+from vpltool.settings import Described, NoEffect, described, names_of
 from vpltool.shell import all_settings, flag_words
-from vpltool.stages import FoundStage, find_stages
+from vpltool.stages import find_stages
 from vpltool.stages.learn_prototypes import LearnPrototypesSettings
 
 SEEDED = ("--pixels", "seeds", "--phi", "0.6", "--phi-background", "0.3")
@@ -111,7 +113,14 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
 VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
-                          "phi_background": 0.1, "clusters": 3, "alpha": 0.3}
+                          "phi_background": 0.1, "clusters": 3, "superpixels": 50,
+                          "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
+                          "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
+                          "detail": 2, "alpha": 0.3}
+
+OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettings)),
+                          ("--method", "superpixels")) | {"alpha": ("--method", "vda")}
+"""Settings that not every method of their stage has, with one that does."""
 
 
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
@@ -129,17 +138,8 @@ def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
             # Methods share settings: each once.
             for row in entry.about.no_effect if (name, entry.name) not in seen else ():
                 seen.add((name, entry.name))
-                found += [(name, entry, row, (*_method_of(stage, entry), *words))
-                          for words in conditions(entry, row, known)]
+                found += [(name, entry, row, words) for words in conditions(entry, row, known)]
     return found
-
-
-def _method_of(found: FoundStage, entry: Described) -> tuple[str, ...]:
-    """`--method NAME`, where a setting belongs to methods, and not to the default one."""
-    kind = found.stage.methods
-    owners = [name for name, method in find_methods(kind).items()
-              if entry in described(method.settings)] if kind else []
-    return () if not owners or KINDS[kind].default in owners else ("--method", owners[0])
 
 
 OTHERS = rows_of_others()
@@ -150,11 +150,11 @@ OTHERS = rows_of_others()
 def test_others(name: str, entry: Described, row: NoEffect, words: tuple[str, ...], run: Run,
                 layered: Path, tmp_path: Path) -> None:
     given = flag_words(entry, VALUES[entry.name])
-    result = run(*COMMANDS[name], *words, *given, "--out", tmp_path / "x",
+    method = OF_METHOD.get(entry.name, ())
+    result = run(*COMMANDS[name], *method, *words, *given, "--out", tmp_path / "x",
                  work=layered / "work")
     assert result.code == 0, result.err
-    under = words[2:] if words[0] == "--method" else words
-    assert (f"{' '.join(given)} has no effect with {' '.join(under)}: {row.why}"
+    assert (f"{' '.join(given)} has no effect with {' '.join(words)}: {row.why}"
             in result.lines("warning:"))
 
 

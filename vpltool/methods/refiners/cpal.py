@@ -29,8 +29,8 @@ READS = ("patches", "prototypes")
 class Settings(settings.Settings):
     """Settings of the prototype-aware maps."""
 
-    mask: float = setting(0.5, "Share of a CAM's maximum from which a patch is the instance's.",
-                          low=0, high=1, source="chosen")
+    instance: float = setting(0.5, "Share of a CAM's maximum from which a patch is the instance's.",
+                              low=0, high=1, source="chosen")
     neighbours: int = setting(4, "Context prototypes that an instance chooses; 0: all.", low=0,
                               metavar="K", source="chosen")
     tau: float = setting(0.05, "Temperature of their weights.", low=1e-6, source="chosen")
@@ -44,5 +44,5 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
     assert photo.prototypes is not None and photo.class_index is not None
     return prototype_aware_cam(photo.tensors["patches"], photo.cams, photo.classes,
-                               photo.prototypes, photo.class_index, share=settings.mask,
+                               photo.prototypes, photo.class_index, share=settings.instance,
                                count=settings.neighbours, tau=settings.tau, shift=settings.shift)

@@ -31,8 +31,8 @@ class Settings(settings.Settings):
 
     neighbours: int = setting(20, "Regions that are averaged.", low=1, metavar="K",
                               source="CorrCLIPv2, its code")
-    share: float = setting(0.5, "Weight of the support; the rest is the photo's own region's.",
-                           low=0, high=1, source="CorrCLIPv2, its code")
+    support: float = setting(0.5, "Weight of the support; the rest is the photo's own region's.",
+                             low=0, high=1, source="CorrCLIPv2, its code")
     tau: float = setting(0.025, "Temperature of the softmax.", low=1e-6,
                          source="CorrCLIPv2, its code: scale 40")
 
@@ -48,5 +48,5 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     own = photo.row_photos.index(photo.id) if photo.id in photo.row_photos else -1
     support = supports(regions, region_class, photo.prototypes, photo.class_index,
                        photo.of_rows["photo_of"], own, count=settings.neighbours)
-    maps = supported_cam(patches, regions, support, share=settings.share, tau=settings.tau)
+    maps = supported_cam(patches, regions, support, share=settings.support, tau=settings.tau)
     return maps[:-1].view(photo.cams.shape)
