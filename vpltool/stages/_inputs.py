@@ -216,6 +216,23 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     return Prototypes(path, header, rows, index, tensors, of_space)
 
 
+_ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
+               "photo_of": ("which photos its rows come from", "bank")}
+
+
+def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
+    """Check that prototypes say of their rows what a method reads, before the first photo.
+
+    Raises:
+        VplError: they do not; the hint is the estimator that makes such prototypes.
+    """
+    for name, (what, maker) in _ROW_MAKERS.items():
+        if name in reads and name not in prototypes.of_rows:
+            raise VplError(f"{prototypes.path} does not say {what}",
+                           f"`seed_prototypes(method={maker!r}, out='{maker}.safetensors')`, then "
+                           f"`prototypes='{maker}.safetensors'`")
+
+
 def find_prototypes(work: Path, choice: str) -> Path:
     """Path of prototypes given by NAME or path."""
     named = work / "prototypes" / f"{choice}.safetensors"

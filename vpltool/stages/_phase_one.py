@@ -206,7 +206,10 @@ def _labelled(key: str, patches: Tensor, maps: InputFolder | None, settings: Pix
         return patches, torch.full((len(patches),), UNSURE)
     cam = maps.read_tensors(key)
     if settings.pixels == "regions":
-        return region_features(patches, cam["cam"], cam["classes"])
+        regions, labels = region_features(patches, cam["cam"], cam["classes"])
+        # Where a map is empty there is no region.
+        there = regions.any(dim=-1)
+        return regions[there], labels[there]
     labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
     return patches[labels != UNSURE], labels[labels != UNSURE]
 

@@ -78,6 +78,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     split, method = settings.split, find_method("cams", settings.method).load()
     features = _inputs.open_features(workspace, settings.features, split)
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+    _inputs.check_rows(prototypes, method.READS)
     no_network = "head" not in method.READS
     _aligned.check_fits(features, prototypes, head=not no_network)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])

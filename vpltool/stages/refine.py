@@ -108,6 +108,7 @@ def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleT
     if "prototypes" in method.READS:
         prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
         _aligned.check_fits(features, prototypes)
+        _inputs.check_rows(prototypes, method.READS)
     name = settings.method
     warn_without_effect(settings, without={
         **({} if second else {"second": f"`{name}` reads no second encoder"}),
