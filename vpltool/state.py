@@ -198,7 +198,8 @@ def read_state(workspace: Workspace) -> State:
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in ("features", "cams", "masks", "predictions", "probabilities", "ground-truth"):
+    for kind in ("tags", "features", "cams", "masks", "predictions", "probabilities",
+                 "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     for kind in ("prototypes", "decoder"):
         yield from sorted((work / kind).glob("*.safetensors"))

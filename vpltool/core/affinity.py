@@ -39,14 +39,14 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
     return rows, columns
 
 
-def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -> Tensor:
+def box_mask(cams: Tensor, threshold: float | Tensor = 0.4, *, exclusive: bool = False) -> Tensor:
     """Return the union of the bounding boxes around the bright regions of each CAM.
 
     As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
 
     Args:
         cams: maps in [0, 1] (maps, h, w).
-        threshold: λ, 0.4 for VOC and 0.7 for COCO.
+        threshold: λ, 0.4 for VOC and 0.7 for COCO; or one for each map (maps, 1, 1).
         exclusive: leave the map's last row and column out of every box, as in CLIP-ES.
 
     Returns:

@@ -82,6 +82,9 @@ _ALL = (
              "context_of": TensorSpec(("I64",), ("rows",), optional=True),
              "photo_of": TensorSpec(("I64",), ("rows",), optional=True),
          }),
+    Kind("tags", "tensors-folder", "how sure CLIP is of each class in a photo", "`tag()`", {
+        "scores": TensorSpec(("F32",), ("classes",)),
+    }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
          "`cam()`", {
              "cam": TensorSpec(_STORED, ("classes", "height", "width")),
