@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.gradcam import min_max
+from vpltool.core.losses import patch_affinity
 from vpltool.core.saliency import patch_walk
 
 SINKHORN_ROUNDS = 3
@@ -37,6 +38,27 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
         columns = 1 / torch.einsum("bij,bi->bj", attention, rows).clamp_min(1e-12)
         rows = 1 / torch.einsum("bij,bj->bi", attention, columns).clamp_min(1e-12)
     return rows, columns
+
+
+def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
+    """Return what WeCLIP's refining module (CVPR 2024) puts in the place of CLIP's mean attention.
+
+    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
+    is at most the mean of all d.
+
+    Args:
+        fused: a decoder's fused features F (n, width).
+        attentions: attention A_l of each block (blocks, n, n).
+
+    Returns:
+        (n, n) float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
+    """
+    affinity = patch_affinity(fused[None].float())[0]
+    maps = attentions.float()
+    distance = (affinity - maps).sum(dim=(1, 2), dtype=torch.float64)
+    # The nearest is always kept, also where rounding puts the mean of equal distances below them.
+    kept = distance <= torch.maximum(distance.mean(), distance.amin())
+    return affinity * (maps * kept[:, None, None]).sum(dim=0) / kept.sum()
 
 
 def box_mask(cams: Tensor, threshold: float | Tensor = 0.4, *, exclusive: bool = False) -> Tensor:

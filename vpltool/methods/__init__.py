@@ -64,7 +64,7 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions"), "gradcam"),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
-               (*_FEATURES, "prototypes", "photo", "captions"), "attention"),
+               (*_FEATURES, "prototypes", "decoder", "photo", "captions"), "attention"),
     MethodKind("estimators", "seed-prototypes", "estimate",
                "prototypes from pixels and their seed labels", ("patches",), "means"),
     MethodKind("label_refiners", "crf", "refine_labels",

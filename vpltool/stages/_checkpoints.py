@@ -27,7 +27,7 @@ class Start:
 
     Args:
         step: its first step.
-        curve: the loss curve so far: step, mask loss, contrast.
+        curve: the loss curve so far: step, mask loss, contrast, affinity where it has a weight.
         recent: losses of steps that are not yet in the curve.
         tensors: state of the network and the optimizer; empty: as they are made.
     """
