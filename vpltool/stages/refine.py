@@ -154,6 +154,9 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
+    check = getattr(method, "check", None)
+    if check is not None:
+        check(settings.of_method)
     device = find_device(settings.device)
     network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}
