@@ -201,8 +201,8 @@ def read_state(workspace: Workspace) -> State:
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in ("features", "features-second", "cams", "masks", "predictions", "probabilities",
-                 "ground-truth"):
+    for kind in ("tags", "features", "features-second", "cams", "masks", "predictions",
+                 "probabilities", "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     for kind in ("prototypes", "decoder"):
         yield from sorted(path for path in (work / kind).glob("*.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,8 @@ _MOST_CLASSES = 254
 
 
 def read_folder(
-    images: Path, labels: Path, masks: Path | None, *, classes_known: bool = False
+    images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
+    untagged: bool = False,
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV.
 
@@ -34,10 +35,11 @@ def read_folder(
 
     Args:
         images: the folder; sub-folders are part of the id.
-        labels: the CSV.
+        labels: the CSV; without it, all photos are taken, and none has a tag.
         masks: folder of true masks, for `eval`, named after the ids; or None.
         classes_known: whether the class names come from elsewhere, and the labels are checked
             against them; see `read_tags`.
+        untagged: whether photos without a row are taken, without a tag.
 
     Returns:
         the photos; the sorted union of their labels; and remarks for the user.
@@ -52,8 +54,14 @@ def read_folder(
     if not names:
         raise VplError(f"{images} holds no photo; found: {found_in(images)}",
                        _convert(images.rglob("*")) or TAKEN)
-    rows, remarks = read_tags(labels, classes_known=classes_known)
-    listed, doubts = _match(rows, names, images, labels)
+    listed: dict[str, TagRow] = {}
+    remarks: list[str] = []
+    if labels is not None:
+        rows, remarks = read_tags(labels, classes_known=classes_known)
+        listed, doubts = _match(rows, names, images, labels, left_out=not untagged)
+        remarks += doubts
+    if untagged or labels is None:
+        listed |= _without_tags(names, listed, images)
     photos = []
     for name, row in listed.items():
         mask = masks / f"{_key(name)}.png" if masks else None
@@ -65,7 +73,7 @@ def read_folder(
                        f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
                        "labels are class names, separated by ;, not sentences")
     return photos, classes, [
-        *remarks, *doubts, *class_remarks(photos, classes_known=classes_known),
+        *remarks, *class_remarks(photos, classes_known=classes_known),
         *_in_train_and_val(photos), *_same_photos(images, photos)]
 
 
@@ -74,8 +82,25 @@ def _key(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
 
 
-def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path
-           ) -> tuple[dict[str, TagRow], list[str]]:
+def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Path
+                  ) -> dict[str, TagRow]:
+    """File name of each photo without a row to one without labels, in the split `train`."""
+    by_key = {_key(name): name for name in listed}
+    found: dict[str, TagRow] = {}
+    for name in names:
+        if name in listed:
+            continue
+        key = _key(name)
+        if key in by_key:
+            raise VplError(f"{images}: {by_key[key]} and {name} would both be the photo {key}",
+                           "rename one of them")
+        by_key[key] = name
+        found[name] = TagRow(0, name, (), ("train",))
+    return found
+
+
+def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path, *,
+           left_out: bool) -> tuple[dict[str, TagRow], list[str]]:
     """Return the file name of each photo to its row, in the order of the rows; and remarks."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -98,7 +123,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
-    if unlisted:
+    if unlisted and left_out:
         remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
                        f"{labels} and are left out: {some(unlisted)}")
     return listed, remarks

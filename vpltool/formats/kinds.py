@@ -86,6 +86,9 @@ _ALL = (
              "space_bias": TensorSpec(("F32",), ("layers", "dim"), optional=True),
          }),
     Kind("alignment", "tensors", "the training of an alignment that was stopped", "`align()`", {}),
+    Kind("tags", "tensors-folder", "how sure CLIP is of each class in a photo", "`tag()`", {
+        "scores": TensorSpec(("F32",), ("classes",)),
+    }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
          "`cam()`", {
              "cam": TensorSpec(_STORED, ("classes", "height", "width")),

@@ -321,6 +321,9 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
 
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    if not any(photo.labels for photo in photos):
+        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
+        return
     unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
     why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
            if grown else "")
