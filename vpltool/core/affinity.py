@@ -130,12 +130,12 @@ def refine(
         attention = source.float()
         rows, columns = sinkhorn_scaling(attention[None])
         for _ in range(2):
-            spread = _symmetric_product(attention, rows[0], columns[0], spread)
+            spread = symmetric_product(attention, rows[0], columns[0], spread)
     refined = spread.T.view_as(cams)
     return min_max(refined) if normalise else refined.clamp(0, 1)
 
 
-def _symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:
+def symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:
     """Multiply D = (S + Sᵀ)/2, S = diag(rows)·A·diag(columns), with maps (n, K)."""
     forward = rows[:, None] * (attention @ (columns[:, None] * maps))
     backward = columns[:, None] * (attention.T @ (rows[:, None] * maps))

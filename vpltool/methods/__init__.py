@@ -61,6 +61,8 @@ _FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_p
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
+    MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
+               (*_FEATURES, "head"), "naclip"),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions"), "gradcam"),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",

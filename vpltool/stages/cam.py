@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.formats import InputFolder, Workspace, read_tensors
+from vpltool.formats import InputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches
+from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
-from vpltool.stages.extract import head_path
-
-if TYPE_CHECKING:
-    import torch
-
-    from vpltool.core.vit import Head
+from vpltool.stages._heads import read_head
 
 TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
 """What a method may read of the features."""
@@ -106,15 +100,12 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
            second: InputFolder | None, prototypes: _inputs.Prototypes, todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""
-    import torch
-
     from vpltool.parallel.device import PRECISIONS, find_device, find_precision
 
     device = find_device(settings.device)
     reads_head = "head" in method.READS
-    dtype = (find_precision(settings.precision, device, console.warn) if reads_head
-             else torch.float32)
-    head = _read_head(features.path).to(device, dtype) if reads_head else None
+    dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
+    head = read_head(features.path).to(device, dtype) if reads_head else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
     of_rows = {name: tensor.to(device) for name, tensor in prototypes.of_rows.items()}
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
@@ -124,11 +115,9 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
-        beside = [_second.read_second(second, key, method.READS, batch.grid) for key in batch.ids]
-        tensors = batch.tensors | {name: torch.stack([item[name] for item in beside])
-                                   for name in beside[0]}
+        tensors = batch.tensors | _second.read_batch(second, batch, method.READS)
         maps = method.make_cams(CamBatch(
-            batch.ids, batch.grid, _moved(tensors, device, dtype), [tags[key] for key in batch.ids],
+            batch.ids, batch.grid, moved(tensors, device, dtype), [tags[key] for key in batch.ids],
             rows, index, of_rows, prototypes.photos, head,
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
             [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
@@ -138,21 +127,3 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     batches = feature_batches(features, todo, wanted, settings.batch_size, device=device)
     return _photo_work.run_batches(batches, draw,
                                    lambda _: _inputs.smaller_photos_hint(features.header))
-
-
-def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-           ) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True).to(dtype)
-            for name, tensor in tensors.items()}
-
-
-def _read_head(features: Path) -> Head:
-    from vpltool.clip.weights import without_random_init
-    from vpltool.core.vit import Head
-
-    header, tensors = read_tensors(head_path(features), "head",
-                                   made_by="`extract()` writes it beside the features")
-    with without_random_init():
-        head = Head.from_config(header.facts["config"])
-    head.load_state_dict(tensors)
-    return head.eval().requires_grad_(False)
