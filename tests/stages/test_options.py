@@ -106,12 +106,14 @@ def test_a_preset_s_values_are_not_warned_of(run: Run, ready: Path, tmp_path: Pa
 
 
 COMMANDS: dict[str, tuple[object, ...]] = {
-    "refine": ("refine", "--cams", "text"), "shift-gap": ("shift-gap",),
+    "extract": ("extract", "--workers", 0), "refine": ("refine", "--cams", "text"),
+    "shift-gap": ("shift-gap",),
     "seed-prototypes": ("seed-prototypes", "--cams", "text")}
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
-VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
-                          "phi_background": 0.1, "clusters": 3}
+VALUES: dict[str, Any] = {"calibrated_blocks": 2, "calibrated_heads": "mean", "threshold": 0.7,
+                          "box": "exclusive", "cams": "text", "phi": 0.2, "phi_background": 0.1,
+                          "clusters": 3}
 
 
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:

@@ -93,7 +93,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     folder = settings.out or workspace.path / f"features-{settings.name or settings.method}" / split
     if folder.resolve() == features.path.resolve():
         raise VplError(f"{folder} would replace the features that are read",
-                       "another `name`, or another `out`")
+                       "`name='NAME'`, or `out='DIR'`, puts it elsewhere")
     outputs = _photo_work.open_outputs({folder: header}, replace(photos, own={}), settings)
 
     def copy_head() -> None:

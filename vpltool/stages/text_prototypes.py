@@ -122,7 +122,7 @@ def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> 
     """Read the descriptions of all classes; empty if there is no file of them."""
     if settings.attributes is None:
         warn_without_effect(settings, without=dict.fromkeys(
-            _OF_ATTRIBUTES, "no `attributes` are given"))
+            _OF_ATTRIBUTES, "there are no descriptions"))
         return []
     read = read_attributes(settings.attributes, workspace.classes)
     lacking = [name for name in workspace.classes if name not in read]

@@ -163,10 +163,10 @@ def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, f
         raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
                        "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
                                         if hasattr(settings.of_method, "residual") else ""))
-    if (network.reads_patches and frozen.features
-            and frozen.features.header.options.get("patches", "block") != "block"):
+    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
+    if network.reads_patches and held != "block":
         raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
-                       "holds those of its value path",
+                       f"holds others ({held})",
                        "`source='photos'`" + (", or `residual=False`" if hasattr(
                            settings.of_method, "residual") else ""))
     return network
