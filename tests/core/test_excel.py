@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from reference import excel as slow
 from torch import Tensor
 
-from vpltool.core.surgery import surgery_cam
+from vpltool.core.surgery import surgery_cam, surgery_scores
 from vpltool.core.text import attribute_centres, with_attributes
 
 
@@ -35,6 +35,14 @@ def test_attributes_are_the_means_of_clusters() -> None:
     torch.testing.assert_close(centres[order], wanted[wanted[:, 1].argsort()])
     assert (centres.norm(dim=-1) < 0.999).all()
     assert torch.equal(attribute_centres(bunches[0], 9), bunches[0])
+
+
+def test_surgery_scores_are_those_of_the_channels() -> None:
+    patches, photo, rows = unit(2, 6, 8), unit(2, 8, seed=1), unit(5, 8, seed=2)
+    wanted = torch.stack([slow.surgery(*of_photo, rows, 3.0, by_channel=False)
+                          for of_photo in zip(patches, photo, strict=True)])
+    torch.testing.assert_close(surgery_scores(patches, photo, rows, scale=3.0), wanted, atol=1e-5,
+                               rtol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (1, 1)])

@@ -68,7 +68,7 @@ def test_excel_averages_so_many_blocks(world: Path, tmp_path: Path, run: Run) ->
 
 
 CHANGES: tuple[tuple[object, ...], ...] = (
-    ("--tau", 1), ("--steps", 1), ("--tau-text", 5), ("--classes", "all"), ("--stretch", "all"),
+    ("--tau", 1), ("--steps", 3), ("--tau-text", 5), ("--classes", "all"), ("--stretch", "all"),
     ("--combine", "entries"), ("--mask", "box"), ("--keep-scale",))
 
 

@@ -32,7 +32,7 @@ class Settings(_boxes.BoxSettings):
     """Settings of the divergence affinity."""
 
     tau: float = setting(0.01, "Temperature of the affinity.", low=1e-6, source="chosen")
-    steps: int = setting(2, "Power of the affinity.", low=1, source="chosen, as in CLIP-ES")
+    steps: int = setting(1, "Power of the affinity.", low=1, source="chosen")
     tau_text: float = setting(0.1, "Temperature of the patches' distributions.", low=1e-6,
                               source="chosen")
     classes: str = setting(
