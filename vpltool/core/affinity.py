@@ -100,7 +100,8 @@ def _components(bright: Tensor, rounds: int) -> Tensor:
 
 def refine(
     cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
-    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True,
+    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True, steps: int = 1,
+    tau: float = 0.1,
 ) -> Tensor:
     """Spread the CAMs of one photo along its attention (CLIP-ES, eqs. 5 to 7) or similar patches.
 
@@ -108,12 +109,14 @@ def refine(
         cams: maps in [0, 1] (K, h, w).
         source: mean attention of the last blocks (h·w, h·w); for `patches` the L2-normed patch
             embeddings (h·w, dim).
-        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, one step of
+        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, steps of
             `patch_walk`.
         mask: `box` keeps only the CAM within its boxes, `none` keeps all of it.
         threshold: λ of the boxes.
         exclusive: see `box_mask`.
         normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
+        steps: number of steps of `patch_walk`.
+        tau: its temperature.
 
     Returns:
         maps (K, h, w), float32.
@@ -125,7 +128,9 @@ def refine(
         start = start * box_mask(start, threshold, exclusive=exclusive)
     spread = start.flatten(1).T
     if affinity == "patches":
-        spread = patch_walk(source[None].float())[0] @ spread
+        walk = patch_walk(source[None].float(), tau)[0]
+        for _ in range(steps):
+            spread = walk @ spread
     else:
         attention = source.float()
         rows, columns = sinkhorn_scaling(attention[None])
