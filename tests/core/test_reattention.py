@@ -110,6 +110,13 @@ def test_calibration_leaves_clips_own_path_as_it_is() -> None:
     assert (found.patches - plain.patches).abs().max() > 0.1
 
 
+def test_calibration_in_a_tower_with_attention_pooling() -> None:
+    """The pooler's value path follows, as for other patches."""
+    _, tower = build(attentional_pool=True, attn_pooler_queries=1, attn_pooler_heads=2)
+    found = tower(torch.randn(1, 3, 16, 24), patches="calibrated")
+    torch.testing.assert_close(found.patches.norm(dim=-1), torch.ones(1, 6))
+
+
 def poolers() -> list[Head]:
     """Heads with attention pooling: CoCa's with a class token, SigLIP's without."""
     torch.manual_seed(2)

@@ -70,10 +70,14 @@ def surgery_cam(patches: Tensor, photo: Tensor, grid: tuple[int, int], prototype
     if normalise == "channel":
         patches, photo = by_channel(patches, photo)
     scores = surgery_scores(patches, photo, prototypes.to(patches), scale=scale)
+    rows_of: dict[int, list[int]] = {}
+    for row, index in enumerate(class_index.tolist()):
+        rows_of.setdefault(index, []).append(row)
     maps = []
     for own, classes in zip(scores, present, strict=True):
-        best = [own[:, class_index == index].amax(dim=-1) if (class_index == index).any()
-                else own.new_zeros(len(own)) for index in classes.tolist()]
-        stacked = torch.stack(best) if best else own.new_zeros(0, len(own))
-        maps.append(min_max(stacked.view(-1, *grid)) if best else stacked.view(0, *grid))
+        best = own.new_zeros(len(classes), len(own))
+        for number, index in enumerate(classes.tolist()):
+            if index in rows_of:
+                best[number] = own[:, rows_of[index]].amax(dim=-1)
+        maps.append(min_max(best.view(-1, *grid)))
     return maps
