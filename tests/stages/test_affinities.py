@@ -92,3 +92,17 @@ def test_divergence_wants_prototypes(world: Path, run: Run) -> None:
     result = run("refine", "--cams", "text", "--method", "divergence", "--out", "x", work=world)
     assert result.code == 1
     assert "vpltool learn-prototypes" in result.lines("hint:")[0]
+
+
+def test_each_setting_of_transport_counts(world: Path, tmp_path: Path, run: Run) -> None:
+    command = ("refine", "--cams", "text", "--method", "transport", "--second",
+               world / "features/train", "--store", "fp32")
+    result = run(*command, "--out", tmp_path / "plain", work=world)
+    assert result.code == 0, result.err
+    assert "second" in open_input(tmp_path / "plain", ("cams",)).header.inputs
+    plain = maps_of(tmp_path / "plain")
+    assert torch.equal(plain.amax(dim=(1, 2)).round(decimals=4), torch.ones(len(plain)))
+    for change in (("--background", 0.9), ("--alike", -1), ("--epsilon", 1), ("--rounds", 1)):
+        made = run(*command, *change, "--out", tmp_path / change[0], work=world)
+        assert made.code == 0, made.err
+        assert not torch.allclose(maps_of(tmp_path / change[0]), plain, atol=1e-4), change
