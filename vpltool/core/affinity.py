@@ -6,6 +6,8 @@ scaled by two vectors. The cost is a few matrix products for all classes at once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,12 +134,58 @@ def refine(
         for _ in range(steps):
             spread = walk @ spread
     else:
-        attention = source.float()
-        rows, columns = sinkhorn_scaling(attention[None])
-        for _ in range(2):
-            spread = symmetric_product(attention, rows[0], columns[0], spread)
+        spread = attention_walk([source], [1.0], spread)
     refined = spread.T.view_as(cams)
     return min_max(refined) if normalise else refined.clamp(0, 1)
+
+
+def refine_masked(cams: Tensor, attentions: Sequence[Tensor], shares: Sequence[float],
+                  mask: Tensor | None, *, normalise: bool = True) -> Tensor:
+    """Spread the CAMs of one photo, inside a mask, along the attention of one encoder or more.
+
+    Args:
+        cams: maps in [0, 1] (K, h, w).
+        attentions: of each encoder (h·w, h·w).
+        shares: of each encoder in the affinity.
+        mask: patches that each map may spread from, bool (K, h, w): columns of the affinity. None:
+            all. A map of which it leaves nothing is not masked.
+        normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
+
+    Returns:
+        maps (K, h, w), float32.
+    """
+    start = cams.float().flatten(1)
+    if mask is not None:
+        inside = start * mask.flatten(1)
+        start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
+    refined = attention_walk(attentions, shares, start.T).T.reshape(cams.shape)
+    return min_max(refined) if normalise else refined.clamp(0, 1)
+
+
+def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:
+    """Take two steps along the weighted mean of doubly stochastic attentions.
+
+    Each is made doubly stochastic by itself: without the class token and the registers, rows of
+    different encoders sum to different numbers, and the shares would not be those asked for. A mean
+    of doubly stochastic matrices is one; none is formed.
+
+    Args:
+        attentions: of each encoder (n, n).
+        shares: of each; an encoder without one is not looked at.
+        maps: (n, K), float32.
+
+    Returns:
+        maps (n, K), float32.
+    """
+    steps = [(share, attention.float()) for share, attention in zip(shares, attentions, strict=True)
+             if share]
+    scaled = [(share, attention, *sinkhorn_scaling(attention[None]))
+              for share, attention in steps]
+    for _ in range(2):
+        parts = [symmetric_product(attention, rows[0], columns[0], maps) * share
+                 for share, attention, rows, columns in scaled]
+        maps = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return maps
 
 
 def symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:

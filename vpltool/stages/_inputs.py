@@ -111,7 +111,9 @@ def _keeping(header: Header, names: Sequence[str]) -> str:
     """The call that makes features again with these tensors: a hint."""
     split, every = header.options["split"], ",".join(names)
     if header.command == "extract":
-        return f"`extract(split={split!r}, keep={every!r}, overwrite=True)`"
+        encoder = header.call.get("encoder")
+        return (f"`extract(split={split!r}, keep={every!r}, "
+                f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
     carried = ",".join(name for name in names if name != "patches")
     return (f"`embed(method={header.options['method']!r}, split={split!r}, carry={carried!r}, "
             "overwrite=True)`, where the features that it reads hold them")
