@@ -19,6 +19,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.changes import explain_change
 from vpltool.formats.kinds import KINDS
+from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
@@ -204,6 +205,10 @@ def _paths(work: Path) -> Iterable[Path]:
     for kind in ("tags", "features", "features-second", "cams", "masks", "predictions",
                  "probabilities", "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
+    # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
+    for path in sorted(work.glob("features-*/**/artifact.json")):
+        if header_of(manifest_of(path.parent), path).command == "embed":
+            yield path.parent
     for kind in ("prototypes", "decoder"):
         yield from sorted(path for path in (work / kind).glob("*.safetensors")
                           if not is_checkpoint(path))

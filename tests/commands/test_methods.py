@@ -44,6 +44,11 @@ def make_cams(batch, settings):
     return [torch.full((len(present), *batch.grid), settings.toy_level)
             for present in batch.present]
 '''),
+    "embeddings": ("patches of one level", ("patches",), "", '''
+def make_patches(batch, settings):
+    assert batch.head is None
+    return torch.full_like(batch.tensors["patches"], settings.toy_level)
+'''),
     "refiners": ("maps of one level at most", ("attention",), "", '''
 def refine(photo, settings):
     assert photo.tensors["attention"].ndim == 2
@@ -169,6 +174,7 @@ def test_help_lists_it_and_its_options(kind: str, toys: Path, run: Run) -> None:
 
 RUNS: dict[str, tuple[tuple[object, ...], str]] = {
     "cams": ((), "cams/text-toy/train"),
+    "embeddings": ((), "features-toy/train"),
     "refiners": (("--cams", "text", "--out", "toys/refined"), "toys/refined"),
     "estimators": (("--cams", "text", "--phi", 0.6, "--phi-background", 0.3, "--out",
                     "toys/seeds.safetensors"), "toys/seeds.safetensors"),
@@ -231,7 +237,7 @@ def test_export_takes_a_format_of_ones_own(world: Path, run: Run) -> None:
     assert [line.split()[::2] for line in lines] == [[f"scene{n}", "0.25"] for n in range(6)]
 
 
-@pytest.mark.parametrize("kind", ["cams", "refiners", "estimators", "label_refiners", "segmenters"])
+@pytest.mark.parametrize("kind", RUNS)
 def test_an_option_of_another_method_is_a_usage_error(kind: str, toys: Path, world: Path, run: Run
                                                       ) -> None:
     stage, default = KINDS[kind].stage, KINDS[kind].default

@@ -108,14 +108,16 @@ def test_a_preset_s_values_are_not_warned_of(run: Run, ready: Path, tmp_path: Pa
 
 
 COMMANDS: dict[str, tuple[object, ...]] = {
-    "refine": ("refine", "--cams", "text"), "shift-gap": ("shift-gap",),
+    "extract": ("extract", "--workers", 0), "refine": ("refine", "--cams", "text"),
+    "shift-gap": ("shift-gap",),
     "seed-prototypes": ("seed-prototypes", "--cams", "text"),
     "align": ("align", "--cams", "text", "--iters", 3, "--width", 8),
     "tag": ("tag", "--workers", 0)}
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
-VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
-                          "phi_background": 0.1, "clusters": 3, "superpixels": 50,
+VALUES: dict[str, Any] = {"calibrated_blocks": 2, "calibrated_heads": "mean", "threshold": 0.7,
+                          "box": "exclusive", "cams": "text", "phi": 0.2, "phi_background": 0.1,
+                          "clusters": 3, "superpixels": 50,
                           "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
                           "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
                           "detail": 2, "alpha": 0.3, "crop": 16}

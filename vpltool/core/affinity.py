@@ -204,13 +204,13 @@ def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: 
     scaled = [(share, attention, *sinkhorn_scaling(attention[None]))
               for share, attention in steps]
     for _ in range(2):
-        parts = [_symmetric_product(attention, rows[0], columns[0], maps) * share
+        parts = [symmetric_product(attention, rows[0], columns[0], maps) * share
                  for share, attention, rows, columns in scaled]
         maps = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return maps
 
 
-def _symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:
+def symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:
     """Multiply D = (S + Sᵀ)/2, S = diag(rows)·A·diag(columns), with maps (n, K)."""
     forward = rows[:, None] * (attention @ (columns[:, None] * maps))
     backward = columns[:, None] * (attention.T @ (rows[:, None] * maps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +63,11 @@ class Block(nn.Module):
             x: tokens (B, N, width), the residual branch.
             normed: ln_1(x), or a replacement for it, (B, N, width).
         """
-        return self._after_attention(x, self.attend(*self.heads(normed)))
+        return self.after_attention(x, self.attend(*self.heads(normed)))
 
     def forward_alone(self, x: Tensor) -> Tensor:
         """Run the block as if each token saw only itself: its attention is the identity."""
-        return self._after_attention(x, self.heads(self.ln_1(x))[2])
+        return self.after_attention(x, self.heads(self.ln_1(x))[2])
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run the block without gradients; also return its head-averaged attention.
@@ -76,7 +76,7 @@ class Block(nn.Module):
             tokens (B, N, width); attention (B, N, N) in float32, rows summing to 1.
         """
         mixed, mean = self._weigh_and_average(self.ln_1(x), values=True)
-        return self._after_attention(x, mixed), mean
+        return self.after_attention(x, mixed), mean
 
     def attention(self, x: Tensor) -> Tensor:
         """Return only the head-averaged attention (B, N, N), float32."""
@@ -88,6 +88,12 @@ class Block(nn.Module):
         qkv = self.qkv(normed).view(batch, count, 3, self.shape.heads, width // self.shape.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
+
+    def values(self, normed: Tensor) -> Tensor:
+        """Map ln_1's output (B, N, width) to the values only (B, heads, N, head width)."""
+        width = self.shape.width
+        value = F.linear(normed, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :])
+        return value.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Mix values (B, heads, N, head width) by attention; its matrix is not returned."""
@@ -104,10 +110,43 @@ class Block(nn.Module):
         mixed = _weigh(query, key, value if values else value[..., :0], total)
         return mixed, total.div_(heads)
 
-    def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = torch.addcmul(x, self.gamma_1, self.out(mixed.transpose(1, 2).flatten(2)))
+    def attention_output(self, mixed: Tensor) -> Tensor:
+        """Project the output of the heads (B, heads, N, head width) to (B, N, width).
+
+        It is what the residual branch would be added to.
+        """
+        return self.gamma_1 * self._joined(mixed)
+
+    def _joined(self, mixed: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Run the rest of the block: output projection, residual, MLP.
+
+        Args:
+            x: tokens (B, N, width), the residual branch.
+            mixed: output of the heads (B, heads, N, head width).
+        """
+        x = torch.addcmul(x, self.gamma_1, self._joined(mixed))
         hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
         return torch.addcmul(x, self.gamma_2, self.proj(hidden))
+
+
+@torch.no_grad()
+def self_attention(parts: Sequence[Tensor]) -> Tensor:
+    """Return the attention of each part to itself, as of queries to queries; the parts' mean.
+
+    Args:
+        parts: query, key or value (B, heads, N, head width).
+
+    Returns:
+        (B, N, N), summed over the heads, float32.
+    """
+    batch, _, count, _ = parts[0].shape
+    total = parts[0].new_zeros(batch, count, count, dtype=torch.float32)
+    for part in parts:
+        _weigh(part, part, part[..., :0], total)
+    return total.div_(len(parts))
 
 
 def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = None) -> Tensor:

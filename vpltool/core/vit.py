@@ -6,6 +6,7 @@ CAMs need: tokens before the last block, patch embeddings in the joint space, an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape
+from vpltool.core.calibration import Calibration, calibrated_path
 
 ATTENTION_BLOCKS = 8
 """CLIP-ES averages the attention of the last 8 blocks."""
@@ -98,10 +100,15 @@ class Head(nn.Module):
         No patch sees another there (MaskCLIP, ECCV 2022): the result is more precise in location
         but less certain about the class. L2-normed (B, N, dim).
         """
-        width = tokens.shape[-1]
-        weight, bias = self.block.qkv.weight[2 * width :], self.block.qkv.bias[2 * width :]
-        value = F.linear(self.block.ln_1(tokens), weight, bias)
-        return self.patch_embeddings(self.block.gamma_1 * self.block.out(value))
+        value = self.block.values(self.block.ln_1(tokens))
+        return self.patch_embeddings(self.block.attention_output(value))
+
+    def class_embedding(self, tokens: Tensor) -> Tensor:
+        """Map the last block's output (B, N, width) to the photo's own vector, L2-normed (B, dim).
+
+        It is that of the class token; without one, the model's own pooler gives it.
+        """
+        return self.patch_embeddings(tokens[:, 0]) if self.prefix else self.pooled(tokens)
 
     def lone_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's *input* (B, N, width) to joint vectors, each token on its own.
@@ -248,26 +255,30 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = ()) -> DenseFeatures:
+                layers: Sequence[int] = (), calibration: Calibration = Calibration()
+                ) -> DenseFeatures:
         """Encode a batch; only what is asked for is computed.
 
         Args:
             pixels: normalised photos (B, 3, H, W), H and W multiples of the patch size.
             patches: source of the patch embeddings: `block`, the last block's output in the joint
-                space; `value`, only its value path; `last`, its output without a joint space; or
+                space; `value`, only its value path; `calibrated`, ExCEL's second path beside the
+                last blocks; `last`, the last block's output without a joint space; or
                 `none`.
             attention: whether to average the attention of the last blocks.
             attentions: whether to keep the attention of each of them.
             attention_blocks: number of these blocks.
             layers: indices of the blocks whose outputs are wanted (0 is the first).
+            calibration: how the second path is made.
         """
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
-        parts = [self._encode(part, patches, blocks, attention, attentions, layers)
+        parts = [self._encode(part, patches, blocks, attention, attentions, layers, calibration)
                  for part in cache_parts(pixels, self.patch)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
-                attentions: bool, layers: Sequence[int]) -> DenseFeatures:
+                attentions: bool, layers: Sequence[int], calibration: Calibration
+                ) -> DenseFeatures:
         x = self.embed(pixels)
         last, prefix = self.depth - 1, self.head.prefix
         first = self.depth - attention_blocks
@@ -275,9 +286,11 @@ class VisionTower(nn.Module):
         total: Tensor | None = None
         seen: list[Tensor] = []
         kept: dict[int, Tensor] = {}
-        tokens = x
+        inputs: deque[Tensor] = deque(
+            maxlen=calibration.blocks if patches == "calibrated" else 1)
         for index, block in enumerate([*self.blocks, self.head.block]):
-            tokens, weights = x, None
+            inputs.append(x)
+            weights = None
             if index < first:
                 x = block(x) if index < last or whole else x
             elif index < last or whole:
@@ -295,18 +308,25 @@ class VisionTower(nn.Module):
         if total is not None:
             total = total[:, prefix:, prefix:] / (self.depth - first)
         return DenseFeatures(
-            tokens, self._patches(patches, tokens, x), total,
+            inputs[-1], self._embed_patches(patches, x, inputs, calibration), total,
             torch.stack(seen, dim=1) if seen else None,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
 
-    def _patches(self, source: str, tokens: Tensor, output: Tensor) -> Tensor | None:
-        """Embed the patches of the last block's input or output (B, prefix+n, width)."""
-        if source == "none":
-            return None
-        if source == "value":
-            return self.head.value_embeddings(tokens[:, self.head.prefix :])
-        embed = self.head.last_tokens if source == "last" else self.head.patch_embeddings
-        return embed(output[:, self.head.prefix :])
+    def _embed_patches(self, patches: str, output: Tensor, inputs: Sequence[Tensor],
+                       calibration: Calibration) -> Tensor | None:
+        """Embed patches from the last block's output, or from the last blocks' inputs."""
+        prefix = self.head.prefix
+        if patches == "block":
+            return self.head.patch_embeddings(output[:, prefix:])
+        if patches == "last":
+            return self.head.last_tokens(output[:, prefix:])
+        if patches == "value":
+            return self.head.value_embeddings(inputs[-1][:, prefix:])
+        if patches == "calibrated":
+            last = [*self.blocks, self.head.block][-len(inputs):]
+            beside = calibrated_path(last, inputs, calibration.heads)
+            return self.head.patch_embeddings(beside[:, prefix:])
+        return None
 
 
 def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:

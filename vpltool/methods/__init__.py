@@ -62,6 +62,8 @@ _OF_ROWS = ("context_of", "photo_of")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
+    MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
+               (*_FEATURES, "head"), "naclip"),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam"),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",

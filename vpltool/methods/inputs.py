@@ -85,6 +85,23 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class EmbeddingBatch:
+    """Photos of one grid, for a method of `embeddings`. Tensors are on the device.
+
+    Args:
+        ids: of the photos (B).
+        grid: (h, w), in patches.
+        tensors: those of the features that the method reads, stacked; see `CamBatch`.
+        head: CLIP's last block and projection, if the method reads `head`.
+    """
+
+    ids: Sequence[str]
+    grid: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
 class CamBatch:
     """Photos of one grid, for a method of `cams`. Tensors are on the device.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,6 +56,13 @@ def feature_batches(
     photos = ((key, features.read_tensors(key, "grid", *names)) for key in ids)
     return read_ahead(_stack(batch, pinned) for batch in bucketed(
         photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size))
+
+
+def moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+          ) -> dict[str, Tensor]:
+    """Move named tensors to a device, in one number format."""
+    return {name: tensor.to(device, non_blocking=True).to(dtype)
+            for name, tensor in tensors.items()}
 
 
 def bucketed(

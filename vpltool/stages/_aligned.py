@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vpltool.core.aligned_space import AlignedSpace
+    from vpltool.core.vit import Head
 
 
 def space_of(prototypes: _inputs.Prototypes) -> AlignedSpace | None:
@@ -23,6 +24,16 @@ def space_of(prototypes: _inputs.Prototypes) -> AlignedSpace | None:
     from vpltool.core.aligned_space import AlignedSpace
 
     return AlignedSpace.from_tensors(prototypes.of_space, _facts(prototypes)["last_relu"])
+
+
+def behind(head: Head, space: AlignedSpace | None) -> Head:
+    """Put the map into a space behind CLIP's head; without a space, it is the head itself."""
+    if space is None:
+        return head
+
+    from vpltool.core.aligned_space import AlignedHead
+
+    return AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
 def carried(prototypes: _inputs.Prototypes) -> tuple[Mapping[str, Tensor], dict[str, Any]]:

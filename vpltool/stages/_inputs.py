@@ -99,17 +99,25 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
     """Check that features hold tensors, before the first photo is opened.
 
     Raises:
-        VplError: they do not; the hint is the `extract` that keeps them, too.
+        VplError: they do not; the hint is the `extract`, or `embed`, that keeps them, too.
     """
     kept = features.header.options["keep"]
     lacking = [name for name in wanted if name not in kept]
     if lacking:
-        every = ",".join(dict.fromkeys([*kept, *lacking]))
-        split = features.header.options["split"]
-        encoder = features.header.call.get("encoder")
         raise VplError(f"{features.path} holds {', '.join(kept)}, but no {lacking[0]}",
-                       f"`extract(split={split!r}, keep={every!r}, "
-                       f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
+                       _keeping(features.header, list(dict.fromkeys([*kept, *lacking]))))
+
+
+def _keeping(header: Header, names: Sequence[str]) -> str:
+    """The call that makes features again with these tensors: a hint."""
+    split, every = header.options["split"], ",".join(names)
+    if header.command == "extract":
+        encoder = header.call.get("encoder")
+        return (f"`extract(split={split!r}, keep={every!r}, "
+                f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
+    carried = ",".join(name for name in names if name != "patches")
+    return (f"`embed(method={header.options['method']!r}, split={split!r}, carry={carried!r}, "
+            "overwrite=True)`, where the features that it reads hold them")
 
 
 def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],
@@ -310,6 +318,8 @@ def check_file(
 def smaller_photos_hint(header: Header) -> str:
     """What to do where the features of one photo do not fit into memory: a hint."""
     held = header.options
+    if header.command != "extract":
+        return f"`device='cpu'`, or smaller photos in `extract(split={held['split']!r})`"
     return (f"`extract(split={held['split']!r}, keep={','.join(held['keep'])!r}, "
             f"max_side={(held['max_side'] or 2048) // 2}, overwrite=True)`, or `device='cpu'`")
 

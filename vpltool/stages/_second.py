@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, open_input
+from vpltool.parallel.batches import FeatureBatch
 from vpltool.settings import setting
 from vpltool.stages import _inputs
 
@@ -94,3 +95,12 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
     resample = {"patches": resample_patches, "attention": resample_attention}
     return {name: resample[tensor](tensors[tensor], (height, width), grid)
             for name, tensor in names.items()}
+
+
+def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
+               ) -> dict[str, torch.Tensor]:
+    """Read the tensors of a second encoder for a batch of photos, stacked; see `read_second`."""
+    import torch
+
+    photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
+    return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}

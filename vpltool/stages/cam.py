@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.formats import InputFolder, Workspace, read_tensors
+from vpltool.formats import InputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches
+from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _photo_work, _second
-from vpltool.stages.extract import head_path
-
-if TYPE_CHECKING:
-    import torch
-
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.vit import Head
+from vpltool.stages._heads import read_head
 
 TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
 """What a method may read of the features."""
@@ -107,16 +100,14 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
            second: InputFolder | None, prototypes: _inputs.Prototypes, todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""
-    import torch
-
     from vpltool.parallel.device import PRECISIONS, find_device, find_precision
 
     device = find_device(settings.device)
     reads_head = "head" in method.READS
-    dtype = (find_precision(settings.precision, device, console.warn) if reads_head
-             else torch.float32)
+    dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     space = _aligned.space_of(prototypes)
-    head = _read_head(features.path, space).to(device, dtype) if reads_head else None
+    head = _aligned.behind(read_head(features.path), space) if reads_head else None
+    head = head.to(device, dtype) if head else None
     space = space.to(device, dtype) if space else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
     of_rows = {name: tensor.to(device) for name, tensor in prototypes.of_rows.items()}
@@ -127,12 +118,12 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
-        beside = [_second.read_second(second, key, method.READS, batch.grid) for key in batch.ids]
-        tensors = batch.tensors | {name: torch.stack([item[name] for item in beside])
-                                   for name in beside[0]}
+        tensors = moved(batch.tensors | _second.read_batch(second, batch, method.READS), device,
+                        dtype)
+        if space is not None and "patches" in tensors:
+            tensors["patches"] = space(tensors["patches"])
         maps = method.make_cams(CamBatch(
-            batch.ids, batch.grid, _moved(tensors, device, dtype, space),
-            [tags[key] for key in batch.ids],
+            batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids],
             rows, index, of_rows, prototypes.photos, head,
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
             [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
@@ -142,28 +133,3 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     batches = feature_batches(features, todo, wanted, settings.batch_size, device=device)
     return _photo_work.run_batches(batches, draw,
                                    lambda _: _inputs.smaller_photos_hint(features.header))
-
-
-def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype,
-           space: AlignedSpace | None) -> dict[str, torch.Tensor]:
-    """Tensors on the device; patches in the space of the prototypes."""
-    moved = {name: tensor.to(device, non_blocking=True).to(dtype)
-             for name, tensor in tensors.items()}
-    if space is not None and "patches" in moved:
-        moved["patches"] = space(moved["patches"])
-    return moved
-
-
-def _read_head(features: Path, space: AlignedSpace | None) -> Head:
-    """The end of CLIP; with a space, followed by the map into it."""
-    from vpltool.clip.weights import without_random_init
-    from vpltool.core.aligned_space import AlignedHead
-    from vpltool.core.vit import Head
-
-    header, tensors = read_tensors(head_path(features), "head",
-                                   made_by="`extract()` writes it beside the features")
-    with without_random_init():
-        head = Head.from_config(header.facts["config"])
-        head.load_state_dict(tensors)
-        head = head if space is None else AlignedHead.of(head, space)
-    return head.eval().requires_grad_(False)

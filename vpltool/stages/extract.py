@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
+from vpltool.stages._heads import head_path
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 KEPT = ("tokens", "patches", "attention", "attentions", "layers")
 
-OF_CLIP = ("patches", "layers")
+OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
+
+
+_UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside the blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,16 @@ class ExtractSettings(Settings):
     attention_blocks: int = setting(8, "Last blocks whose attention is kept.", low=1,
                                     record="changed", source="CLIP-ES, its code")
     patches: str = setting(
-        "block", "Patch embeddings: block (the last block's output, projected), or value (only its "
-                 "value path, as MaskCLIP).", choices=("block", "value"), record="changed")
+        "block", "Patch embeddings: block (the last block's output, projected), value (only its "
+                 "value path, as MaskCLIP), or calibrated (a path beside the last blocks, as "
+                 "ExCEL).", choices=("block", "value", "calibrated"), record="changed")
+    calibrated_blocks: int = setting(
+        5, "With calibrated patches: last blocks beside which their path goes.", low=1,
+        record="changed", source="ExCEL, official code", brief=False, no_effect=[_UNCALIBRATED])
+    calibrated_heads: str = setting(
+        "sum", "With calibrated patches: how the heads' attention becomes the one that they share: "
+               "sum, or mean.", choices=("sum", "mean"), record="changed", brief=False,
+        source="ExCEL, official code", no_effect=[_UNCALIBRATED])
     layers: str = setting("", "Blocks whose output `layers` holds, 0 is the first; spread: four of "
                               "them, evenly; default: all but the last.", metavar="LIST")
     store: str = options.store()
@@ -132,6 +144,7 @@ def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
         warn_without_effect(settings, without=dict.fromkeys(
             OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
         return _second.load_second(workspace, settings.encoder, device)
+    warn_without_effect(settings)
 
     from vpltool.clip.load import load_clip
 
@@ -145,12 +158,14 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
     """Move the tower to the device; the result yields each photo's features."""
     import torch
 
+    from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.device import PRECISIONS, worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
     patches = "last" if settings.encoder else settings.patches
+    calibration = Calibration(settings.calibrated_blocks, settings.calibrated_heads)
 
     def encode(batch: Batch) -> Iterator[_photo_work.Made]:
         for key, reason in batch.failed.items():
@@ -160,7 +175,8 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         features = vision(pixels, patches=patches if "patches" in kept else "none",
                           attention="attention" in kept, attentions="attentions" in kept,
-                          attention_blocks=settings.attention_blocks, layers=layers)
+                          attention_blocks=settings.attention_blocks, layers=layers,
+                          calibration=calibration)
         fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
                   for name in kept}
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
@@ -177,23 +193,29 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
     return _photo_work.run_batches(batches, encode, smaller_side_hint)
 
 
-def head_path(features: Path) -> Path:
-    """Where `extract` puts CLIP's head: beside the features of the same split."""
-    return features.parent / f"{features.name}.head.safetensors"
-
-
 def smaller_side_hint(batch: Batch) -> str:
     """What to do where one photo does not fit into memory: a hint."""
     return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 
 
 def _kept(keep: str) -> tuple[str, ...]:
-    names = [name.strip() for name in keep.split(",") if name.strip()]
+    kept = parse_kept("keep", keep)
+    if not kept:
+        raise VplError("`keep=''` is empty", f"one or more of {', '.join(KEPT)}")
+    return kept
+
+
+def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
+    """Read a list of the tensors of features, `tokens,patches`, in the order of `KEPT`.
+
+    Raises:
+        VplError: features have no such tensor.
+    """
+    names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
         if name not in KEPT:
-            raise VplError(f"`keep={keep!r}`: features have no `{name}`", near_name(name, KEPT))
-    if not names:
-        raise VplError("`keep=''` is empty", f"one or more of {', '.join(KEPT)}")
+            raise VplError(f"`{setting_name}={choice!r}`: features have no `{name}`",
+                           near_name(name, KEPT))
     return tuple(name for name in KEPT if name in names)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.datasets.attributes import read_attributes
 from vpltool.datasets.prompts import find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
 
@@ -28,6 +29,15 @@ class TextPrototypesSettings(Settings):
         source="CLIP-ES, official code")
     words: Path | None = setting(
         None, "Your own class words, a line each: CLASS: WORDS.", metavar="FILE")
+    attributes: Path | None = setting(
+        None, "Descriptions of each class, as JSON: {\"CLASS\": [\"DESCRIPTION\", …]}; each class "
+              "then takes in what it shares with them (ExCEL).", metavar="FILE", record="never")
+    attribute_clusters: int = setting(
+        112, "Attributes that all descriptions are clustered into; ExCEL: 112 for VOC, 224 for "
+             "COCO.", low=1, record="changed", source="ExCEL, official code", brief=False)
+    attribute_share: float = setting(
+        0.9, "Share of the attributes, the nearest, that a class takes in.", low=0, high=1,
+        record="changed", source="ExCEL, official code", brief=False)
     device: str = options.device()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
@@ -60,6 +70,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     path = settings.out or workspace.path / "prototypes/text.safetensors"
     templates = find_prompts(settings.prompts)
     spoken = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
+    described = _read_attributes(workspace, settings)
     # The fingerprint of the model is not known before it is loaded; its name must do here.
     source = find_source(workspace.model, workspace.pretrained, workspace.path)
     header = _inputs.make_header(
@@ -68,9 +79,11 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
                               if workspace.normalise != "model" else {}),
         inputs={"classes": workspace.classes_identity,
                 "vocabulary": vocabulary_identity(workspace, spoken),
-                **({"words": settings.words} if settings.words else {})},
+                **({"words": settings.words} if settings.words else {}),
+                **({"attributes": settings.attributes} if settings.attributes else {})},
         options={"prompts": list(templates),
-                 "words": settings.words.name if settings.words else None})
+                 "words": settings.words.name if settings.words else None},
+        skip=() if described else _OF_ATTRIBUTES)
     if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update,
                           by_model_name=True):
         return path
@@ -78,13 +91,19 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     import torch
 
     from vpltool.clip.load import load_clip
-    from vpltool.core.text import text_prototypes
+    from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
     from vpltool.parallel.device import find_device
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                      base=workspace.path, normalise=workspace.normalise)
     vectors = text_prototypes([*spoken.values(), *workspace.background], templates,
                               clip.encode_text)
+    if described:
+        centres = attribute_centres(clip.encode_text(described).float().cpu(),
+                                    settings.attribute_clusters)
+        classes = slice(len(spoken))
+        vectors[classes] = with_attributes(vectors[classes], centres, settings.attribute_share)
+        console.note(f"{len(described)} descriptions in {len(centres)} attributes")
     index = [*range(1, len(spoken) + 1), *(0 for _ in workspace.background)]
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background],
@@ -94,6 +113,22 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     console.note(f"{len(spoken)} classes and {len(workspace.background)} background words, "
                  f"{prompts} each, in {vectors.shape[1]} dimensions")
     return path
+
+
+_OF_ATTRIBUTES = ("attribute_clusters", "attribute_share")
+
+
+def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> list[str]:
+    """Read the descriptions of all classes; empty if there is no file of them."""
+    if settings.attributes is None:
+        warn_without_effect(settings, without=dict.fromkeys(
+            _OF_ATTRIBUTES, "there are no descriptions"))
+        return []
+    read = read_attributes(settings.attributes, workspace.classes)
+    lacking = [name for name in workspace.classes if name not in read]
+    if lacking:
+        console.warn(f"{settings.attributes} describes no {', '.join(lacking)}")
+    return [text for texts in read.values() for text in texts]
 
 
 def vocabulary_identity(workspace: Workspace, spoken: Mapping[str, str]) -> str:

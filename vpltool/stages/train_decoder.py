@@ -179,10 +179,10 @@ def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, f
     if settings.lambda_aff and not network.fuses:
         raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
                        "features to compare", "`lambda_aff=0`")
-    if (network.reads_patches and frozen.features
-            and frozen.features.header.options.get("patches", "block") != "block"):
+    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
+    if network.reads_patches and held != "block":
         raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
-                       "holds those of its value path",
+                       f"holds others ({held})",
                        "`source='photos'`" + (", or `residual=False`" if hasattr(
                            settings.of_method, "residual") else ""))
     return network

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vpltool.settings import NoEffect, Settings, setting
 
 _UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
 
 
+def mask(default: str, source: str = "") -> Any:
+    """Whether a map stays in boxes."""
+    return setting(default, "box: each class stays in the boxes of its map; none.",
+                   choices=("box", "none"), source=source)
+
+
+def threshold(default: float, source: str) -> Any:
+    """Where boxes begin."""
+    return setting(
+        default, "Share of the maximum at which boxes begin; CLIP-ES: 0.4 for VOC, 0.7 for COCO.",
+        low=0, high=1, flag="--lambda", source=source,
+        no_effect=[NoEffect({"mask": ("none",)}, "it is where boxes begin")])
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoxSettings(Settings):
     """Boxes, and the scale of the result."""
 
-    mask: str = setting("box", "box: each class stays in the boxes of its map; none.",
-                        choices=("box", "none"))
-    threshold: float = setting(
-        0.4, "Share of the maximum at which boxes begin; CLIP-ES: 0.4 for VOC, 0.7 for COCO.",
-        low=0, high=1, flag="--lambda", source="CLIP-ES, section 4.1",
-        no_effect=[NoEffect({"mask": ("none",)}, "it is where boxes begin")])
+    mask: str = mask("box")
+    threshold: float = threshold(0.4, "CLIP-ES, section 4.1")
     box: str = setting(
         "inclusive", "inclusive: boxes reach the photo's border; exclusive: never into its last "
                      "row and column of patches, as in CLIP-ES's code.",

@@ -42,7 +42,7 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
     lacking = {*_listed(values["keep"])} - {*held["keep"]}
     if lacking:
         return f"they lack {', '.join(sorted(lacking))}"
-    for name in ("scale", "patches", "precision", "store"):
+    for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
         found = held.get(name, _default(wanted, name))
         if found != values[name]:
             return f"{name} is {found}, not {values[name]}"

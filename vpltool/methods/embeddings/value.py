@@ -1,0 +1,30 @@
+"""Value path of the last block: no patch sees another there (MaskCLIP, ECCV 2022).
+
+The result is more precise in location, but less certain about the class. `extract --patches value`
+makes the same while it runs the encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool import settings
+from vpltool.methods.inputs import EmbeddingBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READS = ("tokens", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """The value path has no settings."""
+
+
+def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:
+    """Embed each patch by its value alone (B, h·w, dim), L2-normed."""
+    head = batch.head
+    assert head is not None
+    return head.value_embeddings(batch.tensors["tokens"][:, head.prefix :])

@@ -1,0 +1,146 @@
+"""`embed`: other patch embeddings from stored features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
+from vpltool.methods import KINDS, find_method
+from vpltool.methods.inputs import EmbeddingBatch
+from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
+from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _inputs, _photo_work, _second
+from vpltool.stages._heads import head_path, read_head
+from vpltool.stages.cam import TENSORS
+from vpltool.stages.extract import parse_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings(Settings):
+    """Settings of `embed`."""
+
+    method: str = setting(KINDS["embeddings"].default, "How patches are embedded; see below.",
+                          metavar="NAME")
+    split: str = options.split("train")
+    name: str = setting("", "The result is features-NAME/SPLIT; default: the method.",
+                        record="never")
+    carry: str = setting(
+        "", "Tensors that are copied from the features that are read: tokens (for cam --method "
+            "surgery), attention, attentions, layers (for train-decoder).", metavar="LIST")
+    features: Path | None = options.features()
+    second: Path | None = _second.second()
+    store: str = options.store()
+    device: str = options.device()
+    precision: str = options.precision()
+    batch_size: int = options.batch_size(8)
+    limit: int = options.limit()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("features", "head"),
+              settings=EmbedSettings, methods="embeddings")
+
+
+def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
+    """Embed patches in another way, from stored features; the encoder is not run again.
+
+    At most CLIP's last block is run, on the stored tokens. The result is a folder of features,
+    which later commands take by --features.
+
+    Example: vpltool embed --method naclip --split train
+
+    Next: vpltool cam --method dense --features features-naclip/train --name text-naclip
+
+    Args:
+        workspace: where features are found and go.
+        settings: which method, which photos, and what is copied.
+
+    Returns:
+        the folder of features.
+
+    Raises:
+        VplError: an input is missing, or the features do not hold what the method reads.
+        PhotosFailed: some photos failed.
+    """
+    split, method = settings.split, find_method("embeddings", settings.method).load()
+    carried = _carried(settings.carry)
+    features = _inputs.open_features(workspace, settings.features, split)
+    _inputs.check_kept(features, [*(name for name in TENSORS if name in method.READS), *carried])
+    second = _second.open_second(workspace, settings.second, split, method.READS)
+    no_network = "head" not in method.READS
+    warn_without_effect(settings, without={
+        **({"precision": "no network is run"} if no_network else {}),
+        **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
+    photos = _inputs.photos_with(workspace, split, settings.limit, features,
+                                 *([second] if second else []))
+    held = features.header.options
+    header = _inputs.make_header(
+        workspace, "features", "embed", settings, model=features.header.model,
+        inputs={"features": features, **({"second": second} if second else {})},
+        # What later commands ask of features, whoever made them.
+        options={"keep": ["patches", *carried], "patches": settings.method,
+                 "layers": held.get("layers", []) if "layers" in carried else [],
+                 "scale": held["scale"], "max_side": held["max_side"]},
+        skip={"carry", *({"precision"} if no_network else ())})
+    folder = settings.out or workspace.path / f"features-{settings.name or settings.method}" / split
+    if folder.resolve() == features.path.resolve():
+        raise VplError(f"{folder} would replace the features that are read",
+                       "`name='NAME'`, or `out='DIR'`, puts it elsewhere")
+    outputs = _photo_work.open_outputs({folder: header}, replace(photos, own={}), settings)
+
+    def copy_head() -> None:
+        if "tokens" in carried:
+            own = read_tensors(head_path(features.path), "head")
+            write_tensors(head_path(folder), *own)
+
+    return _photo_work.make_photos(
+        f"embed {settings.method} {split}", outputs,
+        lambda todo: _start(settings, method, features, second, carried, todo),
+        lambda output, key, tensors: output.write_tensors(key, tensors), settings,
+        begun=copy_head)
+
+
+def _carried(choice: str) -> tuple[str, ...]:
+    carried = parse_kept("carry", choice)
+    if "patches" in carried:
+        raise VplError(f"`carry={choice!r}`: patches are what is made", "leave them out")
+    return carried
+
+
+def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
+           second: InputFolder | None, carried: tuple[str, ...], todo: list[str]
+           ) -> Iterator[_photo_work.Made]:
+    """Load what the method reads; the result yields each photo's features."""
+    import torch
+
+    from vpltool.parallel.device import PRECISIONS, find_device, find_precision
+
+    device, store = find_device(settings.device), PRECISIONS[settings.store]
+    reads_head = "head" in method.READS
+    dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
+    head = read_head(features.path).to(device, dtype) if reads_head else None
+    read = [name for name in TENSORS if name in method.READS]
+    copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
+
+    def embed(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
+        tensors = ({name: batch.tensors[name] for name in read}
+                   | _second.read_batch(second, batch, method.READS))
+        made = method.make_patches(EmbeddingBatch(
+            batch.ids, batch.grid, moved(tensors, device, dtype), head), settings.of_method)
+        patches = made.to(store).cpu()
+        for number, key in enumerate(batch.ids):
+            yield key, {"grid": torch.tensor(batch.grid), "patches": patches[number],
+                        **{name: batch.tensors[name][number] for name in copied}}
+
+    batches = feature_batches(features, todo, list(dict.fromkeys([*read, *copied])),
+                              settings.batch_size, device=device)
+    return _photo_work.run_batches(batches, embed,
+                                   lambda _: _inputs.smaller_photos_hint(features.header))
