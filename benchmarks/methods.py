@@ -133,8 +133,8 @@ def _aligning(made: Inputs) -> Call:
     def run() -> None:
         aligner = alignment.Aligner(
             dim=made.dim, width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
-            shared_start=chosen.init == "shared", tau=chosen.tau, learn_tau=chosen.learn_tau, text=text,
-            class_index=index, regions=shown).to(made.device)
+            shared_start=chosen.init == "shared", tau=chosen.tau, learn_tau=chosen.learn_tau,
+            text=text, class_index=index, regions=shown).to(made.device)
         optimizer = alignment.make_optimizer(aligner, settings)
         for _ in alignment.train(aligner, optimizer, shown, settings):
             pass
@@ -238,8 +238,14 @@ def costs(rows: Sequence[Row], kind: str) -> str:
              "| --- | ---: | ---: | --- | ---: | --- |"]
     for row in rows:
         why = "" if row.met(kind) else row.reason or "**not known**"
-        low, high = row.spread
-        lines.append(f"| {row.stage} | {1000 / row.rates[1]:.3g} | {row.value:.2g} ({low:.2g} to "
-                     f"{high:.2g}) | {row.unit[5:]} | {1000 / row.rates[0]:.3g} | {why} |")
+        ours, plain = (_spelled(1000 / rate) for rate in reversed(row.rates))
+        times, low, high = map(_spelled, (row.value, *row.spread))
+        lines.append(f"| {row.stage} | {ours} | {times} ({low} to {high}) | "
+                     f"{row.unit.removeprefix('x of ')} | {plain} | {why} |")
     return "\n".join([*lines, "", "Milliseconds are those of a photo; of a run over "
                       "64 photos for `seed-prototypes` and `align`."])
+
+
+def _spelled(value: float) -> str:
+    """Three digits: `4,640`, `13`, `0.108`."""
+    return f"{float(f'{value:.3g}'):,.12g}"
