@@ -23,6 +23,9 @@ class VplError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
 
 class PhotosFailed(VplError):
     """Some photos failed; all others are done and kept.
