@@ -49,7 +49,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "line": artifact.line(update=True)})
+                "line": artifact.line()})
     return listed
 
 
@@ -68,5 +68,5 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
             lines.append(f"       {entry['line']}")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
-        lines.append(f"{stale} of {len(result)} are stale; vpltool update makes them again")
+        lines.append(f"{stale} of {len(result)} are stale; the command update makes them again")
     return "\n".join(lines)
