@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -167,7 +168,10 @@ class Workspace:
             known = {name for photo in photos for name in photo.splits}
             photos = [photo for photo in photos if split in photo.splits]
             if not photos:
-                raise VplError(f"no photo is in the split `{split}`", near_name(split, known))
+                raise VplError(
+                    f"no photo is in the split `{split}`",
+                    "all are in `train`; a third column `split` in the CSV of tags says train or "
+                    "val: prepare again" if known == {"train"} else near_name(split, known))
         if not photos:
             raise VplError(f"{self.path / 'images.jsonl'} lists no photo", _PREPARE)
         unknown = {label for photo in photos for label in photo.labels} - set(self.classes)
@@ -312,10 +316,8 @@ def find_folder(
         for path in paths:
             if (path / "artifact.json").exists():
                 return open_input(path, kinds, hint)
-        names = [f"{folder}/{name}" for folder in kind_folders
-                 for name in _names(work / folder, split)]
         raise VplError(f"no {' or '.join(kinds)} called `{what}` for the split `{split}`",
-                       near_name(what, names) if names else hint)
+                       _near_folder(work, kind_folders, what, split) or hint)
     for folder in kind_folders:
         names = _names(work / folder, split)
         chosen = [name for name in preferred if name in names]
@@ -327,6 +329,17 @@ def find_folder(
         if chosen:
             return open_input(work / folder / chosen[0] / split, kinds, hint)
     raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
+
+
+def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
+    """Say which folder may be meant, of this split or of another; empty if there is none."""
+    there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
+             for entry in sorted((work / folder).glob("*/*/artifact.json"))}
+    names = [f"{folder}/{name}" for folder in kind_folders for name in _names(work / folder, split)]
+    near = difflib.get_close_matches(what, {*names, *there}, n=1)
+    if near and near[0] not in names:
+        return f"`{near[0]}` is there for `split={there[near[0]]!r}`"
+    return near_name(what, names) if names else ""
 
 
 def _whole(split: str) -> str:

@@ -72,13 +72,16 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
     Raises:
         VplError: a line failed; the line is named.
     """
+    before = None
     for step in steps:
         if isinstance(step, Rounds):
             _run_rounds(job, step)
         elif step.heading:
-            console.note(f"\n{step.heading}")
+            together = isinstance(before, Step) and before.heading
+            console.note(step.heading if together else f"\n{step.heading}")
         else:
             _run_step(job, step)
+        before = step
 
 
 def _run_step(job: Job, step: Step) -> None:
@@ -100,8 +103,9 @@ def _run_step(job: Job, step: Step) -> None:
         error.hint = (f"{spell(error.hint, call.found.name)}; then run the recipe again: it goes "
                       "on from this line")
         raise
-    if call.found.show is not None and not call.quiet:
-        print(call.found.show(result, values), flush=True)
+    if call.found.show is not None and not call.quiet and (
+            text := call.found.show(result, values)):
+        print(text, flush=True)
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
@@ -112,8 +116,9 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
     from vpltool.parallel.processes import run_jobs
 
     count = min(job.processes, len(rounds.rounds))
-    for failed in run_jobs(_run_round, rounds.rounds, count, _start_round, job, fewest=2,
-                           finish=False):
+    titles = [f"{rounds.name} {word}" for word in rounds.words]
+    for failed in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
+                           _start_round, job, fewest=2, finish=False):
         job.failed += failed
 
 
@@ -133,8 +138,11 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(steps: Sequence[Step | Rounds]) -> list[str]:
+def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> list[str]:
+    """Run a round; its title is before each message, since the rounds take turns to speak."""
+    title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset)
-    with console.heard_by(console.Terminal(spell=spell, bars=False)):
+    with console.heard_by(console.Terminal(spell=lambda text: f"{title}: {spell(text).strip()}",
+                                           bars=False)):
         run_steps(job, steps)
     return job.failed
