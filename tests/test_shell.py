@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import Run
 
 from vpltool.shell import command_line, spell
 

@@ -60,10 +60,7 @@ def _help_of(found: FoundStage) -> str:
 
 
 def unwrap(text: str) -> str:
-    """Join the lines of each paragraph: a narrow terminal would wrap what is wrapped already.
-
-    Paragraphs with indented lines stay as they are.
-    """
+    """Join the lines of each paragraph without indented ones: they are wrapped by the terminal."""
     return "\n\n".join(part if re.search(r"^[ -]", part, re.MULTILINE) else part.replace("\n", " ")
                        for part in text.split("\n\n"))
 
@@ -211,18 +208,14 @@ def _check_order(ctx: Any, args: list[str], command: Any) -> None:
                      + ctx.command_path.removeprefix(root.info_name))
 
 
-def _check_values(ctx: Any, args: Sequence[str], command: Any) -> None:
+def _check_values(ctx: Any, args: list[str], command: Any) -> None:
     """Say how the values of a recipe are written, where one looks like an option."""
-    own = {"--help", "--help-all", *(option for param in command.params for option in (
-        *param.opts, *param.secondary_opts))}
-    root = {option for param in ctx.find_root().command.params for option in param.opts}
-    for number, word in enumerate(args):
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and flag not in own | root:
-            name = flag[2:].replace("-", "_")
-            value = value if equals else args[number + 1] if args[number + 1:] else "VALUE"
+    params = [*command.params, *ctx.find_root().command.params]
+    known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
+    for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
+        if flag not in known:
             ctx.fail(f"{flag} is no option of run; values of a recipe are written NAME=VALUE, "
-                     f"such as {name}={value}")
+                     f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
 
 def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: dict[str, Any]

@@ -51,6 +51,13 @@ class Artifact:
         """The stage that made it."""
         return find_stages()[self.header.command.split()[0]]
 
+    @property
+    def failed(self) -> list[str]:
+        """Ids of the photos that it lacks, since a step failed on them."""
+        if self.folder is None:
+            return []
+        return sorted(self.folder.left_out(self.folder.failed))
+
     def call(self) -> dict[str, Any]:
         """Setting to value of the call that makes it again; paths as seen from the current folder.
         """

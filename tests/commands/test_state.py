@@ -140,6 +140,22 @@ def test_update_keeps_options(run: Run, copied: Path) -> None:
     assert not stale(work)
 
 
+@pytest.mark.parametrize("command", ["status", "update", "scores"])
+def test_outside_of_a_workspace(command: str, run: Run, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = run(command)
+    assert nowhere.code == 1
+    assert nowhere.lines("error:") == [f"no workspace in {tmp_path}"]
+    assert "vpltool -C DIR COMMAND" in nowhere.lines("hint:")[0]
+    for name in ("work/cats", "work/dogs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "workspace.json").write_text("{}")
+    hint, = run(command).lines("hint:")
+    assert "vpltool -C work/cats COMMAND" in hint
+    assert "there are work/cats, work/dogs" in hint
+
+
 def test_lines_can_be_pasted(run: Run, layered: Path, tmp_path: Path, tiny_clip: Path,
                              monkeypatch: pytest.MonkeyPatch) -> None:
     """They name the workspace, and what is elsewhere as it is seen from the current folder."""

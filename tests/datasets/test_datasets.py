@@ -168,7 +168,8 @@ def test_voc_torn_photos_are_told_before_the_work(voc: Path, tmp_path: Path, run
     assert result.code == 0
     warning, = (line for line in result.lines("warning:") if "end before their end" in line)
     assert "2 of 3 photos" in warning
-    assert "2007_01.jpg" in warning
+    assert "2007_01.jpg, " in warning
+    assert "2007_03.jpg; " in warning
 
 
 def test_voc_without_a_row(voc: Path) -> None:
@@ -255,7 +256,7 @@ def test_csv_masks(folder: Path) -> None:
 
 
 CSV_ERRORS = {
-    "missing photo": ("id,labels\na,cat\nsub/d,dog\n", ["tags.csv", "sub/d"]),
+    "no photo": ("id,labels\nd,cat\nsub/d,dog\n", ["tags.csv", "no row has a photo", "d, sub/d"]),
     "twice": ("id,labels\na,cat\nb,cat\na.jpg,dog\n", ["tags.csv", "a is listed twice"]),
     "columns": ("name,tags\na,cat\n", ["tags.csv", "name", "tags"]),
     "columns and no rows": ("name,tags\n", ["tags.csv"]),

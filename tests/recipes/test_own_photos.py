@@ -55,7 +55,8 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
         f"Segmenter: {work}/decoder/segmenter.safetensors",
         f"New photos: vpltool -C {work} predict DIR --decoder segmenter --overlay"]
     assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
-    assert run(*shlex.split(told[3].split("vpltool ")[1].replace("DIR", str(own / "new")))).code == 0
+    line = told[3].partition("vpltool ")[2].replace("DIR", str(own / "new"))
+    assert run(*shlex.split(line)).code == 0
 
 
 def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, tiny_clip: Path
@@ -65,6 +66,23 @@ def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, t
     assert result.code == 0, result.err
     assert times(own / "work") == before
     assert "on this machine" not in result.err
+
+
+def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
+        run: Run, own: Path, tiny_clip: Path) -> None:
+    for name in ("scene0", "scene2"):
+        path = own / f"photos/{name}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    result = again(run, own, tiny_clip, "masks=")
+    assert result.code == 1
+    assert result.lines("error:") == ["2 photos failed, the others are done: scene0, scene2"]
+    failed, left_out = result.lines("warning:")
+    assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
+    assert "scene0: " not in failed
+    assert left_out == ("2 photos are left out, since an earlier step failed on them: "
+                        "scene0, scene2")
+    status = run("status", work=own / "work").out
+    assert "       without 2 photos, which failed: scene0, scene2\n" in status
 
 
 def test_one_more_photo(recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:

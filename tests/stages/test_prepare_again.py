@@ -259,11 +259,36 @@ def test_another_clip_is_refused(options: tuple[str, str], said: str, tmp_path: 
         save_clip(tmp_path / name, seed=number)
     write_scenes(tmp_path, draw_scenes())
     taken(prepare(tmp_path))
+    (tmp_path / "work/features").mkdir()
     files = files_of(tmp_path / "work")
     monkeypatch.chdir(tmp_path)
-    refused(tmp_path, again(tmp_path, run, *options), said)
+    result = again(tmp_path, run, *options)
+    refused(tmp_path, result, said)
+    hint, = result.lines("hint:")
+    line = f"vpltool prepare folder {tmp_path / 'photos'} --labels {tmp_path / 'tags.csv'}"
+    assert line in hint
+    assert f"{' '.join(options)} --overwrite replaces it" in hint
     assert files_of(tmp_path / "work") == files
     taken(again(tmp_path, run, *options, "--overwrite"))
+
+
+def test_another_clip_is_taken_where_nothing_was_computed(tmp_path: Path, run: Run) -> None:
+    """As after a first try without a network."""
+    for number, name in enumerate(("clip", "other")):
+        save_clip(tmp_path / name, seed=number)
+    write_scenes(tmp_path, draw_scenes())
+    taken(prepare(tmp_path))
+    taken(again(tmp_path, run, "--pretrained", tmp_path / "other"))
+    assert workspace_of(tmp_path).model == "other"
+    taken(again(tmp_path, run))
+    assert workspace_of(tmp_path).model == "other"
+
+
+def test_a_model_beside_a_folder_that_names_its_own_is_told(base: Path, run: Run) -> None:
+    result = taken(again(base, run, "--pretrained", base / "clip", "--model", "ViT-B-16"))
+    assert result.lines("warning:") == [
+        f"--model ViT-B-16 has no effect: `{base / 'clip'}` says itself which model it holds"]
+    assert taken(again(base, run, "--pretrained", base / "clip")).lines("warning:") == []
 
 
 def test_overwrite_takes_other_photos_and_keeps_the_clip(base: Path, run: Run) -> None:

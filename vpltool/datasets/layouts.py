@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -43,8 +43,8 @@ def read_folder(
         the photos; the sorted union of their labels; and remarks for the user.
 
     Raises:
-        VplError: a file is missing, the CSV cannot be read, an id has no photo, a photo is listed
-            twice, or there are more than 254 labels.
+        VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
+            that is no photo, a photo is listed twice, or there are more than 254 labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -83,10 +83,12 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     known = {key: files[0] for key, files in by_key.items()} | {name: name for name in names}
     listed: dict[str, TagRow] = {}
     first: dict[str, str] = {}
-    either, remarks = [], []
+    either, gone, remarks = list[str](), list[str](), list[str]()
     for row in rows:
         if row.id not in known:
-            raise _not_there(images, labels, row, known)
+            _check_misnamed(images, labels, row, known)
+            gone.append(row.id)
+            continue
         name = known[row.id]
         key = _key(name)
         if key in first:
@@ -94,6 +96,12 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
             either.append(" or ".join(by_key[key]))
+    if not listed:
+        raise VplError(f"{labels}: no row has a photo in {images}, such as {some(gone)}",
+                       f"an id is a photo's file name, such as {names[0]}")
+    if gone:
+        remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
+                       f"are left out: {some(gone)}; delete these rows, or put the photos back")
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
@@ -104,16 +112,20 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     return listed, remarks
 
 
-def _not_there(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> VplError:
-    """Return the error for a row without a photo; it names a file with another suffix."""
+def _check_misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> None:
+    """Check that a row without a photo does not mean a file that is there.
+
+    Raises:
+        VplError: it means one of another suffix, or in other case.
+    """
     near = images / row.id
     for file in [near, *sorted(near.parent.glob("*"))]:
         if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
                 and near in (file, file.with_suffix(""))):
             error = wrong_suffix(file)
-            return VplError(f"{labels}:{row.line}: {error.message}", error.hint)
-    return VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}",
-                    near_name(row.id, known))
+            raise VplError(f"{labels}:{row.line}: {error.message}", error.hint)
+    if hint := other_case(row.id, known):
+        raise VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:

@@ -25,13 +25,13 @@ class Job:
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
         processes: rounds that run side by side at most.
-        failed: what photos failed in which line; the others went on.
+        failed: ids of photos that failed in a line; the others went on.
     """
 
     work: Path
     preset: Preset | None = None
     processes: int = 1
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, None] = field(default_factory=dict)
 
 
 def spelled(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _run_step(job: Job, step: Step) -> None:
         result = run_stage(call.found, job.work, values, given=call.given, preset=call.preset)
     except PhotosFailed as error:
         console.warn(error.message)
-        job.failed.append(f"{line}: {error.message}")
+        job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:
         error.message = f"line {step.line}, {line}: {spell(error.message, call.found.name)}"
@@ -119,7 +119,7 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
     titles = [f"{rounds.name} {word}" for word in rounds.words]
     for failed in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
                            _start_round, job, fewest=2, finish=False):
-        job.failed += failed
+        job.failed.update(failed)
 
 
 _jobs: list[Job] = []
@@ -138,7 +138,7 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> list[str]:
+def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
     """Run a round; its title is before each message, since the rounds take turns to speak."""
     title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset)
