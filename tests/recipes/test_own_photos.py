@@ -70,17 +70,19 @@ def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, t
 
 def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
         run: Run, own: Path, tiny_clip: Path) -> None:
-    for name in ("scene0", "scene2"):
-        path = own / f"photos/{name}.png"
+    for name in ("photos/scene0", "photos/scene2", "new/holiday"):
+        path = own / f"{name}.png"
         path.write_bytes(path.read_bytes()[:200])
     result = again(run, own, tiny_clip, "masks=")
     assert result.code == 1
-    assert result.lines("error:") == ["2 photos failed, the others are done: scene0, scene2"]
-    failed, left_out = result.lines("warning:")
+    assert result.lines("error:") == ["3 photos failed, the others are done: "
+                                      "scene0, scene2, holiday"]
+    failed, left_out, new = result.lines("warning:")
     assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
     assert "scene0: " not in failed
     assert left_out == ("2 photos are left out, since an earlier step failed on them: "
                         "scene0, scene2")
+    assert "holiday.png: " in new
     status = run("status", work=own / "work").out
     assert "       without 2 photos, which failed: scene0, scene2\n" in status
 

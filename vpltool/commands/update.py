@@ -67,7 +67,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
             error.hint = f"{error.hint}; then `update()` goes on"
             raise
     if failed:
-        raise PhotosFailed(failed[0].message, failed[0].hint, made)
+        raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
     left = read_state(open_workspace(workspace.path))
     console.note("everything is up to date" if not any(map(left.stale, left.in_order))
                  else "`status(stale=True)` lists what could not be made again")

@@ -95,7 +95,9 @@ def _run_step(job: Job, step: Step) -> None:
     try:
         result = run_stage(call.found, job.work, values, given=call.given, preset=call.preset)
     except PhotosFailed as error:
-        console.warn(error.message)
+        # Of photos that failed before, enough has been said.
+        if not error.photos or set(error.photos) - job.failed.keys():
+            console.warn(error.message)
         job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:

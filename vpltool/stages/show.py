@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name
-from vpltool.formats import Photo, Workspace, voc_palette
+from vpltool.formats import Photo, Workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -100,11 +100,12 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
                         for photo in workspace.photos(settings.split)], settings)
     _check_columns(columns, rows)
 
+    from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import sheet
 
     remarks = _Remarks()
     page = sheet((list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows),
-                 voc_palette(), dict(enumerate(("background", *workspace.classes))))
+                 class_palette(), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
@@ -114,7 +115,7 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
         said = "; ".join(f"{key}: {why}" for key, why in failed.items())
         raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {said}",
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
-                           path)
+                           path, list(failed))
     return path
 
 
@@ -173,6 +174,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
                remarks: _Remarks) -> Iterator[SheetPanel]:
     """Draw a photo with all that there is of it; what cannot be drawn is noted."""
     from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
 
     failed = remarks.failed
@@ -195,7 +197,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
         try:
             truth = read_truth(workspace, row.photo, whole.shape[:2])
             remarks.strays[row.id] = stray_class(workspace, row.photo, truth)
-            yield SheetPanel("truth", labels_over(picture, truth, voc_palette()),
+            yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
                              classes_in(truth))
         except VplError as error:
             failed.setdefault(row.id, error.message)
