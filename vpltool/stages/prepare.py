@@ -285,7 +285,10 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
 
 def _spelled(settings: PrepareSettings) -> str:
     """The call of these settings that replaces a workspace."""
-    values = changed(settings) | {"overwrite": True}
+    # Of the CLIP a default that was given counts too: what is not given stays.
+    clip = {name: getattr(settings, name) for name in ("model", "pretrained", "normalise")
+            if name in settings.given}
+    values = changed(settings) | clip | {"overwrite": True}
     method = values.pop("method")
     words = [repr(method), *(f"{name}={value!r}" for name, value in values.items())]
     return f"`prepare({', '.join(words)})`"
