@@ -85,7 +85,7 @@ class Artifact:
         """Spell an input as users do: by NAME where it is in its place; empty for the default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
-        if source == f"features/{split}":
+        if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
             return ""
         if folder in ("prototypes", "decoder") and len(rest) == 1:
             return Path(source).stem
@@ -146,7 +146,9 @@ class State:
                     said.append("the words of classes or background have changed")
             elif role in header.sources:
                 said += self._source_changed(header.sources[role], identity, artifact)
-        if header.model and header.model.get("name") not in (None, self.workspace.model):
+        # Features of a second encoder are made without the CLIP.
+        if "encoder" not in header.options and header.model.get("name") not in (
+                None, self.workspace.model):
             said.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
                         f"{header.model['name']}")
         return said
@@ -216,7 +218,8 @@ def read_state(workspace: Workspace) -> State:
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in ("features", "cams", "masks", "predictions", "probabilities", "ground-truth"):
+    for kind in ("features", "features-second", "cams", "masks", "predictions", "probabilities",
+                 "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     for kind in ("prototypes", "decoder"):
         yield from sorted((work / kind).glob("*.safetensors"))

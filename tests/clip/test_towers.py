@@ -218,6 +218,23 @@ def test_siglips_patches_are_its_poolers_answer_to_one_patch(siglip: Any) -> Non
     torch.testing.assert_close(found.attention.sum(-1), torch.ones(2, 9), atol=1e-5, rtol=0)
 
 
+def test_last_tokens_are_those_before_pooling(siglip: Any) -> None:
+    """What a second encoder's patches are: SigLIP's trunk, and a CLIP's behind its ln_post."""
+    tower = tower_from_open_clip(siglip.visual).double()
+    with torch.no_grad():
+        image = pixels(siglip.visual).double()
+        wanted = F.normalize(siglip.visual.trunk.forward_features(image), dim=-1)
+    torch.testing.assert_close(tower(image, patches="last").patches, wanted, atol=1e-6, rtol=0)
+    model = build("ViT-B-16")
+    visual = model.visual
+    visual.output_tokens, visual.proj = True, None
+    with torch.no_grad():
+        image = pixels(visual)
+        wanted = F.normalize(visual(image)[1], dim=-1)
+    tower = tower_from_open_clip(build("ViT-B-16").visual)
+    torch.testing.assert_close(tower(image, patches="last").patches, wanted, atol=1e-5, rtol=0)
+
+
 def test_siglips_gradcam_is_full_autograds(siglip: Any) -> None:
     """A hook at norm1 of the last block, through the model's own pooler."""
     trunk = siglip.visual.trunk

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import clip_es
 from torch import Tensor
 
 from vpltool.core.affinity import _components, box_mask, refine, sinkhorn_scaling
 from vpltool.core.gradcam import min_max
+from vpltool.core.saliency import patch_walk
 
 
 def some_attention(count: int, seed: int) -> Tensor:
@@ -147,6 +149,17 @@ def test_refine_along_patches_is_one_step_of_the_explicit_walk(mask: str, normal
     found = refine(cams, patches.half() if normalise else patches, affinity="patches", mask=mask,
                    normalise=normalise)
     torch.testing.assert_close(found.double(), wanted, atol=1e-2 if normalise else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("steps", "tau"), [(1, 0.3), (3, 0.1)])
+def test_refine_takes_as_many_steps_as_are_asked_for(steps: int, tau: float) -> None:
+    patches = F.normalize(torch.randn(12, 6), dim=-1)
+    cams = torch.rand(2, 3, 4)
+    walk = torch.linalg.matrix_power(patch_walk(patches[None], tau)[0].double(), steps)
+    wanted = (walk @ cams.flatten(1).T.double()).T.view_as(cams)
+    found = refine(cams, patches, affinity="patches", mask="none", normalise=False, steps=steps,
+                   tau=tau)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rounds", [2, 8, 100])

@@ -181,6 +181,19 @@ def test_dense_cam_without_background_sums_to_one(patches: Tensor, vectors: Tens
     torch.testing.assert_close(found.sum(dim=0), torch.ones(2, 3))
 
 
+def test_dense_cam_does_not_count_rows_twice(patches: Tensor, vectors: Tensor) -> None:
+    """By the mean of a class's rows, a row that is there three times changes nothing."""
+    rows, index = vectors.float(), CLASS_INDEX
+    tripled = torch.cat([rows, rows[index == 0], rows[index == 0]])
+    owners = torch.cat([index, index.new_zeros(2 * int((index == 0).sum()))])
+    once = dense_cam(patches, (2, 3), rows, index, PRESENT, join="mean")
+    thrice = dense_cam(patches, (2, 3), tripled, owners, PRESENT, join="mean")
+    summed = dense_cam(patches, (2, 3), tripled, owners, PRESENT)
+    for one, three, total in zip(once, thrice, summed, strict=True):
+        torch.testing.assert_close(one, three)
+        assert not len(one) or (total < one).any()
+
+
 def test_min_max() -> None:
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
     found = min_max(maps)

@@ -11,7 +11,9 @@ from conftest import TRAIN, Run, copy_workspace
 
 from vpltool.formats import read_tensors
 from vpltool.methods import find_methods
-from vpltool.settings import Described, NoEffect, described
+from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.methods.refiners._regions import RegionSettings
+from vpltool.settings import Described, NoEffect, described, names_of
 from vpltool.shell import all_settings, flag_words
 from vpltool.stages import find_stages
 from vpltool.stages.learn_prototypes import LearnPrototypesSettings
@@ -111,7 +113,14 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
 VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
-                          "phi_background": 0.1, "clusters": 3}
+                          "phi_background": 0.1, "clusters": 3, "superpixels": 50,
+                          "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
+                          "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
+                          "detail": 2}
+
+OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettings)),
+                          ("--method", "superpixels"))
+"""Settings that not every method of their stage has, with one that does."""
 
 
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
@@ -141,7 +150,8 @@ OTHERS = rows_of_others()
 def test_others(name: str, entry: Described, row: NoEffect, words: tuple[str, ...], run: Run,
                 layered: Path, tmp_path: Path) -> None:
     given = flag_words(entry, VALUES[entry.name])
-    result = run(*COMMANDS[name], *words, *given, "--out", tmp_path / "x",
+    method = OF_METHOD.get(entry.name, ())
+    result = run(*COMMANDS[name], *method, *words, *given, "--out", tmp_path / "x",
                  work=layered / "work")
     assert result.code == 0, result.err
     assert (f"{' '.join(given)} has no effect with {' '.join(words)}: {row.why}"

@@ -1,6 +1,6 @@
 """What open_clip knows of models: names, tags, activations, and where their weights are.
 
-The only module that imports open_clip.
+The only module that imports open_clip, and timm.
 """
 
 from __future__ import annotations
@@ -66,6 +66,21 @@ def import_open_clip() -> Any:
         import open_clip
 
     return open_clip
+
+
+def import_timm() -> Any:
+    """Import timm, with the same care; open_clip brings it along.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    import_open_clip()
+    try:
+        import timm
+    except ImportError as error:
+        raise VplError(f"timm cannot be imported: {first_line(error)}", "pip install timm"
+                       ) from error
+    return timm
 
 
 _declared: list[Any] = []

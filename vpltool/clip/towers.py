@@ -122,7 +122,7 @@ def _siglip_head(norm: Any, pooler: Any, last: Block) -> Head:
     head = Head(last.shape, pool_width=width, dim=width, ln_after_pool=False, value_path=True,
                 post_eps=pooler.norm.eps, value_eps=norm.eps, pooler={
                     "heads": pooler.num_heads, "hidden": pooler.mlp.fc1.out_features,
-                    "eps": pooler.norm.eps, "activation": _activation(pooler.mlp.act)})
+                    "eps": pooler.norm.eps, "activation": activation_of(pooler.mlp.act)})
     head.block = last
     head.query.data.copy_(pooler.q(pooler.latent)[0, 0])
     own_norm, into, out = head.value_path.children()
@@ -166,7 +166,7 @@ def _copy_block(source: Any) -> Block:
     block = Block(BlockShape(
         width=part["ln_1"].normalized_shape[0], hidden=part["fc"].out_features,
         heads=source.attn.num_heads, eps=part["ln_1"].eps,
-        activation=_activation(part["activation"])))
+        activation=activation_of(part["activation"])))
     for name in ("ln_1", "ln_2", "out", "fc", "proj"):
         _copy(getattr(block, name), part[name])
     if "qkv" in part:
@@ -196,7 +196,12 @@ def _fill(target: Any, weight: Tensor, bias: Tensor) -> None:
     target.load_state_dict({"weight": weight, "bias": bias})
 
 
-def _activation(module: nn.Module) -> str:
+def activation_of(module: nn.Module) -> str:
+    """Name an activation as `core.blocks` does.
+
+    Raises:
+        VplError: it is not one of these.
+    """
     name = type(module).__name__
     if name not in ACTIVATIONS:
         raise VplError(f"the activation {name} is not supported", near_name(name, ACTIVATIONS))
@@ -221,7 +226,7 @@ def _compare(tower: VisionTower, visual: Any) -> None:
     tokens = torch.randn(1, 5, tower.width, generator=chance).to(like.device)
     for number, (ours, theirs) in enumerate(
             zip([*tower.blocks, tower.head.block], stack, strict=True)):
-        _expect_equal(f"block {number}", ours(tokens), theirs(tokens.to(like)))
+        expect_equal(f"block {number}", ours(tokens), theirs(tokens.to(like)))
     seen: list[Tensor] = []
     owner, name = (visual.trunk, "blocks") if timm else (visual, "transformer")
     original = getattr(owner, name)
@@ -237,7 +242,7 @@ def _compare(tower: VisionTower, visual: Any) -> None:
         setattr(owner, name, original)
         visual.train(training)
     embedded = tower.embed(pixels)
-    _expect_equal("the patch embedding", embedded, seen[0])
+    expect_equal("the patch embedding", embedded, seen[0])
     if getattr(visual, "attn_pool", None) is not None:
         # Our head copies only the value path of this pooler: the pooled embeddings differ.
         return
@@ -245,10 +250,15 @@ def _compare(tower: VisionTower, visual: Any) -> None:
     by_token = not timm and visual.pool_type == "tok"
     found = (tower.head.patch_embeddings(embedded[:, 0]) if by_token
              else tower.head.pooled(embedded))
-    _expect_equal("pooling", found, nn.functional.normalize(pooled, dim=-1))
+    expect_equal("pooling", found, nn.functional.normalize(pooled, dim=-1))
 
 
-def _expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
+def expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
+    """Check that a part of a copy gives what its original gives.
+
+    Raises:
+        VplError: it does not; the part is named.
+    """
     wanted = wanted.to(found)
     if (found.shape != wanted.shape
             or not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())):

@@ -6,6 +6,8 @@ scaled by two vectors. The cost is a few matrix products for all classes at once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,7 +102,8 @@ def _components(bright: Tensor, rounds: int) -> Tensor:
 
 def refine(
     cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
-    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True,
+    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True, steps: int = 1,
+    tau: float = 0.1,
 ) -> Tensor:
     """Spread the CAMs of one photo along its attention (CLIP-ES, eqs. 5 to 7) or similar patches.
 
@@ -108,12 +111,14 @@ def refine(
         cams: maps in [0, 1] (K, h, w).
         source: mean attention of the last blocks (h·w, h·w); for `patches` the L2-normed patch
             embeddings (h·w, dim).
-        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, one step of
+        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, steps of
             `patch_walk`.
         mask: `box` keeps only the CAM within its boxes, `none` keeps all of it.
         threshold: λ of the boxes.
         exclusive: see `box_mask`.
         normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
+        steps: number of steps of `patch_walk`.
+        tau: its temperature.
 
     Returns:
         maps (K, h, w), float32.
@@ -125,14 +130,62 @@ def refine(
         start = start * box_mask(start, threshold, exclusive=exclusive)
     spread = start.flatten(1).T
     if affinity == "patches":
-        spread = patch_walk(source[None].float())[0] @ spread
+        walk = patch_walk(source[None].float(), tau)[0]
+        for _ in range(steps):
+            spread = walk @ spread
     else:
-        attention = source.float()
-        rows, columns = sinkhorn_scaling(attention[None])
-        for _ in range(2):
-            spread = _symmetric_product(attention, rows[0], columns[0], spread)
+        spread = attention_walk([source], [1.0], spread)
     refined = spread.T.view_as(cams)
     return min_max(refined) if normalise else refined.clamp(0, 1)
+
+
+def refine_masked(cams: Tensor, attentions: Sequence[Tensor], shares: Sequence[float],
+                  mask: Tensor | None, *, normalise: bool = True) -> Tensor:
+    """Spread the CAMs of one photo, inside a mask, along the attention of one encoder or more.
+
+    Args:
+        cams: maps in [0, 1] (K, h, w).
+        attentions: of each encoder (h·w, h·w).
+        shares: of each encoder in the affinity.
+        mask: patches that each map may spread from, bool (K, h, w): columns of the affinity. None:
+            all. A map of which it leaves nothing is not masked.
+        normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
+
+    Returns:
+        maps (K, h, w), float32.
+    """
+    start = cams.float().flatten(1)
+    if mask is not None:
+        inside = start * mask.flatten(1)
+        start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
+    refined = attention_walk(attentions, shares, start.T).T.reshape(cams.shape)
+    return min_max(refined) if normalise else refined.clamp(0, 1)
+
+
+def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:
+    """Take two steps along the weighted mean of doubly stochastic attentions.
+
+    Each is made doubly stochastic by itself: without the class token and the registers, rows of
+    different encoders sum to different numbers, and the shares would not be those asked for. A mean
+    of doubly stochastic matrices is one; none is formed.
+
+    Args:
+        attentions: of each encoder (n, n).
+        shares: of each; an encoder without one is not looked at.
+        maps: (n, K), float32.
+
+    Returns:
+        maps (n, K), float32.
+    """
+    steps = [(share, attention.float()) for share, attention in zip(shares, attentions, strict=True)
+             if share]
+    scaled = [(share, attention, *sinkhorn_scaling(attention[None]))
+              for share, attention in steps]
+    for _ in range(2):
+        parts = [_symmetric_product(attention, rows[0], columns[0], maps) * share
+                 for share, attention, rows, columns in scaled]
+        maps = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return maps
 
 
 def _symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Tensor) -> Tensor:

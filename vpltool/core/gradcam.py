@@ -92,7 +92,7 @@ def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
 @torch.no_grad()
 def dense_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
-    present: Sequence[Tensor], *, tau: float = 0.05,
+    present: Sequence[Tensor], *, tau: float = 0.05, join: str = "sum",
 ) -> list[Tensor]:
     """Return the class probabilities of each patch: a softmax over present and background rows.
 
@@ -103,12 +103,17 @@ def dense_cam(
         class_index: class of each row (rows,), 0 is the background.
         present: class indices of each photo, one tensor (K_i,) a photo.
         tau: temperature.
+        join: `sum` of the probabilities of a class's rows; or `mean`, so that a class or the
+            background is not likelier because it has more rows.
 
     Returns:
         for each photo a map per class (K_i, h, w): the classes' probabilities, float32. The rest
         to 1 is the background.
     """
     logits = (patches @ prototypes.to(patches).T).float() / tau
+    if join == "mean":
+        _, number, counts = class_index.unique(return_inverse=True, return_counts=True)
+        logits -= counts[number].log()
     logits = logits.masked_fill(~allowed_rows(class_index, present)[:, None], float("-inf"))
     total = logits.logsumexp(dim=-1, keepdim=True)
     maps = []

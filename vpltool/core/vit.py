@@ -39,19 +39,25 @@ class Head(nn.Module):
 
     A tower with attention pooling maps each patch by the pooler's value path, which is the result
     of its attention if it saw only this patch. SigLIP's pooler has an MLP instead of a projection,
-    and its tower has no class token: there photos are pooled as in the model itself.
+    and its tower has no class token: there photos are pooled as in the model itself. A tower that
+    was trained without text has no joint space, `dim=0`, and any number of tokens before the
+    patches.
     """
 
     def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
                  value_path: bool, post_eps: float, value_eps: float | None = None,
-                 pooler: dict[str, Any] | None = None) -> None:
+                 pooler: dict[str, Any] | None = None, prefix: int | None = None) -> None:
         super().__init__()
+        usual = 0 if pooler else 1
+        self.prefix = usual if prefix is None else prefix
+        """Number of tokens before the patches: class token and registers."""
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
             "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps,
             # Parts that were added later are in a header only if they are not at their defaults.
             **({"value_eps": value_eps} if value_eps not in (None, shape.eps) else {}),
-            **({"pooler": pooler} if pooler else {})}
+            **({"pooler": pooler} if pooler else {}),
+            **({"prefix": self.prefix} if self.prefix != usual else {})}
         self.block = Block(shape)
         self.ln_after_pool = ln_after_pool
         self.value_path = nn.Sequential(
@@ -68,11 +74,6 @@ class Head(nn.Module):
             self.fc = nn.Linear(pool_width, self.pooler.hidden)
             self.fc_out = nn.Linear(self.pooler.hidden, dim)
 
-    @property
-    def prefix(self) -> int:
-        """Number of tokens before the patches: 1 for a class token, or 0."""
-        return 1 if self.pooler is None else 0
-
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
         """Rebuild a head from `Head.config`; its state dict is to be loaded next."""
@@ -82,6 +83,14 @@ class Head(nn.Module):
     def patch_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's output (B, N, width) to L2-normed joint vectors (B, N, dim)."""
         return F.normalize(self._project(self.value_path(tokens)), dim=-1)
+
+    def last_tokens(self, tokens: Tensor) -> Tensor:
+        """Norm the last block's output (B, N, width) as the tower itself does: L2-normed.
+
+        Patches as the encoder sees them, before any pooling or projection.
+        """
+        norm = self.value_path[0] if isinstance(self.value_path, nn.Sequential) else self.ln_post
+        return F.normalize(norm(tokens), dim=-1)
 
     def value_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's *input* (B, N, width) to joint vectors by only its value path.
@@ -127,12 +136,27 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """How a tower's position embeddings are brought to another grid.
+
+    Args:
+        mode: `bilinear`, as in CLIP-ES, or `bicubic`, as in DINO.
+        offset: added to the sides of the new grid where the scale is computed; DINO: 0.1.
+        antialias: whether it is smoothed where the new grid is coarser.
+    """
+
+    mode: str = "bilinear"
+    offset: float = 0.0
+    antialias: bool = False
+
+
+@dataclass(frozen=True)
 class DenseFeatures:
     """Results of one pass of the encoder on a batch of equal size, on a grid of h·w = n patches.
 
     Args:
-        tokens: input of the last block (B, 1+n, width); (B, n, width) without a class token.
-        patches: L2-normed joint-space patch embeddings (B, n, dim), or None.
+        tokens: input of the last block (B, prefix+n, width), with the tokens before the patches.
+        patches: L2-normed patch embeddings (B, n, dim), or None.
         attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
         attentions: the attention of each of these blocks (B, blocks, n, n), or None.
         layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
@@ -146,13 +170,14 @@ class DenseFeatures:
 
 
 class VisionTower(nn.Module):
-    """CLIP's vision transformer for images of any size that is a multiple of the patch size."""
+    """A vision transformer for images of any size that is a multiple of the patch size."""
 
     def __init__(self, *, patch: int, grid: tuple[int, int], blocks: Sequence[Block], head: Head,
-                 width: int, ln_pre: nn.Module) -> None:
+                 width: int, ln_pre: nn.Module, resampling: Resampling = Resampling()) -> None:
         super().__init__()
         self.patch = patch
         self.grid = grid
+        self.resampling = resampling
         self.conv = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.cls = nn.Parameter(torch.empty(head.prefix, width))
         self.positions = nn.Parameter(torch.empty(head.prefix + grid[0] * grid[1], width))
@@ -180,12 +205,16 @@ class VisionTower(nn.Module):
         return self.ln_pre(x + self.positions_for(grid).to(x.dtype))
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """Return the position embedding of a grid, bilinear as in CLIP-ES: (1+h·w, width)."""
+        """Return the position embedding of a grid, resampled: (prefix+h·w, width)."""
         if grid == self.grid:
             return self.positions
+        how = self.resampling
         own, table = self.positions.float().tensor_split([self.head.prefix])
         table = table.view(1, *self.grid, -1).permute(0, 3, 1, 2)
-        table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
+        scale = [(side + how.offset) / old for side, old in zip(grid, self.grid, strict=True)]
+        table = F.interpolate(
+            table, **({"scale_factor": scale} if how.offset else {"size": grid}),
+            mode=how.mode, align_corners=False, antialias=how.antialias)
         return torch.cat([own, table.flatten(2)[0].T])
 
     @torch.no_grad()
@@ -196,8 +225,9 @@ class VisionTower(nn.Module):
 
         Args:
             pixels: normalised photos (B, 3, H, W), H and W multiples of the patch size.
-            patches: source of the patch embeddings: `block`, the last block's output; `value`,
-                only its value path; or `none`.
+            patches: source of the patch embeddings: `block`, the last block's output in the joint
+                space; `value`, only its value path; `last`, its output without a joint space; or
+                `none`.
             attention: whether to average the attention of the last blocks.
             attentions: whether to keep the attention of each of them.
             attention_blocks: number of these blocks.
@@ -213,7 +243,7 @@ class VisionTower(nn.Module):
         x = self.embed(pixels)
         last, prefix = self.depth - 1, self.head.prefix
         first = self.depth - attention_blocks
-        whole = patches == "block" or last in layers
+        whole = patches in ("block", "last") or last in layers
         total: Tensor | None = None
         seen: list[Tensor] = []
         kept: dict[int, Tensor] = {}
@@ -234,16 +264,21 @@ class VisionTower(nn.Module):
                          else total + weights if attentions else total.add_(weights))
             if index in layers:
                 kept[index] = x[:, prefix:]
-        embeddings = None
-        if patches == "block":
-            embeddings = self.head.patch_embeddings(x[:, prefix:])
-        elif patches == "value":
-            embeddings = self.head.value_embeddings(tokens[:, prefix:])
         if total is not None:
             total = total[:, prefix:, prefix:] / (self.depth - first)
         return DenseFeatures(
-            tokens, embeddings, total, torch.stack(seen, dim=1) if seen else None,
+            tokens, self._patches(patches, tokens, x), total,
+            torch.stack(seen, dim=1) if seen else None,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
+
+    def _patches(self, source: str, tokens: Tensor, output: Tensor) -> Tensor | None:
+        """Embed the patches of the last block's input or output (B, prefix+n, width)."""
+        if source == "none":
+            return None
+        if source == "value":
+            return self.head.value_embeddings(tokens[:, self.head.prefix :])
+        embed = self.head.last_tokens if source == "last" else self.head.patch_embeddings
+        return embed(output[:, self.head.prefix :])
 
 
 def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:

@@ -172,8 +172,9 @@ def difference(asked: Header, found: Header, path: Path) -> list[str]:
                     or f"{found.sources.get(role) or asked.sources.get(role) or role} has changed")
     if asked.model != found.model:
         old, new = _spell_model(found.model), _spell_model(asked.model)
-        phrases.append(f"the CLIP was {old}, now {new}" if old != new else
-                       f"the weights of the CLIP {new} have changed")
+        what = "encoder" if "encoder" in found.options else "CLIP"
+        phrases.append(f"the {what} was {old}, now {new}" if old != new else
+                       f"the weights of the {what} {new} have changed")
     return phrases
 
 

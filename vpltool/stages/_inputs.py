@@ -105,8 +105,10 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
     if lacking:
         every = ",".join(dict.fromkeys([*kept, *lacking]))
         split = features.header.options["split"]
+        encoder = features.header.call.get("encoder")
         raise VplError(f"{features.path} holds {', '.join(kept)}, but no {lacking[0]}",
-                       f"`extract(split={split!r}, keep={every!r}, overwrite=True)`")
+                       f"`extract(split={split!r}, keep={every!r}, "
+                       f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
 
 
 def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],

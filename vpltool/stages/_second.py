@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from vpltool.stages import _inputs
 if TYPE_CHECKING:
     import torch
 
+    from vpltool.clip.encoders import Encoder
+
 SECOND = {"second_patches": "patches", "second_attention": "attention"}
 """What a method may read of the second encoder: name in `READS` to the tensor's."""
 
@@ -22,6 +25,36 @@ def second() -> Any:
     """Folder of features of a second encoder."""
     return setting(None, "Features of a second encoder, for a method that reads them; default: "
                          "features-second/SPLIT.", metavar="DIR", record="never", brief=False)
+
+
+@dataclass(frozen=True)
+class FoundEncoder:
+    """Where a second encoder was found.
+
+    Args:
+        spelled: the setting `encoder`, with its path as seen from the workspace.
+        inputs: role to its file of weights, if they are on this machine.
+    """
+
+    spelled: str
+    inputs: Mapping[str, Path]
+
+
+def load_second(workspace: Workspace, given: str, device: torch.device
+                ) -> tuple[Encoder, FoundEncoder]:
+    """Load the second encoder that the setting `encoder` names.
+
+    Raises:
+        VplError: there is no such encoder, or its tower cannot be used.
+    """
+    from vpltool.clip.encoders import find_encoder, load_encoder
+
+    # A path as typed here, or as `update` has it from a header.
+    source = find_encoder(given, (Path(), workspace.path))
+    spelled = source.spelled(_inputs.relative_path(source.path, workspace.path)
+                             if source.path else "")
+    inputs = {"weights": source.weights} if source.weights else {}
+    return load_encoder(source, device), FoundEncoder(spelled, inputs)
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]

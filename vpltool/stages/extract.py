@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
+from vpltool.stages import _inputs, _photo_work, _second
 
 if TYPE_CHECKING:
     import torch
 
+    from vpltool.clip.encoders import Encoder
     from vpltool.clip.load import Clip
     from vpltool.parallel.photos import Batch
 
 KEPT = ("tokens", "patches", "attention", "attentions", "layers")
+
+OF_CLIP = ("patches", "layers")
+"""Settings without effect on a second encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,10 @@ class ExtractSettings(Settings):
     """Settings of `extract`."""
 
     split: str = options.split("train")
+    encoder: str = setting(
+        "", "A second encoder instead of the workspace's CLIP, for methods that read it: a file of "
+            "DINO's or DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
+        metavar="NAME-OR-FILE", record="never")
     scale: float = setting(1.0, "Factor on the photo's sides before the network.", low=0.05, high=8)
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
@@ -62,6 +70,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """Run the frozen CLIP over photos once, and store what the later commands need.
 
     Photos are resized to multiples of the patch, each side on its own, without crop (CLIP-ES).
+    With --encoder, another frozen vision transformer is run, into features-second/SPLIT.
 
     Example: vpltool extract --split train
 
@@ -78,21 +87,25 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         VplError: the model cannot be had, or a setting does not fit it.
         PhotosFailed: some photos cannot be read.
     """
-    kept = _kept(settings.keep)
+    second = bool(settings.encoder)
+    kept = _kept_of_second(settings) if second else _kept(settings.keep)
     photos = workspace.photos(settings.split, settings.limit)
 
-    from vpltool.clip.load import load_clip
     from vpltool.parallel.device import find_device, find_precision
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                     normalise=workspace.normalise)
-    layers = parse_layers(settings.layers, clip.vision.depth) if "layers" in kept else []
+    encoder, source = _load(workspace, settings, device)
+    layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
     header = _inputs.make_header(
-        workspace, "features", "extract", settings, inputs={}, model=clip.identity,
-        options={"keep": list(kept), "layers": layers, "precision": settings.precision})
-    folder = settings.out or workspace.path / "features" / settings.split
+        workspace, "features", "extract", settings, model=encoder.identity,
+        inputs=source.inputs if source else {}, skip=OF_CLIP if second else (),
+        options={"keep": list(kept), "layers": layers, "precision": settings.precision,
+                 **({"encoder": encoder.identity["name"]} if second else {})})
+    if source:
+        header = replace(header, call=header.call | {"encoder": source.spelled})
+    place = "features-second" if second else "features"
+    folder = settings.out or workspace.path / place / settings.split
     outputs = _photo_work.open_outputs(
         {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
                                              not settings.limit), settings)
@@ -101,19 +114,33 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     def write_head() -> None:
         if outputs[0].todo or not head_path(folder).exists():
             write_tensors(head_path(folder), Header(
-                kind="head", command="extract", model=clip.identity,
-                facts={"config": clip.vision.head.config}), clip.vision.head.state_dict())
+                kind="head", command="extract", model=encoder.identity,
+                facts={"config": encoder.vision.head.config}), encoder.vision.head.state_dict())
 
     return _photo_work.make_photos(
         f"extract {settings.split}", outputs,
-        lambda todo: _start(clip, settings, kept, layers, {key: paths[key] for key in todo},
+        lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        begun=write_head)
+        begun=None if second else write_head)
 
 
-def _start(clip: Clip, settings: ExtractSettings, kept: tuple[str, ...], layers: list[int],
-           paths: dict[str, Path], device: torch.device, dtype: torch.dtype
+def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
+          ) -> tuple[Clip | Encoder, _second.FoundEncoder | None]:
+    """Load the workspace's CLIP, or the second encoder that is named, and where it was found."""
+    if settings.encoder:
+        warn_without_effect(settings, without=dict.fromkeys(
+            OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
+        return _second.load_second(workspace, settings.encoder, device)
+
+    from vpltool.clip.load import load_clip
+
+    return load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
+                     normalise=workspace.normalise), None
+
+
+def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, ...],
+           layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[_photo_work.Made]:
     """Move the tower to the device; the result yields each photo's features."""
     import torch
@@ -122,7 +149,8 @@ def _start(clip: Clip, settings: ExtractSettings, kept: tuple[str, ...], layers:
     from vpltool.parallel.device import PRECISIONS, worker_count
     from vpltool.parallel.photos import load_batches
 
-    vision = clip.vision.to(dtype)
+    vision = encoder.vision.to(dtype)
+    patches = "last" if settings.encoder else settings.patches
 
     def encode(batch: Batch) -> Iterator[_photo_work.Made]:
         for key, reason in batch.failed.items():
@@ -130,7 +158,7 @@ def _start(clip: Clip, settings: ExtractSettings, kept: tuple[str, ...], layers:
         if not batch.ids:
             return
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
-        features = vision(pixels, patches=settings.patches if "patches" in kept else "none",
+        features = vision(pixels, patches=patches if "patches" in kept else "none",
                           attention="attention" in kept, attentions="attentions" in kept,
                           attention_blocks=settings.attention_blocks, layers=layers)
         fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
@@ -143,7 +171,7 @@ def _start(clip: Clip, settings: ExtractSettings, kept: tuple[str, ...], layers:
 
     batches = load_batches(
         list(paths.items()),
-        PhotoSettings(vision.patch, clip.mean, clip.std, settings.scale, settings.max_side),
+        PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale, settings.max_side),
         device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
         sized=_photo_work.count_sizes(len(paths)))
     return _photo_work.run_batches(batches, encode, smaller_side_hint)
@@ -167,6 +195,17 @@ def _kept(keep: str) -> tuple[str, ...]:
     if not names:
         raise VplError("`keep=''` is empty", f"one or more of {', '.join(KEPT)}")
     return tuple(name for name in KEPT if name in names)
+
+
+def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
+    """What is kept of a second encoder: of what is asked for, what methods may read."""
+    kept = _kept(settings.keep)
+    readable = tuple(_second.SECOND.values())
+    lacking = [name for name in kept if name not in readable]
+    if lacking and ("keep" in settings.given or len(lacking) == len(kept)):
+        raise VplError(f"`keep={settings.keep!r}`: nothing reads {lacking[0]} of a second encoder",
+                       f"`keep={','.join(readable)!r}`, the default with `encoder`")
+    return tuple(name for name in kept if name in readable)
 
 
 def parse_layers(choice: str, depth: int) -> list[int]:

@@ -259,9 +259,7 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
 
 def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
                 settings: PrepareSettings) -> None:
-    """Check that the workspace that is there is of the same photos and the same CLIP.
-
-    Another CLIP is taken where nothing was computed with the earlier one.
+    """Check that the workspace is of the same photos and, where it has been used, the same CLIP.
 
     Raises:
         VplError: it is not; the difference is named.
@@ -285,13 +283,11 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
 
 def _spelled(settings: PrepareSettings) -> str:
     """The call of these settings that replaces a workspace."""
-    # Of the CLIP a default that was given counts too: what is not given stays.
-    clip = {name: getattr(settings, name) for name in ("model", "pretrained", "normalise")
-            if name in settings.given}
-    values = changed(settings) | clip | {"overwrite": True}
-    method = values.pop("method")
-    words = [repr(method), *(f"{name}={value!r}" for name, value in values.items())]
-    return f"`prepare({', '.join(words)})`"
+    # A default that was given counts too: what is not given of the CLIP stays as it was.
+    clip = settings.given & {"model", "pretrained", "normalise"}
+    values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
+    words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
+    return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
 
 
 def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:

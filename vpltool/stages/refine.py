@@ -121,6 +121,9 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
+    check = getattr(method, "check", None)
+    if check is not None:
+        check(settings.of_method)
     device = find_device(settings.device)
     wanted = [name for name in TENSORS if name in method.READS]
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}

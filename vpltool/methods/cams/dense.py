@@ -24,6 +24,10 @@ class Settings(settings.Settings):
 
     tau: float = setting(0.05, "Temperature of the softmax.", low=1e-6,
                          source="chosen on the drawn scenes of another seed")
+    join: str = setting(
+        "sum", "Of a class's rows: sum of their probabilities; or mean, so that a class, or the "
+               "background, is not likelier because it has more rows.", choices=("sum", "mean"),
+        record="changed")
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
@@ -31,4 +35,4 @@ def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     from vpltool.core.gradcam import dense_cam
 
     return dense_cam(batch.tensors["patches"], batch.grid, batch.prototypes, batch.class_index,
-                     batch.present, tau=settings.tau)
+                     batch.present, tau=settings.tau, join=settings.join)

@@ -1,4 +1,4 @@
-"""One step of a random walk between patches that look alike.
+"""A random walk between patches that look alike.
 
 The walk goes by the cosine of centred patch embeddings; no attention is needed.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,11 @@ READS = ("patches",)
 class Settings(BoxSettings):
     """Settings of the random walk."""
 
+    steps: int = setting(1, "Steps of the walk.", low=1, record="changed", source="chosen")
+    tau: float = setting(0.1, "Temperature of its transitions: a patch goes to another by the "
+                              "softmax of their cosines / TAU.", low=1e-3, record="changed",
+                         source="chosen on photos20's train-a")
+
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo between patches that look alike (K, h, w), float32."""
@@ -28,4 +34,5 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
     return spread(photo.cams, photo.tensors["patches"], affinity="patches",
                   mask=settings.mask, threshold=settings.threshold,
-                  exclusive=settings.box == "exclusive", normalise=settings.min_max)
+                  exclusive=settings.box == "exclusive", normalise=settings.min_max,
+                  steps=settings.steps, tau=settings.tau)

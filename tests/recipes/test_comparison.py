@@ -1,0 +1,123 @@
+"""The comparison over a tiny workspace: every row is measured, and can be taken up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import copy_workspace
+
+from vpltool.errors import VplError
+from vpltool.recipes.comparison.__main__ import main
+from vpltool.recipes.comparison.measuring import background_power
+from vpltool.recipes.comparison.rows import read_comparison
+
+ROWS = """
+begin = ["text-prototypes --prompts single", "extract --split {split} --workers 0"]
+
+[[row]]
+name = "text"
+source = "a test"
+published = "70.8"
+maps = ["cam --split {split}"]
+cams = "text"
+refine = ["refine --cams text --split {split}"]
+refined = "text-refined"
+
+[[row]]
+name = "seeds"
+source = "a test"
+seeded = true
+learn = ["seed-prototypes --cams text --phi 0.6 --phi-background 0.3 --method kmeans --per-class 2 --seed {seed} --split {learn} --out {work}/prototypes/k-{seed}.safetensors"]
+maps = ["cam --prototypes k-{seed} --method dense --split {split}"]
+cams = "k-{seed}-dense"
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def base(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    base = copy_workspace(ready, tmp_path_factory.mktemp("compared") / "base", tiny_clip)
+    (base / "rows.toml").write_text(ROWS)
+    assert compare(base) == 0
+    return base
+
+
+def compare(base: Path, *words: str) -> int:
+    return main([str(base / "work"), "--rows", str(base / "rows.toml"), "--seeds", "0,1", *words])
+
+
+def record(base: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((base / "work/tables/compare/compare.json").read_text())
+    return found
+
+
+def test_every_column_of_every_row_is_measured(base: Path) -> None:
+    rows = record(base)["rows"]
+    assert isinstance(rows, dict)
+    assert set(rows) == {"text", "seeds"}
+    columns = [f"{what}, {split}" for what in ("CAM", "refined", "mask")
+               for split in ("train", "val")]
+    assert list(rows["text"]["miou"]) == columns
+    assert [len(values) for values in rows["text"]["miou"].values()] == [1] * 6
+    assert list(rows["seeds"]["miou"]) == [name for name in columns if "refined" not in name]
+    assert [len(values) for values in rows["seeds"]["miou"].values()] == [2] * 4
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["size"] > 100
+        assert all(0 <= value <= 100 for values in row["miou"].values() for value in values)
+
+
+def test_scores_are_evals(base: Path) -> None:
+    """What the table says of a row is what `eval` says of its maps, cut on the split given."""
+    scores = base / "work/tables/compare/scores"
+    cut = json.loads((scores / "text-cut.json").read_text())
+    val = json.loads((scores / "text-val.json").read_text())
+    assert cut["split"] == "train"
+    assert val["threshold"] == cut["threshold"]
+    rows = record(base)["rows"]
+    assert isinstance(rows, dict)
+    assert rows["text"]["miou"]["CAM, val"] == [100 * val["miou"]]
+
+
+def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cams = base / "work/tables/compare/cams/text/train"
+    before = {path: path.stat().st_mtime_ns for path in cams.iterdir()}
+    seconds = record(base)["rows"]
+    assert compare(base, "--only", "text") == 0
+    assert {path: path.stat().st_mtime_ns for path in cams.iterdir()} == before
+    after = record(base)["rows"]
+    assert isinstance(seconds, dict) and isinstance(after, dict)
+    # Nothing was worked on, so the time of the first run stays; rows that were not asked for, too.
+    assert after["text"]["seconds"] == seconds["text"]["seconds"]
+    assert after["seeds"] == seconds["seeds"]
+    table = capsys.readouterr().out
+    assert "| text |" in table and "| seeds |" not in table and "70.8" in table
+
+
+def test_the_bundled_rows_can_be_parsed() -> None:
+    rows = read_comparison().rows
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.source for row in rows)
+
+
+def test_the_crf_begins_where_the_threshold_cuts() -> None:
+    for threshold in (0.05, 0.3, 0.5, 0.8):
+        alpha = background_power(threshold)
+        assert (1 - threshold) ** alpha == pytest.approx(threshold, abs=0.01)
+    assert background_power(0) <= 64
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("[[row]]\nname = 'x'\n", "not a list of methods"), ("begin = [", "not a list of methods"),
+    (ROWS + '[[row]]\nname = "x"\nsource = "y"\ncams = "z"\nmaps = ["cam --methd a"]', "x: cam")])
+def test_a_list_that_is_none(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.toml").write_text(text)
+    with pytest.raises(VplError, match=said):
+        read_comparison(tmp_path / "rows.toml")
+
+
+def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(base, "--only", "txt") == 1
+    assert "did you mean `text`?" in capsys.readouterr().err
+    assert compare(base, "--score", "test") == 1
+    assert "test" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Compare all methods over one workspace: the same photos, encoder, cut and evaluation.
+
+    python -m vpltool.recipes.comparison WORK
+    python -m vpltool.recipes.comparison WORK --seeds 0 --only "CLIP-ES" "seeds"
+
+What is made lies in WORK/tables/compare, and is taken over by the next run. Every method's maps are
+cut where they score best on --cut, which is a half of --learn where there is one; nothing is chosen
+on --score. Tags are known on both splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import open_workspace, read_json, write_json
+from vpltool.formats.storage import atomic_path
+from vpltool.parallel.signals import interrupt_at_sigterm
+from vpltool.recipes.comparison.measuring import Field, Measured, measure
+from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
+from vpltool.recipes.tables.begin import own_workspace
+from vpltool.shell import spell
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vpltool.recipes.comparison",
+        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--learn", default="train", metavar="SPLIT",
+                        help="the split that prototypes are learned from")
+    parser.add_argument("--score", default="val", metavar="SPLIT", help="another split to score")
+    parser.add_argument("--cut", default="", metavar="SPLIT",
+                        help="where thresholds are chosen; default: LEARN-a if there is one, "
+                             "else LEARN")
+    parser.add_argument("--seeds", default=(0, 1, 2), metavar="LIST",
+                        type=lambda text: tuple(int(seed) for seed in text.split(",")),
+                        help="a run each for methods with anything random: 0,1,2")
+    parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
+                        help="another list of methods")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
+    parser.add_argument("--list", action="store_true", help="list the rows, and stop")
+    return parser.parse_args(argv)
+
+
+def _field(options: argparse.Namespace) -> Field:
+    """Check splits and masks, and make the workspace of the comparison.
+
+    Raises:
+        VplError: there is no such split, or it has no true masks.
+    """
+    source = open_workspace(options.work)
+    splits = {split for photo in source.photos() for split in photo.splits}
+    half = f"{options.learn}-a"
+    cut = options.cut or (half if half in splits else options.learn)
+    for split in (options.learn, options.score, cut):
+        if without := sum(photo.mask is None for photo in source.photos(split)):
+            raise VplError(f"{without} photos of `{split}` have no true mask to score with",
+                           "prepare the workspace with masks, or choose other splits by --learn, "
+                           "--score and --cut")
+    return Field(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
+                 options.seeds)
+
+
+def compare(world: Field, comparison: Comparison) -> str:
+    """Measure row by row; the table is written down after each.
+
+    Returns:
+        the table as Markdown.
+    """
+    for line in comparison.begin:
+        for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
+            world.run(line, split)
+    record = world.work.path / "compare.json"
+    before = read_json(record, "")["rows"] if record.exists() else {}
+    made: dict[str, Measured] = {}
+    text = ""
+    for row in comparison.rows:
+        console.note(f"\n{row.name}")
+        found = measure(world, row)
+        old = before.get(row.name, {}).get("seconds")
+        made[row.name] = (found if found.seconds is not None
+                          else Measured(found.miou, old, found.size))
+        text = spell_table(world, comparison.rows, made)
+        with atomic_path(world.work.path / "compare.md") as temporary:
+            temporary.write_text(text, "utf-8")
+        write_json(record, {"learn": world.learn, "score": world.score, "cut": world.cut,
+                            "seeds": list(world.seeds),
+                            "rows": before | {name: vars(item) for name, item in made.items()}})
+    return text
+
+
+def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
+    """Spell what was measured as a table in Markdown, and what it was measured on below it."""
+    columns = [f"{what}, {split}" for what in ("CAM", "refined", "mask")
+               for split in (world.learn, world.score)]
+    lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
+    for row in rows:
+        if row.name not in made:
+            continue
+        found = made[row.name]
+        seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
+        lines.append([row.name, *(_spell_cell(found.miou.get(name, [])) for name in columns),
+                      seconds, f"{found.size / 1e3:.1f}", row.published])
+    table = "\n".join(["| " + " | ".join(lines[0]) + " |",
+                       "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
+                       *("| " + " | ".join(line) + " |" for line in lines[1:])])
+    source = open_workspace(world.work.path)
+    counts = ", ".join(f"{len(source.photos(split)):,} of `{split}`"
+                       for split in (world.learn, world.score))
+    return (f"{table}\n\nmIoU in percent with the background, tags known, {counts}; learned on "
+            f"`{world.learn}`; each method cut where it scores best on `{world.cut}`; seeds "
+            f"{', '.join(map(str, world.seeds))} where anything is random. s/photo: maps and "
+            "refinement, without the encoder and what is learned once.\n")
+
+
+def _spell_cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 0, or 1 with a line that says what to do."""
+    options = _options(argv)
+    try:
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+            comparison = read_comparison(options.rows).only(options.only)
+            if options.list:
+                for row in comparison.rows:
+                    print(f"{row.name:28} {row.source}")
+                return 0
+            print(compare(_field(options), comparison), flush=True)
+    except VplError as error:
+        console.error(spell(error.message), spell(error.hint))
+        return 1
+    except KeyboardInterrupt:
+        console.error("interrupted; what is written is kept",
+                      "run the same command again to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

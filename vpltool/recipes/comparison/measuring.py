@@ -1,0 +1,173 @@
+"""Measuring a row: its lines are run, its maps are cut and scored, its photos are timed."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpltool import api, console
+from vpltool.command import parse_line
+from vpltool.errors import PhotosFailed
+from vpltool.formats import read_json
+from vpltool.recipes.comparison.rows import Row, fill
+from vpltool.run import run_stage, setting_names
+
+MASKS = {"preset": "weclip", "confidence": 0.0}
+"""How masks are made of maps; `alpha` follows from where the maps are cut."""
+
+
+@dataclass
+class Field:
+    """Where methods are compared.
+
+    Args:
+        work: the workspace of the comparison.
+        learn: split that prototypes are learned from.
+        score: another split, that nothing is learned from.
+        cut: split on which the threshold of each method is chosen.
+        seeds: a run each, for methods with anything random.
+        done: lines that were run, so that none is run twice.
+        seconds: seconds a photo of each line that was really worked on.
+    """
+
+    work: api.Workspace
+    learn: str
+    score: str
+    cut: str
+    seeds: Sequence[int]
+    done: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, line: str, split: str, seed: int = 0) -> str:
+        """Run a line unless it was run; what is there from an earlier comparison is kept.
+
+        Returns:
+            the line as it was run.
+        """
+        words = fill(line, self.work.path, self.learn, split, seed)
+        spelled = f"vpltool {shlex.join(words)}"
+        if spelled in self.done:
+            return spelled
+        console.note(f"  {spelled}")
+        call = parse_line(words)
+        values = dict(call.values)
+        if "update" in setting_names(call.found, str(values.get("method", ""))):
+            values["update"] = True
+        before = time.time()
+        try:
+            result = run_stage(call.found, self.work.path, values, given=call.given,
+                               preset=call.preset)
+        except PhotosFailed as error:
+            console.warn(error.message)
+            result = error.result
+        self.done.add(spelled)
+        made = _written_since(result, before)
+        if made > 1:
+            self.seconds[spelled] = (time.time() - before) / made
+        return spelled
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row came to.
+
+    Args:
+        miou: column to percent, a number a seed.
+        seconds: seconds a photo, of the lines that make and refine maps; None: not measured in this
+            run, since everything was there.
+        size: bytes a photo, of what is stored of its maps.
+    """
+
+    miou: Mapping[str, list[float]]
+    seconds: float | None
+    size: int
+
+
+def measure(world: Field, row: Row) -> Measured:
+    """Run a row, and score it on both splits.
+
+    Raises:
+        VplError: a line failed.
+    """
+    for line in row.features:
+        for split in (world.learn, world.score):
+            world.run(line, split)
+    miou: dict[str, list[float]] = {}
+    timed: list[str] = []
+    for seed in world.seeds if row.seeded else (0,):
+        for line in row.learn:
+            world.run(line, world.learn, seed)
+        for split in (world.learn, world.score):
+            timed += [world.run(line, split, seed) for line in (*row.maps, *row.refine)]
+        for column, value in _scores(world, row, seed):
+            miou.setdefault(column, []).append(value)
+    per_line = [world.seconds[line] for line in dict.fromkeys(timed) if line in world.seconds]
+    runs = len(dict.fromkeys(timed)) / max(len(row.maps) + len(row.refine), 1)
+    result = (row.refined or row.cams).format(seed=0)
+    return Measured(miou, sum(per_line) / runs if per_line else None,
+                    _bytes_a_photo(world.work.path / "cams" / result / world.score))
+
+
+def _scores(world: Field, row: Row, seed: int) -> Iterator[tuple[str, float]]:
+    """Yield column and percent mIoU of a seed's maps and masks."""
+    names = {"CAM": row.cams, **({"refined": row.refined} if row.refined else {})}
+    cut = Path()
+    for column, name in names.items():
+        cams = name.format(seed=seed)
+        cut = _score_path(world, f"{cams}-cut")
+        world.work.eval(what=str(world.work.path / "cams" / cams / world.learn), split=world.cut,
+                        out=cut)
+        for split in (world.learn, world.score):
+            report = world.work.eval(
+                what=str(world.work.path / "cams" / cams / split), split=split, threshold_from=cut,
+                out=_score_path(world, f"{cams}-{split}"))
+            yield f"{column}, {split}", 100 * float(report["miou"])
+    final = (row.refined or row.cams).format(seed=seed)
+    alpha = background_power(float(_threshold(cut)))
+    for split in (world.learn, world.score):
+        world.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
+        report = world.work.eval(what=f"masks/{final}-full", split=split,
+                                 out=_score_path(world, f"{final}-masks-{split}"))
+        yield f"mask, {split}", 100 * float(report["miou"])
+
+
+def background_power(threshold: float) -> float:
+    """The power α for which the background score (1 − m)^α is m where maps are cut.
+
+    So the CRF begins with the labels that the threshold gives to a photo of one class.
+
+    Args:
+        threshold: where maps are cut, in (0, 1).
+
+    Returns:
+        log t / log(1 − t), at least 0.05 and at most 64.
+    """
+    inside = min(max(threshold, 1e-3), 1 - 1e-3)
+    return round(min(max(math.log(inside) / math.log(1 - inside), 0.05), 64), 2)
+
+
+def _threshold(scores: Path) -> float:
+    found: Any = read_json(scores, "")
+    return float(found["threshold"])
+
+
+def _score_path(world: Field, name: str) -> Path:
+    return world.work.path / "scores" / f"{name}.json"
+
+
+def _written_since(result: Any, before: float) -> int:
+    """How many files of photos a line wrote."""
+    folders = [path for path in (result if isinstance(result, list) else [result])
+               if isinstance(path, Path) and path.is_dir()]
+    return sum(path.stat().st_mtime >= before for folder in folders[:1]
+               for path in folder.rglob("*.safetensors"))
+
+
+def _bytes_a_photo(folder: Path) -> int:
+    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors")]
+    return sum(sizes) // max(len(sizes), 1)

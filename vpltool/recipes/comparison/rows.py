@@ -1,0 +1,113 @@
+"""The rows of the comparison: what each method's lines are, and what its paper reports."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vpltool.command import parse_line
+from vpltool.errors import VplError, near_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BUNDLED = Path(__file__).with_name("rows.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method, or several together.
+
+    Lines are those of the shell, without `vpltool`. `{work}`, `{learn}`, `{split}` and `{seed}` are
+    filled in.
+
+    Args:
+        name: what the table calls it.
+        source: paper and venue.
+        published: the paper's numbers, in words; empty if it has none that compare.
+        differs: how the paper's setting differs from this one.
+        features: lines that make features that only this method reads; once a split.
+        learn: lines that learn from the split {learn}; once a seed.
+        maps: lines that make CAMs of {split}.
+        cams: name of these CAMs.
+        refine: lines that refine them; none: the CAMs are the method's result.
+        refined: name of the refined CAMs.
+        seeded: whether anything in it is random.
+    """
+
+    name: str
+    source: str
+    published: str = ""
+    differs: str = ""
+    features: Sequence[str] = ()
+    learn: Sequence[str] = ()
+    maps: Sequence[str] = ()
+    cams: str
+    refine: Sequence[str] = ()
+    refined: str = ""
+    seeded: bool = False
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All lines, in order."""
+        return (*self.features, *self.learn, *self.maps, *self.refine)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Args:
+        begin: lines that all rows build on; those that name {split} are run once a split.
+        rows: the methods.
+    """
+
+    begin: Sequence[str]
+    rows: Sequence[Row]
+
+    def only(self, names: Sequence[str]) -> Comparison:
+        """Keep the rows of some names; all, if none is given.
+
+        Raises:
+            VplError: a name is unknown.
+        """
+        known = {row.name: row for row in self.rows}
+        for name in names:
+            if name not in known:
+                raise VplError(f"no method `{name}` is compared", near_name(name, known))
+        return Comparison(self.begin, [row for row in self.rows if not names or row.name in names])
+
+
+def read_comparison(path: Path = BUNDLED) -> Comparison:
+    """Read what is compared from a TOML file, and check every line of it.
+
+    Raises:
+        VplError: the file is not one, or a line is not a command.
+    """
+    try:
+        found: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        rows = [Row(**row) for row in found["row"]]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise VplError(f"{path}: not a list of methods ({error})",
+                       "it holds `begin`, and a `[[row]]` with "
+                       f"{', '.join(field.name for field in fields(Row))} a method") from error
+    begin = tuple(found.get("begin", ()))
+    for name, lines in (("begin", begin), *((row.name, row.lines) for row in rows)):
+        for line in lines:
+            try:
+                parse_line(fill(line, Path(), "train", "val", 0))
+            except VplError as error:
+                raise VplError(f"{path}: {name}: {line}: {error.message}", error.hint) from error
+    return Comparison(begin, rows)
+
+
+def fill(line: str, work: Path, learn: str, split: str, seed: int) -> list[str]:
+    """Fill a line in, and split it into words."""
+    return [word.format(work=work, learn=learn, split=split, seed=seed)
+            for word in shlex.split(line)]
