@@ -35,6 +35,7 @@ from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
 from vpltool.methods import KINDS
+from vpltool.methods.label_refiners import densecrf
 from vpltool.shell import settings_with
 from vpltool.stages import find_stages
 from vpltool.stages.train_decoder import _DEFAULT_LR as DEFAULT_LR
@@ -477,7 +478,7 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "CLIP-ES Sinkhorn rounds": (SINKHORN_ROUNDS, clip_es.SINKHORN_ROUNDS),
     "CLIP-ES lambda": (default("refine", "lambda"), clip_es.LAMBDA["voc"]),
     "CLIP-ES alpha": (default("crf", "alpha"), 1.0),
-    "CLIP-ES confidence": (default("crf", "confidence"), clip_es.CONFIDENCE),
+    "CLIP-ES confidence": (densecrf.CONFIDENCE, clip_es.CONFIDENCE),
     "CLIP-ES CRF": (crf_of("clip-es"), clip_es.CRF),
     "CLIP-ES CRF is the default": (default("crf", "preset"), "clip-es"),
     "CLIP-ES scale": (default("extract", "scale"), 1.0),

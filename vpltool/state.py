@@ -23,6 +23,7 @@ from vpltool.formats.storage import short_path
 from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
+from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -218,11 +219,12 @@ def read_state(workspace: Workspace) -> State:
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in ("features", "features-second", "cams", "masks", "predictions", "probabilities",
-                 "ground-truth"):
+    for kind in ("tags", "features", "features-second", "cams", "masks", "predictions",
+                 "probabilities", "ground-truth"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     for kind in ("prototypes", "decoder"):
-        yield from sorted((work / kind).glob("*.safetensors"))
+        yield from sorted(path for path in (work / kind).glob("*.safetensors")
+                          if not is_checkpoint(path))
 
 
 def _read(workspace: Workspace, path: Path) -> Artifact | None:
@@ -232,8 +234,6 @@ def _read(workspace: Workspace, path: Path) -> Artifact | None:
         header = folder.header
     else:
         folder, header = None, expect_header(path, path.parent.name)
-        if "checkpoint" in header.facts:
-            return None
     if header.command.split()[0] not in find_stages():
         return None
     return Artifact(name, path, workspace.path, header, folder)

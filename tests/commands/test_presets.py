@@ -66,7 +66,7 @@ def test_a_preset_sets_what_the_commands_take(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_value_names_its_source(name: str) -> None:
     lines = FILES[name].read_text().splitlines()
-    values = [line for line in lines if re.match(r"[a-z-]+ *=", line)]
+    values = [line for line in lines if re.match(r"[a-z0-9-]+ *=", line)]
     tables = tomllib.loads("\n".join(lines))
     parts = [part for key, table in tables.items()
              for part in (table.values() if key == "prepare" else [table])]
@@ -254,11 +254,25 @@ def test_the_crf_s_own_preset_is_another(copied: Path, run: Run) -> None:
     assert result.code == 1
     assert result.lines("hint:") == [
         "`vpl-voc` is a protocol, which is given before the command"]
-    result = run("--preset", "weclip-voc", "crf", "--preset", "clip-es", "--workers", 0,
+    result = run("--preset", "clip-es-voc", "crf", "--preset", "weclip", "--workers", 0,
                  "--overwrite", work=work)
     assert result.code == 0
     header = describe(work / "masks/text-refined/train/scene0.png").header
     assert header is not None
-    assert header.options["crf"]["bilateral_sxy"] == 67
-    assert header.options["confidence"] == 0
-    assert header.preset["given"] == {"preset": "clip-es"}
+    assert header.options["crf"]["bilateral_sxy"] == 64
+    assert header.options["wrap_image"]
+    assert header.preset["given"] == {"preset": "weclip"}
+
+
+def test_weclip_trains_on_par_and_ends_with_the_crf(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    for words, wanted in (((), "par"), (("--method", "densecrf", "--preset", "weclip"),
+                                        "densecrf")):
+        result = run("--preset", "weclip-voc", "crf", *words, "--workers", 0, "--overwrite",
+                     work=work)
+        assert result.code == 0, result.err
+        header = describe(work / "masks/text-refined/train/scene0.png").header
+        assert header is not None
+        assert (header.options["method"], header.options["confidence"]) == (wanted, 0)
+    assert header.options["crf"]["bilateral_sxy"] == 64
+    assert "iterations" not in header.options

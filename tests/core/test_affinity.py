@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import clip_es
+from reference import clip_es, weclip
 from torch import Tensor
 
-from vpltool.core.affinity import _components, box_mask, refine, sinkhorn_scaling
+from vpltool.core.affinity import (
+    _components,
+    box_mask,
+    refine,
+    refining_map,
+    sinkhorn_scaling,
+)
 from vpltool.core.gradcam import min_max
 from vpltool.core.saliency import patch_walk
 
@@ -172,3 +178,23 @@ def test_how_often_one_looks_does_not_change_the_components(rounds: int) -> None
     found = _components(bright, rounds)
     assert found[0].unique().tolist() == [0, 81]
     assert torch.equal(found, _components(bright, 1))
+
+
+@pytest.mark.parametrize(("patches", "blocks"), [(12, 6), (12, 1), (1, 3)])
+def test_refining_map_is_weclips(patches: int, blocks: int) -> None:
+    maps = torch.stack([some_attention(patches, seed) for seed in range(blocks)])
+    fused = torch.randn(patches, 5, generator=torch.Generator().manual_seed(8))
+    found = refining_map(fused, maps)
+    torch.testing.assert_close(found.double(), weclip.refining(fused, list(maps)), atol=1e-6,
+                               rtol=1e-5)
+    if blocks == 6:
+        everything = refining_map(fused, maps.mean(dim=0, keepdim=True))
+        assert not torch.allclose(found, everything, atol=1e-3), "no block was left out"
+
+
+def test_blocks_that_are_all_as_near_are_all_kept() -> None:
+    """Rows that sum to 1, as without a class token: all distances are the same but for rounding."""
+    maps = torch.stack([some_attention(9, seed) for seed in range(7)])
+    maps = maps[:1].repeat(7, 1, 1)
+    fused = torch.randn(9, 5, generator=torch.Generator().manual_seed(8))
+    torch.testing.assert_close(refining_map(fused, maps), refining_map(fused, maps[:1]))

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import weclip
 from torch import Tensor
 
-from vpltool.core.losses import mask_loss, regional_contrast
+from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 
 CLASS_INDEX = torch.tensor([1, 2, 2, 3, 0, 0])
 SCALE, SHIFT, HEAT = torch.tensor(6.0), torch.tensor(-1.0), torch.tensor(9.0)
@@ -183,3 +184,21 @@ def test_mask_loss_of_ignored_labels_alone_is_zero(balanced: bool) -> None:
     assert loss.item() == 0
     assert logits.grad is not None
     assert float(logits.grad.abs().max()) == 0
+
+
+@pytest.mark.parametrize(("grid", "radius"), [((3, 4), 8), ((3, 12), 8), ((5, 5), 1), ((1, 1), 8)])
+def test_affinity_loss_is_weclips(grid: tuple[int, int], radius: int) -> None:
+    chance = torch.Generator().manual_seed(4)
+    fused = torch.randn(2, grid[0] * grid[1], 6, generator=chance)
+    labels = torch.tensor([0, 1, 3, 255])[torch.randint(0, 4, (2, *grid), generator=chance)].byte()
+    found = affinity_loss(fused, labels, grid, radius=radius)
+    assert float(found) == pytest.approx(weclip.affinity_loss(fused, labels, radius), abs=1e-6)
+
+
+def test_affinity_loss_falls_with_features_that_agree_with_the_labels() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1]]])
+    right = torch.tensor([[[2.0, -2], [2, -2], [-2, 2], [-2, 2]]])
+    loss = affinity_loss(right, labels, (1, 4))
+    assert float(loss) < 0.02 < 0.3 < float(affinity_loss(right[:, [0, 2, 1, 3]], labels, (1, 4)))
+    ignored = affinity_loss(right, torch.full_like(labels, 255), (1, 4))
+    assert float(ignored) == 0

@@ -140,3 +140,26 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
     assert header is not None
     assert header.options["alpha"] == 1
     assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+
+
+def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> None:
+    """CLIP finds the tags; the same line again does nothing, and a new photo is tagged, too."""
+    (own / "tags.csv").unlink()
+    (own / "names.txt").write_text("bar\nbox\ndisc\n")
+    line = ("run", "own-photos", f"photos={own / 'photos'}", f"classes={own / 'names.txt'}",
+            f"pretrained={tiny_clip}", "steps=3")
+    work = own / "work"
+    result = run(*line, work=work)
+    assert result.code == 0, result.err
+    assert len(list((work / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 8
+    before = times(work)
+    result = run(*line, work=work)
+    assert result.code == 0, result.err
+    after = times(work)
+    assert {name for name in after if after.get(name) != before.get(name)} == {"tags/train.csv"}
+    Image.fromarray(draw_scenes(9, seed=3)[6].photo).save(own / "photos/more.png")
+    result = run(*line, work=work)
+    assert result.code == 0, result.err
+    assert "more," in (work / "tags/train.csv").read_text()
+    assert (work / "masks/seeds-dense-refined-full/train/more.png").exists()
+    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"

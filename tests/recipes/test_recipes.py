@@ -85,6 +85,14 @@ def test_lines_are_those_of_the_file(recipe: Path) -> None:
     assert "vpltool scores" in TEXT.splitlines()[inner.line - 1]
 
 
+def test_lines_where_a_value_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "choice.recipe"
+    path.write_text("# t\ntags =  # a\nif tags\nvpltool cam\nend\nunless tags\nvpltool tag\nend\n")
+    found = read_recipe(path)
+    assert flat(steps_of(found, {}, Path("w"))) == ["tag"]
+    assert flat(steps_of(found, {"tags": "x.csv"}, Path("w"))) == ["cam"]
+
+
 @pytest.mark.parametrize(("given", "message", "hint"), [
     ({}, "small needs photos=… (the photos)", "photos=…"),
     ({"photo": "x"}, "small has no value `photo`", "`photos`"),

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from conftest import Run, copy_workspace, run_chain
 from PIL import Image
+from reference import clip_es, par
 
 from vpltool.core.crf import PRESETS
+from vpltool.formats import read_tensors
 
 CRF = ("crf", "--workers", 0)
 
@@ -222,3 +224,50 @@ def test_a_method_in_a_file_of_its_own(workers: int, run: Run, ready: Path, tmp_
     options = manifest(tmp_path / "x")["header"]["options"]
     assert (options["method"], options["power"]) == ("strongest", 2.0)
     assert "crf" not in options
+
+
+def test_par_ignores_no_pixel_unless_asked_to(run: Run, ready: Path, tmp_path: Path) -> None:
+    for name, words in (("plain", ()), ("sure", ("--confidence", 0.8))):
+        result = run(*CRF, "--method", "par", *words, "--out", tmp_path / name,
+                     work=ready / "work")
+        assert result.code == 0, result.err
+    options = manifest(tmp_path / "plain")["header"]["options"]
+    assert options == {"method": "par", "confidence": 0.0, "alpha": 1.0, "split": "train",
+                       "iterations": 20, "dilations": "1,2,4,8,12,24", "w1": 0.3, "w2": 0.01}
+    plain, full, sure = (labels(tmp_path / name) for name in ("plain", "plain-full", "sure"))
+    assert manifest(tmp_path / "sure")["header"]["options"]["confidence"] == 0.8
+    assert any((label == 255).any() for label in sure.values())
+    for key, label in plain.items():
+        assert (label == full[key]).all()
+        assert ((sure[key] == label) | (sure[key] == 255)).all()
+
+
+def test_par_is_the_reference(run: Run, ready: Path, tmp_path: Path) -> None:
+    result = run(*CRF, "--method", "par", "--iterations", 2, "--limit", 1, "--out",
+                 tmp_path / "made", work=ready / "work")
+    assert result.code == 0, result.err
+    maps = read_tensors(ready / "work/cams/text-refined/train/scene0.safetensors", "cams")[1]
+    with Image.open(ready / "photos/scene0.png") as image:
+        photo = np.asarray(image.convert("RGB"))
+    scores = clip_es.to_size(maps["cam"].float(), photo.shape[:2]).numpy()
+    scores = np.concatenate([1 - scores.max(axis=0, keepdims=True), scores])
+    classes = np.array([0, *maps["classes"].tolist()])
+    wanted = classes[par.refine(photo, scores, 2).argmax(axis=0)]
+    assert (labels(tmp_path / "made")["scene0"] == wanted).all()
+
+
+def test_par_sharpens_predictions(run: Run, work: Path) -> None:
+    assert run("predict", "--decoder", "tiny", "--split", "val", work=work).code == 0
+    result = run(*CRF, "--method", "par", "--what", "predictions/tiny", "--split", "val", work=work)
+    assert result.code == 0, result.err
+    header = manifest(work / "predictions/tiny-crf/val")["header"]
+    assert not {"alpha", "confidence"} & set(header["options"])
+
+
+def test_par_refuses_distances_that_are_none(run: Run, copied: Path) -> None:
+    result = run(*CRF, "--method", "par", "--dilations", "0,2", "--overwrite",
+                 work=copied / "work")
+    assert result.code == 1
+    assert result.lines("error:")[0].startswith("--dilations 0,2 is not a list of 20 distances")
+    assert result.lines("hint:") == ["--dilations 1,2,4,8,12,24"]
+    assert len(labels(copied / "work/masks/text-refined/train")) == 6

@@ -13,7 +13,7 @@ from vpltool.formats import open_input, read_tensors
 from vpltool.methods import FOLDERS
 
 TOYS = {
-    "estimators/bank": '''"""Every region is a row."""
+    "estimators/all-rows": '''"""Every region is a row."""
 import torch
 from vpltool import settings
 READS = ("patches",)
@@ -85,8 +85,9 @@ def toys(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def bank(world: Path, run: Run) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(FOLDERS, str(world / "toys"))
-        result = run("seed-prototypes", "--method", "bank", "--pixels", "regions", "--cams", "text",
-                     "--out", world / "work/prototypes/bank.safetensors", work=world / "work")
+        result = run("seed-prototypes", "--method", "all-rows", "--pixels", "regions",
+                     "--cams", "text", "--out", world / "work/prototypes/bank.safetensors",
+                     work=world / "work")
     assert result.code == 0, result.err
     return Path(result.out.strip())
 
@@ -105,7 +106,10 @@ def test_a_map_reads_a_second_encoder_and_the_rows_photos(world: Path, bank: Pat
     assert "second" in open_input(folder, ("cams",)).header.inputs
     for path in folder.glob("scene*"):
         cam = read_tensors(path, "cams")[1]["cam"]
-        assert torch.equal(cam, torch.full_like(cam, 1 / 8))
+        seen = read_tensors(world / "work/cams/text/train" / path.name, "cams")[1]["cam"]
+        # A class whose map is empty has no region, so no row.
+        shown = seen.flatten(1).any(dim=1)[:, None, None].expand_as(cam)
+        assert torch.equal(cam, shown.to(cam) / 8)
 
 
 def test_a_refiner_reads_prototypes(world: Path, bank: Path, run: Run) -> None:

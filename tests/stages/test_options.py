@@ -109,17 +109,19 @@ def test_a_preset_s_values_are_not_warned_of(run: Run, ready: Path, tmp_path: Pa
 
 COMMANDS: dict[str, tuple[object, ...]] = {
     "refine": ("refine", "--cams", "text"), "shift-gap": ("shift-gap",),
-    "seed-prototypes": ("seed-prototypes", "--cams", "text")}
+    "seed-prototypes": ("seed-prototypes", "--cams", "text"),
+    "align": ("align", "--cams", "text", "--iters", 3, "--width", 8),
+    "tag": ("tag", "--workers", 0)}
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
 VALUES: dict[str, Any] = {"threshold": 0.7, "box": "exclusive", "cams": "text", "phi": 0.2,
                           "phi_background": 0.1, "clusters": 3, "superpixels": 50,
                           "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
                           "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
-                          "detail": 2}
+                          "detail": 2, "alpha": 0.3, "crop": 16}
 
 OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettings)),
-                          ("--method", "superpixels"))
+                          ("--method", "superpixels")) | {"alpha": ("--method", "vda")}
 """Settings that not every method of their stage has, with one that does."""
 
 
@@ -193,8 +195,8 @@ def test_an_option_of_another_method_is_a_usage_error(stage: str, other: str,
                                                       words: tuple[str, ...], run: Run,
                                                       ready: Path) -> None:
     kind = find_stages()[stage].stage.methods
-    (owner,) = (name for name, method in find_methods(kind).items()
-                if words[0] in {entry.flag for entry in described(method.settings)})
+    owner, *_ = (name for name, method in find_methods(kind).items()
+                 if words[0] in {entry.flag for entry in described(method.settings)})
     result = run(stage, "--method", other, *words, work=ready / "work")
     assert result.code == 2
     said = " ".join(result.err.replace("│", " ").split())

@@ -753,3 +753,59 @@ def test_a_decoder_from_before_there_were_methods(run: Run, work: Path) -> None:
     for key in ("scene6", "scene7"):
         assert np.array_equal(np.asarray(Image.open(work / f"tiny/{key}.png")),
                               np.asarray(Image.open(work / f"old/{key}.png")))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_affinity_loss_is_recorded_learned_from_and_gone_on_with(
+    optimizer: str, run: Run, layered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (*TRAIN, "--optimizer", optimizer)
+    plain, whole, parts = (tmp_path / f"{name}.safetensors" for name in ("plain", "whole", "parts"))
+    assert run(*base, "--out", plain, work=layered / "work").code == 0
+    assert "lambda_aff" not in header_of(plain).options
+    result = run(*base, "--lambda-aff", 0.1, "--out", whole, work=layered / "work")
+    assert result.code == 0, result.err
+    assert "affinity" in result.err
+    assert header_of(whole).options["lambda_aff"] == 0.1
+    assert [len(row) for row in header_of(whole).facts["curve"]] == [4] * 5
+    assert whole.read_bytes() != plain.read_bytes()
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        assert run(*base, "--lambda-aff", 0.1, "--checkpoint-every", 2, "--out", parts,
+                   work=layered / "work").code == 130
+    assert run(*base, "--lambda-aff", 0.1, "--out", parts, work=layered / "work").code == 0
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_a_decoder_begins_with_the_weights_of_another(run: Run, layered: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prototypes and its masks are its own; going on after a stop is exact."""
+    work, started = layered / "work", tmp_path / "started.safetensors"
+    base = (*TRAIN, "--start", "tiny", "--residual")
+    result = run(*base, "--out", started, work=work)
+    assert result.code == 1
+    assert "has another shape" in result.lines("error:")[0]
+    assert "--width 16" in result.lines("hint:")[0]
+    base = (*TRAIN, "--start", "tiny", "--lr", 1e-9, "--optimizer", "adamw")
+    assert run(*base, "--out", started, work=work).code == 0
+    first, other = (read_tensors(path, "decoder")[1]
+                    for path in (work / "decoder/tiny.safetensors", started))
+    for name, tensor in first.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
+    header = header_of(started)
+    assert header.sources["start"] == "decoder/tiny.safetensors"
+    assert "start" in header.inputs
+    parts = tmp_path / "parts.safetensors"
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        assert run(*base, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
+    assert run(*base, "--out", parts, work=work).code == 0
+    assert parts.read_bytes() == started.read_bytes()
+
+
+def test_a_decoder_does_not_begin_with_itself(run: Run, layered: Path) -> None:
+    work = layered / "work"
+    result = run(*TRAIN, "--start", "tiny", "--name", "tiny", "--overwrite", work=work)
+    assert result.code == 1
+    assert result.lines("error:") == ["--start tiny is the decoder that would be written"]
+    assert (work / "decoder/tiny.safetensors").exists()

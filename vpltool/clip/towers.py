@@ -64,7 +64,8 @@ def _copy_vit(source: Any) -> VisionTower:
     head = _vit_head(source, _copy_block(resblocks[-1]))
     return _tower(source.conv1, source.grid_size, resblocks, head,
                   ln_pre=copy.deepcopy(source.ln_pre).float(), cls=source.class_embedding[None],
-                  positions=source.positional_embedding)
+                  positions=source.positional_embedding,
+                  by_token=source.attn_pool is None and source.pool_type == "tok")
 
 
 def _vit_head(source: Any, last: Block) -> Head:
@@ -138,14 +139,15 @@ def _siglip_head(norm: Any, pooler: Any, last: Block) -> Head:
 
 
 def _tower(conv: Any, grid: Iterable[int], blocks: list[Any], head: Head, *, ln_pre: nn.Module,
-           cls: Tensor, positions: Tensor) -> VisionTower:
+           cls: Tensor, positions: Tensor, by_token: bool = False) -> VisionTower:
     height, width = conv.kernel_size
     if height != width or conv.stride != conv.kernel_size:
         raise VplError(f"patches of {conv.kernel_size} are not square, or overlap", INSTEAD)
     rows, columns = grid
     tower = VisionTower(
         patch=int(height), grid=(int(rows), int(columns)), head=head, ln_pre=ln_pre,
-        blocks=[_copy_block(block) for block in blocks[:-1]], width=conv.out_channels)
+        blocks=[_copy_block(block) for block in blocks[:-1]], width=conv.out_channels,
+        by_token=by_token)
     tower.conv.weight.data.copy_(conv.weight)
     tower.cls.data.copy_(cls)
     tower.positions.data.copy_(positions)
@@ -247,8 +249,7 @@ def _compare(tower: VisionTower, visual: Any) -> None:
         # Our head copies only the value path of this pooler: the pooled embeddings differ.
         return
     pooled = pooled[0] if isinstance(pooled, tuple) else pooled
-    by_token = not timm and visual.pool_type == "tok"
-    found = (tower.head.patch_embeddings(embedded[:, 0]) if by_token
+    found = (tower.head.patch_embeddings(embedded[:, 0]) if tower.by_token
              else tower.head.pooled(embedded))
     expect_equal("pooling", found, nn.functional.normalize(pooled, dim=-1))
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.gradcam import min_max
+from vpltool.core.losses import patch_affinity
 from vpltool.core.saliency import patch_walk
 
 SINKHORN_ROUNDS = 3
@@ -41,14 +42,35 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
     return rows, columns
 
 
-def box_mask(cams: Tensor, threshold: float = 0.4, *, exclusive: bool = False) -> Tensor:
+def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
+    """Return what WeCLIP's refining module (CVPR 2024) puts in the place of CLIP's mean attention.
+
+    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
+    is at most the mean of all d.
+
+    Args:
+        fused: a decoder's fused features F (n, width).
+        attentions: attention A_l of each block (blocks, n, n).
+
+    Returns:
+        (n, n) float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
+    """
+    affinity = patch_affinity(fused[None].float())[0]
+    maps = attentions.float()
+    distance = (affinity - maps).sum(dim=(1, 2), dtype=torch.float64)
+    # The nearest is always kept, also where rounding puts the mean of equal distances below them.
+    kept = distance <= torch.maximum(distance.mean(), distance.amin())
+    return affinity * (maps * kept[:, None, None]).sum(dim=0) / kept.sum()
+
+
+def box_mask(cams: Tensor, threshold: float | Tensor = 0.4, *, exclusive: bool = False) -> Tensor:
     """Return the union of the bounding boxes around the bright regions of each CAM.
 
     As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
 
     Args:
         cams: maps in [0, 1] (maps, h, w).
-        threshold: λ, 0.4 for VOC and 0.7 for COCO.
+        threshold: λ, 0.4 for VOC and 0.7 for COCO; or one for each map (maps, 1, 1).
         exclusive: leave the map's last row and column out of every box, as in CLIP-ES.
 
     Returns:

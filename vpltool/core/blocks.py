@@ -65,6 +65,10 @@ class Block(nn.Module):
         """
         return self._after_attention(x, self.attend(*self.heads(normed)))
 
+    def forward_alone(self, x: Tensor) -> Tensor:
+        """Run the block as if each token saw only itself: its attention is the identity."""
+        return self._after_attention(x, self.heads(self.ln_1(x))[2])
+
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run the block without gradients; also return its head-averaged attention.
 

@@ -47,6 +47,8 @@ class DecoderShape:
 class Decoder(SegmenterNetwork):
     """A network from frozen layers to embeddings in CLIP's joint space."""
 
+    fuses = True
+
     def __init__(self, shape: DecoderShape, prototypes: Tensor, class_index: Tensor,
                  tau: float = 0.07) -> None:
         """Make an untrained decoder.
@@ -90,18 +92,23 @@ class Decoder(SegmenterNetwork):
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
         """Return pixel embeddings V, L2-normed (B, h·w, dim); see `SegmenterNetwork.embeddings`."""
+        return self.embeddings_and_fused(layers, patches, grid)[0]
+
+    def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
+                             grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return pixel embeddings, and the fused layers (B, h·w, width), behind the dropout."""
         assert layers is not None
         parts = [reduce(layers[:, index]) for index, reduce in enumerate(self.reduce)]
         fused = self.fuse(torch.cat(parts, dim=-1))
         channels = fused.transpose(1, 2).unflatten(2, grid)
-        x = self.dropout(channels).flatten(2).transpose(1, 2)
+        x = fused = self.dropout(channels).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
         embedding = self.project(x)
         if self.shape.residual:
             assert patches is not None
             embedding = patches + embedding
-        return F.normalize(embedding, dim=-1)
+        return F.normalize(embedding, dim=-1), fused
 
 
 def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Tensor:

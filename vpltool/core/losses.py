@@ -1,4 +1,4 @@
-"""Losses of the decoder: cross-entropy on pseudo masks, and the regional semantic contrast."""
+"""Losses of the decoder: cross-entropy on pseudo masks, regional contrast, affinity of patches."""
 
 from __future__ import annotations
 
@@ -36,6 +36,46 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
     parts = [terms.where(part, terms.new_zeros(())).sum() / part.sum().clamp_min(1)
              for part in (behind, counted & ~behind)]
     return 0.5 * parts[0] + 0.5 * parts[1]
+
+
+def patch_affinity(fused: Tensor) -> Tensor:
+    """Return how much patches belong together, S = sigmoid(F·Fᵀ) (WeCLIP, CVPR 2024).
+
+    Args:
+        fused: a decoder's fused features F (B, n, width), not normed.
+
+    Returns:
+        (B, n, n), in (0, 1).
+    """
+    return (fused @ fused.transpose(1, 2)).sigmoid()
+
+
+def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radius: int = 8,
+                  ignore: int = 255) -> Tensor:
+    """Return WeCLIP's affinity loss: ½·mean(1 − S) over alike pairs + ½·mean(S) over the others.
+
+    A pair is two patches at most `radius` rows and columns apart, a patch with itself included, as
+    in WeCLIP's code; alike are those of one label. Both means are over all pairs of the batch, with
+    1 added to the number of pairs.
+
+    Args:
+        fused: see `patch_affinity` (B, h·w, width).
+        labels: of the patches (B, h, w).
+        grid: (h, w).
+        radius: largest distance of a pair, along each axis.
+        ignore: label whose patches are in no pair.
+    """
+    affinity = patch_affinity(fused.float())
+    flat = labels.flatten(1)
+    y, x = (torch.arange(length, device=flat.device) for length in grid)
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
+    near = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()) <= radius
+    known = flat != ignore
+    counted = near & known[:, :, None] & known[:, None]
+    alike = counted & (flat[:, :, None] == flat[:, None])
+    apart = counted & ~alike
+    return 0.5 * (((1 - affinity) * alike).sum() / (alike.sum() + 1)
+                  + (affinity * apart).sum() / (apart.sum() + 1))
 
 
 def regional_contrast(

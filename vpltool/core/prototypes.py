@@ -280,6 +280,17 @@ def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int =
         index = int(torch.searchsorted(chance.double().cumsum(0), drawn).clamp(max=len(points) - 1))
         centres = torch.cat([centres, points[index][None]])
         nearest = torch.maximum(nearest, points @ points[index])
+    return lloyd(points, centres, rounds=rounds)
+
+
+def lloyd(points: Tensor, centres: Tensor, *, rounds: int = 25) -> Tensor:
+    """Return the centres (count, dim) that Lloyd's iterations of cosine k-means lead to.
+
+    Args:
+        points: L2-normed (N, dim), float32.
+        centres: L2-normed, where it starts (count, dim); the result is in their order.
+        rounds: number of iterations at most.
+    """
     for _ in range(rounds):
         owner = torch.cat([(part @ centres.T).argmax(dim=-1) for part in points.split(_CHUNK)])
         sums = torch.zeros_like(centres).index_add_(0, owner, points)

@@ -6,6 +6,8 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,29 @@ def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float)
     labels[strongest < phi] = UNSURE
     labels[strongest < phi_background] = BACKGROUND
     return labels
+
+
+def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: float | None
+                   ) -> tuple[Tensor, Tensor]:
+    """Weigh the patches of a photo for each of its regions: classes, then the background.
+
+    Args:
+        cam: maps in [0, 1] (K, h, w).
+        classes: their class indices (K,).
+        phi: a patch weighs for a class what its CAM is, where this is at least Φ.
+        phi_background: it weighs 1 − max CAM for the background, where max CAM is at most this;
+            None: the background is no region.
+
+    Returns:
+        weights (R, h·w), float32, 0 where a patch does not count; and the classes (R,).
+    """
+    own = cam.flatten(1).float()
+    weights, labels = own.where(own >= phi, 0), classes
+    if phi_background is not None:
+        most = own.amax(dim=0, keepdim=True) if len(own) else own.new_zeros(1, own.shape[1])
+        weights = torch.cat([weights, (1 - most).where(most <= phi_background, 0)])
+        labels = torch.cat([classes, classes.new_zeros(1)])
+    return weights, labels
 
 
 def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,16 +116,31 @@ def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: T
     Returns:
         rows and their classes; a class without seeds keeps its row.
     """
-    rows, index_of = [], []
-    for row, index in enumerate(class_index.tolist()):
-        chosen = pixels[labels == index]
-        if index == BACKGROUND or not len(chosen):
-            centres = start[row][None]
-        else:
-            centres = spherical_kmeans(chosen, count, seed=seed)
-        rows.append(centres)
-        index_of += [index] * len(centres)
-    return torch.cat(rows), torch.tensor(index_of, device=class_index.device)
+    return in_place_of_classes(start, class_index, {
+        index: spherical_kmeans(pixels[labels == index], count, seed=seed)
+        for index in seeded_classes(labels)})
+
+
+def seeded_classes(labels: Tensor) -> list[int]:
+    """Return the classes among labels (N,), without the background, ascending."""
+    return [index for index in labels.unique().tolist() if index > BACKGROUND]
+
+
+def in_place_of_classes(start: Tensor, class_index: Tensor, found: Mapping[int, Tensor]
+                        ) -> tuple[Tensor, Tensor]:
+    """Replace the row of each class with those that were found for it.
+
+    Args:
+        start: one row a class, and background rows (rows, dim).
+        class_index: class of each row (rows,).
+        found: class to its rows (K, dim).
+
+    Returns:
+        rows and their classes; a class for which nothing was found keeps its row.
+    """
+    parts = [found.get(index, start[row][None]) for row, index in enumerate(class_index.tolist())]
+    counts = torch.tensor([len(part) for part in parts], device=class_index.device)
+    return torch.cat(parts), class_index.repeat_interleave(counts)
 
 
 def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, class_index: Tensor,

@@ -21,6 +21,9 @@ class SegmenterNetwork(nn.Module):
     serves_untrained = False
     """Whether it segments without any training, since it starts as something that does."""
 
+    fuses = False
+    """Whether it has fused features, for WeCLIP's affinity loss and refining module."""
+
     def __init__(self, prototypes: Tensor, class_index: Tensor, tau: float = 0.07, *,
                  layers: tuple[int, ...] = (), reads_patches: bool = False) -> None:
         """Set up what all segmenters have in common.
@@ -62,6 +65,17 @@ class SegmenterNetwork(nn.Module):
             L2-normed (B, h·w, dim).
         """
         raise NotImplementedError
+
+    def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
+                             grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Return `embeddings`, and fused features whose products say which patches belong together.
+
+        A subclass that overrides this sets `fuses`.
+
+        Returns:
+            L2-normed (B, h·w, dim); and (B, h·w, width), not normed, or None if it has none.
+        """
+        return self.embeddings(layers, patches, grid), None
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return class logits (B, classes, h, w): log-sum-exp over each class's rows of V·W / τ."""

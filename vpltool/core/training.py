@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vpltool.core.losses import mask_loss, regional_contrast
+from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.core.segmenter import SegmenterNetwork
 
 LABELS_PER_PATCH = 4
@@ -41,6 +41,7 @@ class TrainingSettings:
         balanced: whether background and foreground weigh the same in the cross-entropy.
         lambda_ce: weight of the cross-entropy.
         lambda_rsc: weight of the regional semantic contrast.
+        lambda_aff: weight of the affinity loss; a network without fused features has none.
         seed: where chance begins.
     """
 
@@ -54,6 +55,7 @@ class TrainingSettings:
     balanced: bool = False
     lambda_ce: float = 1.0
     lambda_rsc: float = 1.0
+    lambda_aff: float = 0.0
     seed: int = 0
 
 
@@ -259,6 +261,7 @@ class StepRecord:
     iteration: int
     mask: Tensor
     contrast: Tensor
+    affinity: Tensor | None = None
 
 
 def train(
@@ -283,28 +286,36 @@ def train(
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, iteration)
-        mask, contrast = step_losses(network, batch.to(device), settings)
+        losses = step_losses(network, batch.to(device), settings)
         optimizer.zero_grad(set_to_none=True)
-        (settings.lambda_ce * mask + settings.lambda_rsc * contrast).backward()
+        weights = (settings.lambda_ce, settings.lambda_rsc, settings.lambda_aff)
+        sum((weight * loss for weight, loss in zip(weights, losses, strict=False)),
+            start=losses[0].new_zeros(())).backward()
         optimizer.step()
         with torch.no_grad():
             network.log_scale.clamp_(max=float(np.log(100)))
-        yield StepRecord(iteration, mask.detach(), contrast.detach())
+        yield StepRecord(iteration, *(loss.detach() for loss in losses))
 
 
 def step_losses(
     network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings
-) -> tuple[Tensor, Tensor]:
-    """Mask loss and regional contrast of crops that `CropBatch.to` took to the network's device."""
+) -> tuple[Tensor, ...]:
+    """Losses of crops that `CropBatch.to` took to the network's device.
+
+    Returns:
+        mask loss and regional contrast; and the affinity loss where it has a weight.
+    """
     grid = (settings.crop, settings.crop)
-    embeddings = network.embeddings(batch.layers, batch.patches, grid)
+    embeddings, fused = network.embeddings_and_fused(batch.layers, batch.patches, grid)
     # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
     # the padding reach it through the upsampling; no gradient may.
     embeddings = torch.where(batch.valid[..., None], embeddings, embeddings.detach())
     mask = mask_loss(network.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
-    if not settings.lambda_rsc:
-        return mask, mask.new_zeros(())
-    contrast = regional_contrast(
+    contrast = mask.new_zeros(()) if not settings.lambda_rsc else regional_contrast(
         embeddings, network.prototypes, network.class_rows.owners, batch.tags, network.mask_scale,
         network.mask_shift, network.log_scale.exp(), batch.valid)
-    return mask, contrast
+    if not settings.lambda_aff or fused is None:
+        return mask, contrast
+    # The label nearest to the middle of each patch.
+    middle = slice(LABELS_PER_PATCH // 2, None, LABELS_PER_PATCH)
+    return mask, contrast, affinity_loss(fused, batch.labels[:, middle, middle], grid)

@@ -103,6 +103,14 @@ class Head(nn.Module):
         value = F.linear(self.block.ln_1(tokens), weight, bias)
         return self.patch_embeddings(self.block.gamma_1 * self.block.out(value))
 
+    def lone_embeddings(self, tokens: Tensor) -> Tensor:
+        """Map the last block's *input* (B, N, width) to joint vectors, each token on its own.
+
+        The block's attention is the identity (TagCLIP, AAAI 2024); unlike in `value_embeddings`,
+        its residuals and its MLP stay. L2-normed (B, N, dim).
+        """
+        return self.patch_embeddings(self.block.forward_alone(tokens))
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """Pool the last block's output (B, N, width) to L2-normed (B, dim).
 
@@ -170,14 +178,19 @@ class DenseFeatures:
 
 
 class VisionTower(nn.Module):
-    """A vision transformer for images of any size that is a multiple of the patch size."""
+    """A vision transformer for images of any size that is a multiple of the patch size.
+
+    `by_token` says whether the model takes a photo's embedding from its class token.
+    """
 
     def __init__(self, *, patch: int, grid: tuple[int, int], blocks: Sequence[Block], head: Head,
-                 width: int, ln_pre: nn.Module, resampling: Resampling = Resampling()) -> None:
+                 width: int, ln_pre: nn.Module, resampling: Resampling = Resampling(),
+                 by_token: bool = False) -> None:
         super().__init__()
         self.patch = patch
         self.grid = grid
         self.resampling = resampling
+        self.by_token = by_token
         self.conv = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.cls = nn.Parameter(torch.empty(head.prefix, width))
         self.positions = nn.Parameter(torch.empty(head.prefix + grid[0] * grid[1], width))
@@ -194,6 +207,21 @@ class VisionTower(nn.Module):
     def width(self) -> int:
         """Width of a token."""
         return self.cls.shape[1]
+
+    @torch.no_grad()
+    def embed_photos(self, pixels: Tensor) -> Tensor:
+        """Embed whole photos (B, 3, H, W) as the model does, L2-normed (B, dim).
+
+        Where an attention pooler has a class token, the mean of its value path takes its place.
+        """
+        parts = []
+        for part in cache_parts(pixels, self.patch):
+            x = self.embed(part)
+            for block in [*self.blocks, self.head.block]:
+                x = block(x)
+            parts.append(self.head.patch_embeddings(x[:, 0]) if self.by_token
+                         else self.head.pooled(x))
+        return torch.cat(parts)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Cut normalised pixels (B, 3, H, W) into tokens with positions (B, 1+n, width)."""

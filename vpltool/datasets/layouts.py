@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
@@ -26,7 +27,8 @@ _MOST_CLASSES = 254
 
 
 def read_folder(
-    images: Path, labels: Path, masks: Path | None, *, classes_known: bool = False
+    images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
+    untagged: bool = False,
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV.
 
@@ -34,10 +36,11 @@ def read_folder(
 
     Args:
         images: the folder; sub-folders are part of the id.
-        labels: the CSV.
+        labels: the CSV; without it, all photos are taken, and none has a tag.
         masks: folder of true masks, for `eval`, named after the ids; or None.
         classes_known: whether the class names come from elsewhere, and the labels are checked
             against them; see `read_tags`.
+        untagged: whether photos without a row are taken, without a tag.
 
     Returns:
         the photos; the sorted union of their labels; and remarks for the user.
@@ -52,8 +55,14 @@ def read_folder(
     if not names:
         raise VplError(f"{images} holds no photo; found: {found_in(images)}",
                        _convert(images.rglob("*")) or TAKEN)
-    rows, remarks = read_tags(labels, classes_known=classes_known)
-    listed, doubts = _match(rows, names, images, labels)
+    listed: dict[str, TagRow] = {}
+    remarks: list[str] = []
+    if labels is not None:
+        rows, remarks = read_tags(labels, classes_known=classes_known)
+        listed, doubts = _match(rows, names, images, labels, left_out=not untagged)
+        remarks += doubts
+    if untagged or labels is None:
+        listed |= _without_tags(names, listed, images)
     photos = []
     for name, row in listed.items():
         mask = masks / f"{_key(name)}.png" if masks else None
@@ -65,8 +74,8 @@ def read_folder(
                        f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
                        "labels are class names, separated by ;, not sentences")
     return photos, classes, [
-        *remarks, *doubts, *class_remarks(photos, classes_known=classes_known),
-        *_in_train_and_val(photos), *_same_photos(images, photos)]
+        *remarks, *class_remarks(photos, classes_known=classes_known),
+        *_in_train_and_val(photos), *same_photos(images, photos)]
 
 
 def _key(name: str) -> str:
@@ -74,8 +83,25 @@ def _key(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
 
 
-def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path
-           ) -> tuple[dict[str, TagRow], list[str]]:
+def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Path
+                  ) -> dict[str, TagRow]:
+    """File name of each photo without a row to one without labels, in the split `train`."""
+    by_key = {_key(name): name for name in listed}
+    found: dict[str, TagRow] = {}
+    for name in names:
+        if name in listed:
+            continue
+        key = _key(name)
+        if key in by_key:
+            raise VplError(f"{images}: {by_key[key]} and {name} would both be the photo {key}",
+                           "rename one of them")
+        by_key[key] = name
+        found[name] = TagRow(0, name, (), ("train",))
+    return found
+
+
+def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path, *,
+           left_out: bool) -> tuple[dict[str, TagRow], list[str]]:
     """Return the file name of each photo to its row, in the order of the rows; and remarks."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -106,7 +132,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
-    if unlisted:
+    if unlisted and left_out:
         remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
                        f"{labels} and are left out: {some(unlisted)}")
     return listed, remarks
@@ -142,66 +168,6 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
     both = [photo.id for photo in photos if {"train", "val"} <= set(photo.splits)]
     return [f"{len(both)} photos are in `train` and in `val`, such as {both[0]}: scores on `val` "
             "would be too good"] if both else []
-
-
-def _same_photos(images: Path, photos: Sequence[Photo]) -> list[str]:
-    """Return a remark if photos with the same bytes have different ids; else nothing."""
-    groups = _same_files([images / photo.image for photo in photos])
-    if not groups:
-        return []
-    splits = {images / photo.image: set(photo.splits) for photo in photos}
-    names = [" and ".join(path.relative_to(images).as_posix() for path in group)
-             for group in groups]
-    apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
-    return [f"the same photo is listed under several ids: {some(names, '; ')}"
-            + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
-               if apart else "")]
-
-
-def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return groups of files with the same bytes; only files of equal size are read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    groups = [list(paths)]
-    # Threads: on a network disk each access costs a round trip.
-    with ThreadPoolExecutor(16) as pool:
-        for look in (_size, _middle, _digest):
-            parts: dict[Hashable, list[Path]] = defaultdict(list)
-            for number, group in enumerate(groups):
-                for path, seen in zip(group, pool.map(look, group), strict=True):
-                    if seen:
-                        parts[number, seen].append(path)
-            groups = [part for part in parts.values() if len(part) > 1]
-    return groups
-
-
-def _size(path: Path) -> int:
-    """Return the size of a file in bytes; 0 if it is missing."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _middle(path: Path) -> bytes:
-    """Return 4096 bytes from the middle of a file, where pixels are; empty if it is unreadable."""
-    try:
-        with path.open("rb") as file:
-            file.seek(file.seek(0, 2) // 2)
-            return file.read(4096)
-    except OSError:
-        return b""
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file; empty if it is unreadable."""
-    import hashlib
-
-    try:
-        with path.open("rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError:
-        return ""
 
 
 def photos_below(folder: Path) -> list[Path]:

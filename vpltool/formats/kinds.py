@@ -81,7 +81,14 @@ _ALL = (
              "class_index": TensorSpec(("I64",), ("rows",)),
              "context_of": TensorSpec(("I64",), ("rows",), optional=True),
              "photo_of": TensorSpec(("I64",), ("rows",), optional=True),
+             "space_first": TensorSpec(("F32",), ("dim", "joint"), optional=True),
+             "space_further": TensorSpec(("F32",), ("further", "dim", "dim"), optional=True),
+             "space_bias": TensorSpec(("F32",), ("layers", "dim"), optional=True),
          }),
+    Kind("alignment", "tensors", "the training of an alignment that was stopped", "`align()`", {}),
+    Kind("tags", "tensors-folder", "how sure CLIP is of each class in a photo", "`tag()`", {
+        "scores": TensorSpec(("F32",), ("classes",)),
+    }),
     Kind("cams", "tensors-folder", "class activation maps of a photo, in [0, 1]",
          "`cam()`", {
              "cam": TensorSpec(_STORED, ("classes", "height", "width")),

@@ -58,13 +58,15 @@ class MethodKind:
 
 _FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_patches",
              "second_attention")
+_OF_ROWS = ("context_of", "photo_of")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
-               (*_FEATURES, "head", "photo", "captions"), "gradcam"),
+               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam"),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
-               (*_FEATURES, "prototypes", "photo", "captions"), "attention"),
+               (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
+               "attention"),
     MethodKind("estimators", "seed-prototypes", "estimate",
                "prototypes from pixels and their seed labels", ("patches",), "means"),
     MethodKind("label_refiners", "crf", "refine_labels",

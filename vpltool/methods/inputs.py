@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vpltool.core.phase_one import Pixels as Pixels
+    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
     from vpltool.formats import OutputFolder, Photo, Workspace
 
@@ -135,6 +136,7 @@ class PhotoMaps:
         class_index: class of each row (rows,), 0 is the background; None without prototypes.
         of_rows: see `CamBatch`.
         row_photos: see `CamBatch`.
+        decoder: a trained network, if the method reads `decoder`; `layers` are those that it reads.
     """
 
     id: str
@@ -147,6 +149,7 @@ class PhotoMaps:
     class_index: Tensor | None = None
     of_rows: Mapping[str, Tensor] = field(default_factory=dict)
     row_photos: Sequence[str] = ()
+    decoder: SegmenterNetwork | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@
     if new                # lines up to `end` run where the value is not empty
     vpltool predict $new
     end
+    unless tags           # lines up to `end` run where it is empty
+    vpltool tag
+    end
     each seed in $seeds   # lines up to `end` run for each word; the rounds do not need each other
     vpltool seed-prototypes --seed $seed
     end
@@ -54,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that run under a condition (`if NAME`), or for each word (`each NAME in WORDS`)."""
+    """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`)."""
 
     line: Line
     name: str
@@ -65,6 +68,11 @@ class Block:
     def repeats(self) -> bool:
         """Whether it is an `each`."""
         return self.line.text.startswith("each")
+
+    @property
+    def runs_where_empty(self) -> bool:
+        """Whether it is an `unless`."""
+        return self.line.text.startswith("unless")
 
 
 @dataclass(frozen=True)
@@ -158,19 +166,20 @@ def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...],
         if row.text == "end":
             return tuple(found), (row, *rows)
         each = _EACH.match(row.text)
-        if each or row.text.startswith("if "):
+        if each or row.text.startswith(("if ", "unless ")):
             body, rows = _blocks(rows, path)
             if not rows:
                 raise VplError(f"{path}:{row.number}: `{row.text}` is never closed",
                                "add a line: end")
             rows = rows[1:]
-            name, words = (each[1], each[2]) if each else (row.text[3:].strip(), "")
+            name, words = (each[1], each[2]) if each else (row.text.partition(" ")[2].strip(), "")
             found.append(Block(row, name, words, body))
         elif row.text.startswith(("vpltool ", "say ")):
             found.append(row)
         else:
             raise VplError(f"{path}:{row.number}: `{row.text[:60]}` is not a line of a recipe",
-                           "lines begin with vpltool, say, if, each or end, or are NAME = VALUE")
+                           "lines begin with vpltool, say, if, unless, each or end, or are "
+                           "NAME = VALUE")
     return tuple(found), ()
 
 
@@ -196,7 +205,7 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
             words = _fill(item.words, values, path, item.line).split()
             yield Rounds(item.name, tuple(words), tuple(
                 tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
-        elif _fill(f"${item.name}", values, path, item.line):
+        elif bool(_fill(f"${item.name}", values, path, item.line)) != item.runs_where_empty:
             yield from _steps(path, item.body, values)
 
 

@@ -16,9 +16,9 @@ from vpltool.formats.manifest import UPDATE_HINT
 if TYPE_CHECKING:
     import torch
 
-    from vpltool.core.segmenter import SegmenterNetwork
-
 Losses = list[list[float]]
+
+_SUFFIX = ".checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Start:
 
     Args:
         step: its first step.
-        curve: the loss curve so far: step, mask loss, contrast.
+        curve: the loss curve so far: step, and the means of its losses.
         recent: losses of steps that are not yet in the curve.
         tensors: state of the network and the optimizer; empty: as they are made.
     """
@@ -38,7 +38,17 @@ class Start:
     tensors: Mapping[str, torch.Tensor]
 
 
-def write_checkpoint(path: Path, header: Header, network: SegmenterNetwork,
+def checkpoint_of(target: Path) -> Path:
+    """Where the checkpoint of the training is whose result is to come."""
+    return target.with_name(f"{target.stem}{_SUFFIX}")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell by its name whether a file is a checkpoint."""
+    return path.name.endswith(_SUFFIX)
+
+
+def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
                      optimizer: torch.optim.Optimizer, done: int, curve: Losses, recent: Losses
                      ) -> None:
     """Write all that the same command needs to go on after `done` steps."""
@@ -49,19 +59,21 @@ def write_checkpoint(path: Path, header: Header, network: SegmenterNetwork,
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    facts = {"segmenter": header.facts["segmenter"], "checkpoint": done, "curve": curve,
-             "recent": recent}
+    kept = {name: header.facts[name] for name in ("segmenter",) if name in header.facts}
+    facts = kept | {"checkpoint": done, "curve": curve, "recent": recent}
     write_tensors(path, replace(header, facts=facts), tensors)
 
 
-def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool) -> Start:
+def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool,
+                    keep: str = "`name='NAME'` keeps it") -> Start:
     """Read the checkpoint, if there is one that is to be used; nothing is deleted.
 
     Args:
         path: where it would be.
-        header: of the decoder that is to come.
+        header: of the result that is to come.
         overwrite: begin anew, whatever is there.
         update: begin anew if the same options were applied to other inputs.
+        keep: what keeps one of another configuration: a hint.
 
     Raises:
         VplError: it is of another configuration.
@@ -69,7 +81,7 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
     fresh = Start(0, [], [], {})
     if overwrite or not path.exists():
         return fresh
-    found, tensors = read_tensors(path, "decoder")
+    found, tensors = read_tensors(path, header.kind)
     if found.config_hash != header.config_hash:
         stale = is_stale(header, found)
         if update and found.command == header.command:
@@ -77,13 +89,13 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
         raise VplError(f"{path} was made with other settings: "
                        f"{'; '.join(difference(header, found, path))}",
                        (UPDATE_HINT if stale else "")
-                       + "`overwrite=True` begins anew; `name='NAME'` keeps it")
+                       + f"`overwrite=True` begins anew; {keep}")
     step = int(found.facts["checkpoint"])
     console.note(f"going on from step {step} of {header.options['iters']}")
     return Start(step, found.facts["curve"], found.facts["recent"], tensors)
 
 
-def load_state(network: SegmenterNetwork, optimizer: torch.optim.Optimizer,
+def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,
                tensors: Mapping[str, torch.Tensor]) -> None:
     """Load what `write_checkpoint` kept; without tensors nothing changes."""
     state: dict[int, dict[str, torch.Tensor]] = {}

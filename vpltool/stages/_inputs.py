@@ -25,6 +25,7 @@ from vpltool.formats import (
 from vpltool.formats.header import difference, is_stale
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.settings import Settings, changed, recorded
+from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._photo_work import Photos
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Prototypes:
         rows: L2-normed vectors (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
         of_rows: what else the file says of each row, see `formats.kinds`.
+        of_space: tensors of the map into the rows' own space; empty: CLIP's joint space.
     """
 
     path: Path
@@ -171,6 +173,7 @@ class Prototypes:
     rows: Tensor
     class_index: Tensor
     of_rows: Mapping[str, Tensor]
+    of_space: Mapping[str, Tensor]
 
     @property
     def photos(self) -> Sequence[str]:
@@ -178,11 +181,17 @@ class Prototypes:
         return tuple(self.header.facts.get("photos", ()))
 
 
-def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
+def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:
     """Read prototypes by NAME (`text`, `vision`) or path.
 
+    Args:
+        workspace: whose classes they must be of.
+        choice: NAME or path.
+        aligned: whether the caller maps patches into the rows' own space, if they have one.
+
     Raises:
-        VplError: they are not there, or are of other classes; the hint is what makes them.
+        VplError: they are not there, are of other classes, or lie in another space than CLIP's; the
+            hint is what makes them.
     """
     path = find_prototypes(workspace.path, choice)
     hint = prototypes_hint(workspace.path, choice)
@@ -199,7 +208,29 @@ def read_prototypes(workspace: Workspace, choice: str) -> Prototypes:
                        f"{'; '.join(said) or 'their order has changed'}",
                        f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
     rows, index = tensors.pop("prototypes"), tensors.pop("class_index")
-    return Prototypes(path, header, rows, index, tensors)
+    of_space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space_")}
+    if of_space and not aligned:
+        raise VplError(f"{path} lies in the space of an alignment, and prototypes in CLIP's joint "
+                       "space are needed", "name others, such as `text` or `vision`; `cam`, "
+                       "`seed_prototypes` and `gap` take aligned ones")
+    return Prototypes(path, header, rows, index, tensors, of_space)
+
+
+_ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
+               "photo_of": ("which photos its rows come from", "bank")}
+
+
+def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
+    """Check that prototypes say of their rows what a method reads, before the first photo.
+
+    Raises:
+        VplError: they do not; the hint is the estimator that makes such prototypes.
+    """
+    for name, (what, maker) in _ROW_MAKERS.items():
+        if name in reads and name not in prototypes.of_rows:
+            raise VplError(f"{prototypes.path} does not say {what}",
+                           f"`seed_prototypes(method={maker!r}, out='{maker}.safetensors')`, then "
+                           f"`prototypes='{maker}.safetensors'`")
 
 
 def find_prototypes(work: Path, choice: str) -> Path:
@@ -209,14 +240,15 @@ def find_prototypes(work: Path, choice: str) -> Path:
 
 
 _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
-           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`"}
+           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`"}
 
 
 def prototypes_hint(work: Path, choice: str) -> str:
     """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
     import difflib
 
-    there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))]
+    there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))
+             if not is_checkpoint(path)]
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
     if choice in _MAKERS or not near:
         return _MAKERS.get(choice, f"there are {', '.join(there)}" if there

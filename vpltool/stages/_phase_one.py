@@ -11,11 +11,12 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.settings import NoEffect, setting
-from vpltool.stages import _inputs
+from vpltool.stages import _aligned, _inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.phase_one import Pixels
 
 TEXT_SPACES = ("text", "text shifted")
@@ -87,19 +88,25 @@ def text(*, brief: bool = True) -> Any:
     return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
 
 
-def read_text(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:
+def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
+              ) -> _inputs.Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
+
+    Args:
+        workspace: whose classes they must be of.
+        choice: NAME or path.
+        features: the features.
+        aligned: whether they may lie in the space of an alignment.
 
     Raises:
         VplError: they are not there, of other classes or another CLIP, or come from photos.
     """
-    found = _inputs.read_prototypes(workspace, choice)
+    found = _inputs.read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
     if space not in TEXT_SPACES:
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
-    _inputs.check_same_model(features.header.model, found.header.model,
-                             f"{features.path} and {found.path}")
+    _aligned.check_fits(features, found)
     return found
 
 
@@ -115,7 +122,7 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings) -> Pixels:
+           settings: PixelSettings, space: AlignedSpace | None = None) -> Pixels:
     """Read the pixels that prototypes come from, with their labels.
 
     Args:
@@ -123,6 +130,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         features: where the pixels are.
         maps: CAMs that label them; None: all pixels, without labels.
         settings: which pixels.
+        space: what maps them into the space of the prototypes; None: they are in it.
 
     Raises:
         VplError: there is no pixel or no tag, a photo is missing, or the memory does not suffice.
@@ -136,7 +144,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
     ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, *inputs).ids)
-    ids, share = _spread(ids, settings.max_pixels)
+    ids, share = spread(ids, settings.max_pixels)
     # A GPU computes in float32 from features in half precision; on a CPU turning them to float32
     # at each step takes too long.
     half = device.type == "cuda" and settings.pixels != "regions"
@@ -145,9 +153,11 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     seen = count = 0
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
-            patches, label, all_of_it = _labelled(key, features, maps, settings)
+            patches = _aligned.read_patches(features, key, space)
+            all_of_it = len(patches)
+            patches, label = _labelled(key, patches, maps, settings)
             seen += all_of_it
-            patches, label = _sampled(patches, label, share, settings.seed * 1_000_003 + number)
+            patches, label = sampled(patches, label, share, settings.seed * 1_000_003 + number)
             if not number:
                 # Filled photo by photo: a list of parts would be held twice when it is joined.
                 # What is not written to takes no memory.
@@ -176,7 +186,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
                       [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids], ids)
 
 
-def _spread(ids: list[str], most: int) -> tuple[list[str], int]:
+def spread(ids: list[str], most: int) -> tuple[list[str], int]:
     """Which photos give pixels, and how many each at most, so that there are `most` at most."""
     if most < len(ids):
         console.warn(f"`max_pixels={most}` is below the number of photos: {most} of {len(ids)} "
@@ -185,24 +195,26 @@ def _spread(ids: list[str], most: int) -> tuple[list[str], int]:
     return ids, most // len(ids)
 
 
-def _labelled(key: str, features: InputFolder, maps: InputFolder | None, settings: PixelSettings
-              ) -> tuple[Tensor, Tensor, int]:
-    """Give a photo's pixels that count (N, dim), their labels (N,), and how many patches it has."""
+def _labelled(key: str, patches: Tensor, maps: InputFolder | None, settings: PixelSettings
+              ) -> tuple[Tensor, Tensor]:
+    """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
     import torch
 
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
-    patches = features.read_tensors(key, "patches")["patches"]
     if maps is None:
-        return patches, torch.full((len(patches),), UNSURE), len(patches)
+        return patches, torch.full((len(patches),), UNSURE)
     cam = maps.read_tensors(key)
     if settings.pixels == "regions":
-        return (*region_features(patches, cam["cam"], cam["classes"]), len(patches))
+        regions, labels = region_features(patches, cam["cam"], cam["classes"])
+        # Where a map is empty there is no region.
+        there = regions.any(dim=-1)
+        return regions[there], labels[there]
     labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
-    return patches[labels != UNSURE], labels[labels != UNSURE], len(patches)
+    return patches[labels != UNSURE], labels[labels != UNSURE]
 
 
-def _sampled(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+def sampled(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `most` of the pixels, in their order; all if they are not more."""
     import torch
 

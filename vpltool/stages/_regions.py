@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from vpltool import console
 from vpltool.formats import InputFolder, Workspace
 from vpltool.stages import _inputs
+from vpltool.stages._aligned import read_patches
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vpltool.core.aligned_space import AlignedSpace
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Regions:
     maps: InputFolder
     ids: list[str]
     phi: float
+    space: AlignedSpace | None = None
 
     def read(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each photo's region features (K, dim) and their classes (K,).
@@ -36,7 +40,7 @@ class Regions:
 
         with console.progress("read regions", len(self.ids)) as advance:
             for key in self.ids:
-                patches = self.features.read_tensors(key, "patches")["patches"].float()
+                patches = read_patches(self.features, key, self.space).float()
                 cam = self.maps.read_tensors(key)
                 labels = seed_labels(cam["cam"], cam["classes"], self.phi, phi_background=0)
                 yield photo_regions(normalize(patches, dim=-1), labels.new_zeros(len(labels)),
@@ -45,7 +49,7 @@ class Regions:
 
 
 def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: str, phi: float,
-                 limit: int) -> Regions:
+                 limit: int, space: AlignedSpace | None = None) -> Regions:
     """Find the CAMs that mark the regions, and the photos that have both.
 
     Args:
@@ -55,10 +59,12 @@ def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: 
         split: of the photos.
         phi: Φ.
         limit: only the first photos; 0: all.
+        space: what maps the patches into the space of prototypes; None: they are in it.
 
     Raises:
         VplError: there are no CAMs, or they are of other classes.
     """
     maps = _inputs.find_cams(workspace, cams, split, _inputs.SEEDING)
     return Regions(features, maps,
-                   list(_inputs.photos_with(workspace, split, limit, features, maps).ids), phi)
+                   list(_inputs.photos_with(workspace, split, limit, features, maps).ids), phi,
+                   space)

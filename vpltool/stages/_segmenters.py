@@ -75,6 +75,35 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
     return header, network.eval().requires_grad_(False)
 
 
+def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mapping[str, str]
+                 ) -> None:
+    """Begin with the weights of another decoder; prototypes stay the network's own.
+
+    Args:
+        network: changed in place.
+        path: the other decoder.
+        name: the method that built the network.
+        model: identity of its CLIP.
+
+    Raises:
+        VplError: the other decoder is of another method, shape or CLIP.
+    """
+    header, other = read_segmenter(path)
+    _inputs.check_same_model(model, header.model, f"the prototypes and {path}")
+    theirs = header.facts.get("segmenter", "weclip")
+    if theirs != name:
+        raise VplError(f"{path} is of the method {theirs}", f"`method={theirs!r}`")
+    own, found = ({key: tensor for key, tensor in part.state_dict().items()
+                   if key not in ("prototypes", "class_index")} for part in (network, other))
+    differ = [key for key in own.keys() | found.keys()
+              if key not in own or key not in found or own[key].shape != found[key].shape]
+    if differ or network.layers != other.layers or network.reads != other.reads:
+        said = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
+                         if key in ("layers", "width", "residual"))
+        raise VplError(f"{path} has another shape than this decoder", said)
+    network.load_state_dict(found, strict=False)
+
+
 def reads_of(header: Header) -> tuple[set[str], set[int]]:
     """What a decoder reads of the frozen CLIP: `layers` and `patches`, and which layers."""
     return (set(header.facts.get("reads", ("layers", "patches"))),

@@ -15,12 +15,13 @@ from vpltool.methods.inputs import CamBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
+from vpltool.stages import _aligned, _inputs, _photo_work, _second
 from vpltool.stages.extract import head_path
 
 if TYPE_CHECKING:
     import torch
 
+    from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.vit import Head
 
 TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
@@ -76,10 +77,10 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     """
     split, method = settings.split, find_method("cams", settings.method).load()
     features = _inputs.open_features(workspace, settings.features, split)
-    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
-    _inputs.check_same_model(features.header.model, prototypes.header.model,
-                             f"{features.path} and {prototypes.path}")
+    prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+    _inputs.check_rows(prototypes, method.READS)
     no_network = "head" not in method.READS
+    _aligned.check_fits(features, prototypes, head=not no_network)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
     second = _second.open_second(workspace, settings.second, split, method.READS)
     warn_without_effect(settings, without={
@@ -114,7 +115,9 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     reads_head = "head" in method.READS
     dtype = (find_precision(settings.precision, device, console.warn) if reads_head
              else torch.float32)
-    head = _read_head(features.path).to(device, dtype) if reads_head else None
+    space = _aligned.space_of(prototypes)
+    head = _read_head(features.path, space).to(device, dtype) if reads_head else None
+    space = space.to(device, dtype) if space else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
     of_rows = {name: tensor.to(device) for name, tensor in prototypes.of_rows.items()}
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
@@ -128,7 +131,8 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
         tensors = batch.tensors | {name: torch.stack([item[name] for item in beside])
                                    for name in beside[0]}
         maps = method.make_cams(CamBatch(
-            batch.ids, batch.grid, _moved(tensors, device, dtype), [tags[key] for key in batch.ids],
+            batch.ids, batch.grid, _moved(tensors, device, dtype, space),
+            [tags[key] for key in batch.ids],
             rows, index, of_rows, prototypes.photos, head,
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
             [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
@@ -140,19 +144,26 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
                                    lambda _: _inputs.smaller_photos_hint(features.header))
 
 
-def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-           ) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True).to(dtype)
-            for name, tensor in tensors.items()}
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype,
+           space: AlignedSpace | None) -> dict[str, torch.Tensor]:
+    """Tensors on the device; patches in the space of the prototypes."""
+    moved = {name: tensor.to(device, non_blocking=True).to(dtype)
+             for name, tensor in tensors.items()}
+    if space is not None and "patches" in moved:
+        moved["patches"] = space(moved["patches"])
+    return moved
 
 
-def _read_head(features: Path) -> Head:
+def _read_head(features: Path, space: AlignedSpace | None) -> Head:
+    """The end of CLIP; with a space, followed by the map into it."""
     from vpltool.clip.weights import without_random_init
+    from vpltool.core.aligned_space import AlignedHead
     from vpltool.core.vit import Head
 
     header, tensors = read_tensors(head_path(features), "head",
                                    made_by="`extract()` writes it beside the features")
     with without_random_init():
         head = Head.from_config(header.facts["config"])
-    head.load_state_dict(tensors)
+        head.load_state_dict(tensors)
+        head = head if space is None else AlignedHead.of(head, space)
     return head.eval().requires_grad_(False)

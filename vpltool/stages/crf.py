@@ -35,9 +35,9 @@ class CrfSettings(Settings):
                         metavar="PATH-OR-NAME", record="never")
     method: str = setting(KINDS["label_refiners"].default, "How labels are refined; see below.",
                           metavar="NAME")
-    confidence: float = setting(
-        0.95, "For CAMs: pixels less sure than this become 255, ignored in training.",
-        low=0, high=1, source="CLIP-ES, its code")
+    confidence: float | None = setting(
+        None, "For CAMs: pixels less sure than this become 255, ignored in training; default: 0.95 "
+              "for densecrf, 0 for par.", low=0, high=1, source="CLIP-ES and WeCLIP, their code")
     alpha: float = setting(1.0, "For CAMs: background score (1 - max)^ALPHA.", low=0,
                            source="CLIP-ES, its code")
     max_side: int = setting(
@@ -64,13 +64,14 @@ _THREADS = 8
 
 
 def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
-    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF.
+    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF or PAR.
 
     Only over the classes present. On a CPU a photo at a time in each
     worker process; on a GPU photos of one size together.
 
     CAMs give two folders: masks/NAME, with 255 where it is unsure, to
-    train on; and masks/NAME-full, without, to score. Predictions give
+    train on; and masks/NAME-full, without, to score. With --confidence 0,
+    the default of par, they are the same. Predictions give
     predictions/NAME-crf.
 
     Example: vpltool crf --what vision-refined --split train
@@ -138,10 +139,13 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: ModuleType, so
     """Where the results go, and their headers; the masks to train on come first."""
     split, of_cams = settings.split, source.kind == "cams"
     recorded = getattr(method, "recorded", None)
+    options = recorded(settings.of_method) if recorded else {}
+    if of_cams:
+        options["confidence"] = _confidence(settings, method)
     header = _inputs.make_header(
         workspace, "masks" if of_cams else "predictions", "crf", settings,
         inputs={"what": source, "classes": workspace.classes_identity},
-        model=source.header.model, options=recorded(settings.of_method) if recorded else {},
+        model=source.header.model, options=options,
         skip=() if of_cams else _OF_CAMS)
     if not of_cams:
         return {settings.out or workspace.path / "predictions" / f"{source.name}-crf" / split:
@@ -150,6 +154,12 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: ModuleType, so
     full = (out.parent / f"{out.name}-full" if settings.out
             else workspace.path / "masks" / f"{source.name}-full" / split)
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
+
+
+def _confidence(settings: CrfSettings, method: ModuleType) -> float:
+    """The confidence that is asked for; else the method's own, CLIP-ES's if it has none."""
+    own: float = getattr(method, "CONFIDENCE", 0.95)
+    return own if settings.confidence is None else settings.confidence
 
 
 @dataclass(frozen=True)

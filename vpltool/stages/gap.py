@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import options
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, identity_of_file, write_json
+from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
+from vpltool.stages import _aligned, _inputs
 from vpltool.stages._regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.gap import Gap
     from vpltool.pictures.scatter import Panel
 
@@ -91,33 +92,39 @@ class PrototypeSet:
     index: Tensor
 
 
-def _read_sets(workspace: Workspace, choices: Sequence[str] | None, model: Mapping[str, str],
-               features: str) -> list[PrototypeSet]:
+def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: InputFolder
+               ) -> tuple[list[PrototypeSet], AlignedSpace | None]:
     """Read prototypes by NAME or path; none: text, and vision if it is there.
 
     Args:
         workspace: where names are looked for.
         choices: NAMEs or paths.
-        model: CLIP of the features that they will be compared with.
-        features: where these are, for the message.
+        features: what they will be compared with.
+
+    Returns:
+        the prototypes, and the map into the space that all of them lie in.
 
     Raises:
-        VplError: one is not there, of other classes or another CLIP, or two have one name.
+        VplError: one is not there, of other classes, another CLIP or another space, or two have one
+            name.
     """
     if not choices:
         vision = _inputs.find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
     sets: dict[str, PrototypeSet] = {}
+    first = None
     for choice in choices:
-        found = _inputs.read_prototypes(workspace, choice)
-        _inputs.check_same_model(model, found.header.model, f"{features} and {found.path}")
+        found = _inputs.read_prototypes(workspace, choice, aligned=True)
+        _aligned.check_fits(features, found)
+        first = first or found
+        _aligned.check_one_space(first, found)
         name = found.path.stem
         if name in sets:
             raise VplError(f"two of the prototypes are called `{name}`",
                            "give each once; files need names of their own")
         sets[name] = PrototypeSet(name, found.header.facts["space"], identity_of_file(found.path),
                                   found.rows, found.class_index)
-    return list(sets.values())
+    return list(sets.values()), _aligned.space_of(first) if first else None
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,9 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     from vpltool.core.gap import modality_gap
 
     source = _inputs.open_features(workspace, settings.features, settings.split)
-    sets = _read_sets(workspace, settings.prototypes, source.header.model, str(source.path))
+    sets, space = _read_sets(workspace, settings.prototypes, source)
     regions = open_regions(workspace, source, settings.cams, settings.split, settings.phi,
-                           settings.limit)
+                           settings.limit, space)
     parts = list(regions.read())
     features = torch.cat([part for part, _ in parts])
     owner = torch.cat([classes for _, classes in parts])

@@ -11,7 +11,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _phase_one
+from vpltool.stages import _aligned, _inputs, _phase_one
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,11 +147,12 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or workspace.path / "prototypes/vision.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):
-        pool = _phase_one.gather(workspace, features, maps, settings)
+        pool = _phase_one.gather(workspace, features, maps, settings, _aligned.space_of(text))
         with _phase_one.memory_for(len(pool.embeddings)):
             rows, facts = _learn(workspace, pool, text, start, settings)
-        write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": rows, "class_index": start.class_index})
+        of_space, facts_of_space = _aligned.carried(text)
+        write_tensors(target, replace(header, facts=facts | facts_of_space),
+                      {"prototypes": rows, "class_index": start.class_index, **of_space})
     return target
 
 
@@ -172,9 +173,9 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     """
     if settings.start == "text":
         return text
-    start = _inputs.read_prototypes(workspace, settings.start)
-    _inputs.check_same_model(features.header.model, start.header.model,
-                             f"{features.path} and {start.path}")
+    start = _inputs.read_prototypes(workspace, settings.start, aligned=True)
+    _aligned.check_fits(features, start)
+    _aligned.check_one_space(text, start)
     ours, theirs = start.class_index.tolist(), text.class_index.tolist()
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"

@@ -282,8 +282,7 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
 
 
 def _spelled(settings: PrepareSettings) -> str:
-    """The call of these settings that replaces a workspace."""
-    # A default that was given counts too: what is not given of the CLIP stays as it was.
+    """The call that replaces a workspace; with the CLIP that was given, even the default."""
     clip = settings.given & {"model", "pretrained", "normalise"}
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
@@ -291,9 +290,8 @@ def _spelled(settings: PrepareSettings) -> str:
 
 
 def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
-    torn = [path.relative_to(root).as_posix()
-            for path in layouts.torn_photos([root / photo.image for photo in photos])]
-    if torn:
+    names = {root / photo.image: photo.image for photo in photos}
+    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
         console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
                      f"{some(torn)}; extract or download them again")
 
@@ -336,6 +334,9 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
 
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    if not any(photo.labels for photo in photos):
+        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
+        return
     unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
     why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
            if grown else "")

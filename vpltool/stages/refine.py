@@ -9,13 +9,15 @@ from types import ModuleType
 from typing import Any
 
 from vpltool import options
+from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
+from vpltool.stages import _aligned, _inputs, _photo_work, _second
+from vpltool.stages._segmenters import decoder_header, find_decoder, read_segmenter, reads_of
 from vpltool.stages.cam import TENSORS
 
 UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-refined"))
@@ -32,6 +34,8 @@ class RefineSettings(Settings):
     split: str = options.split("train")
     prototypes: str = setting("vision", "Prototypes, for a method that reads them.",
                               metavar="NAME-OR-PATH", record="never", brief=False)
+    decoder: str = setting("", "Decoder, for a method that reads one; default: the only one, or "
+                               "the furthest.", metavar="NAME-OR-PATH", record="never", brief=False)
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -43,7 +47,7 @@ class RefineSettings(Settings):
     update: bool = options.update()
 
 
-STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features"),
+STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features", "decoder"),
               writes=("cams",), settings=RefineSettings, methods="refiners")
 
 
@@ -69,6 +73,8 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
     features = _inputs.open_features(workspace, settings.features, split)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
+    if hasattr(method, "check_features"):
+        method.check_features(features.header.options, settings.of_method)
     beside = _open_beside(workspace, settings, method, features)
     photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
                                  *([beside.second] if beside.second else []))
@@ -76,7 +82,8 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         workspace, "cams", "refine", settings, model=features.header.model,
         inputs={"cams": cams, "features": features, "classes": workspace.classes_identity,
                 **({"second": beside.second} if beside.second else {}),
-                **({"prototypes": beside.prototypes.path} if beside.prototypes else {})})
+                **({"prototypes": beside.prototypes.path} if beside.prototypes else {}),
+                **({"decoder": beside.decoder} if beside.decoder else {})})
     name = f"{cams.name}-refined"
     folder = settings.out or workspace.path / "cams" / name / split
     outputs = _photo_work.open_outputs({folder: header}, photos, settings)
@@ -99,6 +106,7 @@ class _Beside:
 
     second: InputFolder | None
     prototypes: _inputs.Prototypes | None
+    decoder: Path | None
 
 
 def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleType,
@@ -106,18 +114,43 @@ def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleT
     second = _second.open_second(workspace, settings.second, settings.split, method.READS)
     prototypes = None
     if "prototypes" in method.READS:
-        prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
-        _inputs.check_same_model(features.header.model, prototypes.header.model,
-                                 f"{features.path} and {prototypes.path}")
+        prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+        _aligned.check_fits(features, prototypes)
+        _inputs.check_rows(prototypes, method.READS)
+    decoder = (_find_decoder(workspace, settings.decoder, features)
+               if "decoder" in method.READS else None)
     name = settings.method
     warn_without_effect(settings, without={
         **({} if second else {"second": f"`{name}` reads no second encoder"}),
-        **({} if prototypes else {"prototypes": f"`{name}` reads no prototypes"})})
-    return _Beside(second, prototypes)
+        **({} if prototypes else {"prototypes": f"`{name}` reads no prototypes"}),
+        **({} if decoder else {"decoder": f"`{name}` reads no decoder"})})
+    return _Beside(second, prototypes, decoder)
+
+
+def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> Path:
+    """Path of a decoder whose layers the features hold.
+
+    Raises:
+        VplError: there is none, it is of another CLIP, or the features lack a layer of it.
+    """
+    path = find_decoder(workspace.path, choice)
+    header = decoder_header(path)
+    _inputs.check_same_model(features.header.model, header.model, f"{features.path} and {path}")
+    reads, layers = reads_of(header)
+    _inputs.check_kept(features, [name for name in TENSORS if name in reads])
+    held = features.header.options["layers"]
+    if not layers <= set(held):
+        wanted = ",".join(map(str, sorted(layers)))
+        raise VplError(f"{features.path} holds the layers {held}; {path} reads {wanted}",
+                       f"`extract(split={features.header.options['split']!r}, keep="
+                       f"{','.join(features.header.options['keep'])!r}, layers={wanted!r}, "
+                       "overwrite=True)`")
+    return path
 
 
 def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, cams: InputFolder,
            features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[_photo_work.Made]:
+    from vpltool.core.decoder import layers_of
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
@@ -125,10 +158,15 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     if check is not None:
         check(settings.of_method)
     device = find_device(settings.device)
-    wanted = [name for name in TENSORS if name in method.READS]
+    network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
+    reads = {*method.READS, *(network.reads if network else ())}
+    wanted = [name for name in TENSORS if name in reads]
+    stored = features.header.options["layers"]
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 
     found = beside.prototypes
+    space = _aligned.space_of(found) if found else None
+    space = space.to(device) if space else None
     of_prototypes: dict[str, Any] = {} if found is None else {
         "prototypes": found.rows.to(device), "class_index": found.class_index.to(device),
         "of_rows": {name: tensor.to(device) for name, tensor in found.of_rows.items()},
@@ -137,12 +175,16 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
         maps = cams.read_tensors(key)
         photo = by_id[key]
+        if space is not None and "patches" in tensors:
+            tensors["patches"] = space(tensors["patches"].float())
+        if network is not None and network.layers:
+            tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
         tensors |= {name: tensor.to(device) for name, tensor in _second.read_second(
             beside.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
-            photo.caption if "captions" in method.READS else "", **of_prototypes),
+            photo.caption if "captions" in method.READS else "", **of_prototypes, decoder=network),
             settings.of_method)}
 
     def results() -> Iterator[_photo_work.Made]:

@@ -11,7 +11,7 @@ from vpltool.formats import Workspace, write_tensors
 from vpltool.methods import KINDS, find_method
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _phase_one
+from vpltool.stages import _aligned, _inputs, _phase_one
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     target = settings.out or workspace.path / "prototypes/seeds.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):
-        pool = _phase_one.gather(workspace, features, maps, settings)
+        pool = _phase_one.gather(workspace, features, maps, settings, _aligned.space_of(text))
         device = pool.embeddings.device
         zs, zs_index = text.rows.to(device), text.class_index.to(device)
         _warn_of_missing_seeds(workspace, pool, zs_index)
@@ -93,8 +93,9 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
             facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index)
         if "photo_of" in of_rows:
             facts["photos"] = list(pool.ids)
-        write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": rows.cpu(), "class_index": index.cpu()}
+        of_space, facts_of_space = _aligned.carried(text)
+        write_tensors(target, replace(header, facts=facts | facts_of_space),
+                      {"prototypes": rows.cpu(), "class_index": index.cpu(), **of_space}
                       | {name: tensor.cpu() for name, tensor in of_rows.items()})
     return target
 

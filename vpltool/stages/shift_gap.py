@@ -13,11 +13,13 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _phase_one
+from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vpltool.core.aligned_space import AlignedSpace
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 
@@ -83,7 +85,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     regions = None
     if settings.centroid == "regions":
         regions = open_regions(workspace, features, settings.cams, settings.split, settings.phi,
-                               settings.limit)
+                               settings.limit, _aligned.space_of(text))
         inputs |= {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
         named["cams"] = regions.maps.name
     header = _inputs.make_header(workspace, "prototypes", "shift-gap", settings, inputs=inputs,
@@ -93,11 +95,12 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
                               update=settings.update):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        facts = {"space": "text shifted", "rows": text.header.facts["rows"],
+        of_space, facts_of_space = _aligned.carried(text)
+        facts = {**facts_of_space, "space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
         write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": moved, "class_index": text.class_index})
+                      {"prototypes": moved, "class_index": text.class_index, **of_space})
         console.note(f"distance of the centroids: text {distances[0]:.3f}, shifted and back on the "
                      f"sphere {distances[1]:.3f}")
     return target
@@ -114,7 +117,7 @@ def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | No
 
     if regions is None:
         ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
-        centroid, _ = feature_centroid(_pixels(features, ids), groups=1)
+        centroid, _ = feature_centroid(_pixels(features, ids, _aligned.space_of(text)), groups=1)
         return centroid, text.class_index >= 0
     try:
         centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
@@ -137,12 +140,13 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
     return moved, (distance(rows), distance(moved))
 
 
-def _pixels(features: InputFolder, ids: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
+def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
+            ) -> Iterator[tuple[Tensor, Tensor]]:
     import torch
 
     with console.progress("read features", len(ids)) as advance:
         for key in ids:
-            patches = features.read_tensors(key, "patches")["patches"].float()
+            patches = _aligned.read_patches(features, key, space).float()
             yield (torch.nn.functional.normalize(patches, dim=-1),
                    torch.zeros(len(patches), dtype=torch.long))
             advance()

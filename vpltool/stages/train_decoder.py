@@ -17,9 +17,16 @@ from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
-from vpltool.stages._checkpoints import Start, load_state, read_checkpoint, write_checkpoint
+from vpltool.stages._checkpoints import (
+    Start,
+    checkpoint_of,
+    load_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from vpltool.stages._lessons import Frozen, Lessons, crop_batches, frozen_layers
 from vpltool.stages._masks import Masks, check_masks, content_identity, find_masks, newer_than
+from vpltool.stages._segmenters import find_decoder, take_weights
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
@@ -53,6 +60,9 @@ class TrainDecoderSettings(Settings):
     lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
     lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: without.", low=0,
                                 source="VPL, eq. 14")
+    lambda_aff: float = setting(
+        0.0, "Weight of WeCLIP's affinity loss, 0.1 there: patches of one label look alike to each "
+             "other in the decoder's fused features; 0: without.", low=0, record="changed")
     optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
                              source="VPL, implementation details")
     lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
@@ -64,6 +74,8 @@ class TrainDecoderSettings(Settings):
     max_side: int = setting(
         1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
               "them.", low=0, metavar="PIXELS", record="changed")
+    start: str = setting("", "Begin with the weights of this decoder, trained on other masks.",
+                         metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
     name: str = setting("", "Name of the decoder; default: the masks'.", record="never")
@@ -124,12 +136,13 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
-        lambda_rsc=settings.lambda_rsc, seed=settings.seed)
+        lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed)
     network = _build(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
-    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training)
     name = settings.name or masks.name
     target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
+    first = _start_from(workspace, settings, network, prototypes, target)
+    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first)
     if not _is_done(target, header, settings, masks, ids):
         facts = {"segmenter": settings.method, "config": network.config,
                  "reads": list(network.reads), "classes": list(workspace.classes),
@@ -163,6 +176,9 @@ def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, f
         raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
                        "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
                                         if hasattr(settings.of_method, "residual") else ""))
+    if settings.lambda_aff and not network.fuses:
+        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
+                       "features to compare", "`lambda_aff=0`")
     if (network.reads_patches and frozen.features
             and frozen.features.header.options.get("patches", "block") != "block"):
         raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
@@ -172,16 +188,35 @@ def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, f
     return network
 
 
+def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
+                prototypes: _inputs.Prototypes, target: Path) -> Path | None:
+    """Give the network the weights of the decoder that it begins with; its path, if there is one.
+
+    Raises:
+        VplError: it is not there, does not fit, or is the one that would be written.
+    """
+    if not settings.start:
+        return None
+    path = find_decoder(workspace.path, settings.start)
+    if path.resolve() == target.resolve():
+        raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
+                       "`name='NAME'` gives the new one another name")
+    take_weights(network, path, settings.method, prototypes.header.model)
+    return path
+
+
 def _make_header(
     workspace: Workspace, settings: TrainDecoderSettings, masks: Masks,
     prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
+    first: Path | None,
 ) -> Header:
     inputs: dict[str, Any] = {
         "masks": content_identity(masks.path, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     header = _inputs.make_header(
         workspace, "decoder", "train-decoder", settings,
-        inputs=inputs | ({"features": frozen.features} if frozen.features else {}),
+        inputs=inputs | ({"features": frozen.features} if frozen.features else {})
+        | ({"start": first} if first else {}),
         model=prototypes.header.model,
         options={"prototypes": prototypes.path.stem, "source": frozen.source, "lr": training.lr,
                  "warmup": training.warmup,
@@ -221,7 +256,7 @@ class _Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.target.with_name(f"{self.target.stem}.checkpoint.safetensors")
+        return checkpoint_of(self.target)
 
 
 def _train(run: _Run, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
@@ -260,7 +295,7 @@ def _train(run: _Run, network: SegmenterNetwork, start: Start, settings: TrainDe
                 if logged or kept or len(unread) == _STEPS_UNREAD:
                     recent += _read_losses(unread)
                     unread.clear()
-                    text = "mask {:.3f} contrast {:.3f}".format(*recent[-1])
+                    text = _spelled(recent[-1])
                 if logged:
                     means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                     curve.append([done, *means])
@@ -279,12 +314,18 @@ def _write_decoder(run: _Run, network: SegmenterNetwork, curve: list[list[float]
     write_tensors(run.target, header, network.state_dict())
     run.checkpoint.unlink(missing_ok=True)
     if curve:
-        console.note(f"mask loss {curve[0][1]:.3f} → {curve[-1][1]:.3f}, "
-                     f"contrast {curve[0][2]:.3f} → {curve[-1][2]:.3f}")
+        names = ("mask loss", "contrast", "affinity")
+        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            names, curve[0][1:], curve[-1][1:], strict=False)))
+
+
+def _spelled(losses: list[float]) -> str:
+    return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
+        ("mask", "contrast", "affinity"), losses, strict=False))
 
 
 def _read_losses(records: list[StepRecord]) -> list[list[float]]:
-    """Mask loss and contrast of each step, read at once.
+    """Mask loss, contrast and, where it has a weight, affinity of each step, read at once.
 
     Raises:
         VplError: one is not finite.
@@ -292,9 +333,10 @@ def _read_losses(records: list[StepRecord]) -> list[list[float]]:
     import torch
 
     losses: list[list[float]] = torch.stack([
-        torch.stack([record.mask, record.contrast]) for record in records]).tolist()
-    for record, pair in zip(records, losses, strict=True):
-        if not math.isfinite(sum(pair)):
+        torch.stack([loss for loss in (record.mask, record.contrast, record.affinity)
+                     if loss is not None]) for record in records]).tolist()
+    for record, own in zip(records, losses, strict=True):
+        if not math.isfinite(sum(own)):
             raise VplError(f"the loss is not finite at step {record.iteration}",
                            "lower `lr`, with `overwrite=True`")
     return losses

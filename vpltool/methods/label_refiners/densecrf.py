@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 READS = ("photo",)
 
+CONFIDENCE = 0.95
+"""Where the stage's `confidence` is not given; source: CLIP-ES, its code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(settings.Settings):

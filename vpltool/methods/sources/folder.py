@@ -1,7 +1,8 @@
 """Take photos from a folder, tags from a CSV.
 
 The CSV has the columns id,labels and, if wanted, split; labels are separated by ; or by spaces.
-Classes are the sorted union of the labels unless --classes names them.
+Classes are the sorted union of the labels unless --classes names them. Without a CSV all photos of
+the folder are taken, without tags: `tag` finds some.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -18,6 +19,7 @@ from vpltool import settings
 from vpltool.datasets import layouts
 from vpltool.datasets.tags import read_captions
 from vpltool.datasets.words import VOC, VOCABULARIES
+from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
@@ -30,8 +32,11 @@ class Settings(settings.Settings):
     """Settings of a folder of photos."""
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)
-    labels: Path = setting(help="CSV with the columns id,labels and, if wanted, split.",
-                           metavar="FILE.csv")
+    labels: Path | None = setting(
+        None, "CSV with the columns id,labels and, if wanted, split; default: the earlier one, "
+              "else no photo has a tag.", metavar="FILE.csv")
+    untagged: bool = setting(
+        False, "Take photos without a row in the CSV too, without a tag.")
     masks: Path | None = setting(None, "True masks ID.png, for eval and show only.", metavar="DIR")
     captions: Path | None = setting(
         None, "CSV with the columns id,caption: what a photo shows, in words.",
@@ -45,8 +50,13 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     """Read the folder and the CSV."""
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
+    if settings.labels is None and not named:
+        raise VplError("there are neither tags nor names of classes",
+                       "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has a "
+                       "class a line, and `tag()` finds which photo shows it")
     photos, found, remarks = layouts.read_folder(settings.images, settings.labels, settings.masks,
-                                                 classes_known=bool(named))
+                                                 classes_known=bool(named),
+                                                 untagged=settings.untagged)
     if settings.masks and not any(photo.mask for photo in photos):
         remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
                        f"photo's id: {photos[0].id}.png; found: "

@@ -1,0 +1,312 @@
+"""Cross-modal prototype alignment (CMPA; SSR, AAAI 2026, eqs. 2, 3 and 6).
+
+Two stacks of Linear, BatchNorm and ReLU map patch embeddings and text prototypes into a space of
+their own: v' = ISA(v), t' = TSA(t). With f the mean of v' in a region, weighted by its CAM,
+
+    P_I = K-means of all f,   P_T = K-means of all t',   K the number of classes
+    S   = v'·P_T / τ,         L = −mean log( exp S⁺ / (exp S⁺ + Σ exp S⁻) )
+
+and the same from t' to P_I. S⁺ belongs to the cluster that a patch's region is in. Vectors are
+L2-normed, so S is a cosine over τ.
+
+There are only as many t' as rows of text, so K-means leaves them as they are: P_T = t'. K-means of
+the regions starts at the means of the tagged classes, so that cluster c is class c's.
+
+After training, BatchNorm is an affine map; `aligned_space` has it folded into the linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.core.classes import BACKGROUND
+from vpltool.core.prototypes import lloyd
+
+MIN_TAU = 0.01
+"""A learned temperature does not fall below; CLIP's own is there, too."""
+
+_ENTRIES = 65536
+"""Number of patches that are mapped at a time."""
+
+_CALIBRATION = 2048
+"""Regions of the draw that BatchNorm's statistics come from."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Pixels of many photos, and in which regions they are; on the host, but for the embeddings.
+
+    A region is a class of a photo, or its background. Its entries are pixels with weights.
+
+    Args:
+        embeddings: L2-normed pixels (N, dim), in the number format of the networks.
+        pixel: pixel of each entry (E,); entries are sorted by region.
+        weight: its weight, above 0 (E,).
+        counts: number of entries of each region, at least 1 (R,).
+        class_of: class of each region, 0 is the background (R,).
+    """
+
+    embeddings: Tensor
+    pixel: Tensor
+    weight: Tensor
+    counts: Tensor
+    class_of: Tensor
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """First entry behind each region (R,)."""
+        return self.counts.cumsum(0)
+
+    @cached_property
+    def totals(self) -> Tensor:
+        """Running sum of the weights (E,), float64."""
+        return self.weight.double().cumsum(0)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Classes that have a region (C,), ascending."""
+        return self.class_of.unique()
+
+    def means(self, space: nn.Module | None = None) -> Tensor:
+        """Weighted mean of the (mapped) pixels of each region, L2-normed (R, width): f_image."""
+        device = self.embeddings.device
+        owner = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        sums: Tensor | None = None
+        for part in torch.arange(len(self.pixel)).split(_ENTRIES):
+            mapped = self.embeddings[self.pixel[part].to(device)]
+            if space is not None:
+                mapped = F.normalize(space(mapped), dim=-1)
+            if sums is None:
+                sums = mapped.new_zeros(len(self.counts), mapped.shape[1])
+            sums.index_add_(0, owner[part].to(device),
+                            mapped * self.weight[part].to(mapped)[:, None])
+        assert sums is not None
+        return F.normalize(sums, dim=-1)
+
+    def draw(self, count: int, patches: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw regions, all as likely, and pixels of each, as likely as their weights say.
+
+        Args:
+            count: number of regions B.
+            patches: number of pixels P of each.
+            seed: random seed.
+
+        Returns:
+            pixels (B·P,), and the region of each (B·P,).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        region = torch.randint(len(self.counts), (count,), generator=generator)
+        region = region.repeat_interleave(patches)
+        last = self.ends[region] - 1
+        first = last + 1 - self.counts[region]
+        above = self.totals[last]
+        below = self.totals[first] - self.weight[first].double()
+        at = below + (above - below) * torch.rand(len(region), generator=generator,
+                                                  dtype=torch.float64)
+        entry = torch.searchsorted(self.totals, at, right=True)
+        return self.pixel[entry.clamp(first, last)], region
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """How an alignment is trained; `stages/align.py` holds the defaults and their sources.
+
+    Args:
+        iterations: number of steps.
+        batch_size: regions a step.
+        patches: pixels of each region a step.
+        refresh: steps between two K-means.
+        lr: learning rate of AdamW.
+        weight_decay: its weight decay.
+        clusters: whether a region's label is its cluster's, or its tag's.
+        seed: where chance begins.
+    """
+
+    iterations: int
+    batch_size: int
+    patches: int
+    refresh: int
+    lr: float
+    weight_decay: float
+    clusters: bool
+    seed: int
+
+
+class Aligner(nn.Module):
+    """Both stacks, the temperature, and the prototypes of the last K-means.
+
+    Args:
+        dim: of CLIP's joint space.
+        width: d2, of each layer.
+        depth: number of layers of a stack.
+        last_relu: whether the last layer has a ReLU.
+        shared_start: whether both stacks begin with the same weights.
+        tau: temperature at the start.
+        learn_tau: whether it is learned.
+        text: L2-normed rows that are contrasted (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        regions: what the rows are aligned with.
+    """
+
+    words: Tensor
+    word_class: Tensor
+    labels: Tensor
+    vision_prototypes: Tensor
+    text_prototypes: Tensor
+
+    def __init__(self, *, dim: int, width: int, depth: int, last_relu: bool, shared_start: bool,
+                 tau: float, learn_tau: bool, text: Tensor, class_index: Tensor, regions: Regions
+                 ) -> None:
+        super().__init__()
+        self.vision = make_stack(dim, width, depth, last_relu=last_relu)
+        self.text = make_stack(dim, width, depth, last_relu=last_relu)
+        if shared_start:
+            self.text.load_state_dict(self.vision.state_dict())
+        self.log_tau = nn.Parameter(torch.tensor(tau).log(), requires_grad=learn_tau)
+        for name, tensor in {
+                "words": text, "word_class": class_index, "labels": regions.class_of.clone(),
+                "vision_prototypes": torch.zeros(len(regions.classes), width),
+                "text_prototypes": torch.zeros(len(text), width)}.items():
+            self.register_buffer(name, tensor)
+
+    def align_vision(self, pixels: Tensor) -> Tensor:
+        """v' of pixels (N, dim), L2-normed (N, width)."""
+        return F.normalize(self.vision(pixels), dim=-1)
+
+    def align_text(self, rows: Tensor) -> Tensor:
+        """t' of rows of text (rows, dim), L2-normed (rows, width)."""
+        return F.normalize(self.text(rows), dim=-1)
+
+
+def make_stack(dim: int, width: int, depth: int, *, last_relu: bool) -> nn.Sequential:
+    """Make `depth` layers of Linear, BatchNorm and ReLU; the last ReLU may be left out.
+
+    The statistics of BatchNorm are those of its last pass in training, see `calibrate`.
+    """
+    parts: list[nn.Module] = []
+    for number in range(depth):
+        parts += [nn.Linear(width if number else dim, width, bias=False),
+                  nn.BatchNorm1d(width, momentum=1.0), nn.ReLU()]
+    return nn.Sequential(*(parts if last_relu else parts[:-1]))
+
+
+@torch.no_grad()
+def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
+    """Take BatchNorm's statistics anew, over many pixels drawn as a step's are; end in `eval`."""
+    pixels, _ = regions.draw(_CALIBRATION, settings.patches, settings.seed)
+    aligner.train()
+    aligner.vision(regions.embeddings[pixels.to(regions.embeddings.device)])
+    aligner.text(aligner.words)
+    aligner.eval()
+
+
+@torch.no_grad()
+def refresh(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
+    """Take the prototypes and the labels of the regions anew, by K-means over the whole split."""
+    calibrate(aligner, regions, settings)
+    means = regions.means(aligner.vision)
+    classes, class_of = regions.classes.to(means.device), regions.class_of.to(means.device)
+    centres = F.normalize(torch.stack([means[class_of == index].sum(dim=0) for index in classes]),
+                          dim=-1)
+    if settings.clusters:
+        centres = lloyd(means, centres)
+        class_of = classes[(means @ centres.T).argmax(dim=-1)]
+    aligner.labels.copy_(class_of)
+    aligner.vision_prototypes.copy_(centres)
+    aligner.text_prototypes.copy_(aligner.align_text(aligner.words))
+
+
+def contrast(queries: Tensor, labels: Tensor, keys: Tensor, key_class: Tensor, tau: Tensor
+             ) -> Tensor:
+    """InfoNCE of queries to the keys of their class, against all others (eq. 6); a scalar.
+
+    Several keys of a class add up: their probabilities do. Queries without a key do not count.
+
+    Args:
+        queries: L2-normed (N, width).
+        labels: class of each query (N,).
+        keys: L2-normed (M, width).
+        key_class: class of each key (M,).
+        tau: temperature.
+    """
+    own = labels[:, None] == key_class
+    known = own.any(dim=-1)
+    logits = queries @ keys.T / tau
+    # A finite value, since a row without a key would give NaN, and NaN times zero is NaN.
+    positive = logits.masked_fill(~own, torch.finfo(logits.dtype).min).logsumexp(dim=-1)
+    losses = logits.logsumexp(dim=-1) - positive
+    return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step: both losses, from patches to P_T and from text to P_I; and the temperature."""
+
+    iteration: int
+    vision: Tensor
+    text: Tensor
+    tau: Tensor
+
+
+def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim.Optimizer:
+    """AdamW; the temperature is free of weight decay, which would draw it to 1."""
+    groups: list[dict[str, Any]] = [
+        {"params": [aligner.log_tau], "weight_decay": 0.0},
+        {"params": [*aligner.vision.parameters(), *aligner.text.parameters()]}]
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
+          settings: AlignmentSettings, *, start: int = 0) -> Iterator[StepRecord]:
+    """Run steps `start`, `start + 1`, …; each depends on the seed and its number only.
+
+    Args:
+        aligner: to be trained, on the regions' device.
+        optimizer: of its parameters.
+        regions: what the text is aligned with.
+        settings: see there.
+        start: first step, when going on from a checkpoint.
+
+    Yields:
+        a record after each step. After the last, `refresh` is still to be called.
+    """
+    for iteration in range(start, settings.iterations):
+        if iteration % settings.refresh == 0:
+            refresh(aligner, regions, settings)
+        aligner.train()
+        yield _step(aligner, optimizer, regions, settings, iteration)
+
+
+def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
+          settings: AlignmentSettings, iteration: int) -> StepRecord:
+    device = regions.embeddings.device
+    # Not the seeds of `calibrate`, which is the draw before the first.
+    pixels, region = regions.draw(settings.batch_size, settings.patches,
+                                  settings.seed * 1_000_003 + iteration + 1)
+    seen = aligner.align_vision(regions.embeddings[pixels.to(device)])
+    spoken = aligner.align_text(aligner.words)
+    tau = aligner.log_tau.exp()
+    vision = contrast(seen, aligner.labels[region.to(device)], aligner.text_prototypes,
+                      aligner.word_class, tau)
+    text = contrast(spoken, aligner.word_class, aligner.vision_prototypes,
+                    regions.classes.to(device), tau)
+    optimizer.zero_grad(set_to_none=True)
+    ((vision + text) / 2).backward()
+    optimizer.step()
+    with torch.no_grad():
+        aligner.log_tau.clamp_(min=torch.tensor(MIN_TAU).log().item())
+    return StepRecord(iteration, vision.detach(), text.detach(), tau.detach())
+
+
+def class_accuracy(features: Tensor, class_of: Tensor, rows: Tensor, class_index: Tensor) -> float:
+    """Share of classes' regions (R, dim) whose nearest row of a class is one of their own class."""
+    named = class_index != BACKGROUND
+    nearest = class_index[named][(features @ rows[named].T).argmax(dim=-1)]
+    return float((nearest == class_of).float().mean())

@@ -1,0 +1,182 @@
+"""Tags of photos from CLIP alone (TagCLIP, Lin et al., AAAI 2024): no photo need be labelled.
+
+CLIP's embedding of a whole photo speaks of its most striking object. Here each patch is classified
+on its own, the scores are made to agree along the attention of earlier blocks, and a class's best
+patch counts. What a class claims is then cut out and looked at again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpltool.core.affinity import box_mask
+from vpltool.core.classes import ClassRows, class_rows, join_rows
+from vpltool.core.gradcam import min_max
+from vpltool.core.vit import VisionTower
+
+VOTES_OF = 12
+"""Blocks of TagCLIP's tower; the number of votes is scaled to the depth of others."""
+
+
+@dataclass(frozen=True)
+class TagSettings:
+    """Parameters of tagging.
+
+    Args:
+        tau: temperature of the softmax over the classes.
+        blocks: blocks before the last whose attention refines the scores.
+        votes: of 12 blocks, those that must attend to a patch more than on average.
+        share: where between a photo's least and largest score begin those that are looked at again.
+        crop: side in pixels to which a candidate's region is scaled; 0: none is looked at again.
+        patches: what is classified: `alone`, the last block's output if each patch saw only
+            itself; `value`, only its value path; `block`, its output as it is.
+    """
+
+    tau: float = 0.01
+    blocks: int = 3
+    votes: int = 4
+    share: float = 0.5
+    crop: int = 224
+    patches: str = "alone"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that compete for a patch.
+
+    Args:
+        rows: L2-normed vectors of the classes and, if they take part, of the background (R, dim).
+        classes: the rows of each class; the first class is 1.
+    """
+
+    rows: Tensor
+    classes: ClassRows
+
+    @classmethod
+    def of(cls, rows: Tensor, class_index: Tensor, *, background: bool = True) -> Vocabulary:
+        """Make it of prototypes (rows, dim) and their classes (rows,), 0 is the background."""
+        if not background:
+            rows, class_index = rows[class_index > 0], class_index[class_index > 0]
+        wanted = torch.arange(1, int(class_index.max()) + 1)
+        return cls(rows, class_rows(class_index, wanted))
+
+    def probabilities(self, embeddings: Tensor, tau: float) -> Tensor:
+        """Softmax of L2-normed vectors (..., dim) over all rows, summed by class (..., C)."""
+        logits = (embeddings @ self.rows.to(embeddings).T).float() / tau
+        return (join_rows(logits, self.classes) - logits.logsumexp(dim=-1, keepdim=True)).exp()
+
+
+@torch.no_grad()
+def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: TagSettings
+               ) -> Tensor:
+    """Score every class in every photo.
+
+    Args:
+        vision: the tower.
+        pixels: normalised photos (B, 3, H, W).
+        words: what competes.
+        settings: see there.
+
+    Returns:
+        (B, C) float32, in [0, 1].
+    """
+    height, width = (side // vision.patch for side in pixels.shape[2:])
+    alone = settings.patches == "alone"
+    seen = vision(pixels, patches="none" if alone else settings.patches, attention=False,
+                  attentions=True, attention_blocks=vision.depth)
+    embeddings = (vision.head.lone_embeddings(seen.tokens[:, vision.head.prefix :]) if alone
+                  else seen.patches)
+    assert seen.attentions is not None and embeddings is not None
+    coarse = words.probabilities(embeddings, settings.tau)
+    maps = refine_scores(coarse, voted_attention(seen.attentions, settings.blocks, settings.votes),
+                         (height, width))
+    scores = maps.amax(dim=(2, 3))
+    if settings.crop:
+        pairs = candidates(scores, settings.share).nonzero()
+        again = _rescored(vision, pixels, words, settings, maps, pairs)
+        photo, column = pairs.unbind(1)
+        scores[photo, column] = (scores[photo, column] + again) / 2
+    return scores
+
+
+def voted_attention(attentions: Tensor, blocks: int, votes: int) -> Tensor:
+    """Mean attention of the blocks before the last, where enough blocks agree on it.
+
+    A patch sees another where at least `votes` of 12 blocks, the last included, attend to it more
+    than the mean of their map.
+
+    Args:
+        attentions: of each block, the last at the end (B, depth, n, n).
+        blocks: number of blocks that are averaged.
+        votes: of 12 blocks; of another depth, the same share, rounded up.
+
+    Returns:
+        (B, n, n), rows summing to 1, or to 0 where a patch sees none.
+    """
+    depth = attentions.shape[1]
+    needed = math.ceil(votes * depth / VOTES_OF)
+    agreed = (attentions > attentions.mean(dim=(2, 3), keepdim=True)).sum(dim=1) >= needed
+    first = max(depth - 1 - blocks, 0)
+    chosen = attentions[:, first : max(depth - 1, 1)].float().mean(dim=1) * agreed
+    return chosen / chosen.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def refine_scores(coarse: Tensor, attention: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Refine the class probabilities of patches by attention, then within the boxes of each class.
+
+    The first pass gives each class a map; its boxes are those of the regions above the map's mean.
+    The second pass adds up only what lies in the boxes.
+
+    Args:
+        coarse: (B, n, C).
+        attention: (B, n, n).
+        grid: (h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
+    first = (attention @ coarse).transpose(1, 2).unflatten(2, grid)
+    boxes = torch.stack([box_mask(maps, maps.mean(dim=(1, 2), keepdim=True))
+                         for maps in min_max(first)])
+    inside = coarse * boxes.flatten(2).transpose(1, 2)
+    return (attention @ inside).transpose(1, 2).unflatten(2, grid)
+
+
+def candidates(scores: Tensor, share: float) -> Tensor:
+    """Tell which classes lie from min + share·(max − min) of a photo's scores on (B, C)."""
+    low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
+    return scores >= low + share * (high - low)
+
+
+def _rescored(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: TagSettings,
+              maps: Tensor, pairs: Tensor) -> Tensor:
+    """Probability of each (photo, class) pair in the crop around what the class claims (P,)."""
+    side = math.ceil(settings.crop / vision.patch) * vision.patch
+    crops = []
+    for photo, column in pairs.tolist():
+        top, left, bottom, right = claimed_box(maps[photo, column])
+        cut = pixels[photo, :, top * vision.patch : bottom * vision.patch,
+                     left * vision.patch : right * vision.patch]
+        crops.append(F.interpolate(cut[None].float(), size=(side, side), mode="bilinear",
+                                   align_corners=False)[0].to(pixels))
+    found = words.probabilities(vision.embed_photos(torch.stack(crops)), settings.tau)
+    return found.gather(1, pairs[:, 1:])[:, 0]
+
+
+def claimed_box(field: Tensor) -> Sequence[int]:
+    """Box around where a map (h, w), stretched to [0, 1], is above ½; all of it if it is flat.
+
+    Returns:
+        top, left, bottom, right; the last two are exclusive.
+    """
+    claimed = min_max(field) > 0.5
+    if not bool(claimed.any()):
+        return 0, 0, field.shape[0], field.shape[1]
+    rows, columns = (claimed.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

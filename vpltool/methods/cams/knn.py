@@ -1,0 +1,47 @@
+"""Classes of each patch's nearest patches in other photos (after Balažević et al., NeurIPS 2023).
+
+A patch asks the 30 patches of the bank that look most like it, with weights softmax(cos / 0.02):
+the share of a class among them is its map. The hummingbird evaluation does so with true masks. Here
+the bank's classes are seeds (`seed-prototypes --method bank`). A photo asks the rows of its own
+tags and of the background, and none of its own. The product with the bank is made in parts: memory
+does not grow with it. For a second round, make a bank of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool import settings
+from vpltool.methods.inputs import CamBatch
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READS = ("patches", "photo_of")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the neighbours."""
+
+    neighbours: int = setting(30, "Rows of the bank that a patch asks.", low=1, metavar="K",
+                              source="hummingbird evaluation, its code")
+    tau: float = setting(0.02, "Temperature of their weights.", low=1e-6,
+                         source="hummingbird evaluation, its code")
+
+
+def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
+    """Make the share of each class among the neighbours of each patch (K_i, h, w), float32."""
+    from vpltool.core.neighbours import rows_of_others, soft_labels
+
+    number_of = {key: number for number, key in enumerate(batch.row_photos)}
+    maps = []
+    for key, patches, tags in zip(batch.ids, batch.tensors["patches"], batch.present, strict=True):
+        asked = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
+                               number_of.get(key, -1))
+        shares = soft_labels(patches, tags, batch.prototypes, batch.class_index,
+                             asked.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
+        maps.append(shares.T.reshape(len(tags), *batch.grid))
+    return maps

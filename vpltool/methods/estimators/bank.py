@@ -1,0 +1,49 @@
+"""A bank: every region or pixel is a row of its own, with its photo.
+
+With `--pixels regions` it holds a row for each class of each photo, and one for the rest of it:
+`refine --method retrieval` asks these (after CorrCLIPv2). With seeds it holds a row for each patch,
+`--max-pixels` at most: `cam --method knn` asks these (after the hummingbird evaluation of Balažević
+et al., NeurIPS 2023). Rows of classes without pixels are those of the text, and of no photo. Where
+a bank cannot hold all patches, the hummingbird evaluation prefers those of rare classes; here the
+same share of each photo is drawn.
+
+Example: `vpltool seed-prototypes --method bank --pixels regions --out bank.safetensors`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.methods.inputs import Pixels
+
+READS = ("patches",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """The bank has none."""
+
+
+def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+             ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Take the pixels as they are; classes without pixels keep their text.
+
+    Args: those of `means.estimate`.
+
+    Returns:
+        L2-normed rows (rows', dim), float32; their classes (rows',); and `photo_of` (rows',), -1
+        for rows of the text.
+    """
+    import torch
+
+    lacking = ~torch.isin(text_index, pool.labels)
+    rows = torch.cat([pool.embeddings.float(), text[lacking]])
+    index = torch.cat([pool.labels, text_index[lacking]])
+    photo_of = torch.cat([pool.photo_of, torch.full_like(text_index[lacking], -1)])
+    return rows, index, {"photo_of": photo_of}

@@ -1,0 +1,58 @@
+"""Context prototypes: clusters of each class's regions over the data set (CPAL, CVPR 2024).
+
+A region is the mean of a class's pixels in a photo, so a photo counts once, however large its
+object is; `kmeans` clusters the pixels. `refine --method cpal` reads the result. CPAL keeps the
+regions in a bank while it trains a network. Neither the size of its bank nor the number of clusters
+is known; here the bank holds all regions, or as many as are drawn, and nothing is trained.
+
+Example: `vpltool seed-prototypes --method context --pixels regions --out context.safetensors`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.methods.inputs import Pixels
+
+READS = ("patches",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BackgroundSettings):
+    """Settings of the context prototypes."""
+
+    per_class: int = setting(8, "Prototypes a class, at most one a region.", low=1, metavar="K",
+                             source="chosen")
+    bank: int = setting(0, "Regions a class at most, drawn at random; 0: all.", low=0, metavar="N",
+                        source="chosen")
+
+
+def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+             ) -> tuple[Tensor, Tensor]:
+    """Put the centres of its regions in place of each class's row.
+
+    Args: those of `means.estimate`.
+
+    Returns:
+        L2-normed rows (rows', dim), float32, and their classes (rows',).
+
+    Raises:
+        VplError: background clusters are wanted, and no pixel is background.
+    """
+    from vpltool.core.gap import photo_regions
+    from vpltool.core.prototype_aware import context_prototypes
+    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+
+    rows, index = with_background(pool, text, text_index, settings, seed)
+    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    return in_place_of_classes(rows, index, {
+        owner: context_prototypes(regions[region_class == owner], settings.per_class,
+                                  bank=settings.bank, seed=seed)
+        for owner in seeded_classes(region_class)})

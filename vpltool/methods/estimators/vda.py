@@ -1,0 +1,70 @@
+"""Text mixed with the mean of the regions that the text takes for their own tag (VDA, CVPR 2026).
+
+A region is the mean of a class's pixels in a photo. It counts where softmax(P·T / τ) gives its own
+tag more than 0.95, as VDA filters its instance prototypes. The prototypes are Q = (1 − α) T + α A
+with A the mean of the regions that count. VDA models A by a normalising flow and a Gaussian mixture
+(RealNVP, GMM, eight attributes a class): that is not here. Its α is 0.6 at best as a constant, or
+exp(−½‖z − μ‖²) with z in the flow's space; here by the distance of T and A. Not known to us: τ, and
+whether words of the background take part in the softmax.
+
+Example: `vpltool seed-prototypes --method vda --pixels regions`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vpltool import console
+from vpltool.methods.estimators._background import with_background
+from vpltool.methods.estimators._text_filter import TextFilterSettings
+from vpltool.settings import NoEffect, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.methods.inputs import Pixels
+
+READS = ("patches",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(TextFilterSettings):
+    """Settings of filter and mixture."""
+
+    least: float = setting(0.95, "Probability of its own tag that a region must exceed.", low=0,
+                           high=1, source="VDA")
+    mixture: str = setting("constant", "alpha is a constant; or exp(-|T - A|^2 / 2), by the "
+                                       "distance of text and mean.",
+                           choices=("constant", "distance"), source="VDA")
+    alpha: float = setting(0.6, "Share of the regions in the mixture; 1: no text.", low=0, high=1,
+                           source="VDA, its best constant", no_effect=[
+                               NoEffect({"mixture": ("distance",)}, "the distance gives it")])
+
+
+def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+             ) -> tuple[Tensor, Tensor]:
+    """Mix each class's text with the mean of its regions; a class without any keeps its text.
+
+    Args: those of `means.estimate`.
+
+    Returns:
+        L2-normed rows (rows', dim), float32, and their classes (rows',).
+
+    Raises:
+        VplError: background clusters are wanted, and no pixel is background.
+    """
+    from vpltool.core.confidence import confident_means, mixed_prototypes
+    from vpltool.core.gap import photo_regions
+
+    rows, index = with_background(pool, text, text_index, settings, seed)
+    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    means, sure = confident_means(regions, region_class, text, text_index, tau=settings.tau,
+                                    least=settings.least, words=settings.rivals == "words")
+    console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
+    # Classes come in the text's order, whatever the background's rows are.
+    kept, classes = index != 0, text_index != 0
+    rows = rows.clone()
+    rows[kept] = mixed_prototypes(text[classes], means[classes],
+                                  None if settings.mixture == "distance" else settings.alpha)
+    return rows, index

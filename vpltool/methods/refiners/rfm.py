@@ -1,0 +1,69 @@
+"""WeCLIP's refining module: attention that a trained decoder agrees with (CVPR 2024).
+
+As `attention`, with R = S ⊙ mean of the kept A_l in the place of CLIP's mean attention. S =
+sigmoid(F·Fᵀ) comes from the decoder's fused features F, A_l is the attention of a block, and kept
+are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP makes labels anew for each
+crop in the second half of its training; here they are made anew for whole photos, with `crf`, and
+`train-decoder --start` goes on from them. The decoder runs without dropout.
+
+Zhang et al., CVPR 2024, and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vpltool.errors import VplError
+from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READS = ("attentions", "layers", "decoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(BoxSettings):
+    """Settings of the refining module."""
+
+    blocks: int = setting(6, "Last blocks whose attention is chosen from; WeCLIP: 6 for VOC, 10 "
+                             "for COCO.", low=1, source="WeCLIP, its code")
+
+
+def check_features(features: Mapping[str, Any], settings: Settings) -> None:
+    """Check that features, of which these are the options, hold the attention of as many blocks.
+
+    Raises:
+        VplError: they do not.
+    """
+    held = features.get("attention_blocks", 8)
+    if held < settings.blocks:
+        keep, layers = (",".join(map(str, features[name])) for name in ("keep", "layers"))
+        raise VplError(f"`blocks={settings.blocks}`: the features hold the attention of {held}",
+                       f"`extract(split={features['split']!r}, keep={keep!r}, layers={layers!r}, "
+                       f"attention_blocks={settings.blocks}, overwrite=True)`")
+
+
+def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
+    """Spread the maps of a photo along the attention that the decoder agrees with (K, h, w)."""
+    import torch
+
+    from vpltool.core.affinity import refine as spread
+    from vpltool.core.affinity import refining_map
+
+    assert photo.decoder is not None
+    grid = (photo.cams.shape[1], photo.cams.shape[2])
+    layers, patches = (photo.tensors[name][None].float() if name in photo.tensors else None
+                       for name in ("layers", "patches"))
+    with torch.no_grad():
+        fused = photo.decoder.embeddings_and_fused(layers, patches, grid)[1]
+    if fused is None:
+        raise VplError("this decoder has no fused features", "`decoder='NAME'` names another")
+    chosen = refining_map(fused[0], photo.tensors["attentions"][-settings.blocks:])
+    return spread(photo.cams, chosen, affinity="attention", mask=settings.mask,
+                  threshold=settings.threshold, exclusive=settings.box == "exclusive",
+                  normalise=settings.min_max)

@@ -1,0 +1,342 @@
+"""`align`: patches and text mapped into a space of their own (CMPA of SSR)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _aligned, _inputs, _phase_one
+from vpltool.stages._checkpoints import (
+    Start,
+    checkpoint_of,
+    load_state,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.core.aligned_space import AlignedSpace
+    from vpltool.core.alignment import Aligner, AlignmentSettings, Regions
+
+_NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignSettings(Settings):
+    """Settings of `align`; what the paper leaves open says so in its source."""
+
+    cams: str = _phase_one.cams()
+    width: int = setting(256, "Dimensions of the aligned space, and of each layer.", low=2,
+                         source="chosen; SSR does not say")
+    depth: int = setting(2, "Layers of each stack: Linear, BatchNorm, ReLU.", low=1,
+                         source="chosen; SSR does not say")
+    last_relu: bool = setting(
+        False, "A ReLU behind the last layer, too: no cosine is below 0 then.",
+        source="chosen; SSR does not say")
+    init: str = setting(
+        "shared", "Weights at the start: shared, the same for both stacks, so that what CLIP has "
+                  "aligned stays so; or independent.", choices=("shared", "independent"),
+        source="chosen; SSR does not say")
+    iters: int = setting(600, "Steps.", low=1, source="chosen; SSR: 30000, with its decoder")
+    batch_size: int = setting(128, "Regions a step: a class of a photo, or its background.", low=2,
+                              source="SSR: 128 photos")
+    patches: int = setting(16, "Patches of each region a step, as likely as their CAM is high.",
+                           low=1, source="chosen")
+    refresh: int = setting(
+        100, "Steps after which the prototypes are taken anew over the whole split: K-means, or "
+             "the tags' means.", low=1, source="as SSR: a sixth of the steps")
+    lr: float = setting(1e-3, "Learning rate of AdamW.", low=0,
+                        source="chosen; SSR: 1e-5, in 30000 steps")
+    weight_decay: float = setting(2e-3, "Weight decay of AdamW.", low=0, source="SSR")
+    tau: float = setting(0.05, "Temperature of the contrast, at the start if it is learned.",
+                         low=0.01, source="SSR")
+    learn_tau: bool = setting(True, "Learn the temperature.", off="--fixed-tau", source="SSR")
+    labels: str = setting(
+        "tags", "Class of a region: tags, its own; or clusters, that of the K-means cluster it "
+                "falls into, which may drift.", choices=("tags", "clusters"),
+        source="chosen, since tags are known; SSR: clusters")
+    background: str = setting(
+        "regions", "The background's words: regions, aligned with where all CAMs are low; words, "
+                   "only repelled; none, left out.", choices=("regions", "words", "none"),
+        source="chosen; SSR does not say")
+    rows: str = setting(
+        "text", "The classes' rows in the result: text, mapped; or regions, the last prototypes "
+                "of the regions.", choices=("text", "regions"), source="SSR, eq. 3")
+    phi: float = setting(0.4, "A patch counts for a class where its CAM reaches this, with the CAM "
+                              "as weight; 0: everywhere.", low=0, high=1, source="as VPL, table 6")
+    phi_background: float = setting(
+        0.15, "A patch counts for the background where all CAMs are at most this, with 1 - CAM as "
+              "weight; 1: everywhere.", low=0, high=1, source="chosen", no_effect=[_NO_REGIONS])
+    split: str = options.split("train")
+    max_pixels: int = _phase_one.max_pixels()
+    checkpoint_every: int = setting(
+        500, "Steps between checkpoints; there is one a minute in any case, and one at an "
+             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        record="never", brief=False)
+    seed: int = options.seed()
+    text: str = _phase_one.text(brief=False)
+    features: Path | None = options.features()
+    device: str = options.device()
+    limit: int = options.limit("changed")
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=47, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
+              writes=("prototypes", "alignment"), settings=AlignSettings)
+
+
+def run(workspace: Workspace, settings: AlignSettings) -> Path:
+    """Align patches and text prototypes in a space of their own (CMPA of SSR).
+
+    Two small networks map both; they learn from the regions that CAMs mark. The result holds
+    prototypes in that space and the map of patches into it: cam, gap and seed-prototypes take it
+    as any other prototypes.
+
+    Example: vpltool align --cams text-refined --iters 600
+
+    Next: vpltool cam --prototypes aligned --method dense
+
+    Args:
+        workspace: where inputs are found and outputs go.
+        settings: which regions, how both are mapped, how long.
+
+    Returns:
+        the file of aligned prototypes.
+
+    Raises:
+        VplError: an input is missing or does not fit the others, or there are too few tags.
+    """
+    warn_without_effect(settings)
+    features = _inputs.open_features(workspace, settings.features, settings.split)
+    _inputs.check_kept(features, ["patches"])
+    text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
+    maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
+    header = _inputs.make_header(
+        workspace, "prototypes", "align", settings, model=features.header.model,
+        inputs={"features": features, "text": text.path, "cams": maps,
+                "tags": workspace.tags_identity(settings.split)},
+        options={"text": text.path.stem, "cams": maps.name})
+    target = settings.out or workspace.path / "prototypes/aligned.safetensors"
+    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
+                              update=settings.update):
+        start = read_checkpoint(
+            checkpoint_of(target), replace(header, kind="alignment"), overwrite=settings.overwrite,
+            update=settings.update, keep="`out='FILE'` keeps it")
+        regions = _gather(workspace, features, maps, settings)
+        with _phase_one.memory_for(len(regions.embeddings)):
+            _align(_Run(settings, regions, text, _aligned.patch_source(features), header, target),
+                   start)
+    return target
+
+
+def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
+            ) -> Regions:
+    """Read patches, and which regions they are in.
+
+    Raises:
+        VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
+    """
+    import torch
+
+    from vpltool.core.alignment import Regions
+    from vpltool.core.seeds import region_weights
+    from vpltool.parallel.device import find_device
+
+    ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
+    _check_tags(workspace, settings, ids)
+    ids, share = _phase_one.spread(ids, settings.max_pixels)
+    low = settings.phi_background if settings.background == "regions" else None
+    pixels, entries, counts, classes = [], [], [], []
+    held = 0
+    with console.progress("read features", len(ids)) as advance:
+        for number, key in enumerate(ids):
+            patches, cam = features.read_tensors(key, "patches")["patches"], maps.read_tensors(key)
+            weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
+            patches, weights = _phase_one.sampled(patches, weights.T, share,
+                                                  settings.seed * 1_000_003 + number)
+            for weight, index in zip(weights.T, class_of.tolist(), strict=True):
+                inside = weight.nonzero()[:, 0]
+                if len(inside):
+                    entries.append((inside + held, weight[inside]))
+                    counts.append(len(inside))
+                    classes.append(index)
+            pixels.append(patches)
+            held += len(patches)
+            advance()
+    _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
+    console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
+    embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
+    return Regions(embeddings.to(find_device(settings.device)),
+                   torch.cat([pixel for pixel, _ in entries]),
+                   torch.cat([weight for _, weight in entries]), torch.tensor(counts),
+                   torch.tensor(classes))
+
+
+def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
+    """Check that the photos are tagged with two classes at least.
+
+    Raises:
+        VplError: they are not.
+    """
+    wanted = {*ids}
+    tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
+              for name in photo.labels}
+    if len(tagged) < 2:
+        found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
+        raise VplError(f"the photos of the split `{settings.split}` have {found}; an alignment "
+                       "tells classes apart", "choose a split with more tags: `split='NAME'`")
+
+
+def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
+    """Warn of classes without a region.
+
+    Raises:
+        VplError: fewer than two have one.
+    """
+    if len(shown) < 2:
+        raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; an alignment "
+                       "tells classes apart", f"lower it: `phi={round(phi / 2, 3)}`")
+    absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
+    if absent:
+        console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An alignment: what it learns from, how, and the file that is to come, with its header.
+
+    Args:
+        settings: how.
+        regions: what the text is aligned with.
+        text: prototypes in CLIP's joint space.
+        patches: kind of the patches, see `_aligned.patch_source`.
+        header: of the result.
+        target: its file.
+    """
+
+    settings: AlignSettings
+    regions: Regions
+    text: _inputs.Prototypes
+    patches: str
+    header: Header
+    target: Path
+
+    @property
+    def training(self) -> AlignmentSettings:
+        from vpltool.core.alignment import AlignmentSettings
+
+        chosen = self.settings
+        return AlignmentSettings(
+            iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
+            refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
+            clusters=chosen.labels == "clusters", seed=chosen.seed)
+
+    def build(self) -> Aligner:
+        """The networks as they begin, always the same for a seed."""
+        import torch
+
+        from vpltool.core.alignment import Aligner
+
+        chosen, kept = self.settings, torch.ones_like(self.text.class_index, dtype=torch.bool)
+        if chosen.background == "none":
+            kept = self.text.class_index != 0
+        torch.manual_seed(chosen.seed)
+        return Aligner(
+            dim=self.text.rows.shape[1], width=chosen.width, depth=chosen.depth,
+            last_relu=chosen.last_relu, shared_start=chosen.init == "shared", tau=chosen.tau,
+            learn_tau=chosen.learn_tau, text=self.text.rows[kept],
+            class_index=self.text.class_index[kept], regions=self.regions,
+        ).to(self.regions.embeddings.device)
+
+
+def _align(task: _Run, start: Start) -> None:
+    from vpltool.core.alignment import make_optimizer, refresh, train
+    from vpltool.parallel.checkpoints import CheckpointRule
+    from vpltool.parallel.signals import defer_interrupts
+
+    training, aligner = task.training, task.build()
+    optimizer, steps = make_optimizer(aligner, training), training.iterations
+    load_state(aligner, optimizer, start.tensors)
+    checkpoint, header = checkpoint_of(task.target), replace(task.header, kind="alignment")
+    if not start.step:
+        checkpoint.unlink(missing_ok=True)
+    curve, recent = start.curve, start.recent
+    rule = CheckpointRule(task.settings.checkpoint_every)
+    # The outermost: an interrupt in the last step comes when the result is written.
+    with defer_interrupts() as interrupted:
+        with console.progress(f"align {task.target.stem}", steps - start.step) as advance:
+            for record in train(aligner, optimizer, task.regions, training, start=start.step):
+                done, stop = record.iteration + 1, interrupted()
+                recent.append([float(record.vision), float(record.text)])
+                _check_finite(recent[-1], record.iteration)
+                if done % max(steps // 50, 1) == 0 or done == steps:
+                    means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
+                    curve.append([done, *means, round(float(record.tau), 5)])
+                    recent.clear()
+                if rule.due(done, interrupted=stop) and done < steps:
+                    write_checkpoint(checkpoint, header, aligner, optimizer, done, curve, recent)
+                    if stop:
+                        raise KeyboardInterrupt
+                advance(text=f"patches {curve[-1][1]:.3f} text {curve[-1][2]:.3f}" if curve else "")
+        refresh(aligner, task.regions, training)
+        _write(task, aligner, curve)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _check_finite(losses: list[float], iteration: int) -> None:
+    if not math.isfinite(sum(losses)):
+        raise VplError(f"the loss is not finite at step {iteration}",
+                       "lower `lr`, with `overwrite=True`")
+
+
+def _write(task: _Run, aligner: Aligner, curve: list[list[float]]) -> None:
+    """Write the prototypes, with the map of patches; note what has changed."""
+    from vpltool.core.aligned_space import AlignedSpace
+
+    text, regions = task.text, task.regions
+    space = AlignedSpace.folded(aligner.vision)
+    rows = AlignedSpace.folded(aligner.text)(text.rows.to(regions.embeddings.device))
+    of_regions = task.settings.rows == "regions"
+    if of_regions:
+        for centre, index in zip(aligner.vision_prototypes, regions.classes.tolist(), strict=True):
+            if index:
+                rows[text.class_index == index] = centre
+    facts = {"space": "vision" if of_regions else "text", "rows": text.header.facts["rows"],
+             "aligned": {"last_relu": task.settings.last_relu, "patches": task.patches},
+             **_changes(task, space, rows), "curve": curve}
+    write_tensors(task.target, replace(task.header, facts=facts),
+                  {"prototypes": rows.cpu(), "class_index": text.class_index, **space.tensors})
+    console.note(f"loss of patches {curve[0][1]:.3f} → {curve[-1][1]:.3f}, of text "
+                 f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
+
+
+def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> dict[str, Any]:
+    """Modality gap and class accuracy of the regions, before and after; noted, too."""
+    from vpltool.core.alignment import class_accuracy
+    from vpltool.core.gap import modality_gap
+
+    regions, facts = task.regions, dict[str, Any](gap={}, accuracy={})
+    named = regions.class_of != 0
+    owner = regions.class_of[named].to(rows.device)
+    index = task.text.class_index.to(rows.device)
+    for name, means, prototypes in (
+            ("text", regions.means(), task.text.rows.to(rows)),
+            ("aligned", regions.means(space), rows)):
+        means = means[named.to(means.device)]
+        gap = modality_gap(prototypes, index, means, owner)
+        facts["gap"][name] = {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}
+        facts["accuracy"][name] = round(class_accuracy(means, owner, prototypes, index), 5)
+        console.note(f"{name}: modality gap (1 - cosine to the regions) {gap.cosine:.3f}, "
+                     f"{100 * facts['accuracy'][name]:.1f} % of the regions nearest to their tag")
+    return facts

@@ -1,0 +1,209 @@
+"""`tag`: tags of photos that nobody has tagged, from the names of the classes."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console, options
+from vpltool.errors import PhotosFailed
+from vpltool.formats import Photo, Workspace, open_input
+from vpltool.formats.storage import atomic_path
+from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _inputs, _photo_work
+from vpltool.stages.extract import smaller_side_hint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vpltool.clip.load import Clip
+    from vpltool.parallel.photos import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagSettings(Settings):
+    """Settings of `tag`."""
+
+    prototypes: str = setting("text", "What patches are compared with: text, or a file of "
+                                      "prototypes.", metavar="NAME-OR-PATH")
+    share: float = setting(
+        0.5, "A tag's score is at least min + SHARE·(max - min) of the photo's scores.", low=0,
+        high=1, record="never", source="TagCLIP, its code")
+    least: float = setting(
+        0.0, "And at least this. 0: every photo gets a tag, even if it shows no class.", low=0,
+        high=1, record="never")
+    tau: float = setting(0.01, "Temperature of the softmax over the classes.", low=1e-6,
+                         source="CLIP's logit scale 100")
+    background: bool = setting(True, "Background words compete with the classes.")
+    patches: str = setting(
+        "alone", "What is classified: alone, the last block's output if each patch saw only "
+                 "itself; value, only its value path; block, its output as it is.",
+        choices=("alone", "value", "block"), source="TagCLIP, its code")
+    blocks: int = setting(3, "Blocks before the last whose attention refines the scores.", low=1,
+                          source="TagCLIP, its code: blocks 8 to 10 of 0 to 11")
+    votes: int = setting(
+        4, "A patch sees another where this many of 12 blocks attend to it more than on average; "
+           "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, its code")
+    rescore: bool = setting(True, "Cut out what a likely class claims, and score it again.",
+                            source="TagCLIP, its code")
+    crop: int = setting(
+        224, "Side in pixels to which that is scaled.", low=8, source="TagCLIP, its code",
+        no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
+    max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
+                            metavar="PIXELS")
+    split: str = options.split("train")
+    device: str = options.device()
+    precision: str = options.precision()
+    batch_size: int = options.batch_size(4)
+    workers: int = options.workers()
+    limit: int = options.limit()
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototypes"),
+              writes=("tags",), settings=TagSettings)
+
+
+def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
+    """Tag photos by CLIP, where nobody has: TagCLIP (AAAI 2024).
+
+    Scores of all classes go to tags/SPLIT, and the tags that come of them
+    to tags/SPLIT.csv, which `prepare` takes. Look at it first, and correct
+    a copy: it is written anew each time. Tags that photos have already are
+    neither read nor changed.
+
+    Example: vpltool tag --split train
+
+    Next: vpltool prepare folder IMAGES --labels WORK/tags/train.csv
+
+    Args:
+        workspace: gives the photos, the classes and the CLIP.
+        settings: which photos, and when a class is a tag.
+
+    Returns:
+        the CSV, and the folder of scores.
+
+    Raises:
+        VplError: an input is missing, or of another model.
+        PhotosFailed: some photos cannot be read.
+    """
+    warn_without_effect(settings)
+    photos = workspace.photos(settings.split, settings.limit)
+    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
+    header = _inputs.make_header(
+        workspace, "tags", "tag", settings, model=prototypes.header.model,
+        inputs={"prototypes": prototypes.path, "classes": workspace.classes_identity})
+    folder = settings.out or workspace.path / "tags" / settings.split
+    outputs = _photo_work.open_outputs(
+        {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
+                                             not settings.limit), settings)
+    paths = {photo.id: workspace.image_path(photo) for photo in photos}
+    table = folder.parent / f"{folder.name}.csv"
+    try:
+        _photo_work.make_photos(
+            f"tag {settings.split}", outputs,
+            lambda todo: _start(workspace, settings, prototypes, {key: paths[key] for key in todo}),
+            lambda output, key, scores: output.write_tensors(key, {"scores": scores}), settings)
+    except PhotosFailed as error:
+        error.result = _write_table(workspace, settings, photos, folder, table)
+        raise
+    return _write_table(workspace, settings, photos, folder, table)
+
+
+def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prototypes,
+           paths: Mapping[str, Path]) -> Iterator[_photo_work.Made]:
+    """Load the tower; the result yields each photo's scores."""
+    from vpltool.clip.load import load_clip
+    from vpltool.core.tagging import Vocabulary
+    from vpltool.parallel.device import find_device, find_precision
+
+    device = find_device(settings.device)
+    dtype = find_precision(settings.precision, device, console.warn)
+    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
+                     normalise=workspace.normalise)
+    _inputs.check_same_model(clip.identity, prototypes.header.model,
+                             f"the workspace's CLIP and {prototypes.path}")
+    clip.vision.to(dtype)
+    words = Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
+                          background=settings.background)
+    return _scored(clip, settings, words, paths, device)
+
+
+def _scored(clip: Clip, settings: TagSettings, words: Any, paths: Mapping[str, Path],
+            device: torch.device) -> Iterator[_photo_work.Made]:
+    from vpltool.core import tagging
+    from vpltool.core.photos import PhotoSettings
+    from vpltool.parallel.device import worker_count
+    from vpltool.parallel.photos import load_batches
+
+    vision = clip.vision
+    used = tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
+                               crop=settings.crop if settings.rescore else 0,
+                               patches=settings.patches)
+
+    def score(batch: Batch) -> Iterator[_photo_work.Made]:
+        for key, reason in batch.failed.items():
+            yield key, _photo_work.Failed(reason)
+        if batch.ids:
+            pixels = batch.pixels.to(device, vision.conv.weight.dtype, non_blocking=True)
+            yield from zip(batch.ids, tagging.tag_scores(vision, pixels, words, used).cpu(),
+                           strict=True)
+
+    batches = load_batches(
+        list(paths.items()),
+        PhotoSettings(vision.patch, clip.mean, clip.std, max_side=settings.max_side),
+        device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
+        sized=_photo_work.count_sizes(len(paths)))
+    return _photo_work.run_batches(batches, score, smaller_side_hint)
+
+
+def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[Photo],
+                 folder: Path, path: Path) -> list[Path]:
+    """Write the tags as `prepare` takes them, and say what came out: both paths."""
+    scored = open_input(folder, ("tags",))
+    tags: dict[str, list[str]] = {}
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "labels", "split", "scores"])
+        for photo in photos:
+            if photo.id in scored.failed or not scored.path_of(photo.id).exists():
+                continue
+            scores = scored.read_tensors(photo.id)["scores"]
+            tags[photo.id] = _tags_of(workspace.classes, scores, settings)
+            table.writerow([photo.id, _joined(tags[photo.id]), _joined(photo.splits),
+                            _spelled(workspace.classes, scores)])
+    counts = Counter(name for names in tags.values() for name in names)
+    none = sum(not names for names in tags.values())
+    console.note(f"{len(tags)} photos, {sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
+                 + ", ".join(f"{name} {counts[name]}" for name in workspace.classes)
+                 + (f"; {none} without a tag" if none else ""))
+    return [path, folder]
+
+
+def _tags_of(classes: Sequence[str], scores: Tensor, settings: TagSettings) -> list[str]:
+    """The classes that are tags, the surest first."""
+    from vpltool.core.tagging import candidates
+
+    chosen = candidates(scores[None], settings.share)[0] & (scores >= settings.least)
+    return [classes[number] for number in scores.argsort(descending=True, stable=True).tolist()
+            if chosen[number]]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names as a field of a CSV; a single one with a space needs a semicolon."""
+    joined = ";".join(names)
+    return f"{joined};" if " " in joined and len(names) == 1 else joined
+
+
+def _spelled(classes: Sequence[str], scores: Tensor) -> str:
+    """Score of every class, for people: `cat 0.912;dog 0.103`."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return ";".join(f"{classes[number]} {float(scores[number]):.3f}" for number in order)
