@@ -50,12 +50,12 @@ class Entry:
 
 _BLOCK = "runs CLIP's last block, 13 GFLOP"
 _SLIC = "SLIC cuts the photo into superpixels"
-_PAIRS = "compares all patches with each other, where the attention is stored"
+_PAIRS = "compares all patches with each other; CLIP-ES's attention is stored"
 
 ENTRIES: Mapping[str, Mapping[str, Entry]] = {
     "embeddings": {
-        "naclip": Entry("attention of the last block, with twelve heads and three projections"),
-        "proxyclip": Entry(f"{_PAIRS}; two projections of the last block"),
+        "naclip": Entry("runs the attention of the last block, twelve heads"),
+        "proxyclip": Entry(f"{_PAIRS}, and two projections of the last block"),
         "sclip": Entry(f"{_BLOCK}, with two attentions of twelve heads each"),
         "value": Entry("two projections of the last block")},
     "cams": {
@@ -68,7 +68,7 @@ ENTRIES: Mapping[str, Mapping[str, Entry]] = {
     "refiners": {
         "attention": Entry(), "cpal": Entry(rows="several"),
         "divergence": Entry("16 million logarithms: 27 rows for each pair of patches"),
-        "excel": Entry("averages six blocks' attention, where the mean is stored"),
+        "excel": Entry("averages six blocks' attention; CLIP-ES's mean is stored"),
         "patches": Entry(_PAIRS), "retrieval": Entry(rows="regions"),
         "rfm": Entry("runs the decoder over eleven layers, and compares eight blocks' attention"),
         "ssr": Entry(f"{_SLIC}, and there is a second attention"), "superpixels": Entry(_SLIC),
