@@ -55,7 +55,7 @@ _PAIRS = "compares all patches with each other; CLIP-ES's attention is stored"
 ENTRIES: Mapping[str, Mapping[str, Entry]] = {
     "embeddings": {
         "naclip": Entry("runs the attention of the last block, twelve heads"),
-        "proxyclip": Entry(f"{_PAIRS}, and two projections of the last block"),
+        "proxyclip": Entry(f"two projections of the last block; {_PAIRS}"),
         "sclip": Entry(f"{_BLOCK}, with two attentions of twelve heads each"),
         "value": Entry("two projections of the last block")},
     "cams": {
