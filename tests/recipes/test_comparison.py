@@ -91,7 +91,14 @@ def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixtu
     assert after["text"]["seconds"] == seconds["text"]["seconds"]
     assert after["seeds"] == seconds["seeds"]
     table = capsys.readouterr().out
-    assert "| text |" in table and "| seeds |" not in table and "70.8" in table
+    assert "| text |" in table and "| seeds |" in table and "70.8" in table
+
+
+def test_rows_of_another_protocol_are_not_taken_over(base: Path) -> None:
+    assert compare(base, "--only", "text", "--masks", "none") == 0
+    rows = record(base)["rows"]
+    assert isinstance(rows, dict) and set(rows) == {"text"}
+    assert not any(name.startswith("mask") for name in rows["text"]["miou"])
 
 
 def test_the_bundled_rows_can_be_parsed() -> None:

@@ -15,7 +15,9 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -76,12 +78,13 @@ def _field(options: argparse.Namespace) -> Field:
                  options.seeds, masked[options.masks])
 
 
-def compare(world: Field, comparison: Comparison, encoder: str = "") -> str:
+def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: str = "") -> str:
     """Measure row by row; the table is written down after each.
 
     Args:
         world: where.
-        comparison: what.
+        comparison: all rows; those that were measured earlier are in the table too.
+        rows: those to measure now.
         encoder: second encoder; empty: rows that read one are left out.
 
     Returns:
@@ -91,32 +94,44 @@ def compare(world: Field, comparison: Comparison, encoder: str = "") -> str:
     for line in (*comparison.begin, *second):
         for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
             world.run(line, split)
-    record = world.work.path / "compare.json"
-    before = read_json(record, "")["rows"] if record.exists() else {}
-    made: dict[str, Measured] = {}
+    made = _measured_before(world)
     text = ""
-    for row in comparison.rows:
+    for row in rows:
         if row.second and not encoder:
             console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
             continue
         console.note(f"\n{row.name}")
         found = measure(world, row)
-        old = before.get(row.name, {}).get("seconds")
-        made[row.name] = (found if found.seconds is not None
-                          else Measured(found.miou, old, found.size))
+        if found.seconds is None and row.name in made:
+            found = replace(found, seconds=made[row.name].seconds)
+        made[row.name] = found
         text = spell_table(world, comparison.rows, made)
         with atomic_path(world.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
-        write_json(record, {"learn": world.learn, "score": world.score, "cut": world.cut,
-                            "seeds": list(world.seeds),
-                            "rows": before | {name: vars(item) for name, item in made.items()}})
+        write_json(world.work.path / "compare.json", _protocol(world) | {
+            "rows": {name: vars(item) for name, item in made.items()}})
     return text
+
+
+def _protocol(world: Field) -> dict[str, Any]:
+    """What rows of one table have in common."""
+    return {"learn": world.learn, "score": world.score, "cut": world.cut,
+            "seeds": list(world.seeds), "masked": list(world.masked)}
+
+
+def _measured_before(world: Field) -> dict[str, Measured]:
+    """Rows that an earlier run of the same protocol has measured."""
+    record = world.work.path / "compare.json"
+    found: dict[str, Any] = read_json(record, "") if record.exists() else {}
+    if {name: found.get(name) for name in _protocol(world)} != _protocol(world):
+        return {}
+    return {name: Measured(**row) for name, row in found["rows"].items()}
 
 
 def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
     """Spell what was measured as a table in Markdown, and what it was measured on below it."""
-    columns = [f"{what}, {split}" for what in ("CAM", "refined", "mask")
-               for split in (world.learn, world.score)]
+    columns = [name for what in ("CAM", "refined", "mask") for split in (world.learn, world.score)
+               if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
     for row in rows:
         if row.name not in made:
@@ -149,12 +164,13 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     try:
         with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
-            comparison = read_comparison(options.rows).only(options.only)
+            comparison = read_comparison(options.rows)
+            rows = comparison.only(options.only)
             if options.list:
-                for row in comparison.rows:
+                for row in rows:
                     print(f"{row.name:28} {row.source}")
                 return 0
-            print(compare(_field(options), comparison, options.second), flush=True)
+            print(compare(_field(options), comparison, rows, options.second), flush=True)
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

@@ -73,8 +73,8 @@ class Comparison:
     begin: Sequence[str]
     rows: Sequence[Row]
 
-    def only(self, names: Sequence[str]) -> Comparison:
-        """Keep the rows of some names; all, if none is given.
+    def only(self, names: Sequence[str]) -> list[Row]:
+        """The rows of some names; all, if none is given.
 
         Raises:
             VplError: a name is unknown.
@@ -83,7 +83,7 @@ class Comparison:
         for name in names:
             if name not in known:
                 raise VplError(f"no method `{name}` is compared", near_name(name, known))
-        return Comparison(self.begin, [row for row in self.rows if not names or row.name in names])
+        return [row for row in self.rows if not names or row.name in names]
 
 
 def read_comparison(path: Path = BUNDLED) -> Comparison:
