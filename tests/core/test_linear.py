@@ -20,8 +20,9 @@ def some(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def segmenter(layers: tuple[int, ...], *, trained: bool = True) -> LinearSegmenter:
-    network = LinearSegmenter(layers, 5, some(6, 8), CLASS_INDEX)
+def segmenter(layers: tuple[int, ...], *, trained: bool = True, walk: float = 0.1
+              ) -> LinearSegmenter:
+    network = LinearSegmenter(layers, 5, some(6, 8), CLASS_INDEX, walk)
     if trained:
         with torch.no_grad():
             network.classifier.weight.copy_(some(4, 5 * len(layers), seed=1))
@@ -31,8 +32,11 @@ def segmenter(layers: tuple[int, ...], *, trained: bool = True) -> LinearSegment
 
 @pytest.mark.parametrize("layers", [(2,), (0, 2, 5)])
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3)])
-def test_scores_equal_the_reference(layers: tuple[int, ...], grid: tuple[int, int]) -> None:
-    network = segmenter(layers)
+@pytest.mark.parametrize(("walk", "training"), [(0.3, False), (0.0, False), (0.3, True)])
+def test_scores_equal_the_reference(walk: float, training: bool, layers: tuple[int, ...],
+                                    grid: tuple[int, int]) -> None:
+    """The walk is for use alone; a photo's scores do not depend on its neighbour in the batch."""
+    network = segmenter(layers, walk=walk).train(training)
     stored = 3 + 20 * some(2, len(layers), grid[0] * grid[1], 5, seed=3)
     stored[0, 0, 0] = 0.0
     found = network.logits(network.embeddings(stored, None, grid), grid)
@@ -40,6 +44,8 @@ def test_scores_equal_the_reference(layers: tuple[int, ...], grid: tuple[int, in
     for photo in range(2):
         wanted = linear.scores(stored[photo].tolist(), network.classifier.weight.tolist(),
                                network.classifier.bias.tolist())
+        if walk and not training:
+            wanted = linear.walked(stored[photo, -1].tolist(), wanted, walk)
         torch.testing.assert_close(found[photo].flatten(1).T, torch.tensor(wanted), atol=1e-4,
                                    rtol=1e-4)
 
@@ -75,10 +81,11 @@ def test_the_gradient_of_a_step_equals_the_reference() -> None:
 
 
 def test_it_is_rebuilt_from_its_config() -> None:
-    network = segmenter((0, 3))
-    again = LinearSegmenter.from_config(network.config)
+    network = segmenter((0, 3), walk=0.7).eval()
+    again = LinearSegmenter.from_config(network.config).eval()
     again.load_state_dict(network.state_dict())
     assert again.layers == (0, 3)
+    assert again.walk == 0.7
     assert again.reads == ("layers",)
     stored = some(1, 2, 6, 5, seed=6)
     assert torch.equal(logits_of(again, stored, None, (2, 3)),

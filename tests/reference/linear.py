@@ -23,6 +23,26 @@ def scores(layers: list[list[list[float]]], weight: list[list[float]], bias: lis
     return found
 
 
+def walked(last: list[list[float]], found: list[list[float]], tau: float) -> list[list[float]]:
+    """Scores averaged by softmax(cosine of centred tokens / tau), the last layer's as they are."""
+    tokens = [token(values) for values in last]
+    mean = [sum(channel) / len(tokens) for channel in zip(*tokens, strict=True)]
+    centred = [[value - shift for value, shift in zip(values, mean, strict=True)]
+               for values in tokens]
+
+    def cosine(one: list[float], other: list[float]) -> float:
+        sizes = [max(math.sqrt(sum(value**2 for value in values)), 1e-12)
+                 for values in (one, other)]
+        return sum(a * b for a, b in zip(one, other, strict=True)) / (sizes[0] * sizes[1])
+
+    result = []
+    for place in centred:
+        parts = [math.exp(cosine(place, other) / tau) for other in centred]
+        result.append([sum(part * row[index] for part, row in zip(parts, found, strict=True))
+                       / sum(parts) for index in range(len(found[0]))])
+    return result
+
+
 def gradients(layers: list[list[list[float]]], labels: list[list[int]], classes: int
               ) -> tuple[list[list[float]], list[float]]:
     """Gradients of an untrained classifier's weights and biases, all 0, in a photo of one column.
