@@ -5,6 +5,7 @@
 # make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it;
 #                 OPTIONS=--quick takes fewer iterations
+# make compare    every method over WORKSPACE, in one table; OPTIONS='--seeds 0 --masks none' is faster
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
@@ -31,7 +32,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) voc12 coco14 clean
+.PHONY: setup demo test check lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -75,6 +76,10 @@ bench-gpu: setup
 # OPTIONS are those of `python -m vpltool.recipes.tables`, such as OPTIONS='--quick --seeds 0,1,2'.
 $(TABLES): setup
 	$(BIN)/python -m vpltool.recipes.tables $(@:table%=%) $(WORKSPACE) $(OPTIONS)
+
+# OPTIONS are those of `python -m vpltool.recipes.comparison`, such as OPTIONS='--second dino.pth'.
+compare: setup
+	$(BIN)/python -m vpltool.recipes.comparison $(WORKSPACE) $(OPTIONS)
 
 # PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup

@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 from budget import budget
 from measure import Row, failed, table
+from methods import Cost, costs, methods
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
 HERE = Path(__file__).parent
+ALL = {**STAGES, "methods": methods}
+"""Each stage, and the line of each method."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,26 +34,32 @@ def main(argv: list[str] | None = None) -> int:
     if options.data:
         sizes = replace(sizes, data=options.data)
     device = torch.device("cpu")
-    chosen = {name: STAGES[name] for name in options.only.split(",")}
+    chosen = {name: ALL[name] for name in options.only.split(",")}
     rows, head = run(chosen, sizes, device, options.precision)
     text = page(head, rows, device.type, sizes)
     print(text)
-    if options.out and sizes == FULL and chosen == STAGES:
+    if options.out and sizes == FULL and chosen == ALL:
         options.out.write_text(f"# On a CPU\n\nWritten by `make bench`.\n\n{text}", "utf-8")
     return int(any(row.error for row in rows))
 
 
 def page(head: str, rows: Sequence[Row], kind: str, sizes: Sizes) -> str:
-    """The table, and below it what a whole data set would take."""
-    return (f"{head}\n\n{table(rows, kind)}\n\n"
-            f"{budget(rows, kind, sizes.product_pixels)}\n")
+    """The tables: of the stages, with what a whole data set would take; and of the methods."""
+    of_methods = [row for row in rows if isinstance(row, Cost)]
+    of_stages = [row for row in rows if not isinstance(row, Cost)]
+    parts = [head]
+    if of_stages:
+        parts += [table(of_stages, kind), budget(of_stages, kind, sizes.product_pixels)]
+    if of_methods:
+        parts.append(costs(of_methods, kind))
+    return "\n\n".join(parts) + "\n"
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round, fewer photos")
     parser.add_argument("--toy", action="store_true", help="seconds; the numbers mean nothing")
-    parser.add_argument("--only", default=",".join(STAGES), help="comma-separated stages")
+    parser.add_argument("--only", default=",".join(ALL), help="comma-separated stages")
     parser.add_argument("--model", default="", help="of the encoder; ViT-B-16-quickgelu")
     parser.add_argument("--data", default="", help="photo sizes and tags: voc or coco")
     parser.add_argument("--precision", default=default_precision(), help="of our commands")

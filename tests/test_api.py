@@ -70,6 +70,18 @@ def test_errors_name_arguments(stage: str, values: dict[str, object], message: s
     assert "--" not in caught.value.message + caught.value.hint
 
 
+def test_the_hint_of_an_error_is_shown(run: Run, copied: Path) -> None:
+    """Where only its text is seen, as in a traceback; the command line shows it once."""
+    with pytest.raises(VplError) as caught:
+        Workspace(copied / "work").cam(method="dens")
+    error = caught.value
+    assert str(error) == f"{error.message}\nhint: {error.hint}"
+    assert str(VplError("a message alone")) == "a message alone"
+    result = run("refine", "--cams", "txt", work=copied / "work")
+    assert len(result.lines("hint:")) == 1
+    assert "hint" not in result.lines("error:")[0]
+
+
 def test_an_unknown_stage_is_an_attribute_error(tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="did you mean `extract`"):
         Workspace(tmp_path).extrac()
@@ -110,17 +122,19 @@ def test_import_is_light() -> None:
 
 
 def test_the_page_runs(tmp_path: Path) -> None:
-    """Its blocks, from top to bottom, in one program."""
+    """Its blocks, from top to bottom, as one script; it has no guard for worker processes."""
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"),
                                 flags=re.MULTILINE | re.DOTALL))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+    (tmp_path / "page.py").write_text(code, "utf-8")
+    done = subprocess.run([sys.executable, "page.py"], capture_output=True, text=True, check=False,
                           cwd=tmp_path,
                           env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1]),
                                "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("0.")
-    assert any("visoin" in line for line in lines)
+    told = next(number for number, line in enumerate(lines) if "visoin" in line)
+    assert lines[told + 1] == "hint: did you mean `vision`? `learn_prototypes()` makes it"
     assert "uint8" in done.stdout
 
 

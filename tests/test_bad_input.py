@@ -52,7 +52,7 @@ def test_a_truncated_photo_among_good_ones(bare: Path, run: Run) -> None:
     assert result.code == 1
     error, = result.lines("error:")
     assert "1 of 6 photos failed" in error
-    assert "scene2: scene2.png: " in error
+    assert "done: scene2.png: " in error
     assert result.lines("hint:")
     done = mtimes(work / "features/train")
     assert sorted(done) == [f"{key}.safetensors" for key in TRAIN if key != "scene2"]

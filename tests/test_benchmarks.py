@@ -20,6 +20,7 @@ import budget  # noqa: E402
 import disk  # noqa: E402
 import gpu  # noqa: E402
 import measure  # noqa: E402
+import methods as measured  # noqa: E402
 import plain  # noqa: E402
 import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
@@ -27,6 +28,7 @@ from stages import STAGES, TOY, Bench  # noqa: E402
 from vpltool.core.decoder import Decoder  # noqa: E402
 from vpltool.core.metrics import confusion, scores  # noqa: E402
 from vpltool.formats import read_labels, read_tensors  # noqa: E402
+from vpltool.methods import KINDS, find_methods  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,49 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert same.pop("extract") >= 0.98
     assert min(same.values()) >= 0.995
     assert "NOT REACHED" not in "".join(row.check for row in rows)
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"sources", "segmenters", "exports"}))
+def test_every_method_has_an_entry(kind: str) -> None:
+    assert set(measured.ENTRIES[kind]) == set(find_methods(kind))
+
+
+@pytest.mark.skipif(find_spec("skimage") is None, reason="superpixels need scikit-image")
+def test_every_method_is_measured() -> None:
+    rows, head = bench.run({"methods": bench.ALL["methods"]}, TOY, CPU, "fp32")
+    lines = [line.title for line in measured.lines()]
+    assert [row.stage for row in rows] == lines
+    assert {"refine --method ssr", "cam --method knn", "embed --method value",
+            "extract --patches calibrated", "tag", "align --iters 100"} < set(lines)
+    for row in rows:
+        assert not row.error, row.stage
+        assert row.spread[0] <= row.value <= row.spread[1]
+    text = bench.page(head, rows, "cpu", TOY)
+    assert text.count("| CLIP-ES's refinement |") == sum("CLIP-ES" in row.unit for row in rows)
+    assert "VOC 2012" not in text, "no stage was measured"
+
+
+def test_a_method_that_costs_more_than_twice_says_why() -> None:
+    rows = [measured.Cost("m", value, (value, value), {"cpu": 2}, (100, 100 / value), (0, 0),
+                          reason=why, unit="x of means")
+            for value, why in ((2.0, "a reason"), (2.5, "a reason"), (2.5, ""))]
+    lines = measured.costs(rows, "cpu").splitlines()[2:5]
+    assert lines == ["| m | 20 | 2 (2 to 2) | means | 10 |  |",
+                     "| m | 25 | 2.5 (2.5 to 2.5) | means | 10 | a reason |",
+                     "| m | 25 | 2.5 (2.5 to 2.5) | means | 10 | **not known** |"]
+
+
+def test_a_method_that_fails_loses_no_line(monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(made: measured.Inputs) -> tuple[measured.Call, int]:
+        raise RuntimeError("no such thing")
+
+    good = next(line for line in measured.lines() if line.title == "refine --method patches")
+    bad = measured.Line("bad", good.against, "", fails)
+    monkeypatch.setattr(measured, "lines", lambda: iter([bad, good]))
+    rows, _ = bench.run({"methods": bench.ALL["methods"]}, TOY, CPU, "fp32")
+    assert [(row.stage, bool(row.error)) for row in rows] == [("bad", True), (good.title, False)]
+    assert "no such thing" in capsys.readouterr().err
 
 
 def test_table_tells_what_falls_short() -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import Run, draw_scenes, write_scenes
+from conftest import Run, draw_scenes, prepare, write_scenes
 
 from vpltool.command import parse_line
 from vpltool.stages import find_stages
@@ -92,3 +92,15 @@ def test_the_pipeline_of_the_readme_runs(run: Run, tmp_path: Path, tiny_clip: Pa
         result = run(*shlex.split(quick)[1:])
         assert result.code == 0, f"{line}: {result.err}"
     assert "predictions-vision-refined on `val`: 2 photos" in result.out
+
+
+def test_a_split_that_the_tags_lack(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """As where the README's pipeline meets a CSV without the column `split`."""
+    write_scenes(tmp_path, draw_scenes())
+    rows = [line.rpartition(",")[0] for line in (tmp_path / "tags.csv").read_text().splitlines()]
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    (tmp_path / "clip").symlink_to(tiny_clip)
+    assert prepare(tmp_path).code == 0
+    result = run("extract", "--split", "val", work=tmp_path / "work")
+    assert result.lines("error:") == ["no photo is in the split `val`"]
+    assert "a third column `split` in the CSV of tags says train or val" in result.lines("hint:")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import Run
 
 from vpltool.shell import command_line, spell
 
@@ -41,3 +42,12 @@ def test_a_call_as_a_line() -> None:
         "vpltool -C 'a b' cam --method dense --split val")
     assert command_line("show", {"what": ["cams/text", "masks/text"], "truth": False}) == (
         "vpltool show cams/text masks/text --no-truth")
+
+
+def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that ends early is the last of its paragraph."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in run("run", "--help").out.splitlines()]
+    start = next(number for number, line in enumerate(lines) if line.startswith("What is done"))
+    assert lines[start + 2] == "photos or tags were added."
+    assert all(len(line) > 65 for line in lines[start:start + 2])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vpltool import __version__, console
-from vpltool.command import CommandGroup, Globals, add_command
+from vpltool.command import CommandGroup, Globals, add_command, unwrap
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.preset import read_preset
 from vpltool.shell import spell
@@ -74,7 +74,7 @@ def _global_options(
 def build_app() -> typer.Typer:
     """Assemble the Typer application from the stages."""
     app = typer.Typer(
-        name="vpltool", help=_HELP, no_args_is_help=True, cls=CommandGroup,
+        name="vpltool", help=unwrap(_HELP), no_args_is_help=True, cls=CommandGroup,
         pretty_exceptions_enable=False, rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -41,7 +41,8 @@ def add_command(app: typer.Typer, found: FoundStage) -> None:
         group = typer.Typer(help=_help_of(found), short_help=_help_of(found).split("\n")[0],
                             no_args_is_help=True, cls=CommandGroup)
         for method in find_methods(stage.methods).values():
-            group.command(method.name, cls=_command_class(found), help=method.docstring)(
+            group.command(method.name, cls=_command_class(found),
+                          help=unwrap(method.docstring))(
                 _callback(found, method))
         app.add_typer(group, name=found.name, rich_help_panel=stage.panel)
         return
@@ -55,7 +56,13 @@ def add_command(app: typer.Typer, found: FoundStage) -> None:
 def _help_of(found: FoundStage) -> str:
     """The docstring of a stage's `run`, without the sections for Python."""
     text = inspect.getdoc(found.run) or ""
-    return re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0]
+    return unwrap(re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0])
+
+
+def unwrap(text: str) -> str:
+    """Join the lines of each paragraph without indented ones: they are wrapped by the terminal."""
+    return "\n\n".join(part if re.search(r"^[ -]", part, re.MULTILINE) else part.replace("\n", " ")
+                       for part in text.split("\n\n"))
 
 
 def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
@@ -126,6 +133,8 @@ class _StageCommand(TyperCommand):
                 ctx.fail(f"{option} has moved: {spell(instead, self.found.name)}")
         if stage.methods and not stage.subcommands:
             self._take_method(ctx, args)
+        if self.found.name == "run":
+            _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
         _check_order(ctx, args, self)
         if "--help-all" in args:
@@ -197,6 +206,16 @@ def _check_order(ctx: Any, args: list[str], command: Any) -> None:
             spelt = f"{option} {param.metavar}" if param.metavar else option
             ctx.fail(f"{option} goes before the command: {root.info_name} {spelt}"
                      + ctx.command_path.removeprefix(root.info_name))
+
+
+def _check_values(ctx: Any, args: list[str], command: Any) -> None:
+    """Say how the values of a recipe are written, where one looks like an option."""
+    params = [*command.params, *ctx.find_root().command.params]
+    known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
+    for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
+        if flag not in known:
+            ctx.fail(f"{flag} is no option of run; values of a recipe are written NAME=VALUE, "
+                     f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
 
 def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: dict[str, Any]

@@ -69,6 +69,7 @@ class Terminal:
         self.quiet = quiet
         self.spell = spell
         self.bars = bars
+        self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
         """Print it, unless quiet."""
@@ -76,8 +77,10 @@ class Terminal:
             print(self.spell(message), file=sys.stderr, flush=True)
 
     def warn(self, message: str) -> None:
-        """Print it behind `warning:`."""
-        print(_label("warning", "33") + self.spell(message), file=sys.stderr, flush=True)
+        """Print it behind `warning:`; the same one, from another line of a recipe, once."""
+        if message not in self._warned:
+            self._warned.add(message)
+            print(_label("warning", "33") + self.spell(message), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:

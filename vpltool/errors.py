@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VplError(Exception):
@@ -23,6 +23,9 @@ class VplError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
 
 class PhotosFailed(VplError):
     """Some photos failed; all others are done and kept.
@@ -31,11 +34,14 @@ class PhotosFailed(VplError):
         message: see `VplError`.
         hint: see `VplError`.
         result: what the stage would have returned.
+        photos: their ids.
     """
 
-    def __init__(self, message: str, hint: str = "", result: object = None) -> None:
+    def __init__(self, message: str, hint: str = "", result: object = None,
+                 photos: Sequence[str] = ()) -> None:
         super().__init__(message, hint)
         self.result = result
+        self.photos = tuple(photos)
 
 
 class OtherSettings(VplError):

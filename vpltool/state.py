@@ -20,6 +20,7 @@ from vpltool.formats import (
 from vpltool.formats.changes import explain_change
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
+from vpltool.formats.storage import short_path
 from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
@@ -36,12 +37,14 @@ class Artifact:
     Args:
         name: its path, relative to the workspace.
         path: the folder or file.
+        work: the workspace folder.
         header: what made it, and from what.
         folder: the folder, opened; None for a single file.
     """
 
     name: str
     path: Path
+    work: Path
     header: Header
     folder: InputFolder | None = None
 
@@ -50,32 +53,47 @@ class Artifact:
         """The stage that made it."""
         return find_stages()[self.header.command.split()[0]]
 
+    @property
+    def failed(self) -> list[str]:
+        """Ids of the photos that it lacks, since a step failed on them."""
+        if self.folder is None:
+            return []
+        return sorted(self.folder.left_out(self.folder.failed))
+
     def call(self) -> dict[str, Any]:
-        """Setting to value of the call that makes it again; paths are relative to the workspace."""
-        call = dict(self.header.call)
+        """Setting to value of the call that makes it again; paths as seen from the current folder.
+        """
         entries = {entry.name: entry for entry in settings_with(
-            self.stage, str(call.get("method", "")))}
+            self.stage, str(self.header.call.get("method", "")))}
+        call = {name: self._seen(value) if name in entries and entries[name].type is Path else value
+                for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():
-            name = _name_of(source, role, str(self.header.options.get("split", "")))
+            name = self._name_of(source, role)
             if role in entries and name not in ("", entries[role].default):
                 call[role] = [name] if entries[role].many else name
         return call
 
-    def line(self, *, update: bool = False) -> str:
-        """The shell line that makes it again, to be typed in the workspace."""
-        return command_line(self.stage.name, self.call() | ({"update": True} if update else {}))
+    def line(self) -> str:
+        """The shell line that makes it again where it is stale."""
+        program = ["vpltool", *(["-C", str(self.work)] if self.work != Path() else [])]
+        return command_line(self.stage.name, self.call() | {"update": True}, program)
 
+    def _seen(self, path: Any) -> Any:
+        """Spell a path, or several, as seen from here; headers tell it from the workspace."""
+        return ([short_path(self.work / one) for one in path] if isinstance(path, list)
+                else short_path(self.work / path))
 
-def _name_of(source: str, role: str, split: str) -> str:
-    """Spell an input as users do: by NAME where it is where it belongs; empty for the default."""
-    folder, *rest = Path(source).parts
-    if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
-        return ""
-    if folder == "prototypes" and len(rest) == 1:
-        return Path(source).stem
-    if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
-        return f"{folder}/{rest[0]}" if role == "what" else rest[0]
-    return source
+    def _name_of(self, source: str, role: str) -> str:
+        """Spell an input as users do: by NAME where it is in its place; empty for the default."""
+        split = str(self.header.options.get("split", ""))
+        folder, *rest = Path(source).parts
+        if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
+            return ""
+        if folder in ("prototypes", "decoder") and len(rest) == 1:
+            return Path(source).stem
+        if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
+            return f"{folder}/{rest[0]}" if role == "what" else rest[0]
+        return str(self._seen(source))
 
 
 @dataclass(frozen=True)
@@ -223,7 +241,7 @@ def _read(workspace: Workspace, path: Path) -> Artifact | None:
         folder, header = None, expect_header(path, path.parent.name)
     if header.command.split()[0] not in find_stages():
         return None
-    return Artifact(name, path, header, folder)
+    return Artifact(name, path, workspace.path, header, folder)
 
 
 def settings_shown(header: Header) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Run, draw_scenes, prepare
+from conftest import Run, copy_workspace, draw_scenes, prepare
 
 from vpltool.formats import open_workspace
 from vpltool.state import read_state
@@ -111,7 +113,7 @@ def test_other_prototypes_make_what_follows_stale(run: Run, copied: Path) -> Non
     assert told["cams/text/train"] == ["prototypes/text.safetensors has changed"]
     assert told["masks/text-refined/train"] == ["cams/text-refined/train is not up to date"]
     shown = run("status", "--stale", work=work).out
-    assert "vpltool cam --update" in shown
+    assert f"       vpltool -C {work} cam --update\n" in shown
     refused = run("cam", work=work)
     assert "prototypes/text.safetensors has changed" in refused.lines("error:")[0]
     lines = run("update", "--dry-run", work=work).out.splitlines()
@@ -136,3 +138,47 @@ def test_update_keeps_options(run: Run, copied: Path) -> None:
     assert header["options"]["tau"] == 0.2
     assert header["call"] == {"method": "dense", "name": "mine", "tau": 0.2}
     assert not stale(work)
+
+
+@pytest.mark.parametrize("command", ["status", "update", "scores"])
+def test_outside_of_a_workspace(command: str, run: Run, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = run(command)
+    assert nowhere.code == 1
+    assert nowhere.lines("error:") == [f"no workspace in {tmp_path}"]
+    assert "vpltool -C DIR COMMAND" in nowhere.lines("hint:")[0]
+    for name in ("work/cats", "work/dogs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "workspace.json").write_text("{}")
+    hint, = run(command).lines("hint:")
+    assert "vpltool -C work/cats COMMAND" in hint
+    assert "there are work/cats, work/dogs" in hint
+
+
+def test_lines_can_be_pasted(run: Run, layered: Path, tmp_path: Path, tiny_clip: Path,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """They name the workspace, and what is elsewhere as it is seen from the current folder."""
+    base = copy_workspace(layered, tmp_path / "copy", tiny_clip)
+    monkeypatch.chdir(base)
+    (base / "more").mkdir()
+    shutil.move(base / "photos/scene0.png", base / "more/a.png")
+    shutil.copy(base / "more/a.png", base / "photos/scene0.png")
+    shutil.copy(base / "more/a.png", base / "b.png")
+    assert run("predict", "more", "--decoder", "tiny", work=Path("work")).code == 0
+    assert run("predict", "b.png", "more/a.png", "--decoder", "tiny", work=Path("work")).code == 0
+    assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=Path("work")
+               ).code == 0
+    lines = run("update", "--dry-run", work=Path("work")).out.splitlines()
+    assert "vpltool -C work predict more --decoder tiny --update" in lines
+    assert "vpltool -C work predict b.png more/a.png --decoder tiny --update" in lines
+    for line in lines:
+        result = run(*shlex.split(line)[1:])
+        assert result.code == 0, result.err
+    assert not stale(Path("work"))
+    monkeypatch.chdir("work")
+    assert run("text-prototypes", "--prompts", "single", "--overwrite").code == 0
+    assert any(line.startswith("vpltool predict ../more ")
+               for line in run("update", "--dry-run").out.splitlines())
+    assert run("update").code == 0
+    assert not stale(Path())

@@ -15,7 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vpltool.core.photos import PhotoSettings, fit_size, photo_size, read_photo, to_pixels
+from vpltool.core.photos import (
+    PhotoSettings,
+    describe_failure,
+    fit_size,
+    photo_size,
+    read_photo,
+    to_pixels,
+)
+from vpltool.errors import VplError
 from vpltool.parallel.photos import load_batches
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -293,3 +301,8 @@ def test_largest_photos_come_first(tmp_path: Path) -> None:
     photos = [(path.stem, path) for path in sorted(tmp_path.iterdir())]
     found = load_batches(photos, PhotoSettings(16, MEAN, STD), batch_size=4, workers=0)
     assert [batch.ids for batch in found] == [["large"], ["middle"], ["small"]]
+
+
+def test_the_reason_of_a_failure_is_a_few_words() -> None:
+    error = VplError("it is torn", "mend it")
+    assert describe_failure(Path("a/b.png"), error) == "b.png: it is torn"

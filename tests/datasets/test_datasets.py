@@ -168,7 +168,8 @@ def test_voc_torn_photos_are_told_before_the_work(voc: Path, tmp_path: Path, run
     assert result.code == 0
     warning, = (line for line in result.lines("warning:") if "end before their end" in line)
     assert "2 of 3 photos" in warning
-    assert "2007_01.jpg" in warning
+    assert "2007_01.jpg, " in warning
+    assert "2007_03.jpg; " in warning
 
 
 def test_voc_without_a_row(voc: Path) -> None:
@@ -255,7 +256,7 @@ def test_csv_masks(folder: Path) -> None:
 
 
 CSV_ERRORS = {
-    "missing photo": ("id,labels\na,cat\nsub/d,dog\n", ["tags.csv", "sub/d"]),
+    "no photo": ("id,labels\nd,cat\nsub/d,dog\n", ["tags.csv", "no row has a photo", "d, sub/d"]),
     "twice": ("id,labels\na,cat\nb,cat\na.jpg,dog\n", ["tags.csv", "a is listed twice"]),
     "columns": ("name,tags\na,cat\n", ["tags.csv", "name", "tags"]),
     "columns and no rows": ("name,tags\n", ["tags.csv"]),
@@ -348,7 +349,7 @@ def test_a_folder_without_photos(tmp_path: Path) -> None:
     ("0: background\n1: wall\n255: ignore\n", ("wall",), {}),
     # Gaps, and two values of one class.
     ("7 road\n8 walk\n9 road\n200 ignore\n", ("road", "walk"), {7: 1, 8: 2, 9: 1, 200: 255}),
-    ("1 cat\n2 wheeler\nbike\n", ("1 cat", "2 wheeler", "bike"), {}),
+    ("1 cat\n2 2 wheeler\n", ("cat", "2 wheeler"), {}),
 ])
 def test_classes_file(tmp_path: Path, text: str, names: tuple[str, ...],
                       values: dict[int, int]) -> None:
@@ -359,7 +360,10 @@ def test_classes_file(tmp_path: Path, text: str, names: tuple[str, ...],
 
 @pytest.mark.parametrize(("text", "said"), [
     ("cat\ndog\ncat\n", "`cat`"), ("\n", "empty"), ("1 cat\n1 dog\n", "`1`"),
-    ("0 background\n", "0 classes"), ("1 cat\n256 dog\n", "256"),
+    ("0 background\n", "names no class, only background"),
+    ("6 ignore\n", "names no class, only ignore"), ("1 cat\n256 dog\n", "`256 dog`"),
+    ("cat\ndog\n6 ignore\n", "`6 ignore` has a value, `cat` has none"),
+    ("1 cat\nbike\n", "`1 cat` has a value, `bike` has none"),
     ("".join(f"c{number}\n" for number in range(255)), "255 classes")])
 def test_classes_file_errors(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "classes.txt"

@@ -181,6 +181,13 @@ def test_photos_without_a_row(folder: Path) -> None:
     assert "c.jfif, d.gif" in remark
 
 
+def test_rows_without_a_photo(folder: Path) -> None:
+    """One photo that was deleted stops nothing."""
+    remark, = remarks_of(folder, *ALL, "ghost,cat,train", "sub/ghost,cat,train")
+    assert remark.startswith("2 of 6 rows of ")
+    assert "are left out: ghost, sub/ghost; delete these rows, or put the photos back" in remark
+
+
 def test_the_same_photo_under_two_ids(folder: Path) -> None:
     (folder / "photos/copy.jpg").write_bytes((folder / "photos/a.jpg").read_bytes())
     remark, = remarks_of(folder, *ALL, "copy,dog,val")

@@ -241,7 +241,8 @@ def test_available_drops_failed_ones_with_a_warning(
     capsys.readouterr()
     with console.heard_by(console.Terminal()):
         assert open_input(tmp_path, ("cams",)).available(["c", "b", "a"]) == ["c", "a"]
-    assert "warning: 1 photos are left out, since they failed in cam: b" in capsys.readouterr().err
+    assert ("warning: 1 photos are left out, since an earlier step failed on them: b"
+            in capsys.readouterr().err)
 
 
 def test_available_refuses_an_incomplete_folder(tmp_path: Path) -> None:
@@ -294,6 +295,9 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
     with pytest.raises(VplError, match="visoin") as caught:
         found("visoin")
     assert "vision" in caught.value.hint
+    with pytest.raises(VplError, match="for the split `val`") as caught:
+        find_folder(tmp_path, ("cams",), "cams/vision", "val", ("cams",), "make them")
+    assert caught.value.hint == "`cams/vision` is there for `split='train'`"
 
 
 @pytest.mark.parametrize(("command", "lacking"), [("cam", "tokens"), ("refine", "attention")])

@@ -45,9 +45,11 @@ def work(number):
         (ctypes.PyDLL(None).sleep if mode == "locked" else time.sleep)(60)
 
 if __name__ == "__main__":
+    # As a module: workers do not know the script.
+    import script
     with interrupt_at_sigterm():
         # The third worker has nothing to do: it waits for jobs.
-        for _ in run_jobs(work, range(4), 3, start, None):
+        for _ in run_jobs(script.work, range(4), 3, script.start, None):
             pass
 """
 
@@ -67,6 +69,18 @@ photos.read_photo = slow
 settings = PhotoSettings(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 list(photos.load_batches([(str(n), folder / f"{n}.png") for n in range(2)], settings,
                          batch_size=1, workers=2))
+"""
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from vpltool.parallel.processes import run_jobs
+
+folder = Path(sys.argv[1])
+with (folder / "runs").open("a") as file:
+    file.write("again ")
+results = sorted(run_jobs(abs, range(-5, 1), 2, id, None))
+(folder / "results").write_text(str(results))
 """
 
 
@@ -115,6 +129,15 @@ def assert_gone(workers: set[int]) -> None:
     for worker in left:
         os.kill(worker, signal.SIGKILL)
     assert not left
+
+
+def test_workers_leave_the_script_alone(tmp_path: Path) -> None:
+    """A script without `if __name__ == "__main__":` is run once, not once more in each worker."""
+    with started(UNGUARDED, tmp_path) as parent:
+        said = parent.communicate(timeout=120)[1]
+    assert parent.returncode == 0, said
+    assert (tmp_path / "runs").read_text() == "again "
+    assert (tmp_path / "results").read_text() == "[0, 1, 2, 3, 4, 5]"
 
 
 @pytest.mark.parametrize("mode", ["both", "portable", pytest.param("locked", marks=(

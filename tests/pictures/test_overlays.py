@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vpltool.formats import voc_palette
+from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
@@ -22,7 +22,7 @@ from vpltool.pictures.overlays import (
     sheet,
 )
 
-PALETTE = voc_palette()
+PALETTE = class_palette()
 COLOURS = np.asarray(PALETTE, dtype=float).reshape(-1, 3)
 VOC = {index: f"name{index}" for index in range(1, 21)}
 LONG = {1: "northern white rhinoceros, adult male, seen from the side in the last light of day",
@@ -77,8 +77,8 @@ def test_a_contour_is_white_inside_and_black_outside_on_any_photo() -> None:
         plain = labels_over(photo, np.full_like(labels, 7), PALETTE)[20, 15].astype(int)
         line = labels_over(photo, labels, PALETTE)[20].astype(int)
         white, black = line[10], line[9]
-        assert white.min() > plain.max()
-        assert white.min() - black.max() > 150
+        assert white.mean() > plain.mean() + 10
+        assert white.min() - black.max() > 140
         assert line[20].min() - line[19].max() > 50, "also between two classes"
         np.testing.assert_array_equal(line[12:18], np.repeat(plain[None], 6, axis=0))
         np.testing.assert_array_equal(line[:9], grey)
@@ -89,7 +89,7 @@ def test_specks_are_coloured_without_a_contour() -> None:
     labels[::4, ::4] = 2
     result = labels_over(np.full((40, 40, 3), 200, np.uint8), labels, PALETTE, opacity=0.5)
     colours = {tuple(colour) for colour in result.reshape(-1, 3).tolist()}
-    assert colours == {(200, 200, 200), (100, 164, 100)}
+    assert colours == {(200, 200, 200), (100, 157, 189)}
 
 
 def test_labels_of_another_size_are_scaled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def times(work: Path) -> dict[str, int]:
             and path.relative_to(work).parts[0] not in ("pictures", "scores")}
 
 
-def test_masks_segmenter_and_pictures(recipe: Result, own: Path) -> None:
+def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> None:
     assert recipe.code == 0, recipe.err
     work = own / "work"
     assert len(list((work / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 6
@@ -46,6 +47,16 @@ def test_masks_segmenter_and_pictures(recipe: Result, own: Path) -> None:
     assert (work / "pictures/masks.png").exists()
     assert "on this machine" in recipe.err
     assert "mIoU" in recipe.out
+    assert "" not in recipe.out.splitlines()
+    told = recipe.err.splitlines()[-4:]
+    assert told == [
+        f"Look at: {work}/pictures/masks.png",
+        f"Masks: {work}/masks/seeds-dense-refined-full/train",
+        f"Segmenter: {work}/decoder/segmenter.safetensors",
+        f"New photos: vpltool -C {work} predict DIR --decoder segmenter --max-side 512 --overlay"]
+    assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
+    line = told[3].partition("vpltool ")[2].replace("DIR", str(own / "new"))
+    assert run(*shlex.split(line)).code == 0
 
 
 def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, tiny_clip: Path
@@ -54,6 +65,26 @@ def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, t
     result = again(run, own, tiny_clip)
     assert result.code == 0, result.err
     assert times(own / "work") == before
+    assert "on this machine" not in result.err
+
+
+def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
+        run: Run, own: Path, tiny_clip: Path) -> None:
+    for name in ("photos/scene0", "photos/scene2", "new/holiday"):
+        path = own / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    result = again(run, own, tiny_clip, "masks=")
+    assert result.code == 1
+    assert result.lines("error:") == ["3 photos failed, the others are done: "
+                                      "scene0, scene2, holiday"]
+    failed, left_out, new = result.lines("warning:")
+    assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
+    assert "scene0: " not in failed
+    assert left_out == ("2 photos are left out, since an earlier step failed on them: "
+                        "scene0, scene2")
+    assert "holiday.png: " in new
+    status = run("status", work=own / "work").out
+    assert "       without 2 photos, which failed: scene0, scene2\n" in status
 
 
 def test_one_more_photo(recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:

@@ -208,3 +208,24 @@ def test_rounds_side_by_side(run: Run, copied: Path) -> None:
     assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
     assert made == {file.name: file.read_bytes()
                     for file in (copied / "work/cams/text-dense/train").iterdir()}
+
+
+def test_rounds_side_by_side_say_which_they_are(run: Run, copied: Path,
+                                                capfd: pytest.CaptureFixture[str]) -> None:
+    """Workers write to the real stderr, in turns."""
+    path = copied / "maps.recipe"
+    path.write_text("# Maps.\neach method in dense gradcam\nvpltool cam --method $method\nend\n")
+    assert run("run", path, "--jobs", 2, work=copied / "work").code == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert "method dense: vpltool cam --method dense" in lines
+    assert "method gradcam: vpltool cam --method gradcam" in lines
+    assert all(line.startswith(("method dense: ", "method gradcam: ")) for line in lines)
+
+
+@pytest.mark.parametrize("words", [("--pretrained", "FOLDER"), ("--pretrained=FOLDER",)])
+def test_a_value_that_looks_like_an_option(words: tuple[str, ...], run: Run, tmp_path: Path
+                                           ) -> None:
+    result = run("run", "own-photos", "photos=a", *words, work=tmp_path)
+    assert result.code == 2
+    said = " ".join(result.err.replace("│", " ").split())
+    assert "values of a recipe are written NAME=VALUE, such as pretrained=FOLDER" in said

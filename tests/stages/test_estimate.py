@@ -66,6 +66,16 @@ def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,
     assert report["total"] == 40.0
 
 
+def test_only_new_photos_count(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    done = run("estimate", "--new", work=work)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    for name in ("scene0", "scene3"):
+        (work / f"features/train/{name}.safetensors").unlink()
+    result = run("estimate", "--new", "--iters", 10, "--crop", 4, "--width", 16, work=work)
+    assert result.err.startswith("2 photos: about ")
+
+
 def test_photos_that_cannot_be_read_are_named(run: Run, copied: Path) -> None:
     for photo in (copied / "photos").iterdir():
         photo.write_bytes(b"no photo")

@@ -51,6 +51,9 @@ def learn(run: Run, work: Path, out: Path, *options: object) -> tuple[dict[str, 
     assert result.code == 0, result.err
     assert result.out.splitlines() == [str(out)]
     header, tensors = read_tensors(out, "prototypes")
+    steps = header.options["iters"] * header.options.get("rounds", 1)
+    if header.options["solver"] == "pgd" and steps:
+        assert f"learn-prototypes (pgd): {steps} in " in result.err
     return {"options": header.options, **header.facts}, tensors["prototypes"], tensors[
         "class_index"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,7 @@ def test_classes_and_words_of_voc_later(base: Path, run: Run) -> None:
 def test_a_refusal_is_one_line(base: Path, run: Run) -> None:
     """Doubts about tags that are not taken anyway are not told."""
     add_photo(base, "farm", "bxo,train")
+    (base / "work/features").mkdir()
     result = again(base, run, "--normalise", "imagenet")
     assert [line.split(":")[0] for line in result.err.splitlines()] == ["error", "hint"]
 
@@ -233,7 +235,8 @@ def test_settings_of_a_voc_folder_stay(tmp_path: Path, run: Run) -> None:
 def refused(base: Path, result: Result, said: str) -> None:
     assert result.code == 1
     assert said in result.lines("error:")[0]
-    assert "--overwrite replaces it" in result.lines("hint:")[0]
+    assert "--overwrite" in result.lines("hint:")[0]
+    assert " replaces it" in result.lines("hint:")[0]
 
 
 def test_other_photos_are_refused(base: Path, run: Run) -> None:
@@ -259,11 +262,36 @@ def test_another_clip_is_refused(options: tuple[str, str], said: str, tmp_path: 
         save_clip(tmp_path / name, seed=number)
     write_scenes(tmp_path, draw_scenes())
     taken(prepare(tmp_path))
+    (tmp_path / "work/features").mkdir()
     files = files_of(tmp_path / "work")
     monkeypatch.chdir(tmp_path)
-    refused(tmp_path, again(tmp_path, run, *options), said)
+    result = again(tmp_path, run, *options)
+    refused(tmp_path, result, said)
+    hint, = result.lines("hint:")
+    assert hint.startswith(f"vpltool prepare folder {tmp_path / 'photos'} ")
+    assert " ".join(options) in hint
+    line = shlex.split(hint.partition(" replaces it")[0])
     assert files_of(tmp_path / "work") == files
-    taken(again(tmp_path, run, *options, "--overwrite"))
+    taken(run(*line[1:], work=tmp_path / "work"))
+
+
+def test_another_clip_is_taken_where_nothing_was_computed(tmp_path: Path, run: Run) -> None:
+    """As after a first try without a network."""
+    for number, name in enumerate(("clip", "other")):
+        save_clip(tmp_path / name, seed=number)
+    write_scenes(tmp_path, draw_scenes())
+    taken(prepare(tmp_path))
+    taken(again(tmp_path, run, "--pretrained", tmp_path / "other"))
+    assert workspace_of(tmp_path).model == "other"
+    taken(again(tmp_path, run))
+    assert workspace_of(tmp_path).model == "other"
+
+
+def test_a_model_beside_a_folder_that_names_its_own_is_told(base: Path, run: Run) -> None:
+    result = taken(again(base, run, "--pretrained", base / "clip", "--model", "ViT-B-16"))
+    assert result.lines("warning:") == [
+        f"--model ViT-B-16 has no effect: `{base / 'clip'}` says itself which model it holds"]
+    assert taken(again(base, run, "--pretrained", base / "clip")).lines("warning:") == []
 
 
 def test_overwrite_takes_other_photos_and_keeps_the_clip(base: Path, run: Run) -> None:

@@ -22,9 +22,9 @@ from vpltool.formats import (
     Header,
     read_labels,
     read_tensors,
-    voc_palette,
     write_tensors,
 )
+from vpltool.pictures.colours import class_palette
 
 TRAIN = [scene for scene in draw_scenes() if scene.split == "train"]
 
@@ -356,7 +356,7 @@ def colours_of(path: str | Path) -> set[Any]:
 
 
 def class_colour(index: int) -> tuple[int, ...]:
-    return tuple(voc_palette()[3 * index: 3 * index + 3])
+    return tuple(class_palette()[3 * index: 3 * index + 3])
 
 
 def test_show_of_other_columns_keeps_an_earlier_picture(copied: Path, run: Run) -> None:

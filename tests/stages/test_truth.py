@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Result, Run, draw_scenes, prepare
 from PIL import Image
+
+from vpltool.stages._truth import warn_of_strays
 
 EVAL = ("eval", "--split", "train", "--what", "masks/text-refined-full", "--json")
 
@@ -126,6 +129,35 @@ def test_a_value_that_the_class_file_does_not_name(copied: Path, run: Run) -> No
     assert "the value 3 is no class; the workspace has the values 0, 1, 2, 30, 255" in (
         result.lines("error:")[0])
     assert "`3 ignore`" in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize("command", [EVAL, ("show", "cams/text", "--limit", 6)],
+                         ids=["eval", "show"])
+def test_masks_in_other_numbers_are_told(command: tuple[object, ...], copied: Path, run: Run
+                                         ) -> None:
+    """Their values are classes of the workspace, but not those that the photos are tagged with."""
+    assert run(*command, work=copied / "work").lines("warning:") == []
+    relabelled(copied, {1: 2, 2: 3, 3: 1})
+    warning, = run(*command, work=copied / "work").lines("warning:")
+    assert warning.startswith("6 of 6 true masks hold classes that their photos are not tagged with"
+                              ", such as `box` in scene0")
+    assert "--classes FILE of prepare" in warning
+
+
+def test_one_forgotten_tag_is_no_warning() -> None:
+    with pytest.warns(UserWarning, match="3 of 20"):
+        warn_of_strays(dict.fromkeys("abc", "cat"), 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_strays({"a": "cat"}, 20)
+
+
+def test_a_value_above_the_last_class_may_mean_another_order(copied: Path, run: Run) -> None:
+    change(copied, "scene2", "label")
+    result = refused(run, copied)
+    assert "--classes FILE of prepare" in result.lines("hint:")[0]
+    assert "photos/../masks" not in result.lines("error:")[0]
+    assert "masks/scene2.png: " in result.lines("error:")[0]
 
 
 def test_the_colours_of_a_palette_do_not_matter(copied: Path, run: Run) -> None:

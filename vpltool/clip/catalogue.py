@@ -266,7 +266,7 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
         path = Path(open_clip.download_pretrained(published[0]))
     except (OSError, RuntimeError) as error:
         raise VplError(f"cannot download {url}: {first_line(error)}",
-                       _download_hint("", url)) from error
+                       _download_hint("", url)) from None
     return source.model, recognise(path), colours
 
 
@@ -303,7 +303,7 @@ def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
             if missing and not isinstance(error, hub.errors.LocalEntryNotFoundError):
                 continue
             raise VplError(f"cannot download {name} of {repository}: {first_line(error)}",
-                           hint) from error
+                           hint) from None
     raise VplError(f"{repository} on the hub has none of {', '.join(names[:3])}",
                    "choose a repository that open_clip can load")
 

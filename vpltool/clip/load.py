@@ -186,7 +186,7 @@ def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callabl
         except Exception as error:
             raise VplError(f"cannot load the tokenizer of {source.model}: {first_line(error)}",
                            "it comes with the package transformers, from the hub, or from the "
-                           "model's folder") from error
+                           "model's folder") from None
 
     return load
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe
@@ -74,8 +75,10 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     console.note(recipe.title)
     run_steps(job, steps)
     if job.failed:
-        raise PhotosFailed("some photos failed, the others are done: " + "; ".join(job.failed[:3]),
-                           "fix them and run the recipe again: only they are done anew", [])
+        ids = list(job.failed)
+        raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
+                           "a warning above says why; fix them and run the recipe again: only they "
+                           "are done anew", [], ids)
     return []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vpltool.datasets.tags import some
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -37,8 +38,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
         settings: whether to list only what is stale.
 
     Returns:
-        for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons) and `line`,
-        which makes it again; each behind those that it was made from.
+        for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
+        (ids of photos) and `line`, which makes it again; each behind those that it was made from.
     """
     state = read_state(workspace)
     listed = []
@@ -49,7 +50,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "line": artifact.line(update=True)})
+                "failed": artifact.failed, "line": artifact.line()})
     return listed
 
 
@@ -63,10 +64,13 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
         from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""
         mark = "stale" if entry["stale"] else "ok"
         lines.append(f"{mark:5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
+        if entry["failed"]:
+            lines.append(f"       without {len(entry['failed'])} photos, which failed: "
+                         f"{some(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
             lines.append(f"       {entry['line']}")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
-        lines.append(f"{stale} of {len(result)} are stale; vpltool update makes them again")
+        lines.append(f"{stale} of {len(result)} are stale; the command update makes them again")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.run import run_stage
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.state import Artifact, read_state
+from vpltool.state import read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     """
     state = read_state(workspace)
     stale = [artifact for artifact in state.in_order if state.stale(artifact)]
-    lines = list(dict.fromkeys(artifact.line(update=True) for artifact in stale))
+    lines = list(dict.fromkeys(artifact.line() for artifact in stale))
     if settings.dry_run:
         return lines
     failed, made, run_already = [], [], set()
     for artifact in stale:
-        line = artifact.line(update=True)
+        line = artifact.line()
         made.append(artifact.name)
         # crf writes two folders, predict too: one line makes both.
         if line in run_already:
@@ -59,7 +59,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         run_already.add(line)
         console.note(line)
         try:
-            run_stage(artifact.stage, workspace.path, _values(workspace, artifact), given=())
+            run_stage(artifact.stage, workspace.path, artifact.call() | {"update": True}, given=())
         except PhotosFailed as error:
             console.warn(error.message)
             failed.append(error)
@@ -67,22 +67,11 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
             error.hint = f"{error.hint}; then `update()` goes on"
             raise
     if failed:
-        raise PhotosFailed(failed[0].message, failed[0].hint, made)
+        raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
     left = read_state(open_workspace(workspace.path))
     console.note("everything is up to date" if not any(map(left.stale, left.in_order))
                  else "`status(stale=True)` lists what could not be made again")
     return made
-
-
-def _values(workspace: Workspace, artifact: Artifact) -> dict[str, Any]:
-    """The call that makes an artifact again, its paths seen from here."""
-    work, values = workspace.path, artifact.call()
-    out = {"out": str(values["out"])} if "out" in values else {}
-    for role, source in (artifact.header.sources | out).items():
-        if values.get(role) in (source, [source]):
-            values[role] = ([str(work / source)] if isinstance(values[role], list)
-                            else str(work / source))
-    return values | {"update": True}
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vpltool.errors import VplError
+
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
 
@@ -135,4 +137,5 @@ class PhotoSettings:
 
 def describe_failure(path: Path, error: Exception) -> str:
     """Say why a photo cannot be used: file name and reason, in a few words."""
-    return f"{path.name}: {str(error) or type(error).__name__}"
+    said = error.message if isinstance(error, VplError) else str(error)
+    return f"{path.name}: {said or type(error).__name__}"

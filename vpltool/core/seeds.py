@@ -95,8 +95,10 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
     """
     rows = start.clone()
     for row, index in enumerate(class_index.tolist()):
+        if index == BACKGROUND:
+            continue
         chosen = pixels[labels == index]
-        if index != BACKGROUND and len(chosen):
+        if len(chosen):
             rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
     return rows
 

@@ -14,6 +14,9 @@ from vpltool.formats import IGNORE
 _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
 """Names in a class file that are not classes, and the labels that they mean."""
 
+_MOST = IGNORE - 1
+"""A mask has one byte a pixel: 0 is the background, 255 is not scored."""
+
 
 @dataclass(frozen=True)
 class ClassFile:
@@ -37,8 +40,8 @@ def read_classes(path: Path) -> ClassFile:
     the first line, and says what 0 means.
 
     Raises:
-        VplError: the file is missing or empty, a name or value is listed twice, or there are more
-            than 254 classes.
+        VplError: the file is missing or names no class, only some lines have a value, a name or
+            value is listed twice, or there are more than 254 classes.
     """
     hint = "`classes='FILE'` takes a text file with a line NAME, or VALUE NAME, for each class"
     lines = read_lines(path, hint)
@@ -46,6 +49,11 @@ def read_classes(path: Path) -> ClassFile:
     if all(pairs):
         read = [(int(pair[1]), pair[2].strip()) for pair in pairs if pair]
         once = [str(value) for value, _ in read]
+    elif any(pairs):
+        plain = next(line for line, pair in zip(lines, pairs, strict=True) if not pair)
+        valued = next(line for line, pair in zip(lines, pairs, strict=True) if pair)
+        raise VplError(f"{path}: `{valued}` has a value, `{plain}` has none",
+                       f"put a value before each name, such as `1 {lines[0]}`, or before none")
     else:
         read = list(enumerate(lines, 0 if lines[0].lower() in _NO_CLASS else 1))
         once = lines
@@ -53,9 +61,14 @@ def read_classes(path: Path) -> ClassFile:
     if twice:
         raise VplError(f"{path}: `{min(twice)}` is listed twice", hint)
     names = tuple(dict.fromkeys(name for _, name in read if name.lower() not in _NO_CLASS))
-    if not names or len(names) > 254 or max(value for value, _ in read) > 255:
-        raise VplError(f"{path} has {len(names)} classes, and {max(read)[0]} is its highest value; "
-                       "1 to 254 classes and values up to 255 are possible", hint)
+    if not names:
+        raise VplError(f"{path} names no class, only {' and '.join(name for _, name in read)}",
+                       hint)
+    if len(names) > _MOST:
+        raise VplError(f"{path} has {len(names)} classes; {_MOST} at most are possible", hint)
+    if max(read)[0] > IGNORE:
+        raise VplError(f"{path}: `{max(read)[0]} {max(read)[1]}`: a pixel's value is at most "
+                       f"{IGNORE}", hint)
     label = dict(zip(names, range(1, len(names) + 1), strict=True))
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}

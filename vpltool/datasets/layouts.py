@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -45,8 +46,8 @@ def read_folder(
         the photos; the sorted union of their labels; and remarks for the user.
 
     Raises:
-        VplError: a file is missing, the CSV cannot be read, an id has no photo, a photo is listed
-            twice, or there are more than 254 labels.
+        VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
+            that is no photo, a photo is listed twice, or there are more than 254 labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -74,7 +75,7 @@ def read_folder(
                        "labels are class names, separated by ;, not sentences")
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
-        *_in_train_and_val(photos), *_same_photos(images, photos)]
+        *_in_train_and_val(photos), *same_photos(images, photos)]
 
 
 def _key(name: str) -> str:
@@ -108,10 +109,12 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     known = {key: files[0] for key, files in by_key.items()} | {name: name for name in names}
     listed: dict[str, TagRow] = {}
     first: dict[str, str] = {}
-    either, remarks = [], []
+    either, gone, remarks = list[str](), list[str](), list[str]()
     for row in rows:
         if row.id not in known:
-            raise _not_there(images, labels, row, known)
+            _check_misnamed(images, labels, row, known)
+            gone.append(row.id)
+            continue
         name = known[row.id]
         key = _key(name)
         if key in first:
@@ -119,6 +122,12 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
             either.append(" or ".join(by_key[key]))
+    if not listed:
+        raise VplError(f"{labels}: no row has a photo in {images}, such as {some(gone)}",
+                       f"an id is a photo's file name, such as {names[0]}")
+    if gone:
+        remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
+                       f"are left out: {some(gone)}; delete these rows, or put the photos back")
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
@@ -129,16 +138,20 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     return listed, remarks
 
 
-def _not_there(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> VplError:
-    """Return the error for a row without a photo; it names a file with another suffix."""
+def _check_misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> None:
+    """Check that a row without a photo does not mean a file that is there.
+
+    Raises:
+        VplError: it means one of another suffix, or in other case.
+    """
     near = images / row.id
     for file in [near, *sorted(near.parent.glob("*"))]:
         if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
                 and near in (file, file.with_suffix(""))):
             error = wrong_suffix(file)
-            return VplError(f"{labels}:{row.line}: {error.message}", error.hint)
-    return VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}",
-                    near_name(row.id, known))
+            raise VplError(f"{labels}:{row.line}: {error.message}", error.hint)
+    if hint := other_case(row.id, known):
+        raise VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
@@ -155,66 +168,6 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
     both = [photo.id for photo in photos if {"train", "val"} <= set(photo.splits)]
     return [f"{len(both)} photos are in `train` and in `val`, such as {both[0]}: scores on `val` "
             "would be too good"] if both else []
-
-
-def _same_photos(images: Path, photos: Sequence[Photo]) -> list[str]:
-    """Return a remark if photos with the same bytes have different ids; else nothing."""
-    groups = _same_files([images / photo.image for photo in photos])
-    if not groups:
-        return []
-    splits = {images / photo.image: set(photo.splits) for photo in photos}
-    names = [" and ".join(path.relative_to(images).as_posix() for path in group)
-             for group in groups]
-    apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
-    return [f"the same photo is listed under several ids: {some(names, '; ')}"
-            + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
-               if apart else "")]
-
-
-def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return groups of files with the same bytes; only files of equal size are read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    groups = [list(paths)]
-    # Threads: on a network disk each access costs a round trip.
-    with ThreadPoolExecutor(16) as pool:
-        for look in (_size, _middle, _digest):
-            parts: dict[Hashable, list[Path]] = defaultdict(list)
-            for number, group in enumerate(groups):
-                for path, seen in zip(group, pool.map(look, group), strict=True):
-                    if seen:
-                        parts[number, seen].append(path)
-            groups = [part for part in parts.values() if len(part) > 1]
-    return groups
-
-
-def _size(path: Path) -> int:
-    """Return the size of a file in bytes; 0 if it is missing."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _middle(path: Path) -> bytes:
-    """Return 4096 bytes from the middle of a file, where pixels are; empty if it is unreadable."""
-    try:
-        with path.open("rb") as file:
-            file.seek(file.seek(0, 2) // 2)
-            return file.read(4096)
-    except OSError:
-        return b""
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file; empty if it is unreadable."""
-    import hashlib
-
-    try:
-        with path.open("rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError:
-        return ""
 
 
 def photos_below(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Files: kinds, headers, atomic writes, resuming. Only this package reads and writes artifacts."""
 
 from vpltool.formats.header import Header, identity_of_file, identity_of_many
-from vpltool.formats.inputs import InputFolder, open_input
+from vpltool.formats.inputs import InputFolder, find_folder, open_input
 from vpltool.formats.kinds import IGNORE, KINDS
 from vpltool.formats.labels import read_labels, voc_palette, write_labels
 from vpltool.formats.outputs import OutputFolder, finish_all, open_output
@@ -16,7 +16,6 @@ from vpltool.formats.storage import (
 from vpltool.formats.workspace import (
     Photo,
     Workspace,
-    find_folder,
     open_workspace,
     write_workspace,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_name
 from vpltool.formats.header import Header, difference
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_labels
@@ -104,9 +105,8 @@ class InputFolder:
                 f"{self.path} has {len(have)} of {len(wanted)} photos; {min(missing)} is missing",
                 f"{again(self.header)} goes on where it stopped")
         if failed:
-            console.warn(f"{len(failed)} photos are left out, since they failed in "
-                         f"{self.header.command}: {', '.join(failed[:5])}"
-                         + (" …" if len(failed) > 5 else ""))
+            console.warn(f"{len(failed)} photos are left out, since an earlier step failed on them"
+                         f": {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
         if not have:
             raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
         return have
@@ -131,3 +131,64 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
     if header.kind not in kinds:
         raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
     return InputFolder(path, header, content.get("failed", {}), content.get("own", {}))
+
+
+def find_folder(
+    work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
+    hint: str, preferred: Iterable[str] = (),
+) -> InputFolder:
+    """Find the per-photo folder that a command reads.
+
+    Args:
+        work: the workspace folder.
+        kind_folders: default folders for such inputs, the preferred first: `("cams",)`.
+        what: a path, `cams/NAME`, or NAME; empty: the first of `preferred` that exists, else the
+            only one there is.
+        split: its sub-folder.
+        kinds: the accepted kinds.
+        hint: command that makes one.
+        preferred: NAMEs to try if `what` is empty.
+
+    Raises:
+        VplError: there is none, or only one of another kind, or several to choose from.
+    """
+    if what:
+        paths = [base / part for base in (Path(what), work / what,
+                                          *(work / folder / what for folder in kind_folders))
+                 for part in (split, _whole(split), "")]
+        for path in paths:
+            if (path / "artifact.json").exists():
+                return open_input(path, kinds, hint)
+        raise VplError(f"no {' or '.join(kinds)} called `{what}` for the split `{split}`",
+                       _near_folder(work, kind_folders, what, split) or hint)
+    for folder in kind_folders:
+        names = _names(work / folder, split)
+        chosen = [name for name in preferred if name in names]
+        # Masks come in pairs; the full ones are for scoring, which names them in `preferred`.
+        chosen = chosen or [name for name in names if not name.endswith("-full")]
+        if len(chosen) > 1 and chosen[0] not in preferred:
+            raise VplError(f"{work / folder} holds several for the split `{split}`: "
+                           f"{', '.join(chosen)}", f"name one, such as {folder}/{chosen[0]}")
+        if chosen:
+            return open_input(work / folder / chosen[0] / split, kinds, hint)
+    raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
+
+
+def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
+    """Say which folder may be meant, of this split or of another; empty if there is none."""
+    there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
+             for entry in sorted((work / folder).glob("*/*/artifact.json"))}
+    names = [f"{folder}/{name}" for folder in kind_folders for name in _names(work / folder, split)]
+    near = difflib.get_close_matches(what, {*names, *there}, n=1)
+    if near and near[0] not in names:
+        return f"`{near[0]}` is there for `split={there[near[0]]!r}`"
+    return near_name(what, names) if names else ""
+
+
+def _whole(split: str) -> str:
+    """Return the split that a half belongs to: `train` for `train-a`."""
+    return split[:-2] if split.endswith(("-a", "-b")) else split
+
+
+def _names(folder: Path, split: str) -> list[str]:
+    return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))

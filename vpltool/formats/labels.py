@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.storage import atomic_path, short_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,13 +69,13 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise VplError(f"{path} is not an 8-bit index image (mode {image.mode}): a pixel's "
-                               "value must be its class", "save it as a palette PNG "
-                               "(mode P); docs/datasets.md says how")
+                raise VplError(f"{short_path(path)} is not an 8-bit index image (mode "
+                               f"{image.mode}): a pixel's value must be its class",
+                               "save it as a palette PNG (mode P); docs/datasets.md says how")
             return np.asarray(image, dtype=np.uint8).copy()
     except FileNotFoundError:
-        raise VplError(f"no mask at {os.path.normpath(path)}",
+        raise VplError(f"no mask at {short_path(path)}",
                        "give masks to `prepare`; `show(truth=False)` does without them"
                        ) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise VplError(f"{path} cannot be read as a PNG ({error})") from error
+        raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})") from error

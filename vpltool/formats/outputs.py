@@ -109,12 +109,13 @@ class OutputFolder:
             PhotosFailed: some photos failed; it carries `result`.
         """
         if self.failed:
-            shown = "; ".join(f"{key}: {why}" for key, why in sorted(self.failed.items())[:20])
+            shown = "; ".join(_named(key, why) for key, why in sorted(self.failed.items())[:20])
             more = f"; and {len(self.failed) - 20} more" if len(self.failed) > 20 else ""
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
-                "fix them and run the same command again: only they are done again", result)
+                "fix them and run the same command again: only they are done again", result,
+                sorted(self.failed))
 
     def _write_manifest(self, *, complete: bool) -> None:
         """Write `artifact.json`, unless it has this content already."""
@@ -130,6 +131,13 @@ class OutputFolder:
             content["own"] = dict(sorted(own.items()))
         if before != content:
             write_json(manifest, content)
+
+
+def _named(photo_id: str, reason: str) -> str:
+    """Say which photo failed and why; a reason that begins with its file's name has said which."""
+    own = f"{Path(photo_id).name}."
+    return (f"{photo_id}.{reason.removeprefix(own)}" if reason.startswith(own)
+            else f"{photo_id}: {reason}")
 
 
 def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:

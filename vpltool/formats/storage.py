@@ -49,6 +49,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def short_path(path: Path) -> str:
+    """Spell a path for people: as seen from the current folder, or absolute where that is shorter.
+
+    What is typed into a shell in that folder finds the same file.
+    """
+    whole = path.resolve()
+    return min(os.path.relpath(whole), str(whole), key=len)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write one JSON object, indented, so that people can read and edit it."""
     with atomic_path(path) as temporary:

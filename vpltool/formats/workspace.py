@@ -19,7 +19,6 @@ from vpltool.formats.changes import (
     last_call,
 )
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.inputs import InputFolder, open_input
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import UPDATE_HINT, again
 from vpltool.formats.storage import atomic_path, read_json, write_json
@@ -167,7 +166,10 @@ class Workspace:
             known = {name for photo in photos for name in photo.splits}
             photos = [photo for photo in photos if split in photo.splits]
             if not photos:
-                raise VplError(f"no photo is in the split `{split}`", near_name(split, known))
+                raise VplError(
+                    f"no photo is in the split `{split}`",
+                    "all are in `train`; a third column `split` in the CSV of tags says train or "
+                    "val: prepare again" if known == {"train"} else near_name(split, known))
         if not photos:
             raise VplError(f"{self.path / 'images.jsonl'} lists no photo", _PREPARE)
         unknown = {label for photo in photos for label in photo.labels} - set(self.classes)
@@ -181,9 +183,11 @@ def open_workspace(path: Path) -> Workspace:
     """Read `workspace.json` in a folder.
 
     Raises:
-        VplError: it is missing or damaged.
+        VplError: it is missing or damaged; workspaces below the folder are named.
     """
-    content = read_json(path / "workspace.json", f"make a workspace first: {_PREPARE}")
+    if not (path / "workspace.json").exists():
+        raise VplError(f"no workspace in {path.resolve()}", _where_else(path))
+    content = read_json(path / "workspace.json", _PREPARE)
     try:
         return Workspace(
             path=path, name=content["name"], root=content["root"],
@@ -194,6 +198,17 @@ def open_workspace(path: Path) -> Workspace:
             normalise=content.get("normalise", "model"))
     except KeyError as error:
         raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
+
+
+def _where_else(path: Path) -> str:
+    """Say how to name a workspace: one of those below a folder, if there are any."""
+    found = sorted(str(file.parent) for depth in ("*", "*/*")
+                   for file in path.glob(f"{depth}/workspace.json"))
+    if found:
+        return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
+                f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
+                + (", …" if found[5:] else ""))
+    return f"name yours, as in `vpltool -C DIR COMMAND`; or make one: {_PREPARE}"
 
 
 def write_workspace(
@@ -284,55 +299,3 @@ def read_images(path: Path) -> list[Photo]:
 def relative_to(path: Path, workspace: Path) -> str:
     """Return a path relative to the workspace, so that both can be moved together."""
     return os.path.relpath(path.resolve(), workspace.resolve())
-
-
-def find_folder(
-    work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
-    hint: str, preferred: Iterable[str] = (),
-) -> InputFolder:
-    """Find the per-photo folder that a command reads.
-
-    Args:
-        work: the workspace folder.
-        kind_folders: default folders for such inputs, the preferred first: `("cams",)`.
-        what: a path, `cams/NAME`, or NAME; empty: the first of `preferred` that exists, else the
-            only one there is.
-        split: its sub-folder.
-        kinds: the accepted kinds.
-        hint: command that makes one.
-        preferred: NAMEs to try if `what` is empty.
-
-    Raises:
-        VplError: there is none, or only one of another kind, or several to choose from.
-    """
-    if what:
-        paths = [base / part for base in (Path(what), work / what,
-                                          *(work / folder / what for folder in kind_folders))
-                 for part in (split, _whole(split), "")]
-        for path in paths:
-            if (path / "artifact.json").exists():
-                return open_input(path, kinds, hint)
-        names = [f"{folder}/{name}" for folder in kind_folders
-                 for name in _names(work / folder, split)]
-        raise VplError(f"no {' or '.join(kinds)} called `{what}` for the split `{split}`",
-                       near_name(what, names) if names else hint)
-    for folder in kind_folders:
-        names = _names(work / folder, split)
-        chosen = [name for name in preferred if name in names]
-        # Masks come in pairs; the full ones are for scoring, which names them in `preferred`.
-        chosen = chosen or [name for name in names if not name.endswith("-full")]
-        if len(chosen) > 1 and chosen[0] not in preferred:
-            raise VplError(f"{work / folder} holds several for the split `{split}`: "
-                           f"{', '.join(chosen)}", f"name one, such as {folder}/{chosen[0]}")
-        if chosen:
-            return open_input(work / folder / chosen[0] / split, kinds, hint)
-    raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
-
-
-def _whole(split: str) -> str:
-    """Return the split that a half belongs to: `train` for `train-a`."""
-    return split[:-2] if split.endswith(("-a", "-b")) else split
-
-
-def _names(folder: Path, split: str) -> list[str]:
-    return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))

@@ -21,7 +21,7 @@ from vpltool.core.photos import (
     read_photo,
     to_pixels,
 )
-from vpltool.parallel.processes import end_with_parent
+from vpltool.parallel.processes import end_with_parent, no_script
 from vpltool.parallel.signals import in_main_thread
 from vpltool.parallel.threads import in_threads
 
@@ -127,10 +127,13 @@ def load_batches(
     ]
     processes = min(workers, len(batches))
     options: dict[str, Any] = {"prefetch_factor": 2} if processes else {}
-    yield from DataLoader(
+    loader = DataLoader(
         _Batches(batches, settings), batch_size=None, num_workers=processes,
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(_begin, in_main_thread()), **options)
+    with no_script():
+        read = iter(loader)
+    yield from read
 
 
 def _size_of(path: Path) -> tuple[int, int] | str:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +29,7 @@ def run_jobs(
     """Do jobs in worker processes; in this one if that is too few to pay for starting them.
 
     Args:
-        function: does a job; of a module, so that a process can find it.
+        function: does a job; of a module, not of the script, so that a process can find it.
         jobs: what is given to it, one by one. Results come in any order.
         processes: number of workers; below 2 there are none.
         start: called in each worker first.
@@ -51,7 +52,7 @@ def run_jobs(
         waiting = set()
         try:
             for job in jobs:
-                with block_interrupts():
+                with block_interrupts(), no_script():
                     waiting.add(pool.submit(function, job))
                 if len(waiting) >= 4 * processes:
                     done = next(as_completed(waiting))
@@ -66,6 +67,21 @@ def run_jobs(
                     worker.terminate()
                 pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def no_script() -> Iterator[None]:
+    """Start processes that do not import the program's script.
+
+    A process that is spawned imports it, and would run all of it once more where it has no
+    `if __name__ == "__main__":`. What our processes do is in modules.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool) -> None:

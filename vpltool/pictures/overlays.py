@@ -32,7 +32,7 @@ _NARROWEST = 200
 """Smallest width of a legend: a narrower one would break most names."""
 
 _DARKEST_PAPER = 140
-"""Black becomes this grey under maps: paler than 128, the colour of VOC's class 7."""
+"""Black becomes this grey under maps, so that dark colours are visible."""
 
 _LINE_OPACITY = 0.7
 

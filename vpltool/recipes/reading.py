@@ -118,6 +118,7 @@ class Rounds:
     """Steps that do not need each other: a sequence for each word of an `each`."""
 
     name: str
+    words: tuple[str, ...]
     rounds: tuple[tuple[Step | Rounds, ...], ...]
 
 
@@ -202,7 +203,7 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
                 yield Step(item.number, tuple(_words(rest, values, path, item)))
         elif item.repeats:
             words = _fill(item.words, values, path, item.line).split()
-            yield Rounds(item.name, tuple(
+            yield Rounds(item.name, tuple(words), tuple(
                 tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
         elif bool(_fill(f"${item.name}", values, path, item.line)) != item.runs_where_empty:
             yield from _steps(path, item.body, values)

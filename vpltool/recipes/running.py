@@ -25,13 +25,13 @@ class Job:
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
         processes: rounds that run side by side at most.
-        failed: what photos failed in which line; the others went on.
+        failed: ids of photos that failed in a line; the others went on.
     """
 
     work: Path
     preset: Preset | None = None
     processes: int = 1
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, None] = field(default_factory=dict)
 
 
 def spelled(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
@@ -72,13 +72,16 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
     Raises:
         VplError: a line failed; the line is named.
     """
+    before = None
     for step in steps:
         if isinstance(step, Rounds):
             _run_rounds(job, step)
         elif step.heading:
-            console.note(f"\n{step.heading}")
+            together = isinstance(before, Step) and before.heading
+            console.note(step.heading if together else f"\n{step.heading}")
         else:
             _run_step(job, step)
+        before = step
 
 
 def _run_step(job: Job, step: Step) -> None:
@@ -92,16 +95,19 @@ def _run_step(job: Job, step: Step) -> None:
     try:
         result = run_stage(call.found, job.work, values, given=call.given, preset=call.preset)
     except PhotosFailed as error:
-        console.warn(error.message)
-        job.failed.append(f"{line}: {error.message}")
+        # Of photos that failed before, enough has been said.
+        if not error.photos or set(error.photos) - job.failed.keys():
+            console.warn(error.message)
+        job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:
         error.message = f"line {step.line}, {line}: {spell(error.message, call.found.name)}"
         error.hint = (f"{spell(error.hint, call.found.name)}; then run the recipe again: it goes "
                       "on from this line")
         raise
-    if call.found.show is not None and not call.quiet:
-        print(call.found.show(result, values), flush=True)
+    if call.found.show is not None and not call.quiet and (
+            text := call.found.show(result, values)):
+        print(text, flush=True)
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
@@ -112,9 +118,10 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
     from vpltool.parallel.processes import run_jobs
 
     count = min(job.processes, len(rounds.rounds))
-    for failed in run_jobs(_run_round, rounds.rounds, count, _start_round, job, fewest=2,
-                           finish=False):
-        job.failed += failed
+    titles = [f"{rounds.name} {word}" for word in rounds.words]
+    for failed in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
+                           _start_round, job, fewest=2, finish=False):
+        job.failed.update(failed)
 
 
 _jobs: list[Job] = []
@@ -133,8 +140,11 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(steps: Sequence[Step | Rounds]) -> list[str]:
+def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
+    """Run a round; its title is before each message, since the rounds take turns to speak."""
+    title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset)
-    with console.heard_by(console.Terminal(spell=spell, bars=False)):
+    with console.heard_by(console.Terminal(spell=lambda text: f"{title}: {spell(text).strip()}",
+                                           bars=False)):
         run_steps(job, steps)
     return job.failed

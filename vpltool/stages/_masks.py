@@ -13,11 +13,13 @@ from vpltool.formats import (
     IGNORE,
     Photo,
     Workspace,
+    describe,
     find_folder,
     identity_of_file,
     identity_of_many,
     read_labels,
 )
+from vpltool.formats.manifest import MANIFEST
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 
@@ -70,7 +72,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
                             f"`crf(split={split!r})`", preferred=_inputs.BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
-            if folder.is_dir() and not (folder / "artifact.json").exists():
+            if folder.is_dir() and not (folder / MANIFEST).exists():
                 return _own_masks(workspace, folder, ids)
         raise
     workspace.check_classes(found.header, found.path)
@@ -105,7 +107,7 @@ def newer_than(masks: Masks, file: Path, ids: Iterable[str]) -> int:
 
 
 def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
-    """Check that masks hold classes of the workspace, and fit their photos.
+    """Check that masks hold classes of the workspace, and fit their photos; note corrected ones.
 
     Args:
         masks: they are read, in threads.
@@ -122,6 +124,11 @@ def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         for _ in in_threads(check, photos, _THREADS):
             advance()
+    if (masks.path / MANIFEST).exists():
+        # What another program wrote has no header.
+        corrected = sum(describe(masks.path_of(key)).header is None for key in photos)
+        if corrected:
+            console.note(f"{masks.path}: {corrected} of {len(photos)} masks were corrected by hand")
 
 
 def _check_mask(path: Path, photo: Path, classes: int) -> None:

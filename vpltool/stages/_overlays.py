@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpltool import console
-from vpltool.formats import Workspace, read_labels, voc_palette
+from vpltool.formats import Workspace, read_labels
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.threads import in_threads
 
@@ -48,6 +48,7 @@ def write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path
         the picture's path.
     """
     from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import overlay
 
     try:
@@ -55,7 +56,7 @@ def write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path
     except OSError as error:
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
-    page = overlay(pixels, read_labels(labels), voc_palette(),
+    page = overlay(pixels, read_labels(labels), class_palette(),
                    dict(enumerate(workspace.classes, 1)))
     with atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)

@@ -16,7 +16,6 @@ from vpltool.formats import (
     describe,
     find_folder,
     read_labels,
-    voc_palette,
 )
 from vpltool.formats.manifest import photo_ids
 
@@ -53,6 +52,7 @@ class Column:
         Raises:
             VplError: the file is missing or damaged, or comes from another run than its folder.
         """
+        from vpltool.pictures.colours import class_palette
         from vpltool.pictures.overlays import SheetPanel, cams_over, classes_in, labels_over
 
         if not self.file_of(photo_id).exists():
@@ -61,12 +61,12 @@ class Column:
         if self.source is None or self.source.kind in ("masks", "predictions"):
             labels = (self.source.read_labels(photo_id) if self.source
                       else read_labels(self.file_of(photo_id)))
-            return SheetPanel(self.name, labels_over(picture, labels, voc_palette()),
+            return SheetPanel(self.name, labels_over(picture, labels, class_palette()),
                               classes_in(labels))
         tensors = self.source.read_tensors(photo_id)
         classes = tensors["classes"].tolist()
         maps = tensors[_TENSORS[self.source.kind]].float().numpy()
-        return SheetPanel(self.name, cams_over(picture, maps, classes, voc_palette()), classes)
+        return SheetPanel(self.name, cams_over(picture, maps, classes, class_palette()), classes)
 
 
 def open_column(workspace: Workspace, name: str, split: str) -> Column:

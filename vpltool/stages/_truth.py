@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
+from vpltool.formats.storage import short_path
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_FEW = 0.1
+"""Share of true masks with a class that is no tag of theirs up to which tags are incomplete."""
+
+_OTHER_NUMBERS = ("where the masks number the classes otherwise, `classes='FILE'` of prepare names "
+                  "the classes in the masks' order")
 
 
 def read_truth(
@@ -44,11 +53,41 @@ def read_truth(
     if (labels < 0).any():
         value = int(values[labels < 0][0])
         raise VplError(
-            f"{path}: the value {value} is no class; the workspace has "
+            f"{short_path(path)}: the value {value} is no class; the workspace has "
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
                else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
-            f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again")
+            f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"
+            if workspace.mask_values else
+            f"{_OTHER_NUMBERS}; a line `{value} ignore` beside lines `VALUE NAME` leaves it out")
     if values.shape != size:
-        raise VplError(f"{path} is {values.shape[0]}×{values.shape[1]} (height×width), {sized} "
-                       f"{size[0]}×{size[1]}", "a true mask has a pixel for each of its photo's")
+        raise VplError(f"{short_path(path)} is {values.shape[0]}×{values.shape[1]} "
+                       f"(height×width), {sized} {size[0]}×{size[1]}",
+                       "a true mask has a pixel for each of its photo's")
     return labels.astype(np.uint8)
+
+
+def stray_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8]) -> str:
+    """Name a class that a true mask holds though its photo has no such tag; empty if there is none.
+
+    A photo without any tag has no such class.
+    """
+    import numpy as np
+
+    if not photo.labels:
+        return ""
+    there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())
+    strays = there - {0, workspace.ignore, *workspace.indices_of(photo)}
+    return workspace.class_name(min(strays)) if strays else ""
+
+
+def warn_of_strays(strays: Mapping[str, str], masks: int) -> None:
+    """Warn if many true masks hold classes that are no tags: their numbers may mean others.
+
+    Args:
+        strays: id to a class that is not a tag, of the photos that have one.
+        masks: number of true masks that were read.
+    """
+    if len(strays) > _FEW * masks:
+        key, name = next(iter(strays.items()))
+        console.warn(f"{len(strays)} of {masks} true masks hold classes that their photos are not "
+                     f"tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")

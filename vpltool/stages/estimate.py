@@ -38,6 +38,8 @@ class EstimateSettings(Settings):
     batch_size: int = setting(6, "Its crops a step.", low=1)
     crop: int = setting(16, "Its crops, in patches.", low=2)
     width: int = setting(256, "Its width, of a method that has one.", low=8)
+    new: bool = setting(False, "Count only photos that have no features yet; without any, say "
+                               "nothing.", off="-")
     device: str = options.device()
 
 
@@ -66,6 +68,11 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     """
     find_method("segmenters", settings.segmenter)
     photos = workspace.photos(settings.split)
+    if settings.new:
+        folder = workspace.path / "features" / settings.split
+        photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
+        if not photos:
+            return {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
     sizes = _sizes(workspace, photos)
 
     from vpltool.clip.load import load_clip

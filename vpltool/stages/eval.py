@@ -27,7 +27,7 @@ from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._inputs import BEST_FIRST, naming_photo
 from vpltool.stages._reports import Report
-from vpltool.stages._truth import read_truth
+from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,36 +142,43 @@ def _given_threshold(settings: EvalSettings) -> float:
 class _Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
+    strays: dict[str, str] = field(default_factory=dict)
 
 
 def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
     tally = _Tally()
     threads = min(8, os.cpu_count() or 1)
     with console.progress("eval", len(photos)) as advance:
-        for photo, counts in zip(photos, in_threads(
+        for photo, (counts, stray) in zip(photos, in_threads(
                 lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
             tally.counts += counts
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
+            if stray:
+                tally.strays[photo.id] = stray
             advance()
+    warn_of_strays(tally.strays, len(photos))
     return tally
 
 
-def _count(workspace: Workspace, source: InputFolder, photo: Photo) -> Counts | SeedHistogram:
-    """Confusion matrix of a photo's labels, or histogram of its CAMs."""
+def _count(workspace: Workspace, source: InputFolder, photo: Photo
+           ) -> tuple[Counts | SeedHistogram, str]:
+    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `stray_class`."""
     from vpltool.core import metrics
 
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape)
-        return metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore)
+        return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
+                stray_class(workspace, photo, truth))
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
     truth = read_truth(workspace, photo, label.shape, path)
     if (label[label != workspace.ignore] >= classes).any():
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} makes it again")
-    return metrics.confusion(truth, label, classes, workspace.ignore)
+    return (metrics.confusion(truth, label, classes, workspace.ignore),
+            stray_class(workspace, photo, truth))
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:

@@ -209,9 +209,10 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
                           settings.iters * settings.rounds) as advance:
 
         def watch(record: SolverRecord) -> None:
-            before = course[-1][0] if course else 0
-            advance(int(max(record.step - before, 0)), text=f"objective {record.objective:.4f} "
-                                                            f"gradient {record.gradient:.2e}")
+            # A round begins at step 0 again.
+            done = course[-1][0] + 1 if course and record.step > course[-1][0] else 0
+            advance(int(record.step + 1 - done), text=f"objective {record.objective:.4f} "
+                                                      f"gradient {record.gradient:.2e}")
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 

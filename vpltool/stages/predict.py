@@ -123,7 +123,8 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
             made.append(write_overlays(workspace, folder, _pictures_of(workspace, folder),
                                        task.paths, settings.workers))
     if failed:
-        raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made)
+        raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
+                           [key for error in failed for key in error.photos])
     return made
 
 

@@ -12,7 +12,7 @@ from vpltool import console, options
 from vpltool.datasets import layouts
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.tags import class_counts
+from vpltool.datasets.tags import class_counts, some
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import Words, last_call
@@ -20,7 +20,7 @@ from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.settings import RUNNING, Settings, described, make, setting, values_of
+from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
@@ -100,12 +100,12 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         _background(settings, source, classes, kept), model, pretrained,
         mask_values=named.values, normalise=_choose_normalise(settings, earlier))
     if kept:
-        _check_same(kept, workspace, source.photos)
+        _check_same(kept, workspace, source.photos, settings)
     photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in source.remarks:
         console.warn(remark)
-    _warn_of_torn([source.root / photo.image for photo in photos])
+    _warn_of_torn(source.root, photos)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     _describe(workspace, photos, words, source.from_tags and kept is not None)
@@ -227,6 +227,9 @@ def _choose_model(path: Path, settings: PrepareSettings, earlier: _Earlier | Non
     if earlier and not (_is_given(settings, "model") or _is_given(settings, "pretrained")):
         return earlier.workspace.model, earlier.workspace.pretrained
     source = find_source(settings.model, settings.pretrained)
+    if "model" in settings.given and settings.model not in (source.model, source.pretrained):
+        console.warn(f"`model={settings.model!r}` has no effect: `{settings.pretrained}` says "
+                     "itself which model it holds")
     if (source.form in ("tag", "file")
             and (settings.model, settings.pretrained) != DEFAULT_MODEL):
         from vpltool.clip.catalogue import check_source
@@ -254,33 +257,43 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
             if photo.id in known else photo for photo in photos]
 
 
-def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo]) -> None:
-    """Check that the workspace that is there is of the same photos and the same CLIP.
+def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
+                settings: PrepareSettings) -> None:
+    """Check that the workspace is of the same photos and, where it has been used, the same CLIP.
 
     Raises:
         VplError: it is not; the difference is named.
     """
     old, said = kept.workspace, []
+    worked = any((workspace.path / name).is_dir() for name in _WORK)
     if old.root != workspace.root:
         said.append(f"the photos' folder was {old.root}, now {workspace.root}")
-    if (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
+    if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
         said.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
                     f"({workspace.pretrained})")
-    if old.normalise != workspace.normalise:
+    if worked and old.normalise != workspace.normalise:
         said.append(f"normalise was {old.normalise}, now {workspace.normalise}")
     if not said and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
         said.append(f"none of its {len(kept.photos)} photos is left")
     if said:
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
                        f"{'; '.join(said)}",
-                       "`overwrite=True` replaces it; another workspace folder keeps both")
+                       f"{_spelled(settings)} replaces it; another workspace folder keeps both")
 
 
-def _warn_of_torn(paths: Sequence[Path]) -> None:
-    torn = layouts.torn_photos(paths)
-    if torn:
-        console.warn(f"{len(torn)} of {len(paths)} photos are empty or end before their end, such "
-                     f"as {torn[0]}: extract or download them again")
+def _spelled(settings: PrepareSettings) -> str:
+    """The call that replaces a workspace; with the CLIP that was given, even the default."""
+    clip = settings.given & {"model", "pretrained", "normalise"}
+    values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
+    words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
+    return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
+
+
+def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
+    names = {root / photo.image: photo.image for photo in photos}
+    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
+        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
+                     f"{some(torn)}; extract or download them again")
 
 
 _WORK = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
@@ -330,8 +343,8 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) ->
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")
     if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {', '.join(unused[:5])} …")
+        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
     untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
     if untagged:
         console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
-                     f"{', '.join(untagged[:5])}{' …' if len(untagged) > 5 else ''}")
+                     f"{some(untagged)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats import read_json
+from vpltool.formats import open_workspace, read_json
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -45,7 +45,8 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
         title, split, photos and scores of each row; scores are lists, one of each file.
 
     Raises:
-        VplError: a file is missing or holds no scores, or a row mixes splits.
+        VplError: a file is missing or holds no scores, there is no workspace to look into, or a
+            row mixes splits.
     """
     rows: tuple[str, ...] | list[str] = settings.rows
     if not rows:
@@ -53,6 +54,7 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
         rows = [str(file) for file in sorted((path / "scores").glob("*.json"))
                 if read_json(file, "`eval()`").get("kind") == "scores"]
         if not rows:
+            open_workspace(path)
             raise VplError(f"no scores in {path / 'scores'}", "`eval()` writes them")
     table = [_row(path, row) for row in rows]
     if settings.out is not None:

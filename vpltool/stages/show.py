@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name
-from vpltool.formats import Photo, Workspace, voc_palette
+from vpltool.formats import Photo, Workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
 from vpltool.stages._panels import Column
-from vpltool.stages._truth import read_truth
+from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
 
 if TYPE_CHECKING:
     from vpltool.pictures.overlays import SheetPanel
@@ -53,6 +53,14 @@ class _Row:
     id: str
     path: Path
     photo: Photo | None = None
+
+
+@dataclass
+class _Remarks:
+    """What is found while drawing: id to why a panel is missing, and to `stray_class`."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    strays: dict[str, str] = field(default_factory=dict)
 
 
 def run(workspace: Workspace, settings: ShowSettings) -> Path:
@@ -92,19 +100,22 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
                         for photo in workspace.photos(settings.split)], settings)
     _check_columns(columns, rows)
 
+    from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import sheet
 
-    failed: dict[str, str] = {}
-    page = sheet((list(_panels_of(workspace, row, columns, settings, failed)) for row in rows),
-                 voc_palette(), dict(enumerate(("background", *workspace.classes))))
+    remarks = _Remarks()
+    page = sheet((list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows),
+                 class_palette(), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
-    if failed:
+    warn_of_strays({key: name for key, name in remarks.strays.items() if name},
+                   len(remarks.strays))
+    if failed := remarks.failed:
         said = "; ".join(f"{key}: {why}" for key, why in failed.items())
         raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {said}",
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
-                           path)
+                           path, list(failed))
     return path
 
 
@@ -160,11 +171,13 @@ def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
 
 
 def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,
-               failed: dict[str, str]) -> Iterator[SheetPanel]:
-    """Draw a photo with all that there is of it; what cannot be drawn is noted in `failed`."""
+               remarks: _Remarks) -> Iterator[SheetPanel]:
+    """Draw a photo with all that there is of it; what cannot be drawn is noted."""
     from vpltool.core.photos import describe_failure, read_photo
+    from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
 
+    failed = remarks.failed
     labels = f": {' '.join(row.photo.labels)}" if row.photo else ""
     try:
         whole = read_photo(row.path)
@@ -183,7 +196,8 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
     if settings.truth and row.photo and row.photo.mask:
         try:
             truth = read_truth(workspace, row.photo, whole.shape[:2])
-            yield SheetPanel("truth", labels_over(picture, truth, voc_palette()),
+            remarks.strays[row.id] = stray_class(workspace, row.photo, truth)
+            yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
                              classes_in(truth))
         except VplError as error:
             failed.setdefault(row.id, error.message)

@@ -11,6 +11,7 @@ on --score. Tags are known on both splits.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", default=(0, 1, 2), metavar="LIST",
                         type=lambda text: tuple(int(seed) for seed in text.split(",")),
                         help="a run each for methods with anything random: 0,1,2")
+    parser.add_argument("--masks", default="all", choices=("all", "score", "none"),
+                        help="of which splits the CRF makes masks: both, --score, or none; it "
+                             "takes most of the time")
+    parser.add_argument("--second", default="", metavar="NAME-OR-FILE",
+                        help="a second encoder, as `vpltool extract --encoder` takes it; without "
+                             "one, rows that read it are left out")
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
                         help="another list of methods")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
@@ -64,17 +71,24 @@ def _field(options: argparse.Namespace) -> Field:
             raise VplError(f"{without} photos of `{split}` have no true mask to score with",
                            "prepare the workspace with masks, or choose other splits by --learn, "
                            "--score and --cut")
+    masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
     return Field(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
-                 options.seeds)
+                 options.seeds, masked[options.masks])
 
 
-def compare(world: Field, comparison: Comparison) -> str:
+def compare(world: Field, comparison: Comparison, encoder: str = "") -> str:
     """Measure row by row; the table is written down after each.
+
+    Args:
+        world: where.
+        comparison: what.
+        encoder: second encoder; empty: rows that read one are left out.
 
     Returns:
         the table as Markdown.
     """
-    for line in comparison.begin:
+    second = [shlex.join(["extract", "--split", "{split}", "--encoder", encoder])] * bool(encoder)
+    for line in (*comparison.begin, *second):
         for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
             world.run(line, split)
     record = world.work.path / "compare.json"
@@ -82,6 +96,9 @@ def compare(world: Field, comparison: Comparison) -> str:
     made: dict[str, Measured] = {}
     text = ""
     for row in comparison.rows:
+        if row.second and not encoder:
+            console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
+            continue
         console.note(f"\n{row.name}")
         found = measure(world, row)
         old = before.get(row.name, {}).get("seconds")
@@ -137,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
                 for row in comparison.rows:
                     print(f"{row.name:28} {row.source}")
                 return 0
-            print(compare(_field(options), comparison), flush=True)
+            print(compare(_field(options), comparison, options.second), flush=True)
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

@@ -31,6 +31,7 @@ class Field:
         score: another split, that nothing is learned from.
         cut: split on which the threshold of each method is chosen.
         seeds: a run each, for methods with anything random.
+        masked: splits of which masks are made by the CRF; they take most of the time.
         done: lines that were run, so that none is run twice.
         seconds: seconds a photo of each line that was really worked on.
     """
@@ -40,6 +41,7 @@ class Field:
     score: str
     cut: str
     seeds: Sequence[int]
+    masked: Sequence[str]
     done: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -49,7 +51,8 @@ class Field:
         Returns:
             the line as it was run.
         """
-        words = fill(line, self.work.path, self.learn, split, seed)
+        words = fill(line, {"work": self.work.path, "learn": self.learn, "split": split,
+                            "seed": seed, "second": self.work.path / "features-second"})
         spelled = f"vpltool {shlex.join(words)}"
         if spelled in self.done:
             return spelled
@@ -129,7 +132,7 @@ def _scores(world: Field, row: Row, seed: int) -> Iterator[tuple[str, float]]:
             yield f"{column}, {split}", 100 * float(report["miou"])
     final = (row.refined or row.cams).format(seed=seed)
     alpha = background_power(float(_threshold(cut)))
-    for split in (world.learn, world.score):
+    for split in world.masked:
         world.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
         report = world.work.eval(what=f"masks/{final}-full", split=split,
                                  out=_score_path(world, f"{final}-masks-{split}"))

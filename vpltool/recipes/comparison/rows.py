@@ -24,8 +24,8 @@ BUNDLED = Path(__file__).with_name("rows.toml")
 class Row:
     """A method, or several together.
 
-    Lines are those of the shell, without `vpltool`. `{work}`, `{learn}`, `{split}` and `{seed}` are
-    filled in.
+    Lines are those of the shell, without `vpltool`. `{work}`, `{learn}`, `{split}`, `{seed}` and
+    `{second}` are filled in.
 
     Args:
         name: what the table calls it.
@@ -39,6 +39,7 @@ class Row:
         refine: lines that refine them; none: the CAMs are the method's result.
         refined: name of the refined CAMs.
         seeded: whether anything in it is random.
+        second: whether it reads a second encoder.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row:
     refine: Sequence[str] = ()
     refined: str = ""
     seeded: bool = False
+    second: bool = False
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -101,13 +103,13 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
     for name, lines in (("begin", begin), *((row.name, row.lines) for row in rows)):
         for line in lines:
             try:
-                parse_line(fill(line, Path(), "train", "val", 0))
+                parse_line(fill(line, {"work": "", "learn": "train", "split": "val", "seed": 0,
+                                       "second": ""}))
             except VplError as error:
                 raise VplError(f"{path}: {name}: {line}: {error.message}", error.hint) from error
     return Comparison(begin, rows)
 
 
-def fill(line: str, work: Path, learn: str, split: str, seed: int) -> list[str]:
+def fill(line: str, values: Mapping[str, Any]) -> list[str]:
     """Fill a line in, and split it into words."""
-    return [word.format(work=work, learn=learn, split=split, seed=seed)
-            for word in shlex.split(line)]
+    return [word.format(**values) for word in shlex.split(line)]
