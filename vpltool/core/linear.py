@@ -1,9 +1,9 @@
 """A linear segmenter: classifier rows of its own over layers of a frozen CLIP.
 
-The usual probe of frozen features (DINOv2, Oquab et al., TMLR 2024, section 7.4): what a patch
-shows is read off its tokens by one affine map. Here pseudo masks teach it, not true ones. In use, a
-patch's scores are averaged over the patches of the photo that look like it: the walk of `refine
---method patches`, which needs no tags.
+The usual probe of frozen features (DINOv2, Oquab et al., TMLR 2024): what a patch shows is read off
+its tokens by one affine map. Here pseudo masks teach it, not true ones. In use, a patch's scores
+are averaged over the patches of the photo that look like it: the walk of `refine --method patches`,
+which needs no tags.
 """
 
 from __future__ import annotations
