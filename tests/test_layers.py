@@ -148,8 +148,8 @@ def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
     assert users == {"coco"}
 
 
-OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"), ("show", "limit"),
-               ("scores", "out")}
+OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"),
+               ("estimate", "batch_size"), ("show", "limit"), ("scores", "out")}
 """Crops or regions a step, which change the result; photos spread over the split; a table, not a
 result."""
 

@@ -36,7 +36,9 @@ def drawn(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pa
         ("learn-prototypes", "--pixels", "seeds", "--cams", "text", "--start", "seeds",
          "--iters", 2),
         ("cam", "--prototypes", "vision"), ("cam", "--prototypes", "vision", "--split", "val"),
-        (*TRAIN, "--name", "plain", "--lambda-rsc", 0)))
+        (*TRAIN, "--name", "plain", "--lambda-rsc", 0),
+        ("train-decoder", "--method", "linear", *TRAIN[1:7], "--lambda-rsc", 0, "--iters", 1,
+         "--name", "linear")))
     return base / "work"
 
 
@@ -222,6 +224,8 @@ REFUSED: dict[str, tuple[tuple[object, ...], str, str]] = {
              "text"),
     "no pair": (("figure1", "--split", "tset"), "`tset`", "vpltool cam"),
     "decoder": (("figure4", "--decoders", "plain,tyni"), "tyni", "tiny"),
+    "a decoder without embeddings": (("figure4", "--decoders", "plain,linear"), "no embeddings",
+                                     "train-decoder"),
     "masks of the split": (("figure4", "--decoders", "plain,tiny", "--split", "val"),
                            "masks/text-refined", "vpltool crf --what text-refined --split val"),
 }

@@ -53,7 +53,7 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
         f"Look at: {work}/pictures/masks.png",
         f"Masks: {work}/masks/seeds-dense-refined-full/train",
         f"Segmenter: {work}/decoder/segmenter.safetensors",
-        f"New photos: vpltool -C {work} predict DIR --decoder segmenter --overlay"]
+        f"New photos: vpltool -C {work} predict DIR --decoder segmenter --max-side 512 --overlay"]
     assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
     line = told[3].partition("vpltool ")[2].replace("DIR", str(own / "new"))
     assert run(*shlex.split(line)).code == 0

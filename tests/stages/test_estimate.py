@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
+from torch import Tensor
 
+from vpltool.core import training
+from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.core.training import CropBatch, TrainingSettings
 from vpltool.stages import estimate
 
 
@@ -25,6 +29,30 @@ def test_it_says_how_long_and_how_much(run: Run, ready: Path) -> None:
     # 48×40 pixels are 6×5 patches of 8; 2 bytes each for 2 layers of 32 and an embedding of 16.
     assert report["patches"] == 30
     assert report["bytes"] == 6 * 2 * 30 * (2 * 32 + 16)
+
+
+def test_the_steps_are_those_of_the_segmenter_that_is_named(run: Run, ready: Path,
+                                                           monkeypatch: pytest.MonkeyPatch
+                                                           ) -> None:
+    seen = []
+    losses = training.step_losses
+
+    def watched(network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings
+                ) -> tuple[Tensor, ...]:
+        seen.append((type(network).__name__, len(batch.labels), settings.lambda_rsc))
+        return losses(network, batch, settings)
+
+    monkeypatch.setattr(training, "step_losses", watched)
+    few = ("--iters", 10, "--crop", 4, "--width", 16, "--layers", 2)
+    assert run("estimate", *few, work=ready / "work").code == 0
+    assert set(seen) == {("Decoder", 6, 1.0)}
+    seen.clear()
+    assert run("estimate", *few, "--segmenter", "linear", "--batch-size", 3,
+               work=ready / "work").code == 0
+    assert set(seen) == {("LinearSegmenter", 3, 0.0)}
+    refused = run("estimate", "--segmenter", "liner", work=ready / "work")
+    assert refused.code != 0
+    assert "linear" in refused.err
 
 
 def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,

@@ -24,6 +24,9 @@ class SegmenterNetwork(nn.Module):
     fuses = False
     """Whether it has fused features, for WeCLIP's affinity loss and refining module."""
 
+    in_joint_space = True
+    """Whether its embeddings lie where the prototypes do, for the regional contrast."""
+
     def __init__(self, prototypes: Tensor, class_index: Tensor, tau: float = 0.07, *,
                  layers: tuple[int, ...] = (), reads_patches: bool = False) -> None:
         """Set up what all segmenters have in common.

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace
-from vpltool.settings import Settings, setting
+from vpltool.methods import KINDS, find_method
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     import torch
 
     from vpltool.clip.load import Clip
+    from vpltool.core.segmenter import SegmenterNetwork
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -31,8 +34,10 @@ class EstimateSettings(Settings):
     max_side: int = setting(1024, "As `extract` is told.", low=0, metavar="PIXELS")
     layers: int = setting(4, "Number of layers that `extract` stores.", low=0)
     iters: int = setting(300, "Steps of `train-decoder`.", low=0)
+    segmenter: str = setting(KINDS["segmenters"].default, "Its method.", metavar="NAME")
+    batch_size: int = setting(6, "Its crops a step.", low=1)
     crop: int = setting(16, "Its crops, in patches.", low=2)
-    width: int = setting(256, "Its width.", low=8)
+    width: int = setting(256, "Its width, of a method that has one.", low=8)
     new: bool = setting(False, "Count only photos that have no features yet; without any, say "
                                "nothing.", off="-")
     device: str = options.device()
@@ -59,8 +64,9 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         `photos`, `seconds` by stage and `total`, and `bytes` of features.
 
     Raises:
-        VplError: no photo can be read, or the CLIP cannot be had.
+        VplError: there is no such segmenter, no photo can be read, or the CLIP cannot be had.
     """
+    find_method("segmenters", settings.segmenter)
     photos = workspace.photos(settings.split)
     if settings.new:
         folder = workspace.path / "features" / settings.split
@@ -178,22 +184,19 @@ def _crf_seconds(pixels: int) -> float:
 
 
 def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) -> float:
-    """Seconds a step of the decoder."""
+    """Seconds a step of the segmenter."""
     import torch
 
-    from vpltool.core.decoder import Decoder, DecoderShape
     from vpltool.core.training import CropBatch, TrainingSettings, make_optimizer, train
 
     if not settings.iters:
         return 0.0
-    dim, vision, side = _dim(clip), clip.vision, settings.crop
-    prototypes = torch.nn.functional.normalize(torch.randn(24, dim), dim=-1)
-    index = torch.arange(24) % 7
-    shape = DecoderShape(tuple(range(settings.layers)), vision.width, dim, settings.width,
-                         heads=max(settings.width // 32, 1), residual=True)
-    network = Decoder(shape, prototypes, index, 0.07).to(device)
+    vision, side = clip.vision, settings.crop
+    network = _network(clip, settings).to(device)
+    dim = network.prototypes.shape[1]
     steps = 4
-    used = TrainingSettings(iterations=steps, crop=side, optimizer="adamw", lr=1e-4)
+    used = TrainingSettings(iterations=steps, batch_size=settings.batch_size, crop=side,
+                            optimizer="adamw", lr=1e-4, lambda_rsc=float(network.in_joint_space))
     batch = CropBatch(
         torch.randn(used.batch_size, settings.layers, side * side, vision.width),
         torch.nn.functional.normalize(torch.randn(used.batch_size, side * side, dim), dim=-1),
@@ -207,3 +210,18 @@ def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) 
         times.append(now - last)
         last = now
     return min(times[1:])
+
+
+def _network(clip: Clip, settings: EstimateSettings) -> SegmenterNetwork:
+    """Build an untrained segmenter of seven classes."""
+    import torch
+
+    method = find_method("segmenters", settings.segmenter).load()
+    wanted = {"width": settings.width, "residual": True}
+    known = {entry.name for entry in described(method.Settings)}
+    prototypes = torch.nn.functional.normalize(torch.randn(24, _dim(clip)), dim=-1)
+    network: SegmenterNetwork = method.build(
+        SegmenterParts(tuple(range(settings.layers)), clip.vision.width, prototypes,
+                       torch.arange(24) % 7),
+        method.Settings(**{name: value for name, value in wanted.items() if name in known}))
+    return network

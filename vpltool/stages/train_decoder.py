@@ -179,6 +179,9 @@ def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, f
     if settings.lambda_aff and not network.fuses:
         raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
                        "features to compare", "`lambda_aff=0`")
+    if settings.lambda_rsc and not network.in_joint_space:
+        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
+                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")
     held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
     if network.reads_patches and held != "block":
         raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "

@@ -110,7 +110,11 @@ def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[P
 
 def _read(work: Path, name: str) -> Trained:
     path = find_decoder(work, name)
-    return Trained(name, path, *read_segmenter(path))
+    header, network = read_segmenter(path)
+    if not network.in_joint_space:
+        raise VplError(f"{path} has no embeddings to draw: it is of the method "
+                       f"{header.facts['segmenter']}", "name decoders of `train_decoder()`")
+    return Trained(name, path, header, network)
 
 
 def pair_of(work: Path, named: str | None) -> list[str]:

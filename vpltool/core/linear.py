@@ -1,0 +1,82 @@
+"""A linear segmenter: classifier rows of its own over layers of a frozen CLIP.
+
+The usual probe of frozen features (DINOv2, Oquab et al., TMLR 2024): what a patch shows is read off
+its tokens by one affine map. Here pseudo masks teach it, not true ones. In use, a patch's scores
+are averaged over the patches of the photo that look like it: the walk of `refine --method patches`,
+which needs no tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.core.saliency import patch_walk
+from vpltool.core.segmenter import SegmenterNetwork
+
+
+class LinearSegmenter(SegmenterNetwork):
+    """Class scores as an affine map of normalised layers; no embedding in CLIP's joint space."""
+
+    in_joint_space = False
+
+    def __init__(self, layers: tuple[int, ...], input_width: int, prototypes: Tensor,
+                 class_index: Tensor, walk: float = 0.1) -> None:
+        """Make an untrained classifier: all its scores are 0.
+
+        Args:
+            layers: indices of the CLIP blocks whose outputs it reads.
+            input_width: width of these outputs.
+            prototypes: L2-normed rows (rows, dim); only which classes there are is read of them.
+            class_index: class of each row (rows,), 0 is the background.
+            walk: temperature of the walk between patches; 0: none is made.
+        """
+        super().__init__(prototypes, class_index, layers=layers)
+        self.walk = walk
+        self.input_width = input_width
+        self.classifier = nn.Linear(len(layers) * input_width, len(self.classes))
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """What `LinearSegmenter.from_config` needs in addition to the state dict."""
+        return {"layers": list(self.layers), "input_width": self.input_width,
+                "rows": list(self.prototypes.shape), "classes": len(self.classes),
+                "walk": self.walk}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LinearSegmenter:
+        """Rebuild a classifier whose state dict is to be loaded next."""
+        index = torch.zeros(config["rows"][0], dtype=torch.long)
+        index[-1] = config["classes"] - 1
+        return cls(tuple(config["layers"]), config["input_width"], torch.zeros(config["rows"]),
+                   index, config["walk"])
+
+    def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
+                   ) -> Tensor:
+        """Return the layers side by side, each token of each normalised (B, h·w, L·width).
+
+        A token's mean is 0 and its variance 1, as behind a LayerNorm without weights. They are not
+        L2-normed, and not in CLIP's joint space.
+        """
+        assert layers is not None
+        normed = F.layer_norm(layers.float(), layers.shape[-1:])
+        return normed.transpose(1, 2).flatten(2)
+
+    def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return class logits (B, classes, h, w), behind the walk unless it is training.
+
+        Crops are too small for a walk, and their padding would take part in it.
+        """
+        scores: Tensor = self.classifier(embeddings)
+        if self.walk and not self.training:
+            last = embeddings[..., -self.input_width :]
+            # Photo by photo: a walk is h·w × h·w.
+            scores = torch.cat([patch_walk(tokens, self.walk) @ own for tokens, own in zip(
+                last.split(1), scores.split(1), strict=True)])
+        return scores.transpose(1, 2).unflatten(2, grid)
