@@ -52,7 +52,7 @@ def learn(run: Run, work: Path, out: Path, *options: object) -> tuple[dict[str, 
     assert result.out.splitlines() == [str(out)]
     header, tensors = read_tensors(out, "prototypes")
     steps = header.options["iters"] * header.options.get("rounds", 1)
-    if header.options["solver"] == "pgd" and steps:
+    if header.options.get("solver") == "pgd" and steps:
         assert f"learn-prototypes (pgd): {steps} in " in result.err
     return {"options": header.options, **header.facts}, tensors["prototypes"], tensors[
         "class_index"]
