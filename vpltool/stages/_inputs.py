@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text")
-"""Names of maps, masks and predictions, the furthest of the pipeline first: what a stage takes if
-none is named. Stages leave out what they cannot use, or prefer a suffix."""
+"""Names of maps, masks and predictions, the furthest first: what stages take if none is named."""
 
 SEEDING = tuple(name for name in BEST_FIRST if name.startswith("text"))
 """Maps that seeds are taken from: made without vision prototypes."""
@@ -281,10 +280,8 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
                        "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
 
 
-def check_file(
-    path: Path, header: Header, *, overwrite: bool, update: bool = False,
-    by_model_name: bool = False,
-) -> bool:
+def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = False,
+               by_model_name: bool = False) -> bool:
     """Tell whether a single file is there already, made with the same configuration.
 
     Args:
