@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vpltool import api, console
@@ -82,7 +83,7 @@ class Measured:
     Args:
         miou: column to percent, a number a seed.
         seconds: seconds a photo, of the lines that make and refine maps; None: not measured in this
-            run, since everything was there.
+            run, since maps of a line were there.
         size: bytes a photo, of what is stored of its maps.
     """
 
@@ -101,18 +102,19 @@ def measure(world: Field, row: Row) -> Measured:
         for split in (world.learn, world.score):
             world.run(line, split)
     miou: dict[str, list[float]] = {}
-    timed: list[str] = []
+    timed: dict[str, list[float]] = {line: [] for line in (*row.maps, *row.refine)}
     for seed in world.seeds if row.seeded else (0,):
         for line in row.learn:
             world.run(line, world.learn, seed)
         for split in (world.learn, world.score):
-            timed += [world.run(line, split, seed) for line in (*row.maps, *row.refine)]
+            for line, seconds in timed.items():
+                spelled = world.run(line, split, seed)
+                seconds += [world.seconds[spelled]] if spelled in world.seconds else []
         for column, value in _scores(world, row, seed):
             miou.setdefault(column, []).append(value)
-    per_line = [world.seconds[line] for line in dict.fromkeys(timed) if line in world.seconds]
-    runs = len(dict.fromkeys(timed)) / max(len(row.maps) + len(row.refine), 1)
     result = (row.refined or row.cams).format(seed=0)
-    return Measured(miou, sum(per_line) / runs if per_line else None,
+    # Without the time of a line whose maps were there already, the sum would be too small.
+    return Measured(miou, sum(map(fmean, timed.values())) if all(timed.values()) else None,
                     _bytes_a_photo(world.work.path / "cams" / result / world.score))
 
 
