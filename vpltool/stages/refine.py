@@ -73,8 +73,6 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
     features = _inputs.open_features(workspace, settings.features, split)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
-    if hasattr(method, "check_features"):
-        method.check_features(features.header.options, settings.of_method)
     beside = _open_beside(workspace, settings, method, features)
     photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
                                  *([beside.second] if beside.second else []))
@@ -156,7 +154,7 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
 
     check = getattr(method, "check", None)
     if check is not None:
-        check(settings.of_method)
+        check(features.header.options, settings.of_method)
     device = find_device(settings.device)
     network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}

@@ -34,7 +34,7 @@ class Settings(BoxSettings):
                              "for COCO.", low=1, source="WeCLIP, its code")
 
 
-def check_features(features: Mapping[str, Any], settings: Settings) -> None:
+def check(features: Mapping[str, Any], settings: Settings) -> None:
     """Check that features, of which these are the options, hold the attention of as many blocks.
 
     Raises:

@@ -9,8 +9,9 @@ install 'vpltool[superpixels]'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._regions import RegionSettings, check_regions, refine_in_regions
@@ -31,7 +32,7 @@ class Settings(RegionSettings):
         source="SSR, eq. 9")
 
 
-def check(settings: Settings) -> None:
+def check(_features: Mapping[str, Any], settings: Settings) -> None:
     """Refuse, before the work, what cannot be done."""
     check_regions(settings)
 
