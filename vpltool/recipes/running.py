@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vpltool import console
-from vpltool.command import parse_line
+from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.preset import Preset
 from vpltool.recipes.reading import Rounds, Step
@@ -84,16 +85,24 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
         before = step
 
 
+def run_call(call: Call, work: Path) -> Any:
+    """Run a line; what an earlier run made from other inputs is made again.
+
+    Raises:
+        VplError: what the stage raises.
+    """
+    values = dict(call.values)
+    if "update" in setting_names(call.found, str(values.get("method", ""))):
+        values["update"] = True
+    return run_stage(call.found, work, values, given=call.given, preset=call.preset)
+
+
 def _run_step(job: Job, step: Step) -> None:
     line = f"vpltool {shlex.join(step.words)}"
     console.note(f"  {line}")
     call = parse_line(step.words, job.preset)
-    values = dict(call.values)
-    # What an earlier run of the recipe made from other inputs is to be made again.
-    if "update" in setting_names(call.found, str(values.get("method", ""))):
-        values["update"] = True
     try:
-        result = run_stage(call.found, job.work, values, given=call.given, preset=call.preset)
+        result = run_call(call, job.work)
     except PhotosFailed as error:
         # Of photos that failed before, enough has been said.
         if not error.photos or set(error.photos) - job.failed.keys():
@@ -106,7 +115,7 @@ def _run_step(job: Job, step: Step) -> None:
                       "on from this line")
         raise
     if call.found.show is not None and not call.quiet and (
-            text := call.found.show(result, values)):
+            text := call.found.show(result, call.values)):
         print(text, flush=True)
 
 

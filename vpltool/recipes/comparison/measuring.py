@@ -16,7 +16,7 @@ from vpltool.command import parse_line
 from vpltool.errors import PhotosFailed
 from vpltool.formats import read_json
 from vpltool.recipes.comparison.rows import Row, fill
-from vpltool.run import run_stage, setting_names
+from vpltool.recipes.running import run_call
 
 MASKS = {"preset": "weclip", "confidence": 0.0}
 """How masks are made of maps; `alpha` follows from where the maps are cut."""
@@ -59,13 +59,9 @@ class Field:
             return spelled
         console.note(f"  {spelled}")
         call = parse_line(words)
-        values = dict(call.values)
-        if "update" in setting_names(call.found, str(values.get("method", ""))):
-            values["update"] = True
         before = time.time()
         try:
-            result = run_stage(call.found, self.work.path, values, given=call.given,
-                               preset=call.preset)
+            result = run_call(call, self.work.path)
         except PhotosFailed as error:
             console.warn(error.message)
             result = error.result
