@@ -95,6 +95,8 @@ _ALL = (
              "classes": TensorSpec(("I64",), ("classes",)),
          }),
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
+    Kind("corrections", "labels-folder", "masks that a person has corrected: palette PNG",
+         "`prepare('folder', images='IMAGES', corrections='DIR')`", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
          "`train_decoder()`", {}),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",

@@ -43,6 +43,14 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header) -> N
         image.save(temporary, format="PNG", pnginfo=text)
 
 
+def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
+    """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
+    from hashlib import sha256
+
+    size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
+    return sha256(size + labels.tobytes()).hexdigest()[:16]
+
+
 def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode labels (height, width) with VOC's palette, or RGB (height, width, 3), as PNG."""
     from io import BytesIO

@@ -233,6 +233,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     report: dict[str, Any] = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
+        "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": identity_of_many(tally.parts)}
     counts = tally.counts
@@ -271,9 +272,11 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
                                        for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
+    more = report["supervision"] != "tags"
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
               f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+              f"{'learned from ' + report['supervision'] + '; ' if more else ''}"
               f"scored under {spell_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 

@@ -163,7 +163,8 @@ def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "made by": f"vpltool {header['command']} (version {header['version']})",
         "settings": header.get("call", {}), "options": header["options"],
         "inputs": header["inputs"], "sources": header.get("sources", {}),
-        "model": header["model"], "preset": header.get("preset", {}), "facts": header["facts"]}
+        "supervision": header.get("supervision", ""), "model": header["model"],
+        "preset": header.get("preset", {}), "facts": header["facts"]}
     return {key: value for key, value in found.items()
             if value or key in ("options", "inputs", "model")}
 
