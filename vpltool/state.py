@@ -18,6 +18,7 @@ from vpltool.formats import (
     open_input,
 )
 from vpltool.formats.changes import explain_change
+from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.storage import short_path
@@ -25,7 +26,7 @@ from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._checkpoints import is_checkpoint
-from vpltool.stages._corrections import corrections_of, identity_of_corrections
+from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -167,7 +168,7 @@ class State:
                                            int(header.options.get("limit", 0)))
         except VplError:
             return []
-        found = corrections_of(self.workspace, [photo.id for photo in photos])
+        found = corrections_of(self.workspace.path, [photo.id for photo in photos])
         same = identity_of_corrections(found) == header.inputs.get("corrections", "")
         return [] if same else ["corrected masks have changed"]
 

@@ -107,6 +107,8 @@ _ALL = (
              "classes": TensorSpec(("I64",), ("classes",)),
          }, version=2),
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "`eval()`", {}),
+    Kind("agreement", "json", "how predictions agree with the photos' tags, and which disagree",
+         "`eval(against='tags')`", {}),
     Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {}),
 )
 

@@ -6,7 +6,7 @@ workspace are never corrections.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,11 @@ from vpltool.formats import (
     read_labels,
     write_labels,
 )
-from vpltool.formats.labels import identity_of_labels
+from vpltool.formats.corrections import FOLDER, is_edited
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-FOLDER = "corrections"
-"""Where they are in the workspace: ID.png."""
-
 
 def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
                      ) -> dict[str, Path]:
@@ -68,7 +64,7 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
         odd = min(there.keys() - found.keys())
         console.warn(f"{len(there) - len(found)} of {len(there)} PNGs in {folder} are named as no "
                      f"photo and are left out, such as {odd}.png")
-    edited = {key: path for key, path in found.items() if _is_edited(path)}
+    edited = {key: path for key, path in found.items() if is_edited(path)}
     if len(edited) < len(found):
         console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are as vpltool "
                      "wrote them, and are left out")
@@ -78,15 +74,6 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     for key, path in edited.items():
         check_mask(path, known[key], len(workspace.classes))
     return edited
-
-
-def _is_edited(path: Path) -> bool:
-    """Tell whether a person has changed a mask: another program wrote it, or other pixels."""
-    header = describe(path).header
-    if header is None:
-        return True
-    written = header.facts.get("pixels")
-    return written is not None and written != identity_of_labels(read_labels(path))
 
 
 def take_corrections(workspace: Workspace, found: Mapping[str, Path]) -> list[Path]:
@@ -101,15 +88,6 @@ def take_corrections(workspace: Workspace, found: Mapping[str, Path]) -> list[Pa
     console.note(f"{len(found)} corrected masks are taken; {len(list(folder.rglob('*.png')))} are "
                  "there now; `train_decoder()` learns from them")
     return [folder]
-
-
-def corrections_of(workspace: Workspace, ids: Iterable[str]) -> dict[str, Path]:
-    """Return id to path of the corrected masks that the workspace holds of photos."""
-    folder = workspace.path / FOLDER
-    if not folder.is_dir():
-        return {}
-    paths = {key: folder / f"{key}.png" for key in ids}
-    return {key: path for key, path in paths.items() if path.is_file()}
 
 
 def identity_of_corrections(corrected: Mapping[str, Path]) -> str:

@@ -19,16 +19,12 @@ from vpltool.formats import (
     identity_of_many,
     read_labels,
 )
+from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
-from vpltool.stages._corrections import (
-    check_corrections,
-    check_mask,
-    corrections_of,
-    identity_of_corrections,
-)
+from vpltool.stages._corrections import check_corrections, check_mask, identity_of_corrections
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +75,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
         VplError: there are none, they are of other classes, or they are the true masks.
     """
     ids = [photo.id for photo in photos]
-    corrected = corrections_of(workspace, ids)
+    corrected = corrections_of(workspace.path, ids)
     check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
     masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
