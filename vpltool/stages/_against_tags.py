@@ -83,6 +83,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         "config": source.identity, "content": identity_of_many(
             {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
         "mean": means, "photos_agreeing": _mean((said == tagged).all(axis=1)),
+        "foreground": _mean(shares.sum(axis=1)),
         "classes": {name: {
             "tagged": int(tagged[:, index].sum()), "predicted": int(said[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
@@ -235,6 +236,8 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
     lines.append(f"{report['what']} on `{report['split']}`: of {report['photos']} photos "
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")
+    lines.append(f"{100 * report['foreground']:.0f} % of the pixels are said to be of a class: tags "
+                 "say which classes a photo shows, not where; look at pictures, too")
     return lines
 
 

@@ -126,6 +126,11 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
         {"corrections": identity_of_corrections(corrected)} if corrected else {})
 
 
+def repeated(masks: Masks, ids: Sequence[str], times: int) -> list[str]:
+    """Return the photos of an epoch: those with a corrected mask several times."""
+    return [key for key in ids for _ in range(times if key in masks.corrected else 1)]
+
+
 def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
     """Say what the masks of photos hold beyond tags; see `Header`."""
     # What another program wrote into a folder of vpltool's has no header.

@@ -277,7 +277,8 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     report["classes_in_mean"] = result.present
     report["iou"] = {workspace.class_name(index): None if value != value else round(value, 6)
                      for index, value in enumerate(result.iou.tolist())}
-    report["worst"] = _worst(workspace, tally.each)
+    if source.kind != "cams":
+        report["worst"] = _worst(workspace, tally.each)
     report["confusion"] = counts.tolist()
     return report
 

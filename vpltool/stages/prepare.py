@@ -51,6 +51,9 @@ class PrepareSettings(Settings):
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
+    hold_out: int = setting(
+        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
+           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -106,6 +109,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if kept:
         _check_same(kept, workspace, source.photos, settings)
     photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in source.remarks:
         console.warn(remark)
@@ -143,6 +147,10 @@ def _is_given(settings: Settings, name: str) -> bool:
     return name in settings.given or getattr(settings, name) != default
 
 
+_REMEMBERED = ("halve", "hold_out")
+"""Shared settings that a later call may leave out."""
+
+
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """The settings, those of the earlier call in place of what is not given now."""
     method = settings.of_method
@@ -151,15 +159,15 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
                   for entry in described(type(method))
                   if entry.name in call and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
-    halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
-    return replace(settings, of_method=method, halve=halve)
+    shared = {name: call[name] for name in _REMEMBERED
+              if name in call and not _is_given(settings, name)}
+    return replace(settings, of_method=method, **shared)
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
     said: dict[str, Any] = {"method": settings.method}
-    if settings.halve:
-        said["halve"] = settings.halve
+    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         said["classes"] = relative_to(settings.classes, path)

@@ -73,6 +73,9 @@ class TrainDecoderSettings(Settings):
     max_side: int = setting(
         1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
               "them.", low=0, metavar="PIXELS", record="changed")
+    corrected_times: int = setting(
+        1, "How many times as often as another photo one with a corrected mask is seen.", low=1,
+        metavar="N", record="changed")
     start: str = setting("", "Begin with the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
@@ -146,7 +149,8 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         facts = {"segmenter": settings.method, "config": network.config,
                  "reads": list(network.reads), "classes": list(workspace.classes),
                  "normalise": workspace.normalise}
-        lessons = Lessons(workspace, masks, [photos[key] for key in ids], frozen,
+        seen = _masks.repeated(masks, ids, settings.corrected_times)
+        lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side)
         task = _Run(lessons, training, replace(header, facts=facts), target)
         start = read_checkpoint(task.checkpoint, task.header, overwrite=settings.overwrite,
