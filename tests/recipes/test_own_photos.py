@@ -55,8 +55,8 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
         f"Look at: {work}/pictures/masks.png",
         f"Masks: {work}/masks/seeds-dense-refined-full/train",
         f"Segmenter: {work}/decoder/segmenter.safetensors",
-        f"Masks to correct: vpltool -C {work} predict --split train --decoder segmenter --max-side 512,"
-        f" then vpltool -C {work} export review --what predictions/segmenter",
+        f"Masks to correct: vpltool -C {work} predict --split train --decoder segmenter "
+        f"--max-side 512, then vpltool -C {work} export review --what predictions/segmenter",
         f"New photos: vpltool -C {work} predict DIR --decoder segmenter --max-side 512 --overlay"]
     assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
     line = told[4].partition("vpltool ")[2].replace("DIR", str(own / "new"))
@@ -173,7 +173,7 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
 
 
 def test_every_tenth_photo_is_held_out(run: Run, own: Path, tiny_clip: Path) -> None:
-    """Where the tags have no val: one of these teaches nothing, and later photos change no split."""
+    """Where the tags have no val; photos that come later change nobody's split."""
     scenes = draw_scenes(12, seed=2)
     write_scenes(own, scenes)
     rows = [f"{scene.id},{';'.join(scene.tags)}" for scene in scenes]

@@ -236,8 +236,8 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
     lines.append(f"{report['what']} on `{report['split']}`: of {report['photos']} photos "
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")
-    lines.append(f"{100 * report['foreground']:.0f} % of the pixels are said to be of a class: tags "
-                 "say which classes a photo shows, not where; look at pictures, too")
+    lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
+                 "which classes a photo shows, not where; look at pictures, too")
     return lines
 
 
