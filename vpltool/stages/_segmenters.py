@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, InputFolder, Workspace, expect_header, read_tensors
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    describe,
+    expect_header,
+    identity_of_file,
+    read_tensors,
+)
+from vpltool.formats.bundles import read_part
 from vpltool.methods import find_method
+from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
 from vpltool.stages._inputs import BEST_FIRST
@@ -18,8 +28,10 @@ from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.parallel.photos import Batch
 
@@ -60,19 +72,104 @@ def decoder_header(path: Path) -> Header:
     return header
 
 
-def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
-    """Make the network of a decoder again, in the state in which it was kept, on the CPU.
+def segmenter_header(path: Path) -> Header:
+    """Read the header of a decoder or bundle.
 
     Raises:
-        VplError: the file is no decoder, or its method is not there.
+        VplError: the file is neither.
     """
-    header = decoder_header(path)
-    tensors = read_tensors(path, "decoder")[1]
+    return expect_header(path, "bundle") if is_bundle(path) else decoder_header(path)
+
+
+def standing_in(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
+                pretrained: str = "") -> Workspace:
+    """A workspace that exists only in memory, around a segmenter that was given away.
+
+    Args:
+        path: the folder that outputs go to, and that a relative path of weights is relative to.
+        model: identity of the CLIP, as headers have it.
+        classes: names of the classes.
+        pretrained: weights of the CLIP; default: those that the identity names.
+    """
+    return Workspace(path, "", "", tuple(classes), (), model.get("name", ""),
+                     pretrained or model.get("pretrained", ""),
+                     normalise=model.get("normalise", "model"))
+
+
+def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
+    """Make the network of a decoder or bundle again, as it was kept, on the CPU.
+
+    Raises:
+        VplError: the file is neither, or its method is not there.
+    """
+    if is_bundle(path):
+        header, tensors = read_part(path, "decoder")
+    else:
+        header = decoder_header(path)
+        tensors = read_tensors(path, "decoder")[1]
     # Files from before there were methods are all of this one.
     method = find_method("segmenters", header.facts.get("segmenter", "weclip")).load()
     network: SegmenterNetwork = method.rebuild(header.facts["config"])
     network.load_state_dict(tensors)
     return header, network.eval().requires_grad_(False)
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a file is a bundle, by its header.
+
+    Raises:
+        VplError: the file is damaged.
+    """
+    header = describe(path).header if path.is_file() else None
+    return header is not None and header.kind == "bundle"
+
+
+def load_trained(path: Path, workspace: Workspace, device: torch.device) -> TrainedSegmenter:
+    """Load a decoder or bundle together with its encoder.
+
+    Args:
+        path: the file.
+        workspace: names the CLIP, unless the file is a bundle that holds its tower.
+        device: where both go.
+
+    Raises:
+        VplError: the file is neither, or the CLIP is not to be had, or is another one.
+    """
+    header, network = read_segmenter(path)
+    encoder = _stored_encoder(path, header, device) or _loaded_encoder(path, header, workspace,
+                                                                       device)
+    return TrainedSegmenter(path.stem, header, network.to(device), encoder,
+                            identity_of_file(path))
+
+
+def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder | None:
+    """The tower that a bundle holds; None if there is none."""
+    from vpltool.clip.encoders import Encoder
+    from vpltool.clip.stored_towers import tower_from_config
+
+    if header.kind != "bundle" or not header.facts["tower"]:
+        return None
+    tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    return Encoder(tower.to(device), tuple(header.facts["mean"]), tuple(header.facts["std"]),
+                   header.model)
+
+
+def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: torch.device
+                    ) -> Encoder:
+    from vpltool.clip.encoders import Encoder
+    from vpltool.clip.load import load_clip
+
+    try:
+        clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
+                         normalise=workspace.normalise)
+    except VplError as error:
+        if header.kind != "bundle":
+            raise
+        raise VplError(f"{path} only names its CLIP: {error.message}",
+                       "`export('bundle')` without `clip='identity'` puts it into the file"
+                       ) from error
+    _inputs.check_same_model(clip.identity, header.model, f"{workspace.pretrained} and {path}")
+    return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
 
 
 def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mapping[str, str]
@@ -200,7 +297,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
 
     Args:
         workspace: its CLIP.
-        decoder: its file.
+        decoder: its file, or a bundle.
         paths: id to path of each photo.
         scales: sizes at which each is seen.
         settings: how the work is done.
@@ -211,7 +308,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     Raises:
         VplError: the CLIP cannot be had, or is not that of the decoder.
     """
-    from vpltool.clip.load import load_clip
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.segment import segment
     from vpltool.parallel.device import find_device, find_precision, worker_count
@@ -219,12 +315,8 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    header, network = read_segmenter(decoder)
-    network = network.to(device)
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                     normalise=workspace.normalise)
-    _inputs.check_same_model(clip.identity, header.model, f"the workspace's model and {decoder}")
-    vision = clip.vision.to(dtype)
+    trained = load_trained(decoder, workspace, device)
+    encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
 
     def see(batch: Batch) -> Iterator[Made]:
@@ -232,14 +324,15 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
             yield key, Failed(reason)
         if not batch.ids:
             return
-        result = segment(vision, network, batch.pixels.to(device, non_blocking=True), factors,
-                         flip=settings.flip, average=settings.average)
+        pixels = batch.pixels.to(device, non_blocking=True)
+        result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
+                         average=settings.average)
         for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
             yield key, Seen(part, size)
 
     batches = load_batches(
         list(paths.items()),
-        PhotoSettings(vision.patch, clip.mean, clip.std, max(scales), settings.max_side),
+        PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), settings.max_side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
     return run_batches(batches, see, smaller_side_hint)
