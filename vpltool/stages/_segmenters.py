@@ -149,7 +149,11 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
 
     if header.kind != "bundle" or not header.facts["tower"]:
         return None
-    tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    try:
+        tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    except RuntimeError as error:
+        raise VplError(f"{path} does not hold the tower that its header names",
+                       "`export('bundle')` makes it again") from error
     return Encoder(tower.to(device), tuple(header.facts["mean"]), tuple(header.facts["std"]),
                    header.model)
 
