@@ -57,7 +57,8 @@ def test_the_file_alone_is_enough(name: str, run: Run, world: Path, tmp_path: Pa
     assert result.code == 0, result.err
     assert result.out.split() == ["predictions/shapes/holiday",
                                   "pictures/predictions/shapes/holiday"]
-    found, wanted = (labels_in(tmp_path / part) for part in ("predictions/shapes/holiday", "wanted"))
+    found, wanted = (labels_in(tmp_path / part)
+                     for part in ("predictions/shapes/holiday", "wanted"))
     assert len(wanted) == 8
     assert found.keys() == wanted.keys()
     for key, labels in wanted.items():

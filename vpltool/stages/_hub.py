@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.storage import atomic_path
 
 FILE, CARD = "segmenter.safetensors", "README.md"
@@ -72,8 +72,6 @@ def download(repository: str, revision: str, path: Path) -> None:
 @contextmanager
 def _told(repository: str) -> Iterator[None]:
     """Say what went wrong between us and the hub, in one line."""
-    from vpltool.clip.catalogue import first_line, silent
-
     try:
         with silent():
             yield

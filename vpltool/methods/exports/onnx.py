@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import settings
-from vpltool.errors import VplError
+from vpltool.errors import VplError, silent
 from vpltool.formats.storage import atomic_path
 from vpltool.methods.exports._segmenter import SegmenterSettings, palette_of, said_of
 from vpltool.methods.inputs import TrainedSegmenter
@@ -63,7 +63,6 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     """
     import onnx
 
-    from vpltool.clip.catalogue import silent
 
     vision = segmenter.encoder.vision
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
