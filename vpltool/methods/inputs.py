@@ -5,12 +5,14 @@ Methods of `estimators` are given `Pixels`: those of a whole split, with their s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
+from vpltool.formats import identity_of_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,18 +96,26 @@ class TrainedSegmenter:
     A method of `exports` whose file says EXPORTS = "segmenter" is given one.
 
     Args:
-        name: of the decoder, or of the bundle.
+        path: of the decoder, or of the bundle.
         header: that of the file.
         network: in evaluation mode, on the CPU unless a device was asked for.
         encoder: the vision tower, with how photos are normalised for it.
-        identity: hash of the file.
     """
 
-    name: str
+    path: Path
     header: Header
     network: SegmenterNetwork
     encoder: Encoder
-    identity: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file, without suffix."""
+        return self.path.stem
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the file."""
+        return identity_of_file(self.path)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ class TrainedSegmenter:
             VplError: the file does not name them.
         """
         if "classes" not in self.header.facts:
-            raise VplError(f"{self.name} does not name its classes; an older vpltool made it",
+            raise VplError(f"{self.path} does not name its classes; an older vpltool made it",
                            "`train_decoder(overwrite=True)`")
         return tuple(self.header.facts["classes"])
 

@@ -15,7 +15,6 @@ from vpltool.formats import (
     Workspace,
     describe,
     expect_header,
-    identity_of_file,
     read_tensors,
 )
 from vpltool.formats.bundles import read_part
@@ -138,8 +137,7 @@ def load_trained(path: Path, workspace: Workspace, device: torch.device) -> Trai
     header, network = read_segmenter(path)
     encoder = _stored_encoder(path, header, device) or _loaded_encoder(path, header, workspace,
                                                                        device)
-    return TrainedSegmenter(path.stem, header, network.to(device), encoder,
-                            identity_of_file(path))
+    return TrainedSegmenter(path, header, network.to(device), encoder)
 
 
 def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder | None:

@@ -35,8 +35,7 @@ class ExportSettings(Settings):
 
 
 STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "masks", "decoder"),
-              writes=("bundle",),
-              settings=ExportSettings, methods="exports", subcommands=True)
+              writes=("bundle",), settings=ExportSettings, methods="exports", subcommands=True)
 
 
 def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
