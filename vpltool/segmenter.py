@@ -77,7 +77,8 @@ class Segmenter:
             VplError: the file is neither, or its CLIP is not to be had or is another one.
         """
         from vpltool.parallel.device import find_device, find_precision
-        from vpltool.stages._segmenters import load_trained, segmenter_header
+        from vpltool.stages._running import load_trained
+        from vpltool.stages._segmenters import segmenter_header
 
         path, where = Path(file), find_device(device)
         dtype = find_precision(precision, where, console.warn)
@@ -120,7 +121,7 @@ class Segmenter:
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
-    from vpltool.stages._segmenters import standing_in
+    from vpltool.stages._running import standing_in
 
     work = workspace_around(file.resolve())
     if not pretrained and (work / "workspace.json").exists():

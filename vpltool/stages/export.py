@@ -16,7 +16,8 @@ from vpltool.methods.inputs import Predictions
 from vpltool.settings import Settings, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
-from vpltool.stages._segmenters import decoder_header, find_decoder, load_trained
+from vpltool.stages._running import load_trained
+from vpltool.stages._segmenters import find_decoder, segmenter_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> l
     from vpltool.parallel.device import find_device
 
     decoder = find_decoder(workspace.path, settings.what)
-    workspace.check_classes(decoder_header(decoder), decoder)
+    workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
     trained = load_trained(decoder, workspace, find_device("cpu"))
     paths: list[Path] = method.export(trained, path, settings.of_method)

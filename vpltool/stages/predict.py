@@ -24,14 +24,8 @@ from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import write_overlay, write_overlays
-from vpltool.stages._segmenters import (
-    Seen,
-    decoder_header,
-    find_decoder,
-    from_features,
-    from_photos,
-    standing_in,
-)
+from vpltool.stages._running import Seen, from_features, from_photos, standing_in
+from vpltool.stages._segmenters import decoder_header, find_decoder
 from vpltool.stages._serving import serving_features
 
 
