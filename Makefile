@@ -10,6 +10,7 @@
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
+# make package    dist/: sdist and wheel; the wheel is installed into a fresh environment and tried there
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
 # one without gets torch without CUDA packages.
@@ -33,7 +34,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo test check package lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -56,6 +57,18 @@ types: setup
 	$(BIN)/mypy vpltool
 
 check: lint types test
+
+# FRESH is made anew each time; it downloads torch.
+FRESH ?= build/fresh
+package: setup
+	rm -rf dist $(FRESH)
+	$(BIN)/python -m pip install -q build
+	$(BIN)/python -m build
+	$(PYTHON) -m venv $(VENV_FLAGS) $(FRESH)
+	$(if $(TORCH),$(FRESH)/bin/python -m pip install -q $(TORCH))
+	$(FRESH)/bin/python -m pip install -q dist/*.whl mypy
+	cd $(FRESH) && bin/vpltool -C work demo --images 12 --overwrite && bin/vpltool -C work text-prototypes
+	cd $(FRESH) && bin/python -m mypy --strict $(CURDIR)/tests/typed_user.py
 
 demo: setup
 	$(BIN)/vpltool -C $(DEMO) run demo
@@ -98,4 +111,4 @@ coco14: setup
 	$(BIN)/python -m vpltool.recipes.tables 2 $(COCO14) $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) work build *.egg-info
+	rm -rf $(VENV) work build dist *.egg-info

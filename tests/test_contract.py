@@ -27,7 +27,8 @@ HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors")
 NEEDED: dict[str, list[list[str]]] = {
     "prepare": [["voc", "none"], ["coco", "none", "--no-truth"],
                 ["folder", "none", "--labels", "none.csv"]],
-    "export": [["voc-server"], ["coco-panoptic"]],
+    "export": [["voc-server"], ["coco-panoptic"], ["bundle"]],
+    "push": [["me/animals"]],
     "inspect": [["none.safetensors"]],
     "run": [["none"]],
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Run, draw_scenes, prepare, write_scenes
+from PIL import Image
 
 from vpltool.command import parse_line
 from vpltool.stages import find_stages
@@ -104,3 +108,31 @@ def test_a_split_that_the_tags_lack(run: Run, tmp_path: Path, tiny_clip: Path) -
     result = run("extract", "--split", "val", work=tmp_path / "work")
     assert result.lines("error:") == ["no photo is in the split `val`"]
     assert "a third column `split` in the CSV of tags says train or val" in result.lines("hint:")[0]
+
+
+def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line by line; `export onnx`, `push` and `pull` have tests of their own."""
+    lines = [line for block in blocks(ROOT / "docs/deploy.md") for line in commands(block)]
+    assert len(lines) == 11
+    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    first, *rest = (line for line in lines if not re.match(
+        r"vpltool (?:export onnx|pull|push .*--private)", line))
+    home = layered / "work"
+    (home / "decoder/tiny.safetensors").rename(home / "decoder/segmenter.safetensors")
+    assert run(*shlex.split(first)[1:], work=home).code == 0
+    for name in ("segmenter", "animals", "exports/segmenter"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(home / "exports/segmenter.safetensors", tmp_path / f"{name}.safetensors")
+    shutil.copytree(layered / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    for line in rest:
+        result = run(*shlex.split(line)[1:])
+        assert result.code == 0, f"{line}: {result.err}"
+    (python,) = (block for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text("utf-8"), flags=re.DOTALL)
+        if "Segmenter" in block)
+    names: dict[str, Any] = {}
+    exec(compile(python, "deploy.md", "exec"), names)  # noqa: S102 - our own page
+    with Image.open("one.png") as made:
+        assert (np.asarray(made) == names["labels"]).all()

@@ -1,9 +1,12 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what libraries say instead."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class VplError(Exception):
@@ -97,3 +100,22 @@ def other_case(wanted: str, known: Iterable[str]) -> str:
     """Say that a name is known in other case; empty if it is not."""
     alike = [name for name in known if name.casefold() == wanted.casefold()]
     return f"did you mean `{min(alike)}`? Upper and lower case count" if alike else ""
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Silence logging and warnings of libraries; their errors are reported by us."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's text, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace
+from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import workspace_around
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-    from vpltool.clip.load import Clip
+    from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
 
 Rgb = Any
@@ -40,59 +40,54 @@ class Segmentation:
 
 
 class Segmenter:
-    """A trained decoder together with its CLIP; make one with `Segmenter.load`.
+    """A trained network together with its encoder; make one with `Segmenter.load`.
 
     Called with a photo it gives a `Segmentation`, as `predict` would write it. No workspace is
     needed.
 
     Args:
         network: the trained network.
-        clip: the frozen CLIP.
+        encoder: CLIP's frozen vision tower.
         classes: names of the classes, the first is label 1.
         max_side: longer photos are scaled down to this first; 0: never.
     """
 
-    def __init__(self, network: SegmenterNetwork, clip: Clip, classes: Sequence[str],
+    def __init__(self, network: SegmenterNetwork, encoder: Encoder, classes: Sequence[str],
                  max_side: int = 1024) -> None:
         self.network = network
-        self.clip = clip
+        self.encoder = encoder
         self.classes = tuple(classes)
         self.max_side = max_side
 
     @classmethod
     def load(cls, file: str | Path, *, pretrained: str | Path = "", device: str = "auto",
-             precision: str = "fp32", max_side: int = 1024) -> Segmenter:
-        """Load a decoder that `train_decoder` wrote, and the CLIP that it was trained on.
+             precision: str = "fp32", max_side: int | None = None) -> Segmenter:
+        """Load a bundle that `export` wrote, or a decoder that `train_decoder` wrote.
 
         Args:
-            file: the decoder.
-            pretrained: weights of the CLIP: a file or folder; default: as the workspace around
-                the decoder says, or as the decoder's own header names them.
+            file: the bundle or decoder.
+            pretrained: weights of the CLIP, a file or folder, where the file does not hold them;
+                default: as the workspace around it says, or as its header names them.
             device: auto, cpu, cuda or cuda:N.
             precision: fp32, bf16 or fp16, for the CLIP.
-            max_side: longer photos are scaled down to this first; 0: never.
+            max_side: longer photos are scaled down to this first; 0: never; default: what the
+                bundle says, 1024 for a decoder.
 
         Raises:
-            VplError: the file is not a decoder, or its CLIP is not to be had or is another one.
+            VplError: the file is neither, or its CLIP is not to be had or is another one.
         """
-        from vpltool.clip.load import load_clip
         from vpltool.parallel.device import find_device, find_precision
-        from vpltool.stages._inputs import check_same_model
-        from vpltool.stages._segmenters import read_segmenter
+        from vpltool.stages._running import load_trained
+        from vpltool.stages._segmenters import segmenter_header
 
         path, where = Path(file), find_device(device)
         dtype = find_precision(precision, where, console.warn)
-        header, network = read_segmenter(path)
-        classes = header.facts.get("classes")
-        if classes is None:
-            raise VplError(f"{path} does not name its classes; an older vpltool made it",
-                           "`train_decoder(overwrite=True)`")
-        model, weights, base = _clip_of(path, header.model, str(pretrained))
-        clip = load_clip(model, weights, where, base=base,
-                         normalise=header.model.get("normalise", "model"))
-        check_same_model(clip.identity, header.model, f"{weights} and {path}")
-        clip.vision.to(dtype)
-        return cls(network.to(where), clip, classes, max_side)
+        trained = load_trained(path, _named_clip(path, segmenter_header(path).model,
+                                                 str(pretrained)), where)
+        trained.encoder.vision.to(dtype)
+        own = trained.header.facts.get("max_side", 1024)
+        return cls(trained.network, trained.encoder, trained.classes,
+                   own if max_side is None else max_side)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False
                  ) -> Segmentation:
@@ -113,10 +108,10 @@ class Segmenter:
 
         rgb = _as_rgb(photo)
         size = (rgb.shape[0], rgb.shape[1])
-        vision, factors = self.clip.vision, [scale / max(scales) for scale in scales]
+        vision, factors = self.encoder.vision, [scale / max(scales) for scale in scales]
         target = fit_size(size, vision.patch, scale=max(scales), max_side=self.max_side)
         weight = vision.conv.weight
-        pixels = to_pixels(rgb, target, self.clip.mean, self.clip.std)[None]
+        pixels = to_pixels(rgb, target, self.encoder.mean, self.encoder.std)[None]
         field = segment(vision, self.network, pixels.to(weight.device, weight.dtype), factors,
                         flip=flip)[0]
         whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
@@ -124,16 +119,14 @@ class Segmenter:
         return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
 
 
-def _clip_of(file: Path, model: dict[str, str], pretrained: str) -> tuple[str, str, Path]:
-    """Name and weights of a decoder's CLIP, and the folder that they are relative to."""
-    name = model.get("name", "")
-    if pretrained:
-        return name, pretrained, Path()
+def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
+    """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
+    from vpltool.stages._running import standing_in
+
     work = workspace_around(file.resolve())
-    if (work / "workspace.json").exists():
-        workspace = open_workspace(work)
-        return workspace.model, workspace.pretrained, workspace.path
-    return name, model.get("pretrained", ""), file.parent
+    if not pretrained and (work / "workspace.json").exists():
+        return replace(open_workspace(work), normalise=model.get("normalise", "model"))
+    return standing_in(Path() if pretrained else file.parent, model, pretrained=pretrained)
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -276,3 +276,23 @@ def test_a_siglip_head_is_rebuilt_from_its_configuration(siglip: Any) -> None:
     tokens = torch.randn(2, 9, DIM, generator=torch.Generator().manual_seed(1))
     assert torch.equal(again.pooled(tokens), head.pooled(tokens))
     assert torch.equal(again.patch_embeddings(tokens), head.patch_embeddings(tokens))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-quickgelu", "ViT-B-16-SigLIP", "coca_ViT-B-32",
+                                  "ViT-H-14", "ViT-B-16-SigLIP2"])
+def test_a_tower_is_rebuilt_from_what_a_bundle_says(name: str) -> None:
+    """Its configuration goes through JSON; then the same bits, also at another size."""
+    import json
+
+    from vpltool.clip.stored_towers import tower_config, tower_from_config
+
+    tower = tower_from_open_clip(build(name).visual)
+    again = tower_from_config(json.loads(json.dumps(tower_config(tower))), tower.state_dict())
+    for grid in (tower.grid, (2, 5)):
+        photo = torch.randn(1, 3, grid[0] * tower.patch, grid[1] * tower.patch)
+        first, second = (part(photo, layers=(0, 2)) for part in (tower, again))
+        for field, value in vars(first).items():
+            assert value is None or torch.equal(value, getattr(second, field)), field
+        assert torch.equal(tower.embed_photos(photo), again.embed_photos(photo))
+    with pytest.raises(RuntimeError):
+        tower_from_config(tower_config(tower), {})

@@ -28,7 +28,7 @@ def recipe(run: Run, own: Path, tiny_clip: Path) -> Result:
 
 def again(run: Run, own: Path, tiny_clip: Path, *values: str) -> Result:
     return run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
-               f"pretrained={tiny_clip}", "steps=3", f"masks={own / 'masks'}", f"new={own / 'new'}",
+               f"pretrained={tiny_clip}", f"masks={own / 'masks'}", f"new={own / 'new'}",
                *values, work=own / "work")
 
 
@@ -154,7 +154,7 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
     (own / "tags.csv").unlink()
     (own / "names.txt").write_text("bar\nbox\ndisc\n")
     line = ("run", "own-photos", f"photos={own / 'photos'}", f"classes={own / 'names.txt'}",
-            f"pretrained={tiny_clip}", "steps=3")
+            f"pretrained={tiny_clip}")
     work = own / "work"
     result = run(*line, work=work)
     assert result.code == 0, result.err

@@ -6,11 +6,10 @@ The only module that imports open_clip, and timm.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from vpltool.clip.models import (
     read_config,
 )
 from vpltool.clip.weights import WeightFile, recognise
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, first_line, near_name, silent
 
 HUB_SECONDS = 10
 """Seconds to wait for the hub's first answer."""
@@ -306,22 +305,3 @@ def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
                            hint) from None
     raise VplError(f"{repository} on the hub has none of {', '.join(names[:3])}",
                    "choose a repository that open_clip can load")
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Silence logging and warnings of libraries; their errors are reported by us."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, or the name of its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpltool.clip.catalogue import first_line, import_timm, silent
+from vpltool.clip.catalogue import import_timm
 from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip
 from vpltool.clip.models import HUB, find_weights
 from vpltool.clip.state_towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, first_line, near_name, silent
 
 TIMM = "timm:"
 """Prefix of a name of timm."""

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import check_source, first_line, import_open_clip, locate, silent
+from vpltool.clip.catalogue import check_source, import_open_clip, locate
 from vpltool.clip.models import ModelSource, find_source
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, without_random_init
 from vpltool.core.vit import VisionTower
-from vpltool.errors import VplError
+from vpltool.errors import VplError, first_line, silent
 
 LOSS_PARTS = ("logit_scale", "logit_bias")
 """Parameters of the training loss: stored in any shape, and not used here."""

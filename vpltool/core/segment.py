@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.vit import VisionTower, cache_parts
@@ -37,6 +37,45 @@ def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: 
                      grid: tuple[int, int]) -> Tensor:
     """Class probabilities, see `logits_of`."""
     return logits_of(network, layers, patches, grid).softmax(dim=1)
+
+
+def see(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
+    """Class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
+    encoded = vision(pixels, attention=False,
+                     patches="block" if network.reads_patches else "none", layers=network.layers)
+    grid = (pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch)
+    return logits_of(network, encoded.layers, encoded.patches, grid)
+
+
+class WholeSegmenter(nn.Module):
+    """A frozen tower and a trained network as one module, for runtimes that take one graph.
+
+    It sees one photo, of any size that is a multiple of the patch.
+    """
+
+    def __init__(self, vision: VisionTower, network: SegmenterNetwork,
+                 affine: tuple[Tensor, Tensor] | None = None) -> None:
+        """Join the two.
+
+        Args:
+            vision: the frozen tower.
+            network: the trained network, in evaluation mode.
+            affine: factor and term (3, 1, 1) that turn the caller's pixels into normalised ones;
+                None: they are normalised.
+        """
+        super().__init__()
+        self.vision = vision
+        self.network = network
+        self.affine = affine
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8."""
+        if self.affine is not None:
+            pixels = pixels * self.affine[0] + self.affine[1]
+        logits = see(self.vision, self.network, pixels)
+        whole = F.interpolate(logits.softmax(dim=1), size=pixels.shape[2:], mode="bilinear",
+                              align_corners=False)
+        return logits, whole.argmax(dim=1).to(torch.uint8)
 
 
 @torch.no_grad()
@@ -72,10 +111,7 @@ def segment(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor,
         if grid != (height, width):
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        encoded = vision(seen.to(vision.conv.weight.dtype), attention=False,
-                         patches="block" if network.reads_patches else "none",
-                         layers=network.layers)
-        part = logits_of(network, encoded.layers, encoded.patches, grid)
+        part = see(vision, network, seen.to(vision.conv.weight.dtype))
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)

@@ -104,6 +104,9 @@ class SegmenterNetwork(nn.Module):
         `to` replaces the buffer, and `load_state_dict` increases its version.
         """
         index = self.class_index
+        if self._rows is not None and torch.compiler.is_compiling():
+            # Export puts stand-ins without values in the buffers' place.
+            return self._rows[2]
         if self._rows is None or self._rows[0] is not index or self._rows[1] != index._version:
             self._rows = (index, index._version, class_rows(index, self.classes))
         return self._rows[2]

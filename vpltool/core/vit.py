@@ -330,8 +330,11 @@ class VisionTower(nn.Module):
 
 
 def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
-    """Split photos (B, 3, H, W) into parts that fit a CPU's cache; on a GPU return them whole."""
-    if pixels.device.type != "cpu":
+    """Split photos (B, 3, H, W) into parts that fit a CPU's cache; on a GPU return them whole.
+
+    A single photo is whole: of a graph that is exported, the sizes are not known.
+    """
+    if len(pixels) == 1 or pixels.device.type != "cpu":
         return (pixels,)
     each = pixels.shape[2] * pixels.shape[3] // patch**2
     return pixels.split(max(1, CPU_PATCHES // each))

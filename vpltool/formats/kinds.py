@@ -99,6 +99,8 @@ _ALL = (
          "`prepare('folder', images='IMAGES', corrections='DIR')`", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
          "`train_decoder()`", {}),
+    Kind("bundle", "tensors", "a segmenter with all that it needs: decoder, classes, CLIP",
+         "`export('bundle')`", {}),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",

@@ -75,8 +75,8 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                "label probabilities from scores and the photo", ("photo",), "densecrf"),
     MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
                ("layers", "patches"), "weclip", ("rebuild",)),
-    MethodKind("exports", "export", "export", "predictions in another tool's format", (),
-               also=("SUFFIX",)),
+    MethodKind("exports", "export", "export",
+               "predictions, or a segmenter, in another tool's format", (), also=("SUFFIX",)),
 )}
 
 

@@ -5,20 +5,25 @@ Methods of `estimators` are given `Pixels`: those of a whole split, with their s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats import identity_of_file
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
+    from vpltool.clip.encoders import Encoder
     from vpltool.core.phase_one import Pixels as Pixels
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
-    from vpltool.formats import OutputFolder, Photo, Workspace
+    from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
     Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
 
@@ -82,6 +87,47 @@ class Predictions:
     name: str
     photos: Sequence[Photo]
     each: Callable[[], Iterator[tuple[Photo, npt.NDArray[np.uint8]]]]
+
+
+@dataclass(frozen=True)
+class TrainedSegmenter:
+    """A trained network with its frozen encoder.
+
+    A method of `exports` whose file says EXPORTS = "segmenter" is given one.
+
+    Args:
+        path: of the decoder, or of the bundle.
+        header: that of the file.
+        network: in evaluation mode, on the CPU unless a device was asked for.
+        encoder: the vision tower, with how photos are normalised for it.
+    """
+
+    path: Path
+    header: Header
+    network: SegmenterNetwork
+    encoder: Encoder
+
+    @property
+    def name(self) -> str:
+        """Name of the file, without suffix."""
+        return self.path.stem
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the file."""
+        return identity_of_file(self.path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, the first is label 1.
+
+        Raises:
+            VplError: the file does not name them.
+        """
+        if "classes" not in self.header.facts:
+            raise VplError(f"{self.path} does not name its classes; an older vpltool made it",
+                           "`train_decoder(overwrite=True)`")
+        return tuple(self.header.facts["classes"])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace
 from vpltool.methods import KINDS, find_method
-from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 
@@ -92,7 +92,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     seconds = {
         "extract": count * _encoder_seconds(clip, side, device),
         "crf": count * _crf_seconds(pixels) / (worker_count(-1) + 1),
-        "train-decoder": settings.iters * _step_seconds(clip, settings, device)}
+        "train-decoder": _training_seconds(clip, settings, device, count, mean)}
     stored = 2 * (mean * (settings.layers * clip.vision.width + _dim(clip)))
     report = {"photos": count, "patches": mean, "pixels": pixels,
               "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -181,6 +181,31 @@ def _crf_seconds(pixels: int) -> float:
     scores = rng.random((2, side, side)).astype(np.float32)
     backend = "pydensecrf" if importlib.util.find_spec("pydensecrf") else "torch"
     return _seconds(lambda: mean_field(photo, scores, PRESETS["weclip"], backend=backend), 1)
+
+
+def _training_seconds(clip: Clip, settings: EstimateSettings, device: torch.device, photos: int,
+                      patches: int) -> float:
+    """Seconds of the training: its steps, or one pass where the method needs none."""
+    method = find_method("segmenters", settings.segmenter).load()
+    if hasattr(method, "fit"):
+        return photos * _fit_seconds(method, clip, settings, device, patches)
+    return settings.iters * _step_seconds(clip, settings, device)
+
+
+def _fit_seconds(method: Any, clip: Clip, settings: EstimateSettings, device: torch.device,
+                 patches: int) -> float:
+    """Seconds a photo of a method that is fitted in one pass."""
+    import torch
+
+    network = _network(clip, settings).to(device)
+    photo = LabelledPhoto(
+        torch.randn(settings.layers, patches, clip.vision.width, device=device), None, (1, patches),
+        torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
+    def seconds(photos: int) -> float:
+        return _seconds(lambda: method.fit(network, [photo] * photos, method.Settings()), 1)
+
+    # A pass ends in a solution, whose time does not grow with the photos.
+    return max(seconds(4) - seconds(1), 0.0) / 3
 
 
 def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) -> float:

@@ -1,11 +1,11 @@
-"""`export`: predictions in the formats of evaluation servers and other tools."""
+"""`export`: predictions, or a segmenter, as evaluation servers and other tools take them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -16,6 +16,8 @@ from vpltool.methods.inputs import Predictions
 from vpltool.settings import Settings, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
+from vpltool.stages._running import load_trained
+from vpltool.stages._segmenters import find_decoder, segmenter_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,33 +29,54 @@ class ExportSettings(Settings):
     """Settings that all formats share; the split is the method's, since its default is."""
 
     method: str = setting(help="Format.", metavar="NAME")
-    what: str = setting("", "predictions/NAME, masks/NAME or a folder; default: the best "
-                            "predictions of the split.", metavar="PATH-OR-NAME")
+    what: str = setting("", "predictions/NAME, masks/NAME or a folder; for a segmenter, its "
+                            "decoder; default: the best.", metavar="PATH-OR-NAME")
     out: Path | None = setting(None, "Write here instead of the default path.", metavar="PATH",
                                short="-o", record="never")
 
 
-STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "masks"), writes=(),
-              settings=ExportSettings, methods="exports", subcommands=True)
+STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "masks", "decoder"),
+              writes=("bundle",), settings=ExportSettings, methods="exports", subcommands=True)
 
 
 def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
-    """Write predictions as evaluation servers and other tools take them.
+    """Write predictions, or a segmenter, as evaluation servers and other tools take them.
 
     Exports are always written anew.
 
     Args:
-        workspace: where predictions are found and exports go.
-        settings: which predictions, which format.
+        workspace: where predictions and decoders are found and exports go.
+        settings: what, in which format.
 
     Returns:
         what was written.
 
     Raises:
         VplError: a photo has no prediction, or one that does not fit it, or the server knows other
-            classes.
+            classes; or there is no decoder, or a package is missing.
     """
-    split, method = values_of(settings)["split"], find_method("exports", settings.method).load()
+    method = find_method("exports", settings.method).load()
+    if hasattr(method, "check"):
+        method.check(settings.of_method)
+    exported = _segmenter if getattr(method, "EXPORTS", "") == "segmenter" else _predictions
+    return exported(workspace, settings, method)
+
+
+def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
+    """Export a trained decoder together with its encoder."""
+    from vpltool.parallel.device import find_device
+
+    decoder = find_decoder(workspace.path, settings.what)
+    workspace.check_classes(segmenter_header(decoder), decoder)
+    path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
+    trained = load_trained(decoder, workspace, find_device("cpu"))
+    paths: list[Path] = method.export(trained, path, settings.of_method)
+    return paths
+
+
+def _predictions(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
+    """Export the predictions of a split."""
+    split = values_of(settings)["split"]
     _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
     photos = workspace.photos(split)
     source = find_folder(

@@ -8,23 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console, options
+from vpltool import options
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, OutputFolder, Workspace
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    OutputFolder,
+    Workspace,
+    expect_header,
+    open_workspace,
+)
 from vpltool.formats.labels import write_labels
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import write_overlay, write_overlays
-from vpltool.stages._segmenters import (
-    Seen,
-    decoder_header,
-    find_decoder,
-    from_features,
-    from_photos,
-    reads_of,
-)
+from vpltool.stages._running import Seen, from_features, from_photos, standing_in
+from vpltool.stages._segmenters import decoder_header, find_decoder
+from vpltool.stages._serving import serving_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class PredictSettings(Settings):
         metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
     decoder: str = setting("", "The decoder; default: the only one, or the furthest.",
                            metavar="NAME-OR-PATH", record="never")
+    segmenter: Path | None = setting(
+        None, "A bundle, in place of a decoder; named photos need no workspace then.",
+        metavar="FILE", record="never")
     split: str = options.split("val")
     scales: str = setting("1", "Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
                           metavar="LIST")
@@ -67,10 +72,10 @@ class PredictSettings(Settings):
 
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
-              writes=("predictions", "probabilities"), settings=PredictSettings)
+              writes=("predictions", "probabilities"), settings=PredictSettings, begins=True)
 
 
-def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
+def run(path: Path, settings: PredictSettings) -> list[Path]:
     """Segment photos: palette PNGs at the photo's own size. They need no tags.
 
     Photos of a split go to predictions/NAME/SPLIT, those of a folder to
@@ -83,10 +88,12 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
 
     Example: vpltool predict sea.jpg --out sea-mask.png
 
+    Example: vpltool predict holiday/ --segmenter animals.safetensors
+
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
 
     Args:
-        workspace: where inputs are found and outputs go.
+        path: the workspace, where inputs are found and outputs go; with `segmenter`, any folder.
         settings: which photos, which decoder, how they are seen.
 
     Returns:
@@ -96,9 +103,8 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
         VplError: an input is missing, or a setting is refused.
         PhotosFailed: some photos failed.
     """
-    path = find_decoder(workspace.path, settings.decoder)
-    work = _Work(workspace, settings, path, decoder_header(path), parse_scales(settings.scales))
-    workspace.check_classes(work.header, path)
+    work = _begin(path, settings)
+    workspace, settings = work.workspace, work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
     unused = {}
     if tasks[0].features:
@@ -113,7 +119,7 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += _photo_work.make_photos(f"predict {path.stem} {task.name}", outputs,
+            made += _photo_work.make_photos(f"predict {work.path.stem} {task.name}", outputs,
                                             functools.partial(_start, work, task), _write, settings)
         except PhotosFailed as error:
             failed.append(error)
@@ -128,9 +134,36 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
     return made
 
 
+def _begin(path: Path, settings: PredictSettings) -> _Work:
+    """Find the decoder of a workspace, or take the bundle that was named.
+
+    Raises:
+        VplError: there is none, or it has other classes than the workspace.
+    """
+    scales = parse_scales(settings.scales)
+    if settings.segmenter is None:
+        workspace = open_workspace(path)
+        decoder = find_decoder(workspace.path, settings.decoder)
+        header = decoder_header(decoder)
+        workspace.check_classes(header, decoder)
+        return _Work(workspace, settings, decoder, header, scales)
+    bundle = settings.segmenter
+    header = expect_header(bundle, "bundle")
+    if not settings.images:
+        raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
+                       f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
+    if settings.decoder:
+        raise VplError(f"`decoder={settings.decoder!r}` and `segmenter='{bundle}'` are two "
+                       "segmenters", "leave one out")
+    if "max_side" not in settings.given:
+        settings = replace(settings, max_side=header.facts["max_side"])
+    workspace = standing_in(path, header.model, header.facts["classes"])
+    return _Work(workspace, settings, bundle, header, scales)
+
+
 @dataclass(frozen=True)
 class _Work:
-    """What all photos of a run have in common."""
+    """What all photos of a run have in common; the workspace of a bundle is a stand-in."""
 
     workspace: Workspace
     settings: PredictSettings
@@ -179,7 +212,8 @@ def _split_task(work: _Work) -> _Task:
     """The photos of a split of the workspace."""
     workspace, settings = work.workspace, work.settings
     listed = workspace.photos(settings.split, settings.limit)
-    features = _serving_features(work, [photo.id for photo in listed])
+    features = serving_features(workspace, work.header, settings, work.scales,
+                                [photo.id for photo in listed])
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
                                  *([features] if features else []))
     if not settings.tags:
@@ -212,50 +246,9 @@ def _named_tasks(work: _Work) -> list[_Task]:
 
 def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
     """A folder that is called as a split must not share the split's predictions."""
-    splits = {split for photo in workspace.photos() for split in photo.splits}
+    splits = ({split for photo in workspace.photos() for split in photo.splits}
+              if (workspace.path / "images.jsonl").exists() else ())
     return f"{group.name}-photos" if group.name in splits else group.name
-
-
-def _serving_features(work: _Work, ids: Sequence[str]) -> InputFolder | None:
-    """Find stored features that can take the place of the photos.
-
-    Raises:
-        VplError: they were asked for and cannot; the message says why.
-    """
-    settings = work.settings
-    folder = settings.features or work.workspace.path / "features" / settings.split
-    if settings.source == "photos":
-        return None
-    if not (folder / "artifact.json").exists():
-        if settings.source == "features":
-            raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
-        return None
-    features = _inputs.open_features(work.workspace, settings.features, settings.split)
-    if reason := _lacking(work, features, ids):
-        if settings.source == "features":
-            raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
-        console.note(f"photos are read, since {reason}")
-        return None
-    _inputs.check_same_model(features.header.model, work.header.model,
-                             f"{features.path} and the decoder")
-    return features
-
-
-def _lacking(work: _Work, features: InputFolder, ids: Sequence[str]) -> str:
-    """Say why features cannot take the place of the photos; empty if they can."""
-    held, settings = features.header.options, work.settings
-    reads, layers = reads_of(work.header)
-    if len(work.scales) > 1 or settings.flip:
-        return "stored features are of one scale, not mirrored"
-    for name, asked in (("scale", work.scales[0]), ("max_side", settings.max_side)):
-        if held[name] != asked:
-            return f"{features.path} is of {name} {held[name]}, not {asked}"
-    if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
-            and ("patches" not in reads or held.get("patches", "block") == "block")):
-        return f"{features.path} lacks layers or patches that the decoder reads"
-    if any(not features.path_of(key).exists() and key not in features.failed for key in ids):
-        return f"{features.path} holds only some of the photos"
-    return ""
 
 
 def _open(work: _Work, task: _Task) -> list[OutputFolder]:
@@ -270,7 +263,8 @@ def _open(work: _Work, task: _Task) -> list[OutputFolder]:
 
 def _make_header(work: _Work, task: _Task, kind: str) -> Header:
     workspace, settings = work.workspace, work.settings
-    inputs: dict[str, Any] = {"decoder": work.path, "classes": workspace.classes_identity}
+    role = "segmenter" if settings.segmenter else "decoder"
+    inputs: dict[str, Any] = {role: work.path, "classes": workspace.classes_identity}
     header = _inputs.make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),

@@ -1,0 +1,202 @@
+"""An ONNX file says what torch says, at any size, and says how it wants to be asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPES, TRAIN, Run, copy_workspace, run_chain
+from PIL import Image
+
+from vpltool import Segmenter
+
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
+
+PATCH = 8
+
+
+@pytest.fixture(scope="module")
+def world(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+    """As `layered`, with an attention decoder that reads patches too, and a linear segmenter."""
+    base = copy_workspace(layered, tmp_path_factory.mktemp("onnx") / "base", tiny_clip)
+    run_chain(base, ((*TRAIN, "--name", "attention", "--residual"), (
+        "train-decoder", "--masks", "text-refined", "--prototypes", "text", "--method", "linear",
+        "--lambda-rsc", 0, "--iters", 40, "--crop", 3, "--name", "linear"),
+        *(("export", "onnx", "--what", name, "--max-side", 40)
+          for name in ("attention", "linear"))))
+    return base
+
+
+def session(path: Path) -> Any:
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def torch_says(segmenter: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (1, classes, 4h, 4w), and labels at the size of the pixels, by other calls."""
+    from vpltool.core.segment import labels_of, logits_of
+
+    seen = segmenter.encoder.vision(
+        torch.from_numpy(pixels), attention=False, layers=segmenter.network.layers,
+        patches="block" if segmenter.network.reads_patches else "none")
+    grid = (pixels.shape[2] // PATCH, pixels.shape[3] // PATCH)
+    logits = logits_of(segmenter.network, seen.layers, seen.patches, grid)
+    return logits.numpy(), labels_of(logits.softmax(1)[0], (pixels.shape[2], pixels.shape[3]))
+
+
+@pytest.mark.parametrize("name", ["attention", "linear"])
+def test_logits_and_labels_are_torch_s(name: str, world: Path) -> None:
+    """Also on the tower's own grid, 4×4, where positions are not resampled, and on one patch."""
+    run_onnx = session(world / f"work/exports/{name}.onnx")
+    segmenter = Segmenter.load(world / f"work/decoder/{name}.safetensors")
+    same = total = 0
+    for grid in ((5, 6), (4, 4), (1, 1), (2, 9), (13, 3)):
+        pixels = np.random.default_rng(grid[0]).standard_normal(
+            (1, 3, grid[0] * PATCH, grid[1] * PATCH)).astype(np.float32)
+        logits, labels = run_onnx.run(None, {"pixels": pixels})
+        wanted, wanted_labels = torch_says(segmenter, pixels)
+        assert logits.shape == wanted.shape == (1, 4, 4 * grid[0], 4 * grid[1])
+        assert np.abs(logits - wanted).max() < 1e-3
+        assert labels.dtype == np.uint8
+        assert labels.shape == (1, *pixels.shape[2:])
+        same, total = same + (labels[0] == wanted_labels).sum(), total + labels.size
+    assert same / total > 0.999
+
+
+def as_the_metadata_says(photo: Image.Image, said: dict[str, Any]) -> np.ndarray:
+    """What someone writes who has only the file: `resize`, then mean and std."""
+    shrink = min(1, said["max_side"] / max(photo.size))
+    size = [int(np.ceil(side * shrink / said["patch"]) * said["patch"]) for side in photo.size]
+    rgb = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BICUBIC)) / 255
+    return ((rgb - said["mean"]) / said["std"]).transpose(2, 0, 1)[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["attention", "linear"])
+def test_by_its_metadata_alone_it_gives_predict_s_labels(name: str, world: Path, run: Run,
+                                                         tmp_path: Path) -> None:
+    """Likeliest class of the probabilities, enlarged to the photo, against the PNGs of predict."""
+    path = world / f"work/exports/{name}.onnx"
+    runs = session(path)
+    said = {key: json.loads(value)
+            for key, value in runs.get_modelmeta().custom_metadata_map.items()}
+    assert said["classes"] == ["background", *SHAPES]
+    assert said["palette"][:2] == [[0, 0, 0], [128, 0, 0]]
+    assert len(said["palette"]) == 4
+    assert run("predict", world / "photos", "--decoder", name, "--max-side", 40, "--workers", 0,
+               "--out", tmp_path / "predicted", work=world / "work").code == 0
+    same = total = 0
+    for file in sorted((world / "photos").iterdir()):
+        with Image.open(file) as photo:
+            logits, _ = runs.run(None, {"pixels": as_the_metadata_says(photo, said)})
+            likely = torch.from_numpy(logits).softmax(1)
+            whole = torch.nn.functional.interpolate(likely, photo.size[::-1], mode="bilinear")
+        with Image.open(tmp_path / "predicted" / f"{file.stem}.png") as predicted:
+            labels = np.asarray(predicted)
+        same += (whole.argmax(1)[0].numpy() == labels).sum()
+        total += labels.size
+    assert same / total > 0.999
+
+
+def test_the_program_of_the_page_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                      ) -> None:
+    """docs/deploy.md's: without torch and vpltool, from a JPEG to a palette PNG."""
+    text = (Path(__file__).parents[2] / "docs/deploy.md").read_text("utf-8")
+    (program,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+                  if "onnxruntime" in block)
+    (tmp_path / "segmenter.onnx").symlink_to(world / "work/exports/linear.onnx")
+    with Image.open(world / "photos/scene6.png") as photo:
+        photo.resize((111, 70)).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
+    labels = Segmenter.load(world / "work/decoder/linear.safetensors", max_side=40)(
+        tmp_path / "photo.jpg").labels
+    with Image.open("labels.png") as made:
+        assert (made.mode, made.size) == ("P", (111, 70))
+        assert (np.asarray(made) == labels).mean() > 0.97
+
+
+def test_nothing_in_it_tells_where_it_was_made(world: Path) -> None:
+    content = (world / "work/exports/linear.onnx").read_bytes()
+    for word in (str(world), "site-packages", "/vpltool/", str(Path.home())):
+        assert word.encode() not in content
+    model = onnx.load(world / "work/exports/linear.onnx")
+    onnx.checker.check_model(model)
+    shapes = {value.name: [axis.dim_param or axis.dim_value
+                           for axis in value.type.tensor_type.shape.dim]
+              for value in (*model.graph.input, *model.graph.output)}
+    assert shapes == {"pixels": [1, 3, "8*rows", "8*columns"],
+                      "logits": [1, 4, "4*rows", "4*columns"],
+                      "labels": [1, "8*rows", "8*columns"]}
+
+
+def test_int8_is_smaller_and_says_nearly_the_same(world: Path, tmp_path: Path) -> None:
+    """As the export does it: the exporter itself takes seconds, and is run above."""
+    method = importlib.import_module("vpltool.methods.exports.onnx")
+    whole = world / "work/exports/linear.onnx"
+    small = tmp_path / "int8.onnx"
+    onnx.save_model(method._quantised(onnx.load(whole)), small)
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 48, 40)).astype(np.float32)
+    first, second = (session(path).run(None, {"pixels": pixels})[0] for path in (whole, small))
+    assert 0 < np.abs(first - second).max() < 0.2 * np.ptp(first)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.97
+
+
+def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> None:
+    """The rule of the U-Net service in its guide, written out: squashed to the fixed square that
+    the model names, (x - 0.5) / 0.5, the first output's likeliest class; its name by the YAML."""
+    import yaml
+
+    result = run("export", "onnx", "--what", "linear", "--anylabeling", 40, "-o",
+                 tmp_path / "shapes.onnx", work=world / "work")
+    assert result.code == 0, result.err
+    model, config = (Path(line) for line in result.out.split())
+    said = yaml.safe_load(config.read_text())
+    assert {"type", "name", "display_name", "model_path", "classes"} <= said.keys()
+    assert said["type"] == "unet"
+    assert said["classes"] == ["_background_", *SHAPES]
+    assert config.parent / said["model_path"] == model
+    runs = session(model)
+    side = runs.get_inputs()[0].shape[-2:]
+    assert side == [40, 40]
+    with Image.open(world / "photos/scene6.png") as photo:
+        rgb = np.asarray(photo.convert("RGB").resize(side, Image.Resampling.BICUBIC)) / 255
+    blob = ((rgb - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
+    found = runs.run(None, {runs.get_inputs()[0].name: blob})[0]
+    segmenter = Segmenter.load(world / "work/decoder/linear.safetensors")
+    pixels = ((rgb - segmenter.encoder.mean) / segmenter.encoder.std).transpose(2, 0, 1)[None]
+    wanted = torch_says(segmenter, pixels.astype(np.float32))[0]
+    assert found.shape == (1, len(said["classes"]), 20, 20)
+    assert np.abs(found - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize(("options", "said", "hint"), [
+    (("--anylabeling", 41), "no multiple of the patch, 8", "--anylabeling 48"),
+    (("--what", "none"), "no decoder called `none`", ""),
+])
+def test_what_is_refused(options: tuple[object, ...], said: str, hint: str, world: Path, run: Run,
+                         tmp_path: Path) -> None:
+    result = run("export", "onnx", "--what", "linear", *options, "-o", tmp_path / "x.onnx",
+                 work=world / "work")
+    assert result.code == 1
+    assert said in result.lines("error:")[0]
+    assert hint in result.lines("hint:")[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_package(world: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before the CLIP is loaded."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec",
+                        lambda name, *rest: None if name == "onnxscript" else find(name, *rest))
+    monkeypatch.setattr("vpltool.stages.export.load_trained", None)
+    result = run("export", "onnx", "--what", "linear", work=world / "work")
+    assert result.lines("error:") == ["the package onnxscript is not installed"]
+    assert result.lines("hint:") == ["pip install 'vpltool[onnx]'"]

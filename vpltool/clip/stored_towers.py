@@ -1,0 +1,41 @@
+"""Towers without their model: what a file must say of a vision tower, to run it on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from vpltool.clip.weights import without_random_init
+from vpltool.core.blocks import Block, BlockShape
+from vpltool.core.vit import Head, Resampling, VisionTower
+
+
+def tower_config(tower: VisionTower) -> dict[str, Any]:
+    """What `tower_from_config` needs in addition to the state dict, as values for JSON."""
+    norm = tower.ln_pre
+    return {"patch": tower.patch, "grid": list(tower.grid), "width": tower.width,
+            "blocks": [asdict(block.shape) for block in tower.blocks if isinstance(block, Block)],
+            "head": tower.head.config, "by_token": tower.by_token,
+            "ln_pre": norm.eps if isinstance(norm, nn.LayerNorm) else None,
+            "resampling": asdict(tower.resampling)}
+
+
+def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTower:
+    """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
+
+    Raises:
+        RuntimeError: the state dict is of another tower.
+    """
+    width, eps = config["width"], config["ln_pre"]
+    with without_random_init():
+        tower = VisionTower(
+            patch=config["patch"], grid=tuple(config["grid"]), width=width,
+            blocks=[Block(BlockShape(**shape)) for shape in config["blocks"]],
+            head=Head.from_config(config["head"]), by_token=config["by_token"],
+            ln_pre=nn.Identity() if eps is None else nn.LayerNorm(width, eps=eps),
+            resampling=Resampling(**config["resampling"]))
+    tower.load_state_dict(dict(state))
+    return tower.eval().requires_grad_(False)

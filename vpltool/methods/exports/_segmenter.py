@@ -1,0 +1,40 @@
+"""What exports of a segmenter share: their settings, and what they say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vpltool import settings
+from vpltool.formats import voc_palette
+from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings(settings.Settings):
+    """Settings of every export of a segmenter."""
+
+    max_side: int = setting(1024, "Side that longer photos are to be scaled down to first; 0: "
+                                  "never. As in training.", low=0, metavar="PIXELS")
+    licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
+                               "CLIP's.", metavar="NAME")
+
+
+def said_of(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
+    """What whoever runs a segmenter elsewhere must know, as values for JSON."""
+    from vpltool.clip.licences import licence_of
+
+    model = segmenter.header.model
+    return {
+        "classes": list(segmenter.classes),
+        "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
+        "max_side": settings.max_side,
+        "licence": {"segmenter": settings.licence or "not stated",
+                    "clip": licence_of(model) or "not known: ask whoever published it"}}
+
+
+def palette_of(count: int) -> list[list[int]]:
+    """Colours (red, green, blue) of the background and `count` classes, VOC's."""
+    flat = voc_palette()
+    return [list(flat[3 * index : 3 * index + 3]) for index in range(count + 1)]

@@ -1,0 +1,172 @@
+"""Write a segmenter as an ONNX file: encoder and decoder in one graph, for photos of any size.
+
+`pixels` (1, 3, H, W) are a photo in RGB, each side rounded up to a multiple of the patch, values in
+[0, 1], less `mean`, over `std`. `logits` (1, classes, 4h, 4w) are for h×w patches; `labels`
+(1, H, W) are the likeliest classes, 0 is the background. The file's metadata says the classes, a
+palette, mean, std, patch, max_side, licences. With `--int8`, onnxruntime's dynamic quantiser stores
+the weights in a quarter of the space. With `--anylabeling PIXELS`, the input is a square of this
+side with values in [-1, 1], and a YAML lies beside it: what the U-Net service in X-AnyLabeling's
+guide to custom models takes. Needs onnx, onnxscript and onnxruntime.
+
+Example: vpltool export onnx --what segmenter --max-side 512 --int8
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import settings
+from vpltool.errors import VplError, silent
+from vpltool.formats.storage import atomic_path
+from vpltool.methods.exports._segmenter import SegmenterSettings, palette_of, said_of
+from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.settings import setting
+
+READS = ()
+EXPORTS = "segmenter"
+SUFFIX = ".onnx"
+
+_MOST_BYTES = 2_000_000_000
+"""A file of ONNX is one protobuf message, which holds 2 GiB at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SegmenterSettings):
+    """Settings of an ONNX file."""
+
+    int8: bool = setting(False, "Store the weights in 8 bits, and multiply in them.")
+    anylabeling: int = setting(0, "Side of the square input that X-AnyLabeling gives; also writes "
+                                  "its YAML; 0: any size, normalised.", low=0, metavar="PIXELS")
+
+
+def check(settings: settings.Settings) -> None:
+    """Check that the packages are there.
+
+    Raises:
+        VplError: one is missing.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise VplError(f"the package {name} is not installed", "pip install 'vpltool[onnx]'")
+
+
+def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
+    """Write the file, and the YAML where it is wanted.
+
+    Raises:
+        VplError: the model is too large for a file, or the side is no multiple of the patch.
+    """
+    import onnx
+
+
+    vision = segmenter.encoder.vision
+    size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
+                   for weight in part.state_dict().values())
+    if size > _MOST_BYTES:
+        raise VplError(f"{segmenter.name} with its CLIP is {size / 1e9:.1f} GB; a file of ONNX "
+                       "holds 2", "`export('bundle')` takes any; or train over a smaller CLIP")
+    if settings.anylabeling % vision.patch:
+        raise VplError(f"`anylabeling={settings.anylabeling}`: no multiple of the patch, "
+                       f"{vision.patch} pixels",
+                       f"`anylabeling={-(-settings.anylabeling // vision.patch) * vision.patch}`")
+    with silent():
+        model = _graph(segmenter, settings.anylabeling)
+        if settings.int8:
+            model = _quantised(model)
+    onnx.helper.set_model_props(model, _metadata(segmenter, settings))
+    with atomic_path(path) as temporary:
+        onnx.save_model(model, temporary)
+    return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
+
+
+def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
+    """The model as ONNX has it; of a fixed side, or with symbols `rows` and `columns` of patches.
+
+    Nothing in it tells where it was made: the exporter notes lines of source files at each node.
+    """
+    import torch
+
+    from vpltool.core.segment import WholeSegmenter
+
+    vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
+    # Any other grid than the tower's own: the positions of that one are not resampled.
+    rows, columns = (vision.grid[0] + 1, vision.grid[1] + 2) if not side else (side // patch,) * 2
+    shapes = None if side else ({2: patch * torch.export.Dim("rows"),
+                                 3: patch * torch.export.Dim("columns")},)
+    whole = WholeSegmenter(vision, segmenter.network, _affine(segmenter) if side else None).eval()
+    # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
+    assert segmenter.network.class_rows
+    program = torch.onnx.export(
+        whole, (torch.zeros(1, 3, rows * patch, columns * patch),), dynamo=True,
+        dynamic_shapes=shapes, input_names=["pixels"], output_names=["logits", "labels"],
+        verbose=False)
+    assert program is not None
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output,
+                 *model.graph.value_info, *model.graph.initializer, model.graph, model):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    if not side:
+        for output, factor in zip(model.graph.output, (4, patch), strict=True):
+            for axis, symbol in zip(output.type.tensor_type.shape.dim[-2:], ("rows", "columns"),
+                                    strict=True):
+                axis.dim_param = f"{factor}*{symbol}"
+    return model
+
+
+def _affine(segmenter: TrainedSegmenter) -> tuple[Any, Any]:
+    """Factor and term (3, 1, 1) from values in [-1, 1] to the tower's own: x/2 + 1/2 = rgb."""
+    import torch
+
+    mean, std = (torch.tensor(part).view(3, 1, 1)
+                 for part in (segmenter.encoder.mean, segmenter.encoder.std))
+    return 0.5 / std, (0.5 - mean) / std
+
+
+def _quantised(model: Any) -> Any:
+    """The model with the weights of its matrix products in 8 bits, a scale for each column.
+
+    Unsigned on both sides: processors without 8-bit dot products overflow where one is signed.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        quantize_dynamic(model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+                         weight_type=QuantType.QUInt8)
+        return onnx.load(file)
+
+
+def _metadata(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
+    """The file's metadata; each value is JSON. The classes begin with the background."""
+    said = said_of(segmenter, settings)
+    patch, side = segmenter.encoder.vision.patch, settings.anylabeling
+    if side:
+        said |= {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": f"to {side}×{side}, bicubic"}
+    else:
+        said["resize"] = (f"no side above max_side, by one factor; then each side up to a multiple "
+                          f"of {patch}; bicubic")
+    said |= {"classes": ["background", *said["classes"]], "patch": patch,
+             "palette": palette_of(len(said["classes"])),
+             "weights": "int8" if settings.int8 else "float32",
+             "clip": segmenter.header.model, "decoder": segmenter.identity}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
+
+
+def _write_yaml(segmenter: TrainedSegmenter, path: Path) -> Path:
+    """Write what X-AnyLabeling's `Load Custom Model` reads; it finds the model beside it."""
+    import yaml
+
+    content = {"type": "unet", "name": f"{segmenter.name}-{segmenter.identity[:8]}",
+               "display_name": segmenter.name, "provider": "vpltool", "model_path": path.name,
+               "classes": ["_background_", *segmenter.classes]}
+    file = path.with_suffix(".yaml")
+    with atomic_path(file) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+    return file

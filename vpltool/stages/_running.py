@@ -1,0 +1,223 @@
+"""Running a trained segmenter: its network with its encoder, over photos or stored layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, Workspace
+from vpltool.formats.bundles import read_part
+from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.parallel.batches import FeatureBatch, feature_batches
+from vpltool.stages import _inputs
+from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
+from vpltool.stages._segmenters import read_segmenter
+from vpltool.stages.extract import smaller_side_hint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vpltool.clip.encoders import Encoder
+    from vpltool.parallel.photos import Batch
+
+
+def standing_in(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
+                pretrained: str = "") -> Workspace:
+    """A workspace that exists only in memory, around a segmenter that was given away.
+
+    Args:
+        path: the folder that outputs go to, and that a relative path of weights is relative to.
+        model: identity of the CLIP, as headers have it.
+        classes: names of the classes.
+        pretrained: weights of the CLIP; default: those that the identity names.
+    """
+    return Workspace(path, "", "", tuple(classes), (), model.get("name", ""),
+                     pretrained or model.get("pretrained", ""),
+                     normalise=model.get("normalise", "model"))
+
+
+def load_trained(path: Path, workspace: Workspace, device: torch.device) -> TrainedSegmenter:
+    """Load a decoder or bundle together with its encoder.
+
+    Args:
+        path: the file.
+        workspace: names the CLIP, unless the file is a bundle that holds its tower.
+        device: where both go.
+
+    Raises:
+        VplError: the file is neither, or the CLIP is not to be had, or is another one.
+    """
+    header, network = read_segmenter(path)
+    encoder = _stored_encoder(path, header, device) or _loaded_encoder(path, header, workspace,
+                                                                       device)
+    return TrainedSegmenter(path, header, network.to(device), encoder)
+
+
+def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder | None:
+    """The tower that a bundle holds; None if there is none."""
+    from vpltool.clip.encoders import Encoder
+    from vpltool.clip.stored_towers import tower_from_config
+
+    if header.kind != "bundle" or not header.facts["tower"]:
+        return None
+    try:
+        tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    except RuntimeError as error:
+        raise VplError(f"{path} does not hold the tower that its header names",
+                       "`export('bundle')` makes it again") from error
+    return Encoder(tower.to(device), tuple(header.facts["mean"]), tuple(header.facts["std"]),
+                   header.model)
+
+
+def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: torch.device
+                    ) -> Encoder:
+    from vpltool.clip.encoders import Encoder
+    from vpltool.clip.load import load_clip
+
+    try:
+        clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
+                         normalise=workspace.normalise)
+    except VplError as error:
+        if header.kind != "bundle":
+            raise
+        raise VplError(f"{path} only names its CLIP: {error.message}",
+                       "`export('bundle')` without `clip='identity'` puts it into the file"
+                       ) from error
+    _inputs.check_same_model(clip.identity, header.model, f"{workspace.pretrained} and {path}")
+    return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo's class probabilities (classes, 4h, 4w), and its (height, width)."""
+
+    probabilities: Tensor
+    size: tuple[int, int]
+
+
+class Running(Protocol):
+    """The settings that running a segmenter reads."""
+
+    @property
+    def device(self) -> str:
+        """Where the work is done."""
+
+    @property
+    def precision(self) -> str:
+        """Number format of the encoder."""
+
+    @property
+    def batch_size(self) -> int:
+        """Photos at a time."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read photos."""
+
+    @property
+    def max_side(self) -> int:
+        """Longer photos are scaled down to this first; 0: never."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether to see photos mirrored, too."""
+
+    @property
+    def average(self) -> str:
+        """What is averaged over scales and mirrored copies."""
+
+
+def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path],
+                  settings: Running) -> Iterator[Made]:
+    """Segment photos from their stored layers.
+
+    Args:
+        decoder: its file.
+        features: they hold what it reads.
+        paths: id to path of each photo, for its size.
+        settings: device and batch size.
+
+    Returns:
+        yields a `Seen` for each photo.
+
+    Raises:
+        VplError: the decoder cannot be read.
+    """
+    from vpltool.core.decoder import layers_of
+    from vpltool.core.photos import describe_failure, photo_size
+    from vpltool.core.segment import probabilities_of
+    from vpltool.parallel.device import find_device
+
+    device = find_device(settings.device)
+    network = read_segmenter(decoder)[1].to(device)
+    reads = network.reads
+
+    def decode(batch: FeatureBatch) -> Iterator[Made]:
+        tensors = batch.tensors
+        layers = (layers_of(tensors["layers"], tensors["layer_index"][0].tolist(), network.layers)
+                  if "layers" in reads else None)
+        layers, patches = (
+            None if tensor is None else tensor.to(device, non_blocking=True).float()
+            for tensor in (layers, tensors["patches"] if "patches" in reads else None))
+        result = probabilities_of(network, layers, patches, batch.grid)
+        for key, part in zip(batch.ids, result, strict=True):
+            try:
+                yield key, Seen(part, photo_size(paths[key]))
+            except OSError as error:
+                yield key, Failed(describe_failure(paths[key], error))
+
+    names = [*reads, *(["layer_index"] if "layers" in reads else [])]
+    batches = feature_batches(features, list(paths), names, settings.batch_size, device=device)
+    return run_batches(batches, decode, lambda _: _inputs.smaller_photos_hint(features.header))
+
+
+def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
+                scales: Sequence[float], settings: Running) -> Iterator[Made]:
+    """Segment photos with the CLIP of the workspace and a decoder.
+
+    Args:
+        workspace: its CLIP.
+        decoder: its file, or a bundle.
+        paths: id to path of each photo.
+        scales: sizes at which each is seen.
+        settings: how the work is done.
+
+    Returns:
+        yields a `Seen` for each photo, or why there is none.
+
+    Raises:
+        VplError: the CLIP cannot be had, or is not that of the decoder.
+    """
+    from vpltool.core.photos import PhotoSettings
+    from vpltool.core.segment import segment
+    from vpltool.parallel.device import find_device, find_precision, worker_count
+    from vpltool.parallel.photos import load_batches
+
+    device = find_device(settings.device)
+    dtype = find_precision(settings.precision, device, console.warn)
+    trained = load_trained(decoder, workspace, device)
+    encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
+    factors = [scale / max(scales) for scale in scales]
+
+    def see(batch: Batch) -> Iterator[Made]:
+        for key, reason in batch.failed.items():
+            yield key, Failed(reason)
+        if not batch.ids:
+            return
+        pixels = batch.pixels.to(device, non_blocking=True)
+        result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
+                         average=settings.average)
+        for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
+            yield key, Seen(part, size)
+
+    batches = load_batches(
+        list(paths.items()),
+        PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), settings.max_side),
+        batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
+        sized=count_sizes(len(paths)))
+    return run_batches(batches, see, smaller_side_hint)

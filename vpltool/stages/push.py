@@ -1,0 +1,74 @@
+"""`push`: a segmenter to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.errors import VplError
+from vpltool.formats import describe, expect_header
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+from vpltool.stages._card import model_card
+from vpltool.stages._hub import check_repository, upload
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSettings(Settings):
+    """Settings of `push`."""
+
+    repository: str = setting(help="Where it goes on the hub; it is made if it is not there.",
+                              metavar="ORGANISATION/NAME", positional=True)
+    segmenter: Path | None = setting(None, "The bundle; default: the only one in exports/.",
+                                     metavar="FILE")
+    private: bool = setting(False, "Make the repository private.")
+    card: bool = setting(False, "Print the model card, and send nothing.")
+
+
+STAGE = Stage(order=100, panel="4. Scores and pictures", reads=("bundle",), writes=(),
+              settings=PushSettings, begins=True)
+
+
+def run(path: Path, settings: PushSettings) -> str:
+    """Put a bundle on the Hugging Face hub, with a model card made from its header.
+
+    The token is the one of `hf auth login`, or HF_TOKEN.
+
+    Example: vpltool push my-name/animals --segmenter exports/segmenter.safetensors
+
+    Example: vpltool push my-name/animals --card
+
+    Next: vpltool pull my-name/animals, on another machine
+
+    Args:
+        path: the folder in whose exports/ the bundle is looked for.
+        settings: what goes where.
+
+    Returns:
+        the address of the repository; or the card.
+
+    Raises:
+        VplError: there is no bundle, or the hub cannot be reached, or refuses.
+    """
+    check_repository(settings.repository)
+    bundle = settings.segmenter or _only_bundle(path)
+    card = model_card(expect_header(bundle, "bundle"), settings.repository)
+    if settings.card:
+        return card
+    return upload(settings.repository, bundle, card, private=settings.private)
+
+
+def _only_bundle(path: Path) -> Path:
+    """The bundle in exports/.
+
+    Raises:
+        VplError: there is none, or there are several.
+    """
+    found = [file for file in sorted((path / "exports").glob("*.safetensors"))
+             if (header := describe(file).header) and header.kind == "bundle"]
+    if len(found) != 1:
+        count = f"{len(found)} bundles" if found else "no bundle"
+        raise VplError(f"{count} in {path / 'exports'}",
+                       " or ".join(f"`segmenter='{file}'`" for file in found)
+                       or "`export('bundle')`")
+    return found[0]
