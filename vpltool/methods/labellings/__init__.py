@@ -1,0 +1,1 @@
+"""Methods of the kind `labellings`, a file each."""

@@ -1,0 +1,52 @@
+"""Take label images of an imagefolder of Hugging Face `datasets`: metadata.jsonl and masks.
+
+classes.json says what the values mean; without it, they are the workspace's labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool import settings
+from vpltool.errors import VplError
+from vpltool.methods.inputs import Labelled, LabellingRequest
+from vpltool.methods.labellings._reading import (
+    below,
+    labels_of_names,
+    parse_json,
+    read_label_images,
+    read_text,
+)
+
+READS = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the imagefolder."""
+
+
+def files(path: Path) -> list[Path]:
+    """The lists of photos; none if it is another layout."""
+    return below(path, ("metadata.jsonl", "*/metadata.jsonl"))
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read the label images."""
+    names = path / "classes.json"
+    labels = (labels_of_names(parse_json(read_text(names), names), request, names)
+              if names.exists() else {})
+    return read_label_images(_images(files(path)), labels, request)
+
+
+def _images(lists: list[Path]) -> Iterator[tuple[str, Path]]:
+    for listed in lists:
+        for number, line in enumerate(read_text(listed).splitlines(), 1):
+            row = parse_json(line, listed, number)
+            try:
+                yield row.get("photo") or row["file_name"], listed.parent / row["mask_file_name"]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise VplError(f"{listed}:{number}: no {error}",
+                               "a line names `file_name` and `mask_file_name`") from error
