@@ -9,6 +9,7 @@
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
+# make readers    exports read back by Ultralytics, Label Studio's SDK, Datumaro and `datasets`
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
 # one without gets torch without CUDA packages.
@@ -19,6 +20,7 @@ REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
 DEMO ?= work/demo
 WORKSPACE ?= $(DEMO)
+READERS ?= .venv-readers
 VOC12 ?= work/voc12
 COCO14 ?= work/coco14
 BIN := $(VENV)/bin
@@ -32,7 +34,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare voc12 coco14 clean
+.PHONY: setup demo test check readers lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -55,6 +57,16 @@ types: setup
 	$(BIN)/mypy vpltool
 
 check: lint types test
+
+# In an environment of their own: they pin other versions of what vpltool needs.
+$(READERS)/ready:
+	$(PYTHON) -m venv $(READERS)
+	$(if $(TORCH),$(READERS)/bin/python -m pip install -q $(TORCH) torchvision)
+	$(READERS)/bin/python -m pip install -q ultralytics datumaro label-studio-sdk datasets
+	touch $@
+
+readers: setup $(READERS)/ready
+	VPLTOOL_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest tests/stages/test_labelling_readers.py
 
 demo: setup
 	$(BIN)/vpltool -C $(DEMO) run demo
@@ -93,4 +105,4 @@ coco14: setup
 	$(BIN)/python -m vpltool.recipes.tables 2 $(COCO14) $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) work build *.egg-info
+	rm -rf $(VENV) $(READERS) work build *.egg-info

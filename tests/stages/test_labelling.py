@@ -7,76 +7,31 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from conftest import SHAPES, Result, Run, draw_scenes, run_in_process, write_scenes
+from conftest import Result, Run, run_in_process
+from drawn_masks import FORMATS, KEEPS_IGNORED, draw_labels, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
 from vpltool.errors import VplError
 from vpltool.formats import (
     Header,
-    Photo,
-    Workspace,
     open_output,
     open_workspace,
     read_labels,
-    write_workspace,
 )
-from vpltool.methods.inputs import LabellingRequest
+from vpltool.labelling.request import LabellingRequest
 from vpltool.stages._labelling import by_name, read_labelling
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")
 
-Labels = npt.NDArray[np.uint8]
-FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
-KEEPS_IGNORED = ("imagefolder", "mmseg", "yolo-semantic")
-
-
-def draw_labels(height: int, width: int, seed: int) -> Labels:
-    """Blobs of three classes with holes, islands in holes, parts, single pixels, and some 255."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    labels = np.zeros((height, width), np.uint8)
-    for label in (1, 2, 3, 1):
-        y, x, radius = rng.integers(6, height - 6), rng.integers(6, width - 6), rng.integers(5, 9)
-        far = np.hypot(rows - y, columns - x)
-        labels[far < radius] = label
-        labels[far < radius - 3] = 0
-        labels[far < radius - 5] = label % 3 + 1
-    labels[rng.random(labels.shape) < 0.02] = 2
-    labels[:, :2] = np.where(rng.random((height, 2)) < 0.5, 3, 0)
-    labels[0, -1] = 255
-    return labels
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace of eight photos, two of them in a folder, with masks/drawn of `train`."""
-    tmp_path = tmp_path_factory.mktemp("made")
-    scenes = [replace(scene, id=f"sub/{scene.id}") if number < 2 else scene
-              for number, scene in enumerate(draw_scenes())]
-    (tmp_path / "photos/sub").mkdir(parents=True)
-    (tmp_path / "masks/sub").mkdir(parents=True)
-    write_scenes(tmp_path, scenes)
-    workspace = Workspace(tmp_path / "work", "photos", "../photos", SHAPES, (), "m", "p")
-    write_workspace(workspace, [Photo(scene.id, f"{scene.id}.png", scene.tags, (scene.split,))
-                                for scene in scenes])
-    photos = workspace.photos("train")
-    output = open_output(tmp_path / "work/masks/drawn/train", Header(
-        kind="masks", command="crf", options={"split": "train"},
-        inputs={"classes": workspace.classes_identity}), [photo.id for photo in photos])
-    output.begin()
-    for seed, photo in enumerate(photos):
-        with Image.open(workspace.image_path(photo)) as image:
-            output.write_labels(photo.id, draw_labels(image.height, image.width, seed))
-    output.finish()
-    return tmp_path / "work"
+    return draw_made(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -105,11 +60,6 @@ def exported(run: Run, work: Path, form: str, *options: object) -> Path:
 def take_back(work: Path, path: Path) -> Result:
     return run_in_process("prepare", "folder", work.parent / "photos", "--labels",
                           work.parent / "tags.csv", "--corrections", path, work=work)
-
-
-def masks_of(folder: Path) -> dict[str, Labels]:
-    return {file.relative_to(folder).with_suffix("").as_posix(): read_labels(file)
-            for file in sorted(folder.rglob("*.png"))}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -229,7 +179,7 @@ def resized(name: str) -> Change:
 LINE = "labels/train/scene2.txt"
 WRONG: list[tuple[str, Change, str]] = [
     ("yolo", replaced("data.yaml", "bar", "bat"), "data.yaml: `bat` is not a class"),
-    ("yolo", replaced("data.yaml", "names:", "names: ["), "data.yaml:4: not YAML"),
+    ("yolo", replaced("data.yaml", "names:", "names: ["), "data.yaml:5: not YAML"),
     ("yolo", replaced(LINE, r"^\d", "9"), "scene2.txt:1: the class 9 is not in data.yaml"),
     ("yolo", replaced(LINE, r"\n(\d) ", r"\n\1 x "), "scene2.txt:2: not a polygon"),
     ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers behind the class "),
@@ -245,7 +195,9 @@ WRONG: list[tuple[str, Change, str]] = [
     ("coco", replaced("annotations/instances_train.json", '"images"', '\n"images" x'),
      "instances_train.json:2: not JSON"),
     ("coco", replaced("annotations/instances_train.json", '"segmentation"', '"segments"'),
-     "an entry lacks 'segmentation'"),
+     "annotation 1: its segmentation cannot be read"),
+    ("coco", replaced("annotations/instances_train.json", '"file_name"', '"file"'),
+     "an entry lacks 'file_name'"),
     ("coco", replaced("annotations/instances_train.json", '"image_id": 1', '"image_id": 77'),
      "annotation 1 belongs to image 77"),
     ("label-studio", replaced("tasks.json", '"bar"|"box"|"disc"', '"bat"'),
@@ -254,7 +206,8 @@ WRONG: list[tuple[str, Change, str]] = [
      "tasks.json: task 1: 9"),
     ("label-studio", replaced("tasks.json", '"rle": \\[', '"rle": [1, '),
      "tasks.json: task 1: the run lengths"),
-    ("label-studio", replaced("tasks.json", "photo", "phot"), "is not in the workspace"),
+    ("label-studio", replaced("tasks.json", '"photo": "', '"photo": "x'),
+     "tasks.json: task 1: the photo xs"),
     ("label-studio", replaced("tasks.json", "}", ""), "tasks.json:1: not JSON"),
     ("cvat", replaced("annotations.xml", 'label="[a-z]*"', 'label="bat"'),
      "annotations.xml:6: `bat` is not a class"),

@@ -62,8 +62,6 @@ _OF_ROWS = ("context_of", "photo_of")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
-    MethodKind("labellings", "prepare", "read", "labels that a person corrected in another tool",
-               (), also=("files",)),
     MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
                (*_FEATURES, "head"), "naclip"),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",

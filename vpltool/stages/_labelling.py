@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, write_labels
-from vpltool.methods import Method, find_methods
-from vpltool.methods.inputs import Labelled, LabellingRequest
+from vpltool.labelling import find_reader
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,14 +58,14 @@ def read_labelling(path: Path | None, request: LabellingRequest) -> Labelling:
     """
     if path is None:
         return Labelling("")
-    method = _format_of(path)
-    found = Labelling(method.name)
-    for entry in method.load().read(path, request):
+    name, reader = find_reader(path)
+    found = Labelling(name)
+    for entry in reader.read(path, request):
         _keep(entry, found, request)
     if not found.packed:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
-                       if method.name == "label-studio" else "export it from the tool again")
+                       if name == "label-studio" else "export it from the tool again")
     return found
 
 
@@ -90,28 +89,6 @@ def by_name(photos: Iterable[Photo]) -> dict[str, Photo]:
     """Every name that a tool may give a photo to the photo."""
     return {name: photo for photo in photos for key in (photo.id, photo.image)
             for name in (key.replace("/", "__"), key)}
-
-
-def _format_of(path: Path) -> Method:
-    """The format that a file or folder is in.
-
-    Raises:
-        VplError: it is missing, in none or several, or a package is not installed.
-    """
-    if not path.exists():
-        raise VplError(f"{path} is not there", "give a file or folder from a labelling tool")
-    known = find_methods("labellings")
-    found = [method for method in known.values() if method.load().files(path)]
-    if len(found) != 1:
-        names = " or ".join(method.name for method in found)
-        raise VplError(f"{path} may be {names}" if found else f"{path} is in no format that is "
-                       f"known ({', '.join(known)})",
-                       "docs/labelling.md says what each format looks like")
-    for module in getattr(found[0].load(), "NEEDS", ()):
-        if importlib.util.find_spec(module) is None:
-            raise VplError(f"{found[0].name} needs {module}, which is not installed",
-                           "pip install 'vpltool[labelling]'")
-    return found[0]
 
 
 def take_labelling(workspace: Workspace, found: Labelling) -> list[Path]:

@@ -17,8 +17,9 @@ from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
+from vpltool.labelling.request import LabellingRequest
 from vpltool.methods import find_method
-from vpltool.methods.inputs import LabellingRequest, Source, SourceRequest
+from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._labelling import by_name, read_labelling, take_labelling

@@ -6,22 +6,15 @@ classes.txt says what the values mean; without it, they are the workspace's labe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import labels_of_names, read_label_images, read_text
+from vpltool.labelling.reading import labels_of_names, read_label_images, read_text
+from vpltool.labelling.request import Labelled, LabellingRequest
 
-READS = ()
+NEEDS: tuple[str, ...] = ()
 
 _ELSE = ("data.yaml", "ann_dir", "metadata.jsonl", "*/metadata.jsonl", "annotations",
          "tasks.json", "annotations.xml")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of label images."""
 
 
 def files(path: Path) -> list[Path]:

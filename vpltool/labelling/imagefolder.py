@@ -6,26 +6,19 @@ classes.json says what the values mean; without it, they are the workspace's lab
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import (
+from vpltool.labelling.reading import (
     below,
     labels_of_names,
     parse_json,
     read_label_images,
     read_text,
 )
+from vpltool.labelling.request import Labelled, LabellingRequest
 
-READS = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of the imagefolder."""
+NEEDS: tuple[str, ...] = ()
 
 
 def files(path: Path) -> list[Path]:

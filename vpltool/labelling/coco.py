@@ -6,27 +6,18 @@ Where instances overlap, the smallest is on top. Needs pycocotools.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import below, parse_json, read_text
+from vpltool.labelling.reading import below, parse_json, read_text
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-READS = ()
-
 NEEDS = ("pycocotools",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of COCO's instances."""
 
 
 def files(path: Path) -> list[Path]:

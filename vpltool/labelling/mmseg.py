@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import labels_of_names, read_label_images, read_text
+from vpltool.labelling.reading import labels_of_names, read_label_images, read_text
+from vpltool.labelling.request import Labelled, LabellingRequest
 
-READS = ()
+NEEDS: tuple[str, ...] = ()
 
 _CONFIGURATION = "dataset.py"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of mmsegmentation's layout."""
 
 
 def files(path: Path) -> list[Path]:

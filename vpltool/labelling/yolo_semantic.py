@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import labels_of_names, parse_yaml, read_label_images
+from vpltool.labelling.reading import labels_of_names, parse_yaml, read_label_images
+from vpltool.labelling.request import Labelled, LabellingRequest
 
-READS = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of Ultralytics' semantic layout."""
+NEEDS = ("yaml",)
 
 
 def files(path: Path) -> list[Path]:

@@ -7,27 +7,18 @@ OpenCV.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import labels_of_names, parse_yaml, read_text
+from vpltool.labelling.reading import labels_of_names, parse_yaml, read_text
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-READS = ()
-
-NEEDS = ("cv2",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of YOLO's polygons."""
+NEEDS = ("cv2", "yaml")
 
 
 def files(path: Path) -> list[Path]:

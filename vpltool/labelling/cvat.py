@@ -13,27 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import below
+from vpltool.labelling.reading import below
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-READS = ()
 NEEDS = ("pycocotools",)
 
 _NAME = "annotations.xml"
 _AGAIN = "export it from CVAT as `CVAT for images 1.1`"
 _SHAPES = ("mask", "polygon", "box")
 _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of CVAT's XML."""
 
 
 @dataclass

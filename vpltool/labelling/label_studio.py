@@ -7,28 +7,20 @@ last is on top. Needs pycocotools.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import settings
 from vpltool.errors import VplError
-from vpltool.methods.inputs import Labelled, LabellingRequest
-from vpltool.methods.labellings._reading import below, parse_json, read_text
+from vpltool.labelling.reading import below, parse_json, read_text
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-READS = ()
 NEEDS = ("pycocotools",)
 
 _AGAIN = "export it from Label Studio as JSON"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of Label Studio's JSON."""
 
 
 def files(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, read_labels
-from vpltool.methods.inputs import Labelled, LabellingRequest
+from vpltool.labelling.request import Labelled, LabellingRequest
 
 _AGAIN = "export it from the tool again"
 

@@ -1,1 +1,0 @@
-"""Methods of the kind `labellings`, a file each."""
