@@ -58,15 +58,17 @@ types: setup
 
 check: lint types test
 
-# In an environment of their own: they pin other versions of what vpltool needs.
-$(READERS)/ready:
-	$(PYTHON) -m venv $(READERS)
-	$(if $(TORCH),$(READERS)/bin/python -m pip install -q $(TORCH) torchvision)
-	$(READERS)/bin/python -m pip install -q ultralytics datumaro label-studio-sdk datasets
+# Each in an environment of its own: they pin versions that go neither with ours nor together.
+READ_BY := ultralytics datumaro label-studio-sdk datasets
+
+$(READERS)/%/ready:
+	$(PYTHON) -m venv $(@D)
+	$(if $(filter ultralytics,$*),$(if $(TORCH),$(@D)/bin/python -m pip install -q $(TORCH) torchvision))
+	$(@D)/bin/python -m pip install -q $*
 	touch $@
 
-readers: setup $(READERS)/ready
-	VPLTOOL_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest tests/stages/test_labelling_readers.py
+readers: setup $(READ_BY:%=$(READERS)/%/ready)
+	VPLTOOL_READERS=$(abspath $(READERS)) $(BIN)/python -m pytest tests/stages/test_labelling_readers.py
 
 demo: setup
 	$(BIN)/vpltool -C $(DEMO) run demo

@@ -35,7 +35,7 @@ def draw_labels(height: int, width: int, seed: int) -> Labels:
 
 
 def draw_made(tmp_path: Path) -> Path:
-    """Make a workspace of eight photos, two of them in a folder, with masks/drawn of `train`."""
+    """Make a workspace of eight photos, two in a folder, with masks/drawn of both splits."""
     scenes = [replace(scene, id=f"sub/{scene.id}") if number < 2 else scene
               for number, scene in enumerate(draw_scenes())]
     (tmp_path / "photos/sub").mkdir(parents=True)
@@ -44,15 +44,16 @@ def draw_made(tmp_path: Path) -> Path:
     workspace = Workspace(tmp_path / "work", "photos", "../photos", SHAPES, (), "m", "p")
     write_workspace(workspace, [Photo(scene.id, f"{scene.id}.png", scene.tags, (scene.split,))
                                 for scene in scenes])
-    photos = workspace.photos("train")
-    output = open_output(tmp_path / "work/masks/drawn/train", Header(
-        kind="masks", command="crf", options={"split": "train"},
-        inputs={"classes": workspace.classes_identity}), [photo.id for photo in photos])
-    output.begin()
-    for seed, photo in enumerate(photos):
-        with Image.open(workspace.image_path(photo)) as image:
-            output.write_labels(photo.id, draw_labels(image.height, image.width, seed))
-    output.finish()
+    for split in ("train", "val"):
+        photos = workspace.photos(split)
+        output = open_output(tmp_path / "work/masks/drawn" / split, Header(
+            kind="masks", command="crf", options={"split": split},
+            inputs={"classes": workspace.classes_identity}), [photo.id for photo in photos])
+        output.begin()
+        for seed, photo in enumerate(photos):
+            with Image.open(workspace.image_path(photo)) as image:
+                output.write_labels(photo.id, draw_labels(image.height, image.width, seed))
+        output.finish()
     return tmp_path / "work"
 
 

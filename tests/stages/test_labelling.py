@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Result, Run, run_in_process
-from drawn_masks import FORMATS, KEEPS_IGNORED, draw_labels, draw_made, masks_of
+from drawn_masks import FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
 from vpltool.errors import VplError
 from vpltool.formats import (
-    Header,
-    open_output,
     open_workspace,
     read_labels,
 )
@@ -118,16 +117,6 @@ def test_small_regions_go(small: str, work: Path, run: Run) -> None:
 
 def test_two_splits_in_one_folder(work: Path, run: Run) -> None:
     yaml = pytest.importorskip("yaml")
-    workspace = open_workspace(work)
-    output = open_output(work / "masks/drawn/val", Header(
-        kind="masks", command="crf", options={"split": "val"},
-        inputs={"classes": workspace.classes_identity}),
-        [photo.id for photo in workspace.photos("val")])
-    output.begin()
-    for photo in workspace.photos("val"):
-        with Image.open(workspace.image_path(photo)) as image:
-            output.write_labels(photo.id, draw_labels(image.height, image.width, 7))
-    output.finish()
     for split in ("train", "val"):
         result = run("export", "yolo", "--what", "drawn", "--split", split, "--out", work / "both",
                      work=work)
@@ -150,6 +139,42 @@ def test_a_changed_export_is_not_overwritten(work: Path, run: Run) -> None:
     (path / "notes.doc").write_text("mine")
     assert "did not make, such as notes.doc" in run(
         "export", "yolo", "--what", "drawn", work=work).lines("error:")[0]
+
+
+def test_photos_in_the_suffixes_that_others_take(work: Path, run: Run) -> None:
+    """Ultralytics knows BMP, and no GIF; mmsegmentation wants one suffix; sizes stay."""
+    for name, suffix in (("scene2", "bmp"), ("scene3", "gif")):
+        with Image.open(work.parent / f"photos/{name}.png") as image:
+            image.convert("RGB").save(work.parent / f"photos/{name}.{suffix}")
+        text = (work / "images.jsonl").read_text()
+        (work / "images.jsonl").write_text(text.replace(f"{name}.png", f"{name}.{suffix}"))
+    photos = exported(run, work, "yolo") / "images/train"
+    assert sorted(file.suffix for file in photos.iterdir()) == [".bmp", *[".png"] * 5]
+    photos = exported(run, work, "mmseg") / "img_dir/train"
+    assert {file.suffix for file in photos.iterdir()} == {".png"}
+    with Image.open(photos / "scene3.png") as image:
+        assert image.size == (40, 48)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/labelling.md").read_text("utf-8")
+
+
+def test_the_lines_of_the_page_run(work: Path, run: Run, exports: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the drawn masks in place of its own."""
+    monkeypatch.chdir(work)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 14
+    shutil.copy(exports / "label-studio/tasks.json", work / "project-1-at-2026-11-22.json")
+    for folder in ("photos", "tags.csv"):
+        (work / folder).symlink_to(Path("..") / folder)
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "export":
+            words = [*re.sub(r" --what \S+", "", " ".join(words)).split(), "--what", "drawn"]
+        result = run(*words, work=work)
+        assert result.code == 0, f"{line}: {result.err}"
 
 
 def test_without_photos(work: Path, run: Run) -> None:

@@ -1,8 +1,8 @@
 """What other programs read of an export is what was exported, read by those programs themselves.
 
 pycocotools and mmsegmentation's rule run here. The others need packages that do not go with ours
-(Label Studio's SDK pins another typer, Datumaro an older Pillow), so they run in a Python of their
-own: `make readers` installs them and sets `VPLTOOL_READERS` to it.
+(Label Studio's SDK takes another typer, Datumaro an older Pillow), so each runs in an environment
+of its own: `make readers` makes them, and sets `VPLTOOL_READERS` to their folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from drawn_masks import KEEPS_IGNORED, Labels, draw_made, masks_of
 from PIL import Image
 
 READERS = Path(__file__).parents[1] / "readers"
-PYTHON = os.environ.get("VPLTOOL_READERS", "")
+ENVIRONMENTS = os.environ.get("VPLTOOL_READERS", "")
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +90,28 @@ def test_mmsegmentation_by_its_rule(made: Path) -> None:
 
 
 OTHERS = [
-    ("yolo", "ultralytics_labels.py", (), ()),
-    ("yolo-semantic", "ultralytics_labels.py", (), ()),
-    ("label-studio", "label_studio_labels.py", (), ()),
-    ("cvat", "datumaro_labels.py", ("cvat",), ()),
-    ("cvat", "datumaro_labels.py", ("cvat",), ("--shape", "polygon")),
-    ("coco", "datumaro_labels.py", ("coco",), ()),
-    ("imagefolder", "datasets_labels.py", (), ()),
+    ("yolo", (), "ultralytics", ()),
+    ("yolo-semantic", (), "ultralytics", ()),
+    ("label-studio", (), "label-studio-sdk", ()),
+    ("cvat", (), "datumaro", ("cvat",)),
+    ("cvat", ("--shape", "polygon"), "datumaro", ("cvat",)),
+    ("coco", (), "datumaro", ("coco",)),
+    ("imagefolder", (), "datasets", ()),
 ]
+"""Format, options of the export, the package that reads it, and words for its script."""
 
 
-@pytest.mark.skipif(not PYTHON, reason="VPLTOOL_READERS names no Python with the readers")
-@pytest.mark.parametrize(("form", "script", "words", "options"), OTHERS)
-def test_as_others_read_it(form: str, script: str, words: tuple[str, ...],
-                           options: tuple[str, ...], made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "options", "package", "words"), OTHERS)
+def test_as_others_read_it(form: str, options: tuple[str, ...], package: str,
+                           words: tuple[str, ...], made: Path, tmp_path: Path) -> None:
+    python = Path(ENVIRONMENTS) / package / "bin/python"
+    if not ENVIRONMENTS or not python.exists():
+        pytest.skip(f"no environment with {package}: make readers")
     path = exported(made, form, *options)
-    command = [PYTHON, str(READERS / script), *words, str(path), str(tmp_path / "o.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    command = [python, READERS / f"{package.replace('-', '_')}_labels.py", *words, path,
+               tmp_path / "found.npz"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "o.npz") as archive:
+    with np.load(tmp_path / "found.npz") as archive:
         found = dict(archive)
     assert same_share(found, wanted(made, form)) >= 0.999

@@ -39,21 +39,26 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     """Write the folder."""
     check_labelling(settings)
     splits = {*splits_in(path, "mmseg", "ann_dir"), settings.split}
-    write_tree(path, _members(predictions, settings, splits), "mmseg", splits)
+    # Another split's photos may have another suffix.
+    suffixes = {split: next((file.suffix for file in (path / "img_dir" / split).glob("*.*")), "")
+                for split in splits}
+    write_tree(path, _members(predictions, settings, suffixes), "mmseg", splits)
     return [path]
 
 
-def _members(predictions: Predictions, settings: Settings, splits: set[str]
+def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, str]
              ) -> Iterator[Member]:
     files = PhotoFiles(predictions, (), alike=True)
-    suffix = next(iter(files.suffixes.values()))
-    yield "dataset.py", _configuration(predictions.workspace.classes, splits, suffix).encode()
+    own = next(iter(files.suffixes.values()))
+    suffixes = {split: own if split == settings.split else suffix or own
+                for split, suffix in sorted(suffixes.items())}
+    yield "dataset.py", _configuration(predictions.workspace.classes, suffixes).encode()
     for photo, labels in tidied(predictions, settings, keeps_ignored=True):
         yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"img_dir/{settings.split}", settings.photos)
 
 
-def _configuration(classes: tuple[str, ...], splits: set[str], suffix: str) -> str:
+def _configuration(classes: tuple[str, ...], suffixes: dict[str, str]) -> str:
     names, flat = ("background", *classes), voc_palette()
     palette = [flat[3 * index : 3 * index + 3] for index in range(len(names))]
     return (f"""dataset_type = 'BaseSegDataset'
@@ -65,4 +70,4 @@ metainfo = dict(
     type=dataset_type, data_root=data_root, metainfo=metainfo, reduce_zero_label=False,
     img_suffix={suffix!r}, seg_map_suffix='.png',
     data_prefix=dict(img_path='img_dir/{split}', seg_map_path='ann_dir/{split}'))
-""" for split in sorted(splits)))
+""" for split, suffix in suffixes.items()))
