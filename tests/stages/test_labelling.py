@@ -22,8 +22,7 @@ from vpltool.formats import (
     open_workspace,
     read_labels,
 )
-from vpltool.labelling.request import LabellingRequest
-from vpltool.stages._labelling import by_name, read_labelling
+from vpltool.stages._labelling import read_corrections
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")
@@ -67,7 +66,7 @@ def test_there_and_back(form: str, work: Path, run: Run) -> None:
     path = exported(run, work, form)
     result = take_back(work, path)
     assert result.code == 0, result.err
-    assert f"6 corrected masks are taken, from {form}; 6 are there" in result.err
+    assert "6 corrected masks are taken; 6 are there" in result.err
     wanted, found = masks_of(work / "masks/drawn/train"), masks_of(work / "corrections")
     assert wanted.keys() == found.keys() and "sub/scene0" in found
     for key, labels in wanted.items():
@@ -263,8 +262,7 @@ def test_what_is_wrong_is_named(form: str, change: Change, said: str, made: Path
     change(tmp_path / form)
     workspace = open_workspace(made)
     with pytest.raises(VplError, match=re.escape(said)) as caught:
-        read_labelling(tmp_path / form, LabellingRequest(
-            made / workspace.root, workspace.classes, by_name(workspace.photos())))
+        read_corrections(workspace, workspace.photos(), tmp_path / form, made / workspace.root)
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint
 

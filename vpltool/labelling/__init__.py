@@ -15,11 +15,13 @@ from types import ModuleType
 from vpltool.errors import VplError
 
 
-def find_reader(path: Path) -> tuple[str, ModuleType]:
+def find_reader(path: Path) -> tuple[str, ModuleType] | None:
     """Return the name and the module of the format that a file or folder is in.
 
+    None: it is a folder in no format of a tool, so at most one of label images.
+
     Raises:
-        VplError: it is missing, in no format or in several, or a package is not installed.
+        VplError: it is missing, a file in no format, in several, or a package is not installed.
     """
     if not path.exists():
         raise VplError(f"{path} is not there", "give a file or folder from a labelling tool")
@@ -28,6 +30,8 @@ def find_reader(path: Path) -> tuple[str, ModuleType]:
              if file.stem not in ("__init__", "request", "reading")}
     readers = {name: importlib.import_module(module) for name, module in names.items()}
     found = [name for name, reader in readers.items() if reader.files(path)]
+    if not found and path.is_dir():
+        return None
     if len(found) != 1:
         raise VplError(f"{path} may be {' or '.join(found)}" if found else
                        f"{path} is in no format that is known ({', '.join(readers)})",

@@ -17,12 +17,12 @@ from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
-from vpltool.labelling.request import LabellingRequest
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._labelling import by_name, read_labelling, take_labelling
+from vpltool.stages._corrections import take_corrections
+from vpltool.stages._labelling import read_corrections
 from vpltool.stages._prepared import MADE, describe_workspace
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
@@ -44,20 +44,24 @@ class PrepareSettings(Settings):
     background: Path | None = setting(None, "Words for what is no class, one a line.",
                                       metavar="FILE")
     corrections: Path | None = setting(
-        None, "Labels that a person corrected, for train-decoder: from Label Studio, CVAT, COCO or "
-              "YOLO, or a folder of masks ID.png. Those taken earlier stay.", metavar="PATH")
+        None, "Masks that you have corrected, for train-decoder: a folder of ID.png, or what Label "
+              "Studio, CVAT, COCO, YOLO and others write. Those taken earlier stay; what vpltool "
+              "wrote and nobody changed is left out.", metavar="PATH")
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
+    hold_out: int = setting(
+        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
+           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
 STAGE = Stage(order=10, panel="1. Begin", reads=(),
-              writes=("workspace", "images", "changes", "masks"), settings=PrepareSettings,
-              methods="sources", subcommands=True, begins=True)
+              writes=("workspace", "images", "changes", "masks", "corrections"),
+              settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         settings: which data set, which CLIP, which words.
 
     Returns:
-        `workspace.json`, and the folders of true masks and of corrections that were made.
+        `workspace.json`, and the folders of true masks that were made.
 
     Raises:
         VplError: the data set is not as expected, or a workspace of other photos or of another
@@ -107,17 +111,17 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if kept:
         _check_same(kept, workspace, source.photos, settings)
     photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in source.remarks:
         console.warn(remark)
     _warn_of_torn(source.root, photos)
+    corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
-    corrected = read_labelling(settings.corrections, LabellingRequest(
-        source.root, classes, by_name(photos)))
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     describe_workspace(workspace, photos, words, source.from_tags and kept is not None)
     paths = [path / "workspace.json", *(output.path for output in outputs),
-             *take_labelling(workspace, corrected)]
+             *take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:
@@ -145,6 +149,10 @@ def _is_given(settings: Settings, name: str) -> bool:
     return name in settings.given or getattr(settings, name) != default
 
 
+_REMEMBERED = ("halve", "hold_out")
+"""Shared settings that a later call may leave out."""
+
+
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """The settings, those of the earlier call in place of what is not given now."""
     method = settings.of_method
@@ -153,15 +161,15 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
                   for entry in described(type(method))
                   if entry.name in call and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
-    halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
-    return replace(settings, of_method=method, halve=halve)
+    shared = {name: call[name] for name in _REMEMBERED
+              if name in call and not _is_given(settings, name)}
+    return replace(settings, of_method=method, **shared)
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
     said: dict[str, Any] = {"method": settings.method}
-    if settings.halve:
-        said["halve"] = settings.halve
+    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         said["classes"] = relative_to(settings.classes, path)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
-from vpltool.formats.header import changed_inputs
+from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
+from vpltool.stages import _inputs, _masks
 from vpltool.stages._checkpoints import (
     Start,
     checkpoint_of,
@@ -25,7 +25,6 @@ from vpltool.stages._checkpoints import (
     write_checkpoint,
 )
 from vpltool.stages._lessons import Frozen, Lessons, crop_batches, frozen_layers
-from vpltool.stages._masks import Masks, check_masks, content_identity, find_masks, newer_than
 from vpltool.stages._segmenters import find_decoder, take_weights
 
 if TYPE_CHECKING:
@@ -74,6 +73,9 @@ class TrainDecoderSettings(Settings):
     max_side: int = setting(
         1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
               "them.", low=0, metavar="PIXELS", record="changed")
+    corrected_times: int = setting(
+        1, "How many times as often as another photo one with a corrected mask is seen.", low=1,
+        metavar="N", record="changed")
     start: str = setting("", "Begin with the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
@@ -123,7 +125,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
 
     method = find_method("segmenters", settings.method).load()
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
-    masks = find_masks(workspace, settings.masks, settings.split, list(photos.values()))
+    masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
     frozen, ids = frozen_layers(
         workspace, masks.ids, source=settings.source, features=settings.features,
@@ -147,12 +149,13 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         facts = {"segmenter": settings.method, "config": network.config,
                  "reads": list(network.reads), "classes": list(workspace.classes),
                  "normalise": workspace.normalise}
-        lessons = Lessons(workspace, masks, [photos[key] for key in ids], frozen,
+        seen = _masks.repeated(masks, ids, settings.corrected_times)
+        lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side)
         task = _Run(lessons, training, replace(header, facts=facts), target)
         start = read_checkpoint(task.checkpoint, task.header, overwrite=settings.overwrite,
                                 update=settings.update)
-        check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
+        _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
                     len(workspace.classes))
         _train(task, network, start, settings)
     return target
@@ -209,12 +212,12 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
 
 
 def _make_header(
-    workspace: Workspace, settings: TrainDecoderSettings, masks: Masks,
+    workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
     prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
     first: Path | None,
 ) -> Header:
     inputs: dict[str, Any] = {
-        "masks": content_identity(masks.path, ids), "prototypes": prototypes.path,
+        **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     header = _inputs.make_header(
         workspace, "decoder", "train-decoder", settings,
@@ -228,11 +231,12 @@ def _make_header(
     # The masks' identity is that of their bytes, not that of how they were made.
     sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
-    return replace(header, sources=sources, call=call)
+    return replace(header, sources=sources, call=call, supervision=join_supervision(
+        [header.supervision, _masks.supervision_by(masks, ids)]))
 
 
-def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: Masks, ids: Any
-             ) -> bool:
+def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,
+             ids: Any) -> bool:
     """Tell whether the decoder is there already.
 
     Raises:
@@ -243,8 +247,8 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
                                   update=settings.update)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
-            error.message += (f" ({newer_than(masks, target, ids)} of {len(ids)} masks are newer "
-                              "than it)")
+            newer = _masks.newer_than(masks, target, ids)
+            error.message += f" ({newer} of {len(ids)} masks are newer than it)"
         raise
 
 
