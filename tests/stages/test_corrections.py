@@ -49,6 +49,7 @@ def test_they_are_learned_from_and_every_header_says_so(base: Path, run: Run) ->
     decoder = work / "decoder/text-refined.safetensors"
     before = decoder.read_bytes()
     assert header_of(decoder).supervision == ""
+    assert "supervision" not in (work / "masks/text-refined/train/artifact.json").read_text()
     assert "supervision" not in run("inspect", decoder, work=work).out
     result = take(run, base, corrected(base, "scene0", "scene3"))
     assert result.code == 0, result.err

@@ -98,10 +98,18 @@ class Header:
             del hashed[unhashed]
         return _short_hash(json.dumps(hashed, sort_keys=True).encode())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return its fields, as `artifact.json` holds them."""
+        content = asdict(self)
+        if not self.supervision:
+            # As headers were before corrections were known.
+            del content["supervision"]
+        return content
+
     def to_json(self) -> str:
         """Return the header as one line of JSON with sorted keys."""
-        content = {name: value for name, value in asdict(self).items()
-                if value or name not in ("call", "sources", "supervision")}
+        content = {name: value for name, value in self.to_dict().items()
+                if value or name not in ("call", "sources")}
         return json.dumps(content, sort_keys=True, ensure_ascii=True)
 
     @classmethod
