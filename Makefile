@@ -6,6 +6,7 @@
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it;
 #                 OPTIONS=--quick takes fewer iterations
 # make compare    every method over WORKSPACE, in one table; OPTIONS='--seeds 0 --masks none' is faster
+# make ceiling    a segmenter of WORKSPACE beside the same one trained with true masks
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
@@ -34,7 +35,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check readers lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare voc12 coco14 clean
+.PHONY: setup demo test check readers lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -94,6 +95,10 @@ $(TABLES): setup
 # OPTIONS are those of `python -m vpltool.recipes.comparison`, such as OPTIONS='--second dino.pth'.
 compare: setup
 	$(BIN)/python -m vpltool.recipes.comparison $(WORKSPACE) $(OPTIONS)
+
+# OPTIONS are those of `python -m vpltool.recipes.ceiling`, such as OPTIONS='--decoder segmenter'.
+ceiling: setup
+	$(BIN)/python -m vpltool.recipes.ceiling $(WORKSPACE) $(OPTIONS)
 
 # PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup

@@ -1,0 +1,151 @@
+"""The ceiling of a segmenter: the same one, trained with true masks instead of pseudo masks.
+
+    python -m vpltool.recipes.ceiling WORK
+    python -m vpltool.recipes.ceiling WORK --decoder segmenter --score val
+
+How much of it a segmenter from tags reaches says what the pseudo masks cost, apart from what the
+photos, the encoder and the segmenter allow. This is a measurement: its segmenter goes to
+WORK/tables/ceiling, where no other command looks, and its header says what it has learned from.
+Everything but the masks is as in the header of the segmenter that it is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpltool import api, console
+from vpltool.errors import VplError
+from vpltool.formats import Photo, Workspace, expect_header, open_workspace, write_json
+from vpltool.formats.storage import atomic_path
+from vpltool.parallel.signals import interrupt_at_sigterm
+from vpltool.shell import spell
+from vpltool.stages._segmenters import find_decoder
+from vpltool.stages._truth import read_truth
+from vpltool.state import read_state
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vpltool.recipes.ceiling",
+        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--decoder", default="", metavar="NAME",
+                        help="the segmenter that learned from pseudo masks; default: the only one")
+    parser.add_argument("--score", default="val", metavar="SPLIT",
+                        help="a split that it has not learned from")
+    parser.add_argument("--max-side", type=int, default=None, metavar="PIXELS",
+                        help="of predict; default: as at the features that it learned from")
+    return parser.parse_args(argv)
+
+
+def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) -> None:
+    """Write true masks as labels of the workspace, ID.png; those that are there are kept.
+
+    Raises:
+        VplError: a photo has none, or it does not fit.
+    """
+    from PIL import Image
+
+    from vpltool.core.photos import photo_size
+
+    without = [photo.id for photo in photos if photo.mask is None]
+    if without:
+        raise VplError(f"{len(without)} of {len(photos)} photos have no true mask, such as "
+                       f"{without[0]}", "a ceiling needs them: prepare the workspace with masks")
+    with console.progress("true masks", len(photos)) as advance:
+        for photo in photos:
+            path = folder / f"{photo.id}.png"
+            if not path.exists():
+                size = photo_size(workspace.image_path(photo))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(path) as temporary:
+                    Image.fromarray(read_truth(workspace, photo, size)).save(temporary, "PNG")
+            advance()
+
+
+def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -> dict[str, Any]:
+    """Train with true masks what a segmenter learned from pseudo masks, and score both.
+
+    Args:
+        work: the workspace.
+        decoder: NAME of the segmenter; empty: the only one.
+        score: split that is scored.
+        max_side: of predict; None: as at the features.
+
+    Returns:
+        `decoder`, `split`, and the mIoU `from_tags` and `from_true_masks`, and the `share`.
+
+    Raises:
+        VplError: something is missing, or a step failed.
+    """
+    workspace = open_workspace(work)
+    path = find_decoder(work, decoder)
+    call = _call_of(workspace, path)
+    side = _side_of(workspace, call) if max_side is None else max_side
+    split = str(expect_header(path, "decoder").options.get("split", "train"))
+    if split == score:
+        raise VplError(f"{path} has learned from the split `{score}`", "score another one")
+    place = work / "tables/ceiling"
+    masks = place / "masks" / split
+    write_true_masks(workspace, workspace.photos(split), masks)
+    run = api.Workspace(work)
+    other = run.train_decoder(**dict(call) | {
+        "masks": str(masks), "name": path.stem, "out": place / f"{path.stem}.safetensors",
+        "update": True})
+    found = {}
+    for name, file in (("from_tags", path), ("from_true_masks", other)):
+        out = place / "predictions" / name / path.stem / score
+        run.predict(decoder=str(file), split=score, max_side=side, out=out, update=True)
+        found[name] = run.eval(what=str(out), split=score,
+                               out=place / f"{path.stem}-{name}.json")["miou"]
+    result = {"decoder": path.stem, "split": score, **found,
+              "share": found["from_tags"] / max(found["from_true_masks"], 1e-9)}
+    write_json(place / f"{path.stem}-{score}.json", result)
+    return result
+
+
+def _call_of(workspace: Workspace, path: Path) -> Mapping[str, Any]:
+    """The settings with which a decoder was trained, as `train_decoder` takes them."""
+    for artifact in read_state(workspace).in_order:
+        if artifact.path.resolve() == path.resolve():
+            return artifact.call()
+    raise VplError(f"{path} is not in the folder of decoders of the workspace",
+                   f"one of those in {workspace.path / 'decoder'}")
+
+
+def _side_of(workspace: Workspace, call: Mapping[str, Any]) -> int:
+    """Longest side of the photos that a decoder learned from."""
+    folder = Path(call.get("features") or workspace.path / "features" / call.get("split", "train"))
+    for artifact in read_state(workspace).in_order:
+        if artifact.path.resolve() == folder.resolve():
+            return int(artifact.header.options.get("max_side", 0))
+    return int(call.get("max_side", 1024))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and print a row of Markdown; 0, or 1 with a line that says what to do."""
+    options = _options(argv)
+    try:
+        with console.heard_by(console.Terminal(spell=spell)):
+            found = ceiling(options.work, options.decoder, options.score, options.max_side)
+    except VplError as error:
+        console.error(spell(error.message), spell(error.hint))
+        return 1
+    except KeyboardInterrupt:
+        console.error("interrupted", "the same command goes on")
+        return 130
+    print("| segmenter | split | from tags | from true masks | share |\n"
+          "| --- | --- | ---: | ---: | ---: |\n"
+          f"| {found['decoder']} | {found['split']} | {100 * found['from_tags']:.1f} | "
+          f"{100 * found['from_true_masks']:.1f} | {100 * found['share']:.0f} % |")
+    return 0
+
+
+if __name__ == "__main__":
+    with interrupt_at_sigterm():
+        sys.exit(main())
