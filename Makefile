@@ -11,6 +11,7 @@
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
 # make package    dist/: sdist and wheel; the wheel is installed into a fresh environment and tried there
+# make readers    exports read back by Ultralytics, Label Studio's SDK, Datumaro and `datasets`
 #
 # A machine with a GPU keeps its own torch (the environment sees the system's packages);
 # one without gets torch without CUDA packages.
@@ -21,6 +22,7 @@ REALDATA ?= ../shared/realdata
 WORK ?= work/photos20
 DEMO ?= work/demo
 WORKSPACE ?= $(DEMO)
+READERS ?= .venv-readers
 VOC12 ?= work/voc12
 COCO14 ?= work/coco14
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check package lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo test check package readers lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -69,6 +71,18 @@ package: setup
 	$(FRESH)/bin/python -m pip install -q dist/*.whl mypy
 	cd $(FRESH) && bin/vpltool -C work demo --images 12 --overwrite && bin/vpltool -C work text-prototypes
 	cd $(FRESH) && bin/python -m mypy --strict $(CURDIR)/tests/typed_user.py
+
+# Each in an environment of its own: they pin versions that go neither with ours nor together.
+READ_BY := ultralytics datumaro label-studio-sdk datasets
+
+$(READERS)/%/ready:
+	$(PYTHON) -m venv $(@D)
+	$(if $(filter ultralytics,$*),$(if $(TORCH),$(@D)/bin/python -m pip install -q $(TORCH) torchvision))
+	$(@D)/bin/python -m pip install -q $*
+	touch $@
+
+readers: setup $(READ_BY:%=$(READERS)/%/ready)
+	VPLTOOL_READERS=$(abspath $(READERS)) $(BIN)/python -m pytest tests/stages/test_labelling_readers.py
 
 demo: setup
 	$(BIN)/vpltool -C $(DEMO) run demo
@@ -111,4 +125,4 @@ coco14: setup
 	$(BIN)/python -m vpltool.recipes.tables 2 $(COCO14) $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) work build dist *.egg-info
+	rm -rf $(VENV) $(READERS) work build dist *.egg-info

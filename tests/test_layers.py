@@ -45,7 +45,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
 LOWEST = {"errors", "console", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
-STAGES = FILES | WORK | {"methods", "stages", "presets"}
+STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
 RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segmenter"}
 
 MAY_IMPORT = {
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
     "datasets": {"datasets", "formats", "errors"},
+    "labelling": {"labelling", "core", "formats", "errors"},
     "presets": {"presets", "errors"},
     "methods": FILES | WORK | {"methods", "presets"},
     "stages": STAGES,
@@ -180,7 +181,7 @@ def test_nothing_but_the_command_line_knows_typer() -> None:
 def test_the_library_spells_no_flags() -> None:
     """Errors name settings; the command line spells them as options."""
     for layer in ("core", "clip", "pictures", "parallel", "formats", "datasets", "stages",
-                  "methods"):
+                  "methods", "labelling"):
         for path in files_of(layer):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Raise):

@@ -96,6 +96,21 @@ def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
     return rle_of.merge(rle_of.frPyObjects(polygons, *size)) if polygons else None
 
 
+def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return the region (height, width) of an instance: polygons or run lengths, as COCO has them.
+
+    Raises:
+        Exception: pycocotools cannot read it; ValueError: it is of another size.
+    """
+    from pycocotools import mask as rle_of
+
+    lengths = _to_rle(outline, size)
+    if lengths is None:
+        return np.zeros(size, bool)
+    inside: npt.NDArray[np.bool_] = rle_of.decode(lengths).astype(bool)
+    return inside
+
+
 def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
     from pycocotools import mask as rle_of

@@ -6,7 +6,7 @@ workspace are never corrections.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,15 +76,24 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     return edited
 
 
-def take_corrections(workspace: Workspace, found: Mapping[str, Path]) -> list[Path]:
-    """Copy corrected masks into the workspace, beside earlier ones; return their folder, if any."""
+def take_corrections(workspace: Workspace,
+                     found: Mapping[str, Callable[[], npt.NDArray[np.uint8]]]) -> list[Path]:
+    """Write corrected masks into the workspace, beside earlier ones.
+
+    Args:
+        workspace: whose photos they are of.
+        found: photo id to what gives its labels (H, W).
+
+    Returns:
+        their folder, if there are any.
+    """
     if not found:
         return []
     folder = workspace.path / FOLDER
     header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
                     facts={"classes": list(workspace.classes)})
-    for key, path in found.items():
-        write_labels(folder / f"{key}.png", read_labels(path), header)
+    for key, labels in found.items():
+        write_labels(folder / f"{key}.png", labels(), header)
     console.note(f"{len(found)} corrected masks are taken; {len(list(folder.rglob('*.png')))} are "
                  "there now; `train_decoder()` learns from them")
     return [folder]

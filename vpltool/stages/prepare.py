@@ -21,7 +21,8 @@ from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._corrections import find_corrections, take_corrections
+from vpltool.stages._corrections import take_corrections
+from vpltool.stages._labelling import read_corrections
 from vpltool.stages._prepared import MADE, describe_workspace
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
@@ -43,8 +44,9 @@ class PrepareSettings(Settings):
     background: Path | None = setting(None, "Words for what is no class, one a line.",
                                       metavar="FILE")
     corrections: Path | None = setting(
-        None, "Masks ID.png that you have corrected, for train-decoder. Those taken earlier stay; "
-              "what vpltool wrote and nobody changed is left out.", metavar="DIR")
+        None, "Masks that you have corrected, for train-decoder: a folder of ID.png, or what Label "
+              "Studio, CVAT, COCO, YOLO and others write. Those taken earlier stay; what vpltool "
+              "wrote and nobody changed is left out.", metavar="PATH")
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
@@ -114,7 +116,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for remark in source.remarks:
         console.warn(remark)
     _warn_of_torn(source.root, photos)
-    corrected = find_corrections(workspace, photos, settings.corrections)
+    corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     describe_workspace(workspace, photos, words, source.from_tags and kept is not None)

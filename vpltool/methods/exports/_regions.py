@@ -1,16 +1,42 @@
-"""What exports share: the classes in a photo, and COCO's numbers of photos."""
+"""What exports share: the classes in a photo, COCO's numbers of photos, small regions, photos."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool import console, options, settings
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Photo
+from vpltool.formats.trees import Member
+from vpltool.methods.inputs import Predictions
+from vpltool.settings import NoEffect, setting, warn_without_effect
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+PHOTOS = ("copy", "none")
+JPEG = (".jpg", ".jpeg")
+_PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingSettings(settings.Settings):
+    """Settings that all exports for labelling and training share."""
+
+    split: str = options.split("train")
+    min_area: int = setting(0, "Pixels that a region must have; smaller ones go. 0: all stay.",
+                            low=0, metavar="PIXELS")
+    small: str = setting(
+        "drop", "What becomes of smaller regions: background (drop), or what is around them "
+                "(merge).", choices=("drop", "merge"),
+        no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
+    photos: str = setting("copy", "Copy the photos beside the labels, or none.", choices=PHOTOS)
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
@@ -32,3 +58,143 @@ def number_of(photo: Photo) -> int:
                        "`prepare('coco', root='FOLDER')` takes COCO's photos; `export('masks')` "
                        "takes any")
     return int(digits[0])
+
+
+def check_labelling(settings: LabellingSettings, *modules: str) -> None:
+    """Check that the packages are installed which an export needs.
+
+    Args:
+        settings: of the export.
+        modules: what it imports.
+
+    Raises:
+        VplError: one is not installed.
+    """
+    import importlib.util
+
+    for module in (*modules, *(["cv2"] if settings.min_area else [])):
+        if importlib.util.find_spec(module) is None:
+            raise VplError(f"{_PACKAGES[module]} is not installed",
+                           "pip install 'vpltool[labelling]'")
+
+
+def tidied(predictions: Predictions, settings: LabellingSettings, *, keeps_ignored: bool
+           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
+    """Yield each photo with its labels, without small regions.
+
+    Args:
+        predictions: what is exported.
+        settings: from which size, and what becomes of smaller ones.
+        keeps_ignored: whether the format can say 255; otherwise a warning counts what is lost.
+    """
+    warn_without_effect(settings)
+    unsaid = 0
+    for photo, labels in predictions.each():
+        if settings.min_area:
+            from vpltool.core.outlines import without_small
+
+            labels = without_small(labels, settings.min_area, merge=settings.small == "merge")
+        unsaid += bool((labels == IGNORE).any())
+        yield photo, labels
+    if unsaid and not keeps_ignored:
+        console.warn(f"{unsaid} of {len(predictions.photos)} photos have pixels of no known class "
+                     f"({IGNORE}); this format cannot say that, and takes them for background")
+
+
+
+
+
+def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
+    """Id to a name without folders, `sub/cat` as `sub__cat`: tools look for labels by name alone.
+
+    Raises:
+        VplError: two photos would have the same name.
+    """
+    names = {photo.id: photo.id.replace("/", "__") for photo in photos}
+    name, count = Counter(names.values()).most_common(1)[0]
+    if count > 1:
+        twice = [key for key in names if names[key] == name]
+        raise VplError(f"photos {twice[0]} and {twice[1]} would both be called {name}",
+                       "rename one of them")
+    return names
+
+
+class PhotoFiles:
+    """Photos as files of a folder for other programs.
+
+    Args:
+        predictions: whose photos.
+        suffixes: what the other program takes; other photos become PNGs, without loss.
+        alike: whether all must have the same suffix: if not all are JPEGs, all become PNGs.
+    """
+
+    def __init__(self, predictions: Predictions, suffixes: Collection[str], *, alike: bool = False
+                 ) -> None:
+        self.predictions = predictions
+        self.names = flat_names(predictions.photos)
+        own = {photo.id: Path(photo.image).suffix.lower() for photo in predictions.photos}
+        if alike:
+            jpeg = all(suffix in JPEG for suffix in own.values())
+            self.suffixes = dict.fromkeys(own, ".jpg" if jpeg else ".png")
+        else:
+            self.suffixes = {key: suffix if suffix in suffixes else ".png"
+                             for key, suffix in own.items()}
+
+    def name(self, photo: Photo) -> str:
+        """Name of a photo's file, without folders."""
+        return self.names[photo.id] + self.suffixes[photo.id]
+
+    def members(self, folder: str, choice: str) -> Iterator[Member]:
+        """Yield the photos below a folder; none if they are not wanted.
+
+        Raises:
+            VplError: a photo cannot be read.
+        """
+        workspace = self.predictions.workspace
+        for photo in self.predictions.photos if choice == "copy" else ():
+            path = workspace.image_path(photo)
+            suffix = path.suffix.lower()
+            same = suffix == self.suffixes[photo.id] or {suffix, self.suffixes[photo.id]} <= {*JPEG}
+            yield f"{folder}/{self.name(photo)}", path if same else _as_png(path)
+
+
+def _as_png(path: Path) -> bytes:
+    from vpltool.core.photos import read_photo
+    from vpltool.formats.labels import png_bytes
+
+    try:
+        return png_bytes(read_photo(path))
+    except OSError as error:
+        raise VplError(f"{path}: {error}", "replace it, or leave photos out: `photos='none'`"
+                       ) from error
+
+
+def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode labels (H, W) as a greyscale PNG: programs that read colours see the same values."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(labels).save(content, format="PNG")
+    return content.getvalue()
+
+
+def hex_colour(index: int) -> str:
+    """Colour of a class in VOC's palette, as #RRGGBB."""
+    from vpltool.formats import voc_palette
+
+    return "#" + bytes(voc_palette()[3 * index : 3 * index + 3]).hex()
+
+
+def data_yaml(names: Sequence[str], splits: Collection[str], **more: str) -> bytes:
+    """Ultralytics' description of a data set; without `path`, it is the folder of the file."""
+    import yaml
+
+    # Ultralytics wants both.
+    train = "train" if "train" in splits else min(splits)
+    val = "val" if "val" in splits else train
+    further = {name: f"images/{name}" for name in sorted(splits) if name not in (train, val)}
+    return yaml.safe_dump({"train": f"images/{train}", "val": f"images/{val}", **further, **more,
+                           "names": dict(enumerate(names))},
+                          sort_keys=False, allow_unicode=True).encode()

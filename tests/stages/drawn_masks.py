@@ -1,0 +1,62 @@
+"""Drawn masks with holes, islands, parts and single pixels, in a workspace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from conftest import SHAPES, draw_scenes, write_scenes
+from PIL import Image
+
+from vpltool.formats import Header, Photo, Workspace, open_output, read_labels, write_workspace
+
+Labels = npt.NDArray[np.uint8]
+FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
+KEEPS_IGNORED = ("imagefolder", "mmseg", "yolo-semantic")
+
+
+def draw_labels(height: int, width: int, seed: int) -> Labels:
+    """Blobs of three classes with holes, islands in holes, parts, single pixels, and some 255."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    labels = np.zeros((height, width), np.uint8)
+    for label in (1, 2, 3, 1):
+        y, x, radius = rng.integers(6, height - 6), rng.integers(6, width - 6), rng.integers(5, 9)
+        far = np.hypot(rows - y, columns - x)
+        labels[far < radius] = label
+        labels[far < radius - 3] = 0
+        labels[far < radius - 5] = label % 3 + 1
+    labels[rng.random(labels.shape) < 0.02] = 2
+    labels[:, :2] = np.where(rng.random((height, 2)) < 0.5, 3, 0)
+    labels[0, -1] = 255
+    return labels
+
+
+def draw_made(tmp_path: Path) -> Path:
+    """Make a workspace of eight photos, two in a folder, with masks/drawn of both splits."""
+    scenes = [replace(scene, id=f"sub/{scene.id}") if number < 2 else scene
+              for number, scene in enumerate(draw_scenes())]
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    (tmp_path / "masks/sub").mkdir(parents=True)
+    write_scenes(tmp_path, scenes)
+    workspace = Workspace(tmp_path / "work", "photos", "../photos", SHAPES, (), "m", "p")
+    write_workspace(workspace, [Photo(scene.id, f"{scene.id}.png", scene.tags, (scene.split,))
+                                for scene in scenes])
+    for split in ("train", "val"):
+        photos = workspace.photos(split)
+        output = open_output(tmp_path / "work/masks/drawn" / split, Header(
+            kind="masks", command="crf", options={"split": split},
+            inputs={"classes": workspace.classes_identity}), [photo.id for photo in photos])
+        output.begin()
+        for seed, photo in enumerate(photos):
+            with Image.open(workspace.image_path(photo)) as image:
+                output.write_labels(photo.id, draw_labels(image.height, image.width, seed))
+        output.finish()
+    return tmp_path / "work"
+
+
+def masks_of(folder: Path) -> dict[str, Labels]:
+    return {file.relative_to(folder).with_suffix("").as_posix(): read_labels(file)
+            for file in sorted(folder.rglob("*.png"))}

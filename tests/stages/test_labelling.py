@@ -1,0 +1,336 @@
+"""Masks out to labelling tools and trainers, and back as corrections: the same pixels."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result, Run, run_in_process
+from drawn_masks import FORMATS, KEEPS_IGNORED, draw_made, masks_of
+from PIL import Image
+from reference.small_regions import without_small_regions
+
+from vpltool.errors import VplError
+from vpltool.formats import (
+    open_workspace,
+    read_labels,
+)
+from vpltool.stages._labelling import read_corrections
+
+pytest.importorskip("cv2")
+pytest.importorskip("pycocotools")
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may change."""
+    shutil.copytree(made.parent, tmp_path / "base", symlinks=True)
+    return tmp_path / "base/work"
+
+
+@pytest.fixture(scope="module")
+def exports(made: Path) -> Path:
+    """Each format's export, without photos."""
+    for form in FORMATS:
+        result = run_in_process("export", form, "--what", "drawn", "--split", "train", "--photos",
+                                "none", "--out", made / "each" / form, work=made)
+        assert result.code == 0, result.err
+    return made / "each"
+
+
+def exported(run: Run, work: Path, form: str, *options: object) -> Path:
+    result = run("export", form, "--what", "drawn", "--split", "train", *options, work=work)
+    assert result.code == 0, result.err
+    return Path(result.out.strip())
+
+
+def take_back(work: Path, path: Path) -> Result:
+    return run_in_process("prepare", "folder", work.parent / "photos", "--labels",
+                          work.parent / "tags.csv", "--corrections", path, work=work)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_there_and_back(form: str, work: Path, run: Run) -> None:
+    """Holes, islands, parts and single pixels: not one pixel is lost."""
+    path = exported(run, work, form)
+    result = take_back(work, path)
+    assert result.code == 0, result.err
+    assert "6 corrected masks are taken; 6 are there" in result.err
+    wanted, found = masks_of(work / "masks/drawn/train"), masks_of(work / "corrections")
+    assert wanted.keys() == found.keys() and "sub/scene0" in found
+    for key, labels in wanted.items():
+        kept = labels if form in KEEPS_IGNORED else np.where(labels == 255, 0, labels)
+        assert (found[key] == kept).all(), key
+
+
+@pytest.mark.parametrize(("form", "options"), [
+    ("coco", ("--shape", "rle")), ("coco", ("--shape", "polygon")), ("coco", ("--parts", "joined")),
+    ("cvat", ("--shape", "polygon"))])
+def test_other_shapes_lose_nothing(form: str, options: tuple[str, ...], work: Path, run: Run
+                                   ) -> None:
+    assert take_back(work, exported(run, work, form, *options)).code == 0
+    found = masks_of(work / "corrections")
+    for key, labels in masks_of(work / "masks/drawn/train").items():
+        assert (found[key] == np.where(labels == 255, 0, labels)).all(), key
+
+
+def test_formats_without_255_say_so(work: Path, run: Run) -> None:
+    result = run("export", "yolo", "--what", "drawn", work=work)
+    assert result.lines("warning:") == [
+        "6 of 6 photos have pixels of no known class (255); this format cannot say that, and takes "
+        "them for background"]
+    assert not run("export", "mmseg", "--what", "drawn", work=work).lines("warning:")
+
+
+def test_points_left_out_cost_little(work: Path, run: Run) -> None:
+    exact, rough = (exported(run, work, "yolo", "--tolerance", tolerance, "--out", work / name)
+                    for tolerance, name in ((0, "exact"), (1, "rough")))
+    sizes = [sum(len(file.read_bytes()) for file in path.rglob("*.txt"))
+             for path in (exact, rough)]
+    assert sizes[1] < 0.8 * sizes[0]
+    assert take_back(work, rough).code == 0
+    found, wanted = masks_of(work / "corrections"), masks_of(work / "masks/drawn/train")
+    same = [(found[key] == np.where(wanted[key] == 255, 0, wanted[key])).mean() for key in wanted]
+    assert 0.9 < min(same) < 1
+
+
+@pytest.mark.parametrize("small", ["drop", "merge"])
+def test_small_regions_go(small: str, work: Path, run: Run) -> None:
+    path = exported(run, work, "mmseg", "--min-area", 4, "--small", small)
+    before = masks_of(work / "masks/drawn/train")["sub/scene0"]
+    after = read_labels(path / "ann_dir/train/sub__scene0.png")
+    assert (after == without_small_regions(before, 4, merge=small == "merge")).all()
+    assert (after != before).any()
+
+
+def test_two_splits_in_one_folder(work: Path, run: Run) -> None:
+    yaml = pytest.importorskip("yaml")
+    for split in ("train", "val"):
+        result = run("export", "yolo", "--what", "drawn", "--split", split, "--out", work / "both",
+                     work=work)
+        assert result.code == 0, result.err
+    data = yaml.safe_load((work / "both/data.yaml").read_text())
+    assert (data["train"], data["val"]) == ("images/train", "images/val")
+    assert len(list((work / "both/labels").rglob("*.txt"))) == 8
+    assert len(list((work / "both/images").rglob("*.*"))) == 8
+
+
+def test_a_changed_export_is_not_overwritten(work: Path, run: Run) -> None:
+    path = exported(run, work, "yolo")
+    assert exported(run, work, "yolo") == path
+    (path / "labels/train/scene2.txt").write_text("")
+    result = run("export", "yolo", "--what", "drawn", work=work)
+    assert result.code == 1
+    assert "1 files in" in result.lines("error:")[0] and "scene2.txt" in result.lines("error:")[0]
+    assert "--corrections" in result.lines("hint:")[0]
+    (path / "labels/train/scene2.txt").unlink()
+    (path / "notes.doc").write_text("mine")
+    assert "did not make, such as notes.doc" in run(
+        "export", "yolo", "--what", "drawn", work=work).lines("error:")[0]
+
+
+def test_photos_in_the_suffixes_that_others_take(work: Path, run: Run) -> None:
+    """Ultralytics knows BMP, and no GIF; mmsegmentation wants one suffix; sizes stay."""
+    for name, suffix in (("scene2", "bmp"), ("scene3", "gif")):
+        with Image.open(work.parent / f"photos/{name}.png") as image:
+            image.convert("RGB").save(work.parent / f"photos/{name}.{suffix}")
+        text = (work / "images.jsonl").read_text()
+        (work / "images.jsonl").write_text(text.replace(f"{name}.png", f"{name}.{suffix}"))
+    photos = exported(run, work, "yolo") / "images/train"
+    assert sorted(file.suffix for file in photos.iterdir()) == [".bmp", *[".png"] * 5]
+    photos = exported(run, work, "mmseg") / "img_dir/train"
+    assert {file.suffix for file in photos.iterdir()} == {".png"}
+    with Image.open(photos / "scene3.png") as image:
+        assert image.size == (40, 48)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/labelling.md").read_text("utf-8")
+
+
+def test_the_lines_of_the_page_run(work: Path, run: Run, exports: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the drawn masks in place of its own."""
+    monkeypatch.chdir(work)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 14
+    shutil.copy(exports / "label-studio/tasks.json", work / "project-1-at-2026-11-22.json")
+    for folder in ("photos", "tags.csv"):
+        (work / folder).symlink_to(Path("..") / folder)
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "export":
+            words = [*re.sub(r" --what \S+", "", " ".join(words)).split(), "--what", "drawn"]
+        result = run(*words, work=work)
+        assert result.code == 0, f"{line}: {result.err}"
+
+
+def test_without_photos(work: Path, run: Run) -> None:
+    path = exported(run, work, "cvat", "--photos", "none")
+    assert sorted(file.name for file in path.iterdir()) == ["annotations.xml",
+                                                            "vpltool-export.json"]
+
+
+# What comes back wrong is named, and nothing is written.
+
+Change = Callable[[Path], None]
+
+
+def replaced(name: str, old: str, new: str) -> Change:
+    def change(path: Path) -> None:
+        file = path / name
+        text = file.read_text("utf-8")
+        assert re.search(old, text)
+        file.write_text(re.sub(old, new, text, count=1), "utf-8")
+    return change
+
+
+def resized(name: str) -> Change:
+    return lambda path: Image.fromarray(np.zeros((5, 4), np.uint8)).save(path / name)
+
+
+LINE = "labels/train/scene2.txt"
+WRONG: list[tuple[str, Change, str]] = [
+    ("yolo", replaced("data.yaml", "bar", "bat"), "data.yaml: `bat` is not a class"),
+    ("yolo", replaced("data.yaml", "names:", "names: ["), "data.yaml:5: not YAML"),
+    ("yolo", replaced(LINE, r"^\d", "9"), "scene2.txt:1: the class 9 is not in data.yaml"),
+    ("yolo", replaced(LINE, r"\n(\d) ", r"\n\1 x "), "scene2.txt:2: not a polygon"),
+    ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers behind the class "),
+    ("yolo", replaced(LINE, r"^(\d) ", r"\1 nan "), "scene2.txt:1"),
+    ("yolo", lambda path: (path / LINE).rename(path / "labels/train/scene99.txt"),
+     "the photo scene99 is not in the workspace"),
+    ("coco", replaced("annotations/instances_train.json", '"bar"', '"bat"'),
+     "instances_train.json: `bat` is not a class"),
+    ("coco", replaced("annotations/instances_train.json", r"scene2\.", "scene99."),
+     "image 3: the photo scene99."),
+    ("coco", replaced("annotations/instances_train.json", '"height": ', '"height": 9'),
+     "instances_train.json: image 1: 9"),
+    ("coco", replaced("annotations/instances_train.json", '"images"', '\n"images" x'),
+     "instances_train.json:2: not JSON"),
+    ("coco", replaced("annotations/instances_train.json", '"segmentation"', '"segments"'),
+     "annotation 1: its segmentation cannot be read"),
+    ("coco", replaced("annotations/instances_train.json", '"file_name"', '"file"'),
+     "an entry lacks 'file_name'"),
+    ("coco", replaced("annotations/instances_train.json", '"image_id": 1', '"image_id": 77'),
+     "annotation 1 belongs to image 77"),
+    ("label-studio", replaced("tasks.json", '"bar"|"box"|"disc"', '"bat"'),
+     "tasks.json: task 1: `bat` is not a class"),
+    ("label-studio", replaced("tasks.json", '"original_height": ', '"original_height": 9'),
+     "tasks.json: task 1: 9"),
+    ("label-studio", replaced("tasks.json", '"rle": \\[', '"rle": [1, '),
+     "tasks.json: task 1: the run lengths"),
+    ("label-studio", replaced("tasks.json", '"photo": "', '"photo": "x'),
+     "tasks.json: task 1: the photo xs"),
+    ("label-studio", replaced("tasks.json", "}", ""), "tasks.json:1: not JSON"),
+    ("cvat", replaced("annotations.xml", 'label="[a-z]*"', 'label="bat"'),
+     "annotations.xml:6: `bat` is not a class"),
+    ("cvat", replaced("annotations.xml", "</image>", "</imago>"), "not XML (mismatched tag"),
+    ("cvat", replaced("annotations.xml", 'rle="', 'rle="9999, '),
+     "annotations.xml:6: the mask cannot be read"),
+    ("cvat", replaced("annotations.xml", r"width=\"\d+", 'width="7'), "annotations.xml:5: "),
+    ("cvat", replaced("annotations.xml", "<annotations>",
+                      '<!DOCTYPE a [<!ENTITY b "c">]><annotations>'),
+     "annotations.xml:2: a document type"),
+    ("mmseg", resized("ann_dir/train/scene2.png"), "scene2.png: 5×4 (height×width), its photo"),
+    ("mmseg", replaced("dataset.py", "'bar'", "'bat'"), "dataset.py: `bat` is not a class"),
+    ("mmseg", replaced("dataset.py", "'bar',", "'bar' +"), "dataset.py:4: `classes` is not a list"),
+    ("yolo-semantic", resized("masks/train/scene2.png"), "scene2.png: 5×4"),
+    ("yolo-semantic", replaced("data.yaml", r"  3: .*\n", ""),
+     "has the value 3, which is no class"),
+    ("imagefolder", replaced("train/metadata.jsonl", "\n{", "\n"), "metadata.jsonl:2: not JSON"),
+    ("imagefolder", replaced("train/metadata.jsonl", "mask_file_name", "mask"),
+     "metadata.jsonl:1: no 'mask_file_name'"),
+]
+
+
+@pytest.mark.parametrize(("form", "change", "said"), WRONG,
+                         ids=[f"{form}-{number}" for number, (form, _, _) in enumerate(WRONG)])
+def test_what_is_wrong_is_named(form: str, change: Change, said: str, made: Path, exports: Path,
+                                tmp_path: Path) -> None:
+    shutil.copytree(exports / form, tmp_path / form)
+    change(tmp_path / form)
+    workspace = open_workspace(made)
+    with pytest.raises(VplError, match=re.escape(said)) as caught:
+        read_corrections(workspace, workspace.photos(), tmp_path / form, made / workspace.root)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_nothing_is_written_if_something_is_wrong(work: Path, exports: Path, tmp_path: Path
+                                                  ) -> None:
+    shutil.copytree(exports / "yolo", tmp_path / "yolo")
+    (tmp_path / "yolo/labels/train/scene5.txt").write_text("0 oh\n")
+    before = (work / "workspace.json").read_bytes(), (work / "images.jsonl").read_bytes()
+    result = take_back(work, tmp_path / "yolo")
+    assert result.code == 1
+    assert "scene5.txt:1: not a polygon" in result.lines("error:")[0]
+    assert not (work / "corrections").exists()
+    assert before == ((work / "workspace.json").read_bytes(),
+                      (work / "images.jsonl").read_bytes())
+
+
+def test_unknown_formats_and_missing_files(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("x")
+    for name, said in (("none.json", "is not there"), ("thesis.doc", "in no format that is known")):
+        result = take_back(work, tmp_path / name)
+        assert result.code == 1
+        assert said in result.lines("error:")[0]
+
+
+def test_label_studio_as_it_comes_back(work: Path, run: Run) -> None:
+    """Only what was submitted; the newest annotation; photos by their address; polygons."""
+    path = exported(run, work, "label-studio", "--kind", "predictions")
+    tasks = json.loads((path / "tasks.json").read_text())
+    assert "holds no region of any photo" in take_back(work, path).lines("error:")[0]
+    strokes = tasks[2]["predictions"][0]["result"]
+    square = {"type": "polygonlabels", "original_width": strokes[0]["original_width"],
+              "original_height": strokes[0]["original_height"],
+              "value": {"points": [[0, 0], [50, 0], [50, 50], [0, 50]], "polygonlabels": ["disc"]}}
+    tasks[2]["data"] = {"image": "/data/upload/1/0a1b2c3d-scene2.png"}
+    tasks[2]["annotations"] = [
+        {"result": [], "updated_at": "2026-01-01T00:00:00Z"},
+        {"result": [square], "updated_at": "2026-01-02T00:00:00Z"},
+        {"result": strokes, "updated_at": "2026-01-03T00:00:00Z", "was_cancelled": True}]
+    back = path.parent / "project-1.json"
+    back.write_text(json.dumps(tasks))
+    result = take_back(work, back)
+    assert result.code == 0, result.err
+    ((name, labels),) = masks_of(work / "corrections").items()
+    height, width = labels.shape
+    assert name == "scene2"
+    assert (labels[: height // 2, : width // 2] == 3).all()
+    assert not labels[height // 2 :].any() and not labels[:, width // 2 :].any()
+
+
+def test_cvat_as_a_zip_and_in_its_order(work: Path, run: Run, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "back.zip", "w") as archive:
+        archive.writestr("annotations.xml", """<annotations><version>1.1</version>
+<image id="0" name="sub/scene0.png" width="48" height="40">
+<box label="bar" xtl="0" ytl="0" xbr="8" ybr="8" z_order="1"></box>
+<polygon label="disc" points="4,0;12,0;12,8;4,8" z_order="0"></polygon>
+</image></annotations>""")
+    result = take_back(work, tmp_path / "back.zip")
+    assert result.code == 0, result.err
+    labels = masks_of(work / "corrections")["sub/scene0"]
+    assert (labels[:8, :8] == 1).all() and (labels[:8, 8:12] == 3).all()
+    assert int((labels > 0).sum()) == 96
+
+
+def test_photos_that_nobody_looked_at_are_left_out(work: Path, run: Run) -> None:
+    path = exported(run, work, "yolo")
+    (path / "labels/train/scene2.txt").write_text("")
+    result = take_back(work, path)
+    assert result.code == 0
+    assert "1 photos have tags, but no region" in " ".join(result.lines("warning:"))
+    assert "scene2" not in masks_of(work / "corrections")

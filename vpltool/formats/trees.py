@@ -1,0 +1,101 @@
+"""Folders that are handed to other programs: written whole, and replaced only if untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError
+from vpltool.formats.storage import atomic_path
+
+MARK = "vpltool-export.json"
+"""File in a folder that says what vpltool wrote there: name to checksum, 0 for copies."""
+
+Member = tuple[str, bytes | Path]
+"""Name of a file in a folder, and its content or the file that it is a copy of."""
+
+
+def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
+               ) -> None:
+    """Write files into a folder, which replaces an earlier one that nobody has changed since.
+
+    Args:
+        path: the folder.
+        members: its files.
+        form: what it is: the name of a format.
+        kept: splits whose files of the earlier folder stay, where they are not written anew.
+
+    Raises:
+        VplError: the folder holds other files or changed ones, or cannot be written.
+    """
+    before = _check_untouched(path)
+    part, written = path.with_name(f".part-{os.urandom(8).hex()}"), dict[str, int]()
+    try:
+        for name, content in members:
+            with atomic_path(part / name) as temporary:
+                if isinstance(content, Path):
+                    shutil.copyfile(content, temporary)
+                else:
+                    temporary.write_bytes(content)
+            written[name] = 0 if isinstance(content, Path) else zlib.crc32(content)
+        for name, checksum in before.items():
+            if name not in written and any(_is_of(name, split) for split in kept):
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path / name, part / name)
+                written[name] = checksum
+        (part / MARK).write_text(json.dumps({"format": form, "files": written}, indent=1) + "\n",
+                                 "utf-8")
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    except OSError as error:
+        raise VplError(f"cannot write {path}: {error.strerror or error}",
+                       "free some space, or choose another folder with `out='DIR'`") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def splits_in(path: Path, form: str, folder: str) -> list[str]:
+    """Name the splits that a folder of a format holds already: the folders below `folder`."""
+    if _mark_of(path).get("format") != form or not (path / folder).is_dir():
+        return []
+    return sorted(entry.name for entry in (path / folder).iterdir() if entry.is_dir())
+
+
+def _is_of(name: str, split: str) -> bool:
+    return split in Path(name).parts[:-1] or Path(name).stem.endswith(f"_{split}")
+
+
+def _mark_of(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((path / MARK).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _check_untouched(path: Path) -> dict[str, int]:
+    """Check that a folder holds nothing but what vpltool wrote; return that, with checksums.
+
+    Raises:
+        VplError: it holds other files, or some were changed.
+    """
+    hint = "move them away, or choose another folder with `out='DIR'`"
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    known: dict[str, int] = _mark_of(path).get("files", {})
+    others = sorted(there - {MARK} - known.keys())
+    if others or path.is_file():
+        raise VplError(f"{path} holds files that vpltool did not make, such as "
+                       f"{others[0] if others else path.name}", hint)
+    changed = sorted(name for name in there & known.keys()
+                     if known[name] and zlib.crc32((path / name).read_bytes()) != known[name])
+    if changed:
+        raise VplError(f"{len(changed)} files in {path} were changed since vpltool wrote them, "
+                       f"such as {changed[0]}", "corrections come back by `prepare` with "
+                       f"`corrections={str(path)!r}`; then {hint}")
+    return {name: known[name] for name in sorted(there & known.keys())}

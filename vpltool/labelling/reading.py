@@ -1,0 +1,118 @@
+"""What readers of labels share: broken files named with their line, photos of label images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError
+from vpltool.formats import IGNORE, read_labels
+from vpltool.labelling.request import Labelled, LabellingRequest
+
+_AGAIN = "export it from the tool again"
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        VplError: it is missing, or not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VplError(f"{path} cannot be read ({error})", _AGAIN) from error
+
+
+def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: the JSON.
+        where: its file.
+        first_line: where the text begins in it.
+
+    Raises:
+        VplError: it is damaged; the line is named.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        line = first_line - 1 + getattr(error, "lineno", 1)
+        raise VplError(f"{where}:{line}: not JSON ({getattr(error, 'msg', error)})", _AGAIN
+                       ) from error
+
+
+def parse_yaml(path: Path) -> Mapping[str, Any]:
+    """Parse a YAML file that holds names and values.
+
+    Raises:
+        VplError: it is damaged, with the line where that is known, or PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise VplError("PyYAML is not installed", "pip install 'vpltool[labelling]'") from None
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise VplError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})", _AGAIN
+                       ) from error
+    if not isinstance(content, dict):
+        raise VplError(f"{path} is not a list of names and values", _AGAIN)
+    return content
+
+
+def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[int, int]:
+    """Value to label, from names in the order of their values, or from value to name.
+
+    Raises:
+        VplError: a name is no class of the workspace, or these are no names.
+    """
+    listed = names.items() if isinstance(names, dict) else enumerate(names or ())
+    try:
+        return {int(value): request.label(str(name), str(where)) for value, name in listed}
+    except (TypeError, ValueError) as error:
+        raise VplError(f"{where}: its class names cannot be read ({error})", _AGAIN) from error
+
+
+def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, int],
+                      request: LabellingRequest) -> Iterator[Labelled]:
+    """Yield the photos of label images.
+
+    Args:
+        images: name of a photo, and its label image.
+        labels: value to label; empty: values are the workspace's labels. 255 is not said.
+        request: knows photos and classes.
+
+    Raises:
+        VplError: an image is damaged, of another size, or has a value that is no class.
+    """
+    import numpy as np
+
+    known = labels or dict(enumerate(range(len(request.classes) + 1)))
+    table = np.zeros(256, np.uint8)
+    table[list(known)] = list(known.values())
+    table[IGNORE] = IGNORE
+    for name, path in images:
+        photo = request.photo(name, str(path))
+        values = read_labels(path)
+        request.check_size(photo, values.shape, str(path))
+        odd = sorted(set(np.unique(values).tolist()) - known.keys() - {IGNORE})
+        if odd:
+            raise VplError(f"{path} has the value {odd[0]}, which is no class",
+                           "a pixel's value is the number of its class, 0 for the background, 255 "
+                           "for not said")
+        yield Labelled(photo, table[values], str(path))
+
+
+def below(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """The first pattern's files below a folder that has any, sorted."""
+    for pattern in patterns:
+        if found := sorted(path.glob(pattern)):
+            return found
+    return []

@@ -1,0 +1,108 @@
+"""Write a COCO data set of one's own classes: photos, and instances as polygons or run lengths.
+
+Each connected part of a class is an instance, or all parts are one (--parts joined). Polygons are
+those of COCO's own tools: with --tolerance 0 they give the same mask. A region with holes becomes
+run lengths, since several polygons of an instance are added up; --shape polygon cuts the holes in
+by a bridge instead, for tools that read polygons only. Needs OpenCV and pycocotools.
+
+Example: vpltool export coco --split train
+
+Source: COCO, "Data format"
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.methods.exports._regions import (
+    LabellingSettings,
+    PhotoFiles,
+    check_labelling,
+    classes_in,
+    tidied,
+)
+from vpltool.methods.inputs import Predictions
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+READS = ()
+SUFFIX = "-coco"
+
+_TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LabellingSettings):
+    """Settings of COCO's instances."""
+
+    shape: str = setting("auto", "Polygons, run lengths (rle), or polygons except where there are "
+                                 "holes (auto).", choices=("auto", "polygon", "rle"))
+    parts: str = setting("each", "Each connected part is an instance, or all of a class in a photo "
+                                 "are one.", choices=("each", "joined"))
+    tolerance: float = setting(0.0, "Leave out points of a polygon that are within so many pixels "
+                                    "of the line; 0: the exact mask.", low=0, metavar="PIXELS")
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the folder."""
+    check_labelling(settings, "cv2", "pycocotools")
+    kept = splits_in(path, "coco", "images")
+    write_tree(path, _members(predictions, settings), "coco", kept)
+    return [path]
+
+
+def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
+    files = PhotoFiles(predictions, _TAKEN)
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    for number, (photo, labels) in enumerate(
+            tidied(predictions, settings, keeps_ignored=False), 1):
+        height, width = labels.shape
+        images.append({"id": number, "file_name": files.name(photo), "height": height,
+                       "width": width})
+        for label in classes_in(labels):
+            for inside in _instances(labels == label, settings.parts):
+                instances.append({"id": len(instances) + 1, "image_id": number,
+                                  "category_id": label, "iscrowd": 0}
+                                 | _outline(inside, settings))
+    categories = [{"id": index, "name": name, "supercategory": ""}
+                  for index, name in enumerate(predictions.workspace.classes, 1)]
+    yield f"annotations/instances_{settings.split}.json", json.dumps(
+        {"info": {"description": predictions.name}, "licenses": [], "images": images,
+         "categories": categories, "annotations": instances}).encode()
+    yield from files.members(f"images/{settings.split}", settings.photos)
+
+
+def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:
+    from vpltool.core.outlines import parts_of
+
+    if parts == "each":
+        yield from parts_of(inside)
+    else:
+        yield inside
+
+
+def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> dict[str, Any]:
+    """Area, box and segmentation of an instance (H, W)."""
+    import numpy as np
+
+    from vpltool.core.instances import run_lengths
+    from vpltool.core.outlines import has_holes, outlines_of
+
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
+           int(rows[-1] - rows[0] + 1)]
+    if settings.shape == "rle" or (settings.shape == "auto" and has_holes(inside)):
+        outline: Any = run_lengths(inside)
+    else:
+        outline = [polygon.ravel().tolist() for polygon in
+                   outlines_of(inside, corners=True, tolerance=settings.tolerance)]
+    return {"area": int(inside.sum()), "bbox": box, "segmentation": outline}

@@ -1,0 +1,61 @@
+"""Write a data set for Hugging Face `datasets`: an imagefolder with masks.
+
+metadata.jsonl in SPLIT/ names each photo, its mask and its tags; `datasets` gives the columns
+`image` and `mask`. A pixel's value is its class, 0 the background, 255 not said; classes.json names
+the classes.
+
+Example: vpltool export imagefolder --split train
+
+Source: Hugging Face, "Create an image dataset", ImageFolder
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.methods.exports._regions import (
+    LabellingSettings,
+    PhotoFiles,
+    check_labelling,
+    classes_in,
+    grey_png,
+    tidied,
+)
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+SUFFIX = "-imagefolder"
+
+_TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LabellingSettings):
+    """Settings of the imagefolder."""
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the folder."""
+    check_labelling(settings)
+    write_tree(path, _members(predictions, settings), "imagefolder",
+               splits_in(path, "imagefolder", "."))
+    return [path]
+
+
+def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
+    files, split = PhotoFiles(predictions, _TAKEN), settings.split
+    names = ("background", *predictions.workspace.classes)
+    rows = []
+    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+        mask = f"masks/{files.names[photo.id]}.png"
+        rows.append(json.dumps({
+            "file_name": f"images/{files.name(photo)}", "mask_file_name": mask, "photo": photo.id,
+            "classes": [names[label] for label in classes_in(labels)]}, ensure_ascii=False))
+        yield f"{split}/{mask}", grey_png(labels)
+    yield f"{split}/metadata.jsonl", "".join(f"{row}\n" for row in rows).encode()
+    yield "classes.json", json.dumps(names, ensure_ascii=False).encode()
+    yield from files.members(f"{split}/images", settings.photos)

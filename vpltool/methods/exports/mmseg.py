@@ -1,0 +1,73 @@
+"""Write a data set for mmsegmentation: photos, label images, and its configuration.
+
+ann_dir/SPLIT/NAME.png belongs to img_dir/SPLIT/NAME.jpg; a pixel's value is its class, 0 the
+background, 255 ignored. mmsegmentation takes one suffix for all photos: where not all are JPEGs,
+they become PNGs. dataset.py is a base for a configuration (`_base_`).
+
+Example: vpltool export mmseg --split train
+
+Source: mmsegmentation, "Prepare datasets" and BaseSegDataset
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.formats import voc_palette
+from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.methods.exports._regions import (
+    LabellingSettings,
+    PhotoFiles,
+    check_labelling,
+    grey_png,
+    tidied,
+)
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+SUFFIX = "-mmseg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LabellingSettings):
+    """Settings of mmsegmentation's layout."""
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the folder."""
+    check_labelling(settings)
+    splits = {*splits_in(path, "mmseg", "ann_dir"), settings.split}
+    # Another split's photos may have another suffix.
+    suffixes = {split: next((file.suffix for file in (path / "img_dir" / split).glob("*.*")), "")
+                for split in splits}
+    write_tree(path, _members(predictions, settings, suffixes), "mmseg", splits)
+    return [path]
+
+
+def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, str]
+             ) -> Iterator[Member]:
+    files = PhotoFiles(predictions, (), alike=True)
+    own = next(iter(files.suffixes.values()))
+    suffixes = {split: own if split == settings.split else suffix or own
+                for split, suffix in sorted(suffixes.items())}
+    yield "dataset.py", _configuration(predictions.workspace.classes, suffixes).encode()
+    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+        yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
+    yield from files.members(f"img_dir/{settings.split}", settings.photos)
+
+
+def _configuration(classes: tuple[str, ...], suffixes: dict[str, str]) -> str:
+    names, flat = ("background", *classes), voc_palette()
+    palette = [flat[3 * index : 3 * index + 3] for index in range(len(names))]
+    return (f"""dataset_type = 'BaseSegDataset'
+data_root = '.'  # this folder, as seen from where mmsegmentation is started
+metainfo = dict(
+    classes={names!r},
+    palette={palette!r})
+""" + "".join(f"""{split.replace('-', '_')}_dataset = dict(
+    type=dataset_type, data_root=data_root, metainfo=metainfo, reduce_zero_label=False,
+    img_suffix={suffix!r}, seg_map_suffix='.png',
+    data_prefix=dict(img_path='img_dir/{split}', seg_map_path='ann_dir/{split}'))
+""" for split, suffix in suffixes.items()))

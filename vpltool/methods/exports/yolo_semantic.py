@@ -1,0 +1,53 @@
+"""Write a data set for Ultralytics' semantic segmentation: photos, label images, data.yaml.
+
+masks/SPLIT/NAME.png belongs to images/SPLIT/NAME.jpg; a pixel's value is its class, 0 the
+background, 255 ignored.
+
+Example: vpltool export yolo-semantic --split train
+
+Source: Ultralytics, "Semantic Segmentation Datasets Overview"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.methods.exports._regions import (
+    LabellingSettings,
+    PhotoFiles,
+    check_labelling,
+    data_yaml,
+    grey_png,
+    tidied,
+)
+from vpltool.methods.exports.yolo import TAKEN
+from vpltool.methods.inputs import Predictions
+
+READS = ()
+SUFFIX = "-yolo-semantic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LabellingSettings):
+    """Settings of Ultralytics' semantic layout."""
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the folder."""
+    check_labelling(settings, "yaml")
+    splits = {*splits_in(path, "yolo-semantic", "masks"), settings.split}
+    write_tree(path, _members(predictions, settings, splits), "yolo-semantic", splits)
+    return [path]
+
+
+def _members(predictions: Predictions, settings: Settings, splits: set[str]
+             ) -> Iterator[Member]:
+    files = PhotoFiles(predictions, TAKEN)
+    names = ("background", *predictions.workspace.classes)
+    yield "data.yaml", data_yaml(names, splits, masks_dir="masks")
+    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+        yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
+    yield from files.members(f"images/{settings.split}", settings.photos)
