@@ -91,15 +91,31 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
     """
     grey = photo.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
-    kept = [row for row, index in enumerate(classes) if index]
-    if not kept:
+    if not any(classes):
         return paper.astype(np.uint8)
-    values = np.stack([_map_at(cams[row], photo) for row in kept])
+    colour, value = _blended(np.stack([_map_at(cam, photo) for cam in cams]), classes, palette)
+    weight = opacity * value[..., None]
+    return (paper * (1 - weight) + colour * weight).astype(np.uint8)
+
+
+def _blended(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int]
+             ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Colour (H, W, 3) and strongest value (H, W) of maps (classes, H, W), without that of 0."""
+    kept = [row for row, index in enumerate(classes) if index]
+    values = cams[kept].clip(0, 1)
     share = values ** 4 + 1e-9
     colours = _table(palette)[[classes[row] for row in kept]]
     colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
-    weight = opacity * values.max(axis=0)[..., None]
-    return (paper * (1 - weight) + colour * weight).astype(np.uint8)
+    return colour, values.max(axis=0)
+
+
+def cam_layer(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int],
+              opacity: float = 0.85) -> Image.Image:
+    """Draw what `cams_over` puts over a photo, as RGBA of the maps' own size."""
+    if not any(classes):
+        return Image.new("RGBA", cams.shape[:0:-1] or (1, 1))
+    colour, value = _blended(cams, classes, palette)
+    return Image.fromarray(np.dstack([colour, value * opacity * 255]).round().astype(np.uint8))
 
 
 def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
@@ -123,14 +139,31 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     table[IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
     result = photo * (1 - weight) + table[labels] * weight
+    border, line = _contours(labels)
+    result[border] = result[border] * (1 - _LINE_OPACITY) + line[:, None] * _LINE_OPACITY
+    return result.astype(np.uint8)
+
+
+def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: float = 0.55
+                ) -> Image.Image:
+    """Draw what `labels_over` puts over a photo, as RGBA of the labels' size."""
+    table = np.hstack([_table(palette), np.full((256, 1), opacity * 255)])
+    table[0, 3], table[IGNORED, :3] = 0, 255
+    result = table[labels]
+    border, line = _contours(labels)
+    result[border] = np.stack([*[line] * 3, np.full_like(line, 255 * _LINE_OPACITY)], axis=-1)
+    return Image.fromarray(result.round().astype(np.uint8))
+
+
+def _contours(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.bool_],
+                                                      npt.NDArray[np.float32]]:
+    """Where the contours of regions are (H, W), and the grey of each of their pixels (n,)."""
     regions = Image.fromarray(np.where(labels == IGNORED, np.uint8(0), labels))
     regions = regions.filter(ImageFilter.ModeFilter(3))
     high = np.asarray(regions.filter(ImageFilter.MaxFilter(3)))
     border = high != np.asarray(regions.filter(ImageFilter.MinFilter(3)))
     inside = np.asarray(regions) == high
-    line = np.where(inside[border], 255, 0)[:, None]
-    result[border] = result[border] * (1 - _LINE_OPACITY) + line * _LINE_OPACITY
-    return result.astype(np.uint8)
+    return border, np.where(inside[border], 255, 0).astype(np.float32)
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import (
     Header,
@@ -81,6 +82,23 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
     found = find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
     workspace.check_classes(found.header, found.path)
     return Column(name, found.path, found)
+
+
+def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
+    """Open folders by name or path; without names all of a split, but what cannot be opened.
+
+    Raises:
+        VplError: one that is named is not there, or is of other classes.
+    """
+    if names:
+        return [open_column(workspace, name, split) for name in names]
+    columns = []
+    for name in columns_there(workspace.path, split):
+        try:
+            columns.append(open_column(workspace, name, split))
+        except VplError as error:
+            console.warn(f"{name} is left out: {error.message}")
+    return columns
 
 
 def columns_there(work: Path, split: str) -> list[str]:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool import console, options
+from vpltool import options
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.formats import Photo, Workspace
@@ -88,7 +88,7 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
     root, names = settings.photos, list(settings.what)
     if root is None and len(names) > 1 and _panels.holds_photos(Path(names[0])):
         root, names = Path(names[0]), names[1:]
-    columns = _columns(workspace, names, settings.split)
+    columns = _panels.open_columns(workspace, names, settings.split)
     named = named_photos([root]) if root else _panels.new_photos(columns, workspace.path)
     where = root.resolve().name if root else settings.split
     if named:
@@ -117,18 +117,6 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
                            path, list(failed))
     return path
-
-
-def _columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
-    if names:
-        return [_panels.open_column(workspace, name, split) for name in names]
-    columns = []
-    for name in _panels.columns_there(workspace.path, split):
-        try:
-            columns.append(_panels.open_column(workspace, name, split))
-        except VplError as error:
-            console.warn(f"{name} is left out: {error.message}")
-    return columns
 
 
 def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings
