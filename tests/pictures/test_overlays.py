@@ -12,10 +12,12 @@ from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
     SheetPanel,
+    cam_layer,
     cams_over,
     classes_in,
     fit_panel,
     heat_over,
+    label_layer,
     labels_over,
     legend,
     overlay,
@@ -294,3 +296,35 @@ def test_the_legend_of_a_narrow_photo_is_wider_than_it() -> None:
     page = overlay(noise(90, 30), np.ones((90, 30), np.uint8), PALETTE, VOC)
     assert page.width == 200
     assert swatches(page.crop((0, 90, *page.size))) == {1}
+
+
+# Layers for a browser
+
+def laid_over(photo: Rgb, layer: Image.Image) -> npt.NDArray[np.int64]:
+    """A layer over a photo, as a browser lays it."""
+    page = Image.fromarray(photo).convert("RGBA")
+    page.alpha_composite(layer)
+    return pixels(page.convert("RGB"))
+
+
+def test_a_layer_of_labels_is_what_is_drawn_over_a_photo() -> None:
+    photo, labels = noise(120, 150), boxes()
+    labels[:5, :40] = 255
+    drawn = labels_over(photo, labels, PALETTE).astype(int)
+    border = np.asarray(label_layer(labels, PALETTE))[..., 3] > 150
+    there = laid_over(photo, label_layer(labels, PALETTE))
+    assert np.abs(there - drawn)[~border].max() <= 2
+    # A line lies on the photo there, on the tinted region here.
+    assert border.any()
+    assert (np.asarray(label_layer(labels, PALETTE))[labels == 0][:, 3] == 0).mean() > 0.5
+
+
+def test_a_layer_of_maps_is_what_is_drawn_over_grey() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.random((3, 40, 50)).astype(np.float32)
+    photo = np.full((40, 50, 3), 255, np.uint8)
+    classes = [0, 3, 7]
+    drawn = cams_over(photo, maps, classes, PALETTE).astype(int)
+    assert np.abs(laid_over(photo, cam_layer(maps, classes, PALETTE)) - drawn).max() <= 2
+    assert cam_layer(maps[:1], [0], PALETTE).getextrema()[3] == (0, 0)
+    assert cam_layer(np.zeros((0, 4, 4), np.float32), [], PALETTE).getextrema()[3] == (0, 0)

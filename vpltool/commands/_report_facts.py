@@ -70,9 +70,10 @@ def _score(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
     preset = spell_preset(made) + ("" if made == scored else f", scored {spell_preset(scored)}")
     return {
-        "title": content["what"], "split": content["split"], "file": path.stem,
-        "photos": content["photos"], "miou": content["miou"], "accuracy": content["accuracy"],
-        "foreground": sum(foreground) / max(len(foreground), 1), "iou": content["iou"],
+        "title": content["what"], "what": content["what"], "file": path.stem,
+        "split": content["split"], "photos": content["photos"], "iou": content["iou"],
+        "miou": content["miou"], "accuracy": content["accuracy"],
+        "foreground": sum(foreground) / max(len(foreground), 1),
         "confusion": content["confusion"], "left_out": content.get("photos_left_out", 0),
         "cut": f"{cut:g} ({content.get('threshold_chosen_by', '')})" if cut else "",
         "threshold": cut or 0.0, "sweep": content.get("sweep", {}), "preset": preset}
@@ -80,7 +81,7 @@ def _score(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def thresholds(scores: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
     """Name of CAMs to where their scores on a split cut them."""
-    return {score["title"].partition(" (")[0].removeprefix("cams-"): score["threshold"]
+    return {score["what"].removeprefix("cams-"): score["threshold"]
             for score in scores if score["split"] == split and score["threshold"]}
 
 
