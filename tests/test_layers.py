@@ -70,10 +70,11 @@ MAY_IMPORT = {
     "state": STAGES | {"run", "shell"},
     "parameters": {"settings"},
     "command": STAGES | {"run", "shell", "preset", "parameters"},
+    "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS,
+    "cli": RUNS | {"next_step"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 

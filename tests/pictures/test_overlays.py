@@ -8,16 +8,15 @@ import pytest
 from PIL import Image
 
 from vpltool.pictures.colours import class_palette
+from vpltool.pictures.layers import cam_layer, label_layer
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
     SheetPanel,
-    cam_layer,
     cams_over,
     classes_in,
     fit_panel,
     heat_over,
-    label_layer,
     labels_over,
     legend,
     overlay,
@@ -303,7 +302,7 @@ def test_the_legend_of_a_narrow_photo_is_wider_than_it() -> None:
 def laid_over(photo: Rgb, layer: Image.Image) -> npt.NDArray[np.int64]:
     """A layer over a photo, as a browser lays it."""
     page = Image.fromarray(photo).convert("RGBA")
-    page.alpha_composite(layer)
+    page.alpha_composite(layer.convert("RGBA"))
     return pixels(page.convert("RGB"))
 
 
@@ -311,12 +310,22 @@ def test_a_layer_of_labels_is_what_is_drawn_over_a_photo() -> None:
     photo, labels = noise(120, 150), boxes()
     labels[:5, :40] = 255
     drawn = labels_over(photo, labels, PALETTE).astype(int)
-    border = np.asarray(label_layer(labels, PALETTE))[..., 3] > 150
+    layer = np.asarray(label_layer(labels, PALETTE).convert("RGBA"))
+    border = layer[..., 3] == round(0.7 * 255)
     there = laid_over(photo, label_layer(labels, PALETTE))
     assert np.abs(there - drawn)[~border].max() <= 2
-    # A line lies on the photo there, on the tinted region here.
-    assert border.any()
-    assert (np.asarray(label_layer(labels, PALETTE))[labels == 0][:, 3] == 0).mean() > 0.5
+    # A line lies on the photo here, on the tinted region there.
+    lines = {tuple(colour) for colour in layer[border][:, :3].tolist()}
+    assert lines == {(0, 0, 0), (255, 255, 255)}
+    assert set(layer[labels == 0][:, 3].tolist()) == {0, round(0.7 * 255)}
+
+
+def test_a_layer_of_noise_is_not_all_contour() -> None:
+    noisy = np.where(np.random.default_rng(0).random((80, 80)) < 0.2, 3, 5).astype(np.uint8)
+    layer = np.asarray(label_layer(noisy, PALETTE).convert("RGBA"))
+    assert (layer[..., 3] == round(0.7 * 255)).mean() < 0.25
+    plain = np.asarray(label_layer(np.full((80, 80), 254, np.uint8), PALETTE).convert("RGBA"))
+    assert (plain[..., :3] == COLOURS[254]).all(), "every number can be a class"
 
 
 def test_a_layer_of_maps_is_what_is_drawn_over_grey() -> None:

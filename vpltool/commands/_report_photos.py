@@ -124,14 +124,13 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
         except VplError as error:
             record["layers"].append({"why": error.message})
             continue
-        files[f"{base}/{place}.png"] = _encoded(picture, "PNG", optimize=True)
+        files[f"{base}/{place}.png"] = _encoded(picture, "PNG")
         record["layers"].append({"picture": f"{base}/{place}.png", **said})
     if truth:
         said = {"why": why} if true is None else {
             "picture": f"{base}/truth.png", **_areas(np.asarray(true))}
         if true is not None:
-            files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG",
-                                                  optimize=True)
+            files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG")
         record["layers"].append(said)
     return Drawn(record, files)
 
@@ -182,7 +181,7 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
     """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
     from vpltool.core.metrics import labels_at
     from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import cam_layer
+    from vpltool.pictures.layers import cam_layer
 
     source = layer.column.source
     assert source is not None
@@ -230,7 +229,7 @@ def _label_picture(labels: Labels, size: tuple[int, int]) -> Image.Image:
     from PIL import Image
 
     from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import label_layer
+    from vpltool.pictures.layers import label_layer
 
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     return label_layer(np.asarray(small), class_palette())

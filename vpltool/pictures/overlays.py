@@ -11,14 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from vpltool.pictures.layers import (
+    IGNORED,
+    LINE_OPACITY,
+    blend_maps,
+    colour_table,
+    contours,
+    without_ignored,
+)
+
 Rgb = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 PANEL_WIDTH = 260
 """Width of a panel of a sheet, in pixels."""
-
-IGNORED = 255
-"""The label of pixels that belong to no class."""
 
 _TALLEST = 1.5
 """Largest height of a panel, as a multiple of its width."""
@@ -33,8 +39,6 @@ _NARROWEST = 200
 
 _DARKEST_PAPER = 140
 """Black becomes this grey under maps, so that dark colours are visible."""
-
-_LINE_OPACITY = 0.7
 
 _INK, _GREY = (30, 33, 38), (222, 224, 227)
 
@@ -93,29 +97,9 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
     if not any(classes):
         return paper.astype(np.uint8)
-    colour, value = _blended(np.stack([_map_at(cam, photo) for cam in cams]), classes, palette)
+    colour, value = blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes, palette)
     weight = opacity * value[..., None]
     return (paper * (1 - weight) + colour * weight).astype(np.uint8)
-
-
-def _blended(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int]
-             ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Colour (H, W, 3) and strongest value (H, W) of maps (classes, H, W), without that of 0."""
-    kept = [row for row, index in enumerate(classes) if index]
-    values = cams[kept].clip(0, 1)
-    share = values ** 4 + 1e-9
-    colours = _table(palette)[[classes[row] for row in kept]]
-    colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
-    return colour, values.max(axis=0)
-
-
-def cam_layer(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int],
-              opacity: float = 0.85) -> Image.Image:
-    """Draw what `cams_over` puts over a photo, as RGBA of the maps' own size."""
-    if not any(classes):
-        return Image.new("RGBA", cams.shape[:0:-1] or (1, 1))
-    colour, value = _blended(cams, classes, palette)
-    return Image.fromarray(np.dstack([colour, value * opacity * 255]).round().astype(np.uint8))
 
 
 def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
@@ -135,35 +119,15 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
-    table = _table(palette)
+    table = colour_table(palette)
     table[IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
     result = photo * (1 - weight) + table[labels] * weight
-    border, line = _contours(labels)
-    result[border] = result[border] * (1 - _LINE_OPACITY) + line[:, None] * _LINE_OPACITY
+    smooth = Image.fromarray(without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
+    border, inside = contours(np.asarray(smooth))
+    line = np.where(inside[border], 255, 0)[:, None]
+    result[border] = result[border] * (1 - LINE_OPACITY) + line * LINE_OPACITY
     return result.astype(np.uint8)
-
-
-def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: float = 0.55
-                ) -> Image.Image:
-    """Draw what `labels_over` puts over a photo, as RGBA of the labels' size."""
-    table = np.hstack([_table(palette), np.full((256, 1), opacity * 255)])
-    table[0, 3], table[IGNORED, :3] = 0, 255
-    result = table[labels]
-    border, line = _contours(labels)
-    result[border] = np.stack([*[line] * 3, np.full_like(line, 255 * _LINE_OPACITY)], axis=-1)
-    return Image.fromarray(result.round().astype(np.uint8))
-
-
-def _contours(labels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.bool_],
-                                                      npt.NDArray[np.float32]]:
-    """Where the contours of regions are (H, W), and the grey of each of their pixels (n,)."""
-    regions = Image.fromarray(np.where(labels == IGNORED, np.uint8(0), labels))
-    regions = regions.filter(ImageFilter.ModeFilter(3))
-    high = np.asarray(regions.filter(ImageFilter.MaxFilter(3)))
-    border = high != np.asarray(regions.filter(ImageFilter.MinFilter(3)))
-    inside = np.asarray(regions) == high
-    return border, np.where(inside[border], 255, 0).astype(np.float32)
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
@@ -183,7 +147,7 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
         names: class index to name; an index without one gets its number.
         width: width of the result, in pixels; its height depends on the names.
     """
-    table = _table(palette).astype(int)
+    table = colour_table(palette).astype(int)
     table[IGNORED] = 255
     known = {IGNORED: "ignored", **names}
     font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
@@ -331,14 +295,6 @@ def _map_at(cam: npt.NDArray[np.float32], photo: Rgb) -> npt.NDArray[np.float32]
     image = Image.fromarray(cam.astype(np.float32)).resize(photo.shape[1::-1],
                                                            Image.Resampling.BILINEAR)
     return np.asarray(image).clip(0, 1)
-
-
-def _table(palette: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Convert a flat palette to a new array of colours (256, 3); missing ones are black."""
-    table = np.zeros((256, 3), dtype=np.float32)
-    given = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
-    table[:len(given)] = given
-    return table
 
 
 @functools.cache
