@@ -68,13 +68,14 @@ MAY_IMPORT = {
     "preset": STAGES,
     "segmenter": STAGES,
     "state": STAGES | {"run", "shell"},
-    "parameters": {"settings"},
+    "completion": set(),
+    "parameters": {"settings", "completion"},
     "command": STAGES | {"run", "shell", "preset", "parameters"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS | {"next_step"},
+    "cli": RUNS | {"next_step", "completion"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 

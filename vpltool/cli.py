@@ -11,6 +11,7 @@ import typer
 
 from vpltool import __version__, console
 from vpltool.command import CommandGroup, Globals, add_command, unwrap
+from vpltool.completion import workspaces
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.preset import read_preset
 from vpltool.shell import spell
@@ -41,7 +42,7 @@ def _global_options(
     work: Annotated[
         Path,
         typer.Option(
-            "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR",
+            "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR", autocompletion=workspaces,
             help="Workspace: where inputs are looked for and outputs go.",
         ),
     ] = Path(),
