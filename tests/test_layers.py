@@ -69,12 +69,14 @@ MAY_IMPORT = {
     "preset": STAGES,
     "segmenter": STAGES,
     "state": STAGES | {"run", "shell"},
-    "parameters": {"settings"},
+    "completion": set(),
+    "parameters": {"settings", "completion"},
     "command": STAGES | {"run", "shell", "preset", "parameters"},
+    "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS,
+    "cli": RUNS | {"next_step", "completion"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 
@@ -124,23 +126,29 @@ def test_only_the_catalogue_imports_open_clip() -> None:
     assert users == {"catalogue.py"}
 
 
-def test_only_eval_and_show_read_true_masks() -> None:
+def test_few_read_true_masks() -> None:
     """`photo.mask` is spelled in no other command."""
     users = set()
-    for path in (PACKAGE / "stages").glob("*.py"):
+    for path in [*(PACKAGE / "stages").glob("*.py"), *(PACKAGE / "commands").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "photo.mask":
                 users.add(path.stem)
     # prepare names masks and warns if there are none; it opens none (test_weak_supervision).
-    assert users <= {"_truth", "eval", "show", "inspect", "prepare", "_prepared"}
+    assert users <= {"_truth", "eval", "show", "inspect", "prepare", "_prepared", "report",
+                     "_report_photos", "_report_facts"}
     assert "_truth" in users
 
 
-def test_only_eval_and_show_import_what_reads_true_masks() -> None:
+def test_only_eval_and_what_draws_import_what_reads_true_masks() -> None:
+    """Nothing that they write is read by a stage that makes something."""
     users = {path.stem for path in PACKAGE.rglob("*.py")
              if "vpltool.stages._truth" in imports_of(path)}
     # `ceiling` measures what true masks would give; no command reads what it makes.
-    assert users == {"eval", "show", "ceiling"}
+    assert users == {"eval", "show", "_report_photos", "ceiling"}
+    reads = {kind for found in find_stages().values() for kind in found.stage.reads
+             if found.stage.writes}
+    for name in ("eval", "show", "report"):
+        assert not reads & {*find_stages()[name].stage.writes}
 
 
 def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
@@ -151,9 +159,10 @@ def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
 
 
 OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"),
-               ("estimate", "batch_size"), ("show", "limit"), ("scores", "out")}
+               ("estimate", "batch_size"), ("show", "limit"), ("scores", "out"),
+               ("report", "split")}
 """Crops or regions a step, which change the result; photos spread over the split; a table, not a
-result."""
+result; a split that the workspace has."""
 
 
 def test_shared_settings_have_one_meaning() -> None:

@@ -11,6 +11,7 @@ import typer
 
 from vpltool import __version__, console
 from vpltool.command import CommandGroup, Globals, add_command, unwrap
+from vpltool.completion import workspaces
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.preset import read_preset
 from vpltool.shell import spell
@@ -41,7 +42,7 @@ def _global_options(
     work: Annotated[
         Path,
         typer.Option(
-            "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR",
+            "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR", autocompletion=workspaces,
             help="Workspace: where inputs are looked for and outputs go.",
         ),
     ] = Path(),
@@ -66,15 +67,27 @@ def _global_options(
 ) -> None:
     chosen = read_preset(preset) if preset else None
     ctx.obj = Globals(work, quiet, chosen)
+    if ctx.invoked_subcommand is None:
+        _say_what_is_next(ctx, work)
     if chosen:
         # A recipe takes the protocol for all its lines.
         ctx.default_map = chosen.defaults | {"run": {"preset": preset}}
 
 
+def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
+    """Without a command: in a workspace the next one, elsewhere all of them."""
+    if not (work / "workspace.json").exists():
+        print(ctx.get_help())
+        raise typer.Exit(2)
+    from vpltool.next_step import advice
+
+    print(advice(work))
+
+
 def build_app() -> typer.Typer:
     """Assemble the Typer application from the stages."""
     app = typer.Typer(
-        name="vpltool", help=unwrap(_HELP), no_args_is_help=True, cls=CommandGroup,
+        name="vpltool", help=unwrap(_HELP), invoke_without_command=True, cls=CommandGroup,
         pretty_exceptions_enable=False, rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 Advance = Callable[..., None]
@@ -162,6 +164,25 @@ def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advanc
     return _listeners[-1].progress(title, total)
 
 
+def picture(path: Path) -> None:
+    """Draw a picture on stderr, where that is a terminal; say so where it cannot be drawn.
+
+    Which protocol the terminal speaks is found by `textual-image`: kitty's, sixels, or coloured
+    half blocks.
+    """
+    if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:
+        warn("no picture is drawn: stderr is no terminal, or one without a size")
+        return
+    try:
+        from textual_image.renderable import Image
+    except ImportError:
+        warn("no picture is drawn: pip install 'vpltool[terminal]'")
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(Image(path))
+
+
 def error(message: str, hint: str = "") -> None:
     """Print the one line of an error, and the hint below it; for the command line."""
     print(_label("error", "31") + message, file=sys.stderr)
@@ -171,8 +192,6 @@ def error(message: str, hint: str = "") -> None:
 
 
 def _label(word: str, colour: str) -> str:
-    import os
-
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         return f"\x1b[{colour}m{word}:\x1b[0m "
     return f"{word}: "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from vpltool.completion import completes, names_for
 from vpltool.settings import RUNNING, Described
 
 
@@ -31,6 +33,8 @@ def setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
     shown: dict[str, Any] = {"help": about.help, "rich_help_panel": panel or None, **limits}
     if metavar := about.metavar or ("" if about.choices else _METAVARS.get(entry.type, "")):
         shown["metavar"] = metavar
+    if completes(entry.name) and not about.choices:
+        shown["autocompletion"] = _completer(entry.name)
     if about.positional:
         info: Any = typer.Argument(**shown)
     else:
@@ -43,6 +47,14 @@ def setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
         default = inspect.Parameter.empty
     return inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=default,
                              annotation=Annotated[wanted, info])
+
+
+def _completer(setting: str) -> Callable[..., list[str]]:
+    """What a shell asks for names of a setting; see `names_for`."""
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        return names_for(setting, Path(ctx.find_root().params.get("work") or "."), incomplete)
+
+    return complete
 
 
 _METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}

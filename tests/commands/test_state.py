@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
 
+from vpltool.commands._tree import size
 from vpltool.formats import open_workspace
 from vpltool.state import read_state
 
@@ -51,6 +55,37 @@ def test_all_is_up_to_date(run: Run, copied: Path) -> None:
     before = times(work)
     assert run("update", work=work).out == ""
     assert times(work) == before
+
+
+def test_the_tree_is_what_was_made_from_what(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    old = work / "prototypes/text.safetensors"
+    os.utime(old, (time.time() - 10 * 86400,) * 2)
+    lines = run("status", work=work).out.splitlines()
+    names = [re.split(r"  +\d", line)[0].strip() for line in lines]
+    assert names[:4] == ["prototypes/text.safetensors", "features/train", "└─ cams/text/train",
+                         "└─ cams/text-refined/train"]
+    assert names[4:6] == ["├─ masks/text-refined-full/train", "└─ masks/text-refined/train"]
+    assert "10 days" in lines[0]
+    assert lines[2].endswith("cam, also from prototypes/text.safetensors")
+    listed = json.loads(run("status", "--json", work=work).out)
+    for entry in listed:
+        path = work / entry["name"]
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        assert entry["bytes"] == sum(file.stat().st_size for file in files)
+        assert entry["written"] == pytest.approx(max(file.stat().st_mtime for file in files),
+                                                 abs=0.001)
+    assert [size(count) for count in (0, 999, 1000, 9_949, 12_345_678, 1_500_000_000)] == [
+        "0 B", "999 B", "1.0 kB", "9.9 kB", "12 MB", "1.5 GB"]
+
+
+def test_below_the_tree_is_what_is_stale(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0
+    tree, _, rest = run("status", work=work).out.partition("\n\n")
+    assert tree.count("STALE") == 6
+    assert rest == run("status", "--stale", work=work).out
+    assert rest.endswith("6 are stale; the command update makes them again\n")
 
 
 def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vpltool.pictures.colours import class_palette
+from vpltool.pictures.layers import cam_layer, label_layer
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
@@ -294,3 +295,45 @@ def test_the_legend_of_a_narrow_photo_is_wider_than_it() -> None:
     page = overlay(noise(90, 30), np.ones((90, 30), np.uint8), PALETTE, VOC)
     assert page.width == 200
     assert swatches(page.crop((0, 90, *page.size))) == {1}
+
+
+# Layers for a browser
+
+def laid_over(photo: Rgb, layer: Image.Image) -> npt.NDArray[np.int64]:
+    """A layer over a photo, as a browser lays it."""
+    page = Image.fromarray(photo).convert("RGBA")
+    page.alpha_composite(layer.convert("RGBA"))
+    return pixels(page.convert("RGB"))
+
+
+def test_a_layer_of_labels_is_what_is_drawn_over_a_photo() -> None:
+    photo, labels = noise(120, 150), boxes()
+    labels[:5, :40] = 255
+    drawn = labels_over(photo, labels, PALETTE).astype(int)
+    layer = np.asarray(label_layer(labels, PALETTE).convert("RGBA"))
+    border = layer[..., 3] == round(0.7 * 255)
+    there = laid_over(photo, label_layer(labels, PALETTE))
+    assert np.abs(there - drawn)[~border].max() <= 2
+    # A line lies on the photo here, on the tinted region there.
+    lines = {tuple(colour) for colour in layer[border][:, :3].tolist()}
+    assert lines == {(0, 0, 0), (255, 255, 255)}
+    assert set(layer[labels == 0][:, 3].tolist()) == {0, round(0.7 * 255)}
+
+
+def test_a_layer_of_noise_is_not_all_contour() -> None:
+    noisy = np.where(np.random.default_rng(0).random((80, 80)) < 0.2, 3, 5).astype(np.uint8)
+    layer = np.asarray(label_layer(noisy, PALETTE).convert("RGBA"))
+    assert (layer[..., 3] == round(0.7 * 255)).mean() < 0.25
+    plain = np.asarray(label_layer(np.full((80, 80), 254, np.uint8), PALETTE).convert("RGBA"))
+    assert (plain[..., :3] == COLOURS[254]).all(), "every number can be a class"
+
+
+def test_a_layer_of_maps_is_what_is_drawn_over_grey() -> None:
+    rng = np.random.default_rng(0)
+    maps = rng.random((3, 40, 50)).astype(np.float32)
+    photo = np.full((40, 50, 3), 255, np.uint8)
+    classes = [0, 3, 7]
+    drawn = cams_over(photo, maps, classes, PALETTE).astype(int)
+    assert np.abs(laid_over(photo, cam_layer(maps, classes, PALETTE)) - drawn).max() <= 2
+    assert cam_layer(maps[:1], [0], PALETTE).getextrema()[3] == (0, 0)
+    assert cam_layer(np.zeros((0, 4, 4), np.float32), [], PALETTE).getextrema()[3] == (0, 0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vpltool.commands._tree import measured, spell_tree
 from vpltool.datasets.tags import some
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
@@ -25,9 +26,10 @@ STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), wr
 
 
 def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
-    """List what is in the workspace, what it was made from, and what is stale and why.
+    """Show what is in the workspace, from what, how old and how large; what is stale, and why.
 
-    Stale is what was made from photos, tags, classes or files that have changed since.
+    Each result is below the last of those that it was made from. Stale is what was made from
+    photos, tags, classes or files that have changed since.
 
     Example: vpltool status
 
@@ -39,7 +41,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
-        (ids of photos) and `line`, which makes it again; each behind those that it was made from.
+        (ids of photos), `line`, which makes it again, `bytes` and `written` (seconds since 1970);
+        each behind those that it was made from.
     """
     state = read_state(workspace)
     listed = []
@@ -50,14 +53,22 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "line": artifact.line()})
+                "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path)})
     return listed
 
 
 def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Spell the list: a line an artifact; below a stale one, why and what makes it again."""
+    """Spell a tree, and below it what is stale: why, and the line that makes it again."""
     if not result:
         return "everything is up to date" if values.get("stale") else "nothing has been made yet"
+    if values.get("stale"):
+        return _spell_list(result)
+    stale = [entry for entry in result if entry["stale"] or entry["failed"]]
+    return spell_tree(result) + (f"\n\n{_spell_list(stale)}" if stale else "")
+
+
+def _spell_list(result: list[dict[str, Any]]) -> str:
+    """A line an artifact; below it which photos failed, and why it is stale."""
     width = max(len(entry["name"]) for entry in result)
     lines = []
     for entry in result:
@@ -72,5 +83,6 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
             lines.append(f"       {entry['line']}")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
-        lines.append(f"{stale} of {len(result)} are stale; the command update makes them again")
+        lines.append(f"{stale} {'is' if stale == 1 else 'are'} stale; the command update makes "
+                     f"{'it' if stale == 1 else 'them'} again")
     return "\n".join(lines)

@@ -157,6 +157,14 @@ def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
     return SeedHistogram(classes, rows)
 
 
+def labels_at(cams: npt.NDArray[np.float32], classes: Sequence[int], threshold: float
+              ) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) of CAMs (K, H, W): the strongest class where it reaches the threshold, else 0.
+    """
+    best, best_class = strongest(cams, classes)
+    return np.where(best >= threshold, best_class, np.uint8(0))
+
+
 def confusion_at(histogram: SeedHistogram, threshold: float) -> Counts:
     """Confusion matrix of the seeds that a threshold gives: class where CAM ≥ threshold.
 

@@ -42,19 +42,21 @@ def write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             archive.writestr(member, content)
 
 
-def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collection[str]) -> None:
+def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collection[str],
+                 pictures: tuple[str, ...] = (".png",)) -> None:
     """Write (name, content) into a folder, which replaces an earlier one.
 
     Args:
         path: the folder.
         members: its files.
-        marks: names of the members that every such folder has, besides PNGs.
+        marks: names of the members that every such folder has, besides pictures.
+        pictures: suffixes of the pictures.
 
     Raises:
         VplError: the folder holds other files, or cannot be written.
     """
     there = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    others = [name for name in there if not name.endswith(".png") and name not in marks]
+    others = [name for name in there if not name.endswith(pictures) and name not in marks]
     if others or (there and not {*marks} <= {*there}) or path.is_file():
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another folder with `out='DIR'`")

@@ -35,7 +35,8 @@ class Photo:
         image: path below the data set's root.
         labels: names of the classes that the photo shows, without the background.
         splits: names of the splits that it belongs to.
-        mask: path of its true mask below the root, or None. Only `eval` and `show` open it.
+        mask: path of its true mask below the root, or None. Only `eval`, `show` and `report`
+            open it.
         caption: what the photo shows, in words; empty if unknown.
         more: fields of the line that vpltool does not know; they are kept.
     """

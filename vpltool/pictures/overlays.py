@@ -11,14 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from vpltool.pictures.layers import (
+    IGNORED,
+    LINE_OPACITY,
+    blend_maps,
+    colour_table,
+    contours,
+    without_ignored,
+)
+
 Rgb = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 PANEL_WIDTH = 260
 """Width of a panel of a sheet, in pixels."""
-
-IGNORED = 255
-"""The label of pixels that belong to no class."""
 
 _TALLEST = 1.5
 """Largest height of a panel, as a multiple of its width."""
@@ -33,8 +39,6 @@ _NARROWEST = 200
 
 _DARKEST_PAPER = 140
 """Black becomes this grey under maps, so that dark colours are visible."""
-
-_LINE_OPACITY = 0.7
 
 _INK, _GREY = (30, 33, 38), (222, 224, 227)
 
@@ -91,14 +95,10 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
     """
     grey = photo.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
-    kept = [row for row, index in enumerate(classes) if index]
-    if not kept:
+    if not any(classes):
         return paper.astype(np.uint8)
-    values = np.stack([_map_at(cams[row], photo) for row in kept])
-    share = values ** 4 + 1e-9
-    colours = _table(palette)[[classes[row] for row in kept]]
-    colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
-    weight = opacity * values.max(axis=0)[..., None]
+    colour, value = blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes, palette)
+    weight = opacity * value[..., None]
     return (paper * (1 - weight) + colour * weight).astype(np.uint8)
 
 
@@ -119,17 +119,14 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
-    table = _table(palette)
+    table = colour_table(palette)
     table[IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
     result = photo * (1 - weight) + table[labels] * weight
-    regions = Image.fromarray(np.where(labels == IGNORED, np.uint8(0), labels))
-    regions = regions.filter(ImageFilter.ModeFilter(3))
-    high = np.asarray(regions.filter(ImageFilter.MaxFilter(3)))
-    border = high != np.asarray(regions.filter(ImageFilter.MinFilter(3)))
-    inside = np.asarray(regions) == high
+    smooth = Image.fromarray(without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
+    border, inside = contours(np.asarray(smooth))
     line = np.where(inside[border], 255, 0)[:, None]
-    result[border] = result[border] * (1 - _LINE_OPACITY) + line * _LINE_OPACITY
+    result[border] = result[border] * (1 - LINE_OPACITY) + line * LINE_OPACITY
     return result.astype(np.uint8)
 
 
@@ -150,7 +147,7 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
         names: class index to name; an index without one gets its number.
         width: width of the result, in pixels; its height depends on the names.
     """
-    table = _table(palette).astype(int)
+    table = colour_table(palette).astype(int)
     table[IGNORED] = 255
     known = {IGNORED: "ignored", **names}
     font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
@@ -298,14 +295,6 @@ def _map_at(cam: npt.NDArray[np.float32], photo: Rgb) -> npt.NDArray[np.float32]
     image = Image.fromarray(cam.astype(np.float32)).resize(photo.shape[1::-1],
                                                            Image.Resampling.BILINEAR)
     return np.asarray(image).clip(0, 1)
-
-
-def _table(palette: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Convert a flat palette to a new array of colours (256, 3); missing ones are black."""
-    table = np.zeros((256, 3), dtype=np.float32)
-    given = np.asarray(palette, dtype=np.float32).reshape(-1, 3)
-    table[:len(given)] = given
-    return table
 
 
 @functools.cache

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import (
+    IGNORE,
     Header,
     InputFolder,
     Workspace,
@@ -81,6 +83,38 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
     found = find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
     workspace.check_classes(found.header, found.path)
     return Column(name, found.path, found)
+
+
+def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
+    """Open folders by name or path; without names all of a split, but what cannot be opened.
+
+    Raises:
+        VplError: one that is named is not there, or is of other classes.
+    """
+    if names:
+        return [open_column(workspace, name, split) for name in names]
+    columns = []
+    for name in columns_there(workspace.path, split):
+        try:
+            columns.append(open_column(workspace, name, split))
+        except VplError as error:
+            console.warn(f"{name} is left out: {error.message}")
+    return columns
+
+
+def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
+    """Make up a workspace for photos and masks that belong to none.
+
+    Its classes are those in a `classes.txt` beside the first masks that have one, as `export`
+    writes it; else they are called by their numbers.
+    """
+    listed = next((lines for name in names if (lines := _class_file(Path(name) / "classes.txt"))),
+                  ["background", *(f"class {index}" for index in range(1, IGNORE))])
+    return Workspace(work, "", ".", tuple(listed[1:]), (), "", "")
+
+
+def _class_file(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines() if path.is_file() else []
 
 
 def columns_there(work: Path, split: str) -> list[str]:

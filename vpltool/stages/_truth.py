@@ -1,4 +1,4 @@
-"""Reading true masks. `eval` and `show` alone may import this; a test checks it."""
+"""Reading true masks: for `eval`, and to draw them for `show` and `report`; a test checks it."""
 
 from __future__ import annotations
 

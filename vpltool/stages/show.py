@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name
-from vpltool.formats import Photo, Workspace
+from vpltool.formats import Photo, Workspace, open_workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -39,8 +39,13 @@ class ShowSettings(Settings):
                          low=0, metavar="N")
     scores: Path | None = setting(None, "Scores that say which are the worst; default: those of "
                                         "the first WHAT, else those against tags.", metavar="FILE")
+    tagged: str = setting("", "Only photos that are tagged with this class.", flag="--class",
+                          metavar="NAME")
     photos: Path | None = setting(None, "Folder of the photos, where they are not the "
                                         "workspace's.", metavar="DIR")
+    terminal: bool = setting(False, "Also draw it in the terminal: as a picture in kitty, "
+                                    "iTerm2, WezTerm, foot and others, else by coloured blocks.",
+                             off="-", record="never")
     limit: int = setting(6, "Number of photos, spread over all.", low=1, metavar="N")
     truth: bool = setting(True, "Show the true masks.")
     out: Path | None = options.out()
@@ -48,7 +53,7 @@ class ShowSettings(Settings):
 
 STAGE = Stage(order=92, panel="4. Scores and pictures",
               reads=("cams", "masks", "predictions", "probabilities"), writes=(),
-              settings=ShowSettings)
+              settings=ShowSettings, begins=True)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,12 @@ class _Remarks:
     strays: dict[str, str] = field(default_factory=dict)
 
 
-def run(workspace: Workspace, settings: ShowSettings) -> Path:
+def run(work: Path, settings: ShowSettings) -> Path:
     """Draw a sheet of photos, maps, masks, predictions and the truth.
 
-    Each class has its colour: a legend names them. Photos need not be in the workspace: name
-    their folder, then one of masks; predictions of new photos know where these are. The file is
-    named after what it shows.
+    Each class has its colour: a legend names them. Photos need not be in the workspace, nor need
+    there be one: name their folder, then one of masks; predictions of new photos know where these
+    are. The file is named after what it shows.
 
     Example: vpltool show cams/text cams/vision masks/vision --limit 8
 
@@ -83,7 +88,8 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
     Example: vpltool show predictions/segmenter --split val --worst 12
 
     Args:
-        workspace: where everything is found, and the sheet goes.
+        work: the workspace folder, where everything is found, and the sheet goes; for photos and
+            masks that are named, any folder.
         settings: what is shown, of which photos.
 
     Returns:
@@ -97,11 +103,13 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
         "scores": "`worst=N` reads them"})
     remarks = _Remarks()
     if settings.worst:
-        settings, remarks.why = _of_worst(workspace, settings)
+        settings, remarks.why = _of_worst(open_workspace(work), settings)
     root, names = settings.photos, list(settings.what)
     if root is None and len(names) > 1 and _panels.holds_photos(Path(names[0])):
         root, names = Path(names[0]), names[1:]
-    columns = _columns(workspace, names, settings.split)
+    bare = root is not None and names and not (work / "workspace.json").exists()
+    workspace = _panels.bare_workspace(work, names) if bare else open_workspace(work)
+    columns = _panels.open_columns(workspace, names, settings.split)
     named = named_photos([root]) if root else _panels.new_photos(columns, workspace.path)
     where = root.resolve().name if root else settings.split
     if named:
@@ -110,7 +118,7 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
             where = columns[0].path.resolve().name
     else:
         rows = _chosen([_Row(photo.id, workspace.image_path(photo), photo)
-                        for photo in workspace.photos(settings.split)], settings, remarks)
+                        for photo in _tagged(workspace, settings)], settings, remarks)
     _check_columns(columns, rows)
 
     from vpltool.pictures.colours import class_palette
@@ -121,6 +129,8 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
+    if settings.terminal:
+        console.picture(path)
     warn_of_strays({key: name for key, name in remarks.strays.items() if name},
                    len(remarks.strays))
     if failed := remarks.failed:
@@ -129,18 +139,6 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
                            path, list(failed))
     return path
-
-
-def _columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
-    if names:
-        return [_panels.open_column(workspace, name, split) for name in names]
-    columns = []
-    for name in _panels.columns_there(workspace.path, split):
-        try:
-            columns.append(_panels.open_column(workspace, name, split))
-        except VplError as error:
-            console.warn(f"{name} is left out: {error.message}")
-    return columns
 
 
 def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSettings, dict[str, str]]:
@@ -157,7 +155,7 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
                 remarks: _Remarks) -> list[_Row]:
     """The photos that any of the columns has a file of; all if there is no column."""
     why = "the photos are not the workspace's"
-    warn_without_effect(settings, without={"split": why, "truth": why})
+    warn_without_effect(settings, without={"split": why, "truth": why, "tagged": why})
     rows = [_Row(key, path) for key, path in paths.items()
             if not columns or any(column.file_of(key).exists() for column in columns)]
     if not rows:
@@ -165,6 +163,22 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
                        f"such as {next(iter(paths.values()))}",
                        "a photo and its mask have one name, with other suffixes")
     return _chosen(rows, settings, remarks)
+
+
+def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
+    """The photos of the split; of one class, if one is named.
+
+    Raises:
+        VplError: there is no such class, or no photo of it.
+    """
+    photos = workspace.photos(settings.split)
+    if settings.tagged:
+        workspace.index_of(settings.tagged)
+        photos = [photo for photo in photos if settings.tagged in photo.labels]
+        if not photos:
+            raise VplError(f"no photo of `{settings.split}` is tagged with `{settings.tagged}`",
+                           "choose another split: `split='NAME'`")
+    return photos
 
 
 def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list[_Row]:
@@ -232,6 +246,7 @@ def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
     """Name a sheet after what it shows, so that another one does not replace it."""
     named = [[part for part in Path(name).parts if part.strip("/.")] for name in names]
     parts = [where, *("-".join(part[-3:]) for part in named),
+             *filter(None, [settings.tagged]),
              *([f"worst-{settings.worst}"] if settings.worst else
                filter(None, settings.ids.split(","))), *([] if settings.truth else ["no-truth"])]
     stem = re.sub(r"[^\w.=+-]+", "-", "_".join(parts))

@@ -1,4 +1,4 @@
-"""Making true masks of COCO's instances, in worker processes. They are for `eval` and `show`."""
+"""Making true masks of COCO's instances, in worker processes. They are for scores."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""`vpltool` alone: in a workspace it names the next line, and that line runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Run, copy_workspace, draw_scenes, prepare, write_scenes
+
+QUICK = {"extract": ("--workers", "0"), "crf": ("--workers", "0"), "report": ("--workers", "0"),
+         "train-decoder": ("--iters", "2", "--crop", "3", "--batch-size", "2", "--width", "16",
+                           "--workers", "0"),
+         "predict": ("--workers", "0")}
+
+
+def line_of(run: Run, work: Path) -> tuple[str, list[str]]:
+    """Why, and the words of the line behind `vpltool -C WORK`."""
+    result = run(work=work)
+    assert result.code == 0, result.err
+    assert result.err == ""
+    why = result.out.splitlines()[1]
+    (line,) = (line for line in result.out.splitlines() if line.startswith("    "))
+    words = shlex.split(line)
+    assert words[:3] == ["vpltool", "-C", str(work)]
+    return why, words[3:]
+
+
+def test_its_lines_lead_from_photos_to_the_report(run: Run, tmp_path: Path, tiny_clip: Path
+                                                  ) -> None:
+    write_scenes(tmp_path, draw_scenes())
+    (tmp_path / "clip").symlink_to(tiny_clip)
+    assert prepare(tmp_path, "--masks", tmp_path / "masks").code == 0
+    work = tmp_path / "work"
+    taken, reasons = [], []
+    while True:
+        why, words = line_of(run, work)
+        if "PHOTOS" in words:
+            break
+        taken.append(words)
+        reasons.append(why)
+        assert len(taken) < 12, taken
+        result = run(*words, *QUICK.get(words[0], ()), work=work)
+        assert result.code == 0, (words, result.err)
+    assert [words[0] for words in taken] == [
+        "text-prototypes", "extract", "cam", "crf", "train-decoder", "predict", "eval", "report"]
+    assert taken[4][1:] == ["--prototypes", "text"], "the masks come from text prototypes"
+    assert taken[6][1:] == ["--what", "predictions/text", "--split", "val"]
+    assert reasons[:4] == ["no text prototypes:", "text prototypes are there, no features:",
+                           "features are there, no CAMs:", "CAMs are there, no masks:"]
+    assert line_of(run, work) == ("all steps are done; segment new photos:",
+                                  ["predict", "PHOTOS", "--overlay"])
+
+
+def test_what_is_stale_comes_first(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    assert line_of(run, work)[1][0] == "train-decoder"
+    assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0
+    assert line_of(run, work) == ("6 of 9 results are stale or not finished:", ["update"])
+
+
+def test_maps_of_another_name_are_named(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    for folder in ("masks", "cams"):
+        shutil.rmtree(work / folder)
+    assert run("cam", "--method", "dense", work=work).code == 0
+    assert line_of(run, work)[1] == ["crf", "--what", "text-dense"]
+
+
+def test_without_tags(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    for folder in ("masks", "cams"):
+        shutil.rmtree(work / folder)
+    lines = [json.loads(line) | {"labels": []}
+             for line in (work / "images.jsonl").read_text().splitlines()]
+    (work / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert line_of(run, work) == ("no photo has a tag:", ["tag"])
+
+
+def test_photos_in_one_split(run: Run, ready: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    base = copy_workspace(ready, tmp_path / "base", tiny_clip)
+    work = base / "work"
+    lines = [json.loads(line) | {"splits": ["all"]}
+             for line in (work / "images.jsonl").read_text().splitlines()]
+    (work / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for folder in ("masks", "cams", "features"):
+        shutil.rmtree(work / folder)
+    assert line_of(run, work)[1] == ["extract", "--split", "all"]
+
+
+def test_elsewhere_it_lists_the_commands(run: Run, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run()
+    assert result.code == 2
+    assert result.out.strip() == run("--help").out.strip()

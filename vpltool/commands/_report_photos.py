@@ -1,0 +1,241 @@
+"""Photos of a report: a picture of each, a layer for each result, and what can be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from vpltool.errors import VplError
+from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, open_input, read_labels
+from vpltool.stages._panels import Column
+from vpltool.stages._truth import read_truth
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+    Labels = npt.NDArray[np.uint8]
+    Rgb = npt.NDArray[np.uint8]
+
+SPECK = 0.005
+"""Smallest share of a photo at which a class counts as found in it."""
+
+_QUALITY = 82
+"""Of the JPEGs."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A result that the report can lay over the photos.
+
+    Args:
+        column: its folder.
+        threshold: where its scores cut it, if it holds CAMs; 0: it has none.
+        probabilities: those that a prediction was made of, if they are stored.
+    """
+
+    column: Column
+    threshold: float = 0.0
+    probabilities: InputFolder | None = None
+
+    @property
+    def is_maps(self) -> bool:
+        """Whether it holds CAMs or probabilities, not labels."""
+        source = self.column.source
+        return source is not None and source.kind in ("cams", "probabilities")
+
+    @property
+    def knows_tags(self) -> bool:
+        """Whether only the classes that a photo is tagged with competed."""
+        source = self.column.source
+        return source is not None and (source.kind != "predictions"
+                                       or bool(source.header.call.get("tags")))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A photo of the report: what the page is told of it, and its pictures by name."""
+
+    record: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def open_layer(workspace: Workspace, column: Column, thresholds: Mapping[str, float], split: str
+               ) -> Layer:
+    """Find what is known about a result besides its files.
+
+    Args:
+        workspace: where probabilities are looked for.
+        column: the result.
+        thresholds: name of CAMs to where their scores on this split cut them.
+        split: that of the photos.
+    """
+    source = column.source
+    if source is None or source.kind not in ("cams", "predictions"):
+        return Layer(column)
+    if source.kind == "cams":
+        return Layer(column, thresholds.get(source.name, 0.0))
+    folder = workspace.path / "probabilities" / source.name / split
+    there = (folder / "artifact.json").exists()
+    return Layer(column, 0.0, open_input(folder, ("probabilities",)) if there else None)
+
+
+def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence[Layer],
+               side: int, *, truth: bool) -> Drawn:
+    """Draw a photo and its layers, and measure them.
+
+    Args:
+        workspace: the photo's.
+        photo: what is drawn.
+        number: of the photo in the report; its files are named after it, since an id may hold
+            anything.
+        layers: results.
+        side: longest side of the pictures, in pixels.
+        truth: whether the true mask is another layer, and what the others are compared with.
+
+    Returns:
+        the photo; a layer that cannot be drawn says why.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from vpltool.core.photos import describe_failure, read_photo
+
+    tags = workspace.indices_of(photo)
+    record: dict[str, Any] = {"id": photo.id, "tags": tags, "layers": []}
+    path = workspace.image_path(photo)
+    try:
+        pixels = read_photo(path)
+    except OSError as error:
+        return Drawn(record | {"why": describe_failure(path, error)})
+    shape = (pixels.shape[0], pixels.shape[1])
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    base = f"pictures/{number:06d}"
+    files = {f"{base}/photo.jpg": _encoded(small, "JPEG", quality=_QUALITY)}
+    record["picture"] = f"{base}/photo.jpg"
+    true, why = _truth_of(workspace, photo, shape) if truth else (None, "")
+    for place, layer in enumerate(layers):
+        try:
+            picture, said = _draw_layer(workspace, layer, photo, small.size, true)
+        except VplError as error:
+            record["layers"].append({"why": error.message})
+            continue
+        files[f"{base}/{place}.png"] = _encoded(picture, "PNG")
+        record["layers"].append({"picture": f"{base}/{place}.png", **said})
+    if truth:
+        said = {"why": why} if true is None else {
+            "picture": f"{base}/truth.png", **_areas(np.asarray(true))}
+        if true is not None:
+            files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG")
+        record["layers"].append(said)
+    return Drawn(record, files)
+
+
+def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]
+              ) -> tuple[Labels | None, str]:
+    """The true mask of a photo; else None, and why not."""
+    if photo.mask is None:
+        return None, "no true mask"
+    try:
+        return read_truth(workspace, photo, shape), ""
+    except VplError as error:
+        return None, error.message
+
+
+def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[int, int],
+                truth: Labels | None) -> tuple[Image.Image, dict[str, Any]]:
+    """Draw a layer of a photo, at `size` (width, height) or smaller; and measure it.
+
+    Raises:
+        VplError: its file is missing or damaged.
+    """
+    column = layer.column
+    if not column.file_of(photo.id).exists():
+        raise VplError((column.source.failed.get(photo.id) if column.source else None)
+                       or f"{column.name} has no file of this photo")
+    if layer.is_maps:
+        return _draw_maps(workspace, layer, photo.id, truth)
+    labels = (column.source.read_labels(photo.id) if column.source
+              else read_labels(column.file_of(photo.id)))
+    said = _areas(labels)
+    if truth is not None:
+        said |= _iou(workspace, labels, truth, column)
+    if photo.labels and not layer.knows_tags:
+        tags, found = {*workspace.indices_of(photo)}, {*said["found"]}
+        said |= {"missed": sorted(tags - found), "extra": sorted(found - tags),
+                 "apart": len(tags ^ found)}
+    if layer.probabilities and layer.probabilities.path_of(photo.id).exists():
+        likely = layer.probabilities.read_tensors(photo.id, "probabilities")["probabilities"]
+        said["unsure"] = round(1 - float(likely.float().amax(dim=0).mean()), 4)
+    elif (labels == IGNORE).any():
+        said["unsure"] = round(float((labels == IGNORE).mean()), 4)
+    return _label_picture(labels, size), said
+
+
+def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels | None
+               ) -> tuple[Image.Image, dict[str, Any]]:
+    """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
+    from vpltool.core.metrics import labels_at
+    from vpltool.pictures.colours import class_palette
+    from vpltool.pictures.layers import cam_layer
+
+    source = layer.column.source
+    assert source is not None
+    tensors = source.read_tensors(photo_id)
+    classes = tensors["classes"].tolist()
+    maps = tensors["cam" if source.kind == "cams" else "probabilities"].float()
+    said: dict[str, Any] = {"classes": [index for index in classes if index]}
+    if truth is not None and layer.threshold and classes:
+        import torch.nn.functional as F
+
+        whole = F.interpolate(maps[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
+        said |= _iou(workspace, labels_at(whole.numpy(), classes, layer.threshold), truth,
+                     layer.column)
+    return cam_layer(maps.numpy(), classes, class_palette()), said
+
+
+def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: Column) -> dict[str, float]:
+    """The mean over the classes that the true mask shows.
+
+    Raises:
+        VplError: the labels are not those of this workspace, or of another size.
+    """
+    from vpltool.core.metrics import confusion, scores
+
+    classes = len(workspace.classes) + 1
+    if labels.shape != truth.shape or (labels[labels != IGNORE] >= classes).any():
+        raise VplError(f"{column.name} is of another size than the photo, or of other classes")
+    found = scores(confusion(truth, labels, classes, workspace.ignore))
+    return {"iou": round(found.miou, 4)} if found.present else {}
+
+
+def _areas(labels: Labels) -> dict[str, Any]:
+    """Share of the photo that each label covers, the largest first; and the classes found."""
+    import numpy as np
+
+    counts = np.bincount(labels.ravel(), minlength=256) / max(labels.size, 1)
+    order = sorted(counts.nonzero()[0].tolist(), key=lambda label: -counts[label])
+    return {"areas": [[label, round(float(counts[label]), 4)] for label in order],
+            "found": sorted(label for label in order
+                            if label not in (0, IGNORE) and counts[label] >= SPECK)}
+
+
+def _label_picture(labels: Labels, size: tuple[int, int]) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    from vpltool.pictures.colours import class_palette
+    from vpltool.pictures.layers import label_layer
+
+    small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+    return label_layer(np.asarray(small), class_palette())
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    content = BytesIO()
+    image.save(content, format=kind, **options)
+    return content.getvalue()

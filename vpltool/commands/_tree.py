@@ -1,0 +1,81 @@
+"""What is in a workspace as a tree: each result below what it was made from last."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vpltool.console import duration
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """Size in bytes of a file, or of all files in a folder, and when the last was written."""
+    sizes, times = zip(*((entry.st_size, entry.st_mtime) for entry in _entries(path)), strict=True)
+    return {"bytes": sum(sizes), "written": round(max(times), 3)}
+
+
+def _entries(path: Path) -> Iterator[os.stat_result]:
+    if not path.is_dir():
+        yield path.stat()
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _entries(Path(entry.path))
+            else:
+                yield entry.stat()
+
+
+def spell_tree(listed: Sequence[Mapping[str, Any]]) -> str:
+    """Spell results as a tree: what made each, from what else, how large it is and how old.
+
+    Args:
+        listed: what `status` lists, each behind its sources, with `bytes` and `written`.
+    """
+    below: dict[str, list[Mapping[str, Any]]] = {}
+    places = {entry["name"]: place for place, entry in enumerate(listed)}
+    for entry in listed:
+        known = [source for source in entry["sources"] if source in places]
+        below.setdefault(max(known, key=places.__getitem__, default=""), []).append(entry)
+    rows = list(_rows(below, "", ""))
+    width = max(len(name) for name, _, _ in rows)
+    now = time.time()
+    lines = []
+    for name, parent, entry in rows:
+        others = [source for source in entry["sources"] if source != parent]
+        notes = [entry["made_by"] + (f", also from {', '.join(others)}" if others else "")]
+        notes += [f"without {len(entry['failed'])} photos"] if entry["failed"] else []
+        notes += ["STALE"] if entry["stale"] else []
+        lines.append(f"{name:{width}}  {size(entry['bytes']):>7}  "
+                     f"{age(max(now - entry['written'], 0)):>8}  {'; '.join(notes)}")
+    return "\n".join(lines)
+
+
+def _rows(below: Mapping[str, Sequence[Mapping[str, Any]]], parent: str, indent: str
+          ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Name with its branches, parent and entry of each line below a parent."""
+    entries = below.get(parent, ())
+    for entry in entries:
+        last = entry is entries[-1]
+        branch = ("└─ " if last else "├─ ") if parent else ""
+        yield indent + branch + entry["name"], parent, entry
+        deeper = ("   " if last else "│  ") if parent else ""
+        yield from _rows(below, entry["name"], indent + deeper)
+
+
+def age(seconds: float) -> str:
+    """Spell an age for people: `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    return duration(seconds) if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def size(count: int) -> str:
+    """Spell a number of bytes for people: `340 B`, `12 MB`, `1.5 GB`."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit and value < 9.95 else f"{value:.0f} {_UNITS[unit]}"

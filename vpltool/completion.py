@@ -1,0 +1,90 @@
+"""Names that a shell completes: what a setting may be given in this workspace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Names = Callable[[Path], Iterator[str]]
+
+
+def _folders(*kinds: str) -> Names:
+    """Names of results, `cams/text`."""
+    return lambda work: (path.relative_to(work).as_posix() for kind in kinds
+                         for path in sorted(work.glob(f"{kind}/*")) if path.is_dir())
+
+
+def _bare(kind: str) -> Names:
+    """Names of results of one kind, without it: `text`."""
+    return lambda work: (path.stem for path in sorted(work.glob(f"{kind}/*"))
+                         if ".checkpoint" not in path.name and not path.name.startswith("."))
+
+
+def _lines(work: Path) -> Iterator[Any]:
+    with (work / "images.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _splits(work: Path) -> Iterator[str]:
+    return (split for line in _lines(work) for split in line["splits"])
+
+
+def _ids(work: Path) -> Iterator[str]:
+    return (str(line["id"]) for line in _lines(work))
+
+
+def _shipped(folder: str, suffix: str) -> Names:
+    """Names of files that come with vpltool: recipes, presets."""
+    return lambda _work: (path.stem for path in sorted((Path(__file__).parent / folder).glob(
+        f"*{suffix}")))
+
+
+def _classes(work: Path) -> Iterator[str]:
+    content = json.loads((work / "workspace.json").read_text("utf-8"))
+    return iter(content["classes"])
+
+
+_RESULTS = _folders("cams", "masks", "predictions")
+
+_SETTINGS: Mapping[str, Names] = {
+    "split": _splits, "ids": _ids, "tagged": _classes, "what": _RESULTS, "cams": _bare("cams"),
+    "masks": _bare("masks"), "prototypes": _bare("prototypes"), "text": _bare("prototypes"),
+    "decoder": _bare("decoder"), "recipe": _shipped("recipes", ".recipe"),
+    "preset": _shipped("presets", ".toml"),
+}
+"""Setting, whatever the stage, to the names that fit."""
+
+_DEEPEST = 4
+
+_MOST = 200
+"""More names than these are no help; the first are offered."""
+
+
+def names_for(setting: str, work: Path, begun: str) -> list[str]:
+    """Names that a setting may be given and that begin as the user did; none outside a workspace.
+
+    Of a list, `a,b`, the last is completed.
+    """
+    head, comma, tail = begun.rpartition(",") if setting == "ids" else ("", "", begun)
+    try:
+        found = dict.fromkeys(_SETTINGS[setting](work))
+    except (OSError, ValueError, KeyError):
+        return []
+    return [head + comma + name for name in found if name.startswith(tail)][:_MOST]
+
+
+def completes(setting: str) -> bool:
+    """Tell whether there are names for a setting."""
+    return setting in _SETTINGS
+
+
+def workspaces(begun: str) -> list[str]:
+    """Paths of workspaces that begin as the user did, three folders down at most."""
+    base = begun.rpartition("/")[0] + "/" if "/" in begun else ""
+    files = [file for depth in range(1, _DEEPEST)
+             for file in sorted(Path(base or ".").glob("*/" * depth + "workspace.json"))]
+    found = [base + file.parent.relative_to(base or ".").as_posix() for file in files]
+    return [path for path in found if path.startswith(begun)]

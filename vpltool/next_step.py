@@ -1,0 +1,122 @@
+"""What to do next in a workspace: the first step of the pipeline that nobody has taken yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vpltool.formats import Workspace, open_workspace
+from vpltool.shell import command_line
+from vpltool.stages._inputs import BEST_FIRST
+from vpltool.state import Artifact, State, read_state
+
+_PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
+             ("features", "features", "extract"), ("cams", "CAMs", "cam"),
+             ("masks", "masks", "crf"), ("decoder", "a segmenter", "train-decoder"),
+             ("predictions", "predictions", "predict"))
+"""Kind of file, what people call it, and the stage that makes it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step to take: why, and a call of a stage."""
+
+    why: str
+    stage: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self, work: Path) -> str:
+        """The line for a shell."""
+        program = ["vpltool", *(["-C", str(work)] if work != Path() else [])]
+        return command_line(self.stage, self.values, program)
+
+
+def next_step(workspace: Workspace, state: State) -> Step:
+    """Find the next step: what is stale, then what is missing, then looking at it."""
+    stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
+    if stale:
+        return Step(f"{stale} of {len(state.artifacts)} results are stale or not finished",
+                    "update")
+    there = {artifact.header.kind for artifact in state.in_order}
+    if "prototypes" in there and not any(photo.labels for photo in workspace.photos()):
+        return Step("no photo has a tag", "tag")
+    last = ""
+    for kind, noun, stage in _PIPELINE:
+        if kind not in there:
+            before = f"{last} {'is' if last.startswith('a ') else 'are'} there, " if last else ""
+            return Step(f"{before}no {noun.removeprefix('a ')}", stage,
+                        _values(workspace, state, stage))
+        last = noun
+    return _looking(workspace, state)
+
+
+def _values(workspace: Workspace, state: State, stage: str) -> dict[str, Any]:
+    """The settings without which a stage would not know what to take."""
+    splits = _splits(workspace)
+    split = {} if "train" in splits else {"split": splits[0]}
+    if stage == "crf":
+        return _named("what", _last(state, "cams")) | split
+    if stage == "train-decoder":
+        masks = _last(state, "masks")
+        made_of = _source(state, _source(state, masks, "what"), "prototypes")
+        rows = Path(made_of.name).stem if made_of else "vision"
+        return _named("masks", masks) | ({} if rows == "vision" else {"prototypes": rows}) | split
+    if stage == "predict":
+        return {} if "val" in splits else {"images": ["PHOTOS"], "overlay": True}
+    return split if stage in ("extract", "cam") else {}
+
+
+def _looking(workspace: Workspace, state: State) -> Step:
+    """Scores, where there are true masks; then the report."""
+    found = _last(state, "predictions")
+    scored = any((workspace.path / "scores").glob("*.json"))
+    if not scored and found and found.path.name in _splits(workspace) and any(
+            photo.mask for photo in workspace.photos(found.path.name)):
+        return Step("predictions are there, no scores", "eval",
+                    {"what": f"predictions/{found.path.parent.name}", "split": found.path.name})
+    if not (workspace.path / "report/index.html").exists():
+        return Step("all steps are done; look at the photos in a browser", "report")
+    return Step("all steps are done; segment new photos", "predict",
+                {"images": ["PHOTOS"], "overlay": True})
+
+
+def _splits(workspace: Workspace) -> list[str]:
+    return list(dict.fromkeys(split for photo in workspace.photos() for split in photo.splits)) or [
+        "train"]
+
+
+def _last(state: State, kind: str) -> Artifact | None:
+    """The result of a kind that was made last; of masks, those to learn from."""
+    found = [artifact for artifact in state.in_order if artifact.header.kind == kind
+             and not artifact.path.parent.name.endswith("-full")]
+    return max(found, key=lambda artifact: (artifact.path / "artifact.json").stat().st_mtime_ns,
+               default=None)
+
+
+def _source(state: State, artifact: Artifact | None, role: str) -> Artifact | None:
+    return state.artifacts.get(artifact.header.sources.get(role, "")) if artifact else None
+
+
+def _named(setting: str, artifact: Artifact | None) -> dict[str, Any]:
+    """Name what is to be taken, unless a stage finds it by itself."""
+    name = artifact.path.parent.name if artifact else ""
+    return {} if name in ("", *BEST_FIRST) else {setting: name}
+
+
+def advice(work: Path) -> str:
+    """Say where a workspace stands and what comes next, with the line to type.
+
+    Raises:
+        VplError: a file of it is damaged.
+    """
+    workspace = open_workspace(work)
+    step = next_step(workspace, read_state(workspace))
+    photos = workspace.photos()
+    counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
+              for split in _splits(workspace)]
+    return "\n".join([
+        f"{workspace.name}: {len(photos)} photos ({', '.join(counts)}), "
+        f"{len(workspace.classes)} classes", f"{step.why}:", "", f"    {step.line(work)}", "",
+        "What is there: vpltool status. All commands: vpltool --help"])
