@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import lzma
+import re
 import tarfile
 import zlib
 from collections import Counter, defaultdict
@@ -120,6 +121,21 @@ def find_tars(patterns: Iterable[str]) -> list[str]:
     if not found:
         raise VplError("no tar is given", _PATTERN)
     return list(dict.fromkeys(found))
+
+
+def folder_names(tars: Sequence[str]) -> list[str]:
+    """Give each tar the name of a folder of its own: its file name, and what precedes if need be.
+
+    Names have letters, digits, dots, hyphens and underscores only, and no `..`.
+    """
+    parts = [[re.sub(r"[^\w.-]", "_", part) for part in tar.replace("\\", "/").split("/")
+              if part.strip(".")] or ["tar"] for tar in tars]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join([*own[-count:-1], own[-1].partition(".")[0] or "tar"]) for own in parts]
+        if len(set(short)) == len(short):
+            return short
+    # `a.tar` beside `a.tar.gz`.
+    return [f"{name}-{number}" for number, name in enumerate(short)]
 
 
 def read_tar(address: str) -> Iterator[Pair | Flaw]:
