@@ -138,11 +138,11 @@ class State:
                 if identity != self.workspace.classes_identity:
                     said.append(explain_change(self.workspace.path, role, identity)
                                 or "the classes have changed")
-            elif role == "tags":
+            elif role in ("tags", "captions"):
                 split = str(header.options.get("split", "train"))
-                if identity != self._tags_identity(split):
+                if identity != self._identity_of(role, split):
                     said.append(explain_change(self.workspace.path, role, identity)
-                                or "photos or tags have changed")
+                                or f"photos or {role} have changed")
             elif role == "vocabulary":
                 if identity != self._vocabulary_identity(artifact):
                     said.append("the words of classes or background have changed")
@@ -155,9 +155,10 @@ class State:
                         f"{header.model['name']}")
         return said
 
-    def _tags_identity(self, split: str) -> str:
+    def _identity_of(self, role: str, split: str) -> str:
         try:
-            return self.workspace.tags_identity(split)
+            return (self.workspace.tags_identity(split) if role == "tags"
+                    else self.workspace.captions_identity(split))
         except VplError:
             return ""
 

@@ -59,7 +59,7 @@ _STORED = ("F16", "F32")
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace",
          _PREPARE, {}),
-    Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask",
+    Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask, captions",
          _PREPARE, {}),
     Kind("changes", "jsonl", "what changed in a workspace, a line each time it was prepared",
          _PREPARE, {}),

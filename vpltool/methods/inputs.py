@@ -120,7 +120,7 @@ class CamBatch:
         row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
-        captions: of each photo, if the method reads `captions`.
+        captions: those of each photo, if the method reads `captions`.
     """
 
     ids: Sequence[str]
@@ -133,7 +133,7 @@ class CamBatch:
     row_photos: Sequence[str] = ()
     head: Head | None = None
     photos: Sequence[npt.NDArray[np.uint8]] = ()
-    captions: Sequence[str] = ()
+    captions: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class PhotoMaps:
             (blocks, h·w, h·w), `patches` (h·w, dim), `tokens` (1+h·w, width), `layers` (layers,
             h·w, width); those of a second encoder, see `CamBatch`.
         photo: RGB (H, W, 3), if the method reads `photo`.
-        caption: if the method reads `captions`.
+        captions: if the method reads `captions`.
         prototypes: L2-normed rows (rows, dim), if the method reads `prototypes`.
         class_index: class of each row (rows,), 0 is the background; None without prototypes.
         of_rows: see `CamBatch`.
@@ -161,7 +161,7 @@ class PhotoMaps:
     classes: Tensor
     tensors: Mapping[str, Tensor]
     photo: npt.NDArray[np.uint8] | None = None
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     prototypes: Tensor | None = None
     class_index: Tensor | None = None
     of_rows: Mapping[str, Tensor] = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +9,19 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.datasets import layouts
+from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.tags import class_counts, some
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
-from vpltool.formats.changes import Words, last_call
+from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
+from vpltool.stages._prepared import WORK, describe_workspace, warn_of_torn
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -44,6 +44,10 @@ class PrepareSettings(Settings):
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
+    captions: tuple[Path, ...] = setting(
+        (), "What photos show, in words: a CSV with the columns id,caption, where a photo may have "
+            "several rows, or JSON in the layout of COCO's captions. May be given again.",
+        metavar="FILE")
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
@@ -101,14 +105,16 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         mask_values=named.values, normalise=_choose_normalise(settings, earlier))
     if kept:
         _check_same(kept, workspace, source.photos, settings)
-    photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
+                      else (list(source.photos), []))
+    photos = _with_earlier(photos, kept.photos) if kept else photos
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
-    for remark in source.remarks:
+    for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    _warn_of_torn(source.root, photos)
+    warn_of_torn(source.root, photos)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
-    _describe(workspace, photos, words, source.from_tags and kept is not None)
+    describe_workspace(workspace, photos, words, source.from_tags and kept is not None)
     paths = [path / "workspace.json", *(output.path for output in outputs)]
     for output in outputs:
         output.finish()
@@ -146,7 +152,11 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
                   if entry.name in call and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
     halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
-    return replace(settings, of_method=method, halve=halve)
+    # Earlier versions took a single file.
+    before = call.get("captions", ())
+    captions = settings.captions if _is_given(settings, "captions") else tuple(
+        path / name for name in ([before] if isinstance(before, str) else before))
+    return replace(settings, of_method=method, halve=halve, captions=captions)
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
@@ -154,6 +164,8 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[
     said: dict[str, Any] = {"method": settings.method}
     if settings.halve:
         said["halve"] = settings.halve
+    if settings.captions:
+        said["captions"] = _to_workspace(path, settings.captions)
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         said["classes"] = relative_to(settings.classes, path)
@@ -251,9 +263,9 @@ def _choose_normalise(settings: PrepareSettings, earlier: _Earlier | None) -> st
 def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
     """Keep what no data set says: fields that others added, and captions where it brings none."""
     known = {photo.id: photo for photo in before}
-    captioned = any(photo.caption for photo in photos)
+    captioned = any(photo.captions for photo in photos)
     return [replace(photo, more=known[photo.id].more,
-                    caption=photo.caption if captioned else known[photo.id].caption)
+                    captions=photo.captions if captioned else known[photo.id].captions)
             if photo.id in known else photo for photo in photos]
 
 
@@ -265,7 +277,7 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
         VplError: it is not; the difference is named.
     """
     old, said = kept.workspace, []
-    worked = any((workspace.path / name).is_dir() for name in _WORK)
+    worked = any((workspace.path / name).is_dir() for name in WORK)
     if old.root != workspace.root:
         said.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
@@ -287,64 +299,3 @@ def _spelled(settings: PrepareSettings) -> str:
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
     return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
-
-
-def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
-    names = {root / photo.image: photo.image for photo in photos}
-    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
-        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
-                     f"{some(torn)}; extract or download them again")
-
-
-_WORK = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
-"""Folders of what later stages make."""
-
-
-def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool) -> None:
-    """Say what the workspace holds, what has changed, and what looks wrong.
-
-    Args:
-        workspace: as it was written.
-        photos: as they were written.
-        words: what has changed.
-        grown: whether new classes were added behind those of an earlier call.
-    """
-    splits = Counter(split for photo in photos for split in photo.splits)
-    console.note(
-        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
-        "background words; " + ", ".join(f"{split}: {count}"
-                                         for split, count in sorted(splits.items())))
-    console.note(class_counts(photos, workspace.classes))
-    if words:
-        console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
-    if grown and "classes" in words:
-        console.note("new classes come behind the known ones, which keep their numbers")
-    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in _WORK):
-        console.note("`update()` brings up to date what was made before")
-    _warn_of_masks(photos, splits)
-    _warn_of_tags(workspace, photos, grown)
-
-
-def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
-    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
-    for split, count in sorted(splits.items()):
-        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
-            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
-                         "mask; eval leaves them out")
-
-
-def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
-    if not any(photo.labels for photo in photos):
-        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
-        return
-    unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
-    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
-           if grown else "")
-    for name in unused if len(unused) <= 5 else ():
-        console.warn(f"no photo has the tag `{name}`{why}")
-    if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
-    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
-    if untagged:
-        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
-                     f"{some(untagged)}")

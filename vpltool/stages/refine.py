@@ -182,7 +182,7 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
-            photo.caption if "captions" in method.READS else "", **of_prototypes, decoder=network),
+            photo.captions if "captions" in method.READS else (), **of_prototypes, decoder=network),
             settings.of_method)}
 
     def results() -> Iterator[_photo_work.Made]:
