@@ -173,7 +173,8 @@ class GroupEncoder(nn.Module):
         self.norm_patches = nn.LayerNorm(shape.width, eps=EPS)
         self.positions = nn.Parameter(torch.empty(grid * grid, shape.width))
         first, second, last = shape.depths
-        drops = torch.linspace(0, shape.drop_path, sum(shape.depths)).tolist()
+        last_block = max(sum(shape.depths) - 1, 1)
+        drops = [shape.drop_path * number / last_block for number in range(sum(shape.depths))]
         self.first = GroupStage(shape, 0, drops[:first])
         self.second = GroupStage(shape, 1, drops[first : first + second])
         self.blocks = make_blocks(shape, drops[first + second : first + second + last])
