@@ -97,6 +97,8 @@ _ALL = (
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
          "`train_decoder()`", {}),
+    Kind("groups", "tensors", "encoders that cut photos into groups which words can name",
+         "`train_groups()`", {}),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
