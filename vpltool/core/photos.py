@@ -102,7 +102,7 @@ def _container(photo: Path | bytes) -> str:
 
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
-             max_side: int = 0) -> tuple[int, int]:
+             max_side: int = 0, short_side: int = 0) -> tuple[int, int]:
     """Size (height, width) to which a photo is resized: scaled, then up to multiples of the patch.
 
     CLIP-ES: each side is rounded up on its own, so that nothing is cropped or padded.
@@ -112,8 +112,11 @@ def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
         patch: patch size in pixels.
         scale: factor on both sides.
         max_side: longer photos are scaled down to this first, before `scale`; 0: never.
+        short_side: what the shorter side is scaled to, up or down, before `scale`; 0: as
+            `max_side` says.
     """
     shrink = min(1.0, max_side / max(size)) if max_side else 1.0
+    shrink = short_side / min(size) if short_side else shrink
     height, width = (max(1.0, side * shrink * scale) for side in size)
     # 1e-6: a product such as 0.7·320 must not be pushed over a multiple by rounding.
     return tuple(int(-(-(side - 1e-6) // patch)) * patch for side in (height, width))  # type: ignore[return-value]
@@ -130,13 +133,19 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
 
 @dataclass(frozen=True)
 class PhotoSettings:
-    """How photos become network input: patch, scale, longest side, RGB mean and deviation."""
+    """How photos become network input: patch, scale, sides, RGB mean and deviation."""
 
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 1.0
     max_side: int = 0
+    short_side: int = 0
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) to which a photo of (height, width) is resized; see `fit_size`."""
+        return fit_size(size, self.patch, scale=self.scale, max_side=self.max_side,
+                        short_side=self.short_side)
 
 
 def describe_failure(path: Path, error: Exception) -> str:
