@@ -152,8 +152,8 @@ def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
 OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"),
                ("train-groups", "batch_size"), ("estimate", "batch_size"), ("show", "limit"),
                ("scores", "out")}
-"""Crops, regions or pairs a step, which change the result; photos spread over the split; a table, not a
-result."""
+"""Crops, regions or pairs a step, which change the result; photos spread over the split; a table,
+not a result."""
 
 
 def test_shared_settings_have_one_meaning() -> None:

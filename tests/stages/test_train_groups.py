@@ -140,6 +140,7 @@ def test_other_settings_are_refused(run: Run, work: Path) -> None:
     (("--groups", "4,x"), "--groups", "64,8"),
     (("--start", "none.safetensors"), "no such file", "train-groups"),
     (("--split", "nowhere"), "nowhere", ""),
+    (("--precision", "fp16"), "fp16", "bf16"),
     (("--em-rounds", 3, "--npr", "none"), "", "")])
 def test_refusals(options: tuple[object, ...], said: str, hint: str, run: Run, captioned: Path,
                   tmp_path: Path) -> None:
