@@ -25,6 +25,7 @@ from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._group_predict import named_workspace
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -89,7 +90,7 @@ class Artifact:
         folder, *rest = Path(source).parts
         if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
             return ""
-        if folder in ("prototypes", "decoder") and len(rest) == 1:
+        if folder in ("prototypes", "decoder", "groups") and len(rest) == 1:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
             return f"{folder}/{rest[0]}" if role == "what" else rest[0]
@@ -135,7 +136,7 @@ class State:
         header, said = artifact.header, []
         for role, identity in sorted(header.inputs.items()):
             if role == "classes":
-                if identity != self.workspace.classes_identity:
+                if identity != self._classes_identity(artifact):
                     said.append(explain_change(self.workspace.path, role, identity)
                                 or "the classes have changed")
             elif role in ("tags", "captions"):
@@ -159,6 +160,16 @@ class State:
         try:
             return (self.workspace.tags_identity(split) if role == "tags"
                     else self.workspace.captions_identity(split))
+        except VplError:
+            return ""
+
+    def _classes_identity(self, artifact: Artifact) -> str:
+        """Of the workspace's classes; or of the words that groups were named by."""
+        words = artifact.header.call.get("classes")
+        if not words:
+            return self.workspace.classes_identity
+        try:
+            return named_workspace(self.workspace, self.workspace.path / words).classes_identity
         except VplError:
             return ""
 

@@ -99,6 +99,11 @@ _ALL = (
          "`train_decoder()`", {}),
     Kind("groups", "tensors", "encoders that cut photos into groups which words can name",
          "`train_groups()`", {}),
+    Kind("group-maps", "tensors-folder", "which groups of both stages a photo's patches belong to",
+         "`predict()`", {
+             "first": TensorSpec(("F16",), ("groups", "height", "width")),
+             "second": TensorSpec(("F16",), ("parts", "height", "width")),
+         }),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",

@@ -31,10 +31,12 @@ class SourceRequest:
         classes: class names in index order, where a class file or the workspace names them; empty:
             the data set's own, or those of its tags.
         overwrite: whether files that the method makes in the workspace are made anew.
+        captioned: whether captions are given; then neither tags nor classes need be.
     """
 
     classes: tuple[str, ...] = ()
     overwrite: bool = False
+    captioned: bool = False
 
 
 @dataclass(frozen=True)

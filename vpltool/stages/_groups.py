@@ -59,18 +59,24 @@ def find_groups(work: Path, choice: str) -> Path:
                    near_name(choice, names) if names else "`train_groups()`")
 
 
-def read_groups(path: Path) -> Groups:
-    """Read trained groups, and make their network again.
+def groups_header(path: Path) -> Header:
+    """Read the header of trained groups.
 
     Raises:
         VplError: the file holds something else, or is the checkpoint of a training.
     """
-    from vpltool.core.groups import GroupNetwork, GroupShape
-
     header = expect_header(path, "groups")
     if "checkpoint" in header.facts:
         raise VplError(f"{path} is the checkpoint of a run that was stopped",
                        "the same `train_groups()` again finishes it")
+    return header
+
+
+def read_groups(path: Path) -> Groups:
+    """Read trained groups, and make their network again; see `groups_header`."""
+    from vpltool.core.groups import GroupNetwork, GroupShape
+
+    header = groups_header(path)
     network = GroupNetwork(GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
     return Groups(path, header, network.eval().requires_grad_(False))

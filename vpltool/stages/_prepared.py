@@ -41,7 +41,8 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
                                          for split, count in sorted(splits.items())))
     if captions := [len(photo.captions) for photo in photos if photo.captions]:
         console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
-    console.note(class_counts(photos, workspace.classes))
+    if workspace.classes:
+        console.note(class_counts(photos, workspace.classes))
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if grown and "classes" in words:
@@ -61,6 +62,9 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
 
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    if not workspace.classes:
+        console.note("no classes: `train_groups()` needs none; `classes='FILE'` names some")
+        return
     if not any(photo.labels for photo in photos):
         console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
         return

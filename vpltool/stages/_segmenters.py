@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, InputFolder, Workspace, expect_header, read_tensors
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    describe,
+    expect_header,
+    read_tensors,
+)
 from vpltool.methods import find_method
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
+from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._groups import find_groups, groups_header
 from vpltool.stages._inputs import BEST_FIRST
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.stages.extract import smaller_side_hint
@@ -45,6 +54,39 @@ def find_decoder(work: Path, choice: str) -> Path:
             return path
     raise VplError(f"no decoder called `{choice}`",
                    near_name(choice, names) if names else "`train_decoder()`")
+
+
+def find_segmenter(work: Path, choice: str) -> Path:
+    """Path of a decoder, or of trained groups, given by NAME or path; see `find_decoder`.
+
+    Raises:
+        VplError: there is none, or there are several.
+    """
+    here = [path for path in (work / folder / f"{choice}.safetensors"
+                              for folder in ("decoder", "groups")) if path.is_file()]
+    if choice and len(here) > 1:
+        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`", "give one's path")
+    decoders, groups = ([path for path in (work / folder).glob("*.safetensors")
+                         if not is_checkpoint(path)] for folder in ("decoder", "groups"))
+    if here or (groups and not choice and not decoders):
+        return here[0] if here else find_groups(work, "")
+    try:
+        return find_decoder(work, choice)
+    except VplError as error:
+        names = [path.stem for path in (*decoders, *groups)]
+        raise VplError(error.message.replace("no decoder", "no segmenter"),
+                       near_name(choice, names) if choice and names else
+                       f"{error.hint}, or `train_groups()`") from error
+
+
+def segmenter_header(path: Path) -> Header:
+    """Read the header of a decoder, or of trained groups.
+
+    Raises:
+        VplError: it is neither, or only the checkpoint of one.
+    """
+    found = describe(path).header
+    return groups_header(path) if found and found.kind == "groups" else decoder_header(path)
 
 
 def decoder_header(path: Path) -> Header:

@@ -1,4 +1,4 @@
-"""`predict`: masks of any photos, by a trained decoder."""
+"""`predict`: masks of any photos, by a trained segmenter."""
 
 from __future__ import annotations
 
@@ -8,34 +8,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console, options
+from vpltool import options
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace
 from vpltool.formats.labels import write_labels
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
+from vpltool.stages._group_predict import (
+    DECODER_SETTINGS,
+    GROUP_SETTINGS,
+    GroupSeen,
+    GroupSettings,
+    check_words,
+    from_groups,
+    named_workspace,
+    without_effect,
+    write_maps,
+)
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import write_overlay, write_overlays
 from vpltool.stages._segmenters import (
     Seen,
-    decoder_header,
-    find_decoder,
+    find_segmenter,
     from_features,
     from_photos,
-    reads_of,
+    segmenter_header,
 )
+from vpltool.stages._serving import serving_features
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Settings):
+class PredictSettings(GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
         (), "Photos or folders of photos, tagged or not; default: those of the split.",
         metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
-    decoder: str = setting("", "The decoder; default: the only one, or the furthest.",
-                           metavar="NAME-OR-PATH", record="never")
+    decoder: str = setting("", "The segmenter: a decoder, or trained groups; default: the only "
+                               "decoder, or the furthest, else the groups.",
+                           metavar="NAME-OR-PATH", record="never", aliases=["--segmenter"])
     split: str = options.split("val")
     scales: str = setting("1", "Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
                           metavar="LIST")
@@ -66,8 +78,9 @@ class PredictSettings(Settings):
     update: bool = options.update()
 
 
-STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
-              writes=("predictions", "probabilities"), settings=PredictSettings)
+STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
+              writes=("predictions", "probabilities", "cams", "group-maps"),
+              settings=PredictSettings)
 
 
 def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
@@ -83,6 +96,8 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
 
     Example: vpltool predict sea.jpg --out sea-mask.png
 
+    Example: vpltool predict --segmenter groups --classes words.txt holiday/
+
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
 
     Args:
@@ -96,15 +111,19 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
         VplError: an input is missing, or a setting is refused.
         PhotosFailed: some photos failed.
     """
-    path = find_decoder(workspace.path, settings.decoder)
-    work = _Work(workspace, settings, path, decoder_header(path), parse_scales(settings.scales))
+    path = find_segmenter(workspace.path, settings.decoder)
+    header = segmenter_header(path)
+    check_words(settings, header, path)
+    named = workspace if header.kind == "decoder" else named_workspace(workspace, settings.classes)
+    work = _Work(workspace, settings, path, header, parse_scales(settings.scales), named)
     workspace.check_classes(work.header, path)
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
-    unused = {}
+    unused = without_effect(header)
     if tasks[0].features:
         unused["precision"] = "no encoder is run; `source='photos'` runs it"
     if settings.images or settings.out:
-        unused["probabilities"] = "only those of a split, at its own path, are stored"
+        why = "only those of a split, at its own path, are stored"
+        unused |= {"probabilities": why, "maps": why}
     warn_without_effect(settings, without=unused)
     if settings.out and settings.out.suffix.lower() == ".png" and not settings.out.is_dir():
         return _one_file(work, tasks, settings.out)
@@ -120,7 +139,7 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(workspace, folder, _pictures_of(workspace, folder),
+            made.append(write_overlays(named, folder, _pictures_of(workspace, folder),
                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
@@ -130,13 +149,14 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What all photos of a run have in common."""
+    """What all photos of a run have in common; `named` is the workspace with the words' classes."""
 
     workspace: Workspace
     settings: PredictSettings
     path: Path
     header: Header
     scales: list[float]
+    named: Workspace
 
 
 @dataclass(frozen=True)
@@ -179,12 +199,14 @@ def _split_task(work: _Work) -> _Task:
     """The photos of a split of the workspace."""
     workspace, settings = work.workspace, work.settings
     listed = workspace.photos(settings.split, settings.limit)
-    features = _serving_features(work, [photo.id for photo in listed])
+    features = (serving_features(workspace, work.header, settings, work.scales,
+                                 [photo.id for photo in listed])
+                if work.header.kind == "decoder" else None)
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
                                  *([features] if features else []))
     if not settings.tags:
         photos = replace(photos, own={})
-    tagged = {photo.id: workspace.indices_of(photo) for photo in listed} if settings.tags else None
+    tagged = {photo.id: work.named.indices_of(photo) for photo in listed} if settings.tags else None
     return _Task(settings.split, photos,
                  {photo.id: workspace.image_path(photo) for photo in listed}, features,
                  tagged=tagged)
@@ -216,67 +238,30 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
     return f"{group.name}-photos" if group.name in splits else group.name
 
 
-def _serving_features(work: _Work, ids: Sequence[str]) -> InputFolder | None:
-    """Find stored features that can take the place of the photos.
-
-    Raises:
-        VplError: they were asked for and cannot; the message says why.
-    """
-    settings = work.settings
-    folder = settings.features or work.workspace.path / "features" / settings.split
-    if settings.source == "photos":
-        return None
-    if not (folder / "artifact.json").exists():
-        if settings.source == "features":
-            raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
-        return None
-    features = _inputs.open_features(work.workspace, settings.features, settings.split)
-    if reason := _lacking(work, features, ids):
-        if settings.source == "features":
-            raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
-        console.note(f"photos are read, since {reason}")
-        return None
-    _inputs.check_same_model(features.header.model, work.header.model,
-                             f"{features.path} and the decoder")
-    return features
-
-
-def _lacking(work: _Work, features: InputFolder, ids: Sequence[str]) -> str:
-    """Say why features cannot take the place of the photos; empty if they can."""
-    held, settings = features.header.options, work.settings
-    reads, layers = reads_of(work.header)
-    if len(work.scales) > 1 or settings.flip:
-        return "stored features are of one scale, not mirrored"
-    for name, asked in (("scale", work.scales[0]), ("max_side", settings.max_side)):
-        if held[name] != asked:
-            return f"{features.path} is of {name} {held[name]}, not {asked}"
-    if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
-            and ("patches" not in reads or held.get("patches", "block") == "block")):
-        return f"{features.path} lacks layers or patches that the decoder reads"
-    if any(not features.path_of(key).exists() and key not in features.failed for key in ids):
-        return f"{features.path} holds only some of the photos"
-    return ""
-
-
 def _open(work: _Work, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.path.stem, work.settings
     folders = {settings.out or base / "predictions" / name / task.name:
                _make_header(work, task, "predictions")}
-    if settings.probabilities and not (settings.out or settings.images):
-        folders[base / "probabilities" / name / task.name] = _make_header(work, task,
-                                                                          "probabilities")
+    if not (settings.out or settings.images):
+        more = ["probabilities"] if settings.probabilities else []
+        more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
+        folders |= {base / kind / name / task.name: _make_header(work, task, kind)
+                    for kind in more}
     return _photo_work.open_outputs(folders, task.photos, settings)
 
 
 def _make_header(work: _Work, task: _Task, kind: str) -> Header:
     workspace, settings = work.workspace, work.settings
-    inputs: dict[str, Any] = {"decoder": work.path, "classes": workspace.classes_identity}
+    inputs: dict[str, Any] = {"decoder": work.path, "classes": work.named.classes_identity}
+    options: dict[str, Any] = {"split": task.name}
+    skip: tuple[str, ...] = DECODER_SETTINGS
+    if work.header.kind == "decoder":
+        options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
+        skip = (*GROUP_SETTINGS, *(("precision",) if task.features else ()))
     header = _inputs.make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
-        model=work.header.model, skip=("precision",) if task.features else (),
-        options={"split": task.name, "scales": work.scales,
-                 "source": "features" if task.features else "photos"})
+        model=work.header.model, skip=skip, options=options)
     images = [_inputs.relative_path(path, workspace.path) for path in task.images]
     call = {key: value for key, value in header.call.items() if key != "images"}
     if len(images) == 1:
@@ -302,7 +287,7 @@ def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:
             write_labels(out, labels_of(seen.probabilities, seen.size), header)
     if settings.overlay:
         (photo,) = task.paths.values()
-        made.append(write_overlay(work.workspace, photo, out,
+        made.append(write_overlay(work.named, photo, out,
                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
 
@@ -318,7 +303,9 @@ def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
 def _start(work: _Work, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    if task.features:
+    if work.header.kind == "groups":
+        seen = from_groups(work.named, work.path, paths, settings)
+    elif task.features:
         seen = from_features(work.path, task.features, paths, settings)
     else:
         seen = from_photos(work.workspace, work.path, paths, work.scales, settings)
@@ -341,6 +328,9 @@ def _write(output: OutputFolder, key: str, seen: Seen) -> None:
 
     if output.header.kind == "predictions":
         output.write_labels(key, labels_of(seen.probabilities, seen.size))
-    else:
+    elif output.header.kind == "probabilities":
         scores, classes = keep_likely(seen.probabilities)
         output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})
+    else:
+        assert isinstance(seen, GroupSeen)
+        write_maps(output, key, seen)

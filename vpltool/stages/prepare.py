@@ -97,7 +97,8 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
-        path, settings.of_method, SourceRequest(named.names, settings.overwrite))
+        path, settings.of_method, SourceRequest(
+            named.names, settings.overwrite, bool(settings.captions)))
     classes = _ordered(source, kept)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,

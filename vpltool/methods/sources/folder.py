@@ -2,7 +2,7 @@
 
 The CSV has the columns id,labels and, if wanted, split; labels are separated by ; or by spaces.
 Classes are the sorted union of the labels unless --classes names them. Without a CSV all photos of
-the folder are taken, without tags: `tag` finds some.
+the folder are taken, without tags: `tag` finds some, and train-groups needs none, but captions.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -44,7 +44,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     """Read the folder and the CSV."""
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
-    if settings.labels is None and not named:
+    if settings.labels is None and not named and not shared.captioned:
         raise VplError("there are neither tags nor names of classes",
                        "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has a "
                        "class a line, and `tag()` finds which photo shows it")
