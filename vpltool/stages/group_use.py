@@ -74,7 +74,7 @@ def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> dict[str
                for name in (names if equals else row).split(",")]
     ids = [photo.id for photo in workspace.photos(settings.split, settings.limit)]
     measured = [_measure(folder, ids) for folder in folders]
-    found: dict[str, Any] = {"title": title if equals else folders[0].name,
+    found: dict[str, Any] = {"title": title if equals else row or folders[0].path.parent.name,
                              "split": settings.split, "photos": measured[0].pop("photos")}
     return found | {key: [each[key] for each in measured] for key in measured[0]}
 
