@@ -280,7 +280,8 @@ def test_it_is_groupvit_of_transformers(tmp_path: Path) -> None:
                        "num_group_tokens": [6, 3, 0], "num_output_groups": [6, 3, 3],
                        "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
         text_config={"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 10},
+                     "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 10,
+                     "eos_token_id": 49},
     )).eval()
     with torch.no_grad():
         for tensor in [*theirs.parameters(), *theirs.buffers()]:

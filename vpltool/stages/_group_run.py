@@ -97,10 +97,13 @@ class GroupRun:
         mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
         steps = _pairs.read_steps(plan, start, workers=worker_count(chosen.workers),
                                   pinned=device.type == "cuda")
-        for pairs in steps:
-            yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
-        if plan.broken:
-            console.warn(f"{len(plan.broken)} photos could not be read; others took their place")
+        try:
+            for pairs in steps:
+                yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
+        finally:
+            if plan.broken:
+                console.warn(f"{len(plan.broken)} of {len(self.source)} photos could not be read; "
+                             "others took their place")
 
 
 def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:

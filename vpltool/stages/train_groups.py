@@ -108,8 +108,7 @@ class TrainGroupsSettings(Settings):
         record="never", brief=False)
     seed: int = options.seed()
     device: str = options.device()
-    precision: str = setting("fp32", "fp32 or bf16, for the network.", choices=("fp32", "bf16"),
-                             panel=RUNNING, record="changed")
+    precision: str = options.precision()
     workers: int = options.workers()
     limit: int = options.limit(record="changed")
     out: Path | None = options.out()
@@ -150,6 +149,8 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     if settings.batch_size % ranks:
         raise VplError(f"{ranks} processes cannot share `batch_size={settings.batch_size}` evenly",
                        f"`batch_size={-(-settings.batch_size // ranks) * ranks}`")
+    if settings.precision == "fp16":
+        raise VplError("`precision='fp16'`: gradients are too small for it", "`precision='bf16'`")
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
