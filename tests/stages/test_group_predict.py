@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpltool import Segmenter, VplError
+from vpltool.core.group_maps import with_background
 from vpltool.core.group_segment import GroupView, segment_by_groups, window_starts
 from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
@@ -126,6 +127,14 @@ def test_windows_groups_and_background_as_written_out(
         assert close.float().mean() > 0.99
         assert scores.groups is not None
         assert scores.groups.first.shape == (6, *scores.maps.shape[1:])
+        most = scores.probabilities[1:].flatten(1).amax(1)
+        assert ((scores.maps.flatten(1).amax(1) > 0) == (most > 0)).all()
+
+
+def test_the_strongest_group_is_left_above_a_high_threshold() -> None:
+    scores = torch.tensor([[[0.2, 0.3]], [[0.1, 0.4]]])
+    for threshold, labels in ((0.95, [0, 2]), (0.25, [0, 2]), (0.15, [1, 2]), (0.4, [0, 2])):
+        assert with_background(scores, threshold).argmax(0)[0].tolist() == labels
 
 
 @pytest.mark.parametrize(("length", "side", "step", "starts"), [
