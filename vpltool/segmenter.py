@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace
+from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import workspace_around
+from vpltool.stages._group_predict import GroupSettings
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
-
-    from vpltool.clip.load import Clip
-    from vpltool.core.segmenter import SegmenterNetwork
+    from torch import Tensor
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
@@ -39,60 +38,62 @@ class Segmentation:
     classes: tuple[str, ...]
 
 
+See = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
+"""Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring."""
+
+
 class Segmenter:
-    """A trained decoder together with its CLIP; make one with `Segmenter.load`.
+    """A trained segmenter in memory; make one with `Segmenter.load`.
 
     Called with a photo it gives a `Segmentation`, as `predict` would write it. No workspace is
     needed.
 
     Args:
-        network: the trained network.
-        clip: the frozen CLIP.
+        see: a trained network with all that it needs.
         classes: names of the classes, the first is label 1.
-        max_side: longer photos are scaled down to this first; 0: never.
     """
 
-    def __init__(self, network: SegmenterNetwork, clip: Clip, classes: Sequence[str],
-                 max_side: int = 1024) -> None:
-        self.network = network
-        self.clip = clip
+    def __init__(self, see: See, classes: Sequence[str]) -> None:
+        self.see = see
         self.classes = tuple(classes)
-        self.max_side = max_side
 
     @classmethod
-    def load(cls, file: str | Path, *, pretrained: str | Path = "", device: str = "auto",
-             precision: str = "fp32", max_side: int = 1024) -> Segmenter:
-        """Load a decoder that `train_decoder` wrote, and the CLIP that it was trained on.
+    def load(cls, file: str | Path, *, classes: Sequence[str] = (), pretrained: str | Path = "",
+             device: str = "auto", precision: str = "fp32", max_side: int = 1024,
+             threshold: float = 0.95, prompts: str = "single") -> Segmenter:
+        """Load a decoder, or trained groups, and the CLIP that it was trained with.
 
         Args:
-            file: the decoder.
+            file: what `train_decoder` or `train_groups` wrote.
+            classes: words that groups are named by; default: those of the workspace around the
+                file. A decoder knows its classes.
             pretrained: weights of the CLIP: a file or folder; default: as the workspace around
-                the decoder says, or as the decoder's own header names them.
+                the file says, or as its own header names them.
             device: auto, cpu, cuda or cuda:N.
-            precision: fp32, bf16 or fp16, for the CLIP.
-            max_side: longer photos are scaled down to this first; 0: never.
+            precision: fp32, bf16 or fp16, for the CLIP of a decoder.
+            max_side: a decoder sees longer photos scaled down to this; 0: never.
+            threshold: of groups: where all classes stay below, there is background.
+            prompts: of groups: prompts of the words, a name or a file.
 
         Raises:
-            VplError: the file is not a decoder, or its CLIP is not to be had or is another one.
+            VplError: the file is neither, or its CLIP is not to be had or is another one.
         """
-        from vpltool.clip.load import load_clip
-        from vpltool.parallel.device import find_device, find_precision
-        from vpltool.stages._inputs import check_same_model
-        from vpltool.stages._segmenters import read_segmenter
+        from vpltool.stages._segmenters import segmenter_header
 
-        path, where = Path(file), find_device(device)
-        dtype = find_precision(precision, where, console.warn)
-        header, network = read_segmenter(path)
-        classes = header.facts.get("classes")
-        if classes is None:
+        path = Path(file)
+        header = segmenter_header(path)
+        if header.kind == "groups":
+            chosen = GroupSettings(threshold=threshold, prompts=prompts)
+            named = _workspace_of(path, header.model, str(pretrained), classes)
+            return cls(_group_see(path, named, chosen, device), named.classes)
+        own = header.facts.get("classes")
+        if own is None:
             raise VplError(f"{path} does not name its classes; an older vpltool made it",
                            "`train_decoder(overwrite=True)`")
-        model, weights, base = _clip_of(path, header.model, str(pretrained))
-        clip = load_clip(model, weights, where, base=base,
-                         normalise=header.model.get("normalise", "model"))
-        check_same_model(clip.identity, header.model, f"{weights} and {path}")
-        clip.vision.to(dtype)
-        return cls(network.to(where), clip, classes, max_side)
+        if classes and tuple(classes) != tuple(own):
+            raise VplError(f"{path} is a decoder of {', '.join(own)}, and of nothing else",
+                           "`train_groups()` makes what any word can name")
+        return cls(_decoder_see(path, str(pretrained), device, precision, max_side), own)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False
                  ) -> Segmentation:
@@ -100,28 +101,85 @@ class Segmenter:
 
         Args:
             photo: a path, a PIL image, or an RGB array (height, width, 3) uint8.
-            scales: sizes at which it is seen, averaged.
-            flip: whether it is seen mirrored, too.
+            scales: sizes at which a decoder sees it, averaged.
+            flip: whether a decoder sees it mirrored, too.
 
         Raises:
-            VplError: the photo cannot be read, or is not RGB.
+            VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
         import torch.nn.functional as F
 
-        from vpltool.core.photos import fit_size, to_pixels
-        from vpltool.core.segment import labels_of, segment
+        from vpltool.core.segment import labels_of
 
         rgb = _as_rgb(photo)
         size = (rgb.shape[0], rgb.shape[1])
-        vision, factors = self.clip.vision, [scale / max(scales) for scale in scales]
-        target = fit_size(size, vision.patch, scale=max(scales), max_side=self.max_side)
-        weight = vision.conv.weight
-        pixels = to_pixels(rgb, target, self.clip.mean, self.clip.std)[None]
-        field = segment(vision, self.network, pixels.to(weight.device, weight.dtype), factors,
-                        flip=flip)[0]
+        field = self.see(rgb, scales, flip)
         whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
                               align_corners=False)[0]
         return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
+
+
+def _decoder_see(path: Path, pretrained: str, device: str, precision: str, max_side: int) -> See:
+    """Load a decoder and its CLIP."""
+    from vpltool.clip.load import load_clip
+    from vpltool.core.photos import fit_size, to_pixels
+    from vpltool.core.segment import segment
+    from vpltool.parallel.device import find_device, find_precision
+    from vpltool.stages._inputs import check_same_model
+    from vpltool.stages._segmenters import read_segmenter
+
+    where = find_device(device)
+    dtype = find_precision(precision, where, console.warn)
+    header, network = read_segmenter(path)
+    model, weights, base = _clip_of(path, header.model, pretrained)
+    clip = load_clip(model, weights, where, base=base,
+                     normalise=header.model.get("normalise", "model"))
+    check_same_model(clip.identity, header.model, f"{weights} and {path}")
+    vision, network = clip.vision.to(dtype), network.to(where)
+
+    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+        target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
+                          max_side=max_side)
+        pixels = to_pixels(rgb, target, clip.mean, clip.std)[None].to(where, dtype)
+        return segment(vision, network, pixels, [scale / max(scales) for scale in scales],
+                       flip=flip)[0]
+
+    return see
+
+
+def _group_see(path: Path, named: Workspace, settings: GroupSettings, device: str) -> See:
+    """Load trained groups, and encode the words that they are named by."""
+    from vpltool.core.photos import to_pixels
+    from vpltool.parallel.device import find_device
+    from vpltool.stages._group_predict import GroupLens
+
+    lens = GroupLens.of(named, path, settings, find_device(device))
+
+    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+        if tuple(scales) != (1.0,) or flip:
+            raise VplError("groups see a photo by windows, at one scale, and not mirrored",
+                           "leave out `scales` and `flip`")
+        photos = lens.photos
+        pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
+        return lens.see(pixels[None])[0].probabilities
+
+    return see
+
+
+def _workspace_of(file: Path, model: dict[str, str], pretrained: str, classes: Sequence[str]
+                  ) -> Workspace:
+    """A workspace with the CLIP of groups, and the words that they are named by.
+
+    Raises:
+        VplError: there are no words.
+    """
+    work = workspace_around(file.resolve())
+    own = open_workspace(work).classes if (work / "workspace.json").exists() else ()
+    if not (classes or own):
+        raise VplError(f"{file} can be named by any words, and none is given",
+                       "`classes=['cat', 'dog']`")
+    name, weights, base = _clip_of(file, model, pretrained)
+    return Workspace(base, "", ".", tuple(classes) or own, (), name, weights)
 
 
 def _clip_of(file: Path, model: dict[str, str], pretrained: str) -> tuple[str, str, Path]:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from vpltool.core.group_maps import GroupMaps
-    from vpltool.core.group_segment import GroupView
+    from vpltool.core.group_segment import GroupScores, GroupView
     from vpltool.core.groups import GroupNetwork
+    from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.photos import Batch
 
 _PANEL = "Groups"
@@ -99,12 +100,66 @@ def view_of(network: GroupNetwork, settings: GroupSettings) -> tuple[int, GroupV
     return short, GroupView(window, stride, settings.threshold, settings.top)
 
 
+@dataclass(frozen=True)
+class GroupLens:
+    """Trained groups with the words that name them, ready for photos.
+
+    Args:
+        network: in evaluation mode, on the device.
+        texts: vectors of the words (C, dim).
+        view: the windows.
+        photos: how photos become its input.
+        device: where the work is done.
+    """
+
+    network: GroupNetwork
+    texts: torch.Tensor
+    view: GroupView
+    photos: PhotoSettings
+    device: torch.device
+
+    @classmethod
+    def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
+           ) -> GroupLens:
+        """Read groups, and encode the words.
+
+        Args:
+            workspace: its CLIP, and the classes that the groups are named by.
+            path: of the groups.
+            settings: how photos are seen.
+            device: where the work is done.
+
+        Raises:
+            VplError: the groups or their text tower cannot be had, or a size does not fit.
+        """
+        from vpltool.core.photos import PhotoSettings
+        from vpltool.core.text import text_prototypes
+
+        templates = find_prompts(settings.prompts)
+        groups = _groups.read_groups(path)
+        network = groups.network.to(device)
+        short, view = view_of(network, settings)
+        texts = text_prototypes(workspace.classes, templates,
+                                _groups.text_encoder(workspace, groups, device))
+        mean, std = groups.header.facts["mean"], groups.header.facts["std"]
+        return cls(network, texts.to(device), view,
+                   PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
+                   device)
+
+    def see(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
+        """Segment photos (B, 3, H, W) that were made as `photos` says; see `segment_by_groups`."""
+        from vpltool.core.group_segment import segment_by_groups
+
+        return segment_by_groups(self.network, pixels.to(self.device, non_blocking=True),
+                                 self.texts, self.view, groups=groups)
+
+
 def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], settings: Any
                 ) -> Iterator[Made]:
     """Segment photos with trained groups.
 
     Args:
-        workspace: its CLIP, and the classes that the groups are named by.
+        workspace: see `GroupLens.of`.
         path: of the groups.
         paths: id to path of each photo.
         settings: `GroupSettings`, and how the work is done.
@@ -113,39 +168,27 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
         yields a `GroupSeen` for each photo, or why there is none.
 
     Raises:
-        VplError: the groups or their text tower cannot be had, or a size does not fit.
+        VplError: see `GroupLens.of`.
     """
-    from vpltool.core.group_segment import segment_by_groups
-    from vpltool.core.photos import PhotoSettings
-    from vpltool.core.text import text_prototypes
     from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.photos import load_batches
 
-    device = find_device(settings.device)
-    groups = _groups.read_groups(path)
-    network = groups.network.to(device)
-    short, view = view_of(network, settings)
-    texts = text_prototypes(workspace.classes, find_prompts(settings.prompts),
-                            _groups.text_encoder(workspace, groups, device)).to(device)
+    lens = GroupLens.of(workspace, path, settings, find_device(settings.device))
 
     def see(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
             return
-        found = segment_by_groups(network, batch.pixels.to(device, non_blocking=True), texts, view,
-                                  groups=settings.maps)
+        found = lens.see(batch.pixels, groups=settings.maps)
         for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
             yield key, GroupSeen(photo.probabilities, size, photo.maps, photo.groups)
 
-    facts = groups.header.facts
     batches = load_batches(
-        list(paths.items()),
-        PhotoSettings(network.shape.patch, tuple(facts["mean"]), tuple(facts["std"]),
-                      short_side=short),
-        batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
-        sized=count_sizes(len(paths)))
-    return run_batches(batches, see, lambda _: f"`short_side={short // 2}, overwrite=True`")
+        list(paths.items()), lens.photos, batch_size=settings.batch_size,
+        workers=worker_count(settings.workers), device=lens.device, sized=count_sizes(len(paths)))
+    return run_batches(batches, see, lambda _: (
+        f"`short_side={lens.photos.short_side // 2}, overwrite=True`"))
 
 
 def write_maps(output: Any, key: str, seen: GroupSeen) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.stages import _groups, _pairs
 from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class GroupRun:
     """A training: of what, by whom, and the file that is to come, with its header."""
 
     settings: TrainGroupsSettings
-    source: _pairs.PairSource
+    source: _pairs.WorkspacePairs | TarPairs
     words: Words
     process: Ranks
     header: Header
@@ -83,6 +84,12 @@ class GroupRun:
             precision=find_precision(chosen.precision, self.process.device, console.warn),
             seed=chosen.seed)
 
+    def facts_so_far(self) -> dict[str, Any]:
+        """What a checkpoint says of the pairs; all processes call it at the same step."""
+        if not isinstance(self.source, TarPairs):
+            return {}
+        return {"cursors": self.process.collect(self.source.as_fact())}
+
     def batches(self, start: int) -> Generator[PairBatch, None, None]:
         """The pairs of each step from `start` on, on the device."""
         import torch
@@ -91,19 +98,28 @@ class GroupRun:
         from vpltool.parallel.device import worker_count
 
         chosen, device = self.settings, self.process.device
-        plan = _pairs.Plan(
-            self.source, _pairs.Cut(chosen.side, chosen.crop, chosen.mirror), chosen.batch_size,
-            chosen.iters, chosen.seed, self.process.rank, self.process.count)
         mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
-        steps = _pairs.read_steps(plan, start, workers=worker_count(chosen.workers),
-                                  pinned=device.type == "cuda")
+        steps, tell = self._steps(start, worker_count(chosen.workers), device.type == "cuda")
         try:
             for pairs in steps:
                 yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
         finally:
-            if plan.broken:
-                console.warn(f"{len(plan.broken)} of {len(self.source)} photos could not be read; "
-                             "others took their place")
+            tell()
+
+    def _steps(self, start: int, workers: int, pinned: bool
+               ) -> tuple[Iterator[_pairs.ReadPairs], Callable[[], None]]:
+        """The pairs of each step from `start` on; and what tells in the end what was left out."""
+        chosen, source = self.settings, self.source
+        cut, ranks = _pairs.Cut(chosen.side, chosen.crop, chosen.mirror), self.process.count
+        if isinstance(source, TarPairs):
+            return read_tar_steps(
+                TarPlan(source, cut, chosen.batch_size // ranks, chosen.iters, chosen.seed,
+                        self.process.rank, ranks), start, workers=workers, pinned=pinned
+            ), source.tell
+        plan = _pairs.Plan(source, cut, chosen.batch_size, chosen.iters, chosen.seed,
+                           self.process.rank, ranks)
+        return (_pairs.read_steps(plan, start, workers=workers, pinned=pinned),
+                lambda: _pairs.tell_broken(plan))
 
 
 def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
@@ -116,6 +132,8 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
     network = network.to(process.device)
     optimizer = make_optimizer(network, training)
     load_state(network, optimizer, start.tensors)
+    if isinstance(run.source, TarPairs):
+        run.source.begin_at(start.facts, process.rank)
     objective = process.share(Objective(
         network, training, Exchange(process.rank, process.gather, process.mean)))
     log = _Log(start.curve, start.recent, settings.iters)
@@ -136,10 +154,14 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
                 done = record.iteration + 1
                 # A step needs all processes, so all stop behind the same one.
                 stop = process.any(interrupted())
-                kept = rule.due(done, interrupted=stop) and done < settings.iters
+                # The clock of process 0 counts: what the others know is asked for, too.
+                kept = (process.any(first and rule.due(done, interrupted=stop))
+                        and done < settings.iters)
                 text = log.add(record, read=kept)
+                facts = run.facts_so_far() if kept else {}
                 if kept and first:
-                    write_checkpoint(checkpoint, run.header, network, optimizer, done, log.curve,
+                    header = replace(run.header, facts={**run.header.facts, **facts})
+                    write_checkpoint(checkpoint, header, network, optimizer, done, log.curve,
                                      log.recent)
                 if kept and stop:
                     raise KeyboardInterrupt

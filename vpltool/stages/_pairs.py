@@ -180,6 +180,13 @@ def _tell(plan: Plan, error: str) -> None:
         console.warn(f"{error}; left out")
 
 
+def tell_broken(plan: Plan) -> None:
+    """Say how many photos could not be read, if any."""
+    if plan.broken:
+        console.warn(f"{len(plan.broken)} of {len(plan.source)} photos could not be read; others "
+                     "took their place")
+
+
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.uint32]:
     """The order of an epoch: each pair once."""

@@ -14,6 +14,7 @@ from vpltool.stage import Stage
 from vpltool.stages import _groups, _inputs, _pairs
 from vpltool.stages._checkpoints import checkpoint_of, read_checkpoint
 from vpltool.stages._group_run import GroupRun, run_training, words_of
+from vpltool.stages._tar_pairs import TarPairs
 
 if TYPE_CHECKING:
     from vpltool.core.groups import GroupNetwork, GroupShape
@@ -100,6 +101,12 @@ class TrainGroupsSettings(Settings):
     crop: float = setting(0.5, "Least share of a photo's area that is cut out; 1: all of it.",
                           low=0.01, high=1, source="chosen")
     mirror: bool = setting(True, "Mirror every second photo.", source="GroupViT")
+    pairs: tuple[str, ...] = setting(
+        (), "WebDataset tars with photos and captions, instead of the workspace's photos: paths, "
+            "folders, or addresses such as s3://…; {000..009} stands for ten. May be given again.",
+        metavar="TARS", record="never")
+    window: int = setting(512, "Pairs of tars that are shuffled together; memory holds them.",
+                          low=1, brief=False, record="changed", source="chosen")
     split: str = options.split("train")
     name: str = setting("groups", "Name of the result.", record="never")
     checkpoint_every: int = setting(
@@ -128,6 +135,8 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
 
     Example: vpltool train-groups --npr both --iters 30000
 
+    Example: vpltool train-groups --pairs 'tars/{000..331}.tar' --text own --batch-size 1024
+
     Next: vpltool show
 
     Args:
@@ -142,8 +151,11 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     """
     from vpltool.parallel.ranks import joined, rank_of_process
 
-    warn_without_effect(settings)
-    source = _pairs.WorkspacePairs(workspace, settings.split, settings.limit)
+    of_tars = "the pairs are those of tars"
+    warn_without_effect(settings, without={"split": of_tars, "limit": of_tars} if settings.pairs
+                        else {"window": "only pairs of tars are shuffled so"})
+    source = (TarPairs.of(settings.pairs, settings.window) if settings.pairs
+              else _pairs.WorkspacePairs(workspace, settings.split, settings.limit))
     shape = _shape_of(settings)
     ranks = rank_of_process()[1]
     if settings.batch_size % ranks:
@@ -158,7 +170,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     with joined(settings.device) as process:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
-        header = _make_header(workspace, settings, shape, words.model, process.count)
+        header = _make_header(workspace, settings, shape, words.model, process.count, source)
         if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                                   update=settings.update):
             start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
@@ -216,13 +228,16 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
 
 
 def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: GroupShape,
-                 model: dict[str, str], ranks: int) -> Header:
+                 model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
+                 ) -> Header:
     header = _inputs.make_header(
         workspace, "groups", "train-groups", settings,
-        inputs={"captions": workspace.captions_identity(settings.split),
+        inputs={**({"pairs": source.identity} if isinstance(source, TarPairs) else
+                   {"captions": workspace.captions_identity(settings.split)}),
                 **({"begin": settings.begin} if settings.begin else {})},
         # BatchNorm's statistics are a process's own.
-        model=model, options={"processes": ranks} if ranks > 1 else {})
+        model=model, options={"processes": ranks} if ranks > 1 else {},
+        skip=("split",) if settings.pairs else ())
     return replace(header, facts={"config": shape.to_config(), "mean": list(_groups.MEAN),
                                   "std": list(_groups.STD)})
 
