@@ -50,26 +50,27 @@ class WorkspacePairs:
 
     def __init__(self, workspace: Workspace, split: str, limit: int) -> None:
         photos = workspace.photos(split, limit)
-        self.pairs = [(workspace.image_path(photo), photo.captions) for photo in photos
-                      if photo.captions]
-        if not self.pairs:
+        self.workspace = workspace
+        self.photos = [photo for photo in photos if photo.captions]
+        if not self.photos:
             raise VplError(f"no photo of the split `{split}` has a caption",
                            "`prepare('folder', images='IMAGES', captions='FILE.csv')`, or "
                            "`demo()`")
-        without = len(photos) - len(self.pairs)
+        without = len(photos) - len(self.photos)
         if without:
             console.warn(f"{without} of {len(photos)} photos have no caption and are left out")
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.photos)
 
     def read(self, number: int) -> tuple[npt.NDArray[np.uint8], Sequence[str]]:
         """Read a photo and its captions, see `PairSource`."""
         from vpltool.core.photos import describe_failure, read_photo
 
-        path, captions = self.pairs[number]
+        photo = self.photos[number]
+        path = self.workspace.image_path(photo)
         try:
-            return read_photo(path), captions
+            return read_photo(path), photo.captions
         except OSError as error:
             raise OSError(f"{path}: {describe_failure(path, error)}") from error
 
