@@ -165,7 +165,7 @@ class State:
 
     def _classes_identity(self, artifact: Artifact) -> str:
         """Of the workspace's classes; or of the words that groups were named by."""
-        words = artifact.header.call.get("classes")
+        words = artifact.header.sources.get("classes")
         if not words:
             return self.workspace.classes_identity
         try:
