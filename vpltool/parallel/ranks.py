@@ -5,10 +5,13 @@ A process on its own is a group of one, in which every exchange is the identity.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +27,7 @@ from vpltool.formats.shards import WHOLE, Shard, rank_of_process
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import in_main_thread
 
-__all__ = ["ALONE", "Ranks", "joined", "rank_of_process"]
+__all__ = ["Ranks", "joined", "rank_of_process"]
 
 _GRACE = 10.0
 """Seconds that a process has for its end after a signal; it may wait in C for one that has gone."""
@@ -90,12 +93,13 @@ class Ranks:
         """Have the gradients of a module averaged over all processes."""
         if self.count == 1:
             return module
-        # A loss of weight 0 leaves its parameters unused; buffers are frozen.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            # Later versions have another name for it, which earlier ones do not know. Our buffers
+            # are frozen; sending them would make a GPU read them anew at each step.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-"""One process."""
 
 
 class _Gather(torch.autograd.Function):
@@ -142,14 +146,21 @@ def joined(choice: str) -> Iterator[Ranks]:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)
             yield Ranks(rank, count, device)
-        except RuntimeError as error:
-            if not _is_of_group(error):
+        except BaseException as error:
+            atexit.register(_exit_at_once, 130 if isinstance(error, KeyboardInterrupt) else 1)
+            if not (isinstance(error, RuntimeError) and _is_of_group(error)):
                 raise
             raise VplError(f"rank {rank} of {count} ends, since another one has ended",
                            "what that one said, above or below, is the reason; then run the same "
                            "command again") from error
-        # Only after a clean end: waiting for a process that has gone could take for ever.
         dist.destroy_process_group()
+
+
+def _exit_at_once(code: int) -> None:
+    """End this process without taking the group down: that would wait for those that have gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_of_group(error: RuntimeError) -> bool:
