@@ -34,7 +34,7 @@ class GroupUseSettings(Settings):
                                short="-o", record="never")
 
 
-STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
+STAGE = Stage(order=89, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
               settings=GroupUseSettings)
 
 
