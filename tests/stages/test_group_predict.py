@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vpltool import Segmenter, VplError
+from vpltool import Workspace as Notebook
+from vpltool.core.group_maps import with_background
 from vpltool.core.group_segment import GroupView, segment_by_groups, window_starts
 from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
@@ -57,6 +59,11 @@ def ok(run: Run, work: Path, *command: object) -> str:
 
 def header_of(path: Path) -> Any:
     return describe(path).header
+
+
+def stale(work: Path) -> dict[str, Any]:
+    return {entry["name"]: entry["stale"] for entry in Notebook(work).status()
+            if entry["stale"] and "groups" in entry["name"]}
 
 
 def slow_scores(work: Path, photo: Path, view: GroupView, short: int, words: list[str]) -> Tensor:
@@ -126,6 +133,14 @@ def test_windows_groups_and_background_as_written_out(
         assert close.float().mean() > 0.99
         assert scores.groups is not None
         assert scores.groups.first.shape == (6, *scores.maps.shape[1:])
+        most = scores.probabilities[1:].flatten(1).amax(1)
+        assert ((scores.maps.flatten(1).amax(1) > 0) == (most > 0)).all()
+
+
+def test_the_strongest_group_is_left_above_a_high_threshold() -> None:
+    scores = torch.tensor([[[0.2, 0.3]], [[0.1, 0.4]]])
+    for threshold, labels in ((0.95, [0, 2]), (0.25, [0, 2]), (0.15, [1, 2]), (0.4, [0, 2])):
+        assert with_background(scores, threshold).argmax(0)[0].tolist() == labels
 
 
 @pytest.mark.parametrize(("length", "side", "step", "starts"), [
@@ -169,8 +184,10 @@ def test_any_words_any_photo_no_tags(run: Run, work: Path, tmp_path: Path) -> No
         assert labels.shape == (50, 70)
         assert labels.max() <= 4
     assert len(list((work / "pictures/predictions/groups/new").iterdir())) == 2
-    assert "up to date" in run("status", work=work).out or "stale" not in run(
-        "status", work=work).out
+    assert stale(work) == {}
+    (tmp_path / "words.txt").write_text("a red thing\ngrass\nsky\ncloud\n")
+    assert stale(work).keys() == {"predictions/groups/new"}
+    (tmp_path / "words.txt").write_text("a red thing\ngrass\nsky\nbar\n")
     # Their numbers mean other names than the workspace's.
     for command in (("show", folder), ("crf", "--what", folder, "--workers", 0)):
         result = run(*command, work=work)
@@ -189,7 +206,7 @@ def test_other_words_of_a_split_are_other_predictions(run: Run, work: Path, tmp_
     assert refused.code == 1
     assert "classes" in refused.lines("error:")[0]
     ok(run, work, *words, "--overwrite")
-    assert "predictions/groups/train" not in run("status", work=work).lines("stale")
+    assert stale(work).keys() <= {"predictions/groups/new"}
     # The words that the workspace has, from a file, are the same.
     (tmp_path / "words.txt").write_text("bar\nbox\ndisc\n")
     ok(run, work, *words, "--overwrite")

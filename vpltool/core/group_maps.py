@@ -101,7 +101,9 @@ def with_background(scores: Tensor, threshold: float) -> Tensor:
     Returns:
         (1 + C, h, w).
     """
-    return torch.cat([scores.max().clamp_max(threshold).expand_as(scores[:1]), scores])
+    # A little below it: of equals, the background would win.
+    highest = scores.max() * (1 - 1e-4)
+    return torch.cat([highest.clamp_max(threshold).expand_as(scores[:1]), scores])
 
 
 @dataclass(frozen=True)

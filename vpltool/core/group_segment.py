@@ -43,7 +43,7 @@ class GroupScores:
 
     Args:
         probabilities: of the background and each class (1 + C, 4h, 4w); they sum to 1.
-        maps: score of each class in each patch, its groups weighed by their shares (C, h, w).
+        maps: mean score of each class in each patch (C, h, w).
         groups: of the photo as a whole, for pictures; None where they are not asked for.
     """
 
@@ -72,7 +72,6 @@ def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view
     side, step = view.window // patch, max(view.stride // patch, 1)
     fine = pixels.new_zeros((len(pixels), 1 + len(texts), *(FINENESS * n for n in grid)),
                             dtype=torch.float32)
-    coarse = pixels.new_zeros((len(pixels), len(texts), *grid), dtype=torch.float32)
     count = pixels.new_zeros(grid, dtype=torch.float32)
     whole: list[GroupMaps] | None = None
     for top in window_starts(grid[0], side, step):
@@ -81,18 +80,17 @@ def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view
                              for start, length in zip((top, left), grid, strict=True))
             seen = group_maps(network, pixels[:, :, _times(rows, patch), _times(columns, patch)])
             for number, maps in enumerate(seen):
-                labels, scores = _named(maps, texts, network.log_scale, view)
-                fine[number, :, _times(rows, FINENESS), _times(columns, FINENESS)] += labels
-                coarse[number, :, rows, columns] += scores
+                fine[number, :, _times(rows, FINENESS), _times(columns, FINENESS)] += _named(
+                    maps, texts, network.log_scale, view)
             count[rows, columns] += 1
             whole = seen if count.shape == seen[0].first.shape[1:] else None
     if groups and whole is None:
         whole = group_maps(network, pixels)
-    often = count.repeat_interleave(FINENESS, 0).repeat_interleave(FINENESS, 1)
-    fine /= often
-    return [GroupScores(labels / labels.sum(dim=0).clamp_min(1e-12), scores / count,
+    fine /= count.repeat_interleave(FINENESS, 0).repeat_interleave(FINENESS, 1)
+    return [GroupScores(scores / scores.sum(dim=0).clamp_min(1e-12),
+                        F.avg_pool2d(scores[1:], FINENESS),
                         whole[number] if groups and whole else None)
-            for number, (labels, scores) in enumerate(zip(fine, coarse, strict=True))]
+            for number, scores in enumerate(fine)]
 
 
 def window_starts(length: int, side: int, step: int) -> Sequence[int]:
@@ -105,11 +103,9 @@ def _times(part: slice, factor: int) -> slice:
     return slice(part.start * factor, part.stop * factor)
 
 
-def _named(maps: GroupMaps, texts: Tensor, log_scale: Tensor, view: GroupView
-           ) -> tuple[Tensor, Tensor]:
-    """Scores of background and classes (1 + C, 4h, 4w), and of classes by share (C, h, w)."""
+def _named(maps: GroupMaps, texts: Tensor, log_scale: Tensor, view: GroupView) -> Tensor:
+    """Scores of background and classes (1 + C, 4h, 4w): those of the strongest group."""
     scores = name_groups(maps, texts, log_scale, view.top)
     size = tuple(FINENESS * length for length in maps.second.shape[1:])
     shares = F.interpolate(maps.second[None], size=size, mode="bilinear", align_corners=False)[0]
-    return (with_background(class_maps(shares, scores), view.threshold),
-            class_maps(maps.second, scores, hard=False))
+    return with_background(class_maps(shares, scores), view.threshold)

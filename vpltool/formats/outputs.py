@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,7 @@ class OutputFolder:
         failed = {key: why for key, why in self.known_failed.items()
                   if not self.path_of(key).exists()}
         content = {
-            "header": asdict(self.header), "config": self.header.config_hash,
+            "header": self.header.to_dict(), "config": self.header.config_hash,
             "complete": complete, "failed": dict(sorted((failed | self.failed).items()))}
         own = {**(before.get("own", {}) if not self.clears else {}), **self.own}
         if own:

@@ -1,4 +1,4 @@
-"""What `prepare` says of the workspace that it has made, and of what looks wrong in it."""
+"""What `prepare` says of a workspace: its photos, what has changed, what looks wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpltool.datasets.tags import class_counts, some
 from vpltool.formats import Photo, Workspace
 from vpltool.formats.changes import Words, count_photos
 
-WORK = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
+MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
 """Folders of what later stages make."""
 
 
@@ -47,7 +47,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if grown and "classes" in words:
         console.note("new classes come behind the known ones, which keep their numbers")
-    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in WORK):
+    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
         console.note("`update()` brings up to date what was made before")
     _warn_of_masks(photos, splits)
     _warn_of_tags(workspace, photos, grown)

@@ -263,10 +263,15 @@ def _make_header(work: _Work, task: _Task, kind: str) -> Header:
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=work.header.model, skip=skip, options=options)
     images = [_inputs.relative_path(path, workspace.path) for path in task.images]
-    call = {key: value for key, value in header.call.items() if key != "images"}
+    call = {key: value for key, value in header.call.items() if key not in ("images", "classes")}
+    sources = dict(header.sources)
+    if settings.classes:
+        sources["classes"] = _inputs.relative_path(settings.classes, workspace.path)
     if len(images) == 1:
-        return replace(header, call=call, sources={**header.sources, "images": images[0]})
-    return replace(header, call={**call, **({"images": images} if images else {})})
+        sources["images"] = images[0]
+    elif images:
+        call["images"] = images
+    return replace(header, call=call, sources=sources)
 
 
 def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:

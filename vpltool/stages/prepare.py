@@ -21,7 +21,8 @@ from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._prepared import WORK, describe_workspace, warn_of_torn
+from vpltool.stages._corrections import find_corrections, take_corrections
+from vpltool.stages._prepared import MADE, describe_workspace, warn_of_torn
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -41,6 +42,9 @@ class PrepareSettings(Settings):
               "pixel value of the class in the true masks.", metavar="FILE")
     background: Path | None = setting(None, "Words for what is no class, one a line.",
                                       metavar="FILE")
+    corrections: Path | None = setting(
+        None, "Masks ID.png that you have corrected, for train-decoder. Those taken earlier stay; "
+              "what vpltool wrote and nobody changed is left out.", metavar="DIR")
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
@@ -51,12 +55,15 @@ class PrepareSettings(Settings):
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
+    hold_out: int = setting(
+        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
+           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
 STAGE = Stage(order=10, panel="1. Begin", reads=(),
-              writes=("workspace", "images", "changes", "masks"), settings=PrepareSettings,
-              methods="sources", subcommands=True, begins=True)
+              writes=("workspace", "images", "changes", "masks", "corrections"),
+              settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
 
 @dataclass(frozen=True)
@@ -109,14 +116,17 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
     photos = _with_earlier(photos, kept.photos) if kept else photos
+    photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     warn_of_torn(source.root, photos)
+    corrected = find_corrections(workspace, photos, settings.corrections)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     describe_workspace(workspace, photos, words, source.from_tags and kept is not None)
-    paths = [path / "workspace.json", *(output.path for output in outputs)]
+    paths = [path / "workspace.json", *(output.path for output in outputs),
+             *take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:
@@ -144,6 +154,10 @@ def _is_given(settings: Settings, name: str) -> bool:
     return name in settings.given or getattr(settings, name) != default
 
 
+_REMEMBERED = ("halve", "hold_out")
+"""Shared settings that a later call may leave out."""
+
+
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """The settings, those of the earlier call in place of what is not given now."""
     method = settings.of_method
@@ -152,19 +166,20 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
                   for entry in described(type(method))
                   if entry.name in call and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
-    halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
-    # Earlier versions took a single file.
-    before = call.get("captions", ())
-    captions = settings.captions if _is_given(settings, "captions") else tuple(
-        path / name for name in ([before] if isinstance(before, str) else before))
-    return replace(settings, of_method=method, halve=halve, captions=captions)
+    shared = {name: call[name] for name in _REMEMBERED
+              if name in call and not _is_given(settings, name)}
+    if not _is_given(settings, "captions"):
+        # Earlier versions took a single file.
+        before = call.get("captions", ())
+        shared["captions"] = tuple(
+            path / name for name in ([before] if isinstance(before, str) else before))
+    return replace(settings, of_method=method, **shared)
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
     said: dict[str, Any] = {"method": settings.method}
-    if settings.halve:
-        said["halve"] = settings.halve
+    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
         said["captions"] = _to_workspace(path, settings.captions)
     # workspace.json has the classes; that they are not those of the tags is said here.
@@ -278,7 +293,7 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
         VplError: it is not; the difference is named.
     """
     old, said = kept.workspace, []
-    worked = any((workspace.path / name).is_dir() for name in WORK)
+    worked = any((workspace.path / name).is_dir() for name in MADE)
     if old.root != workspace.root:
         said.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
