@@ -28,7 +28,7 @@ def mapped(copied: Path) -> Path:
 
 
 def test_the_table(mapped: Path, run: Run, tmp_path: Path) -> None:
-    result = run("group-use", "both=apart,close", "close", "--markdown", "--out",
+    result = run("group-use", "both=[ac]*", "close", "--markdown", "--out",
                  tmp_path / "t.md", work=mapped)
     assert result.code == 0, result.err
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]

@@ -25,7 +25,8 @@ class GroupUseSettings(Settings):
 
     rows: tuple[str, ...] = setting(
         (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or plain names, or "
-            "folders, of group maps. Default: the only ones of the split.",
+            "folders, of group maps. NAME may be a pattern: both-[0-9]. Default: the only ones of "
+            "the split.",
         positional=True, metavar="ROW")
     split: str = options.split("val")
     limit: int = options.limit()
@@ -34,7 +35,7 @@ class GroupUseSettings(Settings):
                                short="-o", record="never")
 
 
-STAGE = Stage(order=89, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
+STAGE = Stage(order=95, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
               settings=GroupUseSettings)
 
 
@@ -71,12 +72,20 @@ def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> dict[str
     folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
                            "`train_groups()`")
-               for name in (names if equals else row).split(",")]
+               for part in (names if equals else row).split(",")
+               for name in _matching(workspace.path, part)]
     ids = [photo.id for photo in workspace.photos(settings.split, settings.limit)]
     measured = [_measure(folder, ids) for folder in folders]
     found: dict[str, Any] = {"title": title if equals else row or folders[0].path.parent.name,
                              "split": settings.split, "photos": measured[0].pop("photos")}
     return found | {key: [each[key] for each in measured] for key in measured[0]}
+
+
+def _matching(work: Path, pattern: str) -> list[str]:
+    """Names of group maps that a pattern stands for; of what is not a pattern, itself."""
+    if not any(letter in pattern for letter in "*?["):
+        return [pattern]
+    return sorted(path.name for path in (work / "group-maps").glob(pattern)) or [pattern]
 
 
 def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
