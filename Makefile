@@ -1,6 +1,7 @@
 # make demo       set everything up, run the recipe `demo`: the whole pipeline on drawn scenes
 # make test       set everything up, run the tests
 # make photos20   set everything up, run the recipe `photos20`: the same on small real photos
+# make pgseg      set everything up, run the recipe `pgseg`: groups from photos and captions, on drawn scenes
 # make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
 # make figure4    regions as two decoders see them, and the modality gap; WORKSPACE=dir
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it;
@@ -25,6 +26,7 @@ WORKSPACE ?= $(DEMO)
 READERS ?= .venv-readers
 VOC12 ?= work/voc12
 COCO14 ?= work/coco14
+PGSEG ?= work/pgseg
 BIN := $(VENV)/bin
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -36,7 +38,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check package readers lint types bench bench-gpu photos20 figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo test check package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -89,6 +91,9 @@ demo: setup
 
 photos20: setup
 	$(BIN)/vpltool -C $(WORK) run photos20 data=$(REALDATA)
+
+pgseg: setup
+	$(BIN)/vpltool -C $(PGSEG) run pgseg
 
 # OPTIONS are those of `python -m vpltool.recipes.figures`, such as OPTIONS='--split train'.
 figure1 figure4: setup

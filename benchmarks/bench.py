@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from budget import budget
+from groups import groups
 from measure import Row, failed, table
 from methods import Cost, costs, methods
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
 HERE = Path(__file__).parent
-ALL = {**STAGES, "methods": methods}
+ALL = {**STAGES, "groups": groups, "methods": methods}
 """Each stage, and the line of each method."""
 
 

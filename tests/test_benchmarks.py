@@ -39,6 +39,16 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
 
 
+def test_a_step_of_groups_is_that_of_the_plain_way() -> None:
+    rows, _ = bench.run({"groups": bench.ALL["groups"]}, TOY, CPU, "fp32")
+    assert len(rows) == 2
+    for row in rows:
+        assert row.same is not None
+        assert row.same > 1 - 1e-4
+        assert row.value > 0
+        assert min(row.rates) > 0
+
+
 def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     rows, head = bench.run(STAGES, TOY, CPU, "fp32")
     assert "GFLOP/s" in head

@@ -105,7 +105,8 @@ def test_imports_go_down_only(layer: str) -> None:
 
 def test_heavy_modules_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name in HEAVY_ROOMS or path.stem in ("device", "memory", "photos"):
+        if path.parent.name in HEAVY_ROOMS or path.stem in (
+                "device", "memory", "photos", "ranks"):
             continue
         for name in imports_of(path, top_level=True):
             assert name.split(".")[0] not in HEAVY, f"{path.name} imports {name}"
@@ -159,10 +160,10 @@ def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
 
 
 OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"),
-               ("estimate", "batch_size"), ("show", "limit"), ("scores", "out"),
-               ("report", "split")}
-"""Crops or regions a step, which change the result; photos spread over the split; a table, not a
-result; a split that the workspace has."""
+               ("train-groups", "batch_size"), ("estimate", "batch_size"), ("show", "limit"),
+               ("scores", "out"), ("group-use", "out"), ("report", "split")}
+"""Crops, regions or pairs a step, which change the result; photos spread over the split; a table,
+not a result; a split that the workspace has."""
 
 
 def test_shared_settings_have_one_meaning() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,13 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import workspace_around
+from vpltool.stages._group_predict import GroupSettings
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
-
-    from vpltool.clip.encoders import Encoder
-    from vpltool.core.segmenter import SegmenterNetwork
+    from torch import Tensor
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
@@ -39,55 +38,61 @@ class Segmentation:
     classes: tuple[str, ...]
 
 
+See = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
+"""Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring."""
+
+
 class Segmenter:
-    """A trained network together with its encoder; make one with `Segmenter.load`.
+    """A trained segmenter in memory; make one with `Segmenter.load`.
 
     Called with a photo it gives a `Segmentation`, as `predict` would write it. No workspace is
     needed.
 
     Args:
-        network: the trained network.
-        encoder: CLIP's frozen vision tower.
+        see: a trained network with all that it needs.
         classes: names of the classes, the first is label 1.
-        max_side: longer photos are scaled down to this first; 0: never.
     """
 
-    def __init__(self, network: SegmenterNetwork, encoder: Encoder, classes: Sequence[str],
-                 max_side: int = 1024) -> None:
-        self.network = network
-        self.encoder = encoder
+    def __init__(self, see: See, classes: Sequence[str]) -> None:
+        self.see = see
         self.classes = tuple(classes)
-        self.max_side = max_side
 
     @classmethod
-    def load(cls, file: str | Path, *, pretrained: str | Path = "", device: str = "auto",
-             precision: str = "fp32", max_side: int | None = None) -> Segmenter:
-        """Load a bundle that `export` wrote, or a decoder that `train_decoder` wrote.
+    def load(cls, file: str | Path, *, classes: Sequence[str] = (), pretrained: str | Path = "",
+             device: str = "auto", precision: str = "fp32", max_side: int | None = None,
+             threshold: float = 0.95, prompts: str = "single") -> Segmenter:
+        """Load a bundle that `export` wrote, a decoder, or trained groups.
 
         Args:
-            file: the bundle or decoder.
+            file: what `export`, `train_decoder` or `train_groups` wrote.
+            classes: words that groups are named by; default: those of the workspace around the
+                file. The others know their classes.
             pretrained: weights of the CLIP, a file or folder, where the file does not hold them;
                 default: as the workspace around it says, or as its header names them.
             device: auto, cpu, cuda or cuda:N.
-            precision: fp32, bf16 or fp16, for the CLIP.
+            precision: fp32, bf16 or fp16, for the CLIP; groups compute in fp32.
             max_side: longer photos are scaled down to this first; 0: never; default: what the
                 bundle says, 1024 for a decoder.
+            threshold: of groups: where all classes stay below, there is background.
+            prompts: of groups: prompts of the words, a name or a file.
 
         Raises:
             VplError: the file is neither, or its CLIP is not to be had or is another one.
         """
-        from vpltool.parallel.device import find_device, find_precision
-        from vpltool.stages._running import load_trained
         from vpltool.stages._segmenters import segmenter_header
 
-        path, where = Path(file), find_device(device)
-        dtype = find_precision(precision, where, console.warn)
-        trained = load_trained(path, _named_clip(path, segmenter_header(path).model,
-                                                 str(pretrained)), where)
-        trained.encoder.vision.to(dtype)
-        own = trained.header.facts.get("max_side", 1024)
-        return cls(trained.network, trained.encoder, trained.classes,
-                   own if max_side is None else max_side)
+        path = Path(file)
+        header = segmenter_header(path)
+        named = _named_clip(path, header.model, str(pretrained))
+        if header.kind == "groups":
+            chosen = GroupSettings(threshold=threshold, prompts=prompts)
+            named = _with_words(path, named, classes)
+            return cls(_group_see(path, named, chosen, device), named.classes)
+        see, own = _network_see(path, named, device, precision, max_side)
+        if classes and tuple(classes) != tuple(own):
+            raise VplError(f"{path} is a decoder of {', '.join(own)}, and of nothing else",
+                           "`train_groups()` makes what any word can name")
+        return cls(see, own)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False
                  ) -> Segmentation:
@@ -95,28 +100,79 @@ class Segmenter:
 
         Args:
             photo: a path, a PIL image, or an RGB array (height, width, 3) uint8.
-            scales: sizes at which it is seen, averaged.
-            flip: whether it is seen mirrored, too.
+            scales: sizes at which a decoder sees it, averaged.
+            flip: whether a decoder sees it mirrored, too.
 
         Raises:
-            VplError: the photo cannot be read, or is not RGB.
+            VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
         import torch.nn.functional as F
 
-        from vpltool.core.photos import fit_size, to_pixels
-        from vpltool.core.segment import labels_of, segment
+        from vpltool.core.segment import labels_of
 
         rgb = _as_rgb(photo)
         size = (rgb.shape[0], rgb.shape[1])
-        vision, factors = self.encoder.vision, [scale / max(scales) for scale in scales]
-        target = fit_size(size, vision.patch, scale=max(scales), max_side=self.max_side)
-        weight = vision.conv.weight
-        pixels = to_pixels(rgb, target, self.encoder.mean, self.encoder.std)[None]
-        field = segment(vision, self.network, pixels.to(weight.device, weight.dtype), factors,
-                        flip=flip)[0]
+        field = self.see(rgb, scales, flip)
         whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
                               align_corners=False)[0]
         return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
+
+
+def _network_see(path: Path, named: Workspace, device: str, precision: str,
+                 max_side: int | None) -> tuple[See, tuple[str, ...]]:
+    """Load a decoder or bundle with its encoder; also return the names of its classes."""
+    from vpltool.core.photos import fit_size, to_pixels
+    from vpltool.core.segment import segment
+    from vpltool.parallel.device import find_device, find_precision
+    from vpltool.stages._running import load_trained
+
+    where = find_device(device)
+    dtype = find_precision(precision, where, console.warn)
+    trained = load_trained(path, named, where)
+    encoder, network = trained.encoder, trained.network
+    vision = encoder.vision.to(dtype)
+    side = trained.header.facts.get("max_side", 1024) if max_side is None else max_side
+
+    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+        target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
+                          max_side=side)
+        pixels = to_pixels(rgb, target, encoder.mean, encoder.std)[None].to(where, dtype)
+        return segment(vision, network, pixels, [scale / max(scales) for scale in scales],
+                       flip=flip)[0]
+
+    return see, trained.classes
+
+
+def _group_see(path: Path, named: Workspace, settings: GroupSettings, device: str) -> See:
+    """Load trained groups, and encode the words that they are named by."""
+    from vpltool.core.photos import to_pixels
+    from vpltool.parallel.device import find_device
+    from vpltool.stages._group_predict import GroupLens
+
+    lens = GroupLens.of(named, path, settings, find_device(device))
+
+    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+        if tuple(scales) != (1.0,) or flip:
+            raise VplError("groups see a photo by windows, at one scale, and not mirrored",
+                           "leave out `scales` and `flip`")
+        photos = lens.photos
+        pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
+        return lens.see(pixels[None])[0].probabilities
+
+    return see
+
+
+def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspace:
+    """The workspace with the words that groups are named by.
+
+    Raises:
+        VplError: there are none.
+    """
+    words = tuple(classes) or named.classes
+    if not words:
+        raise VplError(f"{file} can be named by any words, and none is given",
+                       "`classes=['cat', 'dog']`")
+    return replace(named, classes=words)
 
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:

@@ -27,6 +27,7 @@ from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._corrections import identity_of_corrections
+from vpltool.stages._group_predict import named_workspace
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -91,7 +92,7 @@ class Artifact:
         folder, *rest = Path(source).parts
         if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
             return ""
-        if folder in ("prototypes", "decoder") and len(rest) == 1:
+        if folder in ("prototypes", "decoder", "groups") and len(rest) == 1:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
             return f"{folder}/{rest[0]}" if role == "what" else rest[0]
@@ -139,14 +140,14 @@ class State:
         header, said = artifact.header, []
         for role, identity in sorted(header.inputs.items()):
             if role == "classes":
-                if identity != self.workspace.classes_identity:
+                if identity != self._classes_identity(artifact):
                     said.append(explain_change(self.workspace.path, role, identity)
                                 or "the classes have changed")
-            elif role == "tags":
+            elif role in ("tags", "captions"):
                 split = str(header.options.get("split", "train"))
-                if identity != self._tags_identity(split):
+                if identity != self._identity_of(role, split):
                     said.append(explain_change(self.workspace.path, role, identity)
-                                or "photos or tags have changed")
+                                or f"photos or {role} have changed")
             elif role == "vocabulary":
                 if identity != self._vocabulary_identity(artifact):
                     said.append("the words of classes or background have changed")
@@ -172,9 +173,20 @@ class State:
         same = identity_of_corrections(found) == header.inputs.get("corrections", "")
         return [] if same else ["corrected masks have changed"]
 
-    def _tags_identity(self, split: str) -> str:
+    def _identity_of(self, role: str, split: str) -> str:
         try:
-            return self.workspace.tags_identity(split)
+            return (self.workspace.tags_identity(split) if role == "tags"
+                    else self.workspace.captions_identity(split))
+        except VplError:
+            return ""
+
+    def _classes_identity(self, artifact: Artifact) -> str:
+        """Of the workspace's classes; or of the words that groups were named by."""
+        words = artifact.header.sources.get("classes")
+        if not words:
+            return self.workspace.classes_identity
+        try:
+            return named_workspace(self.workspace, self.workspace.path / words).classes_identity
         except VplError:
             return ""
 

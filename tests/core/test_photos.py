@@ -117,6 +117,14 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, name: str) -> None:
     for read in (read_photo, photo_size):
         with pytest.raises(OSError, match=reason):
             read(tmp_path / name)
+    with pytest.raises(OSError, match=reason):
+        read_photo(content)
+
+
+def test_bytes_are_read_as_files_are(tmp_path: Path) -> None:
+    Image.fromarray(some_rgb()).save(tmp_path / "a.jpg", quality=90)
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert (read_photo(content) == read_photo(tmp_path / "a.jpg")).all()
 
 
 def test_a_missing_photo(tmp_path: Path) -> None:

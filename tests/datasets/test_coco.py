@@ -19,6 +19,7 @@ from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels
 from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.workspace import read_images
 
 pycocotools = pytest.importorskip("pycocotools.mask")
 
@@ -333,6 +334,21 @@ def other_categories(coco: Path) -> None:
 def foreign_instances(coco: Path) -> None:
     path = coco / "annotations/instances_val2014.json"
     path.write_text(path.read_text().replace('"image_id": 42', '"image_id": 43'))
+
+
+def test_captions_of_photos_that_are_taken(coco: Path, run: Run) -> None:
+    path = coco / "annotations/captions_train2014.json"
+    path.write_text(json.dumps({
+        "images": [{"id": number, "file_name": f"COCO_train2014_{number:012}.jpg"}
+                   for number in IMAGES["train"]],
+        "annotations": [{"image_id": number, "id": 7, "caption": f"{words} photo {number} "}
+                        for number in IMAGES["train"] for words in ("a", "one")]}))
+    work = coco.parent / "work"
+    result = run("prepare", "coco", coco, "--no-truth", "--captions", path, work=work)
+    assert result.code == 0, result.err
+    assert "2 of 4 captions" in result.err, "a photo without any instance is left out"
+    assert [photo.captions for photo in read_images(work / "images.jsonl")] == [
+        ("a photo 9", "one photo 9"), ()]
 
 
 def captions(coco: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_the_workspace_holds_what_was_drawn(world: Path) -> None:
     for number, photo in enumerate(photos):
         scene = draw_scene(0, number)
         assert photo.labels == scene.tags
+        assert photo.captions == tuple(dict.fromkeys(scene.captions))
         assert photo.mask is not None
         assert (read_labels(world / photo.mask) == scene.labels).all()
         shown = read_photo(workspace.image_path(photo)).astype(int)
@@ -54,10 +56,24 @@ def test_tags_csv_is_a_plain_one(world: Path, run: Run, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16
     result = run("prepare", "folder", world / "photos", "--labels", world / "tags.csv", "--masks",
-                 world / "truth", "--pretrained", world / "clip", work=tmp_path / "work")
+                 world / "truth", "--pretrained", world / "clip", "--captions",
+                 world / "captions.csv", work=tmp_path / "work")
     assert result.code == 0, result.err
-    own = {photo.id: photo.labels for photo in open_workspace(tmp_path / "work").photos("")}
-    assert own == {photo.id: photo.labels for photo in open_workspace(world).photos("")}
+    own, drawn = ({photo.id: (photo.labels, photo.captions)
+                   for photo in open_workspace(path).photos("")}
+                  for path in (tmp_path / "work", world))
+    assert own == drawn
+
+
+def test_a_world_of_an_earlier_version_gets_its_captions(
+        world: Path, run: Run, tmp_path: Path) -> None:
+    old = shutil.copytree(world, tmp_path / "old")
+    lines = [json.loads(line) for line in (old / "images.jsonl").read_text().splitlines()]
+    (old / "images.jsonl").write_text("".join(
+        json.dumps({key: value for key, value in line.items() if key != "captions"}) + "\n"
+        for line in lines))
+    assert run("demo", "--images", 12, work=old).code == 0
+    assert (old / "images.jsonl").read_bytes() == (world / "images.jsonl").read_bytes()
 
 
 def test_again_does_nothing_and_another_seed_is_refused(world: Path, run: Run) -> None:

@@ -36,7 +36,7 @@ from vpltool.shell import spell
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 LENGTHS = {"patches": 6, "tokens": 7, "width": 4, "dim": 5, "layers": 2, "blocks": 3, "rows": 3,
-           "classes": 2, "height": 3, "joint": 4, "further": 1}
+           "classes": 2, "height": 3, "joint": 4, "further": 1, "groups": 4, "parts": 2}
 
 
 def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:

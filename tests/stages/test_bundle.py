@@ -75,12 +75,13 @@ def test_in_memory(run: Run, world: Path, tmp_path: Path) -> None:
     bundle = exported(run, world, "--what", "residual", "--max-side", 32, "-o",
                       tmp_path / "given.safetensors")
     given = Segmenter.load(bundle)
-    assert (given.classes, given.max_side) == (SHAPES, 32)
+    assert given.classes == SHAPES
     own = Segmenter.load(world / "work/decoder/residual.safetensors", max_side=32)
     photo = world / "photos/scene6.png"
     np.testing.assert_array_equal(given(photo, flip=True).probabilities,
                                   own(photo, flip=True).probabilities)
-    assert Segmenter.load(bundle, max_side=0).max_side == 0
+    whole = Segmenter.load(bundle, max_side=0)(photo, flip=True).probabilities
+    assert not np.array_equal(whole, given(photo, flip=True).probabilities)
 
 
 def test_what_the_file_says(run: Run, world: Path, tiny_clip: Path, tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ def test_without_weights(run: Run, world: Path, tiny_clip: Path, tmp_path: Path,
 @pytest.mark.parametrize(("arguments", "said"), [
     (("--segmenter", "bundle"), "is for photos that are named"),
     (("photos", "--segmenter", "bundle", "--decoder", "tiny"), "are two segmenters"),
-    (("photos", "--segmenter", "decoder"), "holds decoder, expected bundle"),
-    (("photos", "--segmenter", "none.safetensors"), "no bundle at"),
+    (("photos", "--segmenter", "decoder"), "no workspace"),
+    (("photos", "--segmenter", "none.safetensors"), "no segmenter at none.safetensors"),
     (("photos", "--segmenter", "torn"), "is truncated"),
     (("none", "--segmenter", "bundle"), "none"),
 ])

@@ -15,6 +15,9 @@ from conftest import SHAPES, TRAIN, Run, copy_workspace, run_chain
 from PIL import Image
 
 from vpltool import Segmenter
+from vpltool.formats import open_workspace
+from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.stages._running import load_trained
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -39,7 +42,13 @@ def session(path: Path) -> Any:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def torch_says(segmenter: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def trained(world: Path, name: str) -> TrainedSegmenter:
+    """A decoder of the workspace with its encoder."""
+    return load_trained(world / f"work/decoder/{name}.safetensors", open_workspace(world / "work"),
+                        torch.device("cpu"))
+
+
+def torch_says(segmenter: TrainedSegmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits (1, classes, 4h, 4w), and labels at the size of the pixels, by other calls."""
     from vpltool.core.segment import labels_of, logits_of
 
@@ -55,7 +64,7 @@ def torch_says(segmenter: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, np
 def test_logits_and_labels_are_torch_s(name: str, world: Path) -> None:
     """Also on the tower's own grid, 4×4, where positions are not resampled, and on one patch."""
     run_onnx = session(world / f"work/exports/{name}.onnx")
-    segmenter = Segmenter.load(world / f"work/decoder/{name}.safetensors")
+    segmenter = trained(world, name)
     same = total = 0
     for grid in ((5, 6), (4, 4), (1, 1), (2, 9), (13, 3)):
         pixels = np.random.default_rng(grid[0]).standard_normal(
@@ -170,7 +179,7 @@ def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> Non
         rgb = np.asarray(photo.convert("RGB").resize(side, Image.Resampling.BICUBIC)) / 255
     blob = ((rgb - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
     found = runs.run(None, {runs.get_inputs()[0].name: blob})[0]
-    segmenter = Segmenter.load(world / "work/decoder/linear.safetensors")
+    segmenter = trained(world, "linear")
     pixels = ((rgb - segmenter.encoder.mean) / segmenter.encoder.std).transpose(2, 0, 1)[None]
     wanted = torch_says(segmenter, pixels.astype(np.float32))[0]
     assert found.shape == (1, len(said["classes"]), 20, 20)

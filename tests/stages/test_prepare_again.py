@@ -115,7 +115,8 @@ def test_a_class_that_lost_its_photos_stays(base: Path, run: Run) -> None:
 def test_what_is_not_given_stays(base: Path, run: Run) -> None:
     (base / "classes.txt").write_text("3 disc\n2 box\n1 bar\n")
     (base / "words.txt").write_text("sky\ngrass\n")
-    (base / "captions.csv").write_text('id,caption\nscene0,"a bar, lying"\nscene1.png,a box\n')
+    (base / "captions.csv").write_text('id,caption\nscene0,"a bar, lying"\nscene1.png,a box\n'
+                                      "scene0, a blue   bar\n")
     first = ("--classes", base / "classes.txt", "--background", base / "words.txt",
              "--halve", "train", "--masks", base / "masks", "--captions", base / "captions.csv")
     taken(again(base, run, *first))
@@ -124,8 +125,8 @@ def test_what_is_not_given_stays(base: Path, run: Run) -> None:
     assert workspace.classes == ("disc", "box", "bar")
     assert workspace.mask_values == {3: 1, 2: 2, 1: 3}
     assert workspace.background == ("sky", "grass")
-    assert photos_of(base)["scene0"].caption == "a bar, lying"
-    assert photos_of(base)["scene1"].caption == "a box"
+    assert photos_of(base)["scene0"].captions == ("a bar, lying", "a blue bar")
+    assert photos_of(base)["scene1"].captions == ("a box",)
     taken(again(base, run))
     assert files_of(base / "work") == files
     # Moved together, the paths still lead there.
@@ -143,7 +144,7 @@ def test_what_is_not_given_stays(base: Path, run: Run) -> None:
         file.write("late,a late box\n")
     taken(again(moved, run))
     late = photos_of(moved)["late"]
-    assert (late.mask, late.caption) == ("../masks/late.png", "a late box")
+    assert (late.mask, late.captions) == ("../masks/late.png", ("a late box",))
     assert workspace_of(moved) == replace(workspace, path=moved / "work")
 
 
@@ -155,7 +156,7 @@ def test_what_others_wrote_into_the_list_stays(base: Path, run: Run) -> None:
     add_photo(base, "late", "box,train")
     taken(again(base, run))
     first = photos_of(base)["scene0"]
-    assert (first.more, first.caption) == ({"camera": "a phone"}, "by hand")
+    assert (first.more, first.captions) == ({"camera": "a phone"}, ("by hand",))
 
 
 def test_classes_and_words_of_voc_later(base: Path, run: Run) -> None:
@@ -386,7 +387,7 @@ def test_what_nobody_knows_is_not_explained(tmp_path: Path) -> None:
 def test_words_of_changes() -> None:
     old = Workspace(Path(), "pets", "..", ("cat", "dog", "cow"), ("sky",), "m", "p")
     new = replace(old, classes=("dog", "cat", "goat"), background=("sea",), mask_values={3: 1})
-    more = replace(CAT, mask="m.png", splits=("val",), caption="a cat", image="cat.png")
+    more = replace(CAT, mask="m.png", splits=("val",), captions=("a cat",), image="cat.png")
     assert describe_change(old, [CAT, DOG], new, [more, DOG]) == {
         "classes": ["class `goat` is new", "class `cow` is gone",
                     "the classes are in another order"],

@@ -19,19 +19,19 @@ def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> 
     """Estimate prototypes of pixels: z = softmax(x μᵀ / τ) over the prototypes, μ = L2(zᵀ x).
 
     Args:
-        pixels: x, L2-normed (n, dim).
-        start: μ before the first round, L2-normed (K, dim).
+        pixels: x (..., n, dim); each set of n on its own.
+        start: μ before the first round, L2-normed (K, dim), or of each set (..., K, dim).
         tau: τ.
         rounds: T.
 
     Returns:
-        L2-normed (K, dim), float32.
+        L2-normed (..., K, dim), float32.
     """
     pixels, prototypes = pixels.float(), start.float()
     for _ in range(rounds):
-        share = (pixels @ prototypes.T / tau).softmax(dim=-1)
+        share = (pixels @ prototypes.mT / tau).softmax(dim=-1)
         # PGSeg divides z by its sum over the pixels: that changes the length of zᵀ x only.
-        prototypes = F.normalize(share.T @ pixels, dim=-1)
+        prototypes = F.normalize(share.mT @ pixels, dim=-1)
     return prototypes
 
 

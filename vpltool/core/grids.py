@@ -26,6 +26,13 @@ def resample_patches(patches: Tensor, grid: tuple[int, int], target: tuple[int, 
     return F.interpolate(field, target, mode="bilinear", align_corners=False)[0].flatten(1).T
 
 
+def resample_maps(maps: Tensor, target: tuple[int, int]) -> Tensor:
+    """Resample maps (K, h, w) bilinearly to a grid; the same grid gives the same values."""
+    if tuple(maps.shape[1:]) == target or not len(maps):
+        return maps if len(maps) else maps.new_zeros(0, *target)
+    return F.interpolate(maps.float()[None], target, mode="bilinear", align_corners=False)[0]
+
+
 def resample_attention(attention: Tensor, grid: tuple[int, int], target: tuple[int, int]
                        ) -> Tensor:
     """Resample attention (n, n) of a grid (h, w) to another, rows and columns: (n', n'), float32.

@@ -1,12 +1,14 @@
 """Assignment: the one-to-one matching of two sets of prototypes with the largest total similarity.
 
-By shortest augmenting paths (the Hungarian method). It runs on the host in plain Python: sets of
-prototypes are small, and scipy is no dependency.
+By shortest augmenting paths (the Hungarian method). On a GPU all problems take their steps
+together, without a way over the host; on a CPU scipy, where it is installed, does one after the
+other sooner.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,38 +23,120 @@ def best_matching(similarity: Tensor) -> Tensor:
     Returns:
         a permutation (n,), on the device of the similarity.
     """
-    cost = (-similarity.double()).tolist()
-    row_price, column_price = [0.0] * len(cost), [0.0] * len(cost)
-    owner = [-1] * len(cost)
-    for row in range(len(cost)):
-        _match_one_more(row, cost, row_price, column_price, owner)
-    return torch.tensor(owner, dtype=torch.long, device=similarity.device).argsort()
+    return best_matchings(similarity[None])[0]
 
 
-def _match_one_more(start: int, cost: list[list[float]], row_price: list[float],
-                    column_price: list[float], owner: list[int]) -> None:
-    """Match row `start` along the shortest path to a column that has no owner yet.
+@torch.no_grad()
+def best_matchings(similarity: Tensor) -> Tensor:
+    """Return `best_matching` of each of many problems (B, n, n): (B, n)."""
+    solve = _scipy_solver() if similarity.device.type == "cpu" else None
+    if solve is None:
+        return _by_paths(-similarity.double())
+    return torch.stack([torch.from_numpy(solve(problem, maximize=True)[1])
+                        for problem in similarity.double().numpy()])
 
-    The length of a step is its cost less the prices of its row and its column; prices keep every
-    length at 0 or above.
+
+def _scipy_solver() -> Any:
+    """scipy's solver of one problem; None where scipy is not installed."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        return None
+    return linear_sum_assignment
+
+
+@dataclass
+class _Matching:
+    """Prices, which keep every cost less its two prices at 0 or above, and the pairs so far.
+
+    Args:
+        row_price: (B, n).
+        column_price: (B, n).
+        column_of: column of each row, -1: none (B, n).
+        row_of: row of each column, -1: none (B, n).
     """
-    distance = [math.inf] * len(cost)
-    before = [-1] * len(cost)
-    free = set(range(len(cost)))
-    row, reached, column = start, 0.0, -1
-    while row >= 0:
-        for other in free:
-            length = reached + cost[row][other] - row_price[row] - column_price[other]
-            if length < distance[other]:
-                distance[other], before[other] = length, column
-        column = min(free, key=distance.__getitem__)
-        free.remove(column)
-        row, reached = owner[column], distance[column]
-    row_price[start] += reached
-    for other in set(range(len(cost))) - free - {column}:
-        row_price[owner[other]] += reached - distance[other]
-        column_price[other] -= reached - distance[other]
-    while column >= 0:
-        previous = before[column]
-        owner[column] = start if previous < 0 else owner[previous]
-        column = previous
+
+    row_price: Tensor
+    column_price: Tensor
+    column_of: Tensor
+    row_of: Tensor
+
+
+def _by_paths(cost: Tensor) -> Tensor:
+    matching = _begin(cost)
+    while bool((matching.column_of < 0).any()):
+        _match_one_more(cost, matching)
+    return matching.column_of
+
+
+def _begin(cost: Tensor) -> _Matching:
+    """Lower each row and column to 0, and match rows whose nearest column no earlier row wants."""
+    count = cost.shape[1]
+    column_price = cost.amin(dim=1)
+    row_price, wanted = (cost - column_price[:, None]).min(dim=2)
+    rows = torch.arange(count, device=cost.device).expand_as(wanted)
+    row_of = torch.full_like(wanted, count).scatter_reduce(1, wanted, rows, "amin")
+    first = row_of.gather(1, wanted) == rows
+    return _Matching(row_price, column_price, torch.where(first, wanted, -1),
+                     torch.where(row_of < count, row_of, -1))
+
+
+def _match_one_more(cost: Tensor, matching: _Matching) -> None:
+    """Match one more row of each problem that is not done, along the shortest path to a column.
+
+    The length of a step is its cost less both prices. A problem whose path is found, or that is
+    done, waits for the others.
+    """
+    batch, count = cost.shape[:2]
+    every = torch.arange(batch, device=cost.device)
+    start = (matching.column_of < 0).int().argmax(dim=1)
+    waits = (matching.column_of >= 0).all(dim=1)
+    idle = waits.clone()
+    distance = cost.new_full((batch, count), torch.inf)
+    before = torch.zeros_like(matching.row_of)
+    seen = torch.zeros_like(before, dtype=torch.bool)
+    row, reached = start.clone(), cost.new_zeros(batch)
+    column = torch.zeros_like(row)
+    while not bool(waits.all()):
+        length = (reached - matching.row_price[every, row])[:, None] + cost[every, row]
+        length -= matching.column_price
+        nearer = (length < distance) & ~seen & ~waits[:, None]
+        distance = torch.where(nearer, length, distance)
+        before = torch.where(nearer, row[:, None], before)
+        least, nearest = distance.masked_fill(seen, torch.inf).min(dim=1)
+        column = torch.where(waits, column, nearest)
+        reached = torch.where(waits, reached, least)
+        owner = matching.row_of[every, column]
+        # The last column of a path is not seen: its price stays.
+        waits = waits | (owner < 0)
+        seen[every, column] |= ~waits
+        row = torch.where(waits, row, owner)
+    _raise_prices(matching, start, seen, (reached[:, None] - distance), reached, idle)
+    _turn_path(matching, start, column, before, idle)
+
+
+def _raise_prices(matching: _Matching, start: Tensor, seen: Tensor, gain: Tensor, reached: Tensor,
+                  idle: Tensor) -> None:
+    """Change the prices so that the new path costs nothing, and nothing else costs less than 0."""
+    gain = torch.where(seen & ~idle[:, None], gain, 0.0)
+    matching.column_price -= gain
+    owners = matching.row_of.clamp_min(0)
+    matching.row_price.scatter_add_(1, owners, gain)
+    matching.row_price.scatter_add_(1, start[:, None],
+                                    torch.where(idle, 0.0, reached)[:, None])
+
+
+def _turn_path(matching: _Matching, start: Tensor, column: Tensor, before: Tensor, idle: Tensor
+               ) -> None:
+    """Match each row of the path with the column behind it."""
+    every = torch.arange(len(start), device=start.device)
+    going = ~idle
+    while bool(going.any()):
+        row = before[every, column]
+        free = matching.column_of[every, row]
+        # Problems that are through write what is there already.
+        matching.column_of[every, row] = torch.where(going, column, free)
+        held = matching.row_of[every, column]
+        matching.row_of[every, column] = torch.where(going, row, held)
+        going = going & (row != start)
+        column = torch.where(going, free, column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +30,19 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b
 """Bytes 8 to 12 of photos in ISO containers (ISO/IEC 23008-12), which phones make."""
 
 
-def read_photo(path: Path) -> npt.NDArray[np.uint8]:
+def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
     """Decode a photo to RGB (height, width, 3) uint8, upright by its EXIF.
 
     Greyscale, palette, CMYK, transparent (over black) and 16-bit photos come out as 8-bit RGB; of
     a moving picture, the first frame.
 
+    Args:
+        photo: its path, or the content of its file.
+
     Raises:
         OSError: unreadable, truncated, empty or too large; the message says what.
     """
-    with _readable(path) as image:
+    with _readable(photo) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I") or upright.mode == "F":
@@ -68,20 +72,20 @@ def photo_size(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[Image.Image]:
+def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
-    if not path.exists():
+    if isinstance(photo, Path) and not photo.exists():
         raise OSError("the photo is not there")
-    if path.stat().st_size == 0:
+    if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
     except UnidentifiedImageError:
-        raise OSError(f"this is no image that can be read{_container(path)}") from None
+        raise OSError(f"this is no image that can be read{_container(photo)}") from None
     except OSError:
         raise
     except Exception as error:
@@ -89,16 +93,16 @@ def _readable(path: Path) -> Iterator[Image.Image]:
         raise OSError(str(error) or type(error).__name__) from error
 
 
-def _container(path: Path) -> str:
+def _container(photo: Path | bytes) -> str:
     """What a file is by its first bytes, for a message; empty if unknown."""
-    with path.open("rb") as file:
+    with io.BytesIO(photo) if isinstance(photo, bytes) else photo.open("rb") as file:
         start = file.read(12)
     brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
     return f" (it is {brand}: convert it to JPEG)" if brand else ""
 
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
-             max_side: int = 0) -> tuple[int, int]:
+             max_side: int = 0, short_side: int = 0) -> tuple[int, int]:
     """Size (height, width) to which a photo is resized: scaled, then up to multiples of the patch.
 
     CLIP-ES: each side is rounded up on its own, so that nothing is cropped or padded.
@@ -108,8 +112,11 @@ def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
         patch: patch size in pixels.
         scale: factor on both sides.
         max_side: longer photos are scaled down to this first, before `scale`; 0: never.
+        short_side: what the shorter side is scaled to, up or down, before `scale`; 0: as
+            `max_side` says.
     """
     shrink = min(1.0, max_side / max(size)) if max_side else 1.0
+    shrink = short_side / min(size) if short_side else shrink
     height, width = (max(1.0, side * shrink * scale) for side in size)
     # 1e-6: a product such as 0.7·320 must not be pushed over a multiple by rounding.
     return tuple(int(-(-(side - 1e-6) // patch)) * patch for side in (height, width))  # type: ignore[return-value]
@@ -126,13 +133,19 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
 
 @dataclass(frozen=True)
 class PhotoSettings:
-    """How photos become network input: patch, scale, longest side, RGB mean and deviation."""
+    """How photos become network input: patch, scale, sides, RGB mean and deviation."""
 
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 1.0
     max_side: int = 0
+    short_side: int = 0
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) to which a photo of (height, width) is resized; see `fit_size`."""
+        return fit_size(size, self.patch, scale=self.scale, max_side=self.max_side,
+                        short_side=self.short_side)
 
 
 def describe_failure(path: Path, error: Exception) -> str:

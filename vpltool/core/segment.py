@@ -149,7 +149,11 @@ def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Ten
 
     The background stays in any case.
     """
-    strong = probabilities.flatten(1).amax(dim=1) >= least
-    strong[0] = True
-    classes = strong.nonzero()[:, 0]
+    likely = likely_classes(probabilities[1:], least)
+    classes = torch.cat([likely.new_zeros(1), 1 + likely])
     return probabilities[classes], classes.cpu()
+
+
+def likely_classes(scores: Tensor, least: float = 0.05) -> Tensor:
+    """Which maps (classes, h, w) reach `least` somewhere: their numbers (K,)."""
+    return (scores.flatten(1).amax(dim=1) >= least).nonzero()[:, 0]

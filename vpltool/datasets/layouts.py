@@ -69,10 +69,7 @@ def read_folder(
         photos.append(Photo(_key(name), name, row.labels, row.splits,
                             relative_name(mask, images) if mask and mask.exists() else None))
     classes = tuple(sorted({label for photo in photos for label in photo.labels}))
-    if len(classes) > _MOST_CLASSES:
-        raise VplError(f"{labels} has {len(classes)} different labels, such as "
-                       f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
-                       "labels are class names, separated by ;, not sentences")
+    check_class_count(classes, str(labels))
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
         *_in_train_and_val(photos), *same_photos(images, photos)]
@@ -217,6 +214,18 @@ def _convert(paths: Iterable[Path]) -> str:
             return (f"convert {path.suffix} to JPEG, for example with ImageMagick: "
                     f"magick {path} {path.with_suffix('.jpg')}")
     return ""
+
+
+def check_class_count(classes: Sequence[str], where: str) -> None:
+    """Check that a mask can hold the classes.
+
+    Raises:
+        VplError: there are more than 254.
+    """
+    if len(classes) > _MOST_CLASSES:
+        raise VplError(f"{where} has {len(classes)} different labels, such as "
+                       f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
+                       "labels are class names, separated by ;, not sentences")
 
 
 def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:

@@ -1,32 +1,19 @@
-"""A CSV of tags: reading it, recognising other files, and remarks about what looks like a slip."""
+"""A CSV of tags: reading it, and remarks about what looks like a slip."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.errors import VplError, near_name, other_case
+from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, rows_of
+from vpltool.errors import VplError, other_case
 from vpltool.formats import Photo
-
-_FIRST_LINE = "the first line must be: id,labels (or id,labels,split)"
-_SAVE_AS_CSV = "save it from the spreadsheet as CSV UTF-8; " + _FIRST_LINE
-_OTHER_FILES = (
-    (b"PK\x03\x04", "an Excel workbook or another zip archive, not a CSV", _SAVE_AS_CSV),
-    (b"\xd0\xcf\x11\xe0", "an old Excel file, not a CSV", _SAVE_AS_CSV),
-    (b"\x1f\x8b", "a gzip archive, not a CSV", "unpack it with gunzip"),
-    (b"\x89PNG", "a picture, not a CSV", _FIRST_LINE),
-    (b"\xff\xd8\xff", "a picture, not a CSV", _FIRST_LINE),
-    (b"%PDF", "a PDF, not a CSV", _FIRST_LINE),
-)
-"""First bytes of a file, what such a file is, and what to do."""
 
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
@@ -62,11 +49,11 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         VplError: the file is missing or of another kind, lacks a column, lists an id twice, has
             the tag `background`, or has no label at all.
     """
-    text = _read_text(path)
-    delimiter, columns = _columns(path, text)
+    text = read_csv_text(path, TAGS)
+    delimiter, columns = columns_of(path, text, TAGS)
     separators = ";" if delimiter == "," else ";,|"
     rows, first_lines, at_spaces = [], dict[str, int](), []
-    for line, fields in _lines(path, text, delimiter):
+    for line, fields in rows_of(path, text, delimiter, TAGS):
         entry = _entry(path, line, fields, columns, delimiter)
         key, field = entry["id"], entry["labels"]
         if not key:
@@ -103,26 +90,6 @@ def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
         raise VplError(f"{path} has no row for {missing[0]} (nor for {len(missing) - 1} more)",
                        other_case(missing[0], labels) or "add a row: ID,labels")
     return labels
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Read a CSV with the columns `id` and `caption`; return id to caption.
-
-    Raises:
-        VplError: the file is missing or of another kind, lacks a column, or lists an id twice.
-    """
-    text = _read_text(path)
-    delimiter, columns = _columns(path, text, ("id", "caption"))
-    captions: dict[str, str] = {}
-    for line, fields in _lines(path, text, delimiter):
-        if any(fields[len(columns):]):
-            raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns",
-                           f'put a caption that has `{delimiter}` in quotes: "…"')
-        entry = dict(zip(columns, fields, strict=False))
-        if entry["id"] in captions:
-            raise VplError(f"{path}:{line}: {entry['id']} is listed twice", "keep one of the rows")
-        captions[entry["id"]] = entry.get("caption", "")
-    return captions
 
 
 def class_counts(photos: Sequence[Photo], classes: Sequence[str]) -> str:
@@ -212,77 +179,6 @@ def _check_no_background(path: Path, line: int, labels: Sequence[str]) -> None:
         if label.casefold() in _BACKGROUND:
             raise VplError(f"{path}:{line} has the tag `{label}`; the background is not a class "
                            "but index 0", "leave the tag out; the field may be empty")
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a CSV in UTF-8; the error for any other file says what it is."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        others = [file.as_posix() for file in path.parent.glob("*.csv")]
-        raise VplError(f"{path} is not there", near_name(path.as_posix(), others) if others else
-                       f"make a CSV with a row for each photo; {_FIRST_LINE}") from None
-    except OSError as error:
-        raise VplError(f"cannot read {path}: {error.strerror or error}",
-                       f"give a CSV; {_FIRST_LINE}") from error
-    for sign, what, hint in _OTHER_FILES:
-        if content.startswith(sign):
-            raise VplError(f"{path} is {what}", hint)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:256]:
-        raise VplError(f"{path} is UTF-16, or not text", f"save it as UTF-8, or: iconv -f UTF-16 "
-                       f"-t UTF-8 {path} > {path.stem}-utf8.csv")
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[:error.start].count(b"\n")
-        shown = content.splitlines()[line].decode("cp1252", "replace").strip()
-        raise VplError(f"{path}:{line + 1} is not UTF-8, probably Latin-1: `{shown[:60]}`",
-                       f"save it as UTF-8, or: iconv -f LATIN1 -t UTF-8 {path} > "
-                       f"{path.stem}-utf8.csv") from error
-    if text.lstrip()[:1] in ("{", "[", "<"):
-        raise VplError(f"{path} is {'XML or HTML' if '<' in text.lstrip()[:1] else 'JSON'}, not a "
-                       "CSV", f"make a CSV with a row for each photo; {_FIRST_LINE}")
-    return text
-
-
-def _columns(path: Path, text: str, wanted: Sequence[str] = ("id", "labels")
-             ) -> tuple[str, list[str]]:
-    """Return the separator of the fields, and the names of the columns in lower case."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
-        raise VplError(f"{path} is empty", _FIRST_LINE)
-    for delimiter in ",;\t":
-        fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
-        columns = [field.strip().casefold() for field in fields]
-        if set(wanted) <= set(columns):
-            for name in (*wanted, "split"):
-                if columns.count(name) > 1:
-                    raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
-                                   "write all labels of a photo in one field, separated by ;")
-            return delimiter, columns
-    raise VplError(f"{path} lacks the columns {' and '.join(wanted)}; the first line is "
-                   f"`{first.strip()[:60]}`",
-                   _FIRST_LINE if "labels" in wanted else
-                   f"the first line must be: {','.join(wanted)}")
-
-
-def _lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its first line, fields) of each row below the first, except blank ones."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    named, line = False, 1
-    try:
-        for row in reader:
-            fields = [field.strip() for field in row]
-            if any("\n" in field or "\r" in field for field in fields):
-                raise VplError(f"{path}:{line}: a field spans several lines",
-                               "close its quotation mark, and separate labels by ;")
-            if any(fields) and named:
-                yield line, fields
-            named = named or any(fields)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise VplError(f"{path}:{line} cannot be read: {error}", _FIRST_LINE) from error
 
 
 def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str

@@ -21,7 +21,7 @@ FILE = "changes.jsonl"
 Words = dict[str, list[str]]
 """Topic to phrases: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
 
-_TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos"}
+_TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions": "photos"}
 """Role of an input in a header to the topic of `Words` that explains it."""
 
 
@@ -36,7 +36,7 @@ def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:
 
     Args:
         workspace_path: the workspace folder.
-        role: of the input in a header: `classes`, `tags` or `photos`.
+        role: of the input in a header: `classes`, `tags`, `photos` or `captions`.
         old_identity: the identity that the header has.
 
     Returns:
@@ -57,7 +57,7 @@ def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:
 def _identities(known: Mapping[str, Any], role: str) -> Collection[str]:
     if role == "classes":
         return [known.get("classes", "")]
-    return known.get("tags", {}).values()
+    return known.get("captions" if role == "captions" else "tags", {}).values()
 
 
 def read_changes(workspace_path: Path) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
             (sum({*one.labels} != {*other.labels} for one, other in both), "tags of {} changed"),
             (sum({*one.splits} != {*other.splits} for one, other in both), "splits of {} changed"),
             (sum(one.image != other.image for one, other in both), "files of {} changed"),
-            (sum(one.caption != other.caption for one, other in both), "captions of {} changed")]
+            (sum(one.captions != other.captions for one, other in both), "captions of {} changed")]
     return [text.format(count_photos(count)) for count, text in phrases if count]
 
 

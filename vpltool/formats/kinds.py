@@ -59,7 +59,7 @@ _STORED = ("F16", "F32")
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace",
          _PREPARE, {}),
-    Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask",
+    Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask, captions",
          _PREPARE, {}),
     Kind("changes", "jsonl", "what changed in a workspace, a line each time it was prepared",
          _PREPARE, {}),
@@ -101,6 +101,13 @@ _ALL = (
          "`train_decoder()`", {}),
     Kind("bundle", "tensors", "a segmenter with all that it needs: decoder, classes, CLIP",
          "`export('bundle')`", {}),
+    Kind("groups", "tensors", "encoders that cut photos into groups which words can name",
+         "`train_groups()`", {}),
+    Kind("group-maps", "tensors-folder", "which groups of both stages a photo's patches belong to",
+         "`predict()`", {
+             "first": TensorSpec(("F16",), ("groups", "height", "width")),
+             "second": TensorSpec(("F16",), ("parts", "height", "width")),
+         }),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",

@@ -37,7 +37,7 @@ class Photo:
         splits: names of the splits that it belongs to.
         mask: path of its true mask below the root, or None. Only `eval`, `show` and `report`
             open it.
-        caption: what the photo shows, in words; empty if unknown.
+        captions: what the photo shows, in words, each on one line; empty if unknown.
         more: fields of the line that vpltool does not know; they are kept.
     """
 
@@ -46,28 +46,31 @@ class Photo:
     labels: tuple[str, ...]
     splits: tuple[str, ...]
     mask: str | None = None
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the photo as a line of `images.jsonl`."""
         entry = asdict(self) | dict(self.more)
         del entry["more"]
-        if not self.caption:
-            del entry["caption"]
+        if not self.captions:
+            del entry["captions"]
         return json.dumps(entry, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> Photo:
-        """Read a line of `images.jsonl`.
+        """Read a line of `images.jsonl`; earlier versions wrote one `caption`.
 
         Raises:
             ValueError, KeyError, TypeError: the line is not a photo.
         """
         entry = json.loads(line)
+        single = entry.pop("caption", "")
+        captions = entry.pop("captions", None) or ([single] if single else [])
+        if isinstance(captions, str):
+            raise TypeError("captions is a text, not a list of texts")
         return cls(entry.pop("id"), entry.pop("image"), tuple(entry.pop("labels")),
-                   tuple(entry.pop("splits")), entry.pop("mask", None), entry.pop("caption", ""),
-                   entry)
+                   tuple(entry.pop("splits")), entry.pop("mask", None), tuple(captions), entry)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ class Workspace:
     def tags_identity(self, split: str) -> str:
         """Return a hash of the tags of a split's photos."""
         return _tags_identity(self.photos(split))
+
+    def captions_identity(self, split: str) -> str:
+        """Return a hash of the captions of a split's photos."""
+        return _captions_identity(self.photos(split))
 
     def check_classes(self, header: Header, where: Path) -> None:
         """Check that an artifact was made with this workspace's class names.
@@ -271,15 +278,22 @@ def _write_description(workspace: Workspace) -> None:
 
 
 def _identities(workspace: Workspace, photos: Sequence[Photo]) -> dict[str, Any]:
-    """Return the identities of the classes, and of the tags of each split."""
-    splits = sorted({split for photo in photos for split in photo.splits})
+    """Return the identities of the classes, and of the tags and captions of each split."""
+    by_split = {split: [photo for photo in photos if split in photo.splits]
+                for split in sorted({split for photo in photos for split in photo.splits})}
+    captions = {split: _captions_identity(those) for split, those in by_split.items()
+                if any(photo.captions for photo in those)}
     return {"classes": workspace.classes_identity,
-            "tags": {split: _tags_identity(photo for photo in photos if split in photo.splits)
-                     for split in splits}}
+            "tags": {split: _tags_identity(those) for split, those in by_split.items()},
+            **({"captions": captions} if captions else {})}
 
 
 def _tags_identity(photos: Iterable[Photo]) -> str:
     return identity_of_many({photo.id: " ".join(sorted(photo.labels)) for photo in photos})
+
+
+def _captions_identity(photos: Iterable[Photo]) -> str:
+    return identity_of_many({photo.id: "\n".join(photo.captions) for photo in photos})
 
 
 def read_images(path: Path) -> list[Photo]:

@@ -36,10 +36,12 @@ class SourceRequest:
         classes: class names in index order, where a class file or the workspace names them; empty:
             the data set's own, or those of its tags.
         overwrite: whether files that the method makes in the workspace are made anew.
+        captioned: whether captions are given; then neither tags nor classes need be.
     """
 
     classes: tuple[str, ...] = ()
     overwrite: bool = False
+    captioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class CamBatch:
         row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
-        captions: of each photo, if the method reads `captions`.
+        captions: those of each photo, if the method reads `captions`.
     """
 
     ids: Sequence[str]
@@ -179,7 +181,7 @@ class CamBatch:
     row_photos: Sequence[str] = ()
     head: Head | None = None
     photos: Sequence[npt.NDArray[np.uint8]] = ()
-    captions: Sequence[str] = ()
+    captions: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class PhotoMaps:
             (blocks, h·w, h·w), `patches` (h·w, dim), `tokens` (1+h·w, width), `layers` (layers,
             h·w, width); those of a second encoder, see `CamBatch`.
         photo: RGB (H, W, 3), if the method reads `photo`.
-        caption: if the method reads `captions`.
+        captions: if the method reads `captions`.
         prototypes: L2-normed rows (rows, dim), if the method reads `prototypes`.
         class_index: class of each row (rows,), 0 is the background; None without prototypes.
         of_rows: see `CamBatch`.
@@ -207,7 +209,7 @@ class PhotoMaps:
     classes: Tensor
     tensors: Mapping[str, Tensor]
     photo: npt.NDArray[np.uint8] | None = None
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     prototypes: Tensor | None = None
     class_index: Tensor | None = None
     of_rows: Mapping[str, Tensor] = field(default_factory=dict)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from vpltool.core.photos import (
     PhotoSettings,
     describe_failure,
-    fit_size,
     photo_size,
     read_photo,
     to_pixels,
@@ -82,7 +81,7 @@ class _Batches(Dataset[Batch]):
                 failed[key] = describe_failure(path, error)
                 continue
             size = (photo.shape[0], photo.shape[1])
-            target = fit_size(size, used.patch, scale=used.scale, max_side=used.max_side)
+            target = used.fit(size)
             pixels.append(to_pixels(photo, target, used.mean, used.std))
             ids.append(key)
             sizes.append(size)
@@ -116,7 +115,7 @@ def load_batches(
         if isinstance(size, str):
             failed[key] = size
             continue
-        target = fit_size(size, settings.patch, scale=settings.scale, max_side=settings.max_side)
+        target = settings.fit(size)
         buckets[target].append((key, path))
     if failed:
         yield Batch([], torch.empty(0), [], failed)

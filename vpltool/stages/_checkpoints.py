@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -30,12 +30,14 @@ class Start:
         curve: the loss curve so far: step, and the means of its losses.
         recent: losses of steps that are not yet in the curve.
         tensors: state of the network and the optimizer; empty: as they are made.
+        facts: what else the checkpoint says.
     """
 
     step: int
     curve: Losses
     recent: Losses
     tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_of(target: Path) -> Path:
@@ -59,7 +61,7 @@ def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    kept = {name: header.facts[name] for name in ("segmenter",) if name in header.facts}
+    kept = {name: header.facts[name] for name in ("segmenter", "cursors") if name in header.facts}
     facts = kept | {"checkpoint": done, "curve": curve, "recent": recent}
     write_tensors(path, replace(header, facts=facts), tensors)
 
@@ -92,7 +94,7 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
                        + f"`overwrite=True` begins anew; {keep}")
     step = int(found.facts["checkpoint"])
     console.note(f"going on from step {step} of {header.options['iters']}")
-    return Start(step, found.facts["curve"], found.facts["recent"], tensors)
+    return Start(step, found.facts["curve"], found.facts["recent"], tensors, found.facts)
 
 
 def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,

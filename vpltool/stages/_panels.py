@@ -22,9 +22,11 @@ from vpltool.formats import (
 from vpltool.formats.manifest import photo_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vpltool.pictures.overlays import Rgb, SheetPanel
 
-KINDS = ("cams", "masks", "predictions", "probabilities")
+KINDS = ("cams", "masks", "predictions", "group-maps", "probabilities")
 
 _TENSORS = {"cams": "cam", "probabilities": "probabilities"}
 
@@ -48,8 +50,8 @@ class Column:
         return (self.source.path_of(photo_id) if self.source
                 else self.path / f"{photo_id}.png")
 
-    def panel(self, photo_id: str, picture: Rgb) -> SheetPanel:
-        """Draw a photo's maps or labels over its picture (H, W, 3).
+    def panels(self, photo_id: str, picture: Rgb) -> list[SheetPanel]:
+        """Draw a photo's maps or labels over its picture (H, W, 3); of groups both stages.
 
         Raises:
             VplError: the file is missing or damaged, or comes from another run than its folder.
@@ -63,12 +65,29 @@ class Column:
         if self.source is None or self.source.kind in ("masks", "predictions"):
             labels = (self.source.read_labels(photo_id) if self.source
                       else read_labels(self.file_of(photo_id)))
-            return SheetPanel(self.name, labels_over(picture, labels, class_palette()),
-                              classes_in(labels))
+            return [SheetPanel(self.name, labels_over(picture, labels, class_palette()),
+                               classes_in(labels))]
         tensors = self.source.read_tensors(photo_id)
+        if self.source.kind == "group-maps":
+            return [_group_panel(f"{self.name}, stage {number}", tensors[stage], picture)
+                    for number, stage in enumerate(("first", "second"), 1)]
         classes = tensors["classes"].tolist()
         maps = tensors[_TENSORS[self.source.kind]].float().numpy()
-        return SheetPanel(self.name, cams_over(picture, maps, classes, class_palette()), classes)
+        return [SheetPanel(self.name, cams_over(picture, maps, classes, class_palette()), classes)]
+
+
+def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
+    """Draw the strongest of the groups (G, h, w) at each pixel; their colours mean no class."""
+    import torch.nn.functional as F
+
+    from vpltool.pictures.colours import class_palette
+    from vpltool.pictures.overlays import SheetPanel, labels_over
+
+    whole = F.interpolate(shares.float()[None], size=picture.shape[:2], mode="bilinear",
+                          align_corners=False)[0]
+    strongest = whole.argmax(dim=0)
+    return SheetPanel(f"{name}: {len(strongest.unique())} of {len(shares)} groups",
+                      labels_over(picture, (1 + strongest).byte().numpy(), class_palette()))
 
 
 def open_column(workspace: Workspace, name: str, split: str) -> Column:
@@ -119,7 +138,7 @@ def _class_file(path: Path) -> list[str]:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Names of all maps and labels of a split; not of probabilities, which predictions show."""
-    return sorted(str(path.parent.parent.relative_to(work)) for kind in KINDS[:3]
+    return sorted(str(path.parent.parent.relative_to(work)) for kind in KINDS[:4]
                   for path in work.glob(f"{kind}/*/{split}/artifact.json"))
 
 

@@ -12,6 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.settings import NoEffect, setting
 from vpltool.stages import _aligned, _inputs
+from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,7 +156,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         for number, key in enumerate(ids):
             patches = _aligned.read_patches(features, key, space)
             all_of_it = len(patches)
-            patches, label = _labelled(key, patches, maps, settings)
+            patches, label = _labelled(key, patches, features, maps, settings)
             seen += all_of_it
             patches, label = sampled(patches, label, share, settings.seed * 1_000_003 + number)
             if not number:
@@ -172,7 +173,11 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         raise VplError(f"no pixel reaches `phi={settings.phi}`",
                        f"lower it: `phi={round(settings.phi / 2, 3)}`")
     console.note(f"{count} of {seen} patches of {len(ids)} photos are used")
-    if not any(photos[key].labels for key in ids):
+    shown = [workspace.indices_of(photos[key]) for key in ids]
+    if maps is not None and not any(shown):
+        # Maps of groups know the classes of photos without tags.
+        shown = [sorted(set(part[part > 0].tolist())) for part in labels]
+    if not any(shown):
         raise VplError(f"no photo of the split `{settings.split}` has a tag",
                        "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`, or "
                        "choose another split")
@@ -183,7 +188,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                      [tensor_of(tuple(workspace.indices_of(photos[key]))) for key in ids], ids)
+                      [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
 def spread(ids: list[str], most: int) -> tuple[list[str], int]:
@@ -195,8 +200,8 @@ def spread(ids: list[str], most: int) -> tuple[list[str], int]:
     return ids, most // len(ids)
 
 
-def _labelled(key: str, patches: Tensor, maps: InputFolder | None, settings: PixelSettings
-              ) -> tuple[Tensor, Tensor]:
+def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
+              settings: PixelSettings) -> tuple[Tensor, Tensor]:
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
     import torch
 
@@ -204,7 +209,7 @@ def _labelled(key: str, patches: Tensor, maps: InputFolder | None, settings: Pix
 
     if maps is None:
         return patches, torch.full((len(patches),), UNSURE)
-    cam = maps.read_tensors(key)
+    cam = read_maps(maps, features, key, len(patches))
     if settings.pixels == "regions":
         regions, labels = region_features(patches, cam["cam"], cam["classes"])
         # Where a map is empty there is no region.

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from vpltool import console
+from vpltool.datasets import layouts
 from vpltool.datasets.tags import class_counts, some
 from vpltool.formats import Photo, Workspace
-from vpltool.formats.changes import Words
+from vpltool.formats.changes import Words, count_photos
 
 MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
 """Folders of what later stages make."""
+
+
+def warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
+    """Warn of photos that are empty or truncated."""
+    names = {root / photo.image: photo.image for photo in photos}
+    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
+        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
+                     f"{some(torn)}; extract or download them again")
 
 
 def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool
@@ -29,7 +39,10 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
         "background words; " + ", ".join(f"{split}: {count}"
                                          for split, count in sorted(splits.items())))
-    console.note(class_counts(photos, workspace.classes))
+    if captions := [len(photo.captions) for photo in photos if photo.captions]:
+        console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
+    if workspace.classes:
+        console.note(class_counts(photos, workspace.classes))
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if grown and "classes" in words:
@@ -49,6 +62,9 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
 
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    if not workspace.classes:
+        console.note("no classes: `train_groups()` needs none; `classes='FILE'` names some")
+        return
     if not any(photo.labels for photo in photos):
         console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
         return

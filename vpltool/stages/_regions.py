@@ -41,11 +41,30 @@ class Regions:
         with console.progress("read regions", len(self.ids)) as advance:
             for key in self.ids:
                 patches = read_patches(self.features, key, self.space).float()
-                cam = self.maps.read_tensors(key)
+                cam = read_maps(self.maps, self.features, key, len(patches))
                 labels = seed_labels(cam["cam"], cam["classes"], self.phi, phi_background=0)
                 yield photo_regions(normalize(patches, dim=-1), labels.new_zeros(len(labels)),
                                     labels)
                 advance()
+
+
+def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int
+              ) -> dict[str, Tensor]:
+    """Read a photo's maps (K, h, w) and their classes, on the grid of its features.
+
+    Args:
+        maps: CAMs; those of groups are on another grid.
+        features: of the same photos.
+        key: id of the photo.
+        count: patches that the features have of it.
+    """
+    from vpltool.core.grids import resample_maps
+
+    found = maps.read_tensors(key)
+    if found["cam"].shape[1] * found["cam"].shape[2] != count:
+        height, width = features.read_tensors(key, "grid")["grid"].tolist()
+        found["cam"] = resample_maps(found["cam"], (height, width))
+    return found
 
 
 def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: str, phi: float,

@@ -11,6 +11,8 @@ from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.methods import find_method
 from vpltool.stages import _inputs
+from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._groups import find_groups, groups_header
 from vpltool.stages._inputs import BEST_FIRST
 
 if TYPE_CHECKING:
@@ -43,6 +45,29 @@ def find_decoder(work: Path, choice: str) -> Path:
                    near_name(choice, names) if names else "`train_decoder()`")
 
 
+def find_segmenter(work: Path, choice: str) -> Path:
+    """Path of a decoder, or of trained groups, given by NAME or path; see `find_decoder`.
+
+    Raises:
+        VplError: there is none, or there are several.
+    """
+    here = [path for path in (work / folder / f"{choice}.safetensors"
+                              for folder in ("decoder", "groups")) if path.is_file()]
+    if choice and len(here) > 1:
+        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`", "give one's path")
+    decoders, groups = ([path for path in (work / folder).glob("*.safetensors")
+                         if not is_checkpoint(path)] for folder in ("decoder", "groups"))
+    if here or (groups and not choice and not decoders):
+        return here[0] if here else find_groups(work, "")
+    try:
+        return find_decoder(work, choice)
+    except VplError as error:
+        names = [path.stem for path in (*decoders, *groups)]
+        raise VplError(error.message.replace("no decoder", "no segmenter"),
+                       near_name(choice, names) if choice and names else
+                       f"{error.hint}, or `train_groups()`") from error
+
+
 def decoder_header(path: Path) -> Header:
     """Read the header of a decoder.
 
@@ -57,11 +82,14 @@ def decoder_header(path: Path) -> Header:
 
 
 def segmenter_header(path: Path) -> Header:
-    """Read the header of a decoder or bundle.
+    """Read the header of a decoder, a bundle, or trained groups.
 
     Raises:
-        VplError: the file is neither.
+        VplError: the file is none of them, or only the checkpoint of one.
     """
+    found = describe(path).header
+    if found and found.kind == "groups":
+        return groups_header(path)
     return expect_header(path, "bundle") if is_bundle(path) else decoder_header(path)
 
 

@@ -1,9 +1,10 @@
-"""Stored features in place of photos: where a segmenter can read them instead."""
+"""Stored features in place of photos: whether they serve a decoder, and why not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -11,20 +12,41 @@ from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.stages import _inputs
 from vpltool.stages._segmenters import reads_of
 
-if TYPE_CHECKING:
-    from vpltool.stages.predict import PredictSettings
+
+class FeatureChoice(Protocol):
+    """The settings that choose features instead of photos."""
+
+    @property
+    def features(self) -> Path | None:
+        """Their folder, if it is named."""
+
+    @property
+    def source(self) -> str:
+        """What is read: features, photos, or what serves."""
+
+    @property
+    def split(self) -> str:
+        """Of the photos."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether to see photos mirrored, too."""
+
+    @property
+    def max_side(self) -> int:
+        """Longer photos are scaled down to this first; 0: never."""
 
 
-def serving_features(workspace: Workspace, header: Header, settings: PredictSettings,
+def serving_features(workspace: Workspace, header: Header, settings: FeatureChoice,
                      scales: Sequence[float], ids: Sequence[str]) -> InputFolder | None:
-    """Find stored features that can take the place of the photos; None if the photos are read.
+    """Find stored features of a split that can take the place of the photos.
 
     Args:
-        workspace: where features are looked for.
-        header: that of the decoder.
-        settings: which features, and what they must be like.
-        scales: at which photos are to be seen.
-        ids: the photos.
+        workspace: where they are looked for.
+        header: of the decoder.
+        settings: of `predict`.
+        scales: sizes at which photos are to be seen.
+        ids: of the photos.
 
     Raises:
         VplError: they were asked for and cannot; the message says why.
@@ -37,7 +59,7 @@ def serving_features(workspace: Workspace, header: Header, settings: PredictSett
             raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
         return None
     features = _inputs.open_features(workspace, settings.features, settings.split)
-    if reason := _lacking(header, settings, scales, features, ids):
+    if reason := _lacking(header, features, settings, scales, ids):
         if settings.source == "features":
             raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
         console.note(f"photos are read, since {reason}")
@@ -47,8 +69,8 @@ def serving_features(workspace: Workspace, header: Header, settings: PredictSett
     return features
 
 
-def _lacking(header: Header, settings: PredictSettings, scales: Sequence[float],
-             features: InputFolder, ids: Sequence[str]) -> str:
+def _lacking(header: Header, features: InputFolder, settings: FeatureChoice,
+             scales: Sequence[float], ids: Sequence[str]) -> str:
     """Say why features cannot take the place of the photos; empty if they can."""
     held = features.header.options
     reads, layers = reads_of(header)

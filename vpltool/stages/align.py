@@ -20,6 +20,7 @@ from vpltool.stages._checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +162,8 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     held = 0
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
-            patches, cam = features.read_tensors(key, "patches")["patches"], maps.read_tensors(key)
+            patches = features.read_tensors(key, "patches")["patches"]
+            cam = read_maps(maps, features, key, len(patches))
             weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
             patches, weights = _phase_one.sampled(patches, weights.T, share,
                                                   settings.seed * 1_000_003 + number)

@@ -114,7 +114,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
     tags = _inputs.tag_tensors(workspace, (by_id[key] for key in todo))
     wanted = [name for name in TENSORS if name in method.READS]
-    reads_photo, reads_caption = "photo" in method.READS, "captions" in method.READS
+    reads_photo, reads_captions = "photo" in method.READS, "captions" in method.READS
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
@@ -126,7 +126,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
             batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids],
             rows, index, of_rows, prototypes.photos, head,
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
-            [photo.caption for photo in photos] if reads_caption else ()), settings.of_method)
+            [photo.captions for photo in photos] if reads_captions else ()), settings.of_method)
         for key, cams in zip(batch.ids, maps, strict=True):
             yield key, {"cam": cams.to(PRECISIONS[settings.store]).cpu(), "classes": tags[key]}
 

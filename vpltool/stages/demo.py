@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"
 
 
 def run(path: Path, settings: DemoSettings) -> Path:
-    """Draw a small world of scenes with tags and true masks, and put a small CLIP beside it.
+    """Draw a small world of scenes with tags, captions, true masks, and put a small CLIP beside it.
 
     Trains run on railways, boats on water, most of the time: that is what text prototypes
     confuse. Needs no network. The result is a workspace like any other.
@@ -70,17 +71,19 @@ def run(path: Path, settings: DemoSettings) -> Path:
     for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
         with atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
-    tags = {}
+    tags, captions = {}, {}
     with console.progress("demo", len(splits)) as advance:
-        for number, labels in run_jobs(_draw_one, range(len(splits)), core_count(), _start,
+        for number, labels, texts in run_jobs(_draw_one, range(len(splits)), core_count(), _start,
                                        _Task(path, seed), fewest=_MANY):
-            tags[number] = labels
+            tags[number], captions[number] = labels, texts
             advance()
-    photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png")
+    photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",
+                    tuple(dict.fromkeys(captions[number])))
               for number, (key, split) in enumerate(splits.items())]
-    with atomic_path(path / "tags.csv") as temporary:
-        rows = [f"{photo.id},{';'.join(photo.labels)},{photo.splits[0]}" for photo in photos]
-        temporary.write_text("\n".join(["id,labels,split", *rows, ""]), "utf-8")
+    rows = [f"{photo.id},{';'.join(photo.labels)},{photo.splits[0]}" for photo in photos]
+    _write_lines(path / "tags.csv", ["id,labels,split", *rows])
+    lines = [f'{photo.id},"{caption}"' for photo in photos for caption in photo.captions]
+    _write_lines(path / "captions.csv", ["id,caption", *lines])
     # Last, since it marks the whole as done.
     write_workspace(workspace, photos)
     console.note(f"{len(CLASSES)} classes; train: {images}, val: {images // 3} scenes")
@@ -106,8 +109,8 @@ def _start(task: _Task) -> None:
     _task[:] = [task]
 
 
-def _draw_one(number: int) -> tuple[int, tuple[str, ...]]:
-    """Draw a scene, and write its photo and true mask: its number and tags."""
+def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Draw a scene, and write its photo and true mask: its number, tags and captions."""
     from vpltool.demo.scenes import draw_scene
 
     path, seed = _task[0].path, _task[0].seed
@@ -115,7 +118,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...]]:
     _write_photo(path / f"photos/{key}.jpg", scene.image)
     write_labels(path / f"truth/{key}.png", scene.labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
-    return number, scene.tags
+    return number, scene.tags, scene.captions
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
@@ -134,7 +137,13 @@ def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
             f"such as {photos[0].id if photos else 'none'}, not {len(splits)} such as "
             f"{next(iter(splits))}",
             "`overwrite=True` replaces it; another workspace folder keeps both")
-    return all(workspace.image_path(photo).exists() for photo in photos)
+    # Earlier versions wrote no captions.
+    return all(photo.captions and workspace.image_path(photo).exists() for photo in photos)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), "utf-8")
 
 
 def _write_photo(path: Path, pixels: Rgb) -> None:

@@ -1,4 +1,4 @@
-"""`predict`: masks of any photos, by a trained decoder."""
+"""`predict`: masks of any photos, by a trained segmenter."""
 
 from __future__ import annotations
 
@@ -15,32 +15,40 @@ from vpltool.formats import (
     InputFolder,
     OutputFolder,
     Workspace,
-    expect_header,
-    open_workspace,
 )
 from vpltool.formats.labels import write_labels
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
+from vpltool.stages._chosen_segmenter import Chosen, choose_segmenter
+from vpltool.stages._group_predict import (
+    DECODER_SETTINGS,
+    GROUP_SETTINGS,
+    GroupSeen,
+    GroupSettings,
+    from_groups,
+    without_effect,
+    write_maps,
+)
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import write_overlay, write_overlays
-from vpltool.stages._running import Seen, from_features, from_photos, standing_in
-from vpltool.stages._segmenters import decoder_header, find_decoder
+from vpltool.stages._running import Seen, from_features, from_photos
 from vpltool.stages._serving import serving_features
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Settings):
+class PredictSettings(GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
         (), "Photos or folders of photos, tagged or not; default: those of the split.",
         metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
-    decoder: str = setting("", "The decoder; default: the only one, or the furthest.",
+    decoder: str = setting("", "The segmenter: a decoder, or trained groups; default: the only "
+                               "decoder, or the furthest, else the groups.",
                            metavar="NAME-OR-PATH", record="never")
-    segmenter: Path | None = setting(
-        None, "A bundle, in place of a decoder; named photos need no workspace then.",
-        metavar="FILE", record="never")
+    segmenter: str = setting(
+        "", "As `decoder`; or a bundle: named photos need no workspace then.",
+        metavar="NAME-OR-PATH", record="never")
     split: str = options.split("val")
     scales: str = setting("1", "Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
                           metavar="LIST")
@@ -71,8 +79,9 @@ class PredictSettings(Settings):
     update: bool = options.update()
 
 
-STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "features"),
-              writes=("predictions", "probabilities"), settings=PredictSettings, begins=True)
+STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
+              writes=("predictions", "probabilities", "cams", "group-maps"),
+              settings=PredictSettings, begins=True)
 
 
 def run(path: Path, settings: PredictSettings) -> list[Path]:
@@ -89,6 +98,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     Example: vpltool predict sea.jpg --out sea-mask.png
 
     Example: vpltool predict holiday/ --segmenter animals.safetensors
+    Example: vpltool predict --segmenter groups --classes words.txt holiday/
 
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
 
@@ -103,14 +113,15 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         VplError: an input is missing, or a setting is refused.
         PhotosFailed: some photos failed.
     """
-    work = _begin(path, settings)
+    work = choose_segmenter(path, settings)
     workspace, settings = work.workspace, work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
-    unused = {}
+    unused = without_effect(work.header)
     if tasks[0].features:
         unused["precision"] = "no encoder is run; `source='photos'` runs it"
     if settings.images or settings.out:
-        unused["probabilities"] = "only those of a split, at its own path, are stored"
+        why = "only those of a split, at its own path, are stored"
+        unused |= {"probabilities": why, "maps": why}
     warn_without_effect(settings, without=unused)
     if settings.out and settings.out.suffix.lower() == ".png" and not settings.out.is_dir():
         return _one_file(work, tasks, settings.out)
@@ -126,50 +137,12 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(workspace, folder, _pictures_of(workspace, folder),
+            made.append(write_overlays(work.named, folder, _pictures_of(workspace, folder),
                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
                            [key for error in failed for key in error.photos])
     return made
-
-
-def _begin(path: Path, settings: PredictSettings) -> _Work:
-    """Find the decoder of a workspace, or take the bundle that was named.
-
-    Raises:
-        VplError: there is none, or it has other classes than the workspace.
-    """
-    scales = parse_scales(settings.scales)
-    if settings.segmenter is None:
-        workspace = open_workspace(path)
-        decoder = find_decoder(workspace.path, settings.decoder)
-        header = decoder_header(decoder)
-        workspace.check_classes(header, decoder)
-        return _Work(workspace, settings, decoder, header, scales)
-    bundle = settings.segmenter
-    header = expect_header(bundle, "bundle")
-    if not settings.images:
-        raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
-                       f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
-    if settings.decoder:
-        raise VplError(f"`decoder={settings.decoder!r}` and `segmenter='{bundle}'` are two "
-                       "segmenters", "leave one out")
-    if "max_side" not in settings.given:
-        settings = replace(settings, max_side=header.facts["max_side"])
-    workspace = standing_in(path, header.model, header.facts["classes"])
-    return _Work(workspace, settings, bundle, header, scales)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What all photos of a run have in common; the workspace of a bundle is a stand-in."""
-
-    workspace: Workspace
-    settings: PredictSettings
-    path: Path
-    header: Header
-    scales: list[float]
 
 
 @dataclass(frozen=True)
@@ -193,38 +166,24 @@ class _Task:
     tagged: Mapping[str, Sequence[int]] | None = None
 
 
-def parse_scales(choice: str) -> list[float]:
-    """Read a list of factors, `1,0.75`.
-
-    Raises:
-        VplError: it is not such a list.
-    """
-    try:
-        factors = [float(part) for part in choice.split(",")]
-    except ValueError:
-        factors = []
-    if not factors or min(factors) <= 0:
-        raise VplError(f"`scales={choice!r}`: no list of factors", "for example `scales='1,0.75'`")
-    return factors
-
-
-def _split_task(work: _Work) -> _Task:
+def _split_task(work: Chosen) -> _Task:
     """The photos of a split of the workspace."""
     workspace, settings = work.workspace, work.settings
     listed = workspace.photos(settings.split, settings.limit)
-    features = serving_features(workspace, work.header, settings, work.scales,
-                                [photo.id for photo in listed])
+    features = (serving_features(workspace, work.header, settings, work.scales,
+                                 [photo.id for photo in listed])
+                if work.header.kind != "groups" else None)
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
                                  *([features] if features else []))
     if not settings.tags:
         photos = replace(photos, own={})
-    tagged = {photo.id: workspace.indices_of(photo) for photo in listed} if settings.tags else None
+    tagged = {photo.id: work.named.indices_of(photo) for photo in listed} if settings.tags else None
     return _Task(settings.split, photos,
                  {photo.id: workspace.image_path(photo) for photo in listed}, features,
                  tagged=tagged)
 
 
-def _named_tasks(work: _Work) -> list[_Task]:
+def _named_tasks(work: Chosen) -> list[_Task]:
     """The photos that were named: a task for each folder, and one for single files."""
     settings = work.settings
     if settings.tags:
@@ -251,34 +210,44 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
     return f"{group.name}-photos" if group.name in splits else group.name
 
 
-def _open(work: _Work, task: _Task) -> list[OutputFolder]:
+def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.path.stem, work.settings
     folders = {settings.out or base / "predictions" / name / task.name:
                _make_header(work, task, "predictions")}
-    if settings.probabilities and not (settings.out or settings.images):
-        folders[base / "probabilities" / name / task.name] = _make_header(work, task,
-                                                                          "probabilities")
+    if not (settings.out or settings.images):
+        more = ["probabilities"] if settings.probabilities else []
+        more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
+        folders |= {base / kind / name / task.name: _make_header(work, task, kind)
+                    for kind in more}
     return _photo_work.open_outputs(folders, task.photos, settings)
 
 
-def _make_header(work: _Work, task: _Task, kind: str) -> Header:
+def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings = work.workspace, work.settings
-    role = "segmenter" if settings.segmenter else "decoder"
-    inputs: dict[str, Any] = {role: work.path, "classes": workspace.classes_identity}
+    role = "segmenter" if work.header.kind == "bundle" else "decoder"
+    inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity}
+    options: dict[str, Any] = {"split": task.name}
+    skip: tuple[str, ...] = DECODER_SETTINGS
+    if work.header.kind != "groups":
+        options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
+        skip = (*GROUP_SETTINGS, *(("precision",) if task.features else ()))
     header = _inputs.make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
-        model=work.header.model, skip=("precision",) if task.features else (),
-        options={"split": task.name, "scales": work.scales,
-                 "source": "features" if task.features else "photos"})
+        model=work.header.model, skip=skip, options=options)
     images = [_inputs.relative_path(path, workspace.path) for path in task.images]
-    call = {key: value for key, value in header.call.items() if key != "images"}
+    call = {key: value for key, value in header.call.items() if key not in ("images", "classes")}
+    sources = dict(header.sources)
+    if settings.classes:
+        sources["classes"] = _inputs.relative_path(settings.classes, workspace.path)
     if len(images) == 1:
-        return replace(header, call=call, sources={**header.sources, "images": images[0]})
-    return replace(header, call={**call, **({"images": images} if images else {})})
+        sources["images"] = images[0]
+    elif images:
+        call["images"] = images
+    return replace(header, call=call, sources=sources)
 
 
-def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:
+def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     """Write the labels of a single photo to a file."""
     from vpltool.core.segment import labels_of
 
@@ -296,7 +265,7 @@ def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:
             write_labels(out, labels_of(seen.probabilities, seen.size), header)
     if settings.overlay:
         (photo,) = task.paths.values()
-        made.append(write_overlay(work.workspace, photo, out,
+        made.append(write_overlay(work.named, photo, out,
                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
 
@@ -309,10 +278,12 @@ def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
     return predictions.with_name(f"{predictions.name}-overlays")
 
 
-def _start(work: _Work, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
+def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    if task.features:
+    if work.header.kind == "groups":
+        seen = from_groups(work.named, work.path, paths, settings)
+    elif task.features:
         seen = from_features(work.path, task.features, paths, settings)
     else:
         seen = from_photos(work.workspace, work.path, paths, work.scales, settings)
@@ -335,6 +306,9 @@ def _write(output: OutputFolder, key: str, seen: Seen) -> None:
 
     if output.header.kind == "predictions":
         output.write_labels(key, labels_of(seen.probabilities, seen.size))
-    else:
+    elif output.header.kind == "probabilities":
         scores, classes = keep_likely(seen.probabilities)
         output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})
+    else:
+        assert isinstance(seen, GroupSeen)
+        write_maps(output, key, seen)

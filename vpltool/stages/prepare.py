@@ -9,9 +9,9 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.datasets import layouts
+from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.tags import some
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import last_call
@@ -23,7 +23,7 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
-from vpltool.stages._prepared import MADE, describe_workspace
+from vpltool.stages._prepared import MADE, describe_workspace, warn_of_torn
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -50,6 +50,10 @@ class PrepareSettings(Settings):
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
+    captions: tuple[Path, ...] = setting(
+        (), "What photos show, in words: a CSV with the columns id,caption, where a photo may have "
+            "several rows, or JSON in the layout of COCO's captions. May be given again.",
+        metavar="FILE")
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
@@ -102,7 +106,8 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
-        path, settings.of_method, SourceRequest(named.names, settings.overwrite))
+        path, settings.of_method, SourceRequest(
+            named.names, settings.overwrite, bool(settings.captions)))
     classes = _ordered(source, kept)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
@@ -110,12 +115,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         mask_values=named.values, normalise=_choose_normalise(settings, earlier))
     if kept:
         _check_same(kept, workspace, source.photos, settings)
-    photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
+                      else (list(source.photos), []))
+    photos = _with_earlier(photos, kept.photos) if kept else photos
     photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
-    for remark in source.remarks:
+    for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    _warn_of_torn(source.root, photos)
+    warn_of_torn(source.root, photos)
     corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
@@ -163,6 +170,11 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
               if name in call and not _is_given(settings, name)}
+    if not _is_given(settings, "captions"):
+        # Earlier versions took a single file.
+        before = call.get("captions", ())
+        shared["captions"] = tuple(
+            path / name for name in ([before] if isinstance(before, str) else before))
     return replace(settings, of_method=method, **shared)
 
 
@@ -170,6 +182,8 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[
     """The settings that a later call may leave out; paths are relative to the workspace."""
     said: dict[str, Any] = {"method": settings.method}
     said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
+    if settings.captions:
+        said["captions"] = _to_workspace(path, settings.captions)
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         said["classes"] = relative_to(settings.classes, path)
@@ -267,9 +281,9 @@ def _choose_normalise(settings: PrepareSettings, earlier: _Earlier | None) -> st
 def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
     """Keep what no data set says: fields that others added, and captions where it brings none."""
     known = {photo.id: photo for photo in before}
-    captioned = any(photo.caption for photo in photos)
+    captioned = any(photo.captions for photo in photos)
     return [replace(photo, more=known[photo.id].more,
-                    caption=photo.caption if captioned else known[photo.id].caption)
+                    captions=photo.captions if captioned else known[photo.id].captions)
             if photo.id in known else photo for photo in photos]
 
 
@@ -303,10 +317,3 @@ def _spelled(settings: PrepareSettings) -> str:
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
     return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
-
-
-def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
-    names = {root / photo.image: photo.image for photo in photos}
-    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
-        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
-                     f"{some(torn)}; extract or download them again")

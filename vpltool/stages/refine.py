@@ -149,6 +149,7 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
 def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, cams: InputFolder,
            features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[_photo_work.Made]:
     from vpltool.core.decoder import layers_of
+    from vpltool.core.grids import resample_maps
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
@@ -172,6 +173,8 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
 
     def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
         maps = cams.read_tensors(key)
+        # Those of groups are on another grid.
+        maps["cam"] = resample_maps(maps["cam"], grid)
         photo = by_id[key]
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"].float())
@@ -182,7 +185,7 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
-            photo.caption if "captions" in method.READS else "", **of_prototypes, decoder=network),
+            photo.captions if "captions" in method.READS else (), **of_prototypes, decoder=network),
             settings.of_method)}
 
     def results() -> Iterator[_photo_work.Made]:

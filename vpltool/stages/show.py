@@ -30,8 +30,9 @@ class ShowSettings(Settings):
     """Settings of `show`."""
 
     what: tuple[str, ...] = setting(
-        (), "cams/NAME, masks/NAME, predictions/NAME, folders of these, or folders of masks; the "
-            "first may be a folder of photos. Default: all there are.", positional=True,
+        (), "cams/NAME, masks/NAME, predictions/NAME, group-maps/NAME, folders of these, or "
+            "folders of masks; the first may be a folder of photos. Default: all there are.",
+        positional=True,
         metavar="WHAT")
     split: str = options.split("train")
     ids: str = setting("", "Ids of photos, separated by commas.", flag="--id", metavar="LIST")
@@ -52,7 +53,7 @@ class ShowSettings(Settings):
 
 
 STAGE = Stage(order=92, panel="4. Scores and pictures",
-              reads=("cams", "masks", "predictions", "probabilities"), writes=(),
+              reads=("cams", "masks", "predictions", "probabilities", "group-maps"), writes=(),
               settings=ShowSettings, begins=True)
 
 
@@ -227,7 +228,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
     yield SheetPanel(row.id + labels, picture)
     for column in columns:
         try:
-            yield column.panel(row.id, picture)
+            yield from column.panels(row.id, picture)
         except VplError as error:
             failed.setdefault(row.id, error.message)
             yield SheetPanel(column.name, error.message)

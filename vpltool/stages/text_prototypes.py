@@ -68,6 +68,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     from vpltool.clip.models import find_source
 
     path = settings.out or workspace.path / "prototypes/text.safetensors"
+    if not workspace.classes:
+        raise VplError(f"{workspace.path / 'workspace.json'} names no class",
+                       "the same `prepare` again, with `classes='FILE'`: a class a line")
     templates = find_prompts(settings.prompts)
     spoken = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)

@@ -2,7 +2,7 @@
 
 The CSV has the columns id,labels and, if wanted, split; labels are separated by ; or by spaces.
 Classes are the sorted union of the labels unless --classes names them. Without a CSV all photos of
-the folder are taken, without tags: `tag` finds some.
+the folder are taken, without tags: `tag` finds some, and train-groups needs none, but captions.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -11,16 +11,13 @@ Next: vpltool text-prototypes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import settings
 from vpltool.datasets import layouts
-from vpltool.datasets.tags import read_captions
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError
-from vpltool.formats import Photo
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
@@ -38,9 +35,6 @@ class Settings(settings.Settings):
     untagged: bool = setting(
         False, "Take photos without a row in the CSV too, without a tag.")
     masks: Path | None = setting(None, "True masks ID.png, for eval and show only.", metavar="DIR")
-    captions: Path | None = setting(
-        None, "CSV with the columns id,caption: what a photo shows, in words.",
-        metavar="FILE.csv")
     vocabulary: str | None = setting(
         None, "Classes, class words and background words of VOC or COCO.",
         choices=tuple(VOCABULARIES))
@@ -50,7 +44,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     """Read the folder and the CSV."""
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
-    if settings.labels is None and not named:
+    if settings.labels is None and not named and not shared.captioned:
         raise VplError("there are neither tags nor names of classes",
                        "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has a "
                        "class a line, and `tag()` finds which photo shows it")
@@ -61,9 +55,6 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
                        f"photo's id: {photos[0].id}.png; found: "
                        f"{layouts.found_in(settings.masks)}")
-    if settings.captions:
-        photos, strays = _with_captions(photos, settings.captions)
-        remarks += strays
     layouts.check_labels(photos, named or found)
     return Source(_name(settings), settings.images, photos, named or found,
                   known.background if known else VOC.background, from_tags=not named,
@@ -76,14 +67,3 @@ def _name(settings: Settings) -> str:
     name = settings.images.resolve().name
     # A data set's own name brings its class words.
     return f"{name}-photos" if name in VOCABULARIES else name
-
-
-def _with_captions(photos: Sequence[Photo], path: Path) -> tuple[list[Photo], list[str]]:
-    """The photos with their captions, and remarks."""
-    captions = read_captions(path)
-    made = [replace(photo, caption=captions.get(photo.id) or captions.get(photo.image, ""))
-            for photo in photos]
-    known = {name for photo in photos for name in (photo.id, photo.image)}
-    strays = sorted(captions.keys() - known)
-    return made, [f"{len(strays)} rows of {path} name no photo that is taken, such as "
-                  f"{strays[0]}"] if strays else []

@@ -1,0 +1,215 @@
+"""Training a `GroupNetwork` on photo-caption pairs: losses, schedule, steps.
+
+    L = L_pairs + λ₁ L_first + λ₂ L_second + λ_t L_text
+
+L_pairs is CLIP's symmetric contrast over all pairs of a step, in all processes. The others are
+`prototype_contrast`, of the groups of both stages with the photo's prototypes, and of the parts
+with the prototypes of the captions. A step depends on the seed and its number only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.core.groups import GroupNetwork
+from vpltool.core.npr import MAX_SCALE, prototype_contrast
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the processes of a training tell each other; the default is a process on its own.
+
+    Args:
+        rank: number of this process.
+        gather: joins the rows of all processes in the order of their numbers; gradients flow back.
+        mean: averages a tensor over all processes.
+    """
+
+    rank: int = 0
+    gather: Callable[[Tensor], Tensor] = _own
+    mean: Callable[[Tensor], Tensor] = _own
+
+
+@dataclass(frozen=True)
+class GroupTraining:
+    """How a `GroupNetwork` is trained; `stages/train_groups.py` holds defaults and their sources.
+
+    Args:
+        iterations: number of steps.
+        warmup: steps in which the rate rises, from `lr_start`.
+        lr_start: rate of the first step.
+        lr: highest rate.
+        lr_end: rate towards which the cosine falls.
+        weight_decay: of AdamW, on matrices.
+        clip: longest gradient; 0: any.
+        weights: λ₁, λ₂ and λ_t.
+        reject: see `prototype_contrast`.
+        precision: number format of the network.
+        seed: where chance begins.
+    """
+
+    iterations: int
+    warmup: int
+    lr_start: float
+    lr: float
+    lr_end: float
+    weight_decay: float
+    clip: float
+    weights: tuple[float, float, float]
+    reject: float
+    precision: torch.dtype
+    seed: int
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of a step, of one process.
+
+    Args:
+        pixels: normalised photos (B, 3, side, side).
+        texts: token numbers of their captions (B, length), or vectors of a frozen tower (B, dim).
+    """
+
+    pixels: Tensor
+    texts: Tensor
+
+
+class Objective(nn.Module):
+    """The losses of a step. A module, so that `DistributedDataParallel` can hold it."""
+
+    def __init__(self, network: GroupNetwork, training: GroupTraining,
+                 exchange: Exchange = Exchange()) -> None:
+        super().__init__()
+        self.network, self.training_settings, self.exchange = network, training, exchange
+
+    def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of a batch, see `PairBatch`.
+
+        Returns:
+            the weighted sum; the losses of pairs, first stage, second stage and text (4,), those
+            that are left out 0.
+        """
+        network, settings = self.network, self.training_settings
+        seen = network.vision(pixels)
+        photos, captions = network.embed_photos(seen), network.embed_captions(texts)
+        every = self.exchange.gather(captions)
+        losses = [contrast(photos, captions, self.exchange.gather(photos), every,
+                           network.log_scale, self.exchange.rank)]
+        for stage, prototypes, log_scale in zip(
+                seen.stages, seen.prototypes, network.log_npr_scales, strict=False):
+            losses.append(prototype_contrast(stage.groups, prototypes, log_scale, settings.reject))
+        losses += [losses[0].new_zeros(())] * (3 - len(losses))
+        losses.append(self._of_text(seen, every) if network.text_prototypes is not None
+                      else losses[0].new_zeros(()))
+        self._move_averages(seen.prototypes)
+        total = losses[0] + sum(weight * loss for weight, loss in zip(
+            settings.weights, losses[1:], strict=True))
+        return total, torch.stack(losses).detach()
+
+    def _of_text(self, seen: Any, captions: Tensor) -> Tensor:
+        """Contrast parts with the prototypes of all captions; these move towards the batch's."""
+        network = self.network
+        assert network.text_prototypes is not None
+        prototypes = network.text_prototypes.estimate(captions)
+        if self.training:
+            # The captions are those of all processes already.
+            network.text_prototypes.update(prototypes[None])
+        return prototype_contrast(network.embed_parts(seen), prototypes,
+                                  network.log_npr_scales[2], self.training_settings.reject)
+
+    def _move_averages(self, prototypes: tuple[Tensor, ...]) -> None:
+        if self.training:
+            stages = (self.network.vision.first, self.network.vision.second)
+            for stage, found in zip(stages, prototypes, strict=False):
+                assert stage.prototypes is not None
+                stage.prototypes.update(found, self.exchange.mean)
+
+
+def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions: Tensor,
+             log_scale: Tensor, rank: int = 0) -> Tensor:
+    """CLIP's symmetric cross-entropy of a process's pairs against those of all; a scalar.
+
+    Args:
+        photos: L2-normed (B, dim).
+        captions: L2-normed (B, dim).
+        all_photos: of all processes (R·B, dim).
+        all_captions: of all processes (R·B, dim).
+        log_scale: logarithm of the scale of the cosines.
+        rank: number of the process: its pairs begin at rank·B.
+    """
+    scale = log_scale.exp().clamp_max(MAX_SCALE)
+    own = torch.arange(len(photos), device=photos.device) + rank * len(photos)
+    return (F.cross_entropy(scale * photos @ all_captions.T, own)
+            + F.cross_entropy(scale * captions @ all_photos.T, own)) / 2
+
+
+def make_optimizer(network: GroupNetwork, settings: GroupTraining) -> torch.optim.Optimizer:
+    """AdamW; biases, norms, scales and what else is no matrix are free of weight decay."""
+    learned = [item for item in network.parameters() if item.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [item for item in learned if item.dim() >= 2]},
+        {"params": [item for item in learned if item.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def learning_rate(settings: GroupTraining, iteration: int) -> float:
+    """Rate of a step: a linear rise, then half a cosine."""
+    if iteration < settings.warmup:
+        share = iteration / settings.warmup
+        return settings.lr_start + (settings.lr - settings.lr_start) * share
+    share = (iteration - settings.warmup) / max(settings.iterations - settings.warmup, 1)
+    return settings.lr_end + (settings.lr - settings.lr_end) * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step: losses of pairs, first stage, second stage, text (4,), on the network's device."""
+
+    iteration: int
+    losses: Tensor
+
+
+def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Optimizer,
+          settings: GroupTraining, batches: Iterable[PairBatch], *, start: int = 0, rank: int = 0
+          ) -> Iterator[StepRecord]:
+    """Run steps `start`, `start + 1`, …; network and optimizer are changed in place.
+
+    Args:
+        objective: an `Objective` of the network, or what holds one.
+        network: to be trained.
+        optimizer: of its parameters.
+        settings: see there.
+        batches: the pairs of each step, from step `start` on.
+        start: first step, when going on from a checkpoint.
+        rank: number of this process.
+
+    Yields:
+        a record after each step.
+    """
+    objective.train()
+    device = network.log_scale.device
+    for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, iteration)
+        # Gumbel noise and drop-path: of this step and process, whatever came before.
+        torch.manual_seed((settings.seed * 1_000_003 + iteration) * 4099 + rank)
+        with torch.autocast(device.type, settings.precision,
+                            enabled=settings.precision != torch.float32):
+            total, losses = objective(batch.pixels, batch.texts)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+        optimizer.step()
+        yield StepRecord(iteration, losses)

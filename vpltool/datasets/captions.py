@@ -1,0 +1,149 @@
+"""Captions of photos: a CSV with a row for each, or COCO's annotations in JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vpltool.datasets.csv_files import columns_of, read_csv_text, rows_of
+from vpltool.datasets.tags import some
+from vpltool.errors import VplError, other_case
+from vpltool.formats import Photo
+from vpltool.formats.json_stream import read_span, stream_objects
+
+COLUMNS = ("id", "caption")
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One caption: where it is in the file, the name or id of its photo, and its words."""
+
+    place: str
+    photo: str
+    caption: str
+
+
+def read_captions(path: Path) -> Iterator[CaptionRow]:
+    """Read the captions of photos, one at a time, in the order of the file.
+
+    Args:
+        path: a CSV with the columns `id` and `caption`, where a photo may have several rows; or a
+            JSON in the layout of COCO's `captions_train2014.json`. Spaces and line breaks in a
+            caption become single spaces.
+
+    Raises:
+        VplError: the file is missing, of another kind, or damaged; or a row has no id.
+    """
+    return _of_json(path) if path.suffix.lower() == ".json" else _of_csv(path)
+
+
+def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
+                  ) -> tuple[list[Photo], list[str]]:
+    """Give photos captions behind those that they have; each once, in the order of the files.
+
+    Args:
+        photos: the photos.
+        paths: files of captions, see `read_captions`. They name photos by id, by path, or by file
+            name where only one photo has it.
+
+    Returns:
+        the photos with their captions; and remarks on captions without a photo, empty captions,
+        and photos without a caption.
+
+    Raises:
+        VplError: a file cannot be read, or none of its captions has a photo.
+    """
+    ids = _ids_by_name(photos)
+    found = {photo.id: dict.fromkeys(photo.captions) for photo in photos if photo.captions}
+    remarks: list[str] = []
+    for path in paths:
+        strays: dict[str, int] = {}
+        empty: list[str] = []
+        taken = total = 0
+        for row in read_captions(path):
+            total += 1
+            if row.photo not in ids:
+                strays[row.photo] = strays.get(row.photo, 0) + 1
+            elif not row.caption:
+                empty.append(f"{row.photo} ({row.place})")
+            else:
+                found.setdefault(ids[row.photo], {})[row.caption] = None
+                taken += 1
+        _check_taken(path, total, taken, strays, ids)
+        if strays:
+            remarks.append(f"{sum(strays.values())} of {total} captions of {path} name no photo "
+                           f"that is taken, and are left out: {some(sorted(strays))}")
+        if empty:
+            remarks.append(f"{len(empty)} captions of {path} are empty and are left out: "
+                           f"{some(empty)}")
+    bare = [photo.id for photo in photos if photo.id not in found]
+    if bare:
+        remarks.append(f"{len(bare)} of {len(photos)} photos have no caption: {some(bare)}")
+    return [replace(photo, captions=tuple(found.get(photo.id, ()))) for photo in photos], remarks
+
+
+def _ids_by_name(photos: Sequence[Photo]) -> dict[str, str]:
+    """Each name that a photo may go by to its id; an id goes before a path, that before a name."""
+    files = Counter(Path(photo.image).name for photo in photos)
+    by_file = {Path(photo.image).name: photo.id for photo in photos}
+    return ({name: key for name, key in by_file.items() if files[name] == 1}
+            | {photo.image: photo.id for photo in photos}
+            | {photo.id: photo.id for photo in photos})
+
+
+def _check_taken(path: Path, total: int, taken: int, strays: Collection[str],
+                 ids: Collection[str]) -> None:
+    """Check that a file is of these photos.
+
+    Raises:
+        VplError: none of its captions is.
+    """
+    if not total:
+        raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
+    if strays and not taken:
+        first = min(strays)
+        raise VplError(f"{path}: none of its {total} captions has a photo, such as {first}",
+                       other_case(first, ids) or f"the id is a photo's, such as {min(ids)}")
+
+
+def _of_csv(path: Path) -> Iterator[CaptionRow]:
+    text = read_csv_text(path, COLUMNS)
+    delimiter, columns = columns_of(path, text, COLUMNS)
+    for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
+        if any(fields[len(columns):]):
+            raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns",
+                           f'put a caption that has `{delimiter}` in quotes: "…"')
+        entry = dict(zip(columns, fields, strict=False))
+        if not entry["id"]:
+            raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
+        yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
+
+
+def _of_json(path: Path) -> Iterator[CaptionRow]:
+    """Captions in COCO's layout, in which photos may be listed behind their annotations."""
+    hint = "use captions in COCO's layout, such as captions_train2014.json; or a CSV: id,caption"
+    names: dict[int, str] = {}
+    captions: list[tuple[int, str, str]] = []
+    for part, first, length, entry in stream_objects(path):
+        try:
+            if part == "images":
+                # Strings are decoded as Latin-1 while streaming.
+                name = str(entry["file_name"])
+                names[entry["id"]] = name if name.isascii() else read_span(
+                    path, first, length)["file_name"]
+            elif part == "annotations":
+                text = str(entry["caption"])
+                captions.append((entry["image_id"], f"annotation {entry.get('id', '')}".strip(),
+                                 text if text.isascii() else read_span(
+                                     path, first, length)["caption"]))
+        except (KeyError, TypeError) as error:
+            raise VplError(f"{path}: {part} has an entry without {error}", hint) from error
+    for number, place, text in captions:
+        yield CaptionRow(place, names.get(number, str(number)), clean(text))
+
+
+def clean(caption: str) -> str:
+    """Return a caption on one line, without spaces around it."""
+    return " ".join(caption.split())

@@ -1,0 +1,333 @@
+"""Photo-caption pairs from WebDataset tars, read in order: nothing is unpacked.
+
+In such a tar the files of one pair follow each other and differ in what is behind the first dot:
+`0001.jpg`, `0001.txt`, `0001.json`. What is wrong is yielded as a `Flaw` between the pairs, and
+reading goes on. Addresses, patterns and the grouping of files are those of the library
+`webdataset`; the tar itself is not read by it, since it ends without a word at a damaged header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import lzma
+import re
+import tarfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from vpltool.datasets.captions import clean
+from vpltool.datasets.layouts import PHOTO_SUFFIXES
+from vpltool.datasets.tags import some
+from vpltool.errors import VplError, near_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+BROKEN = "damaged places"
+UNREADABLE = "tars that cannot be read"
+NO_PHOTO = "captions without a photo"
+NO_CAPTION = "photos without a caption"
+EMPTY = "empty captions"
+NO_TEXT = "descriptions that are no UTF-8 or no JSON"
+TWICE = "files that come twice in a pair"
+TOO_LARGE = "files of more than 512 MB"
+
+_PHOTOS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
+_TEXTS = ("txt", "caption", "text")
+"""Suffixes of texts with a caption a line."""
+_SPOKEN = ("captions", "caption", "text")
+_TAGGED = ("labels", "tags")
+"""Fields of the JSON."""
+_WANTED = _PHOTOS | {*_TEXTS, "json", "cls"}
+_LARGEST = 1 << 29
+_PATTERN = "`DIR/{000..009}.tar` stands for ten tars"
+_TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and what is said of it.
+
+    Args:
+        tar: where it is.
+        key: what the names of its files have in common.
+        suffix: of the photo, such as `jpg`.
+        photo: the file, as it is.
+        captions: each on one line; empty if there are none.
+        tags: names of classes, or their numbers as `cls` has them.
+    """
+
+    tar: str
+    key: str
+    suffix: str
+    photo: bytes
+    captions: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Something that is left out: what it is, in the plural, and where."""
+
+    what: str
+    where: str
+
+
+@dataclass
+class Flaws:
+    """Counts flaws; of each kind the first five places are kept, however many there are."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, flaw: Flaw) -> None:
+        """Count a flaw."""
+        self.counts[flaw.what] += 1
+        if len(self.places[flaw.what]) < 6:
+            self.places[flaw.what].append(flaw.where)
+
+    def remarks(self) -> list[str]:
+        """Say of each kind how many there are, and where the first are."""
+        return [f"{count} {what} left out: {some(self.places[what])}"
+                for what, count in self.counts.items()]
+
+
+def find_tars(patterns: Iterable[str]) -> list[str]:
+    """Find tars by their addresses.
+
+    Args:
+        patterns: paths, folders, or addresses such as `https://…` or `s3://…`; `{000..009}` stands
+            for ten of them.
+
+    Raises:
+        VplError: `webdataset` is not installed, nothing is given, or a path is not there.
+    """
+    expand = _library("shardlists").expand_urls
+    found: list[str] = []
+    expanded: list[str]
+    for pattern in patterns:
+        try:
+            expanded = expand(pattern)
+        except (AssertionError, ValueError) as error:
+            raise VplError(f"{pattern}: {error}", _PATTERN) from error
+        for address in expanded:
+            found += [address] if _is_remote(address) else _local(address)
+    if not found:
+        raise VplError("no tar is given", _PATTERN)
+    return list(dict.fromkeys(found))
+
+
+def folder_names(tars: Sequence[str]) -> list[str]:
+    """Give each tar the name of a folder of its own: its file name, and what precedes if need be.
+
+    Names have letters, digits, dots, hyphens and underscores only, and no `..`.
+    """
+    parts = [[re.sub(r"[^\w.-]", "_", part) for part in tar.replace("\\", "/").split("/")
+              if part.strip(".")] or ["tar"] for tar in tars]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join([*own[-count:-1], own[-1].partition(".")[0] or "tar"]) for own in parts]
+        if len(set(short)) == len(short):
+            return short
+    # `a.tar` beside `a.tar.gz`.
+    return [f"{name}-{number}" for number, name in enumerate(short)]
+
+
+def read_tar(address: str) -> Iterator[Pair | Flaw]:
+    """Yield the pairs of a tar in their order, and what is wrong in it.
+
+    A pair without a caption is yielded; without a photo it is a flaw. No name in the tar becomes
+    the name of a file here; links are not followed.
+    """
+    flaws: list[Flaw] = []
+
+    def note(error: Exception) -> bool:
+        flaws.append(Flaw(TWICE, f"{address}: {str(error.args[0]).partition(':')[0]}"))
+        return True
+
+    files = _files(address, flaws)
+    for sample in _library("tariterators").group_by_keys(files, handler=note):
+        yield from flaws
+        flaws.clear()
+        yield from _pair(sample, address)
+    yield from flaws
+
+
+def _pair(sample: Mapping[str, Any], address: str) -> Iterator[Pair | Flaw]:
+    """Make a pair of the files that have one key."""
+    key = str(sample["__key__"])
+    texts, flaws = _texts_of(sample, place_of(address, key))
+    yield from flaws
+    suffix = next((name for name in sample if name in _PHOTOS), None)
+    if suffix is not None:
+        yield Pair(address, key, suffix, sample[suffix], *texts)
+    elif texts[0]:
+        yield Flaw(NO_PHOTO, place_of(address, key))
+
+
+def _texts_of(sample: Mapping[str, Any], place: str
+              ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Flaw]]:
+    """Read captions and tags of a pair, from its texts and its JSON; and what is wrong."""
+    flaws: list[Flaw] = []
+    said: list[str] = []
+    tags: list[str] = []
+    with _noted(flaws, place):
+        for suffix in _TEXTS:
+            if suffix in sample:
+                said += sample[suffix].decode("utf-8-sig").splitlines() or [""]
+    with _noted(flaws, place):
+        about = json.loads(sample["json"]) if "json" in sample else {}
+        if not isinstance(about, dict):
+            raise ValueError("it is no object")
+        said += _words(about, _SPOKEN)
+        tags += _words(about, _TAGGED)
+    with _noted(flaws, place):
+        tags += sample["cls"].decode().split(";") if "cls" in sample else []
+    captions = tuple(dict.fromkeys(filter(None, map(clean, said))))
+    if said and not captions:
+        flaws.append(Flaw(EMPTY, place))
+    return (captions, tuple(dict.fromkeys(filter(None, map(clean, tags))))), flaws
+
+
+@contextlib.contextmanager
+def _noted(flaws: list[Flaw], place: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        # UnicodeDecodeError and JSONDecodeError are among them.
+        flaws.append(Flaw(NO_TEXT, place))
+
+
+def _words(about: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Texts of a JSON's first field that has one of these names: a text, or a list of them."""
+    found: Any = next((about[name] for name in names if about.get(name) is not None), [])
+    return [str(word) for word in (found if isinstance(found, list) else [found])]
+
+
+def place_of(address: str, key: str) -> str:
+    """Name a pair or a file of a tar, for messages."""
+    return f"{address}: {key}"
+
+
+def _files(address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
+    """Yield the files of a tar as `group_by_keys` takes them; what is wrong goes to `flaws`."""
+    try:
+        with _opened(address) as stream:
+            yield from _members(stream, address, flaws)
+    except _TAR_ERRORS as error:
+        flaws.append(Flaw(UNREADABLE, f"{address} ({_reason(error)})"))
+
+
+def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
+    """Yield the regular files that belong to pairs; behind a damaged place, the next that is whole.
+
+    Args:
+        stream: the tar, compressed or not.
+        address: of the tar.
+        flaws: damaged places are added.
+    """
+    split = _library("tariterators").base_plus_ext
+    headers = _headers(address, flaws)
+    # Without `ignore_zeros`, a damaged header would be the end.
+    with tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True, tarinfo=headers) as tar:
+        while (member := _next(tar, address, flaws)) is not None:
+            _, suffix = split(member.name)
+            if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
+                continue
+            if member.size > _LARGEST:
+                flaws.append(Flaw(TOO_LARGE, place_of(address, member.name)))
+                continue
+            try:
+                file = tar.extractfile(member)
+                assert file is not None
+                content = file.read()
+            except _TAR_ERRORS as error:
+                flaws.append(Flaw(BROKEN, f"{place_of(address, member.name)} ({_reason(error)})"))
+                return
+            yield {"fname": member.name, "data": content, "__url__": address}
+            # A tar keeps what it knows of each member.
+            tar.members = []  # type: ignore[attr-defined]
+
+
+def _next(tar: tarfile.TarFile, address: str, flaws: list[Flaw]) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except _TAR_ERRORS as error:
+        flaws.append(Flaw(BROKEN, f"{address} ({_reason(error)})"))
+        return None
+
+
+def _headers(address: str, flaws: list[Flaw]) -> type[tarfile.TarInfo]:
+    """A class of headers that notes the damaged ones, a flaw for each place, and a lost end."""
+    damaged, ended = -1, False
+
+    class Noting(tarfile.TarInfo):
+        @classmethod
+        def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+            nonlocal damaged, ended
+            try:
+                header = super().fromtarfile(tar)
+            except tarfile.HeaderError as error:
+                kind = type(error).__name__
+                ended = ended or kind == "EOFHeaderError"
+                if kind in ("InvalidHeaderError", "TruncatedHeaderError"):
+                    if damaged < 0 or tar.offset != damaged + tarfile.BLOCKSIZE:
+                        flaws.append(Flaw(BROKEN, f"{address}, byte {tar.offset} ({error})"))
+                    damaged = tar.offset
+                elif kind == "EmptyHeaderError" and not ended:
+                    flaws.append(Flaw(BROKEN, f"{address} (it has no end; files may be missing)"))
+                raise
+            ended = False
+            return header
+
+    return Noting
+
+
+def _opened(address: str) -> IO[bytes]:
+    """Open a tar by what `webdataset` knows, else by what fsspec knows."""
+    library = _library("gopen")
+    scheme = address.partition(":")[0]
+    if not _is_remote(address) or scheme in library.gopen_schemes:
+        return library.gopen(address)
+    import fsspec
+
+    try:
+        return fsspec.open(address, "rb").open()
+    except (ValueError, ImportError) as error:
+        raise OSError(error) from error
+
+
+def _is_remote(address: str) -> bool:
+    return "://" in address or address.startswith("pipe:")
+
+
+def _local(address: str) -> list[str]:
+    path = Path(address)
+    if path.is_dir():
+        tars = sorted(path.glob("*.tar*"))
+        if not tars:
+            raise VplError(f"{path} holds no tar", "give tars, or folders of tars")
+        return [file.as_posix() for file in tars]
+    if not path.exists():
+        beside = [file.as_posix() for file in path.parent.glob("*.tar*")]
+        raise VplError(f"{path} is not there", near_name(path.as_posix(), beside) if beside
+                       else _PATTERN)
+    return [address]
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _library(module: str) -> Any:
+    try:
+        return importlib.import_module(f"webdataset.{module}")
+    except ImportError as error:
+        raise VplError("tars are read with the package `webdataset`, which is not installed",
+                       "pip install 'vpltool[tars]'") from error
+

@@ -1,0 +1,148 @@
+"""Take photos, captions and tags from WebDataset tars.
+
+In a tar the files of one photo follow each other and differ in what is behind the first dot:
+0001.jpg; 0001.txt, a caption a line; 0001.json with captions or labels; 0001.cls, a class.
+The photos are unpacked into the workspace; train-groups reads tars as they are, too.
+
+Example: vpltool prepare webdataset 'tars/{000..009}.tar' --val tars/010.tar
+
+Next: vpltool text-prototypes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool import console, settings
+from vpltool.datasets.layouts import check_class_count, check_labels
+from vpltool.datasets.tags import class_remarks
+from vpltool.datasets.webdataset import (
+    TWICE,
+    Flaw,
+    Flaws,
+    Pair,
+    find_tars,
+    folder_names,
+    place_of,
+    read_tar,
+)
+from vpltool.datasets.words import VOC
+from vpltool.errors import VplError
+from vpltool.formats import OutputFolder, Photo, Workspace
+from vpltool.formats.storage import atomic_path
+from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.settings import setting
+
+READS = ()
+
+FOLDER = "unpacked"
+"""Folder of the workspace that photos are written to."""
+
+OUTSIDE = "names that lead out of their folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of WebDataset tars."""
+
+    tars: tuple[str, ...] = setting(
+        help="Tars of the split train, folders of tars, or addresses such as s3://…; {000..009} "
+             "stands for ten.", metavar="TARS...", positional=True)
+    val: tuple[str, ...] = setting((), "Tars of the split val. May be given again.",
+                                   metavar="TARS")
+
+
+def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
+    """Read the tars once; the photos are written later, where the workspace is to be."""
+    splits = dict.fromkeys(find_tars(settings.val), "val") if settings.val else {}
+    splits = {tar: "train" for tar in find_tars(settings.tars) if tar not in splits} | splits
+    names = dict(zip(splits, folder_names(list(splits)), strict=True))
+    flaws, photos, sizes = Flaws(), dict[str, Photo](), dict[str, int]()
+    with console.progress("prepare", len(splits)) as advance:
+        for tar, split in splits.items():
+            for pair in _placed(tar, names[tar], flaws):
+                photo = _photo(pair, names[tar], split, shared.classes)
+                if photo.id in photos:
+                    flaws.add(Flaw(TWICE, place_of(tar, pair.key)))
+                    continue
+                photos[photo.id], sizes[photo.image] = photo, len(pair.photo)
+            advance()
+    found = list(photos.values())
+    if not found:
+        raise VplError(f"{next(iter(splits))} holds no photo"
+                       + "".join(f"; {remark}" for remark in flaws.remarks()),
+                       "a photo is KEY.jpg, its caption KEY.txt behind it")
+    classes = shared.classes or tuple(sorted({tag for photo in found for tag in photo.labels}))
+    check_class_count(classes, str(next(iter(splits))))
+    check_labels(found, classes)
+
+    def paint(workspace: Workspace, photos: Sequence[Photo]
+              ) -> tuple[list[Photo], list[OutputFolder]]:
+        _unpack(workspace.path / FOLDER, names, sizes)
+        return list(photos), []
+
+    return Source("webdataset", workspace_path / FOLDER, found, classes, VOC.background,
+                  from_tags=not shared.classes, paint=paint,
+                  remarks=[*flaws.remarks(), *_of_captions(found), *_of_numbers(classes),
+                           *class_remarks(found, classes_known=bool(shared.classes))])
+
+
+def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
+    """Yield the photos of a tar that can be written below a folder; all else is counted."""
+    for pair in read_tar(tar):
+        if isinstance(pair, Flaw):
+            flaws.add(pair)
+        elif _leads_out(pair.key):
+            flaws.add(Flaw(OUTSIDE, place_of(tar, pair.key)))
+        else:
+            yield pair
+
+
+def _leads_out(key: str) -> bool:
+    """Whether a name could mean a file outside of the folder it is put in, on any system."""
+    parts = key.replace("\\", "/").split("/")
+    return ":" in parts[0] or "\0" in key or any(part in ("", ".", "..") for part in parts)
+
+
+def _photo(pair: Pair, name: str, split: str, classes: Sequence[str]) -> Photo:
+    tags = tuple(classes[int(tag)] if tag not in classes and tag.isdecimal()
+                 and int(tag) < len(classes) else tag for tag in pair.tags)
+    key = f"{name}/{pair.key}"
+    return Photo(key, f"{key}.{pair.suffix}", tuple(dict.fromkeys(tags)), (split,),
+                 captions=pair.captions)
+
+
+def _unpack(folder: Path, names: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+    """Write the photos that are not there yet, tar by tar."""
+    todo = {image for image, size in sizes.items() if not _has_size(folder / image, size)}
+    if not todo:
+        return
+    console.note(f"writing {len(todo)} photos to {folder}")
+    with console.progress("unpack", len(todo)) as advance:
+        for tar, name in names.items():
+            if not any(image.startswith(f"{name}/") for image in todo):
+                continue
+            for pair in _placed(tar, name, Flaws()):
+                image = f"{name}/{pair.key}.{pair.suffix}"
+                if image in todo:
+                    todo.discard(image)
+                    with atomic_path(folder / image) as temporary:
+                        temporary.write_bytes(pair.photo)
+                    advance()
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _of_captions(photos: Sequence[Photo]) -> list[str]:
+    bare = [photo.id for photo in photos if not photo.captions]
+    return [f"{len(bare)} of {len(photos)} photos have no caption, such as {bare[0]}"
+            ] if bare else []
+
+
+def _of_numbers(classes: Sequence[str]) -> list[str]:
+    return [f"the classes are numbers, such as {classes[0]}; `classes='FILE'` names them, a line "
+            "each from 0 on"] if classes and all(name.isdecimal() for name in classes) else []

@@ -1,0 +1,88 @@
+"""Which segmenter `predict` runs: a decoder or groups of the workspace, or a bundle by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats import Header, Workspace, expect_header, open_workspace
+from vpltool.stages._group_predict import check_words, named_workspace
+from vpltool.stages._running import standing_in
+from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
+
+if TYPE_CHECKING:
+    from vpltool.stages.predict import PredictSettings
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What all photos of a run have in common.
+
+    Args:
+        workspace: of the photos; of a bundle, a stand-in.
+        settings: of `predict`, with what the bundle says.
+        path: of the segmenter.
+        header: of the segmenter.
+        scales: at which photos are seen.
+        named: the workspace with the classes that are predicted: those of the words, for groups.
+    """
+
+    workspace: Workspace
+    settings: PredictSettings
+    path: Path
+    header: Header
+    scales: list[float]
+    named: Workspace
+
+
+def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
+    """Find the segmenter of a workspace, or take the bundle that was named.
+
+    Raises:
+        VplError: there is none, it has other classes than the workspace, or words are missing.
+    """
+    if settings.decoder and settings.segmenter:
+        raise VplError(f"`decoder={settings.decoder!r}` and `segmenter={settings.segmenter!r}` are "
+                       "two segmenters", "leave one out")
+    scales, choice = parse_scales(settings.scales), settings.decoder or settings.segmenter
+    if choice and Path(choice).is_file() and is_bundle(Path(choice)):
+        return _choose_bundle(path, Path(choice), settings, scales)
+    if Path(choice).suffix and not any(base.is_file() for base in (Path(choice), path / choice)):
+        raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes one for anywhere")
+    workspace = open_workspace(path)
+    file = find_segmenter(workspace.path, choice)
+    header = segmenter_header(file)
+    check_words(settings, header, file)
+    named = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
+    workspace.check_classes(header, file)
+    return Chosen(workspace, settings, file, header, scales, named)
+
+
+def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: list[float]
+                   ) -> Chosen:
+    header = expect_header(bundle, "bundle")
+    check_words(settings, header, bundle)
+    if not settings.images:
+        raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
+                       f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
+    if "max_side" not in settings.given:
+        settings = replace(settings, max_side=header.facts["max_side"])
+    workspace = standing_in(path, header.model, header.facts["classes"])
+    return Chosen(workspace, settings, bundle, header, scales, workspace)
+
+
+def parse_scales(choice: str) -> list[float]:
+    """Read a list of factors, `1,0.75`.
+
+    Raises:
+        VplError: it is not such a list.
+    """
+    try:
+        factors = [float(part) for part in choice.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or min(factors) <= 0:
+        raise VplError(f"`scales={choice!r}`: no list of factors", "for example `scales='1,0.75'`")
+    return factors

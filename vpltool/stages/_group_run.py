@@ -1,0 +1,220 @@
+"""A training of groups: its pairs, its steps, its checkpoints and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.stages import _groups, _pairs
+from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpltool.core.group_training import GroupTraining, PairBatch, StepRecord
+    from vpltool.core.groups import GroupNetwork
+    from vpltool.parallel.ranks import Ranks
+    from vpltool.stages.train_groups import TrainGroupsSettings
+
+_LOSSES = ("pairs", "first", "second", "text")
+
+_STEPS_UNREAD = 10
+"""Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What turns captions into what the network takes.
+
+    Args:
+        encode: captions to token numbers (B, length), or to a frozen tower's vectors (B, dim).
+        model: identity of the CLIP whose tower it is; empty: the network's own.
+        dim: dimensions of that CLIP's joint space; 0: the network's own.
+    """
+
+    encode: Callable[[Sequence[str]], Tensor]
+    model: dict[str, str]
+    dim: int
+
+
+def words_of(workspace: Workspace, settings: TrainGroupsSettings, process: Ranks) -> Words:
+    """The text tower that the settings name.
+
+    Raises:
+        VplError: the CLIP cannot be had.
+    """
+    if settings.text == "own":
+        spell = _groups.caption_speller(settings.context)
+        return Words(lambda texts: spell(texts).to(process.device), {}, 0)
+    encode, model = _groups.clip_encoder(workspace, process.device)
+    return Words(encode, model, encode(["a photo"]).shape[1])
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """A training: of what, by whom, and the file that is to come, with its header."""
+
+    settings: TrainGroupsSettings
+    source: _pairs.WorkspacePairs | TarPairs
+    words: Words
+    process: Ranks
+    header: Header
+    target: Path
+
+    @property
+    def training(self) -> GroupTraining:
+        from vpltool.core.group_training import GroupTraining
+        from vpltool.parallel.device import find_precision
+
+        chosen = self.settings
+        return GroupTraining(
+            iterations=chosen.iters, warmup=round(chosen.warmup * chosen.iters),
+            lr_start=chosen.lr_start, lr=chosen.lr, lr_end=chosen.lr_end,
+            weight_decay=chosen.weight_decay, clip=chosen.clip,
+            weights=(chosen.lambda_first, chosen.lambda_second, chosen.lambda_text),
+            reject=chosen.reject,
+            precision=find_precision(chosen.precision, self.process.device, console.warn),
+            seed=chosen.seed)
+
+    def facts_so_far(self) -> dict[str, Any]:
+        """What a checkpoint says of the pairs; all processes call it at the same step."""
+        if not isinstance(self.source, TarPairs):
+            return {}
+        return {"cursors": self.process.collect(self.source.as_fact())}
+
+    def batches(self, start: int) -> Generator[PairBatch, None, None]:
+        """The pairs of each step from `start` on, on the device."""
+        import torch
+
+        from vpltool.core.group_training import PairBatch
+        from vpltool.parallel.device import worker_count
+
+        chosen, device = self.settings, self.process.device
+        mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
+        steps, tell = self._steps(start, worker_count(chosen.workers), device.type == "cuda")
+        try:
+            for pairs in steps:
+                yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
+        finally:
+            tell()
+
+    def _steps(self, start: int, workers: int, pinned: bool
+               ) -> tuple[Iterator[_pairs.ReadPairs], Callable[[], None]]:
+        """The pairs of each step from `start` on; and what tells in the end what was left out."""
+        chosen, source = self.settings, self.source
+        cut, ranks = _pairs.Cut(chosen.side, chosen.crop, chosen.mirror), self.process.count
+        if isinstance(source, TarPairs):
+            return read_tar_steps(
+                TarPlan(source, cut, chosen.batch_size // ranks, chosen.iters, chosen.seed,
+                        self.process.rank, ranks), start, workers=workers, pinned=pinned
+            ), source.tell
+        plan = _pairs.Plan(source, cut, chosen.batch_size, chosen.iters, chosen.seed,
+                           self.process.rank, ranks)
+        return (_pairs.read_steps(plan, start, workers=workers, pinned=pinned),
+                lambda: _pairs.tell_broken(plan))
+
+
+def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
+    from vpltool.core.group_training import Exchange, Objective, make_optimizer, train
+    from vpltool.parallel.checkpoints import CheckpointRule
+    from vpltool.parallel.memory import explain_out_of_memory
+    from vpltool.parallel.signals import defer_interrupts
+
+    settings, process, training = run.settings, run.process, run.training
+    network = network.to(process.device)
+    optimizer = make_optimizer(network, training)
+    load_state(network, optimizer, start.tensors)
+    if isinstance(run.source, TarPairs):
+        run.source.begin_at(start.facts, process.rank)
+    objective = process.share(Objective(
+        network, training, Exchange(process.rank, process.gather, process.mean)))
+    log = _Log(start.curve, start.recent, settings.iters)
+    first, checkpoint = process.rank == 0, checkpoint_of(run.target)
+    if first and not start.step:
+        checkpoint.unlink(missing_ok=True)
+    rule = CheckpointRule(settings.checkpoint_every)
+    # The outermost: an interrupt in the last step comes when the groups are written.
+    with defer_interrupts() as interrupted:
+        with (contextlib.closing(run.batches(start.step)) as batches,
+              console.progress(f"train-groups {run.target.stem}", settings.iters - start.step)
+              as advance,
+              explain_out_of_memory(
+                  f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
+                  f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
+            for record in train(objective, network, optimizer, training, batches,
+                                start=start.step, rank=process.rank):
+                done = record.iteration + 1
+                # A step needs all processes, so all stop behind the same one.
+                stop = process.any(interrupted())
+                # The clock of process 0 counts: what the others know is asked for, too.
+                kept = (process.any(first and rule.due(done, interrupted=stop))
+                        and done < settings.iters)
+                text = log.add(record, read=kept)
+                facts = run.facts_so_far() if kept else {}
+                if kept and first:
+                    header = replace(run.header, facts={**run.header.facts, **facts})
+                    write_checkpoint(checkpoint, header, network, optimizer, done, log.curve,
+                                     log.recent)
+                if kept and stop:
+                    raise KeyboardInterrupt
+                advance(text=text)
+        if first:
+            _write(run, network, log.curve)
+            checkpoint.unlink(missing_ok=True)
+
+
+class _Log:
+    """The losses of the steps, read a few at a time; and their curve.
+
+    Args:
+        curve: step, and the means of the losses since the last entry.
+        recent: losses of steps that are not yet in the curve.
+        steps: number of steps in all.
+    """
+
+    def __init__(self, curve: list[list[float]], recent: list[list[float]], steps: int) -> None:
+        self.curve, self.recent, self.steps = curve, recent, steps
+        self._unread: list[StepRecord] = []
+
+    def add(self, record: StepRecord, *, read: bool) -> str:
+        """Take the losses of a step; what to show of them, if they were read.
+
+        Raises:
+            VplError: one is not finite.
+        """
+        import torch
+
+        self._unread.append(record)
+        done = record.iteration + 1
+        logged = done % max(self.steps // 50, 1) == 0 or done == self.steps
+        if not (logged or read or len(self._unread) == _STEPS_UNREAD):
+            return ""
+        losses = torch.stack([each.losses for each in self._unread]).tolist()
+        for each, own in zip(self._unread, losses, strict=True):
+            if not math.isfinite(sum(own)):
+                raise VplError(f"the loss is not finite at step {each.iteration}",
+                               "lower `lr`, with `overwrite=True`")
+        self._unread.clear()
+        self.recent += losses
+        if logged:
+            means = [round(sum(part) / len(part), 5) for part in zip(*self.recent, strict=True)]
+            self.curve.append([done, *means])
+            self.recent.clear()
+        return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
+            _LOSSES, losses[-1], strict=True) if loss)
+
+
+def _write(run: GroupRun, network: GroupNetwork, curve: list[list[float]]) -> None:
+    header = replace(run.header, facts={**run.header.facts, "curve": curve})
+    write_tensors(run.target, header, network.state_dict())
+    said = [f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+        _LOSSES, curve[0][1:], curve[-1][1:], strict=True) if first]
+    console.note(f"losses: {', '.join(said)}")

@@ -1,0 +1,129 @@
+"""`group-use`: how many groups photos use, and how far they overlap."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import console, options
+from vpltool.formats import InputFolder, Workspace
+from vpltool.formats.inputs import find_folder
+from vpltool.formats.storage import atomic_path
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+
+STAGES = ("first", "second")
+"""Of grouping, as the tensors of group maps are called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupUseSettings(Settings):
+    """Settings of `group-use`."""
+
+    rows: tuple[str, ...] = setting(
+        (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or plain names, or "
+            "folders, of group maps. NAME may be a pattern: both-[0-9]. Default: the only ones of "
+            "the split.",
+        positional=True, metavar="ROW")
+    split: str = options.split("val")
+    limit: int = options.limit()
+    markdown: bool = setting(False, "Print a Markdown table.", off="-")
+    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+                               short="-o", record="never")
+
+
+STAGE = Stage(order=95, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
+              settings=GroupUseSettings)
+
+
+def run(workspace: Workspace, settings: GroupUseSettings) -> list[dict[str, Any]]:
+    """Measure how many groups a photo uses, and how far their shares overlap (PGSeg).
+
+    A group is used where it is the strongest somewhere: many are richness. The overlap of two is
+    the sum of the smaller shares over that of the larger ones: little is compactness. No true
+    masks are read.
+
+    Example: vpltool group-use both --split val
+
+    Args:
+        workspace: where group maps are found, which `predict` stores.
+        settings: which.
+
+    Returns:
+        title, photos, and of both stages the groups used and their overlap; lists, one of each
+        folder.
+
+    Raises:
+        VplError: group maps are missing.
+    """
+    rows = settings.rows or ("",)
+    table = [_row(workspace, settings, row) for row in rows]
+    if settings.out is not None:
+        with atomic_path(settings.out) as temporary:
+            temporary.write_text(show(table, {"markdown": settings.markdown}) + "\n", "utf-8")
+    return table
+
+
+def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> dict[str, Any]:
+    title, equals, names = row.partition("=")
+    folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
+                           f"`predict(split={settings.split!r})`, with a `decoder` of "
+                           "`train_groups()`")
+               for part in (names if equals else row).split(",")
+               for name in _matching(workspace.path, part)]
+    ids = [photo.id for photo in workspace.photos(settings.split, settings.limit)]
+    measured = [_measure(folder, ids) for folder in folders]
+    found: dict[str, Any] = {"title": title if equals else row or folders[0].path.parent.name,
+                             "split": settings.split, "photos": measured[0].pop("photos")}
+    return found | {key: [each[key] for each in measured] for key in measured[0]}
+
+
+def _matching(work: Path, pattern: str) -> list[str]:
+    """Names of group maps that a pattern stands for; of what is not a pattern, itself."""
+    if not any(letter in pattern for letter in "*?["):
+        return [pattern]
+    return sorted(path.name for path in (work / "group-maps").glob(pattern)) or [pattern]
+
+
+def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
+    from vpltool.core.group_maps import group_use
+
+    held = folder.available(ids)
+    uses = []
+    with console.progress(f"group-use {folder.name}", len(held)) as advance:
+        for key in held:
+            maps = folder.read_tensors(key, *STAGES)
+            uses.append([group_use(maps[stage].float()) for stage in STAGES])
+            advance()
+    found: dict[str, Any] = {"photos": len(held)}
+    for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):
+        found[f"{stage}_used"] = statistics.fmean(use.used for use in each)
+        found[f"{stage}_overlap"] = statistics.fmean(use.overlap for use in each)
+    return found
+
+
+def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+    """Spell the rows as a table; in Markdown where that is asked for."""
+    markdown = values.get("markdown", False)
+    keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
+    cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
+    cells += [[row["title"], row["split"], str(row["photos"]), *(_spell(row[key]) for key in keys)]
+              for row in table]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = []
+    for line in cells:
+        padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
+                  for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
+    if markdown:
+        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
+                                       for column, width in enumerate(widths)) + "|")
+    return "\n".join(lines)
+
+
+def _spell(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

@@ -1,0 +1,259 @@
+"""`train-groups`: a segmenter from photos and captions, open to any word (GroupViT, PGSeg)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import options
+from vpltool.errors import VplError
+from vpltool.formats import Header, Workspace
+from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _groups, _inputs, _pairs
+from vpltool.stages._checkpoints import checkpoint_of, read_checkpoint
+from vpltool.stages._group_run import GroupRun, run_training, words_of
+from vpltool.stages._tar_pairs import TarPairs
+
+if TYPE_CHECKING:
+    from vpltool.core.groups import GroupNetwork, GroupShape
+
+_NO_NPR = NoEffect({"npr": ("none",)}, "there are no prototypes")
+_NO_PHOTOS = NoEffect({"npr": ("none", "text")}, "photos have no prototypes")
+_NO_TEXT = NoEffect({"npr": ("none", "photos")}, "captions have no prototypes")
+_NO_TOWER = NoEffect({"text": ("clip",)}, "the text tower is the CLIP's, and frozen")
+_NO_DIM = NoEffect({"text": ("clip",)}, "the joint space is the CLIP's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGroupsSettings(Settings):
+    """Settings of `train-groups`."""
+
+    npr: str = setting("both", "Prototypes that keep groups apart: of photos, of text, both, or "
+                               "none, which is GroupViT.",
+                       choices=("both", "photos", "text", "none"), source="PGSeg")
+    text: str = setting("clip", "The text tower: clip, that of the workspace, frozen; or own, "
+                                "trained along, as in the paper.", choices=("clip", "own"),
+                        source="chosen: far fewer pairs are enough")
+    begin: Path | None = setting(
+        None, "Begin with these weights: a .safetensors of this command, or GroupViT's in the "
+              "names of the package transformers. What it lacks begins at random.",
+        metavar="FILE", flag="--start", record="never")
+    side: int = setting(224, "Pixels of a side of the photos, a multiple of the patch.", low=2,
+                        source="GroupViT")
+    patch: int = setting(16, "Pixels of a side of a patch.", low=1, source="GroupViT")
+    width: int = setting(384, "Width of a token, a multiple of the heads.", low=2,
+                         source="GroupViT")
+    heads: int = setting(6, "Heads of the attention.", low=1, source="GroupViT")
+    depths: str = setting("6,3,3", "Blocks before the first grouping, before the second, and "
+                                   "behind it.", metavar="A,B,C", source="GroupViT")
+    groups: str = setting("64,8", "Groups of the first stage and of the second.", metavar="A,B",
+                          source="GroupViT")
+    dim: int = setting(256, "Dimensions of the joint space.", low=2, source="GroupViT",
+                       no_effect=[_NO_DIM])
+    hidden: int = setting(4096, "Width of the projectors' hidden layer.", low=2, brief=False,
+                          source="GroupViT")
+    npr_hidden: int = setting(4096, "Width of the hidden layer behind the prototypes.", low=2,
+                              brief=False, source="PGSeg, its code", no_effect=[_NO_PHOTOS])
+    drop_path: float = setting(0.1, "Share of the photos that skip the last block in training; "
+                                    "earlier blocks fewer.", low=0, high=0.9, brief=False,
+                               source="PGSeg, its code")
+    text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    text_depth: int = setting(12, "Blocks of the text tower.", low=1, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    text_heads: int = setting(4, "Heads of the text tower.", low=1, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    context: int = setting(77, "Tokens of a caption at most.", low=3, brief=False,
+                           source="GroupViT", no_effect=[_NO_TOWER])
+    em_rounds: int = setting(10, "Rounds of EM, T.", low=1, source="PGSeg", no_effect=[_NO_NPR])
+    momentum: float = setting(0.9, "Share of the prototypes' moving average that a step leaves.",
+                              low=0, high=1, source="PGSeg", no_effect=[_NO_NPR])
+    tau: float = setting(1.0, "Temperature of EM over the tokens of a photo.", low=1e-4,
+                         source="PGSeg", no_effect=[_NO_PHOTOS])
+    text_tau: float = setting(0.07, "Temperature of EM over captions.", low=1e-4,
+                              source="chosen: that of the pairs at the start; PGSeg's prototypes "
+                                     "of text are numbers", no_effect=[_NO_TEXT])
+    reject: float = setting(0.1, "A group and its prototype do not count whose similarity, of the "
+                                 "range in the photo, is not above this.", low=0, high=1,
+                            source="PGSeg", no_effect=[_NO_NPR])
+    reconstruct: bool = setting(True, "Add to the tokens what their prototypes say of them.",
+                                source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_first: float = setting(0.1, "Weight of the first stage's prototypes.", low=0,
+                                  source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_second: float = setting(0.1, "Weight of the second stage's prototypes.", low=0,
+                                   source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_text: float = setting(0.01, "Weight of the text's prototypes.", low=0, source="PGSeg",
+                                 no_effect=[_NO_TEXT])
+    iters: int = setting(30000, "Steps.", low=1, source="chosen; PGSeg: 30 passes over 27 million")
+    batch_size: int = setting(256, "Pairs a step, of all processes together.", low=2,
+                              source="GroupViT, a GPU's; PGSeg: 1024 on each of four")
+    lr: float = setting(1e-4, "Highest learning rate of AdamW.", low=0,
+                        source="PGSeg, from GroupViT's weights; GroupViT, from none: 1.6e-3")
+    lr_start: float = setting(1e-6, "Rate of the first step.", low=0, brief=False, source="PGSeg")
+    lr_end: float = setting(1e-5, "Rate towards which it falls, as half a cosine.", low=0,
+                            brief=False, source="PGSeg")
+    warmup: float = setting(1 / 3, "Share of the steps in which the rate rises.", low=0, high=1,
+                            source="PGSeg: 10 of 30 passes")
+    weight_decay: float = setting(0.05, "Weight decay.", low=0, source="PGSeg")
+    clip: float = setting(5.0, "Longest gradient; 0: any.", low=0, brief=False, source="PGSeg")
+    crop: float = setting(0.5, "Least share of a photo's area that is cut out; 1: all of it.",
+                          low=0.01, high=1, source="chosen")
+    mirror: bool = setting(True, "Mirror every second photo.", source="GroupViT")
+    pairs: tuple[str, ...] = setting(
+        (), "WebDataset tars with photos and captions, instead of the workspace's photos: paths, "
+            "folders, or addresses such as s3://…; {000..009} stands for ten. May be given again.",
+        metavar="TARS", record="never")
+    window: int = setting(512, "Pairs of tars that are shuffled together; memory holds them.",
+                          low=1, brief=False, record="changed", source="chosen")
+    split: str = options.split("train")
+    name: str = setting("groups", "Name of the result.", record="never")
+    checkpoint_every: int = setting(
+        200, "Steps between checkpoints; there is one a minute in any case, and one at an "
+             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        record="never", brief=False)
+    seed: int = options.seed()
+    device: str = options.device()
+    precision: str = options.precision()
+    workers: int = options.workers()
+    limit: int = options.limit(record="changed")
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=72, panel="3. Masks and segmenter", reads=("workspace", "images"),
+              writes=("groups",), settings=TrainGroupsSettings)
+
+
+def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
+    """Train an encoder that cuts photos into groups, from captions alone.
+
+    The groups can be named by any words. Needs no tags and no masks. Started by torchrun, several
+    processes share each step.
+
+    Example: vpltool train-groups --npr both --iters 30000
+
+    Example: vpltool train-groups --pairs 'tars/{000..331}.tar' --text own --batch-size 1024
+
+    Next: vpltool show
+
+    Args:
+        workspace: its photos and captions; its CLIP, whose text tower names the groups.
+        settings: which prototypes, how large a network, how long.
+
+    Returns:
+        the file of the groups.
+
+    Raises:
+        VplError: there are no captions, a size does not fit, or a setting is refused.
+    """
+    from vpltool.parallel.ranks import joined, rank_of_process
+
+    of_tars = "the pairs are those of tars"
+    warn_without_effect(settings, without={"split": of_tars, "limit": of_tars} if settings.pairs
+                        else {"window": "only pairs of tars are shuffled so"})
+    source = (TarPairs.of(settings.pairs, settings.window) if settings.pairs
+              else _pairs.WorkspacePairs(workspace, settings.split, settings.limit))
+    shape = _shape_of(settings)
+    ranks = rank_of_process()[1]
+    if settings.batch_size % ranks:
+        raise VplError(f"{ranks} processes cannot share `batch_size={settings.batch_size}` evenly",
+                       f"`batch_size={-(-settings.batch_size // ranks) * ranks}`")
+    if settings.precision == "fp16":
+        raise VplError("`precision='fp16'`: gradients are too small for it", "`precision='bf16'`")
+    if settings.begin and not settings.begin.is_file():
+        raise VplError(f"{settings.begin}: there is no such file",
+                       "a .safetensors of `train_groups()`, or GroupViT's")
+    target = settings.out or workspace.path / "groups" / f"{settings.name}.safetensors"
+    with joined(settings.device) as process:
+        words = words_of(workspace, settings, process)
+        shape = replace(shape, dim=words.dim or settings.dim)
+        header = _make_header(workspace, settings, shape, words.model, process.count, source)
+        if not _inputs.check_file(target, header, overwrite=settings.overwrite,
+                                  update=settings.update):
+            start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
+                                    update=settings.update)
+            network = _build(settings, shape)
+            run_training(GroupRun(settings, source, words, process, header, target), network,
+                         start)
+    return target
+
+
+def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int, ...]:
+    """Read a list of whole numbers.
+
+    Raises:
+        VplError: it is none, or of another length.
+    """
+    text = getattr(settings, name)
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or min(numbers) < 1:
+        raise VplError(f"`{name}={text!r}`: expected {count} whole numbers from 1 on",
+                       f"`{name}={TrainGroupsSettings.__dataclass_fields__[name].default!r}`")
+    return numbers
+
+
+def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
+    """Sizes of the network; the joint space of a CLIP is not known yet.
+
+    Raises:
+        VplError: they do not fit each other.
+    """
+    from vpltool.core.caption_tower import CaptionShape
+    from vpltool.core.groups import GroupShape, NprShape
+
+    for name, value, of, divisor in (
+            ("side", settings.side, "patch", settings.patch),
+            ("width", settings.width, "heads", settings.heads),
+            ("text_width", settings.text_width, "text_heads", settings.text_heads)):
+        if value % divisor:
+            raise VplError(f"`{name}={value}` is no multiple of `{of}={divisor}`",
+                           f"`{name}={-(-value // divisor) * divisor}`")
+    first, second, last = _numbers(settings, "depths", 3)
+    many, few = _numbers(settings, "groups", 2)
+    return GroupShape(
+        side=settings.side, patch=settings.patch, width=settings.width, heads=settings.heads,
+        depths=(first, second, last), groups=(many, few), dim=settings.dim,
+        hidden=settings.hidden, drop_path=settings.drop_path,
+        caption=CaptionShape(settings.text_width, settings.text_depth, settings.text_heads,
+                             settings.context) if settings.text == "own" else None,
+        npr=NprShape(settings.em_rounds, settings.momentum, settings.tau, settings.text_tau,
+                     settings.reconstruct, settings.npr_hidden),
+        of_photos=settings.npr in ("both", "photos"), of_text=settings.npr in ("both", "text"))
+
+
+def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: GroupShape,
+                 model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
+                 ) -> Header:
+    header = _inputs.make_header(
+        workspace, "groups", "train-groups", settings,
+        inputs={**({"pairs": source.identity} if isinstance(source, TarPairs) else
+                   {"captions": workspace.captions_identity(settings.split)}),
+                **({"begin": settings.begin} if settings.begin else {})},
+        # BatchNorm's statistics are a process's own.
+        model=model, options={"processes": ranks} if ranks > 1 else {},
+        skip=("split",) if settings.pairs else ())
+    return replace(header, facts={"config": shape.to_config(), "mean": list(_groups.MEAN),
+                                  "std": list(_groups.STD)})
+
+
+def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
+    """Build the network, always the same one for a seed, and give it the weights to begin with.
+
+    Raises:
+        VplError: the weights cannot be read, or are of another shape.
+    """
+    import torch
+
+    from vpltool.core.groups import GroupNetwork
+
+    torch.manual_seed(settings.seed)
+    network = GroupNetwork(shape)
+    if settings.begin:
+        _groups.take_weights(network, settings.begin)
+    return network
