@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vpltool.datasets.tags import some
@@ -27,7 +27,8 @@ STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), wr
 def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     """List what is in the workspace, what it was made from, and what is stale and why.
 
-    Stale is what was made from photos, tags, classes or files that have changed since.
+    Stale is what was made from photos, tags, classes or files that have changed since. What
+    several processes are making is listed shard by shard, each with its own line.
 
     Example: vpltool status
 
@@ -40,6 +41,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
         (ids of photos) and `line`, which makes it again; each behind those that it was made from.
+        Where several processes are making it, `shards` has the same of each that is not complete.
     """
     state = read_state(workspace)
     listed = []
@@ -50,7 +52,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "line": artifact.line()})
+                "failed": artifact.failed, "line": artifact.line(),
+                "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)]})
     return listed
 
 
@@ -69,7 +72,11 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
                          f"{some(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
-            lines.append(f"       {entry['line']}")
+            for shard in entry["shards"]:
+                lines.append(f"       shard {shard['shard']}: {shard['missing']} to be done")
+                lines.append(f"       {shard['line']}")
+            if not entry["shards"]:
+                lines.append(f"       {entry['line']}")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
         lines.append(f"{stale} of {len(result)} are stale; the command update makes them again")

@@ -94,6 +94,24 @@ def shard_of_environment() -> Shard:
     return Shard(index, count, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")
 
 
+def check_alone(what: str) -> None:
+    """Check that this process is none of several that would each do the same.
+
+    Raises:
+        VplError: it is one; `what` says what cannot be divided.
+    """
+    if rank_of_process()[1] > 1:
+        variable = "WORLD_SIZE"
+    elif (_number("SLURM_ARRAY_TASK_COUNT") or 1) > 1:
+        variable = "SLURM_ARRAY_TASK_COUNT"
+    else:
+        return
+    raise VplError(f"{what} has steps over all photos, and this is one of "
+                   f"{os.environ[variable]} processes ({variable})",
+                   "`dry_run=True` prints its lines: those on single photos take a shard each; to "
+                   f"do all of it in this process, unset {variable}")
+
+
 def rank_of_process() -> tuple[int, int]:
     """Number of this process, and how many there are, as torchrun says; 0 and 1 without it.
 

@@ -5,9 +5,11 @@ A process on its own is a group of one, in which every exchange is the identity.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,8 +92,8 @@ class Ranks:
         """Have the gradients of a module averaged over all processes."""
         if self.count == 1:
             return module
-        # A loss of weight 0 leaves its parameters unused; buffers are frozen.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        # A loss of weight 0 leaves its parameters unused.
+        return DistributedDataParallel(module, find_unused_parameters=True)
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -142,14 +144,21 @@ def joined(choice: str) -> Iterator[Ranks]:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)
             yield Ranks(rank, count, device)
-        except RuntimeError as error:
-            if not _is_of_group(error):
+        except BaseException as error:
+            atexit.register(_exit_at_once, 130 if isinstance(error, KeyboardInterrupt) else 1)
+            if not (isinstance(error, RuntimeError) and _is_of_group(error)):
                 raise
             raise VplError(f"rank {rank} of {count} ends, since another one has ended",
                            "what that one said, above or below, is the reason; then run the same "
                            "command again") from error
-        # Only after a clean end: waiting for a process that has gone could take for ever.
         dist.destroy_process_group()
+
+
+def _exit_at_once(code: int) -> None:
+    """End this process without taking the group down: that would wait for those that have gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_of_group(error: RuntimeError) -> bool:

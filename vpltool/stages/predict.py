@@ -12,11 +12,12 @@ from vpltool import console, options
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace
 from vpltool.formats.labels import write_labels
+from vpltool.formats.shards import WHOLE
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
-from vpltool.stages._overlays import write_overlay, write_overlays
+from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._segmenters import (
     Seen,
     decoder_header,
@@ -61,6 +62,7 @@ class PredictSettings(Settings):
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -106,7 +108,7 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
     if settings.images or settings.out:
         unused["probabilities"] = "only those of a split, at its own path, are stored"
     warn_without_effect(settings, without=unused)
-    if settings.out and settings.out.suffix.lower() == ".png" and not settings.out.is_dir():
+    if settings.out and _is_picture(settings.out):
         return _one_file(work, tasks, settings.out)
     opened = [(task, _open(work, task)) for task in tasks]
     made: list[Path] = []
@@ -120,7 +122,7 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(workspace, folder, _pictures_of(workspace, folder),
+            made.append(write_overlays(workspace, folder, pictures_of(workspace, folder),
                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
@@ -160,6 +162,11 @@ class _Task:
     tagged: Mapping[str, Sequence[int]] | None = None
 
 
+def _is_picture(path: Path) -> bool:
+    """Tell whether `out` names a single PNG, not a folder."""
+    return path.suffix.lower() == ".png" and not path.is_dir()
+
+
 def parse_scales(choice: str) -> list[float]:
     """Read a list of factors, `1,0.75`.
 
@@ -178,10 +185,12 @@ def parse_scales(choice: str) -> list[float]:
 def _split_task(work: _Work) -> _Task:
     """The photos of a split of the workspace."""
     workspace, settings = work.workspace, work.settings
-    listed = workspace.photos(settings.split, settings.limit)
+    shard = _photo_work.chosen_shard(settings)
+    listed = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
+                                  lambda photo: photo.id)
     features = _serving_features(work, [photo.id for photo in listed])
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
-                                 *([features] if features else []))
+                                 *([features] if features else []), shard=shard)
     if not settings.tags:
         photos = replace(photos, own={})
     tagged = {photo.id: workspace.indices_of(photo) for photo in listed} if settings.tags else None
@@ -198,15 +207,20 @@ def _named_tasks(work: _Work) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
+    one_file = settings.out is not None and _is_picture(settings.out)
+    shard = WHOLE if one_file else _photo_work.chosen_shard(settings)
     groups = find_photos(settings.images, together=settings.out is not None)
     left = settings.limit or sum(len(group.paths) for group in groups)
     tasks = []
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
+        if not paths:
+            break
         left -= len(paths)
-        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit)
-        tasks += [_Task(_free_name(work.workspace, group), photos, paths, images=group.images)
-                  ] if paths else []
+        paths = {key: paths[key] for key in _photo_work.assigned(paths, shard)}
+        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+                                    shard)
+        tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
 
@@ -305,14 +319,6 @@ def _one_file(work: _Work, tasks: Sequence[_Task], out: Path) -> list[Path]:
         made.append(write_overlay(work.workspace, photo, out,
                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
-
-
-def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
-    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
-    base = workspace.path.resolve()
-    if base in predictions.resolve().parents:
-        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
-    return predictions.with_name(f"{predictions.name}-overlays")
 
 
 def _start(work: _Work, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
