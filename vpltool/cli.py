@@ -12,6 +12,7 @@ import typer
 from vpltool import __version__, console
 from vpltool.command import CommandGroup, Globals, add_command, unwrap
 from vpltool.errors import VplError, is_out_of_memory
+from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
 from vpltool.shell import spell
 from vpltool.stages import find_stages
@@ -108,7 +109,9 @@ def main() -> None:
         told = explain(error)
         if told is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
-        console.error(spell(told.message), spell(told.hint))
+        rank, count = rank_of_process()
+        who = f"rank {rank}: " if rank and count > 1 and not told.message.startswith("rank") else ""
+        console.error(who + spell(told.message), spell(told.hint))
         sys.exit(1)
 
 
@@ -149,5 +152,8 @@ def explain(error: Exception) -> VplError | None:
 
 
 def _interrupted() -> None:
+    if rank_of_process()[0]:
+        # The first of the processes that torchrun has started says it for all.
+        sys.exit(130)
     console.error("interrupted; what is written is kept", "run the same command again to go on")
     sys.exit(130)

@@ -195,16 +195,14 @@ class OutputFolder:
 
     def _write_shard_manifest(self, *, finished: bool) -> None:
         """Write the shard's manifest, unless the whole folder's says as much already."""
-        content = {
+        known, failed = read_json(self.path / MANIFEST, ""), self._all_failed()
+        if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
+                and self.own.items() <= known.get("own", {}).items()):
+            return
+        write_json(shard_manifest(self.path, self.shard), {
             "config": self.header.config_hash, "shard": self.shard.index,
             "shards": self.shard.count, "whole": self.whole, "complete": finished,
-            "failed": dict(sorted(self._all_failed().items())),
-            "own": dict(sorted(self.own.items()))}
-        known = read_json(self.path / MANIFEST, "")
-        if not (known["complete"] and not self.todo
-                and content["failed"].items() <= known["failed"].items()
-                and self.own.items() <= known.get("own", {}).items()):
-            write_json(shard_manifest(self.path, self.shard), content)
+            "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items()))})
 
     def _join_shards(self) -> None:
         """Make one manifest of those of all shards, once each of them is complete.

@@ -79,19 +79,19 @@ def shard_of_environment() -> Shard:
     rank, count = rank_of_process()
     if count > 1:
         return Shard(rank, count, "RANK and WORLD_SIZE")
-    index, count = _number("SLURM_ARRAY_TASK_ID"), _number("SLURM_ARRAY_TASK_COUNT")
-    if index is None or count is None:
+    index, tasks = _number("SLURM_ARRAY_TASK_ID"), _number("SLURM_ARRAY_TASK_COUNT")
+    if index is None or tasks is None:
         return WHOLE
     first, last = _number("SLURM_ARRAY_TASK_MIN"), _number("SLURM_ARRAY_TASK_MAX")
     # A retry of some tasks, `--array=3,5`, counts only these: another number of shards would give
     # each of them other photos than before.
-    if first or index >= count or (last is not None and last != count - 1):
+    if first or index >= tasks or (last is not None and last != tasks - 1):
         raise VplError(
-            f"a Slurm array of {count} tasks, {first or 0} to {index if last is None else last}, "
-            f"does not number its shards 0 to {count - 1}",
-            f"number the array 0-{count - 1}; to do some of N shards again, say which they are: "
+            f"a Slurm array of {tasks} tasks, {first or 0} to {index if last is None else last}, "
+            f"does not number its shards 0 to {tasks - 1}",
+            f"number the array 0-{tasks - 1}; to do some of N shards again, say which they are: "
             f"`shard='{index}/N'`")
-    return Shard(index, count, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")
+    return Shard(index, tasks, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")
 
 
 def check_alone(what: str) -> None:

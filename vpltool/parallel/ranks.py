@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +27,7 @@ from vpltool.formats.shards import WHOLE, Shard, rank_of_process
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import in_main_thread
 
-__all__ = ["ALONE", "Ranks", "joined", "rank_of_process"]
+__all__ = ["Ranks", "joined", "rank_of_process"]
 
 _GRACE = 10.0
 """Seconds that a process has for its end after a signal; it may wait in C for one that has gone."""
@@ -92,12 +93,13 @@ class Ranks:
         """Have the gradients of a module averaged over all processes."""
         if self.count == 1:
             return module
-        # A loss of weight 0 leaves its parameters unused.
-        return DistributedDataParallel(module, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            # Later versions have another name for it, which earlier ones do not know. Our buffers
+            # are frozen; sending them would make a GPU read them anew at each step.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-"""One process."""
 
 
 class _Gather(torch.autograd.Function):

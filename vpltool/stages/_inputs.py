@@ -80,7 +80,7 @@ def make_header(
 
 
 def relative_path(path: Path, base: Path) -> str:
-    """Spell a path as seen from a folder, so that both can be moved together."""
+    """Spell a path as seen from a folder."""
     return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
@@ -143,9 +143,7 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
     """
     photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
     ids = [photo.id for photo in photos]
-    left_out: dict[str, str] = {}
-    for folder in inputs:
-        left_out |= folder.left_out(ids)
+    left_out = {key: why for folder in inputs for key, why in folder.left_out(ids).items()}
     for folder in inputs:
         ids = folder.available(ids)
     return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard)

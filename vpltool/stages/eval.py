@@ -22,6 +22,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.header import current_preset, spell_preset
 from vpltool.formats.manifest import again
+from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -56,7 +57,7 @@ class EvalSettings(Settings):
 
 
 STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
-              writes=("scores",), settings=EvalSettings)
+              writes=("scores",), settings=EvalSettings, together=True)
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 
@@ -64,7 +65,8 @@ _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 def run(workspace: Workspace, settings: EvalSettings) -> Report:
     """Score CAMs, masks or predictions against the true masks.
 
-    The only command, with show, that opens true masks. Scores are always written anew.
+    The only command, with show, that opens true masks. Scores are always written anew. Under
+    torchrun each process counts the pixels of its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
 
@@ -99,12 +101,12 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
     if len(photos) < asked:
         console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
-    have = set(source.available(photo.id for photo in photos))
-    tally = _tally(workspace, source, [photo for photo in photos if photo.id in have])
+    tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
-    report["photos_left_out"] = asked - len(have)
+    report["photos_left_out"] = asked - len(tally.parts)
     path = settings.out or workspace.path / "scores" / f"{_name(source)}-{split}.json"
-    write_json(path, report)
+    if rank_of_process()[0] == 0:
+        write_json(path, report)
     return Report(report, path)
 
 
@@ -145,7 +147,29 @@ class _Tally:
     strays: dict[str, str] = field(default_factory=dict)
 
 
+def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
+    """Count the pixels of all photos; of several processes each counts those of its shard."""
+    if rank_of_process()[1] == 1:
+        tally = _tally(workspace, source, photos)
+    else:
+        from vpltool.parallel.ranks import joined
+
+        with joined("cpu") as ranks:
+            mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
+            tally = _Tally()
+            for part in ranks.collect(_tally(workspace, source, mine)):
+                # Whole numbers: their sum is the same in any order.
+                if part.parts:
+                    tally.counts += part.counts
+                tally.parts |= part.parts
+                tally.strays |= part.strays
+    warn_of_strays(tally.strays, len(tally.parts))
+    return tally
+
+
 def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
+    have = set(source.available(photo.id for photo in photos))
+    photos = [photo for photo in photos if photo.id in have]
     tally = _Tally()
     threads = min(8, os.cpu_count() or 1)
     with console.progress("eval", len(photos)) as advance:
@@ -156,7 +180,6 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
             if stray:
                 tally.strays[photo.id] = stray
             advance()
-    warn_of_strays(tally.strays, len(photos))
     return tally
 
 

@@ -108,8 +108,8 @@ def run(workspace: Workspace, settings: PredictSettings) -> list[Path]:
     if settings.images or settings.out:
         unused["probabilities"] = "only those of a split, at its own path, are stored"
     warn_without_effect(settings, without=unused)
-    if settings.out and _is_picture(settings.out):
-        return _one_file(work, tasks, settings.out)
+    if out := _one_picture(settings):
+        return _one_file(work, tasks, out)
     opened = [(task, _open(work, task)) for task in tasks]
     made: list[Path] = []
     failed: list[PhotosFailed] = []
@@ -162,9 +162,10 @@ class _Task:
     tagged: Mapping[str, Sequence[int]] | None = None
 
 
-def _is_picture(path: Path) -> bool:
-    """Tell whether `out` names a single PNG, not a folder."""
-    return path.suffix.lower() == ".png" and not path.is_dir()
+def _one_picture(settings: PredictSettings) -> Path | None:
+    """The single PNG that `out` names; None if it names a folder, or nothing."""
+    out = settings.out
+    return out if out and out.suffix.lower() == ".png" and not out.is_dir() else None
 
 
 def parse_scales(choice: str) -> list[float]:
@@ -191,12 +192,11 @@ def _split_task(work: _Work) -> _Task:
     features = _serving_features(work, [photo.id for photo in listed])
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
                                  *([features] if features else []), shard=shard)
+    paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
-        photos = replace(photos, own={})
-    tagged = {photo.id: workspace.indices_of(photo) for photo in listed} if settings.tags else None
-    return _Task(settings.split, photos,
-                 {photo.id: workspace.image_path(photo) for photo in listed}, features,
-                 tagged=tagged)
+        return _Task(settings.split, replace(photos, own={}), paths, features)
+    tagged = {photo.id: workspace.indices_of(photo) for photo in listed}
+    return _Task(settings.split, photos, paths, features, tagged=tagged)
 
 
 def _named_tasks(work: _Work) -> list[_Task]:
@@ -207,16 +207,14 @@ def _named_tasks(work: _Work) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    one_file = settings.out is not None and _is_picture(settings.out)
-    shard = WHOLE if one_file else _photo_work.chosen_shard(settings)
-    groups = find_photos(settings.images, together=settings.out is not None)
+    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings)
+    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
-    tasks = []
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
+        left -= len(paths)
         if not paths:
             break
-        left -= len(paths)
         paths = {key: paths[key] for key in _photo_work.assigned(paths, shard)}
         photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit,
                                     shard)
