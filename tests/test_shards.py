@@ -100,7 +100,7 @@ def test_status_lists_what_each_shard_lacks(run: Run, begun: Path, tmp_path: Pat
         (f"{index}/3", count) for index, count in lacking.items() if count]
     lines = [entry["line"] for entry in features["shards"]]
     assert all(line in run("status", work=work).out for line in lines)
-    assert lines[0].endswith(f"extract --update --shard {features['shards'][0]['shard']}")
+    assert lines[0].endswith(f"extract --shard {features['shards'][0]['shard']} --update")
     assert run("cam", work=work).lines("hint:")[0].startswith(
         f"vpltool extract --split train --shard {features['shards'][0]['shard']} goes on")
     for line in lines[:-1]:

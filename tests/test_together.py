@@ -16,7 +16,9 @@ from vpltool.formats.shards import shard_of
 
 MEANS = ("seed-prototypes", "--cams", "text", "--phi", 0.6, "--background", "words")
 COMMANDS: tuple[tuple[object, ...], ...] = (
-    ("learn-prototypes", "--iters", 30, "--max-pixels", 60),
+    # At the default rate of 10, the order of a sum shows after 30 steps over so few pixels: in one
+    # process, too, parts of another size give rows that differ by 3e-5.
+    ("learn-prototypes", "--iters", 30, "--lr", 1, "--max-pixels", 60),
     ("learn-prototypes", "--iters", 8, "--pixels", "seeds", "--phi", 0.6, "--balance", "--solver",
      "lbfgs", "--rounds", 2, "--cams", "text", "-o", "@/prototypes/lbfgs.safetensors"),
     MEANS,
