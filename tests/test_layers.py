@@ -132,7 +132,7 @@ def test_only_eval_and_show_read_true_masks() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "photo.mask":
                 users.add(path.stem)
     # prepare names masks and warns if there are none; it opens none (test_weak_supervision).
-    assert users <= {"_truth", "eval", "show", "inspect", "prepare"}
+    assert users <= {"_truth", "eval", "show", "inspect", "prepare", "_prepared"}
     assert "_truth" in users
 
 

@@ -19,6 +19,7 @@ from vpltool.formats import (
     open_input,
 )
 from vpltool.formats.changes import explain_change
+from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.shards import shard_of
@@ -27,6 +28,7 @@ from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
@@ -140,7 +142,9 @@ class State:
         if artifact.name not in self._reasons:
             # Before its sources are looked at, so that a circle ends.
             self._reasons[artifact.name] = []
-            self._reasons[artifact.name] = [*self._changed(artifact), *self._unfinished(artifact)]
+            self._reasons[artifact.name] = [
+                *self._changed(artifact), *self._corrections_changed(artifact.header),
+                *self._unfinished(artifact)]
         return self._reasons[artifact.name]
 
     def _changed(self, artifact: Artifact) -> list[str]:
@@ -166,6 +170,19 @@ class State:
             said.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
                         f"{header.model['name']}")
         return said
+
+    def _corrections_changed(self, header: Header) -> list[str]:
+        """Whether the masks that a person corrected are others than a decoder learned from."""
+        if header.kind != "decoder":
+            return []
+        try:
+            photos = self.workspace.photos(str(header.options["split"]),
+                                           int(header.options.get("limit", 0)))
+        except VplError:
+            return []
+        found = corrections_of(self.workspace.path, [photo.id for photo in photos])
+        same = identity_of_corrections(found) == header.inputs.get("corrections", "")
+        return [] if same else ["corrected masks have changed"]
 
     def _tags_identity(self, split: str) -> str:
         try:

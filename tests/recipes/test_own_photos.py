@@ -10,6 +10,7 @@ from conftest import Result, Run, draw_scenes, write_scenes
 from PIL import Image
 
 from vpltool.formats import describe
+from vpltool.formats.workspace import read_images
 
 
 @pytest.fixture
@@ -48,14 +49,17 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
     assert "on this machine" in recipe.err
     assert "mIoU" in recipe.out
     assert "" not in recipe.out.splitlines()
-    told = recipe.err.splitlines()[-4:]
+    assert "predictions-segmenter on `val`: of 2 photos" in recipe.out
+    told = recipe.err.splitlines()[-5:]
     assert told == [
         f"Look at: {work}/pictures/masks.png",
         f"Masks: {work}/masks/seeds-dense-refined-full/train",
         f"Segmenter: {work}/decoder/segmenter.safetensors",
+        f"Masks to correct: vpltool -C {work} predict --split train --decoder segmenter "
+        f"--max-side 512, then vpltool -C {work} export review --what predictions/segmenter",
         f"New photos: vpltool -C {work} predict DIR --decoder segmenter --max-side 512 --overlay"]
     assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
-    line = told[3].partition("vpltool ")[2].replace("DIR", str(own / "new"))
+    line = told[4].partition("vpltool ")[2].replace("DIR", str(own / "new"))
     assert run(*shlex.split(line)).code == 0
 
 
@@ -131,7 +135,10 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
     after = times(work)
     assert {name for name in after if after[name] != before[name]} == {
         "decoder/segmenter.safetensors", "predictions/segmenter/new/artifact.json",
-        "predictions/segmenter/new/holiday.png"}
+        "predictions/segmenter/new/holiday.png", *(
+            f"{kind}/segmenter/val/{name}" for kind, suffix in (
+                ("predictions", "png"), ("probabilities", "safetensors"))
+            for name in ("artifact.json", f"scene6.{suffix}", f"scene7.{suffix}"))}
     result = again(run, own, tiny_clip, "alpha=1")
     assert result.code == 0, result.err
     assert "1 of 6 were corrected by hand and are kept; --overwrite replaces them" in result.err
@@ -163,3 +170,28 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
     assert "more," in (work / "tags/train.csv").read_text()
     assert (work / "masks/seeds-dense-refined-full/train/more.png").exists()
     assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+
+
+def test_every_tenth_photo_is_held_out(run: Run, own: Path, tiny_clip: Path) -> None:
+    """Where the tags have no val; photos that come later change nobody's split."""
+    scenes = draw_scenes(12, seed=2)
+    write_scenes(own, scenes)
+    rows = [f"{scene.id},{';'.join(scene.tags)}" for scene in scenes]
+    (own / "tags.csv").write_text("\n".join(["id,labels", *rows[:11]]) + "\n")
+    line = ("prepare", "folder", own / "photos", "--labels", own / "tags.csv", "--pretrained",
+            tiny_clip)
+
+    def held() -> list[str]:
+        return [photo.id for photo in read_images(own / "work/images.jsonl")
+                if photo.splits == ("val",)]
+
+    assert run(*line, "--hold-out", 10, work=own / "work").code == 0
+    first = held()
+    assert len(first) == 2
+    (own / "tags.csv").write_text("\n".join(["id,labels", *rows]) + "\n")
+    assert run(*line, work=own / "work").code == 0
+    assert held() == first
+    (own / "tags.csv").write_text("\n".join(["id,labels,split", *(
+        f"{row},{'val' if number == 5 else 'train'}" for number, row in enumerate(rows))]) + "\n")
+    assert run(*line, work=own / "work").code == 0
+    assert held() == [scenes[5].id]

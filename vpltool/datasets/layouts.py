@@ -265,6 +265,28 @@ def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[
             if split in photo.splits else photo for photo in photos]
 
 
+def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
+    """Move every so-many-th tagged photo from `train` to `val`, unless the data set has a `val`.
+
+    Args:
+        photos: all photos.
+        every: one photo of so many is moved; 0: none.
+        before: photos as they were before; they stay where they were, and new ones fill up.
+    """
+    if not every or any("val" in photo.splits for photo in photos):
+        return list(photos)
+    earlier = {photo.id: photo.splits for photo in before}
+    wanted = [photo.id for photo in photos if "train" in photo.splits and photo.labels]
+    if len(wanted) < 2:
+        return list(photos)
+    held = {key for key in wanted if "val" in earlier.get(key, ())}
+    new = [key for key in wanted if key not in earlier] if held else wanted
+    held.update(new[::every][:max(0, -(-len(wanted) // every) - len(held))])
+    return [replace(photo, splits=tuple("val" if split == "train" else split
+                                        for split in photo.splits))
+            if photo.id in held else photo for photo in photos]
+
+
 def torn_photos(paths: Sequence[Path]) -> list[Path]:
     """Return those files that are empty, or JPEGs without an end marker: truncated downloads.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class Header:
         call: the settings that were not at their defaults, under their names in Python, so that
             `update` can make the file again; not hashed.
         sources: setting to path of each input, relative to the workspace; not hashed.
+        supervision: what people said beyond tags, here or in an input: `tags and 5 corrected
+            masks`; empty: tags alone. Not hashed, since the inputs are.
     """
 
     kind: str
@@ -81,6 +83,7 @@ class Header:
     preset: dict[str, Any] = field(default_factory=current_preset)
     call: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    supervision: str = ""
 
     def __post_init__(self) -> None:
         if not self.format:
@@ -91,13 +94,21 @@ class Header:
     def config_hash(self) -> str:
         """Hash of everything that determines the content; the identity of a per-photo folder."""
         hashed = asdict(self)
-        for unhashed in ("facts", "version", "preset", "call", "sources"):
+        for unhashed in ("facts", "version", "preset", "call", "sources", "supervision"):
             del hashed[unhashed]
         return _short_hash(json.dumps(hashed, sort_keys=True).encode())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return its fields, as `artifact.json` holds them."""
+        content = asdict(self)
+        if not self.supervision:
+            # As headers were before corrections were known.
+            del content["supervision"]
+        return content
+
     def to_json(self) -> str:
         """Return the header as one line of JSON with sorted keys."""
-        content = {name: value for name, value in asdict(self).items()
+        content = {name: value for name, value in self.to_dict().items()
                 if value or name not in ("call", "sources")}
         return json.dumps(content, sort_keys=True, ensure_ascii=True)
 
@@ -138,6 +149,11 @@ def identity_of_file(path: Path) -> str:
 def identity_of_many(parts: dict[str, str]) -> str:
     """Return a hash of named identities; their order does not matter."""
     return _short_hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def join_supervision(said: Iterable[str]) -> str:
+    """Join what several inputs say of their supervision, each thing once; see `Header`."""
+    return "; ".join(dict.fromkeys(filter(None, said)))
 
 
 def _short_hash(content: bytes) -> str:
@@ -192,7 +208,8 @@ def is_stale(asked: Header, found: Header) -> bool:
 
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
-                  "photos": "the photos have changed"}
+                  "photos": "the photos have changed",
+                  "corrections": "corrected masks have changed"}
 
 
 def _spell_model(model: Mapping[str, str]) -> str:

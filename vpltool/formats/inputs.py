@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
-from vpltool.formats.header import Header, difference
+from vpltool.formats.header import Header, difference, join_supervision
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_labels
 from vpltool.formats.manifest import (
@@ -137,6 +137,15 @@ class InputFolder:
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
         return (f"{again(self.header, shard=f'{lacking[0]}/{self.shards}')} goes on with the first "
                 f"shard that is not complete, of {named}{more}; `status()` prints all their lines")
+
+
+def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
+    """Return what people said beyond tags in any input, by its header; see `Header`."""
+    headers = [item.header if isinstance(item, InputFolder) else describe(item).header
+               for item in inputs
+               if isinstance(item, InputFolder)
+               or (isinstance(item, Path) and item.suffix == ".safetensors")]
+    return join_supervision(header.supervision for header in headers if header)
 
 
 def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:

@@ -95,6 +95,8 @@ _ALL = (
              "classes": TensorSpec(("I64",), ("classes",)),
          }),
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
+    Kind("corrections", "labels-folder", "masks that a person has corrected: palette PNG",
+         "`prepare('folder', images='IMAGES', corrections='DIR')`", {}),
     Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
          "`train_decoder()`", {}),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
@@ -105,6 +107,8 @@ _ALL = (
              "classes": TensorSpec(("I64",), ("classes",)),
          }, version=2),
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "`eval()`", {}),
+    Kind("agreement", "json", "how predictions agree with the photos' tags, and which disagree",
+         "`eval(against='tags')`", {}),
     Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {}),
 )
 

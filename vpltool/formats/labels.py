@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from vpltool.formats.storage import atomic_path, short_path
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL.PngImagePlugin import PngInfo
 
 
 def voc_palette() -> list[int]:
@@ -33,18 +35,43 @@ def voc_palette() -> list[int]:
 def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header) -> None:
     """Write labels (height, width) uint8 as a palette PNG with the header in a text chunk."""
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
     image = Image.fromarray(labels)
     image.putpalette(voc_palette())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=_text_of(header))
+
+
+def _text_of(header: Header) -> PngInfo:
+    from PIL.PngImagePlugin import PngInfo
+
     text = PngInfo()
     text.add_text(METADATA_KEY, header.to_json())
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text)
+    return text
 
 
-def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode labels (height, width) with VOC's palette, or RGB (height, width, 3), as PNG."""
+def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
+    """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
+    from hashlib import sha256
+
+    size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
+    return sha256(size + labels.tobytes()).hexdigest()[:16]
+
+
+def gimp_palette(name: str, classes: Sequence[str]) -> bytes:
+    """Return VOC's colours of classes, the background first, as GIMP and Krita read them."""
+    flat = voc_palette()
+    colours = [" ".join(f"{value:3}" for value in flat[3 * index : 3 * index + 3])
+               for index in range(len(classes))]
+    lines = [f"{colour}\t{named}" for colour, named in zip(colours, classes, strict=True)]
+    return "\n".join(["GIMP Palette", f"Name: {name}", "#", *lines, ""]).encode()
+
+
+def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> bytes:
+    """Encode labels (height, width) with VOC's palette, or RGB (height, width, 3), as PNG.
+
+    With a header, that is in a text chunk.
+    """
     from io import BytesIO
 
     from PIL import Image
@@ -53,7 +80,7 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     if pixels.ndim == 2:
         image.putpalette(voc_palette())
     content = BytesIO()
-    image.save(content, format="PNG")
+    image.save(content, format="PNG", pnginfo=_text_of(header) if header else None)
     return content.getvalue()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +189,7 @@ class OutputFolder:
     def _content(self, *, complete: bool, failed: Mapping[str, str], own: Mapping[str, str]
                  ) -> dict[str, Any]:
         """What `artifact.json` says."""
-        return {"header": asdict(self.header), "config": self.header.config_hash,
+        return {"header": self.header.to_dict(), "config": self.header.config_hash,
                 "complete": complete, "failed": dict(sorted(failed.items())),
                 **({"own": dict(sorted(own.items()))} if own else {})}
 

@@ -142,10 +142,16 @@ class Workspace:
         """Return the path of a photo."""
         return self.path / self.root / photo.image
 
-    def has_true_masks_in(self, folder: Path) -> bool:
-        """Tell from their paths whether true masks are in a folder; none is opened."""
+    def has_true_masks_in(self, folder: Path, photos: Iterable[Photo] | None = None) -> bool:
+        """Tell from their paths whether true masks are in a folder; none is opened.
+
+        Args:
+            folder: masks that something is to learn from.
+            photos: whose true masks are meant; default: those of `images.jsonl`.
+        """
         wanted = folder.resolve()
-        held = {(self.path / self.root / photo.mask).parent for photo in self._listed if photo.mask}
+        held = {(self.path / self.root / photo.mask).parent
+                for photo in (self._listed if photos is None else photos) if photo.mask}
         return any(wanted in (parent, *parent.parents)
                    for parent in (path.resolve() for path in held))
 

@@ -188,7 +188,8 @@ class SegmenterParts:
 
     Its `build(parts, settings)` gives a `vpltool.core.segmenter.SegmenterNetwork`: that says what
     training and `predict` need of a network. Its `rebuild(config)` gives an empty one, for a state
-    dict.
+    dict. Where it defines `fit(network, photos, settings)`, the network is not trained in steps:
+    `fit` computes its parameters from one pass over `LabelledPhoto`s.
 
     Args:
         layers: indices of the CLIP blocks whose output is read; empty if the method reads none.
@@ -201,3 +202,20 @@ class SegmenterParts:
     input_width: int
     prototypes: Tensor
     class_index: Tensor
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A whole photo with the labels of its mask, for `fit` of a method of `segmenters`.
+
+    Args:
+        layers: the frozen layers that the network reads (L, h·w, width) float32, or None.
+        patches: L2-normed patch embeddings (h·w, dim), or None.
+        grid: (h, w).
+        labels: 4×4 a patch (4h, 4w) uint8; 255 is not labelled.
+    """
+
+    layers: Tensor | None
+    patches: Tensor | None
+    grid: tuple[int, int]
+    labels: Tensor

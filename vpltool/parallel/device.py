@@ -89,14 +89,15 @@ def find_precision(choice: str, device: torch.device,
 def slowdown_of(precision: torch.dtype) -> float:
     """Measure how many times slower a CPU multiplies matrices in a format than in float32.
 
-    Measured on one core, in 5 ms, or up to 150 ms where it is slow. Names of instructions tell
+    Measured on one core, in 15 ms, or up to 450 ms where it is slow: the least of three ratios,
+    since on a busy machine one of them may be twice what it should be. Names of instructions tell
     less: a CPU with AVX-512 but without its bf16 part needs 4 times as long as in float32, one
     with AVX2 only 10 to 70 times.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _seconds_in(precision) / _seconds_in(torch.float32)
+        return min(_seconds_in(precision) / _seconds_in(torch.float32) for _ in range(3))
     finally:
         torch.set_num_threads(threads)
 

@@ -23,6 +23,7 @@ from vpltool.formats import (
     read_tensors,
 )
 from vpltool.formats.header import difference, is_stale
+from vpltool.formats.inputs import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.settings import Settings, changed, recorded
@@ -61,22 +62,20 @@ def make_header(
     """
     identities, sources = {}, {}
     for role, item in inputs.items():
-        if isinstance(item, InputFolder):
-            identities[role], path = item.identity, item.path
-        elif isinstance(item, Path):
-            identities[role], path = identity_of_file(item), item
-        else:
+        if isinstance(item, str):
             identities[role] = item
             continue
+        identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
+                                  else (identity_of_file(item), item))
         sources[role] = relative_path(path, workspace.path)
     call = {name: value for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
     # Of an artifact elsewhere nothing is known afterwards; and its bytes must not depend on where.
     if out is not None and not (inside := relative_path(out, workspace.path)).startswith(".."):
         call["out"] = inside
-    return Header(kind=kind, command=command, model=dict(model), inputs=identities,
-                  options=recorded(settings, skip) | dict(options or {}), call=call,
-                  sources=sources)
+    return Header(kind=kind, command=command, model=dict(model), inputs=identities, call=call,
+                  options=recorded(settings, skip) | dict(options or {}), sources=sources,
+                  supervision=supervision_of(inputs.values()))
 
 
 def relative_path(path: Path, base: Path) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import (
-    IGNORE,
+    Header,
     Photo,
     Workspace,
     describe,
@@ -19,9 +19,12 @@ from vpltool.formats import (
     identity_of_many,
     read_labels,
 )
+from vpltool.formats.corrections import corrections_of
+from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
+from vpltool.stages._corrections import check_corrections, check_mask, identity_of_corrections
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,15 +42,20 @@ class Masks:
         path: the folder.
         name: its name, which a decoder gets.
         ids: photos that have one.
+        corrected: id to path of those masks that a person has corrected, which take the place of
+            the folder's.
+        header: of the folder, if vpltool made it.
     """
 
     path: Path
     name: str
     ids: Sequence[str]
+    corrected: Mapping[str, Path] = field(default_factory=dict)
+    header: Header | None = None
 
     def path_of(self, photo_id: str) -> Path:
         """Path of a photo's mask."""
-        return self.path / f"{photo_id}.png"
+        return self.corrected.get(photo_id) or self.path / f"{photo_id}.png"
 
     def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
         """Read a photo's labels (height, width)."""
@@ -67,6 +75,15 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
         VplError: there are none, they are of other classes, or they are the true masks.
     """
     ids = [photo.id for photo in photos]
+    corrected = corrections_of(workspace.path, ids)
+    check_corrections(workspace, corrected)
+    # The maps of a corrected photo may have failed.
+    masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
+    learned = {*masks.ids, *corrected}
+    return replace(masks, corrected=corrected, ids=[key for key in ids if key in learned])
+
+
+def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
         found = find_folder(workspace.path, ("masks",), choice, split, ("masks",),
                             f"`crf(split={split!r})`", preferred=_inputs.BEST_FIRST)
@@ -76,7 +93,8 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
                 return _own_masks(workspace, folder, ids)
         raise
     workspace.check_classes(found.header, found.path)
-    return Masks(found.path, found.name, found.available(ids))
+    return Masks(found.path, found.name, found.available(ids) if ids else [],
+                 header=found.header)
 
 
 def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
@@ -85,7 +103,7 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
                        "learn from the masks of `crf()`, or from other ones")
     masks = Masks(folder, folder.resolve().name, ids)
     have = [key for key in ids if masks.path_of(key).is_file()]
-    if not have:
+    if ids and not have:
         raise VplError(f"{folder} holds no mask of the photos asked for",
                        f"a mask is named as its photo: {masks.path_of(ids[0])}")
     if len(have) < len(ids):
@@ -94,10 +112,36 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
     return Masks(folder, masks.name, have)
 
 
-def content_identity(folder: Path, ids: Sequence[str]) -> str:
-    """Hash the bytes of masks, so that those corrected by hand are other ones."""
-    hashes = in_threads(lambda key: identity_of_file(folder / f"{key}.png"), ids, _THREADS)
-    return identity_of_many(dict(zip(ids, hashes, strict=True)))
+def content_identity(folder: Path, ids: Iterable[str]) -> str:
+    """Hash the bytes of the masks in a folder, so that those corrected by hand are other ones."""
+    there = [key for key in ids if (folder / f"{key}.png").exists()]
+    hashes = in_threads(lambda key: identity_of_file(folder / f"{key}.png"), there, _THREADS)
+    return identity_of_many(dict(zip(there, hashes, strict=True)))
+
+
+def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
+    """Hash the masks of photos, by role in a header; `corrections` where some were corrected."""
+    corrected = {key: path for key, path in masks.corrected.items() if key in ids}
+    return {"masks": content_identity(masks.path, ids)} | (
+        {"corrections": identity_of_corrections(corrected)} if corrected else {})
+
+
+def repeated(masks: Masks, ids: Sequence[str], times: int) -> list[str]:
+    """Return the photos of an epoch: those with a corrected mask several times."""
+    return [key for key in ids for _ in range(times if key in masks.corrected else 1)]
+
+
+def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
+    """Say what the masks of photos hold beyond tags; see `Header`."""
+    # What another program wrote into a folder of vpltool's has no header.
+    corrected = [key for key in ids if key in masks.corrected or (
+        masks.header is not None and describe(masks.path_of(key)).header is None)]
+    own = 0 if masks.header else len(ids) - len(corrected)
+    return join_supervision([
+        masks.header.supervision if masks.header else "",
+        f"tags and {own} mask{'s' * (own > 1)} of one's own" if own else "",
+        f"tags and {len(corrected)} corrected mask{'s' * (len(corrected) > 1)}" if corrected
+        else ""])
 
 
 def newer_than(masks: Masks, file: Path, ids: Iterable[str]) -> int:
@@ -119,35 +163,10 @@ def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
             file is named.
     """
     def check(key: str) -> None:
-        _check_mask(masks.path_of(key), photos[key], classes)
+        check_mask(masks.path_of(key), photos[key], classes)
 
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         for _ in in_threads(check, photos, _THREADS):
             advance()
-    if (masks.path / MANIFEST).exists():
-        # What another program wrote has no header.
-        corrected = sum(describe(masks.path_of(key)).header is None for key in photos)
-        if corrected:
-            console.note(f"{masks.path}: {corrected} of {len(photos)} masks were corrected by hand")
-
-
-def _check_mask(path: Path, photo: Path, classes: int) -> None:
-    import numpy as np
-
-    from vpltool.core.photos import photo_size
-
-    labels = read_labels(path)
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    odd = found[(found > classes) & (found != IGNORE)]
-    if len(odd):
-        raise VplError(f"{path}: the value {odd[0]} is no class; the workspace has 1 to {classes}, "
-                       f"0 for the background and {IGNORE}, ignored in training",
-                       "a mask's value is the index of its class in workspace.json")
-    try:
-        size = photo_size(photo)
-    except OSError:
-        # Stored features serve without the photo; where it is needed, reading it tells.
-        return
-    if labels.shape != size:
-        raise VplError(f"{path} is {labels.shape[0]}×{labels.shape[1]} (height×width), its photo "
-                       f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
+    if said := supervision_by(masks, list(photos)):
+        console.note(f"{masks.path}: learned from {said}")

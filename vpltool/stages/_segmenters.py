@@ -1,11 +1,11 @@
-"""Decoders that were trained: finding one, making its network again, and running it."""
+"""Segmenters: building one, finding a trained one, making its network again, and running it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.methods.inputs import SegmenterParts
     from vpltool.parallel.photos import Batch
+    from vpltool.stages._lessons import Frozen
+    from vpltool.stages.train_decoder import TrainDecoderSettings
 
 
 def find_decoder(work: Path, choice: str) -> Path:
@@ -243,3 +246,52 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
     return run_batches(batches, see, smaller_side_hint)
+
+
+def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts,
+                    frozen: Frozen) -> SegmenterNetwork:
+    """Build the network that is trained, always the same one for a seed.
+
+    Args:
+        settings: of `train-decoder`.
+        method: of segmenters.
+        parts: what the network is built of.
+        frozen: where its inputs come from.
+
+    Raises:
+        VplError: the method refuses its settings, or the features are not what it reads.
+    """
+    import torch
+
+    if not hasattr(method, "rebuild"):
+        raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
+                       "rebuild(config) gives an empty network, for `predict`")
+    torch.manual_seed(settings.seed)
+    network: SegmenterNetwork = method.build(parts, settings.of_method)
+    if not hasattr(method, "fit"):
+        _check_training(settings, network)
+    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
+    if network.reads_patches and held != "block":
+        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
+                       f"holds others ({held})",
+                       "`source='photos'`" + (", or `residual=False`" if hasattr(
+                           settings.of_method, "residual") else ""))
+    return network
+
+
+def _check_training(settings: TrainDecoderSettings, network: SegmenterNetwork) -> None:
+    """Check that the settings of the steps suit the network.
+
+    Raises:
+        VplError: one does not.
+    """
+    if not settings.iters and not network.serves_untrained:
+        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
+                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
+                                        if hasattr(settings.of_method, "residual") else ""))
+    if settings.lambda_aff and not network.fuses:
+        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
+                       "features to compare", "`lambda_aff=0`")
+    if settings.lambda_rsc and not network.in_joint_space:
+        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
+                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")

@@ -1,4 +1,4 @@
-"""`eval`: how good CAMs, masks or predictions are. Reads the true masks."""
+"""`eval`: how good CAMs, masks or predictions are, by the true masks or by the tags."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
+from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._inputs import BEST_FIRST, naming_photo
 from vpltool.stages._reports import Report
 from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
@@ -44,6 +45,11 @@ class EvalSettings(Settings):
     what: str = setting("", "cams/NAME, masks/NAME, predictions/NAME or a folder; default: the "
                             "furthest result of the split.", metavar="PATH-OR-NAME")
     split: str = options.split("val")
+    against: str = setting("masks", "masks: the true ones; tags: those of the photos, no mask is "
+                                    "opened.", choices=("masks", "tags"))
+    share: float = setting(0.01, "Against tags: share of a photo's pixels from which a class is "
+                                 "predicted; its probability is the mean over its likeliest "
+                                 "pixels, as many.", low=0, high=1)
     threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
                                     "the report says so.", low=0, high=1)
     threshold_from: Path | None = setting(
@@ -57,18 +63,22 @@ class EvalSettings(Settings):
 
 
 STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
-              writes=("scores",), settings=EvalSettings, together=True)
+              writes=("scores", "agreement"), settings=EvalSettings, together=True)
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 
 
 def run(workspace: Workspace, settings: EvalSettings) -> Report:
-    """Score CAMs, masks or predictions against the true masks.
+    """Score CAMs, masks or predictions against the true masks, or predictions against tags.
 
-    The only command, with show, that opens true masks. Scores are always written anew. Under
-    torchrun each process counts the pixels of its shard of the photos.
+    The only command, with show, that opens true masks; against tags it opens none, and says how
+    often the classes predicted are those tagged, how sure the segmenter is, and which photos
+    disagree most. Scores are always written anew. Under torchrun each process counts the pixels of
+    its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
+
+    Example: vpltool eval --split val --what predictions/segmenter --against tags
 
     Next: vpltool scores
 
@@ -94,6 +104,12 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     why = f"only CAMs are cut, and these are {source.kind}"
     warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
         (*_CUTS, "sweep"), why))
+    warn_without_effect(settings, without={} if settings.against == "tags" else {
+        "share": "it is for `against='tags'`"})
+    if settings.against == "tags":
+        report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in {
+            *source.available(photo.id for photo in photos)}], split, settings.share)
+        return _written(workspace, settings, report, f"{_name(source)}-{split}-tags")
     asked = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
@@ -104,7 +120,12 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = asked - len(tally.parts)
-    path = settings.out or workspace.path / "scores" / f"{_name(source)}-{split}.json"
+    return _written(workspace, settings, report, f"{_name(source)}-{split}")
+
+
+def _written(workspace: Workspace, settings: EvalSettings, report: dict[str, Any], name: str
+             ) -> Report:
+    path = settings.out or workspace.path / "scores" / f"{name}.json"
     if rank_of_process()[0] == 0:
         write_json(path, report)
     return Report(report, path)
@@ -145,24 +166,25 @@ class _Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
     strays: dict[str, str] = field(default_factory=dict)
+    each: dict[str, Any] = field(default_factory=dict)
 
 
 def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
-    """Count the pixels of all photos; of several processes each counts those of its shard."""
+    """Count the pixels of all photos, whole numbers; of several processes each does its shard."""
     if rank_of_process()[1] == 1:
         tally = _tally(workspace, source, photos)
     else:
         from vpltool.parallel.ranks import joined
-
         with joined("cpu") as ranks:
             mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
             tally = _Tally()
             for part in ranks.collect(_tally(workspace, source, mine)):
-                # Whole numbers: their sum is the same in any order.
                 if part.parts:
                     tally.counts += part.counts
                 tally.parts |= part.parts
                 tally.strays |= part.strays
+                tally.each |= part.each
+        tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
     warn_of_strays(tally.strays, len(tally.parts))
     return tally
 
@@ -177,6 +199,8 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
                 lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
             tally.counts += counts
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
+            if source.kind != "cams":
+                tally.each[photo.id] = counts
             if stray:
                 tally.strays[photo.id] = stray
             advance()
@@ -256,6 +280,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     report: dict[str, Any] = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
+        "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": identity_of_many(tally.parts)}
     counts = tally.counts
@@ -275,12 +300,29 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
     report["classes_in_mean"] = result.present
     report["iou"] = {workspace.class_name(index): None if value != value else round(value, 6)
                      for index, value in enumerate(result.iou.tolist())}
+    if source.kind != "cams":
+        report["worst"] = _worst(workspace, tally.each)
     report["confusion"] = counts.tolist()
     return report
 
 
+def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[dict[str, Any]]:
+    """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
+    from vpltool.core import metrics
+
+    scored = {key: metrics.scores(counts) for key, counts in each.items() if counts.sum()}
+    order = sorted(scored, key=lambda key: (scored[key].miou, key))[:WORST]
+    return [{"id": key, "score": round(scored[key].miou, 6), "why": f"mIoU "
+             f"{100 * scored[key].miou:.1f}: " + ", ".join(
+                 f"{workspace.class_name(index)} {100 * value:.0f}"
+                 for index, value in enumerate(scored[key].iou.tolist()) if value == value)}
+            for key in order]
+
+
 def show(report: Report, values: Mapping[str, Any]) -> str:
     """Spell the scores as a table, and where they were written."""
+    if report["kind"] == "agreement":
+        return "\n".join([*show_of_tags(report), *map(str, report.paths)])
     width = max(len(name) for name in report["iou"])
     lines = [f"{name:{width}}  {'-' if value is None else format(100 * value, '.1f'):>5}"
              for name, value in report["iou"].items()]
@@ -294,9 +336,11 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
                                        for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
+    more = report["supervision"] != "tags"
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
               f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+              f"{'learned from ' + report['supervision'] + '; ' if more else ''}"
               f"scored under {spell_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 

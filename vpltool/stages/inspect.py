@@ -89,7 +89,7 @@ def _describe_json(path: Path) -> dict[str, Any]:
     content = read_json(path, "")
     if path.name == "workspace.json" or "header" in content:
         return _describe_folder(path.parent)
-    if content.get("kind") in ("scores", "gap"):
+    if content.get("kind") in ("scores", "agreement", "gap"):
         return {key: value for key, value in content.items() if key not in ("confusion", "sweep")}
     return {"kind": "JSON", "keys": sorted(content)}
 
@@ -163,7 +163,8 @@ def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "made by": f"vpltool {header['command']} (version {header['version']})",
         "settings": header.get("call", {}), "options": header["options"],
         "inputs": header["inputs"], "sources": header.get("sources", {}),
-        "model": header["model"], "preset": header.get("preset", {}), "facts": header["facts"]}
+        "supervision": header.get("supervision", ""), "model": header["model"],
+        "preset": header.get("preset", {}), "facts": header["facts"]}
     return {key: value for key, value in found.items()
             if value or key in ("options", "inputs", "model")}
 
@@ -192,7 +193,8 @@ def show(found: Mapping[str, Any], _values: Mapping[str, Any]) -> str:
 
 
 _HASHES = {
-    "scores": {"config": "hash of how it was made", "content": "hash of what was scored"},
+    **dict.fromkeys(("scores", "agreement"), {
+        "config": "hash of how it was made", "content": "hash of what was scored"}),
     "gap": {"features": "hash of how they were made", "maps": "hash of how they were made"}}
 
 _ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "the photos"}

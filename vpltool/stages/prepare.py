@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,18 @@ from vpltool import console, options
 from vpltool.datasets import layouts
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
-from vpltool.datasets.tags import class_counts, some
+from vpltool.datasets.tags import some
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
-from vpltool.formats.changes import Words, last_call
+from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
+from vpltool.stages._corrections import find_corrections, take_corrections
+from vpltool.stages._prepared import MADE, describe_workspace
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -41,18 +42,24 @@ class PrepareSettings(Settings):
               "pixel value of the class in the true masks.", metavar="FILE")
     background: Path | None = setting(None, "Words for what is no class, one a line.",
                                       metavar="FILE")
+    corrections: Path | None = setting(
+        None, "Masks ID.png that you have corrected, for train-decoder. Those taken earlier stay; "
+              "what vpltool wrote and nobody changed is left out.", metavar="DIR")
     normalise: str = setting(
         "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
     halve: str = setting(
         "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
             "score on the other.", metavar="SPLIT")
+    hold_out: int = setting(
+        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
+           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
 STAGE = Stage(order=10, panel="1. Begin", reads=(),
-              writes=("workspace", "images", "changes", "masks"), settings=PrepareSettings,
-              methods="sources", subcommands=True, begins=True)
+              writes=("workspace", "images", "changes", "masks", "corrections"),
+              settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
 
 @dataclass(frozen=True)
@@ -102,14 +109,17 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if kept:
         _check_same(kept, workspace, source.photos, settings)
     photos = _with_earlier(source.photos, kept.photos) if kept else list(source.photos)
+    photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in source.remarks:
         console.warn(remark)
     _warn_of_torn(source.root, photos)
+    corrected = find_corrections(workspace, photos, settings.corrections)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
-    _describe(workspace, photos, words, source.from_tags and kept is not None)
-    paths = [path / "workspace.json", *(output.path for output in outputs)]
+    describe_workspace(workspace, photos, words, source.from_tags and kept is not None)
+    paths = [path / "workspace.json", *(output.path for output in outputs),
+             *take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:
@@ -137,6 +147,10 @@ def _is_given(settings: Settings, name: str) -> bool:
     return name in settings.given or getattr(settings, name) != default
 
 
+_REMEMBERED = ("halve", "hold_out")
+"""Shared settings that a later call may leave out."""
+
+
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """The settings, those of the earlier call in place of what is not given now."""
     method = settings.of_method
@@ -145,15 +159,15 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
                   for entry in described(type(method))
                   if entry.name in call and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
-    halve = settings.halve if _is_given(settings, "halve") else call.get("halve", "")
-    return replace(settings, of_method=method, halve=halve)
+    shared = {name: call[name] for name in _REMEMBERED
+              if name in call and not _is_given(settings, name)}
+    return replace(settings, of_method=method, **shared)
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
     said: dict[str, Any] = {"method": settings.method}
-    if settings.halve:
-        said["halve"] = settings.halve
+    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         said["classes"] = relative_to(settings.classes, path)
@@ -265,7 +279,7 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
         VplError: it is not; the difference is named.
     """
     old, said = kept.workspace, []
-    worked = any((workspace.path / name).is_dir() for name in _WORK)
+    worked = any((workspace.path / name).is_dir() for name in MADE)
     if old.root != workspace.root:
         said.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
@@ -294,57 +308,3 @@ def _warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
     if torn := [names[path] for path in layouts.torn_photos(list(names))]:
         console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
                      f"{some(torn)}; extract or download them again")
-
-
-_WORK = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
-"""Folders of what later stages make."""
-
-
-def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool) -> None:
-    """Say what the workspace holds, what has changed, and what looks wrong.
-
-    Args:
-        workspace: as it was written.
-        photos: as they were written.
-        words: what has changed.
-        grown: whether new classes were added behind those of an earlier call.
-    """
-    splits = Counter(split for photo in photos for split in photo.splits)
-    console.note(
-        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
-        "background words; " + ", ".join(f"{split}: {count}"
-                                         for split, count in sorted(splits.items())))
-    console.note(class_counts(photos, workspace.classes))
-    if words:
-        console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
-    if grown and "classes" in words:
-        console.note("new classes come behind the known ones, which keep their numbers")
-    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in _WORK):
-        console.note("`update()` brings up to date what was made before")
-    _warn_of_masks(photos, splits)
-    _warn_of_tags(workspace, photos, grown)
-
-
-def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
-    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
-    for split, count in sorted(splits.items()):
-        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
-            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
-                         "mask; eval leaves them out")
-
-
-def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
-    if not any(photo.labels for photo in photos):
-        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
-        return
-    unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
-    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
-           if grown else "")
-    for name in unused if len(unused) <= 5 else ():
-        console.warn(f"no photo has the tag `{name}`{why}")
-    if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
-    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
-    if untagged:
-        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
-                     f"{some(untagged)}")

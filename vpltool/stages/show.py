@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from vpltool.stage import Stage
 from vpltool.stages import _panels
 from vpltool.stages._panels import Column
 from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
+from vpltool.stages._worst import find_worst
 
 if TYPE_CHECKING:
     from vpltool.pictures.overlays import SheetPanel
@@ -34,6 +35,10 @@ class ShowSettings(Settings):
         metavar="WHAT")
     split: str = options.split("train")
     ids: str = setting("", "Ids of photos, separated by commas.", flag="--id", metavar="LIST")
+    worst: int = setting(0, "Show the N worst photos by their scores, the worst first; see eval.",
+                         low=0, metavar="N")
+    scores: Path | None = setting(None, "Scores that say which are the worst; default: those of "
+                                        "the first WHAT, else those against tags.", metavar="FILE")
     photos: Path | None = setting(None, "Folder of the photos, where they are not the "
                                         "workspace's.", metavar="DIR")
     limit: int = setting(6, "Number of photos, spread over all.", low=1, metavar="N")
@@ -57,8 +62,9 @@ class _Row:
 
 @dataclass
 class _Remarks:
-    """What is found while drawing: id to why a panel is missing, and to `stray_class`."""
+    """Of photos, by id: why it is among the worst, why a panel is missing, its `stray_class`."""
 
+    why: Mapping[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     strays: dict[str, str] = field(default_factory=dict)
 
@@ -74,6 +80,8 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
 
     Example: vpltool show holiday masks-of-holiday
 
+    Example: vpltool show predictions/segmenter --split val --worst 12
+
     Args:
         workspace: where everything is found, and the sheet goes.
         settings: what is shown, of which photos.
@@ -85,6 +93,11 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
         VplError: something that is named is missing, or nothing can be shown.
         PhotosFailed: some panels could not be drawn; the sheet says why in their place.
     """
+    warn_without_effect(settings, without={} if settings.worst else {
+        "scores": "`worst=N` reads them"})
+    remarks = _Remarks()
+    if settings.worst:
+        settings, remarks.why = _of_worst(workspace, settings)
     root, names = settings.photos, list(settings.what)
     if root is None and len(names) > 1 and _panels.holds_photos(Path(names[0])):
         root, names = Path(names[0]), names[1:]
@@ -92,18 +105,17 @@ def run(workspace: Workspace, settings: ShowSettings) -> Path:
     named = named_photos([root]) if root else _panels.new_photos(columns, workspace.path)
     where = root.resolve().name if root else settings.split
     if named:
-        rows = _named_rows(named, columns, settings)
+        rows = _named_rows(named, columns, settings, remarks)
         if root is None:
             where = columns[0].path.resolve().name
     else:
         rows = _chosen([_Row(photo.id, workspace.image_path(photo), photo)
-                        for photo in workspace.photos(settings.split)], settings)
+                        for photo in workspace.photos(settings.split)], settings, remarks)
     _check_columns(columns, rows)
 
     from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import sheet
 
-    remarks = _Remarks()
     page = sheet((list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows),
                  class_palette(), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
@@ -131,8 +143,18 @@ def _columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Col
     return columns
 
 
-def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings
-                ) -> list[_Row]:
+def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSettings, dict[str, str]]:
+    """The settings, those of the scores in place of what is not given; and id to reason."""
+    warn_without_effect(settings, without=dict.fromkeys(
+        ("ids", "limit"), "`worst=N` chooses the photos"))
+    found = find_worst(workspace, next(iter(settings.what), ""), settings.split, settings.scores,
+                       settings.worst)
+    return (replace(settings, what=settings.what or (found.what,), split=found.split),
+            dict(found.why))
+
+
+def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings,
+                remarks: _Remarks) -> list[_Row]:
     """The photos that any of the columns has a file of; all if there is no column."""
     why = "the photos are not the workspace's"
     warn_without_effect(settings, without={"split": why, "truth": why})
@@ -142,18 +164,19 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
         raise VplError(f"{', '.join(str(column.path) for column in columns)}: no file of a photo "
                        f"such as {next(iter(paths.values()))}",
                        "a photo and its mask have one name, with other suffixes")
-    return _chosen(rows, settings)
+    return _chosen(rows, settings, remarks)
 
 
-def _chosen(rows: list[_Row], settings: ShowSettings) -> list[_Row]:
-    if not settings.ids:
+def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list[_Row]:
+    wanted = list(remarks.why) or settings.ids.split(",")
+    if wanted == [""]:
         return rows[:: max(1, len(rows) // settings.limit)][:settings.limit]
     known = {row.id: row for row in rows}
-    for key in settings.ids.split(","):
+    for key in wanted:
         if key not in known:
             raise VplError(f"no photo `{key}` among the {len(rows)} that can be shown",
                            near_name(key, known))
-    return [known[key] for key in settings.ids.split(",")]
+    return [known[key] for key in wanted]
 
 
 def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
@@ -179,6 +202,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
 
     failed = remarks.failed
     labels = f": {' '.join(row.photo.labels)}" if row.photo else ""
+    labels = f": {remarks.why[row.id]}" if row.id in remarks.why else labels
     try:
         whole = read_photo(row.path)
     except OSError as error:
@@ -208,6 +232,7 @@ def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
     """Name a sheet after what it shows, so that another one does not replace it."""
     named = [[part for part in Path(name).parts if part.strip("/.")] for name in names]
     parts = [where, *("-".join(part[-3:]) for part in named),
-             *filter(None, settings.ids.split(",")), *([] if settings.truth else ["no-truth"])]
+             *([f"worst-{settings.worst}"] if settings.worst else
+               filter(None, settings.ids.split(","))), *([] if settings.truth else ["no-truth"])]
     stem = re.sub(r"[^\w.=+-]+", "-", "_".join(parts))
     return stem if len(stem) <= 120 else f"{stem[:110]}-{sha256(stem.encode()).hexdigest()[:6]}"

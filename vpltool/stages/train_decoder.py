@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
-from vpltool.formats.header import changed_inputs
+from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.formats.shards import rank_of_process
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
+from vpltool.stages import _inputs, _masks
 from vpltool.stages._checkpoints import Start, read_checkpoint
+from vpltool.stages._fitting import STEPLESS, fit_segmenter
 from vpltool.stages._lessons import Frozen, Lessons, frozen_layers
-from vpltool.stages._masks import Masks, check_masks, content_identity, find_masks, newer_than
-from vpltool.stages._segmenters import find_decoder, take_weights
+from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
 from vpltool.stages._steps import Training, take_steps
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class TrainDecoderSettings(Settings):
     max_side: int = setting(
         1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
               "them.", low=0, metavar="PIXELS", record="changed")
+    corrected_times: int = setting(
+        1, "How many times as often as another photo one with a corrected mask is seen.", low=1,
+        metavar="N", record="changed")
     start: str = setting("", "Begin with the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
@@ -114,10 +118,10 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     """
     from vpltool.core.training import TrainingSettings
 
-    _check_divides(settings)
     method = find_method("segmenters", settings.method).load()
+    _check_divides(settings, method)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
-    masks = find_masks(workspace, settings.masks, settings.split, list(photos.values()))
+    masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
     frozen, ids = frozen_layers(
         workspace, masks.ids, source=settings.source, features=settings.features,
@@ -125,77 +129,55 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         device=settings.device, precision=settings.precision)
     _inputs.check_same_model(frozen.model, prototypes.header.model,
                              f"{frozen.name} and {prototypes.path}")
-    warn_without_effect(settings, without=_UNREAD if frozen.features else {})
+    stepless = hasattr(method, "fit")
+    unread = (_UNREAD if frozen.features else {}) | (STEPLESS if stepless else {})
+    warn_without_effect(settings, without=unread)
     training = TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
         lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed)
-    network = _build(settings, method, SegmenterParts(
+    network = build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
     name = settings.name or masks.name
     target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
-    first = _start_from(workspace, settings, network, prototypes, target)
-    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first)
+    first = None if stepless else _start_from(workspace, settings, network, prototypes, target)
+    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first,
+                          unread)
     if not _is_done(target, header, settings, masks, ids):
         facts = {"segmenter": settings.method, "config": network.config,
                  "reads": list(network.reads), "classes": list(workspace.classes),
                  "normalise": workspace.normalise}
-        lessons = Lessons(workspace, masks, [photos[key] for key in ids], frozen,
+        seen = _masks.repeated(masks, ids, settings.corrected_times)
+        lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())
         task = Training(lessons, training, replace(header, facts=facts), target)
-        start = read_checkpoint(task.checkpoint, task.header, overwrite=settings.overwrite,
-                                update=settings.update)
-        check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
+        start = None if stepless else read_checkpoint(
+            task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
+        _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
                     len(workspace.classes))
-        _train(task, network, start, settings)
+        if start is None:
+            fit_segmenter(method, network, lessons, settings)
+            _write_decoder(task, network, [])
+        else:
+            _train(task, network, start, settings)
     return target
 
 
-def _check_divides(settings: TrainDecoderSettings) -> None:
+def _check_divides(settings: TrainDecoderSettings, method: Any) -> None:
     """Check that the processes that torchrun has started can share the crops of a step.
 
     Raises:
-        VplError: they cannot.
+        VplError: they cannot, or there are no steps.
     """
     count = rank_of_process()[1]
+    if count > 1 and hasattr(method, "fit"):
+        raise VplError(f"`method={settings.method!r}` takes no steps, and this is one of {count} "
+                       "processes", "start it once, without torchrun")
     if settings.batch_size % count:
         raise VplError(f"{count} processes cannot share `batch_size={settings.batch_size}` evenly",
                        f"`batch_size={-(-settings.batch_size // count) * count}`, or other "
                        "processes")
-
-
-def _build(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts, frozen: Frozen
-           ) -> SegmenterNetwork:
-    """Build the network that is trained, always the same one for a seed.
-
-    Raises:
-        VplError: the method refuses its settings, or the features are not what it reads.
-    """
-    import torch
-
-    if not hasattr(method, "rebuild"):
-        raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
-                       "rebuild(config) gives an empty network, for `predict`")
-    torch.manual_seed(settings.seed)
-    network: SegmenterNetwork = method.build(parts, settings.of_method)
-    if not settings.iters and not network.serves_untrained:
-        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
-                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
-                                        if hasattr(settings.of_method, "residual") else ""))
-    if settings.lambda_aff and not network.fuses:
-        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
-                       "features to compare", "`lambda_aff=0`")
-    if settings.lambda_rsc and not network.in_joint_space:
-        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
-                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")
-    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
-    if network.reads_patches and held != "block":
-        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
-                       f"holds others ({held})",
-                       "`source='photos'`" + (", or `residual=False`" if hasattr(
-                           settings.of_method, "residual") else ""))
-    return network
 
 
 def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
@@ -216,30 +198,31 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
 
 
 def _make_header(
-    workspace: Workspace, settings: TrainDecoderSettings, masks: Masks,
+    workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
     prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
-    first: Path | None,
+    first: Path | None, unread: Mapping[str, str],
 ) -> Header:
     inputs: dict[str, Any] = {
-        "masks": content_identity(masks.path, ids), "prototypes": prototypes.path,
+        **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     header = _inputs.make_header(
         workspace, "decoder", "train-decoder", settings,
         inputs=inputs | ({"features": frozen.features} if frozen.features else {})
         | ({"start": first} if first else {}),
         model=prototypes.header.model,
-        options={"prototypes": prototypes.path.stem, "source": frozen.source, "lr": training.lr,
-                 "warmup": training.warmup,
+        options={"prototypes": prototypes.path.stem, "source": frozen.source,
+                 **({} if "lr" in unread else {"lr": training.lr, "warmup": training.warmup}),
                  **({"layers": list(frozen.layers)} if frozen.layers else {})},
-        skip=_UNREAD if frozen.features else ())
+        skip=unread)
     # The masks' identity is that of their bytes, not that of how they were made.
     sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
-    return replace(header, sources=sources, call=call)
+    return replace(header, sources=sources, call=call, supervision=join_supervision(
+        [header.supervision, _masks.supervision_by(masks, ids)]))
 
 
-def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: Masks, ids: Any
-             ) -> bool:
+def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,
+             ids: Any) -> bool:
     """Tell whether the decoder is there already.
 
     Raises:
@@ -250,8 +233,8 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
                                   update=settings.update)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
-            error.message += (f" ({newer_than(masks, target, ids)} of {len(ids)} masks are newer "
-                              "than it)")
+            newer = _masks.newer_than(masks, target, ids)
+            error.message += f" ({newer} of {len(ids)} masks are newer than it)"
         raise
 
 

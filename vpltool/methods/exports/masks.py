@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
-from vpltool.formats import voc_palette
 from vpltool.formats.archives import write_folder
 from vpltool.methods.inputs import Predictions
 
@@ -37,15 +36,10 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions) -> Iterator[tuple[str, bytes]]:
-    from vpltool.formats.labels import png_bytes
+    from vpltool.formats.labels import gimp_palette, png_bytes
 
     names = ("background", *predictions.workspace.classes)
     yield _CLASSES, "".join(f"{name}\n" for name in names).encode()
-    flat = voc_palette()
-    colours = [" ".join(f"{value:3}" for value in flat[3 * index : 3 * index + 3])
-               for index in range(len(names))]
-    lines = [f"{colour}\t{name}" for colour, name in zip(colours, names, strict=True)]
-    yield _PALETTE, "\n".join(["GIMP Palette", f"Name: {predictions.name}", "#", *lines, ""]
-                              ).encode()
+    yield _PALETTE, gimp_palette(predictions.name, names)
     for photo, labels in predictions.each():
         yield f"{photo.id}.png", png_bytes(labels)

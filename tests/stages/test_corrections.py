@@ -1,0 +1,164 @@
+"""Masks that a person corrected: taken by `prepare`, learned from by `train-decoder`, told of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TRAIN, Result, Run, copy_workspace
+from PIL import Image
+
+from vpltool.formats import describe, read_labels, read_tensors
+from vpltool.formats.header import Header
+
+
+@pytest.fixture
+def base(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    return copy_workspace(layered, tmp_path / "base", tiny_clip)
+
+
+def corrected(base: Path, *ids: str, value: int = 1) -> Path:
+    """A folder with masks as an editor saves them, of these photos."""
+    folder = base / "corrected"
+    folder.mkdir(exist_ok=True)
+    for key in ids:
+        with Image.open(base / f"photos/{key}.png") as photo:
+            labels = np.zeros(photo.size[::-1], np.uint8)
+        labels[: len(labels) // 2] = value
+        Image.fromarray(labels).save(folder / f"{key}.png")
+    return folder
+
+
+def take(run: Run, base: Path, folder: Path, *more: object) -> Result:
+    return run("prepare", "folder", base / "photos", "--corrections", folder, *more,
+               work=base / "work")
+
+
+def header_of(path: Path) -> Header:
+    header = describe(path).header
+    assert header is not None
+    return header
+
+
+def test_they_are_learned_from_and_every_header_says_so(base: Path, run: Run) -> None:
+    work = base / "work"
+    assert run(*TRAIN, work=work).code == 0
+    decoder = work / "decoder/text-refined.safetensors"
+    before = decoder.read_bytes()
+    assert header_of(decoder).supervision == ""
+    assert "supervision" not in (work / "masks/text-refined/train/artifact.json").read_text()
+    assert "supervision" not in run("inspect", decoder, work=work).out
+    result = take(run, base, corrected(base, "scene0", "scene3"))
+    assert result.code == 0, result.err
+    assert str(work / "corrections") in result.out
+    taken = work / "corrections/scene3.png"
+    assert np.array_equal(read_labels(taken), read_labels(base / "corrected/scene3.png"))
+    # The other decoder is tiny.
+    assert run("status", "--stale", work=work).out.count("corrected masks have changed") == 2
+    refused = run(*TRAIN, work=work)
+    assert refused.code == 1
+    assert "corrected masks have changed" in refused.lines("error:")[0]
+    updated = run(*TRAIN, "--update", work=work)
+    assert updated.code == 0, updated.err
+    assert decoder.read_bytes() != before
+    assert header_of(decoder).supervision == "tags and 2 corrected masks"
+    assert run("status", "--stale", work=work).out.count("corrected masks have changed") == 1
+    assert run("predict", "--decoder", "text-refined", work=work).code == 0
+    for made in ("predictions/text-refined/val/scene6.png",
+                 "probabilities/text-refined/val/scene6.safetensors"):
+        assert header_of(work / made).supervision == "tags and 2 corrected masks"
+    assert "supervision: tags and 2 corrected masks" in run("inspect", decoder, work=work).out
+    scored = run("eval", "--what", "predictions/text-refined", work=work)
+    assert "learned from tags and 2 corrected masks" in scored.out
+    report = json.loads((work / "scores/predictions-text-refined-val.json").read_text())
+    assert report["supervision"] == "tags and 2 corrected masks"
+
+
+def test_the_labels_that_are_learned_are_those(base: Path, run: Run) -> None:
+    """A corrected mask takes the place of the pseudo mask, byte for byte as if that had been it."""
+    work, more = base / "work", corrected(base, "scene1", value=3)
+    mixed = base / "mixed"
+    shutil.copytree(work / "masks/text-refined/train", mixed)
+    (mixed / "artifact.json").unlink()
+    shutil.copy(more / "scene1.png", mixed / "scene1.png")
+    assert run(*TRAIN, "--masks", mixed, "--name", "mixed", work=work).code == 0
+    assert take(run, base, more).code == 0
+    assert run(*TRAIN, "--name", "taken", work=work).code == 0
+    _, first = read_tensors(work / "decoder/mixed.safetensors", "decoder")
+    _, second = read_tensors(work / "decoder/taken.safetensors", "decoder")
+    assert all(first[name].equal(second[name]) for name in first)
+    assert header_of(work / "decoder/mixed.safetensors"
+                     ).supervision == "tags and 6 masks of one's own"
+
+
+def test_a_photo_without_a_pseudo_mask_is_learned_from(base: Path, run: Run) -> None:
+    work = base / "work"
+    manifest = work / "masks/text-refined/train/artifact.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"failed": {"scene0": "torn"}}))
+    (manifest.parent / "scene0.png").unlink()
+    assert run(*TRAIN, "--name", "five", work=work).code == 0
+    assert take(run, base, corrected(base, "scene0")).code == 0
+    assert run(*TRAIN, "--name", "six", work=work).code == 0
+    assert header_of(work / "decoder/six.safetensors").supervision == "tags and 1 corrected mask"
+    assert (work / "decoder/five.safetensors").read_bytes() != (
+        work / "decoder/six.safetensors").read_bytes()
+
+
+def test_true_masks_are_never_corrections(base: Path, run: Run) -> None:
+    for more in ((), ("--masks", base / "masks")):
+        refused = take(run, base, base / "masks", *more)
+        assert refused.code == 1
+        assert "true masks" in refused.lines("error:")[0]
+    assert not (base / "work/corrections").exists()
+
+
+def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
+    """Masks as vpltool wrote them say nothing that it did not know."""
+    folder, work = base / "copied", base / "work"
+    shutil.copytree(work / "masks/text-refined/train", folder)
+    refused = take(run, base, folder)
+    assert "no mask was changed" in refused.lines("error:")[0]
+    shutil.copy(corrected(base, "scene2") / "scene2.png", folder)
+    assert take(run, base, folder).code == 0
+    assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
+
+
+def test_later_ones_are_added(base: Path, run: Run) -> None:
+    assert take(run, base, corrected(base, "scene0")).code == 0
+    shutil.rmtree(base / "corrected")
+    assert take(run, base, corrected(base, "scene4")).code == 0
+    assert run("prepare", "folder", base / "photos", work=base / "work").code == 0
+    assert sorted(path.stem for path in (base / "work/corrections").iterdir()) == ["scene0",
+                                                                                    "scene4"]
+
+
+@pytest.mark.parametrize(("value", "size", "said"), [
+    (9, (48, 40), "the value 9 is no class"), (1, (10, 10), "is 10×10")])
+def test_one_that_does_not_fit_is_named(
+    value: int, size: tuple[int, int], said: str, base: Path, run: Run
+) -> None:
+    folder = corrected(base, "scene2")
+    Image.new("L", size, value).save(folder / "scene0.png")
+    before = (base / "work/changes.jsonl").read_bytes()
+    refused = take(run, base, folder)
+    assert refused.code == 1
+    assert said in refused.lines("error:")[0]
+    assert "scene0.png" in refused.lines("error:")[0]
+    assert not (base / "work/corrections").exists()
+    assert (base / "work/changes.jsonl").read_bytes() == before
+
+
+def test_other_classes_make_them_void(base: Path, run: Run) -> None:
+    """Their values are indices: a class that comes behind changes nothing, another order does."""
+    work = base / "work"
+    assert take(run, base, corrected(base, "scene0")).code == 0
+    path = work / "workspace.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
+    refused = run(*TRAIN, "--name", "new", work=work)
+    assert refused.code == 1
+    assert "corrections/scene0.png was taken when the classes were" in refused.lines("error:")[0]

@@ -1,0 +1,216 @@
+"""Without true masks: `eval --against tags`, `show --worst`, and photos to correct."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TRAIN, Run, copy_workspace
+from PIL import Image
+
+from vpltool.formats import describe, read_labels, write_labels
+
+EVAL = ("eval", "--what", "predictions/tiny", "--against", "tags")
+
+
+@pytest.fixture
+def work(layered: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> Path:
+    work = copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+    for split in ("train", "val"):
+        assert run("predict", "--decoder", "tiny", "--split", split, work=work).code == 0
+    return work
+
+
+def predict_by_hand(work: Path, split: str, said: dict[str, int]) -> None:
+    """Predict a class in the upper half of photos, in the place of the segmenter."""
+    for key, value in said.items():
+        path = work / f"predictions/tiny/{split}/{key}.png"
+        labels = np.zeros_like(read_labels(path))
+        labels[: len(labels) // 2] = value
+        header = describe(path).header
+        assert header is not None
+        write_labels(path, labels, header)
+
+
+def tags_of(work: Path) -> dict[str, list[str]]:
+    return {photo["id"]: photo["labels"]
+            for photo in map(json.loads, (work / "images.jsonl").open())}
+
+
+def test_classes_against_tags(work: Path, run: Run) -> None:
+    """scene6 shows a bar, scene7 a box and a disc; both are said to show a bar (class 1)."""
+    assert [tags_of(work)[key] for key in ("scene6", "scene7")] == [["bar"], ["box", "disc"]]
+    predict_by_hand(work, "val", {"scene6": 1, "scene7": 1})
+    result = run(*EVAL, work=work)
+    assert result.code == 0, result.err
+    report = json.loads((work / "scores/predictions-tiny-val-tags.json").read_text())
+    assert report["classes"]["bar"] == {
+        "tagged": 1, "predicted": 2, "precision": 0.5, "recall": 1.0, "f1": 0.666667}
+    assert report["classes"]["box"] == {
+        "tagged": 1, "predicted": 0, "precision": None, "recall": 0.0, "f1": 0.0}
+    assert report["mean"]["f1"] == pytest.approx(2 / 9, abs=1e-6)
+    assert report["worst"] == [{"id": "scene7", "score": 0.0, "why": "says bar, tagged box, disc"}]
+    assert report["photos_agreeing"] == 0.5
+    assert report["foreground"] == 0.5
+    assert sum(entry["pairs"] for entry in report["calibration"]["bins"]) == 6
+    assert "scene7: says bar, tagged box, disc" in result.out
+    assert "calibration error" in result.out
+
+
+def test_a_class_counts_from_a_share_on(work: Path, run: Run) -> None:
+    predict_by_hand(work, "val", {"scene6": 1, "scene7": 2})
+    assert json.loads(run(*EVAL, "--share", 0.5, "--json", work=work).out)["classes"]["bar"][
+        "predicted"] == 1
+    assert json.loads(run(*EVAL, "--share", 0.51, "--json", work=work).out)["classes"]["bar"][
+        "predicted"] == 0
+
+
+def test_no_mask_is_opened(work: Path, run: Run) -> None:
+    first = run(*EVAL, "--json", work=work)
+    for path in (work.parent / "masks").iterdir():
+        path.write_bytes(b"no mask")
+    assert run(*EVAL, "--json", work=work).out == first.out
+    assert run("eval", "--what", "predictions/tiny", work=work).code == 1
+
+
+def test_without_probabilities_there_is_no_calibration(work: Path, run: Run) -> None:
+    shutil.rmtree(work / "probabilities")
+    result = run(*EVAL, work=work)
+    assert result.code == 0
+    assert "no probabilities beside the predictions" in result.out
+
+
+def test_photos_that_taught_it_are_told(work: Path, run: Run) -> None:
+    assert not run(*EVAL, work=work).lines("warning:")
+    learned = run(*EVAL, "--split", "train", work=work)
+    assert "has learned from the photos of `train`" in learned.lines("warning:")[0]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--what", "cams/text"), "holds CAMs, which are made of the tags"),
+    (("--what", "predictions/tinny"), "no predictions or masks or cams called")])
+def test_what_cannot_be_compared_is_refused(options: tuple[str, ...], said: str, work: Path,
+                                            run: Run) -> None:
+    result = run("eval", "--against", "tags", *options, work=work)
+    assert result.code == 1
+    assert said in result.lines("error:")[0]
+
+
+@pytest.mark.parametrize("against", ["tags", "masks"])
+def test_the_worst_are_drawn(against: str, work: Path, run: Run) -> None:
+    predict_by_hand(work, "val", {"scene6": 1, "scene7": 1})
+    assert run("eval", "--what", "predictions/tiny", "--against", against, work=work).code == 0
+    shown = run("show", "predictions/tiny", "--split", "val", "--worst", 1, work=work)
+    assert shown.code == 0, shown.err
+    with Image.open(shown.out.strip()) as picture:
+        one = picture.size
+    name = f"predictions-tiny-val{'-tags' * (against == 'tags')}.json"
+    from_file = run("show", "--worst", 5, "--scores", work / "scores" / name, work=work)
+    assert from_file.code == 0, from_file.err
+    with Image.open(from_file.out.strip()) as picture:
+        assert (picture.size[1] > one[1]) == (against == "masks")
+
+
+def test_the_lowest_iou_comes_first(work: Path, run: Run) -> None:
+    assert run("eval", "--what", "predictions/tiny", work=work).code == 0
+    listed = json.loads((work / "scores/predictions-tiny-val.json").read_text())["worst"]
+    assert {entry["id"] for entry in listed} == {"scene6", "scene7"}
+    assert listed[0]["score"] <= listed[1]["score"]
+    assert listed[0]["why"].startswith(f"mIoU {100 * listed[0]['score']:.1f}: background ")
+
+
+def test_worst_needs_scores(work: Path, run: Run) -> None:
+    result = run("show", "predictions/tiny", "--split", "val", "--worst", 3, work=work)
+    assert result.code == 1
+    assert "no scores of" in result.lines("error:")[0]
+    assert "--against tags" in result.lines("hint:")[0]
+    assert run("eval", "--what", "cams/text", "--split", "val", work=work).code == 0
+    refused = run("show", "--worst", 3, "--scores", work / "scores/cams-text-val.json", work=work)
+    assert "does not say which photos are the worst" in refused.lines("error:")[0]
+
+
+REVIEW = ("export", "review", "--what", "predictions/tiny", "--count", 3)
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "review.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("by", ["entropy", "margin", "random"])
+def test_review(by: str, work: Path, run: Run) -> None:
+    result = run(*REVIEW, "--by", by, work=work)
+    assert result.code == 0, result.err
+    folder = Path(result.out.strip())
+    assert folder == work / "exports/tiny-train-review"
+    rows = listed(folder)
+    assert len(rows) == 3
+    unsure = [float(row["uncertainty"]) for row in rows]
+    assert unsure == sorted(unsure, reverse=True)
+    for row in rows:
+        key = row["id"]
+        assert (folder / row["photo"]).read_bytes() == (
+            work.parent / f"photos/{key}.png").read_bytes()
+        assert np.array_equal(read_labels(folder / f"masks/{key}.png"),
+                              read_labels(work / f"predictions/tiny/train/{key}.png"))
+    assert (folder / "classes.txt").read_text().split() == ["background", "bar", "box", "disc"]
+    assert "--corrections" in (folder / "README.md").read_text()
+    again = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(*REVIEW, "--by", by, work=work).code == 0
+    assert again == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_corrected_masks_are_not_lost_and_not_asked_for_again(work: Path, run: Run) -> None:
+    """Review, correct, take, learn, review: others are asked for."""
+    folder = Path(run(*REVIEW, work=work).out.strip())
+    first = [row["id"] for row in listed(folder)]
+    path = folder / f"masks/{first[1]}.png"
+    with Image.open(path) as image:
+        # As Pillow and some editors do: the text chunks stay.
+        text, labels = dict(image.info), np.asarray(image).copy()
+    labels[:5] = 2
+    write_with(path, labels, text["vpltool"])
+    lost = run(*REVIEW, work=work)
+    assert lost.code == 1
+    assert "1 masks in" in lost.lines("error:")[0]
+    assert "--corrections" in lost.lines("hint:")[0]
+    taken = run("prepare", "folder", work.parent / "photos", "--corrections", folder / "masks",
+                work=work)
+    assert taken.code == 0, taken.err
+    assert [mask.stem for mask in (work / "corrections").iterdir()] == [first[1]]
+    assert run(*TRAIN, "--name", "tiny", "--corrected-times", 3, "--overwrite", work=work).code == 0
+    assert run("predict", "--decoder", "tiny", "--split", "train", "--overwrite",
+               work=work).code == 0
+    second = run(*REVIEW, "--out", work / "second", "--count", 99, work=work)
+    assert second.code == 0
+    assert "there are only 5 photos to review" in second.err
+    assert first[1] not in {row["id"] for row in listed(work / "second")}
+
+
+def write_with(path: Path, labels: Any, header: str) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("vpltool", header)
+    Image.fromarray(labels).save(path, pnginfo=text)
+
+
+def test_review_needs_probabilities(work: Path, run: Run) -> None:
+    shutil.rmtree(work / "probabilities/tiny/train")
+    refused = run(*REVIEW, work=work)
+    assert refused.code == 1
+    assert "no probabilities" in refused.lines("error:")[0]
+    assert run(*REVIEW, "--by", "random", work=work).code == 0
+
+
+def test_a_folder_of_others_is_left_alone(work: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    refused = run(*REVIEW, "--out", tmp_path / "mine", work=work)
+    assert refused.code == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

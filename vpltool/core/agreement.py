@@ -1,0 +1,105 @@
+"""How a segmenter agrees with the tags of photos: no mask is needed.
+
+Precision, recall and F1 of the classes that photos are predicted to show, class by class (the
+usual multi-label scores), and the calibration of a photo's class probabilities (Guo et al., ICML
+2017: expected calibration error over bins of equal width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
+    """Share of a photo's pixels that each class takes (classes,), from labels (H, W).
+
+    Pixels that are not said, 255, count among the pixels and for no class.
+    """
+    return np.bincount(labels.ravel(), minlength=256)[:classes] / max(labels.size, 1)
+
+
+def photo_probabilities(pixels: Floats, share: float) -> Floats:
+    """Probability that a photo shows each class (K,), from those of its pixels (K, n).
+
+    The mean over the class's likeliest `share` of the pixels, one pixel at least: the maximum would
+    be that of the luckiest pixel, the mean over all that of the largest object.
+    """
+    count = max(1, round(share * pixels.shape[1]))
+    return np.asarray(np.sort(pixels, axis=1)[:, -count:].mean(axis=1), np.float64)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores of predicted tags, in [0, 1]; NaN where nothing is counted.
+
+    Args:
+        precision: share of the photos predicted to show a class that are tagged with it (classes,).
+        recall: share of the photos tagged with a class that are predicted to show it (classes,).
+        f1: their harmonic mean (classes,); NaN for a class neither predicted nor tagged.
+    """
+
+    precision: Floats
+    recall: Floats
+    f1: Floats
+
+
+def agreement(predicted: Flags, tagged: Flags) -> Agreement:
+    """Score predicted against given tags, both (photos, classes), class by class."""
+    hits = (predicted & tagged).sum(axis=0).astype(np.float64)
+    said, given = predicted.sum(axis=0), tagged.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Agreement(hits / said, hits / given, 2 * hits / (said + given))
+
+
+def overlap(predicted: Flags, tagged: Flags) -> Floats:
+    """Jaccard index of predicted and given tags of each photo (photos,); 1 where both are none."""
+    both = (predicted & tagged).sum(axis=1).astype(np.float64)
+    either = (predicted | tagged).sum(axis=1)
+    return np.asarray(np.where(either == 0, 1.0, both / np.maximum(either, 1)), np.float64)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs of photo and class whose probability is in [low, high).
+
+    Args:
+        low: lower bound.
+        high: upper bound; 1 belongs to the last bin.
+        pairs: their number.
+        said: mean probability; NaN without a pair.
+        tagged: share of the pairs that are tagged; NaN without a pair.
+    """
+
+    low: float
+    high: float
+    pairs: int
+    said: float
+    tagged: float
+
+
+def reliability(probabilities: Floats, tagged: Flags, bins: int = 10) -> list[Bin]:
+    """Sort pairs of photo and class by their probability into bins of equal width."""
+    values, truth = probabilities.ravel(), tagged.ravel()
+    numbers = np.minimum((values * bins).astype(int), bins - 1)
+    found = []
+    for number in range(bins):
+        inside = numbers == number
+        count = int(inside.sum())
+        found.append(Bin(number / bins, (number + 1) / bins, count,
+                         float(values[inside].mean()) if count else float("nan"),
+                         float(truth[inside].mean()) if count else float("nan")))
+    return found
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: |said - tagged|, weighted by the pairs of each bin."""
+    pairs = sum(entry.pairs for entry in bins)
+    return sum(entry.pairs * abs(entry.said - entry.tagged)
+               for entry in bins if entry.pairs) / max(pairs, 1)

@@ -1,0 +1,88 @@
+"""Fisher's linear discriminant of patches: a pixel classifier in closed form, from one pass.
+
+The classes share one covariance Σ, so that class k scores a token x by x·Σ⁻¹μₖ − ½ μₖ·Σ⁻¹μₖ plus
+the logarithm of how frequent it is (Fisher 1936; Hastie, Tibshirani and Friedman, The Elements of
+Statistical Learning, section 4.3). Sums over the photos are all that is needed, so the memory does
+not grow with them, and their order does not matter but for rounding. Σ is drawn towards a multiple
+of the identity, as Friedman (1989) does: few photos leave most of its directions unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpltool.core.training import LABELS_PER_PATCH
+
+_NEVER = -1e4
+"""Score of a class without a patch: finite, since the walk multiplies scores by zeros."""
+
+
+@dataclass
+class Moments:
+    """Sums over the patches seen so far; a patch counts for each class by its share of it.
+
+    Args:
+        counts: patches of each class (K,).
+        sums: sum of their tokens (K, D).
+        products: sum of x xᵀ over all patches (D, D).
+    """
+
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+
+    @classmethod
+    def zeros(cls, classes: int, width: int, device: torch.device) -> Moments:
+        """Make the sums over no patch, in double precision."""
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device)
+                     for shape in ((classes,), (classes, width), (width, width))))
+
+    def add(self, tokens: Tensor, shares: Tensor) -> None:
+        """Add a photo.
+
+        Args:
+            tokens: (patches, D) float32.
+            shares: of each patch, the share that is of each class (patches, K); what is missing
+                to 1 is not labelled, and counts for none.
+        """
+        self.counts += shares.sum(dim=0)
+        self.sums += shares.T @ tokens
+        self.products += (tokens * shares.sum(dim=1, keepdim=True)).T @ tokens
+
+
+def label_shares(labels: Tensor, classes: int) -> Tensor:
+    """Return the share of each class in each patch (h·w, classes).
+
+    Args:
+        labels: 4×4 a patch (4h, 4w); values that are no class are not labelled.
+        classes: number of classes K, with the background.
+    """
+    side = LABELS_PER_PATCH
+    tiles = labels.long().unflatten(1, (-1, side)).unflatten(0, (-1, side)).transpose(1, 2)
+    known = tiles.flatten(2).flatten(0, 1).clamp(max=classes)
+    counts = torch.zeros(len(known), classes + 1, device=labels.device)
+    counts.scatter_add_(1, known, torch.ones_like(known, dtype=counts.dtype))
+    return counts[:, :classes] / side**2
+
+
+def discriminant(moments: Moments, shrinkage: float, prior: float) -> tuple[Tensor, Tensor]:
+    """Return the weight (K, D) and bias (K,) of the linear discriminant, float32.
+
+    Args:
+        moments: of at least one labelled patch.
+        shrinkage: share of Σ that is replaced by its mean variance times the identity, above 0.
+        prior: exponent of the classes' frequency; 1: Bayes' rule; 0: all are equally likely.
+    """
+    counts = moments.counts
+    means = moments.sums / counts.clamp(min=1)[:, None]
+    within = (moments.products - (counts[:, None] * means).T @ means) / counts.sum()
+    variance = within.diagonal().mean()
+    within = (1 - shrinkage) * within + shrinkage * variance * torch.eye(
+        len(within), dtype=within.dtype, device=within.device)
+    weight = torch.linalg.solve(within, means.T).T
+    bias = -(weight * means).sum(dim=1) / 2 + prior * (counts / counts.sum()).clamp(min=1e-12).log()
+    bias[counts == 0] = _NEVER
+    return weight.float(), bias.float()

@@ -1,0 +1,180 @@
+"""Write the photos that the segmenter is least sure of, with its masks, for a person to correct.
+
+A folder with photos/ID, masks/ID.png (palette PNGs: the value is the line of the class in
+classes.txt, counted from 0), palette.gpl, review.csv and a README. Corrected masks come back by
+prepare --corrections DIR/masks. Photos that were corrected already are left out. An earlier folder
+is replaced, unless its masks have been changed. Uncertainty: Settles, Active Learning Literature
+Survey, 2009.
+
+Example: vpltool export review --what predictions/segmenter --split train --count 20
+
+Next: vpltool prepare folder PHOTOS --corrections exports/segmenter-train-review/masks
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console, options, settings
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, Photo, open_input
+from vpltool.formats.archives import write_folder
+from vpltool.formats.corrections import PIXELS, corrections_of, is_edited
+from vpltool.methods.inputs import Predictions
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READS = ()
+SUFFIX = "-review"
+
+_LIST = "review.csv"
+_FILES = (_LIST, "README.md", "classes.txt", "palette.gpl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of photos to review."""
+
+    split: str = options.split("train")
+    count: int = setting(20, "Number of photos.", low=1, metavar="N")
+    by: str = setting("entropy", "Which photos: those of the largest mean entropy, or the smallest "
+                                 "mean margin, of their pixels' probabilities; or any, random.",
+                      choices=("entropy", "margin", "random"))
+    seed: int = options.seed()
+
+
+def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
+    """Write the folder.
+
+    Raises:
+        VplError: there are no probabilities beside the predictions, all photos were corrected
+            already, or the folder holds corrected masks.
+    """
+    marks = _earlier(path)
+    done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
+    photos = [photo for photo in predictions.photos if photo.id not in done]
+    if not photos:
+        raise VplError(f"all {len(done)} photos of `{settings.split}` were corrected already",
+                       "choose another split: `split='NAME'`")
+    unsure = _uncertainties(predictions, photos, settings)
+    chosen = dict(sorted(unsure.items(), key=lambda entry: (-entry[1], entry[0]))[:settings.count])
+    if len(chosen) < settings.count:
+        console.warn(f"there are only {len(chosen)} photos to review")
+    write_folder(path, _members(predictions, photos, chosen, settings), marks)
+    return [path]
+
+
+def _earlier(path: Path) -> tuple[str, ...]:
+    """Files, besides PNGs, of the earlier folder that is to be replaced.
+
+    Raises:
+        VplError: masks in it were corrected, and would be lost.
+    """
+    if not (path / _LIST).is_file():
+        return _FILES
+    changed = [mask for mask in sorted((path / "masks").rglob("*.png")) if is_edited(mask)]
+    if changed:
+        raise VplError(f"{len(changed)} masks in {path} were corrected, such as {changed[0].name}",
+                       f"`prepare('folder', images='IMAGES', corrections={str(path / 'masks')!r})` "
+                       "takes them; then move the folder away, or choose another: `out='DIR'`")
+    with (path / _LIST).open(encoding="utf-8", newline="") as file:
+        listed = [row["photo"] for row in csv.DictReader(file)]
+    return (*_FILES, *(name for name in listed if not name.endswith(".png")))
+
+
+def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
+                   ) -> dict[str, float]:
+    """How unsure the segmenter is of each photo; random numbers, if they are to choose."""
+    import numpy as np
+
+    if settings.by == "random":
+        numbers = np.random.default_rng(settings.seed).random(len(photos))
+        return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
+    from vpltool.core.uncertainty import mean_entropy, mean_margin
+
+    measure = mean_entropy if settings.by == "entropy" else mean_margin
+    folder = _probabilities(predictions, settings)
+    with console.progress("uncertainty", len(photos)) as advance:
+        found = {}
+        for photo in photos:
+            found[photo.id] = measure(_read(folder, photo))
+            advance()
+    return found
+
+
+def _probabilities(predictions: Predictions, settings: Settings) -> InputFolder:
+    work = predictions.workspace.path
+    path = work / "probabilities" / predictions.name / settings.split
+    if not (path / "artifact.json").exists():
+        raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
+                       f"`predict(decoder='NAME', split={settings.split!r})` stores them; or "
+                       "`by='random'`")
+    return open_input(path, ("probabilities",))
+
+
+def _read(folder: InputFolder, photo: Photo) -> Tensor:
+    return folder.read_tensors(photo.id, "probabilities")["probabilities"]
+
+
+def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[str, float],
+             settings: Settings) -> Iterator[tuple[str, bytes]]:
+    from vpltool.formats.labels import gimp_palette, identity_of_labels, png_bytes
+
+    workspace = predictions.workspace
+    names = ("background", *workspace.classes)
+    known = {photo.id: photo for photo in photos}
+    yield "classes.txt", "".join(f"{name}\n" for name in names).encode()
+    yield "palette.gpl", gimp_palette(predictions.name, names)
+    yield "README.md", _readme(settings, len(chosen)).encode()
+    yield _LIST, _listed(chosen, known).encode()
+    for key in chosen:
+        yield _name_of(known[key]), workspace.image_path(known[key]).read_bytes()
+    for photo, labels in predictions.each():
+        if photo.id in chosen:
+            header = Header(kind="predictions", command="export review",
+                            facts={PIXELS: identity_of_labels(labels)})
+            yield f"masks/{photo.id}.png", png_bytes(labels, header)
+
+
+def _name_of(photo: Photo) -> str:
+    return f"photos/{photo.id}{Path(photo.image).suffix}"
+
+
+def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo]) -> str:
+    """The photos, the least sure first, as CSV."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("id", "photo", "tags", "uncertainty"))
+    rows.writerows((key, _name_of(known[key]), ";".join(known[key].labels), f"{value:.4f}")
+                   for key, value in chosen.items())
+    return table.getvalue()
+
+
+def _readme(settings: Settings, count: int) -> str:
+    how = {"entropy": "those that the segmenter is least sure of (mean entropy)",
+           "margin": "those that the segmenter is least sure of (mean margin)",
+           "random": "chosen at random"}[settings.by]
+    return f"""# Masks to correct
+
+{count} photos of `{settings.split}`, {how}. review.csv lists them, the least sure first.
+
+1. Open a photo of `photos/` and its mask in `masks/`, which has the same name. A pixel's value is
+   the line of its class in classes.txt, counted from 0: 0 is the background. 255 means "not said",
+   and teaches nothing. palette.gpl has the colours, for GIMP and Krita.
+2. Correct the mask and save it under its name, as a PNG with a palette or with grey values: of the
+   photo's size, without smoothing, since values between two classes are other classes.
+3. You need not do all. Masks that nobody changed are left out.
+4. Take them back, with the folder of your photos in place of PHOTOS:
+
+       vpltool prepare folder PHOTOS --corrections FOLDER/masks
+       vpltool update
+
+   FOLDER is this folder. The segmenter then learns from your masks in place of its own.
+"""

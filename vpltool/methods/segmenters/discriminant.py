@@ -1,0 +1,84 @@
+"""Fisher's linear discriminant of layers of the frozen CLIP: no steps, one pass over the features.
+
+The network is that of `linear`: an affine map of the tokens of several layers, whose scores are
+averaged over patches that look alike. Here the map is not trained but computed, from the mean token
+of each class and the covariance that all share (Fisher 1936). So there is no learning rate, no
+number of steps and no chance, and it needs fewer photos: a mean is known from few patches, and the
+covariance from all. Patches that are partly of a class count for it by their share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vpltool import settings
+from vpltool.errors import VplError
+from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from vpltool.core.linear import LinearSegmenter
+    from vpltool.core.segmenter import SegmenterNetwork
+
+READS = ("layers",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the linear discriminant."""
+
+    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
+                              "but the last.", metavar="LIST")
+    walk: float = setting(0.1, "Temperature of the walk between patches in use, by the tokens of "
+                               "the last of these blocks; 0: none.", low=0,
+                          source="as `refine --method patches`")
+    shrinkage: float = setting(
+        0.1, "How far the covariance is drawn towards a multiple of the identity: more with very "
+             "few photos.", low=1e-6, high=1, source="chosen on photos of six animals")
+    prior: float = setting(
+        0.5, "Exponent of how frequent a class is: 1 is Bayes' rule, 0 takes all classes for "
+             "equally likely.", low=0, source="chosen on photos of six animals")
+
+
+def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:
+    """Build the network, whose scores are all 0 until it is fitted."""
+    from vpltool.core.linear import LinearSegmenter
+
+    return LinearSegmenter(parts.layers, parts.input_width, parts.prototypes, parts.class_index,
+                           settings.walk)
+
+
+def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings) -> None:
+    """Compute the affine map from all photos.
+
+    Raises:
+        VplError: no patch of the masks is labelled.
+    """
+    import torch
+
+    from vpltool.core.discriminant import Moments, discriminant, label_shares
+    from vpltool.core.linear import LinearSegmenter
+
+    assert isinstance(network, LinearSegmenter)
+    weight, bias = network.classifier.weight, network.classifier.bias
+    moments = Moments.zeros(len(bias), weight.shape[1], weight.device)
+    with torch.no_grad():
+        for photo in photos:
+            assert photo.layers is not None
+            tokens = network.embeddings(photo.layers[None], None, photo.grid)[0]
+            moments.add(tokens, label_shares(photo.labels, len(weight)))
+        if not moments.counts.sum():
+            raise VplError("no patch of the masks has a label to learn from",
+                           "`crf()` makes masks whose patches have one")
+        for parameter, value in zip((weight, bias), discriminant(
+                moments, settings.shrinkage, settings.prior), strict=True):
+            parameter.copy_(value)
+
+
+def rebuild(config: Mapping[str, Any]) -> LinearSegmenter:
+    """Rebuild a classifier from its `config`; load its state dict next."""
+    from vpltool.core.linear import LinearSegmenter
+
+    return LinearSegmenter.from_config(config)

@@ -1,0 +1,245 @@
+"""What `eval` says without true masks: how predictions agree with the tags of their photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import (
+    InputFolder,
+    Photo,
+    Workspace,
+    describe,
+    identity_of_file,
+    identity_of_many,
+    open_input,
+)
+from vpltool.formats.header import Header, current_preset
+from vpltool.formats.manifest import again
+from vpltool.parallel.threads import in_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+WORST = 100
+"""Photos that a report lists at most, the worst first."""
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A photo: which share each class takes, how probable each is; the background left out."""
+
+    shares: npt.NDArray[np.float64]
+    sure: npt.NDArray[np.float64] | None
+    content: str
+
+
+def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
+                   share: float) -> dict[str, Any]:
+    """Compare the classes that predictions show with the tags of their photos; opens no true mask.
+
+    Args:
+        workspace: names the classes.
+        source: predictions, or masks.
+        photos: those that have a prediction.
+        split: of the photos.
+        share: share of a photo's pixels from which a class counts as predicted.
+
+    Raises:
+        VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
+    """
+    import numpy as np
+
+    from vpltool.core.agreement import agreement, overlap
+
+    _check_source(source)
+    photos = [photo for photo in photos if photo.labels]
+    if not photos:
+        raise VplError(f"no photo of `{split}` has a tag to compare with",
+                       "name a split of tagged photos: `split='NAME'`")
+    _warn_of_learned(workspace, source, split)
+    beside = _probabilities_beside(source)
+    seen = _read_all(workspace, source, beside, photos, share)
+    tagged = np.zeros((len(photos), len(workspace.classes)), bool)
+    for row, photo in zip(tagged, photos, strict=True):
+        row[[index - 1 for index in workspace.indices_of(photo)]] = True
+    shares = np.stack([entry.shares for entry in seen])
+    said = shares >= share
+    found = agreement(said, tagged)
+    means = {name: _mean(getattr(found, name)[said.any(0) | tagged.any(0)])
+             for name in ("precision", "recall", "f1")}
+    return {
+        "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
+        "scored": source.kind, "split": split, "photos": len(photos), "share": share,
+        "made_by": source.header.command, "supervision": source.header.supervision or "tags",
+        "made_under": source.header.preset, "scored_under": current_preset(),
+        "config": source.identity, "content": identity_of_many(
+            {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
+        "mean": means, "photos_agreeing": _mean((said == tagged).all(axis=1)),
+        "foreground": _mean(shares.sum(axis=1)),
+        "classes": {name: {
+            "tagged": int(tagged[:, index].sum()), "predicted": int(said[:, index].sum()),
+            **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
+            for index, name in enumerate(workspace.classes)},
+        "calibration": _calibration(seen, tagged) if beside else None,
+        "worst": _worst(workspace, photos, shares, said, tagged, overlap(said, tagged))}
+
+
+def _check_source(source: InputFolder) -> None:
+    if source.kind == "cams":
+        raise VplError(f"{source.path} holds CAMs, which are made of the tags",
+                       "compare what needs none: `what='predictions/NAME'`")
+    if source.kind == "masks" or source.header.options.get("tags"):
+        console.warn(f"{source.path} was made with the tags: that it agrees with them says little; "
+                     "predictions without tags tell more")
+
+
+def _warn_of_learned(workspace: Workspace, source: InputFolder, split: str) -> None:
+    """Warn if the segmenter has learned from the photos that are compared."""
+    decoder = _decoder_behind(workspace.path, source.header)
+    if decoder is not None and decoder.options.get("split") == split:
+        console.warn(f"the segmenter has learned from the photos of `{split}`: it knows them "
+                     "better than others")
+
+
+def _decoder_behind(work: Path, header: Header) -> Header | None:
+    """Header of the decoder that predictions come from, before a CRF too; None if it is gone."""
+    for role in ("decoder", "what"):
+        path = work / header.sources.get(role, ".missing")
+        if role == "decoder" and path.is_file():
+            return describe(path).header
+        if role == "what" and (path / "artifact.json").exists():
+            return _decoder_behind(work, open_input(path, ("predictions", "probabilities",
+                                                           "cams")).header)
+    return None
+
+
+def _probabilities_beside(source: InputFolder) -> InputFolder | None:
+    """The probabilities of the same run as predictions, if they were stored."""
+    if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
+        return None
+    path = source.path.parents[2] / "probabilities" / source.path.parent.name / source.path.name
+    if not (path / "artifact.json").exists():
+        return None
+    found = open_input(path, ("probabilities",))
+    same = found.header.inputs.get("decoder") == source.header.inputs.get("decoder")
+    return found if same else None
+
+
+def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
+              photos: Sequence[Photo], share: float) -> list[_Seen]:
+    count = len(workspace.classes)
+
+    def read(photo: Photo) -> _Seen:
+        from vpltool.core.agreement import class_shares
+
+        labels = source.read_labels(photo.id)
+        highest = labels[labels != workspace.ignore].max(initial=0)
+        if highest > count:
+            raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
+                           "last class", f"{again(source.header)} makes it again")
+        sure = _read_probabilities(beside, photo.id, count, share) if beside else None
+        return _Seen(class_shares(labels, count + 1)[1:], sure,
+                     identity_of_file(source.path_of(photo.id)))
+
+    seen = []
+    with console.progress("eval", len(photos)) as advance:
+        for entry in in_threads(read, photos, _THREADS):
+            seen.append(entry)
+            advance()
+    return seen
+
+
+def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
+                        ) -> npt.NDArray[np.float64]:
+    """Probability that a photo shows each class (count,); 0 where none was stored."""
+    import numpy as np
+
+    from vpltool.core.agreement import photo_probabilities
+
+    tensors = folder.read_tensors(key)
+    found = np.zeros(count + 1)
+    found[tensors["classes"].numpy()] = photo_probabilities(
+        tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
+    return found[1:]
+
+
+def _calibration(seen: Sequence[_Seen], tagged: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    import numpy as np
+
+    from vpltool.core.agreement import calibration_error, reliability
+
+    sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
+    bins = reliability(sure, tagged)
+    return {"error": round(calibration_error(bins), 6), "bins": [
+        {key: _rounded(value) if isinstance(value, float) else value
+         for key, value in asdict(entry).items()} for entry in bins]}
+
+
+def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
+           said: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
+           agreeing: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Photos whose classes are not those tagged: those that overlap least come first.
+
+    Among equals, those come first of which untagged classes take the larger share.
+    """
+    wrong = (shares * (said & ~tagged)).sum(axis=1)
+    order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
+                   key=lambda index: (agreeing[index], -wrong[index], photos[index].id))
+    return [{"id": photos[index].id, "score": round(float(agreeing[index]), 6),
+             "why": f"says {_names(workspace, said[index])}, "
+                    f"tagged {_names(workspace, tagged[index])}"} for index in order[:WORST]]
+
+
+def _names(workspace: Workspace, row: npt.NDArray[np.bool_]) -> str:
+    return ", ".join(workspace.classes[index] for index in row.nonzero()[0]) or "nothing"
+
+
+def _mean(values: npt.NDArray[Any]) -> float | None:
+    import numpy as np
+
+    # A class that is never predicted has no precision, one that is never tagged no recall.
+    return _rounded(float(np.nanmean(values))) if np.isfinite(values.astype(float)).any() else None
+
+
+def _rounded(value: float) -> float | None:
+    return None if value != value else round(float(value), 6)
+
+
+def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
+    """Lines of a report: scores of each class, calibration, the worst photos."""
+    width = max(len(name) for name in (*report["classes"], "mean"))
+    lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
+    for name, row in report["classes"].items():
+        lines.append(f"{name:{width}}  {row['tagged']:6}  {row['predicted']:9}  "
+                     f"{_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
+                     f"{_percent(row['f1']):>4}")
+    mean = report["mean"]
+    lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {_percent(mean['precision']):>9}  "
+                 f"{_percent(mean['recall']):>6}  {_percent(mean['f1']):>4}")
+    if report["calibration"]:
+        lines.append("probability      pairs   said  tagged")
+        lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
+                  f"{_percent(row['said']):>5}  {_percent(row['tagged']):>6}"
+                  for row in report["calibration"]["bins"]]
+        lines.append(f"calibration error {100 * report['calibration']['error']:.1f}")
+    else:
+        lines.append("no probabilities beside the predictions: no calibration")
+    lines += [f"{entry['id']}: {entry['why']}" for entry in report["worst"][:worst]]
+    lines.append(f"{report['what']} on `{report['split']}`: of {report['photos']} photos "
+                 f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
+                 f"counts from {100 * report['share']:g} % of a photo's pixels on")
+    lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
+                 "which classes a photo shows, not where; look at pictures, too")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

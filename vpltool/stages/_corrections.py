@@ -1,0 +1,146 @@
+"""Masks that a person has corrected: taken into the workspace, and found for training.
+
+They are more than tags, so what learns from them says so (`Header.supervision`). True masks of the
+workspace are never corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    Photo,
+    Workspace,
+    describe,
+    identity_of_file,
+    identity_of_many,
+    read_labels,
+    write_labels,
+)
+from vpltool.formats.corrections import FOLDER, is_edited
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
+                     ) -> dict[str, Path]:
+    """Find and check corrected masks of photos; those that nobody changed are left out.
+
+    Args:
+        workspace: its classes are what the masks' values mean.
+        photos: those that a mask may be of.
+        folder: holds ID.png; None: there are none.
+
+    Returns:
+        id to path.
+
+    Raises:
+        VplError: the folder holds no mask of these photos, none that was changed, or the true
+            masks; or a mask does not fit its photo.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise VplError(f"{folder} is not a folder", "give the folder that holds the masks ID.png")
+    if workspace.has_true_masks_in(folder, photos):
+        raise VplError(f"{folder} holds the true masks of this workspace, which are for `eval`",
+                       "corrections are masks that you have corrected, in a folder of their own")
+    known = {photo.id: workspace.image_path(photo) for photo in photos}
+    there = {path.relative_to(folder).with_suffix("").as_posix(): path
+             for path in sorted(folder.rglob("*.png"))}
+    found = {key: path for key, path in there.items() if key in known}
+    if not found:
+        raise VplError(
+            f"{folder} holds no mask of a photo of the workspace" + (
+                f", only such as {next(iter(there.values()))}" if there else ""),
+            f"a mask is named as its photo: {next(iter(known))}.png")
+    if len(found) < len(there):
+        odd = min(there.keys() - found.keys())
+        console.warn(f"{len(there) - len(found)} of {len(there)} PNGs in {folder} are named as no "
+                     f"photo and are left out, such as {odd}.png")
+    edited = {key: path for key, path in found.items() if is_edited(path)}
+    if len(edited) < len(found):
+        console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are as vpltool "
+                     "wrote them, and are left out")
+    if not edited:
+        raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
+                       "correct some in a paint program, and save them under the same name")
+    for key, path in edited.items():
+        check_mask(path, known[key], len(workspace.classes))
+    return edited
+
+
+def take_corrections(workspace: Workspace, found: Mapping[str, Path]) -> list[Path]:
+    """Copy corrected masks into the workspace, beside earlier ones; return their folder, if any."""
+    if not found:
+        return []
+    folder = workspace.path / FOLDER
+    header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
+                    facts={"classes": list(workspace.classes)})
+    for key, path in found.items():
+        write_labels(folder / f"{key}.png", read_labels(path), header)
+    console.note(f"{len(found)} corrected masks are taken; {len(list(folder.rglob('*.png')))} are "
+                 "there now; `train_decoder()` learns from them")
+    return [folder]
+
+
+def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
+    """Hash the bytes of corrected masks; empty if there are none."""
+    return identity_of_many({key: identity_of_file(path) for key, path in corrected.items()}
+                            ) if corrected else ""
+
+
+def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
+    """Check that the values of corrected masks still mean the workspace's classes.
+
+    Raises:
+        VplError: a mask was taken under other classes.
+    """
+    for path in corrected.values():
+        header = describe(path).header
+        names = tuple(header.facts.get("classes", ())) if header else ()
+        if names != workspace.classes[:len(names)]:
+            raise VplError(
+                f"{path} was taken when the classes were {', '.join(names)}; now they are "
+                f"{', '.join(workspace.classes)}",
+                "correct it anew, or move it away; `prepare('folder', images='IMAGES', "
+                "corrections='DIR')` takes masks of today's classes")
+
+
+def check_mask(path: Path, photo: Path, classes: int) -> None:
+    """Check that a mask holds classes of the workspace, and fits its photo, if that is there.
+
+    Raises:
+        VplError: a value is no class, or the size is another than the photo's.
+    """
+    from vpltool.core.photos import photo_size
+
+    labels = read_labels(path)
+    _check_values(path, labels, classes)
+    try:
+        size = photo_size(photo)
+    except OSError:
+        # Stored features serve without the photo; where it is needed, reading it tells.
+        return
+    if labels.shape != size:
+        raise VplError(f"{path} is {labels.shape[0]}×{labels.shape[1]} (height×width), its photo "
+                       f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
+
+
+def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> None:
+    import numpy as np
+
+    from vpltool.formats import IGNORE
+
+    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    odd = found[(found > classes) & (found != IGNORE)]
+    if len(odd):
+        raise VplError(f"{path}: the value {odd[0]} is no class; the workspace has 1 to {classes}, "
+                       f"0 for the background and {IGNORE}, ignored in training",
+                       "a mask's value is the index of its class in workspace.json")

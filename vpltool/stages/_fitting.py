@@ -1,0 +1,112 @@
+"""Fitting a segmenter in one pass over its photos, where its method needs no steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.methods.inputs import LabelledPhoto
+from vpltool.parallel.threads import in_threads
+from vpltool.stages import _inputs
+from vpltool.stages._lessons import Lessons
+
+if TYPE_CHECKING:
+    import torch
+
+    from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.formats import Photo
+    from vpltool.stages.train_decoder import TrainDecoderSettings
+
+STEPLESS = dict.fromkeys(
+    ("iters", "batch_size", "crop", "lambda_ce", "lambda_rsc", "lambda_aff", "optimizer", "lr",
+     "power", "balanced", "start", "checkpoint_every", "seed"),
+    "it is computed in one pass, without steps")
+"""Settings of the training that a method with `fit` does not read, and why."""
+
+
+def fit_segmenter(method: Any, network: SegmenterNetwork, lessons: Lessons,
+                  settings: TrainDecoderSettings) -> None:
+    """Compute the parameters of a network from all photos.
+
+    Args:
+        method: of segmenters, with a `fit`.
+        network: it gets the parameters.
+        lessons: what is learned.
+        settings: of `train-decoder`.
+
+    Raises:
+        VplError: a photo cannot be read any more, or the masks label nothing.
+    """
+    from vpltool.parallel.device import find_device, worker_count
+
+    device = find_device(settings.device)
+    network.to(device)
+    with console.progress("train-decoder", len(lessons.photos)) as advance:
+        def counted() -> Generator[LabelledPhoto, None, None]:
+            for photo in _whole_photos(lessons, device, worker_count(settings.workers)):
+                yield photo
+                advance()
+
+        method.fit(network, counted(), settings.of_method)
+
+
+def _whole_photos(lessons: Lessons, device: torch.device, workers: int
+                  ) -> Generator[LabelledPhoto, None, None]:
+    """Give each photo as a whole, in order, on the device."""
+    def read(photo: Photo) -> LabelledPhoto:
+        return (_read_pixels if lessons.frozen.features is None else _read_features)(lessons, photo)
+
+    for photo in in_threads(read, lessons.photos, workers):
+        if lessons.frozen.features is None:
+            photo = _encoded(lessons, photo)
+        yield replace(photo, labels=photo.labels.to(device),
+                      layers=None if photo.layers is None else photo.layers.float().to(device),
+                      patches=None if photo.patches is None else photo.patches.float().to(device))
+
+
+def _read_features(lessons: Lessons, photo: Photo) -> LabelledPhoto:
+    from vpltool.core.decoder import layers_of
+    from vpltool.core.training import labels_at
+
+    assert lessons.frozen.features is not None
+    wanted = lessons.frozen.layers
+    tensors = lessons.frozen.features.read_tensors(
+        photo.id, "grid", *(("layers", "layer_index") if wanted else ()),
+        *(("patches",) if lessons.reads_patches else ()))
+    height, width = tensors["grid"].tolist()
+    layers = None
+    if wanted:
+        layers = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+    return LabelledPhoto(layers, tensors.get("patches"), (height, width),
+                         labels_at(lessons.masks.read_labels(photo.id), (height, width)))
+
+
+def _read_pixels(lessons: Lessons, photo: Photo) -> LabelledPhoto:
+    """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
+    from vpltool.core.photos import fit_size, to_pixels
+    from vpltool.core.training import labels_at
+
+    clip = lessons.frozen.clip
+    pixels = _inputs.read_known_photo(lessons.workspace, photo)
+    patch = clip.vision.patch
+    height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=lessons.max_side)
+    grid = (height // patch, width // patch)
+    return LabelledPhoto(to_pixels(pixels, (height, width), clip.mean, clip.std)[None], None, grid,
+                         labels_at(lessons.masks.read_labels(photo.id), grid))
+
+
+def _encoded(lessons: Lessons, photo: LabelledPhoto) -> LabelledPhoto:
+    """Replace the pixels that `_read_pixels` left by what the network reads."""
+    import torch
+
+    vision = lessons.frozen.clip.vision
+    weight = vision.conv.weight
+    assert photo.layers is not None
+    with torch.no_grad():
+        encoded = vision(photo.layers.to(weight.device, weight.dtype), attention=False,
+                         layers=lessons.frozen.layers,
+                         patches="block" if lessons.reads_patches else "none")
+    return replace(photo, layers=encoded.layers[0] if lessons.frozen.layers else None,
+                   patches=encoded.patches[0] if lessons.reads_patches else None)

@@ -1,0 +1,65 @@
+"""What `prepare` says of a workspace: its photos, what has changed, what looks wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from vpltool import console
+from vpltool.datasets.tags import class_counts, some
+from vpltool.formats import Photo, Workspace
+from vpltool.formats.changes import Words
+
+MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
+"""Folders of what later stages make."""
+
+
+def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool
+                       ) -> None:
+    """Say what the workspace holds, what has changed, and what looks wrong.
+
+    Args:
+        workspace: as it was written.
+        photos: as they were written.
+        words: what has changed.
+        grown: whether new classes were added behind those of an earlier call.
+    """
+    splits = Counter(split for photo in photos for split in photo.splits)
+    console.note(
+        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
+        "background words; " + ", ".join(f"{split}: {count}"
+                                         for split, count in sorted(splits.items())))
+    console.note(class_counts(photos, workspace.classes))
+    if words:
+        console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
+    if grown and "classes" in words:
+        console.note("new classes come behind the known ones, which keep their numbers")
+    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
+        console.note("`update()` brings up to date what was made before")
+    _warn_of_masks(photos, splits)
+    _warn_of_tags(workspace, photos, grown)
+
+
+def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
+    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
+    for split, count in sorted(splits.items()):
+        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
+            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
+                         "mask; eval leaves them out")
+
+
+def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+    if not any(photo.labels for photo in photos):
+        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
+        return
+    unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
+    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
+           if grown else "")
+    for name in unused if len(unused) <= 5 else ():
+        console.warn(f"no photo has the tag `{name}`{why}")
+    if len(unused) > 5:
+        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
+    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
+    if untagged:
+        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
+                     f"{some(untagged)}")
