@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,3 +157,47 @@ def test_what_cannot_be_divided_is_refused(run: Run, copied: Path,
     assert "--dry-run prints its lines" in result.lines("hint:")[0]
     result = run("learn-prototypes", "--iters", 1, work=work)
     assert "no MASTER_ADDR" in result.lines("error:")[0]
+
+
+LONG: tuple[object, ...] = (
+    "train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3,
+    "--batch-size", 2, "--width", 16, "--iters", 30_000, "--checkpoint-every", 5)
+
+
+def begin_training(work: Path, name: str) -> list[subprocess.Popen[str]]:
+    """Start two ranks of a long training, and wait until it has a checkpoint."""
+    ranks = start(2, ["-m", "vpltool", "-C", work, *LONG, "--name", name])
+    limit = time.monotonic() + 120
+    while not (work / f"decoder/{name}.checkpoint.safetensors").exists():
+        assert time.monotonic() < limit
+        assert [rank.poll() for rank in ranks] == [None, None]
+        time.sleep(0.1)
+    return ranks
+
+
+def test_ctrl_c_ends_all_with_one_line(layered: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    """Each process gets it twice: from the terminal, and from torchrun."""
+    work = copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+    ranks = begin_training(work, "stopped")
+    for _ in range(2):
+        for rank in ranks:
+            rank.send_signal(signal.SIGINT)
+    said = [rank.communicate(timeout=60) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [130, 130], said
+    assert said[0][1].count("interrupted") == 1
+    assert said[1] == ("", "")
+    header, _ = read_tensors(work / "decoder/stopped.checkpoint.safetensors", "decoder")
+    assert header.facts["checkpoint"] > 0
+    assert not list(work.rglob(".part-*"))
+
+
+def test_a_rank_that_is_killed_ends_the_other(layered: Path, tmp_path: Path, tiny_clip: Path
+                                              ) -> None:
+    work = copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+    first, second = begin_training(work, "killed")
+    second.kill()
+    _, said = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode == 1
+    assert "error: rank 0 of 2 ends, since another one has ended" in said
+    assert (work / "decoder/killed.checkpoint.safetensors").exists()
