@@ -23,11 +23,15 @@ _SLOW = 2.0
 def find_device(choice: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
 
+    Of several processes that torchrun has started on this machine, each takes a GPU of its own.
+
     Raises:
         VplError: no such device.
     """
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal():
+        choice = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(choice)
     except RuntimeError:
@@ -112,7 +116,11 @@ def _seconds_in(precision: torch.dtype) -> float:
 
 
 def worker_count(choice: int) -> int:
-    """Number of worker processes: as asked, or the cores less one, between 1 and 8, for -1."""
+    """Number of worker processes: as asked, or the cores less one, between 1 and 8, for -1.
+
+    Processes that torchrun has started on this machine share its cores.
+    """
     if choice >= 0:
         return choice
-    return max(1, min(8, core_count() - 1))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min(8, core_count() // max(int(beside) if beside.isdecimal() else 1, 1) - 1))
