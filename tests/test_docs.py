@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, draw_scenes, prepare, write_scenes
+from conftest import Run, copy_workspace, draw_scenes, prepare, write_scenes
+from launching import environment
 from PIL import Image
 
 from vpltool.command import parse_line
@@ -136,3 +141,28 @@ def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tm
     exec(compile(python, "deploy.md", "exec"), names)  # noqa: S102 - our own page
     with Image.open("one.png") as made:
         assert (np.asarray(made) == names["labels"]).all()
+
+
+def test_the_launchers_of_the_page_on_scale_run(layered: Path, tmp_path: Path, tiny_clip: Path
+                                                ) -> None:
+    """`xargs` and torchrun, as a shell runs them; two processes and three iterations suffice."""
+    base = copy_workspace(layered, tmp_path / "base", tiny_clip)
+    program = tmp_path / "bin" / "vpltool"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vpltool "$@"\n')
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent),
+                            os.environ["PATH"]])
+    text = "\n".join(blocks(ROOT / "docs/scale.md"))
+    lines = [line for line in text.splitlines() if line and not line.startswith("vpltool ")]
+    assert [line.split()[0] for line in lines] == ["seq", "torchrun"]
+    shutil.rmtree(base / "work/features/train")
+    for line in lines:
+        quick = line.replace("3000", "3").replace("0 3", "0 1").replace("/4", "/2 --workers 0")
+        done = subprocess.run(quick, shell=True, cwd=base, env=environment(PATH=path), text=True,
+                              capture_output=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    manifest = json.loads((base / "work/features/train/artifact.json").read_text())
+    assert manifest["complete"]
+    assert not list((base / "work/features/train/.shards").iterdir())
+    assert (base / "work/prototypes/vision.safetensors").exists()

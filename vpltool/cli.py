@@ -13,6 +13,7 @@ from vpltool import __version__, console
 from vpltool.command import CommandGroup, Globals, add_command, unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import VplError, is_out_of_memory
+from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
 from vpltool.shell import spell
 from vpltool.stages import find_stages
@@ -121,7 +122,9 @@ def main() -> None:
         told = explain(error)
         if told is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
-        console.error(spell(told.message), spell(told.hint))
+        rank, count = rank_of_process()
+        who = f"rank {rank}: " if rank and count > 1 and not told.message.startswith("rank") else ""
+        console.error(who + spell(told.message), spell(told.hint))
         sys.exit(1)
 
 
@@ -162,5 +165,8 @@ def explain(error: Exception) -> VplError | None:
 
 
 def _interrupted() -> None:
+    if rank_of_process()[0]:
+        # The first of the processes that torchrun has started says it for all.
+        sys.exit(130)
     console.error("interrupted; what is written is kept", "run the same command again to go on")
     sys.exit(130)

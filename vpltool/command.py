@@ -19,7 +19,7 @@ from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parameters import setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
-from vpltool.run import run_stage, stage_settings
+from vpltool.run import run_stage, speaks, stage_settings
 from vpltool.settings import described
 from vpltool.shell import all_settings, command_line, spell
 from vpltool.stages import FoundStage, find_stages
@@ -339,11 +339,11 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -
 
 def _print(found: FoundStage, result: Any, as_json: bool, values: Mapping[str, Any]) -> None:
     """Print paths, or the report as the stage spells it."""
-    if as_json:
+    if as_json and speaks(found):
         print(json.dumps(result))
-    elif found.show is not None:
+    elif found.show is not None and speaks(found):
         if text := found.show(result, values):
             print(text)
-    elif result is not None:
+    elif result is not None and speaks(found):
         for path in result if isinstance(result, (list, tuple)) else [result]:
             print(path)

@@ -57,6 +57,20 @@ class Library:
             yield lambda steps=1, text="": _move(bar, steps, text)
 
 
+class Silence:
+    """Messages to nobody: of processes that do one thing together only the first speaks."""
+
+    def note(self, message: str) -> None:
+        """Drop it."""
+
+    def warn(self, message: str) -> None:
+        """Drop it."""
+
+    def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
+        """Show nothing."""
+        return contextlib.nullcontext(lambda steps=1, text="": None)
+
+
 class Terminal:
     """Messages on stderr.
 

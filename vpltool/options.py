@@ -13,6 +13,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 STORES = ("fp16", "fp32")
 
 
+def shard() -> Any:
+    """The photos that this process does, where several share them."""
+    return setting("", "Only shard I of N of the photos, by a hash of their ids: 0/4 to 3/4. "
+                       "Default: as torchrun or a Slurm array says, else all.", metavar="I/N",
+                   panel=RUNNING, record="never", brief=False)
+
+
 def split(default: str = "train") -> Any:
     """The split of the data set that is worked on."""
     return setting(default, "Split of the data set.", metavar="NAME")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.header import under_preset
+from vpltool.formats.shards import rank_of_process
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.settings import Settings, make, names_of
 from vpltool.stages import FoundStage, find_stages
@@ -34,9 +37,15 @@ def run_stage(
         VplError: something the user can fix.
     """
     settings = stage_settings(found, values, given)
-    with under_preset(preset or {}):
+    listener = contextlib.nullcontext() if speaks(found) else console.heard_by(console.Silence())
+    with under_preset(preset or {}), listener:
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         return found.run(where, settings)
+
+
+def speaks(found: FoundStage) -> bool:
+    """Tell whether this process is the one that says and prints what comes of a stage."""
+    return not found.stage.together or rank_of_process()[0] == 0
 
 
 def find_stage(name: str) -> FoundStage:

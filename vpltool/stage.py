@@ -25,6 +25,8 @@ class Stage:
         methods: kind of method that its setting `method` chooses from; empty: none.
         subcommands: whether methods are subcommands (`prepare voc`), not values of `--method`.
         begins: whether it can run where there is no workspace yet; its `run` is given the path.
+        together: whether processes that torchrun starts do it together (`parallel.ranks`): only
+            the first of them writes files and speaks. Others share the photos, see `shard`.
         moved: option of an earlier version to the call that took its place, see `VplError`.
     """
 
@@ -36,4 +38,5 @@ class Stage:
     methods: str = ""
     subcommands: bool = False
     begins: bool = False
+    together: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)

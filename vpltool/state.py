@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
+from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import short_path
 from vpltool.settings import described
 from vpltool.shell import command_line, settings_with
@@ -76,10 +78,11 @@ class Artifact:
                 call[role] = [name] if entries[role].many else name
         return call
 
-    def line(self) -> str:
-        """The shell line that makes it again where it is stale."""
+    def line(self, shard: str = "") -> str:
+        """The shell line that makes it again where it is stale, or a shard of it."""
         program = ["vpltool", *(["-C", str(self.work)] if self.work != Path() else [])]
-        return command_line(self.stage.name, self.call() | {"update": True}, program)
+        more = {"shard": shard} if shard else {}
+        return command_line(self.stage.name, self.call() | {"update": True} | more, program)
 
     def _seen(self, path: Any) -> Any:
         """Spell a path, or several, as seen from here; headers tell it from the workspace."""
@@ -97,6 +100,15 @@ class Artifact:
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
             return f"{folder}/{rest[0]}" if role == "what" else rest[0]
         return str(self._seen(source))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A shard of an artifact that is not complete: `I/N`, photos to be done, and the line."""
+
+    shard: str
+    missing: int
+    line: str
 
 
 @dataclass(frozen=True)
@@ -222,20 +234,37 @@ class State:
         return [] if now == identity else [f"{source} has changed"]
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
-        if artifact.folder is None:
+        asked, todo = self._to_do(artifact)
+        return [f"{len(todo)} of {asked} photos are to be done"] if todo else []
+
+    def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
+        """What is to be done in each shard, where several processes are making an artifact.
+
+        Empty where one process makes it, where it is complete, or where all of it is outdated.
+        """
+        if artifact.folder is None or artifact.folder.shards == 1 or self._changed(artifact):
             return []
+        count = artifact.folder.shards
+        missing = Counter(shard_of(key, count) for key in self._to_do(artifact)[1])
+        return [Unfinished(f"{index}/{count}", missing[index], artifact.line(f"{index}/{count}"))
+                for index in sorted(missing)]
+
+    def _to_do(self, artifact: Artifact) -> tuple[int, list[str]]:
+        """Number of photos of an artifact's split, and the ids that it lacks."""
+        if artifact.folder is None:
+            return 0, []
         split = str(artifact.header.options.get("split", ""))
         try:
             photos = self.workspace.photos(split)
         except VplError:
-            return []
+            return 0, []
         if artifact.path.name != split:
-            return []
+            return 0, []
         own = tags_of(self.workspace, photos) if artifact.folder.own else {}
         todo = [photo.id for photo in photos if photo.id not in artifact.folder.failed
                 and (not artifact.folder.path_of(photo.id).exists()
                      or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
-        return [f"{len(todo)} of {len(photos)} photos are to be done"] if todo else []
+        return len(photos), todo
 
 
 def read_state(workspace: Workspace) -> State:

@@ -112,7 +112,8 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "shift-gap": ("shift-gap",),
     "seed-prototypes": ("seed-prototypes", "--cams", "text"),
     "align": ("align", "--cams", "text", "--iters", 3, "--width", 8),
-    "tag": ("tag", "--workers", 0)}
+    "tag": ("tag", "--workers", 0),
+    "export": ("export", "cvat", "--what", "masks/text-refined", "--split", "train")}
 """How each stage is called whose settings, or those of its methods, name what undoes them."""
 
 VALUES: dict[str, Any] = {"calibrated_blocks": 2, "calibrated_heads": "mean", "threshold": 0.7,
@@ -120,7 +121,7 @@ VALUES: dict[str, Any] = {"calibrated_blocks": 2, "calibrated_heads": "mean", "t
                           "clusters": 3, "superpixels": 50,
                           "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
                           "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
-                          "detail": 2, "alpha": 0.3, "crop": 16}
+                          "detail": 2, "alpha": 0.3, "crop": 16, "small": "merge", "tolerance": 1.0}
 
 OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettings)),
                           ("--method", "superpixels")) | {"alpha": ("--method", "vda")}
@@ -130,11 +131,11 @@ OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettin
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
     """Stage, setting, row and the options under which it holds, of every other stage.
 
-    `prepare coco` has its own in test_coco.py.
+    `prepare coco` has its own in test_coco.py, `train-groups` in test_train_groups.py.
     """
     found, seen = [], set()
     for name, stage in find_stages().items():
-        if name in ("learn-prototypes", "prepare"):
+        if name in ("learn-prototypes", "prepare", "train-groups"):
             continue
         entries = all_settings(stage)
         known = {entry.name: entry for entry in entries}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vpltool import console
+from vpltool.formats.shards import WHOLE, Shard
 from vpltool.stages import _photo_work
 
 
@@ -22,6 +23,13 @@ def test_sizes_of_many_photos_are_counted(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().err.startswith("read sizes: 3 in ")
 
 
-def test_every_photo_is_this_process_s() -> None:
-    """Until there are shards: `assigned` is where they go."""
-    assert _photo_work.assigned(["a", "b"]) == ["a", "b"]
+def test_each_photo_is_one_shard_s() -> None:
+    """`assigned` is where it is decided, for ids and for what has one."""
+    ids = [f"photo{number}" for number in range(9)]
+    assert _photo_work.assigned(ids, WHOLE) == ids
+    parts = [_photo_work.assigned(ids, Shard(index, 2)) for index in range(2)]
+    assert sorted(sum(parts, [])) == ids
+    assert all(parts)
+    numbered = list(enumerate(ids))
+    assert _photo_work.assigned(numbered, Shard(1, 2), lambda pair: pair[1]) == [
+        pair for pair in numbered if pair[1] in parts[1]]

@@ -158,6 +158,17 @@ def test_refusals(options: tuple[object, ...], said: str, hint: str, run: Run, c
     assert not [*tmp_path.iterdir()]
 
 
+def test_what_has_no_effect_is_said(run: Run, work: Path) -> None:
+    given = {"--lambda-first": "0.2", "--lambda-second": "0.3", "--lambda-text": "0.02",
+             "--tau": "2.0", "--text-tau": "0.1", "--momentum": "0.5", "--reject": "0.2"}
+    result = run(*TRAIN, "--npr", "none", *(word for pair in given.items() for word in pair),
+                 work=work)
+    assert result.code == 0, result.err
+    for option, value in given.items():
+        assert any(f"{option} {value} has no effect with --npr none" in line
+                   for line in result.lines("warning:")), option
+
+
 def test_photos_without_captions(run: Run, ready: Path) -> None:
     result = run(*TRAIN, work=ready / "work")
     assert result.code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +26,12 @@ def _entries(path: Path) -> Iterator[os.stat_result]:
         return
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_dir():
-                yield from _entries(Path(entry.path))
-            else:
-                yield entry.stat()
+            # What another process is writing may be gone by now.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir():
+                    yield from _entries(Path(entry.path))
+                else:
+                    yield entry.stat()
 
 
 def spell_tree(listed: Sequence[Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError
+from vpltool.formats.shards import check_alone
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
@@ -41,6 +42,7 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettin
 def run(path: Path, settings: RunSettings) -> list[str]:
     """Run a recipe: a text file of vpltool lines, in one process.
 
+    It is one process's work: where torchrun or a Slurm array started several, it is refused.
     What is done is skipped, what is stale is made again, and nothing else: the same line goes on
     after an interrupt, and brings a workspace up to date after photos or tags were added.
 
@@ -66,6 +68,7 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     if settings.dry_run:
         given = ["--preset", settings.preset] if preset else []
         return list(spelled(steps, ["vpltool", "-C", str(path), *given]))
+    check_alone("a recipe")
 
     from vpltool.parallel.device import find_device
     from vpltool.parallel.processes import core_count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vpltool.commands._tree import measured, spell_tree
@@ -29,7 +29,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     """Show what is in the workspace, from what, how old and how large; what is stale, and why.
 
     Each result is below the last of those that it was made from. Stale is what was made from
-    photos, tags, classes or files that have changed since.
+    photos, tags, classes or files that have changed since. What several processes are making is
+    listed shard by shard, each with its own line.
 
     Example: vpltool status
 
@@ -42,7 +43,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
         (ids of photos), `line`, which makes it again, `bytes` and `written` (seconds since 1970);
-        each behind those that it was made from.
+        each behind those that it was made from. Where several processes are making it, `shards`
+        has `shard`, `missing` and `line` of each that is not complete.
     """
     state = read_state(workspace)
     listed = []
@@ -53,7 +55,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path)})
+                "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path),
+                "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)]})
     return listed
 
 
@@ -80,7 +83,11 @@ def _spell_list(result: list[dict[str, Any]]) -> str:
                          f"{some(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
-            lines.append(f"       {entry['line']}")
+            for shard in entry["shards"]:
+                lines.append(f"       shard {shard['shard']}: {shard['missing']} to be done")
+                lines.append(f"       {shard['line']}")
+            if not entry["shards"]:
+                lines.append(f"       {entry['line']}")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
         lines.append(f"{stale} {'is' if stale == 1 else 'are'} stale; the command update makes "

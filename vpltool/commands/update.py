@@ -9,6 +9,7 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.shards import check_alone
 from vpltool.run import run_stage
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -49,6 +50,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     lines = list(dict.fromkeys(artifact.line() for artifact in stale))
     if settings.dry_run:
         return lines
+    check_alone("an update")
     failed, made, run_already = [], [], set()
     for artifact in stale:
         line = artifact.line()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.blocks import Block, BlockShape
+from vpltool.core.group import ALONE, Group
 from vpltool.core.segmenter import SegmenterNetwork
 
 
@@ -44,6 +45,27 @@ class DecoderShape:
     residual: bool = False
 
 
+class ChannelDropout(nn.Dropout2d):
+    """Dropout of whole channels, drawn for the crops of all processes of a group alike."""
+
+    group: Group = ALONE
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Drop channels of this process's crops (B, C, h, w), as one process would that has all."""
+        if not self.training or self.group.count == 1:
+            return super().forward(crops)
+        every = crops.new_empty(len(crops) * self.group.count, crops.shape[1], 1, 1)
+        every.bernoulli_(1 - self.p).div_(1 - self.p)
+        return crops * every.chunk(self.group.count)[self.group.rank]
+
+
+def share_dropout(network: nn.Module, group: Group) -> None:
+    """Have the dropout of a network drawn for the crops of all processes of a group."""
+    for module in network.modules():
+        if isinstance(module, ChannelDropout):
+            module.group = group
+
+
 class Decoder(SegmenterNetwork):
     """A network from frozen layers to embeddings in CLIP's joint space."""
 
@@ -67,7 +89,7 @@ class Decoder(SegmenterNetwork):
             nn.Sequential(nn.Linear(shape.input_width, shape.width), nn.ReLU(),
                           nn.Linear(shape.width, shape.width)) for _ in shape.layers)
         self.fuse = nn.Linear(len(shape.layers) * shape.width, shape.width)
-        self.dropout = nn.Dropout2d(shape.dropout)
+        self.dropout = ChannelDropout(shape.dropout)
         block = BlockShape(shape.width, 4 * shape.width, shape.heads, 1e-5, "quick_gelu")
         self.blocks = nn.ModuleList(Block(block) for _ in range(shape.blocks))
         self.project = nn.Linear(shape.width, shape.dim)

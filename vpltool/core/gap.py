@@ -56,6 +56,12 @@ class Gap:
 
 
 def photo_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return region features, and their classes (R,); see `numbered_regions`."""
+    return numbered_regions(pixels, photo_of, labels)[:2]
+
+
+def numbered_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor
+                     ) -> tuple[Tensor, Tensor, Tensor]:
     """Return region features: the mean of each class's pixels in each photo.
 
     Args:
@@ -64,14 +70,15 @@ def photo_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor) -> tuple[Ten
         labels: class of each pixel (N,); background and unsure pixels are left out.
 
     Returns:
-        L2-normed region features (R, dim), sorted by photo, then class; and their classes (R,).
+        L2-normed region features (R, dim), sorted by photo, then class; their classes (R,); and the
+        numbers of their photos (R,).
     """
     kept = labels > BACKGROUND
     pairs, region = torch.stack([photo_of[kept], labels[kept]]).unique(dim=1, return_inverse=True)
     sums = pixels.new_zeros(pairs.shape[1], pixels.shape[1], dtype=torch.float32)
     for part, rows in zip(kept.nonzero()[:, 0].split(_CHUNK), region.split(_CHUNK), strict=True):
         sums.index_add_(0, rows, pixels[part].float())
-    return F.normalize(sums, dim=-1), pairs[1]
+    return F.normalize(sums, dim=-1), pairs[1], pairs[0]
 
 
 def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,

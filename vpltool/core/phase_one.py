@@ -15,7 +15,8 @@ from torch import Tensor
 from vpltool.core import prototypes as solve
 from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
-from vpltool.core.gap import Gap, modality_gap, photo_regions
+from vpltool.core.gap import Gap, modality_gap, numbered_regions
+from vpltool.core.group import ALONE, Group
 from vpltool.core.prototypes import Watch
 
 
@@ -53,7 +54,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels of many photos.
+    """Pixels of many photos; of several processes each has those of some of the photos.
 
     Args:
         embeddings: L2-normed (N, dim), float32; on a GPU, float16 is enough, see `prototypes`.
@@ -71,7 +72,7 @@ class Pixels:
 
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, reading: Reading,
-          watch: Watch | None = None) -> Tensor:
+          watch: Watch | None = None, group: Group = ALONE) -> Tensor:
     """Learn vision prototypes.
 
     Args:
@@ -82,6 +83,7 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
         start_index: class of each row (rows,), 0 is the background.
         reading: the reading.
         watch: called with the solver's state.
+        group: processes that hold the pixels.
 
     Returns:
         W, L2-normed (rows, dim).
@@ -109,24 +111,34 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
         rows = solver(
             pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters, watch=watch,
             allowed=in_photo if reading.student == "present" else None,
-            weights=seeds.balancing_weights(pixels.labels) if reading.balance else None, **rate)
+            weights=seeds.balancing_weights(pixels.labels, int(start_index.max()), group)
+            if reading.balance else None, group=group, **rate)
     return rows
 
 
-def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: Tensor
-         ) -> tuple[Gap, Gap]:
+def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: Tensor,
+         group: Group = ALONE) -> tuple[Gap, Gap]:
     """Return the modality gaps of text and vision prototypes to the same regions.
 
     A region is a class's seeds in a photo; without seeds, the pixels for which the class is the
     most likely tag according to the text.
     """
     labels = pixels.labels
-    if not bool((labels > BACKGROUND).any()):
+    if not any(group.collect(bool((labels > BACKGROUND).any()))):
         tagged = allowed_rows(text_index, pixels.tags)[pixels.photo_of]
         tagged &= text_index != BACKGROUND
         scores = (pixels.embeddings @ text.to(pixels.embeddings).T).float()
         likeliest = scores.masked_fill_(~tagged, float("-inf")).argmax(dim=-1)
         labels = torch.where(tagged.any(dim=-1), text_index[likeliest], BACKGROUND)
-    regions, region_class = photo_regions(pixels.embeddings, pixels.photo_of, labels)
+    found = numbered_regions(pixels.embeddings, pixels.photo_of, labels)
+    if group.count == 1:
+        regions, region_class, _ = found
+    else:
+        # In the order of the photos, whoever has them: sums of a class are then the same.
+        parts = group.collect([part.cpu() for part in found])
+        regions, region_class, numbers = (torch.cat(part).to(rows.device)
+                                          for part in zip(*parts, strict=True))
+        order = numbers.argsort(stable=True)
+        regions, region_class = regions[order], region_class[order]
     return (modality_gap(text, text_index, regions, region_class),
             modality_gap(rows, index, regions, region_class))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpltool.core.group import ALONE, Group
+
 _CHUNK = 65536
 """Number of pixels for which a softmax over the rows is formed at a time: bounds the memory."""
 
@@ -37,6 +39,20 @@ class SolverRecord:
 
 
 Watch = Callable[[SolverRecord], None]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Pixels that several processes hold: how many there are, and who adds up what they have."""
+
+    count: int
+    group: Group
+
+    @classmethod
+    def of(cls, pixels: Tensor, group: Group) -> Joint:
+        """Count the pixels of all processes."""
+        count = group.total(torch.tensor(len(pixels), device=pixels.device))
+        return cls(int(count), group)
 
 
 def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
@@ -77,6 +93,8 @@ def target_moments(
 ) -> tuple[Tensor, float]:
     """Return the two sums over the targets that the objective needs, the same for all steps.
 
+    Of several processes each keeps the sums over its own pixels.
+
     Args:
         pixels: X (N, dim).
         targets: P' (N, rows).
@@ -109,7 +127,7 @@ def part_size(pixels: Tensor) -> int:
 
 def objective_and_gradient(
     pixels: Tensor, moments: Tensor, negative_entropy: float, prototypes: Tensor, tau: float,
-    allowed: Tensor | None = None, weights: Tensor | None = None,
+    allowed: Tensor | None = None, weights: Tensor | None = None, joint: Joint | None = None,
 ) -> tuple[float, Tensor]:
     """Return the KL objective (eq. 7, mean over pixels) and its exact gradient.
 
@@ -125,20 +143,23 @@ def objective_and_gradient(
         allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
             elsewhere.
         weights: weights of the pixels (N,), mean 1; None: all equal.
+        joint: the pixels of all processes; None: these are all. The sums are over these.
 
     Returns:
         objective in nats, gradient (rows, dim) in float64.
     """
+    joint = joint or Joint.of(pixels, ALONE)
     partitions: list[Tensor] = []
-    slope = gradient(pixels, moments, prototypes, tau, allowed, weights, partitions)
+    slope = gradient(pixels, moments, prototypes, tau, allowed, weights, joint, partitions)
     agreement = float((moments * prototypes).sum()) / tau
-    partition = float(torch.stack(partitions).sum())
-    return (negative_entropy - agreement + partition) / len(pixels), slope
+    partition = float(torch.stack(partitions).sum()) if partitions else 0.0
+    value = joint.group.total(moments.new_tensor(negative_entropy - agreement + partition))
+    return float(value) / joint.count, slope
 
 
 def gradient(
     pixels: Tensor, moments: Tensor, prototypes: Tensor, tau: float,
-    allowed: Tensor | None = None, weights: Tensor | None = None,
+    allowed: Tensor | None = None, weights: Tensor | None = None, joint: Joint | None = None,
     partitions: list[Tensor] | None = None,
 ) -> Tensor:
     """Return only the gradient of the objective: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
@@ -163,13 +184,14 @@ def gradient(
         if partitions is not None:
             terms = logits.logsumexp(dim=-1)
             partitions.append((terms if weights is None else terms * weights[part]).double().sum())
-    return total / (len(pixels) * tau)
+    joint = joint or Joint.of(pixels, ALONE)
+    return joint.group.total(total) / (joint.count * tau)
 
 
 def solve_pgd(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    watch: Watch | None = None, halving: bool = True,
+    watch: Watch | None = None, halving: bool = True, group: Group = ALONE,
 ) -> Tensor:
     """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
@@ -187,6 +209,7 @@ def solve_pgd(
         weights: see `objective_and_gradient`.
         watch: called with the state 50 times, and at the first and last step.
         halving: InMaP's halving of the rate.
+        group: processes that hold the pixels; each of them takes the same steps.
 
     Returns:
         W (rows, dim), L2-normed.
@@ -194,15 +217,17 @@ def solve_pgd(
     # Rounding W at each step adds up: to 5e-4 after 200 steps on the demo's scenes.
     prototypes = start.double()
     moments, entropy = target_moments(pixels, targets, weights)
+    joint = Joint.of(pixels, group)
     # On the device of X: comparing two norms on the CPU would wait for a GPU.
     rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
     previous = prototypes.new_tensor(float("inf"))
     for step in range(iters):
         if watch and (step % max(iters // 50, 1) == 0 or step == iters - 1):
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
-                                                  allowed, weights)
+                                                  allowed, weights, joint)
         else:
-            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights)
+            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights,
+                                          joint)
         norm = slope.norm()
         if halving:
             rate = torch.where(norm > previous, rate / 2, rate)
@@ -216,6 +241,7 @@ def solve_pgd(
 def solve_lbfgs(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 50,
     allowed: Tensor | None = None, weights: Tensor | None = None, watch: Watch | None = None,
+    group: Group = ALONE,
 ) -> Tensor:
     """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
 
@@ -228,6 +254,7 @@ def solve_lbfgs(
         allowed: see `objective_and_gradient`.
         weights: see `objective_and_gradient`.
         watch: called with the state after each evaluation.
+        group: processes that hold the pixels; each of them takes the same steps.
 
     Returns:
         W (rows, dim), L2-normed.
@@ -237,6 +264,7 @@ def solve_lbfgs(
                                   tolerance_grad=1e-9, tolerance_change=1e-9,
                                   line_search_fn="strong_wolfe")
     moments, entropy = target_moments(pixels, targets, weights)
+    joint = Joint.of(pixels, group)
     count = 0
 
     def closure() -> Tensor:
@@ -244,7 +272,7 @@ def solve_lbfgs(
         length = free.detach().norm(dim=-1, keepdim=True)
         unit = free.detach() / length
         value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
-                                              weights)
+                                              weights, joint)
         # Chain rule of v / ‖v‖: only the tangential part of the gradient counts.
         tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
         free.grad = (tangent / length).to(free)

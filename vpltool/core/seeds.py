@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.classes import BACKGROUND
+from vpltool.core.group import ALONE, Group
 from vpltool.core.prototypes import spherical_kmeans
 
 UNSURE = -1
@@ -81,7 +82,8 @@ def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tens
     return F.normalize(weights @ patches.float(), dim=-1), labels
 
 
-def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor) -> Tensor:
+def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
+                group: Group = ALONE) -> Tensor:
     """Replace each class's row with the mean of its seeds; classes without seeds keep theirs.
 
     Args:
@@ -89,6 +91,7 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
         labels: class of each pixel (N,).
         start: rows (rows, dim).
         class_index: class of each row (rows,); the background's rows are not changed.
+        group: processes that hold the pixels.
 
     Returns:
         L2-normed rows (rows, dim).
@@ -98,7 +101,12 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
         if index == BACKGROUND:
             continue
         chosen = pixels[labels == index]
-        if len(chosen):
+        if group.count > 1:
+            # The length of a mean is normalised away, so the sum will do.
+            total = group.total(chosen.double().sum(dim=0)).float()
+            if bool(total.any()):
+                rows[row] = F.normalize(total, dim=0)
+        elif len(chosen):
             rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
     return rows
 
@@ -192,7 +200,13 @@ def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index
     return F.one_hot(nearest, len(class_index)).float()
 
 
-def balancing_weights(labels: Tensor) -> Tensor:
-    """Return weights (N,), mean 1, that give every label the same total."""
-    _, position, counts = labels.unique(return_inverse=True, return_counts=True)
-    return (len(labels) / (len(counts) * counts.float()))[position]
+def balancing_weights(labels: Tensor, highest: int = 0, group: Group = ALONE) -> Tensor:
+    """Return weights (N,), mean 1, that give every label the same total.
+
+    Args:
+        labels: of this process's pixels, from -1 on (N,).
+        highest: the highest label that a pixel of any process may have; of one process 0 will do.
+        group: processes whose pixels are weighed together.
+    """
+    counts = group.total(torch.bincount(labels + 1, minlength=highest + 2))
+    return (int(counts.sum()) / (int((counts > 0).sum()) * counts.float()))[labels + 1]

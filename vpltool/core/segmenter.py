@@ -93,6 +93,11 @@ class SegmenterNetwork(nn.Module):
                 *(("patches",) if self.reads_patches else ()))
 
     @property
+    def scalars(self) -> list[nn.Parameter]:
+        """The regional contrast's own parameters: scale and shift of soft masks, and log scale."""
+        return [self.mask_scale, self.mask_shift, self.log_scale]
+
+    @property
     def classes(self) -> Tensor:
         """Class indices 0, 1, …, the order of the logits."""
         return torch.arange(int(self.class_index.max()) + 1, device=self.class_index.device)

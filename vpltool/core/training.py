@@ -17,8 +17,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from vpltool.core.decoder import share_dropout
+from vpltool.core.group import ALONE, Group
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.core.segmenter import SegmenterNetwork
 
@@ -62,6 +64,8 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class CropBatch:
     """Crops of one step, `crop` patches a side.
+
+    Of several processes each has labels, padding and tags of all crops, the rest of its own.
 
     Args:
         layers: frozen layers (B, L, crop², width); None if the network reads none.
@@ -237,7 +241,7 @@ def make_optimizer(network: SegmenterNetwork, settings: TrainingSettings) -> tor
     The regional contrast's scales and shift are free of weight decay: they are temperatures and a
     threshold, and zero is no simpler a value of theirs than another.
     """
-    scalars = [network.mask_scale, network.mask_shift, network.log_scale]
+    scalars = network.scalars
     free = {id(scalar) for scalar in scalars}
     # Checkpoints number the parameters through the groups: the order must stay the network's own.
     groups: list[dict[str, Any]] = [
@@ -266,7 +270,7 @@ class StepRecord:
 
 def train(
     network: SegmenterNetwork, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
-    batches: Iterable[CropBatch], *, start: int = 0,
+    batches: Iterable[CropBatch], *, start: int = 0, group: Group = ALONE,
 ) -> Iterator[StepRecord]:
     """Run steps `start`, `start + 1`, …; the network and the optimizer are changed in place.
 
@@ -276,17 +280,19 @@ def train(
         settings: see there.
         batches: the crops of each step, from step `start` on.
         start: first step, when going on from a checkpoint.
+        group: processes that share the crops of each step.
 
     Yields:
         a record after each step.
     """
     device = network.prototypes.device
     network.train()
+    losses_of = group.share(_Step(network, settings, group))
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, iteration)
-        losses = step_losses(network, batch.to(device), settings)
+        for part in optimizer.param_groups:
+            part["lr"] = learning_rate(settings, iteration)
+        losses = losses_of(batch.to(device))
         optimizer.zero_grad(set_to_none=True)
         weights = (settings.lambda_ce, settings.lambda_rsc, settings.lambda_aff)
         sum((weight * loss for weight, loss in zip(weights, losses, strict=False)),
@@ -297,16 +303,39 @@ def train(
         yield StepRecord(iteration, *(loss.detach() for loss in losses))
 
 
+class _Step(nn.Module):
+    """The losses of a step as a module, whose gradients processes can share."""
+
+    def __init__(self, network: SegmenterNetwork, settings: TrainingSettings, group: Group) -> None:
+        super().__init__()
+        self.network, self.settings, self.group = network, settings, group
+        share_dropout(network, group)
+
+    def forward(self, batch: CropBatch) -> tuple[Tensor, ...]:
+        """Losses, see `step_losses`."""
+        mask, *others = step_losses(self.network, batch, self.settings, self.group)
+        if self.group.count > 1:
+            # Parameters that a step does not read must have a gradient all the same.
+            mask = mask + 0 * torch.stack([*self.network.scalars]).sum()
+        return mask, *others
+
+
 def step_losses(
-    network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings
+    network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings, group: Group = ALONE
 ) -> tuple[Tensor, ...]:
     """Losses of crops that `CropBatch.to` took to the network's device.
+
+    The contrast compares all crops, and means are over all pixels: each process of a group has the
+    embeddings of all crops, and so the same losses.
 
     Returns:
         mask loss and regional contrast; and the affinity loss where it has a weight.
     """
     grid = (settings.crop, settings.crop)
     embeddings, fused = network.embeddings_and_fused(batch.layers, batch.patches, grid)
+    if group.count > 1:
+        embeddings = group.gather(embeddings)
+        fused = None if fused is None or not settings.lambda_aff else group.gather(fused)
     # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
     # the padding reach it through the upsampling; no gradient may.
     embeddings = torch.where(batch.valid[..., None], embeddings, embeddings.detach())

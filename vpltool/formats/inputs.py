@@ -14,7 +14,14 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats.header import Header, difference, join_supervision
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_labels
-from vpltool.formats.manifest import MANIFEST, again, header_of
+from vpltool.formats.manifest import (
+    MANIFEST,
+    again,
+    header_of,
+    join_manifests,
+    shard_manifests,
+)
+from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import describe, read_json, read_tensors
 
 if TYPE_CHECKING:
@@ -25,12 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputFolder:
-    """A folder being read. Make one with `open_input`."""
+    """A folder being read. Make one with `open_input`.
+
+    Args:
+        path: the folder.
+        header: that of every file in it.
+        failed: id to reason, of photos that a step failed on.
+        own: id to the photo's own inputs that its file depends on.
+        shards: number of shards that processes are, or were, making it in; 1: none.
+    """
 
     path: Path
     header: Header
     failed: Mapping[str, str]
     own: Mapping[str, str] = field(default_factory=dict)
+    shards: int = 1
 
     @property
     def kind(self) -> str:
@@ -103,13 +119,24 @@ class InputFolder:
         if missing:
             raise VplError(
                 f"{self.path} has {len(have)} of {len(wanted)} photos; {min(missing)} is missing",
-                f"{again(self.header)} goes on where it stopped")
+                self._how_to_go_on(missing))
         if failed:
             console.warn(f"{len(failed)} photos are left out, since an earlier step failed on them"
                          f": {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
-        if not have:
+        if wanted and not have:
             raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
         return have
+
+
+    def _how_to_go_on(self, missing: Iterable[str]) -> str:
+        """The call that makes missing photos: a hint."""
+        if self.shards == 1:
+            return f"{again(self.header)} goes on where it stopped"
+        lacking = sorted({shard_of(key, self.shards) for key in missing})
+        named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
+        more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
+        return (f"{again(self.header, shard=f'{lacking[0]}/{self.shards}')} goes on with the first "
+                f"shard that is not complete, of {named}{more}; `status()` prints all their lines")
 
 
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
@@ -135,11 +162,14 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
     hint = hint or kind_named(kinds[0]).made_by
     if not (path / MANIFEST).exists():
         raise VplError(f"no {kinds[0]} in {path}", hint)
-    content = read_json(path / MANIFEST, hint)
+    parts = [part for _, part in shard_manifests(path)]
+    content = join_manifests(read_json(path / MANIFEST, hint), parts)
     header = header_of(content, path / MANIFEST)
     if header.kind not in kinds:
         raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
-    return InputFolder(path, header, content.get("failed", {}), content.get("own", {}))
+    counts = [part["shards"] for part in parts if part["config"] == content.get("config")]
+    return InputFolder(path, header, content["failed"], content.get("own", {}),
+                       counts[-1] if counts else 1)
 
 
 def find_folder(

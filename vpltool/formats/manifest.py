@@ -1,33 +1,83 @@
 """`artifact.json`, the manifest of a folder with one file a photo.
 
 It holds the header, the ids that failed, what of its own each photo depends on, and `complete`, set
-last.
+last. Where several processes do a shard of the photos each, each writes a manifest of its own below
+`.shards`, so that none overwrites what another has found out; readers join them, and so does the
+process that finishes last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
+from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
 
 MANIFEST = "artifact.json"
+
+_SHARDS = ".shards"
+"""Folder of the shards' manifests, in that of their artifact."""
 
 UPDATE_HINT = "`update()` brings everything up to date; "
 """Beginning of the hint if only inputs have changed."""
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """Read a folder's `artifact.json`, for `inspect`.
+    """Read a folder's manifest, for `inspect`.
 
     Raises:
         VplError: there is none.
     """
-    return read_json(path / MANIFEST, "`inspect(path='FILE')` reads one file of it")
+    return joined_manifest(path, "`inspect(path='FILE')` reads one file of it")
+
+
+def joined_manifest(path: Path, hint: str) -> dict[str, Any]:
+    """Read a folder's `artifact.json`, joined with the manifests of its shards.
+
+    Raises:
+        VplError: there is none; the hint is `hint`.
+    """
+    # The shards' first: who joins them writes the whole before it deletes them.
+    parts = shard_manifests(path)
+    content = read_json(path / MANIFEST, hint)
+    return join_manifests(content, [part for _, part in parts])
+
+
+def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+                   ) -> dict[str, Any]:
+    """Join the content of `artifact.json` with that of shards of its configuration.
+
+    Args:
+        content: of `artifact.json`.
+        parts: of the shards, the newest last: what it says of a photo holds.
+    """
+    failed, own = dict(content.get("failed", {})), dict(content.get("own", {}))
+    for part in parts:
+        if part.get("config") == content.get("config"):
+            failed |= part["failed"]
+            own |= part["own"]
+    return {**content, "failed": failed, **({"own": own} if own else {})}
+
+
+def shard_manifest(path: Path, shard: Shard) -> Path:
+    """Path of the manifest of a shard."""
+    return path / _SHARDS / f"{shard.index}-of-{shard.count}.json"
+
+
+def shard_manifests(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read the manifests of a folder's shards, the newest last."""
+    dated = []
+    for file in sorted((path / _SHARDS).glob("*-of-*.json")):
+        # Another process may have joined them, and deleted this one, meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            dated.append((file.stat().st_mtime_ns, file, json.loads(file.read_text("utf-8"))))
+    return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
 
 
 def photo_ids(path: Path) -> list[str]:
@@ -46,10 +96,11 @@ def header_of(content: Mapping[str, Any], manifest: Path) -> Header:
     return Header.from_json(json.dumps(content.get("header", {})), manifest)
 
 
-def again(header: Header) -> str:
-    """Return the call that makes an artifact again, or resumes it."""
+def again(header: Header, shard: str = "") -> str:
+    """Return the call that makes an artifact again, or resumes it; or only a shard of it."""
     used = [f"{key}={header.options[key]!r}" for key in ("prototypes", "method", "split")
             if header.options.get(key)]
+    used += [f"shard={shard!r}"] if shard else []
     return f"`{header.command.replace('-', '_')}({', '.join(used)})`"
 
 

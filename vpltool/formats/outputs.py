@@ -7,14 +7,24 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError
 from vpltool.formats.header import Header, difference, is_stale
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
-from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, files_of, header_of
+from vpltool.formats.manifest import (
+    MANIFEST,
+    UPDATE_HINT,
+    files_of,
+    header_of,
+    join_manifests,
+    joined_manifest,
+    shard_manifest,
+    shard_manifests,
+)
+from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, read_json, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -36,9 +46,11 @@ class OutputFolder:
         whole: whether all photos of the split were asked for.
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
+        keeps_corrected: whether labels that were corrected by hand are kept.
         corrected: ids whose labels were corrected by hand; they are kept.
         failed: id to reason, of photos that failed in this run.
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
+        shard: which of the folder's photos this process does; others may do the rest meanwhile.
     """
 
     path: Path
@@ -49,9 +61,11 @@ class OutputFolder:
     whole: bool = True
     clears: bool = False
     outdated: set[str] = field(default_factory=set)
+    keeps_corrected: bool = False
     corrected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     known_failed: dict[str, str] = field(default_factory=dict)
+    shard: Shard = WHOLE
 
     def path_of(self, photo_id: str) -> Path:
         """Path of a photo's file."""
@@ -62,7 +76,9 @@ class OutputFolder:
 
         Call this after all checks, since an error may no longer leave earlier files untouched.
         """
-        if self.clears:
+        if self.shard.count > 1:
+            self._begin_shard()
+        elif self.clears:
             _clear(self.path, {self.path_of(key) for key in self.corrected})
         else:
             # Only these, not all of `todo`: another process may have begun to write the others.
@@ -70,13 +86,42 @@ class OutputFolder:
                 self.path_of(key).unlink(missing_ok=True)
         _remove_leftovers(self.path)
         if self.todo:
-            self._write_manifest(complete=False)
+            self._write_manifest(finished=False)
         if len(self.todo) < self.total:
             console.note(f"{self.path}: {self.total - len(self.todo)} of {self.total} photos are "
                          "done already")
 
+    def _begin_shard(self) -> None:
+        """Make the folder this configuration's, beside other processes that may do the same.
+
+        Nobody deletes what another one has just made: of other shards only files of another
+        configuration go, and these before the manifest says that the folder is of this one.
+        """
+        manifest = self.path / MANIFEST
+        found = header_of(read_json(manifest, ""), manifest) if manifest.exists() else None
+        if found is not None and found.config_hash != self.header.config_hash:
+            for file in files_of(self.path, KINDS[found.kind].suffix):
+                if self._is_of_another_run(file):
+                    file.unlink(missing_ok=True)
+        for key in self.todo if self.clears else self.outdated:
+            self.path_of(key).unlink(missing_ok=True)
+        if found is None or found.config_hash != self.header.config_hash:
+            write_json(manifest, self._content(complete=False, failed={}, own={}))
+
+    def _is_of_another_run(self, file: Path) -> bool:
+        try:
+            header = describe(file).header
+        except FileNotFoundError:
+            # Another process has just deleted it.
+            return False
+        except VplError:
+            return True
+        return (not self.keeps_corrected if header is None
+                else header.config_hash != self.header.config_hash)
+
     def keep_corrected(self) -> None:
         """Keep the labels that were corrected by hand: what another program wrote has no header."""
+        self.keeps_corrected = True
         if KINDS[self.header.kind].layout != "labels-folder":
             return
         self.corrected = {key for key in self.todo if self.path_of(key).exists()
@@ -99,8 +144,13 @@ class OutputFolder:
         self.failed[photo_id] = reason
 
     def finish(self) -> None:
-        """Set the completion mark."""
-        self._write_manifest(complete=self.whole)
+        """Set the completion mark; of a shard's manifest, and of the folder's with the last one."""
+        self._write_manifest(finished=True)
+        if self.shard.count > 1:
+            self._join_shards()
+        else:
+            for file, _ in shard_manifests(self.path):
+                file.unlink(missing_ok=True)
 
     def check_failed(self, result: object) -> None:
         """Raise an error if some photos failed; all others are done and kept.
@@ -117,20 +167,66 @@ class OutputFolder:
                 "fix them and run the same command again: only they are done again", result,
                 sorted(self.failed))
 
-    def _write_manifest(self, *, complete: bool) -> None:
-        """Write `artifact.json`, unless it has this content already."""
+    def _write_manifest(self, *, finished: bool) -> None:
+        """Write `artifact.json`, or the shard's own, unless it has this content already."""
+        if self.shard.count > 1:
+            self._write_shard_manifest(finished=finished)
+            return
         manifest = self.path / MANIFEST
-        before = read_json(manifest, "") if manifest.exists() else {}
-        failed = {key: why for key, why in self.known_failed.items()
-                  if not self.path_of(key).exists()}
-        content = {
-            "header": self.header.to_dict(), "config": self.header.config_hash,
-            "complete": complete, "failed": dict(sorted((failed | self.failed).items()))}
-        own = {**(before.get("own", {}) if not self.clears else {}), **self.own}
-        if own:
-            content["own"] = dict(sorted(own.items()))
+        there = manifest.exists()
+        before = read_json(manifest, "") if there else {}
+        own = joined_manifest(self.path, "").get("own", {}) if there and not self.clears else {}
+        content = self._content(complete=finished and self.whole, failed=self._all_failed(),
+                                own={**own, **self.own})
         if before != content:
             write_json(manifest, content)
+
+    def _all_failed(self) -> dict[str, str]:
+        """Id to reason of the photos that failed, in this run or before, and have no file."""
+        return {key: why for key, why in self.known_failed.items()
+                if not self.path_of(key).exists()} | self.failed
+
+    def _content(self, *, complete: bool, failed: Mapping[str, str], own: Mapping[str, str]
+                 ) -> dict[str, Any]:
+        """What `artifact.json` says."""
+        return {"header": self.header.to_dict(), "config": self.header.config_hash,
+                "complete": complete, "failed": dict(sorted(failed.items())),
+                **({"own": dict(sorted(own.items()))} if own else {})}
+
+    def _write_shard_manifest(self, *, finished: bool) -> None:
+        """Write the shard's manifest, unless the whole folder's says as much already."""
+        known, failed = read_json(self.path / MANIFEST, ""), self._all_failed()
+        if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
+                and self.own.items() <= known.get("own", {}).items()):
+            return
+        write_json(shard_manifest(self.path, self.shard), {
+            "config": self.header.config_hash, "shard": self.shard.index,
+            "shards": self.shard.count, "whole": self.whole, "complete": finished,
+            "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items()))})
+
+    def _join_shards(self) -> None:
+        """Make one manifest of those of all shards, once each of them is complete.
+
+        Who writes the last of them sees all others. Two that see all of them write the same.
+        """
+        parts = [(file, part) for file, part in shard_manifests(self.path)
+                 if part["config"] == self.header.config_hash]
+        known = read_json(self.path / MANIFEST, "")
+        alike = [part for _, part in parts if part["shards"] == self.shard.count]
+        done = {part["shard"] for part in alike if part["complete"]}
+        # Some shards of a folder that was complete before, such as those with photos that failed.
+        again = known["complete"] and all(part["complete"] for _, part in parts)
+        if known.get("config") != self.header.config_hash or not (
+                len(done) == self.shard.count or (again and parts)):
+            return
+        content = join_manifests(known, [part for _, part in parts])
+        failed = {key: why for key, why in content["failed"].items()
+                  if not self.path_of(key).exists()}
+        write_json(self.path / MANIFEST, self._content(
+            complete=all(part["whole"] for part in alike), failed=failed,
+            own=content.get("own", {})))
+        for file, _ in parts:
+            file.unlink(missing_ok=True)
 
 
 def _named(photo_id: str, reason: str) -> str:
@@ -159,7 +255,7 @@ def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:
 def open_output(
     path: Path, header: Header, ids: Sequence[str], *, overwrite: bool = False,
     update: bool = False, left_out: Mapping[str, str] | None = None,
-    own: Mapping[str, str] | None = None, whole: bool = True,
+    own: Mapping[str, str] | None = None, whole: bool = True, shard: Shard = WHOLE,
 ) -> OutputFolder:
     """Find what is left to do in a folder of per-photo files; nothing is written or deleted.
 
@@ -175,17 +271,18 @@ def open_output(
         left_out: id to reason, of photos that an earlier command failed on; it is passed on to
             later commands in the manifest.
         own: id to the photo's own inputs that its file depends on, such as its tags.
-        whole: whether these are all photos of the split.
+        whole: whether these are all photos of the split, or of the shard.
+        shard: which photos this process does; `ids`, `left_out` and `own` are only of these.
 
     Raises:
         OtherSettings: the folder was made with other settings.
         VplError: it was made by something else.
     """
     manifest = path / MANIFEST
-    output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole)
+    output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard)
     known: dict[str, str] = {}
     if manifest.exists():
-        content = read_json(manifest, kind_named(header.kind).made_by)
+        content = joined_manifest(path, kind_named(header.kind).made_by)
         found = header_of(content, manifest)
         same = found.config_hash == header.config_hash
         stale = is_stale(header, found)
@@ -204,7 +301,7 @@ def open_output(
                 (UPDATE_HINT if stale else "")
                 + "`overwrite=True` replaces it; `out='DIR'` keeps both", stale=stale)
         else:
-            known = dict(content.get("failed", {}))
+            known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
             before = content.get("own", {})
             changed = {key for key in output.own if before.get(key) != output.own[key]}
             there = {key for key in ids if output.path_of(key).exists()}
@@ -236,6 +333,8 @@ def _clear(path: Path, kept: Collection[Path]) -> None:
         return
     suffix = KINDS[header_of(read_json(manifest, ""), manifest).kind].suffix
     manifest.unlink(missing_ok=True)
+    for file, _ in shard_manifests(path):
+        file.unlink(missing_ok=True)
     for file in files_of(path, suffix):
         if file not in kept:
             file.unlink(missing_ok=True)

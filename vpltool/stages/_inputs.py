@@ -25,9 +25,10 @@ from vpltool.formats import (
 from vpltool.formats.header import difference, is_stale
 from vpltool.formats.inputs import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
+from vpltool.formats.shards import WHOLE, Shard
 from vpltool.settings import Settings, changed, recorded
 from vpltool.stages._checkpoints import is_checkpoint
-from vpltool.stages._photo_work import Photos
+from vpltool.stages._photo_work import Photos, assigned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def make_header(
 
 
 def relative_path(path: Path, base: Path) -> str:
-    """Spell a path as seen from a folder, so that both can be moved together."""
+    """Spell a path as seen from a folder."""
     return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
@@ -132,20 +133,19 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
     return found
 
 
-def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> Photos:
-    """The photos of a split that all inputs hold, with their tags as their own.
+def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
+                shard: Shard = WHOLE) -> Photos:
+    """The photos of a split, or of a shard of it, that all inputs hold, with their tags as own.
 
     Raises:
         VplError: an input is not complete, or holds none of them.
     """
-    photos = workspace.photos(split, limit)
+    photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
     ids = [photo.id for photo in photos]
-    left_out: dict[str, str] = {}
-    for folder in inputs:
-        left_out |= folder.left_out(ids)
+    left_out = {key: why for folder in inputs for key, why in folder.left_out(ids).items()}
     for folder in inputs:
         ids = folder.available(ids)
-    return Photos(ids, tags_of(workspace, photos), left_out, not limit)
+    return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard)
 
 
 def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:

@@ -129,6 +129,9 @@ class Lessons:
         frozen: where what is read of the frozen CLIP comes from.
         reads_patches: whether patch embeddings are read.
         max_side: longer photos are scaled down to this before they are cut; 0: never.
+        rank: number of this process.
+        ranks: number of processes that share the crops of a step; each encodes, or reads the layers
+            of, only its own.
     """
 
     workspace: Workspace
@@ -137,6 +140,13 @@ class Lessons:
     frozen: Frozen
     reads_patches: bool
     max_side: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def own(self, crops: int) -> range:
+        """Which of the crops of a step are this process's."""
+        share = crops // self.ranks
+        return range(self.rank * share, (self.rank + 1) * share)
 
 
 def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int, *,
@@ -191,12 +201,15 @@ def _cut_features(lessons: Lessons, settings: TrainingSettings, iteration: int) 
     names = ("grid", *(("layers", "layer_index") if wanted else ()),
              *(("patches",) if lessons.reads_patches else ()))
     crops, layers, patches = [], [], []
-    for photo in photos:
-        tensors = features.read_tensors(photo.id, *names)
+    own = lessons.own(len(photos))
+    for number, photo in enumerate(photos):
+        tensors = features.read_tensors(photo.id, *(names if number in own else ("grid",)))
         height, width = tensors["grid"].tolist()
         window = choose_window((height, width), settings.crop, rng)
         labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
+        if number not in own:
+            continue
         if wanted:
             stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
             layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
@@ -218,23 +231,28 @@ def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) ->
     """
     import torch
 
-    from vpltool.core.photos import fit_size
+    from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
     patch = lessons.frozen.clip.vision.patch
     rng = generator_of(settings, iteration)
     photos = _photos_of(lessons, settings, iteration)
-    crops = []
-    for photo in photos:
-        pixels = _inputs.read_known_photo(lessons.workspace, photo)
-        height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch,
+    crops, images = [], []
+    own = lessons.own(len(photos))
+    for number, photo in enumerate(photos):
+        path = lessons.workspace.image_path(photo)
+        with _inputs.naming_photo(photo, path):
+            size = photo_size(path)
+        height, width = fit_size(size, patch,
                                  scale=float(rng.uniform(0.5, 2.0)), max_side=lessons.max_side)
         window = choose_window((height // patch, width // patch), settings.crop, rng)
         labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
-        crops.append((_cut_pixels(pixels, window, patch), window.cut_labels(labels),
-                      window.valid()))
-    images, labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return CropBatch(images, None, labels, valid, _tags_of(lessons, photos))
+        crops.append((window.cut_labels(labels), window.valid()))
+        if number in own:
+            pixels = _inputs.read_known_photo(lessons.workspace, photo)
+            images.append(_cut_pixels(pixels, window, patch))
+    labels, valid = map(torch.stack, zip(*crops, strict=True))
+    return CropBatch(torch.stack(images), None, labels, valid, _tags_of(lessons, photos))
 
 
 def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
@@ -266,7 +284,9 @@ def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBat
         pixels = (images.float().div_(255) - mean) / std
         # Padding is 0 for the network, not black.
         side = pixels.shape[2] // vision.patch
-        inside = batch.valid.to(weight.device, non_blocking=True).view(-1, 1, side, 1, side, 1)
+        own = lessons.own(len(batch.valid))
+        inside = batch.valid[own.start : own.stop].to(weight.device, non_blocking=True).view(
+            -1, 1, side, 1, side, 1)
         tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
         tiles.masked_fill_(~inside, 0)
         encoded = vision(pixels.to(weight.dtype), attention=False, layers=lessons.frozen.layers,

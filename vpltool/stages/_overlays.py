@@ -14,6 +14,14 @@ _QUALITY = 90
 """Of the JPEGs."""
 
 
+def pictures_of(workspace: Workspace, predictions: Path) -> Path:
+    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
+    base = workspace.path.resolve()
+    if base in predictions.resolve().parents:
+        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
+    return predictions.with_name(f"{predictions.name}-overlays")
+
+
 def write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
                    photos: Mapping[str, Path], workers: int) -> Path:
     """Draw the predictions that are there and have no picture, or an older one.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.phase_one import Pixels
+    from vpltool.parallel.ranks import Ranks
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""
@@ -123,14 +124,18 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings, space: AlignedSpace | None = None) -> Pixels:
+           settings: PixelSettings, ranks: Ranks, space: AlignedSpace | None = None) -> Pixels:
     """Read the pixels that prototypes come from, with their labels.
+
+    Of several processes each reads the features of its own shard of the photos. Which pixels are
+    drawn depends on all photos, so that together they have those that one process would have.
 
     Args:
         workspace: gives the photos and their tags.
         features: where the pixels are.
         maps: CAMs that label them; None: all pixels, without labels.
         settings: which pixels.
+        ranks: processes that share the photos, and where this one's pixels go.
         space: what maps them into the space of the prototypes; None: they are in it.
 
     Raises:
@@ -139,44 +144,51 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     import torch
 
     from vpltool.core.phase_one import Pixels
-    from vpltool.parallel.device import find_device
 
-    device = find_device(settings.device)
+    device = ranks.device
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
-    ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, *inputs).ids)
-    ids, share = spread(ids, settings.max_pixels)
+    found = set().union(*ranks.collect(list(_inputs.photos_with(
+        workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
+    ids, share = spread([key for key in photos if key in found], settings.max_pixels)
+    mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
     # A GPU computes in float32 from features in half precision; on a CPU turning them to float32
     # at each step takes too long.
     half = device.type == "cuda" and settings.pixels != "regions"
     store = torch.empty(0)
-    photo_of, labels = [], []
+    photo_of = [torch.empty(0, dtype=torch.long)]
+    labels = [torch.empty(0, dtype=torch.long)]
     seen = count = 0
-    with console.progress("read features", len(ids)) as advance:
-        for number, key in enumerate(ids):
+    with console.progress("read features", len(mine)) as advance:
+        for number, key in mine:
             patches = _aligned.read_patches(features, key, space)
             all_of_it = len(patches)
             patches, label = _labelled(key, patches, features, maps, settings)
             seen += all_of_it
             patches, label = sampled(patches, label, share, settings.seed * 1_000_003 + number)
-            if not number:
+            if not count:
                 # Filled photo by photo: a list of parts would be held twice when it is joined.
                 # What is not written to takes no memory.
-                store = torch.empty(share * len(ids), patches.shape[1],
+                store = torch.empty(share * len(mine), patches.shape[1],
                                     dtype=torch.float16 if half else torch.float32)
             store[count : count + len(patches)] = patches
             count += len(patches)
             photo_of.append(torch.full((len(patches),), number))
             labels.append(label)
             advance()
-    if not count:
+    seen, used = (sum(parts) for parts in zip(*ranks.collect((seen, count)), strict=True))
+    store = store.reshape(-1, max(ranks.collect(store.shape[-1])))
+    if not used:
         raise VplError(f"no pixel reaches `phi={settings.phi}`",
                        f"lower it: `phi={round(settings.phi / 2, 3)}`")
-    console.note(f"{count} of {seen} patches of {len(ids)} photos are used")
+    console.note(f"{used} of {seen} patches of {len(ids)} photos are used")
     shown = [workspace.indices_of(photos[key]) for key in ids]
     if maps is not None and not any(shown):
         # Maps of groups know the classes of photos without tags.
-        shown = [sorted(set(part[part > 0].tolist())) for part in labels]
+        own = {key: sorted(set(part[part > 0].tolist()))
+               for (_, key), part in zip(mine, labels[1:], strict=True)}
+        of_all = {key: part for some in ranks.collect(own) for key, part in some.items()}
+        shown = [of_all[key] for key in ids]
     if not any(shown):
         raise VplError(f"no photo of the split `{settings.split}` has a tag",
                        "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`, or "
@@ -238,7 +250,7 @@ def memory_for(count: int) -> AbstractContextManager[None]:
 
 
 def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,
-             index: Tensor) -> dict[str, Any]:
+             index: Tensor, ranks: Ranks) -> dict[str, Any]:
     """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
 
     Args:
@@ -247,10 +259,11 @@ def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], ro
         text: text prototypes (rows', dim) and their classes (rows',).
         rows: vision prototypes (rows, dim).
         index: their classes (rows,).
+        ranks: processes that hold the pixels.
     """
     from vpltool.core.phase_one import gaps
 
-    found: Mapping[str, Any] = dict(zip(("text", "vision"), gaps(pool, *text, rows, index),
+    found: Mapping[str, Any] = dict(zip(("text", "vision"), gaps(pool, *text, rows, index, ranks),
                                         strict=True))
     console.note("modality gap (1 - cosine to the regions): "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))

@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vpltool import console
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
+from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.parallel.threads import write_behind
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ class Photos:
         ids: those that can be done.
         own: id to what of a photo's own the result depends on, see `open_output`.
         left_out: id to reason, of those that an earlier stage failed on.
-        whole: whether these are all photos of the split.
+        whole: whether these are all photos of the split, or all of the shard.
+        shard: which photos this process does: the ids, `own` and `left_out` are of these.
     """
 
     ids: Sequence[str]
     own: Mapping[str, str]
     left_out: Mapping[str, str]
     whole: bool = True
+    shard: Shard = WHOLE
 
 
 class Running(Protocol):
@@ -63,13 +66,38 @@ class Running(Protocol):
     def batch_size(self) -> int:
         """Photos at a time."""
 
+    @property
+    def shard(self) -> str:
+        """Which photos this process does; empty: as the environment says."""
 
-def assigned(ids: Sequence[str]) -> Sequence[str]:
-    """Choose the photos that this process does: all of them.
 
-    Sharding goes here: every stage that works on single photos asks this function, and no other.
+def chosen_shard(settings: Running) -> Shard:
+    """The shard that this process does; said, unless it is all photos.
+
+    Raises:
+        VplError: what the settings or the environment say is no shard.
     """
-    return ids
+    shard = find_shard(settings.shard)
+    if shard.count > 1:
+        console.note(f"shard {shard} of the photos, {shard.told_by}")
+    return shard
+
+
+Named = TypeVar("Named")
+
+
+def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
+             ) -> list[Named]:
+    """Choose the photos that this process does.
+
+    Every stage that works on single photos asks this function, and no other.
+
+    Args:
+        photos: ids, or anything that has one.
+        shard: see `chosen_shard`.
+        key: gives the id.
+    """
+    return [photo for photo in photos if shard.holds(key(photo))]
 
 
 def open_outputs(
@@ -80,9 +108,10 @@ def open_outputs(
     Raises:
         VplError: one was made with other settings.
     """
-    return [open_output(path, header, assigned(photos.ids),
+    return [open_output(path, header, photos.ids,
                         overwrite=settings.overwrite, update=settings.update,
-                        left_out=photos.left_out, own=photos.own, whole=photos.whole)
+                        left_out=photos.left_out, own=photos.own, whole=photos.whole,
+                        shard=photos.shard)
             for path, header in folders.items()]
 
 

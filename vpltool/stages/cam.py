@@ -38,6 +38,7 @@ class CamSettings(Settings):
     precision: str = options.precision()
     batch_size: int = options.batch_size(8)
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -80,7 +81,8 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         **({"precision": "no network is run"} if no_network else {}),
         **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
     photos = _inputs.photos_with(workspace, split, settings.limit, features,
-                                 *([second] if second else []))
+                                 *([second] if second else []),
+                                 shard=_photo_work.chosen_shard(settings))
     header = _inputs.make_header(
         workspace, "cams", "cam", settings, model=features.header.model,
         inputs={"features": features, "prototypes": prototypes.path,

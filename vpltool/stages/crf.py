@@ -48,6 +48,7 @@ class CrfSettings(Settings):
     batch_size: int = options.batch_size(8)
     workers: int = options.workers()
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -95,8 +96,9 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     source = _find_source(workspace, settings.what, settings.split)
     warn_without_effect(settings, without={} if source.kind == "cams" else {
         "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
-    photos = _inputs.photos_with(workspace, settings.split, settings.limit, source)
-    labels = 1 + max(len(tags.split()) for tags in photos.own.values())
+    photos = _inputs.photos_with(workspace, settings.split, settings.limit, source,
+                                 shard=_photo_work.chosen_shard(settings))
+    labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
     if source.kind != "cams":
         photos = replace(photos, own={})
     outputs = _photo_work.open_outputs(_folders(workspace, settings, method, source), photos,

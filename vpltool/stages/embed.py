@@ -40,6 +40,7 @@ class EmbedSettings(Settings):
     precision: str = options.precision()
     batch_size: int = options.batch_size(8)
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -80,7 +81,8 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         **({"precision": "no network is run"} if no_network else {}),
         **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
     photos = _inputs.photos_with(workspace, split, settings.limit, features,
-                                 *([second] if second else []))
+                                 *([second] if second else []),
+                                 shard=_photo_work.chosen_shard(settings))
     held = features.header.options
     header = _inputs.make_header(
         workspace, "features", "embed", settings, model=features.header.model,

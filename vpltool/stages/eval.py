@@ -22,6 +22,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.header import current_preset, spell_preset
 from vpltool.formats.manifest import again
+from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -62,7 +63,7 @@ class EvalSettings(Settings):
 
 
 STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", "predictions"),
-              writes=("scores", "agreement"), settings=EvalSettings)
+              writes=("scores", "agreement"), settings=EvalSettings, together=True)
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 
@@ -72,7 +73,8 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
 
     The only command, with show, that opens true masks; against tags it opens none, and says how
     often the classes predicted are those tagged, how sure the segmenter is, and which photos
-    disagree most. Scores are always written anew.
+    disagree most. Scores are always written anew. Under torchrun each process counts the pixels of
+    its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
 
@@ -115,17 +117,17 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
     if len(photos) < asked:
         console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
-    have = set(source.available(photo.id for photo in photos))
-    tally = _tally(workspace, source, [photo for photo in photos if photo.id in have])
+    tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
-    report["photos_left_out"] = asked - len(have)
+    report["photos_left_out"] = asked - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
 
 
 def _written(workspace: Workspace, settings: EvalSettings, report: dict[str, Any], name: str
              ) -> Report:
     path = settings.out or workspace.path / "scores" / f"{name}.json"
-    write_json(path, report)
+    if rank_of_process()[0] == 0:
+        write_json(path, report)
     return Report(report, path)
 
 
@@ -167,7 +169,29 @@ class _Tally:
     each: dict[str, Any] = field(default_factory=dict)
 
 
+def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
+    """Count the pixels of all photos, whole numbers; of several processes each does its shard."""
+    if rank_of_process()[1] == 1:
+        tally = _tally(workspace, source, photos)
+    else:
+        from vpltool.parallel.ranks import joined
+        with joined("cpu") as ranks:
+            mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
+            tally = _Tally()
+            for part in ranks.collect(_tally(workspace, source, mine)):
+                if part.parts:
+                    tally.counts += part.counts
+                tally.parts |= part.parts
+                tally.strays |= part.strays
+                tally.each |= part.each
+        tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
+    warn_of_strays(tally.strays, len(tally.parts))
+    return tally
+
+
 def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
+    have = set(source.available(photo.id for photo in photos))
+    photos = [photo for photo in photos if photo.id in have]
     tally = _Tally()
     threads = min(8, os.cpu_count() or 1)
     with console.progress("eval", len(photos)) as advance:
@@ -180,7 +204,6 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
             if stray:
                 tally.strays[photo.id] = stray
             advance()
-    warn_of_strays(tally.strays, len(photos))
     return tally
 
 

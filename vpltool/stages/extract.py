@@ -69,6 +69,7 @@ class ExtractSettings(Settings):
     batch_size: int = options.batch_size(8)
     workers: int = options.workers()
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -101,7 +102,9 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """
     second = bool(settings.encoder)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
-    photos = workspace.photos(settings.split, settings.limit)
+    shard = _photo_work.chosen_shard(settings)
+    photos = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
+                                  lambda photo: photo.id)
 
     from vpltool.parallel.device import find_device, find_precision
 
@@ -120,7 +123,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     folder = settings.out or workspace.path / place / settings.split
     outputs = _photo_work.open_outputs(
         {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
-                                             not settings.limit), settings)
+                                             not settings.limit, shard), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
 
     def write_head() -> None:

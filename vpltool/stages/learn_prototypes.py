@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vpltool.core.phase_one import Pixels, Reading
+    from vpltool.parallel.ranks import Ranks
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
 UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
@@ -94,7 +95,7 @@ class LearnPrototypesSettings(Settings):
 
 STAGE = Stage(
     order=45, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
-    writes=("prototypes",), settings=LearnPrototypesSettings, moved={
+    writes=("prototypes",), settings=LearnPrototypesSettings, together=True, moved={
         "--background": "`seed_prototypes(background='clusters')`, then `start='seeds'`",
         "--clusters": "`seed_prototypes(background='clusters', clusters=24)`, then "
                       "`start='seeds'`",
@@ -106,7 +107,8 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
 
     The defaults are the paper's reading: all pixels, text targets, the text as start. With
     --pixels seeds the CAMs say which pixels count; the objective, its gradient and the modality
-    gap are shown and stored.
+    gap are shown and stored. Under torchrun each process reads the features of its shard of the
+    photos, and gradients are added up.
 
     Example: vpltool learn-prototypes --tau-i 0.03 --iters 3000
 
@@ -147,12 +149,17 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or workspace.path / "prototypes/vision.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):
-        pool = _phase_one.gather(workspace, features, maps, settings, _aligned.space_of(text))
-        with _phase_one.memory_for(len(pool.embeddings)):
-            rows, facts = _learn(workspace, pool, text, start, settings)
-        of_space, facts_of_space = _aligned.carried(text)
-        write_tensors(target, replace(header, facts=facts | facts_of_space),
-                      {"prototypes": rows, "class_index": start.class_index, **of_space})
+        from vpltool.parallel.ranks import joined
+
+        with joined(settings.device) as ranks:
+            pool = _phase_one.gather(workspace, features, maps, settings, ranks,
+                                     _aligned.space_of(text))
+            with _phase_one.memory_for(len(pool.embeddings)):
+                rows, facts = _learn(workspace, pool, text, start, settings, ranks)
+            of_space, facts_of_space = _aligned.carried(text)
+            if ranks.rank == 0:
+                write_tensors(target, replace(header, facts=facts | facts_of_space),
+                              {"prototypes": rows, "class_index": start.class_index, **of_space})
     return target
 
 
@@ -195,7 +202,7 @@ def _spell_rows(index: list[int]) -> str:
 
 
 def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
-           start: _inputs.Prototypes, settings: LearnPrototypesSettings
+           start: _inputs.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, dict[str, Any]]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     from vpltool.core import phase_one
@@ -216,12 +223,13 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), watch)
+        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), watch,
+                               ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
                      f"gradient {course[0][2]:.2e} → {course[-1][2]:.2e}")
-    return rows.cpu(), {**_phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index),
-                        "course": course}
+    facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index, ranks)
+    return rows.cpu(), {**facts, "course": course}
 
 
 def _reading(settings: LearnPrototypesSettings) -> Reading:

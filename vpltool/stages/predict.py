@@ -17,6 +17,7 @@ from vpltool.formats import (
     Workspace,
 )
 from vpltool.formats.labels import write_labels
+from vpltool.formats.shards import WHOLE
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
@@ -31,7 +32,7 @@ from vpltool.stages._group_predict import (
     write_maps,
 )
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
-from vpltool.stages._overlays import write_overlay, write_overlays
+from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._running import Seen, from_features, from_photos
 from vpltool.stages._serving import serving_features
 
@@ -74,6 +75,7 @@ class PredictSettings(GroupSettings):
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -123,8 +125,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         why = "only those of a split, at its own path, are stored"
         unused |= {"probabilities": why, "maps": why}
     warn_without_effect(settings, without=unused)
-    if settings.out and settings.out.suffix.lower() == ".png" and not settings.out.is_dir():
-        return _one_file(work, tasks, settings.out)
+    if out := _one_picture(settings):
+        return _one_file(work, tasks, out)
     opened = [(task, _open(work, task)) for task in tasks]
     made: list[Path] = []
     failed: list[PhotosFailed] = []
@@ -137,7 +139,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(work.named, folder, _pictures_of(workspace, folder),
+            made.append(write_overlays(work.named, folder, pictures_of(workspace, folder),
                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
@@ -166,21 +168,28 @@ class _Task:
     tagged: Mapping[str, Sequence[int]] | None = None
 
 
+def _one_picture(settings: PredictSettings) -> Path | None:
+    """The single PNG that `out` names; None if it names a folder, or nothing."""
+    out = settings.out
+    return out if out and out.suffix.lower() == ".png" and not out.is_dir() else None
+
+
 def _split_task(work: Chosen) -> _Task:
-    """The photos of a split of the workspace."""
+    """The photos of a split of the workspace that are this process's."""
     workspace, settings = work.workspace, work.settings
-    listed = workspace.photos(settings.split, settings.limit)
+    shard = _photo_work.chosen_shard(settings)
+    listed = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
+                                  lambda photo: photo.id)
     features = (serving_features(workspace, work.header, settings, work.scales,
                                  [photo.id for photo in listed])
                 if work.header.kind != "groups" else None)
     photos = _inputs.photos_with(workspace, settings.split, settings.limit,
-                                 *([features] if features else []))
+                                 *([features] if features else []), shard=shard)
+    paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
-        photos = replace(photos, own={})
-    tagged = {photo.id: work.named.indices_of(photo) for photo in listed} if settings.tags else None
-    return _Task(settings.split, photos,
-                 {photo.id: workspace.image_path(photo) for photo in listed}, features,
-                 tagged=tagged)
+        return _Task(settings.split, replace(photos, own={}), paths, features)
+    tagged = {photo.id: work.named.indices_of(photo) for photo in listed}
+    return _Task(settings.split, photos, paths, features, tagged=tagged)
 
 
 def _named_tasks(work: Chosen) -> list[_Task]:
@@ -191,15 +200,18 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    groups = find_photos(settings.images, together=settings.out is not None)
+    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings)
+    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
-    tasks = []
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
         left -= len(paths)
-        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit)
-        tasks += [_Task(_free_name(work.workspace, group), photos, paths, images=group.images)
-                  ] if paths else []
+        if not paths:
+            break
+        paths = {key: paths[key] for key in _photo_work.assigned(paths, shard)}
+        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+                                    shard)
+        tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
 
@@ -268,14 +280,6 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         made.append(write_overlay(work.named, photo, out,
                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
-
-
-def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
-    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
-    base = workspace.path.resolve()
-    if base in predictions.resolve().parents:
-        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
-    return predictions.with_name(f"{predictions.name}-overlays")
 
 
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:

@@ -42,6 +42,7 @@ class RefineSettings(Settings):
     device: str = options.device()
     batch_size: int = options.batch_size(8)
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -75,7 +76,8 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
     beside = _open_beside(workspace, settings, method, features)
     photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
-                                 *([beside.second] if beside.second else []))
+                                 *([beside.second] if beside.second else []),
+                                 shard=_photo_work.chosen_shard(settings))
     header = _inputs.make_header(
         workspace, "cams", "refine", settings, model=features.header.model,
         inputs={"cams": cams, "features": features, "classes": workspace.classes_identity,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
+from vpltool.formats.shards import rank_of_process
 from vpltool.methods import KINDS, find_method
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vpltool.core.phase_one import Pixels
+    from vpltool.parallel.ranks import Ranks
 
 _REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
 
@@ -46,14 +51,16 @@ class SeedPrototypesSettings(Settings):
 
 
 STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
-              writes=("prototypes",), settings=SeedPrototypesSettings, methods="estimators")
+              writes=("prototypes",), settings=SeedPrototypesSettings, methods="estimators",
+              together=True)
 
 
 def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """Make vision prototypes of the pixels that CAMs are sure of; nothing is learned.
 
     They serve as they are, or as the start of learn-prototypes. Classes without seeds keep their
-    text prototype.
+    text prototype. Under torchrun each process reads the features of its shard of the photos, for
+    --method means.
 
     Example: vpltool seed-prototypes --cams text-salient --phi 0.9 --background clusters
 
@@ -71,6 +78,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """
     method = find_method("estimators", settings.method).load()
     warn_without_effect(settings)
+    _check_divides(settings, method)
     features = _inputs.open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
@@ -82,26 +90,56 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     target = settings.out or workspace.path / "prototypes/seeds.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):
-        pool = _phase_one.gather(workspace, features, maps, settings, _aligned.space_of(text))
-        device = pool.embeddings.device
-        zs, zs_index = text.rows.to(device), text.class_index.to(device)
-        _warn_of_missing_seeds(workspace, pool, zs_index)
-        with _phase_one.memory_for(len(pool.embeddings)):
-            rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
-                                                 settings.seed)
-            of_rows: dict[str, Tensor] = more[0] if more else {}
-            facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index)
-        if "photo_of" in of_rows:
-            facts["photos"] = list(pool.ids)
-        of_space, facts_of_space = _aligned.carried(text)
-        write_tensors(target, replace(header, facts=facts | facts_of_space),
-                      {"prototypes": rows.cpu(), "class_index": index.cpu(), **of_space}
-                      | {name: tensor.cpu() for name, tensor in of_rows.items()})
+        from vpltool.parallel.ranks import joined
+
+        with joined(settings.device) as ranks:
+            pool = _phase_one.gather(workspace, features, maps, settings, ranks,
+                                     _aligned.space_of(text))
+            tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
+            of_space, facts_of_space = _aligned.carried(text)
+            if ranks.rank == 0:
+                write_tensors(target, replace(header, facts=facts | facts_of_space),
+                              {**tensors, **of_space})
     return target
 
 
-def _warn_of_missing_seeds(workspace: Workspace, pool: Pixels, text_index: Tensor) -> None:
-    seeded = set(pool.labels.unique().tolist())
+def _check_divides(settings: SeedPrototypesSettings, method: ModuleType) -> None:
+    """Check that several processes can divide the work of a method: that it is sums.
+
+    Raises:
+        VplError: there are several, and it is not.
+    """
+    count = rank_of_process()[1]
+    divides = getattr(method, "divides", None)
+    if count > 1 and not (divides and divides(settings.of_method)):
+        raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
+                       f"once, and this is one of {count} processes",
+                       "start it once, without torchrun; `method='means', background='words'` can "
+                       "be divided")
+
+
+def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: ModuleType,
+              pool: Pixels, text: _inputs.Prototypes, ranks: Ranks
+              ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Run the method; give the tensors of the file, and facts for its header."""
+    device = pool.embeddings.device
+    zs, zs_index = text.rows.to(device), text.class_index.to(device)
+    _warn_of_missing_seeds(workspace, ranks.collect(pool.labels.unique().tolist()), zs_index)
+    together = {"group": ranks} if ranks.count > 1 else {}
+    with _phase_one.memory_for(len(pool.embeddings)):
+        rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
+                                             settings.seed, **together)
+        of_rows: dict[str, Tensor] = more[0] if more else {}
+        facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index, ranks)
+    if "photo_of" in of_rows:
+        facts["photos"] = list(pool.ids)
+    tensors = {"prototypes": rows, "class_index": index, **of_rows}
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
+
+
+def _warn_of_missing_seeds(workspace: Workspace, labels: Sequence[Sequence[int]],
+                           text_index: Tensor) -> None:
+    seeded = {label for part in labels for label in part}
     without = [workspace.class_name(item) for item in text_index.unique().tolist()
                if item and item not in seeded]
     if without:

@@ -63,6 +63,7 @@ class TagSettings(Settings):
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
     limit: int = options.limit()
+    shard: str = options.shard()
     out: Path | None = options.out()
     overwrite: bool = options.overwrite()
     update: bool = options.update()
@@ -96,15 +97,16 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         PhotosFailed: some photos cannot be read.
     """
     warn_without_effect(settings)
+    shard = _photo_work.chosen_shard(settings)
     photos = workspace.photos(settings.split, settings.limit)
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
     header = _inputs.make_header(
         workspace, "tags", "tag", settings, model=prototypes.header.model,
         inputs={"prototypes": prototypes.path, "classes": workspace.classes_identity})
     folder = settings.out or workspace.path / "tags" / settings.split
+    mine = _photo_work.assigned([photo.id for photo in photos], shard)
     outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
-                                             not settings.limit), settings)
+        {folder: header}, _photo_work.Photos(mine, {}, {}, not settings.limit, shard), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
     table = folder.parent / f"{folder.name}.csv"
     try:
@@ -167,14 +169,23 @@ def _scored(clip: Clip, settings: TagSettings, words: Any, paths: Mapping[str, P
 
 def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[Photo],
                  folder: Path, path: Path) -> list[Path]:
-    """Write the tags as `prepare` takes them, and say what came out: both paths."""
+    """Write the tags as `prepare` takes them, and say what came out: both paths.
+
+    Of several processes, each with a shard of the photos, the last one finds all scores and writes.
+    """
     scored = open_input(folder, ("tags",))
+    waiting = [photo.id for photo in photos
+               if photo.id not in scored.failed and not scored.path_of(photo.id).exists()]
+    if waiting:
+        console.note(f"{path} is written with the last shard: {len(waiting)} of {len(photos)} "
+                     "photos are to be done")
+        return [folder]
     tags: dict[str, list[str]] = {}
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "labels", "split", "scores"])
         for photo in photos:
-            if photo.id in scored.failed or not scored.path_of(photo.id).exists():
+            if not scored.path_of(photo.id).exists():
                 continue
             scores = scored.read_tensors(photo.id)["scores"]
             tags[photo.id] = _tags_of(workspace.classes, scores, settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,30 +11,23 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
+from vpltool.formats.shards import rank_of_process
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
-from vpltool.stages._checkpoints import (
-    Start,
-    checkpoint_of,
-    load_state,
-    read_checkpoint,
-    write_checkpoint,
-)
+from vpltool.stages._checkpoints import Start, read_checkpoint
 from vpltool.stages._fitting import STEPLESS, fit_segmenter
-from vpltool.stages._lessons import Frozen, Lessons, crop_batches, frozen_layers
+from vpltool.stages._lessons import Frozen, Lessons, frozen_layers
 from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
+from vpltool.stages._steps import Training, take_steps
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.training import StepRecord, TrainingSettings
+    from vpltool.core.training import TrainingSettings
 
 _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
-
-_STEPS_UNREAD = 10
-"""Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +89,8 @@ class TrainDecoderSettings(Settings):
 
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
-              writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters")
+              writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
+              together=True)
 
 _UNREAD = dict.fromkeys(("precision", "max_side"),
                         "no encoder is run; `source='photos'` runs it")
@@ -107,7 +99,8 @@ _UNREAD = dict.fromkeys(("precision", "max_side"),
 def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     """Train a segmenter on pseudo masks; CLIP stays frozen.
 
-    The class scores of a pixel are the cosines of its embedding to the prototypes.
+    The class scores of a pixel are the cosines of its embedding to the prototypes. Under torchrun
+    processes share the crops of each step, and each GPU encodes its own.
 
     Example: vpltool train-decoder --iters 30000 --lambda-rsc 1
 
@@ -126,6 +119,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     from vpltool.core.training import TrainingSettings
 
     method = find_method("segmenters", settings.method).load()
+    _check_divides(settings, method)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
@@ -156,8 +150,8 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
                  "normalise": workspace.normalise}
         seen = _masks.repeated(masks, ids, settings.corrected_times)
         lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
-                          network.reads_patches, settings.max_side)
-        task = _Run(lessons, training, replace(header, facts=facts), target)
+                          network.reads_patches, settings.max_side, *rank_of_process())
+        task = Training(lessons, training, replace(header, facts=facts), target)
         start = None if stepless else read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
         _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
@@ -168,6 +162,22 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         else:
             _train(task, network, start, settings)
     return target
+
+
+def _check_divides(settings: TrainDecoderSettings, method: Any) -> None:
+    """Check that the processes that torchrun has started can share the crops of a step.
+
+    Raises:
+        VplError: they cannot, or there are no steps.
+    """
+    count = rank_of_process()[1]
+    if count > 1 and hasattr(method, "fit"):
+        raise VplError(f"`method={settings.method!r}` takes no steps, and this is one of {count} "
+                       "processes", "start it once, without torchrun")
+    if settings.batch_size % count:
+        raise VplError(f"{count} processes cannot share `batch_size={settings.batch_size}` evenly",
+                       f"`batch_size={-(-settings.batch_size // count) * count}`, or other "
+                       "processes")
 
 
 def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
@@ -228,71 +238,21 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         raise
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A training: what is learned, how, and the file that is to come, with its header."""
-
-    lessons: Lessons
-    training: TrainingSettings
-    header: Header
-    target: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        return checkpoint_of(self.target)
-
-
-def _train(run: _Run, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
+def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
            ) -> None:
-    from vpltool.core.training import make_optimizer, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.device import find_device, worker_count
-    from vpltool.parallel.memory import explain_out_of_memory
+    from vpltool.parallel.ranks import joined
     from vpltool.parallel.signals import defer_interrupts
 
-    device = find_device(settings.device)
-    network = network.to(device)
-    training, steps = run.training, run.training.iterations
-    optimizer = make_optimizer(network, training)
-    load_state(network, optimizer, start.tensors)
-    curve, recent = start.curve, start.recent
-    unread: list[StepRecord] = []
-    if not start.step:
-        run.checkpoint.unlink(missing_ok=True)
-    rule = CheckpointRule(settings.checkpoint_every)
-    # The outermost: an interrupt in the last step comes when the decoder is written.
-    with defer_interrupts() as interrupted:
-        with (contextlib.closing(crop_batches(run.lessons, training, start.step, device=device,
-                                              workers=worker_count(settings.workers))) as batches,
-              console.progress(f"train-decoder {run.target.stem}", steps - start.step) as advance,
-              explain_out_of_memory(
-                  f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
-                  f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
-                  f"`crop={max(training.crop // 2, 2)}, overwrite=True`")):
-            for record in train(network, optimizer, training, batches, start=start.step):
-                unread.append(record)
-                done, stop = record.iteration + 1, interrupted()
-                logged = done % max(steps // 50, 1) == 0 or done == steps
-                kept = rule.due(done, interrupted=stop) and done < steps
-                text = ""
-                if logged or kept or len(unread) == _STEPS_UNREAD:
-                    recent += _read_losses(unread)
-                    unread.clear()
-                    text = _spelled(recent[-1])
-                if logged:
-                    means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
-                    curve.append([done, *means])
-                    recent.clear()
-                if kept:
-                    write_checkpoint(run.checkpoint, run.header, network, optimizer, done, curve,
-                                     recent)
-                    if stop:
-                        raise KeyboardInterrupt
-                advance(text=text)
-        _write_decoder(run, network, curve)
+    with (joined(settings.device) as ranks,
+          # Outside the steps: an interrupt in the last one comes when the decoder is written.
+          # torchrun sends a second signal behind that of the terminal.
+          defer_interrupts(every=ranks.count > 1) as interrupted):
+        curve = take_steps(run, network, start, settings, ranks, interrupted)
+        if ranks.rank == 0:
+            _write_decoder(run, network, curve)
 
 
-def _write_decoder(run: _Run, network: SegmenterNetwork, curve: list[list[float]]) -> None:
+def _write_decoder(run: Training, network: SegmenterNetwork, curve: list[list[float]]) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
     write_tensors(run.target, header, network.state_dict())
     run.checkpoint.unlink(missing_ok=True)
@@ -300,26 +260,3 @@ def _write_decoder(run: _Run, network: SegmenterNetwork, curve: list[list[float]
         names = ("mask loss", "contrast", "affinity")
         console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
             names, curve[0][1:], curve[-1][1:], strict=False)))
-
-
-def _spelled(losses: list[float]) -> str:
-    return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
-        ("mask", "contrast", "affinity"), losses, strict=False))
-
-
-def _read_losses(records: list[StepRecord]) -> list[list[float]]:
-    """Mask loss, contrast and, where it has a weight, affinity of each step, read at once.
-
-    Raises:
-        VplError: one is not finite.
-    """
-    import torch
-
-    losses: list[list[float]] = torch.stack([
-        torch.stack([loss for loss in (record.mask, record.contrast, record.affinity)
-                     if loss is not None]) for record in records]).tolist()
-    for record, own in zip(records, losses, strict=True):
-        if not math.isfinite(sum(own)):
-            raise VplError(f"the loss is not finite at step {record.iteration}",
-                           "lower `lr`, with `overwrite=True`")
-    return losses

@@ -14,6 +14,7 @@ from vpltool.methods.estimators._background import BackgroundSettings, with_back
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vpltool.core.group import Group
     from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
@@ -24,8 +25,13 @@ class Settings(BackgroundSettings):
     """Settings of the means."""
 
 
-def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
-             ) -> tuple[Tensor, Tensor]:
+def divides(settings: Settings) -> bool:
+    """Tell whether several processes can share the pixels: means are sums, clusters are not."""
+    return settings.background == "words"
+
+
+def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
+             group: Group | None = None) -> tuple[Tensor, Tensor]:
     """Put the mean of its seeds in place of each class's row.
 
     Args:
@@ -34,6 +40,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         text_index: class of each row (rows,), 0 is the background.
         settings: what the background's rows are.
         seed: start of the random numbers.
+        group: processes that hold the pixels; only of a method with `divides` there are several.
 
     Returns:
         L2-normed rows (rows', dim), float32, and their classes (rows',). A method may add a third
@@ -42,7 +49,8 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
+    from vpltool.core.group import ALONE
     from vpltool.core.seeds import class_means
 
     rows, index = with_background(pool, text, text_index, settings, seed)
-    return class_means(pool.embeddings, pool.labels, rows, index), index
+    return class_means(pool.embeddings, pool.labels, rows, index, group or ALONE), index

@@ -1,0 +1,58 @@
+"""Processes that compute together: what sums need of them. Usually there is one process alone."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Group(Protocol):
+    """The processes of a run, as one of them sees them; `parallel.ranks` has real ones."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all processes."""
+
+    def collect(self, item: T) -> list[T]:
+        """List what each process has, by their numbers."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Join the rows of all processes; each row's gradient is the sum of what all have."""
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """Have the gradients of a module averaged over all processes."""
+
+
+class Alone:
+    """One process: every exchange is the identity."""
+
+    rank, count = 0, 1
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The tensor."""
+        return tensor
+
+    def collect(self, item: Any) -> list[Any]:
+        """A list of the one item."""
+        return [item]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """The module."""
+        return module
+
+
+ALONE = Alone()
