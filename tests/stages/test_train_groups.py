@@ -160,7 +160,7 @@ def test_refusals(options: tuple[object, ...], said: str, hint: str, run: Run, c
 
 def test_what_has_no_effect_is_said(run: Run, work: Path) -> None:
     given = {"--lambda-first": "0.2", "--lambda-second": "0.3", "--lambda-text": "0.02",
-             "--tau": "2.0", "--text-tau": "0.1", "--momentum": "0.5", "--reject": "0.2"}
+             "--tau": "2.5", "--text-tau": "0.1", "--momentum": "0.5", "--reject": "0.2"}
     result = run(*TRAIN, "--npr", "none", *(word for pair in given.items() for word in pair),
                  work=work)
     assert result.code == 0, result.err
