@@ -100,6 +100,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     Example: vpltool predict sea.jpg --out sea-mask.png
 
     Example: vpltool predict holiday/ --segmenter animals.safetensors
+
     Example: vpltool predict --segmenter groups --classes words.txt holiday/
 
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
