@@ -195,7 +195,9 @@ def test_a_patch_takes_its_strongest_group_s_names() -> None:
 def test_a_background_leaves_the_strongest() -> None:
     scores = torch.tensor([[[0.8, 0.1]], [[0.0, 0.5]]])
     assert with_background(scores, 0.6).argmax(dim=0).tolist() == [[1, 0]]
-    assert with_background(scores, 0.95)[0].max() == scores.max()
+    # A threshold above all scores leaves the strongest class where it is strongest.
+    assert with_background(scores, 0.95).argmax(dim=0).tolist() == [[1, 0]]
+    assert with_background(scores, 0.95)[0].max() > 0.79
 
 
 def test_use_of_groups() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Run
@@ -37,10 +38,10 @@ def test_the_steps_are_those_of_the_segmenter_that_is_named(run: Run, ready: Pat
     seen = []
     losses = training.step_losses
 
-    def watched(network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings
-                ) -> tuple[Tensor, ...]:
+    def watched(network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
+                *others: Any) -> tuple[Tensor, ...]:
         seen.append((type(network).__name__, len(batch.labels), settings.lambda_rsc))
-        return losses(network, batch, settings)
+        return losses(network, batch, settings, *others)
 
     monkeypatch.setattr(training, "step_losses", watched)
     few = ("--iters", 10, "--crop", 4, "--width", 16, "--layers", 2)

@@ -92,7 +92,8 @@ def class_maps(maps: Tensor, scores: Tensor, *, hard: bool = True) -> Tensor:
 def with_background(scores: Tensor, threshold: float) -> Tensor:
     """Put a background before the classes, which wins where all of them stay below a threshold.
 
-    A threshold above the photo's highest score is lowered to it, so that something is left.
+    A threshold above the photo's highest score is lowered to just below it: some class is
+    left.
 
     Args:
         scores: of classes (C, h, w).

@@ -49,15 +49,16 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     scales, choice = parse_scales(settings.scales), settings.decoder or settings.segmenter
     if choice and Path(choice).is_file() and is_bundle(Path(choice)):
         return _choose_bundle(path, Path(choice), settings, scales)
-    if Path(choice).suffix and not any(base.is_file() for base in (Path(choice), path / choice)):
+    named = choice.endswith(".safetensors")
+    if named and not any(file.is_file() for file in (Path(choice), path / choice)):
         raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes one for anywhere")
     workspace = open_workspace(path)
     file = find_segmenter(workspace.path, choice)
     header = segmenter_header(file)
     check_words(settings, header, file)
-    named = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
+    words = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
     workspace.check_classes(header, file)
-    return Chosen(workspace, settings, file, header, scales, named)
+    return Chosen(workspace, settings, file, header, scales, words)
 
 
 def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: list[float]

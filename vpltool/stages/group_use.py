@@ -35,7 +35,7 @@ class GroupUseSettings(Settings):
                                short="-o", record="never")
 
 
-STAGE = Stage(order=95, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
+STAGE = Stage(order=97, panel="4. Scores and pictures", reads=("group-maps",), writes=(),
               settings=GroupUseSettings)
 
 
