@@ -42,9 +42,10 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettin
 def run(path: Path, settings: RunSettings) -> list[str]:
     """Run a recipe: a text file of vpltool lines, in one process.
 
+    What is done is skipped, what is stale is made again, and nothing else: the same line goes
+    on after an interrupt, and brings a workspace up to date after photos or tags were added.
+
     It is one process's work: where torchrun or a Slurm array started several, it is refused.
-    What is done is skipped, what is stale is made again, and nothing else: the same line goes on
-    after an interrupt, and brings a workspace up to date after photos or tags were added.
 
     Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
 
