@@ -14,6 +14,7 @@ from vpltool.formats.inputs import find_folder
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages._reports import spell_table
 
 STAGES = ("first", "second")
 """Of grouping, as the tensors of group maps are called."""
@@ -107,21 +108,11 @@ def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
     """Spell the rows as a table; in Markdown where that is asked for."""
-    markdown = values.get("markdown", False)
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]), *(_spell(row[key]) for key in keys)]
               for row in table]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
-                  for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
-    if markdown:
-        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
-                                       for column, width in enumerate(widths)) + "|")
-    return "\n".join(lines)
+    return spell_table(cells, markdown=values.get("markdown", False))
 
 
 def _spell(values: list[float]) -> str:

@@ -13,6 +13,7 @@ from vpltool.formats import open_workspace, read_json
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages._reports import spell_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +66,10 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
     """Spell the rows as a table; in Markdown where that is asked for."""
-    markdown = values.get("markdown", False)
     cells = [["", "split", "photos", "mIoU", "foreground", "accuracy"]]
     cells += [[row["title"], row["split"], str(row["photos"]),
                *(_spell(row[key]) for key in ("miou", "foreground", "accuracy"))] for row in table]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
-                  for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
-    if markdown:
-        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
-                                       for column, width in enumerate(widths)) + "|")
-    return "\n".join(lines)
+    return spell_table(cells, markdown=values.get("markdown", False))
 
 
 def _row(work: Path, row: str) -> dict[str, Any]:
