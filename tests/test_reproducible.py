@@ -30,7 +30,8 @@ def lines(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Lines:
     for line in said.out.splitlines():
         if line.startswith("#"):
             continue
-        words = shlex.split(re.sub(r"--(iters|limit) \d+", r"--\1 3", line.replace(str(work), "WORK")))
+        quick = re.sub(r"--(iters|limit) \d+", r"--\1 3", line.replace(str(work), "WORK"))
+        words = shlex.split(quick)
         words = words[words.index("-C") + 2:]
         if "decoder-0" in line and words[0] != "scores":
             # Of the two segmenters one is enough.
