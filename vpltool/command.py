@@ -136,7 +136,7 @@ class _StageCommand(TyperCommand):
         if self.found.name == "run":
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
-        _check_order(ctx, args, self)
+        _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
         if "--help-all" in args:
             args = ["--help"]
         elif {"--help", "-h"} & {*args}:
