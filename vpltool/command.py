@@ -239,6 +239,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             error.hint = spell(error.hint, found.name)
             raise
         _print(found, result, as_json, values)
+        found.judge(result)
 
 
 @dataclass(frozen=True)
