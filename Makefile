@@ -1,5 +1,5 @@
 # make demo       set everything up, run the recipe `demo`: the whole pipeline on drawn scenes
-# make test       set everything up, run the tests
+# make test       set everything up, run the tests; make test-slow: those that take minutes
 # make photos20   set everything up, run the recipe `photos20`: the same on small real photos
 # make pgseg      set everything up, run the recipe `pgseg`: groups from photos and captions, on drawn scenes
 # make figure1    text CAMs beside vision CAMs; WORKSPACE=dir, by default that of the demo
@@ -38,7 +38,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo test check package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo test test-slow check package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -53,6 +53,9 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .
