@@ -59,8 +59,8 @@ def take_animals(home: Path) -> Path:
     with (source / "tags.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             first = row["labels"].split(";")[0]
-            seen[first] += 1
-            if row["split"] == "train" and seen[first] <= PHOTOS // 6:
+            if row["split"] == "train" and seen[first] < PHOTOS // 6:
+                seen[first] += 1
                 (photo,) = (source / "photos").glob(f"{row['id']}.*")
                 shutil.copyfile(photo, home / "photos" / photo.name)
                 rows.append(f"{row['id']},{row['labels']}")
