@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -168,6 +169,7 @@ class _StageCommand(TyperCommand):
                          f"{name}")
 
 
+@functools.cache
 def _options_of(found: FoundStage, method: Method | None) -> Any:
     """Make a command that has the options and the callback, and nothing else."""
     app = typer.Typer(add_completion=False)
