@@ -255,7 +255,8 @@ def by_hypothesis(trial: Trial, runs: int, seed: int) -> None:
     execute()
 
 
-def run_reader(reader: Any, seeds: list[bytes], world: Path, finds: Path, runs: int, engine: str, seed: int) -> int:
+def run_reader(reader: Any, seeds: list[bytes], world: Path, finds: Path, runs: int, engine: str,
+               seed: int) -> int:
     """Run an engine over a reader in a process of its own, again after a crash.
 
     Returns:

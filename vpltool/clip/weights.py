@@ -158,7 +158,7 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
         elif file.form == "torchscript":
             found = _read_archive(path)
         else:
-            # Lengths in a bare pickle may be anything; from memory no more can be read than is there.
+            # Lengths in a bare pickle may be anything; memory holds no more than the file.
             content = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
             found = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
