@@ -116,6 +116,18 @@ def circle() -> bytes:
     return (b"\x80\x02c__torch__\nM\nq\x01)\x81q\x02}q\x03X\x01\x00\x00\x00aq\x04h\x02sb.")
 
 
+def in_annotations(outline: object) -> Change:
+    """Another outline for the first annotation of a photo that is 48 wide and 40 high."""
+    def change(content: bytes) -> bytes:
+        whole = json.loads(content)
+        image = next(entry["id"] for entry in whole["images"] if entry["width"] == 48)
+        entry = next(entry for entry in whole["annotations"] if entry["image_id"] == image)
+        entry["segmentation"] = outline
+        return json.dumps(whole).encode()
+
+    return change
+
+
 def png(width: int, height: int, mode: int = 0) -> bytes:
     """A PNG of one colour, of any size: a few bytes for each row."""
     packer = zlib.compressobj(9)
@@ -234,6 +246,10 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("label studio", instead(json.dumps([{"data": {"photo": "scene0"}, "annotations": [{"result": [
         {"original_width": 48, "original_height": 40, "type": "brushlabels", "value": {
             "brushlabels": ["bar"], "rle": [1 << 40]}}]}]}]).encode()), "out of bounds"),
+    ("instances", in_annotations({"size": [40, 48], "counts": "11111111111"}), "do not add up"),
+    ("instances", in_annotations({"size": [40, 48], "counts": [1 << 40, 5]}), "do not add up"),
+    ("instances", in_annotations({"size": [40, 48], "counts": "~~~~"}), "are damaged"),
+    ("instances", in_annotations([[0, 0, 1e300, 5, 7, 1e300]]), "within the photo"),
     ("cvat", instead(EXPANDS.replace(b"annotation>", b"annotations>")), "a document type"),
     ("cvat zip", instead(zipped("annotations.xml", b" " * (1 << 29))), "bytes"),
     ("yolo names", instead(b"names: &a [x, x]\nb: *a\n"), "an alias is not taken"),

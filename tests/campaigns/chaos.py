@@ -310,14 +310,14 @@ def full_disk(case: Case, base: Path, room: Path, chance: Random, figures: Figur
             left = free.f_bavail * free.f_frsize - wanted
             while left > 0:
                 left -= file.write(b"\0" * min(left, 1 << 20))
-        outcome = run(case.words, disk)
+        said = room / "said"
+        outcome = end_run(begin_run(case.words, disk, said), said, time.monotonic())
         where = f"{case.name}, full disk"
         figures.counts[case.name, "full disk"] += 1
         check_told(case, outcome, figures, where)
         if half := _half(disk, case):
             figures.damage.append(f"{where}: half files pass for whole: {half[:3]}")
         filler.unlink()
-        (room / "disk" / "base-said").unlink(missing_ok=True)
         _run_again(case, disk, figures, where)
 
 
