@@ -117,12 +117,13 @@ def circle() -> bytes:
 
 
 def in_annotations(outline: object) -> Change:
-    """Another outline for the first annotation of a photo that is 48 wide and 40 high."""
+    """Another outline for the first annotation; run lengths say that they are of its photo's size."""
     def change(content: bytes) -> bytes:
         whole = json.loads(content)
-        image = next(entry["id"] for entry in whole["images"] if entry["width"] == 48)
-        entry = next(entry for entry in whole["annotations"] if entry["image_id"] == image)
-        entry["segmentation"] = outline
+        entry = whole["annotations"][0]
+        image = next(one for one in whole["images"] if one["id"] == entry["image_id"])
+        size = {"size": [image["height"], image["width"]]}
+        entry["segmentation"] = outline | size if isinstance(outline, dict) else outline
         return json.dumps(whole).encode()
 
     return change
@@ -246,9 +247,9 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("label studio", instead(json.dumps([{"data": {"photo": "scene0"}, "annotations": [{"result": [
         {"original_width": 48, "original_height": 40, "type": "brushlabels", "value": {
             "brushlabels": ["bar"], "rle": [1 << 40]}}]}]}]).encode()), "out of bounds"),
-    ("instances", in_annotations({"size": [40, 48], "counts": "11111111111"}), "do not add up"),
-    ("instances", in_annotations({"size": [40, 48], "counts": [1 << 40, 5]}), "do not add up"),
-    ("instances", in_annotations({"size": [40, 48], "counts": "~~~~"}), "are damaged"),
+    ("instances", in_annotations({"counts": "11111111111"}), "do not add up"),
+    ("instances", in_annotations({"counts": [1 << 40, 5]}), "do not add up"),
+    ("instances", in_annotations({"counts": "~~~~"}), "are damaged"),
     ("instances", in_annotations([[0, 0, 1e300, 5, 7, 1e300]]), "within the photo"),
     ("cvat", instead(EXPANDS.replace(b"annotation>", b"annotations>")), "a document type"),
     ("cvat zip", instead(zipped("annotations.xml", b" " * (1 << 29))), "bytes"),
