@@ -42,7 +42,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "__version__"}
+LOWEST = {"errors", "console", "json_text", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
@@ -50,8 +50,9 @@ RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segme
 
 MAY_IMPORT = {
     "console": set(),
+    "json_text": set(),
     "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors"},
+    "clip": {"clip", "core", "errors", "json_text"},
     "pictures": {"pictures", "core", "errors"},
     "parallel": {"parallel", "core", "formats", "errors"},
     "demo": {"demo", "core", "clip"},
@@ -59,8 +60,8 @@ MAY_IMPORT = {
     "options": {"settings"},
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
-    "datasets": {"datasets", "formats", "errors"},
-    "labelling": {"labelling", "core", "formats", "errors"},
+    "datasets": {"datasets", "formats", "errors", "json_text"},
+    "labelling": {"labelling", "core", "formats", "errors", "json_text"},
     "presets": {"presets", "errors"},
     "methods": FILES | WORK | {"methods", "presets"},
     "stages": STAGES,
@@ -69,7 +70,7 @@ MAY_IMPORT = {
     "preset": STAGES,
     "segmenter": STAGES,
     "state": STAGES | {"run", "shell"},
-    "completion": set(),
+    "completion": {"json_text"},
     "parameters": {"settings", "completion"},
     "command": STAGES | {"run", "shell", "preset", "parameters"},
     "next_step": STAGES | {"shell", "state"},
@@ -77,6 +78,7 @@ MAY_IMPORT = {
     "commands": RUNS | {"commands"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion"},
+    "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 
