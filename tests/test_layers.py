@@ -46,7 +46,8 @@ LOWEST = {"errors", "console", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
-RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segmenter"}
+RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "recipes", "command",
+                 "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
@@ -71,12 +72,15 @@ MAY_IMPORT = {
     "state": STAGES | {"run", "shell"},
     "completion": set(),
     "parameters": {"settings", "completion"},
-    "command": STAGES | {"run", "shell", "preset", "parameters"},
+    "setting_text": {"settings"},
+    "help_pages": {"settings", "setting_text", "errors"},
+    "command_help": STAGES | {"shell", "help_pages"},
+    "command": STAGES | {"run", "shell", "preset", "parameters", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS | {"next_step", "completion"},
+    "cli": RUNS | {"next_step", "completion", "command_help"},
     "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""

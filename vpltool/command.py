@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vpltool import console
+from vpltool.command_help import asked_help, group_help, help_of, stage_help, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parameters import setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import run_stage, speaks, stage_settings
 from vpltool.settings import described
-from vpltool.shell import all_settings, command_line, spell
+from vpltool.shell import command_line, spell
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -38,31 +38,19 @@ def add_command(app: typer.Typer, found: FoundStage) -> None:
     """Add the command of a stage; a group of commands where methods are subcommands."""
     stage = found.stage
     if stage.subcommands:
-        group = typer.Typer(help=_help_of(found), short_help=_help_of(found).split("\n")[0],
+        group = typer.Typer(help=help_of(found), short_help=help_of(found).split("\n")[0],
                             no_args_is_help=True, cls=CommandGroup)
         for method in find_methods(stage.methods).values():
-            group.command(method.name, cls=_command_class(found),
+            group.command(method.name, cls=_command_class(found, method),
                           help=unwrap(method.docstring))(
                 _callback(found, method))
         app.add_typer(group, name=found.name, rich_help_panel=stage.panel)
         return
     # A nameless group each: typer lists groups behind commands, and the order must hold.
     single = typer.Typer()
-    single.command(found.name, cls=_command_class(found), help=_help_of(found),
+    single.command(found.name, cls=_command_class(found), help=help_of(found),
                    rich_help_panel=stage.panel)(_callback(found, None))
     app.add_typer(single)
-
-
-def _help_of(found: FoundStage) -> str:
-    """The docstring of a stage's `run`, without the sections for Python."""
-    text = inspect.getdoc(found.run) or ""
-    return unwrap(re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0])
-
-
-def unwrap(text: str) -> str:
-    """Join the lines of each paragraph without indented ones: they are wrapped by the terminal."""
-    return "\n\n".join(part if re.search(r"^[ -]", part, re.MULTILINE) else part.replace("\n", " ")
-                       for part in text.split("\n\n"))
 
 
 def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
@@ -89,8 +77,7 @@ def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
         parameters.append(switch_parameter("as_json", "--json", "Print JSON on stdout."))
     parameters.append(switch_parameter(
         "quiet", "--quiet", "No notes and no progress on stderr.", "-q"))
-    if any(not entry.about.brief for entry in entries):
-        parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
+    parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     return call
@@ -98,6 +85,17 @@ def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
 
 class CommandGroup(TyperGroup):
     """A group of commands that says which one may be meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
+        args, topic = asked_help(ctx, args, before=self.commands)
+        if topic in self.commands:
+            args = [topic, "--help"]
+        return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the page of the group; with `--help-all`, everything as typer has it."""
+        return group_help(ctx, self) or super().get_help(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is named first; a usage error names the nearest."""
@@ -116,14 +114,15 @@ def _suggestion(name: str, known: Iterable[str], path: str) -> str:
     return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
 
 
-def _command_class(found: FoundStage) -> type[TyperCommand]:
-    return type("StageCommand", (_StageCommand,), {"found": found})
+def _command_class(found: FoundStage, method: Method | None = None) -> type[TyperCommand]:
+    return type("StageCommand", (_StageCommand,), {"found": found, "method": method})
 
 
 class _StageCommand(TyperCommand):
     """The command of a stage. With `--method NAME` its options are also those of the method."""
 
     found: FoundStage
+    method: Method | None = None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the options of the method that is asked for, then parse."""
@@ -137,12 +136,11 @@ class _StageCommand(TyperCommand):
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
         _check_order(ctx, args, self)
-        if "--help-all" in args:
-            args = ["--help"]
-        elif {"--help", "-h"} & {*args}:
-            hidden = {entry.name for entry in all_settings(self.found) if not entry.about.brief}
-            self.params = [param for param in self.params if param.name not in hidden | {"quiet"}]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, asked_help(ctx, args)[0])
+
+    def get_help(self, ctx: Any) -> str:
+        """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
+        return stage_help(ctx, self.found, self.method) or super().get_help(ctx)
 
     def _take_method(self, ctx: Any, args: list[str]) -> None:
         kind = self.found.stage.methods
@@ -153,6 +151,7 @@ class _StageCommand(TyperCommand):
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
         if asked or not {"--help", "--help-all", "-h"} & {*args}:
             self._check_owner(ctx, args, methods, name)
+            self.method = methods[name] if asked else None
             whole = _command_of(self.found, methods[name])
             self.params, self.callback = whole.params, whole.callback
             return
