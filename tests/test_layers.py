@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "datasets": {"datasets", "formats", "errors"},
     "labelling": {"labelling", "core", "formats", "errors"},
     "presets": {"presets", "errors"},
-    "methods": FILES | WORK | {"methods", "presets"},
+    "methods": FILES | WORK | {"methods", "presets", "labelling"},
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
