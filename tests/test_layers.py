@@ -46,7 +46,8 @@ LOWEST = {"errors", "console", "json_text", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
-RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segmenter"}
+RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "recipes", "command",
+                 "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
@@ -63,7 +64,7 @@ MAY_IMPORT = {
     "datasets": {"datasets", "formats", "errors", "json_text"},
     "labelling": {"labelling", "core", "formats", "errors", "json_text"},
     "presets": {"presets", "errors"},
-    "methods": FILES | WORK | {"methods", "presets"},
+    "methods": FILES | WORK | {"methods", "presets", "labelling"},
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
@@ -72,13 +73,16 @@ MAY_IMPORT = {
     "state": STAGES | {"run", "shell"},
     "completion": {"json_text"},
     "parameters": {"settings", "completion"},
-    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group"},
-    "command_group": {"errors"},
+    "setting_text": {"settings"},
+    "help_pages": {"settings", "setting_text", "errors"},
+    "command_help": STAGES | {"shell", "help_pages"},
+    "command_group": {"errors", "command_help"},
+    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS | {"next_step", "completion", "command_group"},
+    "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
     "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
