@@ -117,7 +117,7 @@ def circle() -> bytes:
 
 
 def in_annotations(outline: object) -> Change:
-    """Another outline for the first annotation; its run lengths are said to be of the photo's size."""
+    """Another outline of the first annotation, whose run lengths are of the size of its photo."""
     def change(content: bytes) -> bytes:
         whole = json.loads(content)
         entry = whole["annotations"][0]
