@@ -78,6 +78,7 @@ MAY_IMPORT = {
     "commands": RUNS | {"commands"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion"},
+    "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 
