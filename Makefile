@@ -54,8 +54,10 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
 	touch $@
 
+# A process for each core, up to eight: each makes the fixtures that a session shares once more.
+# The tests of a file stay together, for the fixtures of the file.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
