@@ -117,7 +117,7 @@ def circle() -> bytes:
 
 
 def in_annotations(outline: object) -> Change:
-    """Another outline of the first annotation, whose run lengths are of the size of its photo."""
+    """Another outline for the first annotation; run lengths say that they fit its photo."""
     def change(content: bytes) -> bytes:
         whole = json.loads(content)
         entry = whole["annotations"][0]

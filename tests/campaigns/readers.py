@@ -16,6 +16,7 @@ import torch
 from conftest import CHAIN, LAYERED, SHAPES, TRAIN, draw_scenes, prepare, save_clip, write_scenes
 from conftest import run_in_process as run
 from PIL import Image
+from safetensors.torch import save_file
 
 from vpltool import Segmenter, completion
 from vpltool.clip.models import check_tower, read_config
@@ -145,6 +146,7 @@ def _make_texts(base: Path) -> None:
 
 def _make_weights(base: Path) -> None:
     state = {"visual.proj": torch.ones(4, 3), "logit_scale": torch.ones(())}
+    save_file(state, base / "weights.safetensors")
     torch.save({"state_dict": state, "epoch": 3}, base / "weights.pt")
     torch.save(state, base / "legacy.pth", _use_new_zipfile_serialization=False)
 
@@ -367,8 +369,8 @@ READERS = (
            lambda base: read_comparison(base / "rows.toml"), weight=2),
     Reader("clip config", "clip/open_clip_config.json", "json",
            lambda base: check_tower("clip", read_config(base / "clip"))),
-    Reader("safetensors weights", "clip/open_clip_model.safetensors", "safetensors",
-           read_weight_file("clip/open_clip_model.safetensors"), weight=2),
+    Reader("safetensors weights", "weights.safetensors", "safetensors",
+           read_weight_file("weights.safetensors"), weight=6),
     Reader("torch weights", "weights.pt", "zip", read_weight_file("weights.pt"), weight=4),
     Reader("legacy weights", "legacy.pth", "pickle", read_weight_file("legacy.pth"), weight=6),
     Reader("openai archive", "archive.pt", "zip", read_weight_file("archive.pt"), weight=4),
