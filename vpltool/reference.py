@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpltool.commands._settings import paragraphs, setting_entry, settings_table
 from vpltool.formats.kinds import KINDS, Kind
 from vpltool.formats.storage import atomic_path
 from vpltool.methods import KINDS as METHOD_KINDS
@@ -21,6 +20,7 @@ from vpltool.preset import read_preset
 from vpltool.presets import preset_files
 from vpltool.recipes import recipe_files
 from vpltool.recipes.reading import read_recipe
+from vpltool.setting_text import paragraphs, setting_entry, settings_table
 from vpltool.settings import Settings, described
 from vpltool.shell import spell
 from vpltool.stages import FoundStage, find_stages

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool.commands._settings import (
+from vpltool.errors import VplError, near_name
+from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
+from vpltool.setting_text import (
     Entry,
     paragraphs,
     setting_entry,
@@ -16,8 +18,6 @@ from vpltool.commands._settings import (
     spell_help,
     spell_values,
 )
-from vpltool.errors import VplError, near_name
-from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import find_stages

@@ -35,7 +35,7 @@ class CrfSettings(Settings):
     what: str = setting("", "CAMs, or predictions/NAME; default: the best CAMs there are: "
                             "vision-refined, vision, text-refined, text.",
                         metavar="PATH-OR-NAME", record="never")
-    method: str = setting(KINDS["label_refiners"].default, "How labels are refined; see below.",
+    method: str = setting(KINDS["label_refiners"].default, "How labels are refined.",
                           metavar="NAME")
     confidence: float | None = setting(
         None, "For CAMs: pixels less sure than this become 255, ignored in training; default: 0.95 "
