@@ -22,8 +22,8 @@ SEEDED = ("--pixels", "seeds", "--phi", "0.6", "--phi-background", "0.3")
 
 GIVEN: dict[str, Any] = {
     "tau_t": 0.5, "tau_i": 0.5, "lr": 3.0, "tolerance": 0.1, "harden": 0.4, "solver": "lbfgs",
-    "classes": "all", "student": "present", "targets": "text", "rounds": 2, "balance": True, "phi": 0.9,
-    "phi_background": 0.1, "cams": "text"}
+    "classes": "all", "student": "present", "targets": "text", "rounds": 2, "balance": True,
+    "phi": 0.9, "phi_background": 0.1, "cams": "text"}
 """Each setting of learn-prototypes that may do nothing, with a value that is not its default."""
 
 
