@@ -22,7 +22,7 @@ from vpltool.command import parse_line
 from vpltool.stages import find_stages
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -51,6 +51,8 @@ def test_line_parses(page: str, line: str) -> None:
     if words in (["--help"], ["--version"]):
         return
     assert words[0] in find_stages() or words[0] == "--preset", f"{page}: no command {words[0]}"
+    if words[-2:-1] == ["--help"]:
+        words = words[:-1]
     if words[-1] in ("--help", "--help-all"):
         words = words[:-1]
         if len(words) == 1 and find_stages()[words[0]].stage.subcommands:

@@ -42,16 +42,18 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "__version__"}
+LOWEST = {"errors", "console", "json_text", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
-RUNS = STAGES | {"run", "shell", "preset", "state", "recipes", "command", "segmenter"}
+RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "recipes", "command",
+                 "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
+    "json_text": set(),
     "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors"},
+    "clip": {"clip", "core", "errors", "json_text"},
     "pictures": {"pictures", "core", "errors"},
     "parallel": {"parallel", "core", "formats", "errors"},
     "demo": {"demo", "core", "clip"},
@@ -59,25 +61,29 @@ MAY_IMPORT = {
     "options": {"settings"},
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
-    "datasets": {"datasets", "formats", "errors"},
-    "labelling": {"labelling", "core", "formats", "errors"},
+    "datasets": {"datasets", "formats", "errors", "json_text"},
+    "labelling": {"labelling", "core", "formats", "errors", "json_text"},
     "presets": {"presets", "errors"},
-    "methods": FILES | WORK | {"methods", "presets"},
+    "methods": FILES | WORK | {"methods", "presets", "labelling"},
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
     "preset": STAGES,
     "segmenter": STAGES,
     "state": STAGES | {"run", "shell"},
-    "completion": set(),
+    "completion": {"json_text"},
     "parameters": {"settings", "completion"},
-    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group"},
-    "command_group": {"errors"},
+    "setting_text": {"settings"},
+    "help_pages": {"settings", "setting_text", "errors"},
+    "command_help": STAGES | {"shell", "help_pages"},
+    "command_group": {"errors", "command_help"},
+    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS | {"next_step", "completion", "command_group"},
+    "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
+    "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 

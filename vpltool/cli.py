@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from vpltool import __version__, console
-from vpltool.command import Globals, stage_command, unwrap
+from vpltool.command import Globals, stage_command
 from vpltool.command_group import CommandGroup, MadeOnce
+from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.formats.shards import rank_of_process
@@ -21,8 +22,7 @@ from vpltool.stages import find_stages
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
 
-The commands are listed in the order of the pipeline: run them from top to bottom. Some run twice:
-with text prototypes, then with vision prototypes. Each command reads files and writes files, and
+The commands are listed in the order of the pipeline. Each reads files and writes files, and
 `vpltool COMMAND --help` says what comes next. A recipe runs them all:
 
     vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typer.core import TyperCommand
 
 from vpltool import console
 from vpltool.command_group import CommandGroup, MadeOnce
+from vpltool.command_help import asked_help, help_of, stage_help, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parameters import setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import run_stage, speaks, stage_settings
 from vpltool.settings import described
-from vpltool.shell import all_settings, command_line, spell
+from vpltool.shell import command_line, spell
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -45,27 +45,15 @@ def stage_command(found: FoundStage, method: Method | None = None) -> Any:
     """
     stage = found.stage
     if not stage.subcommands:
-        return _StageCommand(found, found.name, help=_help_of(found),
+        return _StageCommand(found, found.name, help=help_of(found),
                              rich_help_panel=stage.panel, rich_markup_mode="rich")
     if method is not None:
         return _StageCommand(found, method.name, method, help=unwrap(method.docstring),
                              rich_markup_mode="rich")
     of_methods: Any = MadeOnce(find_methods(stage.methods), lambda one: stage_command(found, one))
     return CommandGroup(name=found.name, commands=of_methods, no_args_is_help=True,
-                        help=_help_of(found), short_help=_help_of(found).split("\n")[0],
+                        help=help_of(found), short_help=help_of(found).split("\n")[0],
                         rich_help_panel=stage.panel, rich_markup_mode="rich")
-
-
-def _help_of(found: FoundStage) -> str:
-    """The docstring of a stage's `run`, without the sections for Python."""
-    text = inspect.getdoc(found.run) or ""
-    return unwrap(re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0])
-
-
-def unwrap(text: str) -> str:
-    """Join the lines of each paragraph without indented ones: they are wrapped by the terminal."""
-    return "\n\n".join(part if re.search(r"^[ -]", part, re.MULTILINE) else part.replace("\n", " ")
-                       for part in text.split("\n\n"))
 
 
 def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
@@ -92,8 +80,7 @@ def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
         parameters.append(switch_parameter("as_json", "--json", "Print JSON on stdout."))
     parameters.append(switch_parameter(
         "quiet", "--quiet", "No notes and no progress on stderr.", "-q"))
-    if any(not entry.about.brief for entry in entries):
-        parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
+    parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     return call
@@ -110,10 +97,12 @@ class _StageCommand(TyperCommand):
         super().__init__(name, **looks)
         self.found = found
         self.method = method
+        self.shown = method
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the options, those of the method that is asked for too, then parse."""
         stage = self.found.stage
+        self.shown = self.method
         self._take_options(self.method)
         for option, instead in stage.moved.items():
             if option in {arg.split("=")[0] for arg in args}:
@@ -123,13 +112,12 @@ class _StageCommand(TyperCommand):
         if self.found.name == "run":
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
-        _check_order(ctx, args, self)
-        if "--help-all" in args:
-            args = ["--help"]
-        elif {"--help", "-h"} & {*args}:
-            hidden = {entry.name for entry in all_settings(self.found) if not entry.about.brief}
-            self.params = [param for param in self.params if param.name not in hidden | {"quiet"}]
-        return super().parse_args(ctx, args)
+        _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
+        return super().parse_args(ctx, asked_help(ctx, args)[0])
+
+    def get_help(self, ctx: Any) -> str:
+        """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
+        return stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
 
     def _take_options(self, method: Method | None) -> None:
         whole = _options_of(self.found, method)
@@ -144,6 +132,7 @@ class _StageCommand(TyperCommand):
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
         if asked or not {"--help", "--help-all", "-h"} & {*args}:
             self._check_owner(ctx, args, methods, name)
+            self.shown = methods[name] if asked else None
             self._take_options(methods[name])
             return
         lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
@@ -231,6 +220,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             error.hint = spell(error.hint, found.name)
             raise
         _print(found, result, as_json, values)
+        found.judge(result)
 
 
 @dataclass(frozen=True)

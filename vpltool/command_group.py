@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from typer.core import TyperGroup
 
+from vpltool.command_help import asked_help, group_help
 from vpltool.errors import near_name
 
 _T = TypeVar("_T")
@@ -14,6 +15,17 @@ _T = TypeVar("_T")
 
 class CommandGroup(TyperGroup):
     """A group of commands that says which one may be meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
+        args, topic = asked_help(ctx, args, before=self.commands)
+        if topic in self.commands:
+            args = [topic, "--help"]
+        return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the page of the group; with `--help-all`, everything as typer has it."""
+        return group_help(ctx, self) or super().get_help(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is named first; a usage error names the nearest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,17 @@ from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
-from vpltool.settings import Described, Settings, described, setting
+from vpltool.setting_text import (
+    Entry,
+    paragraphs,
+    setting_entry,
+    settings_table,
+    spell_help,
+    spell_values,
+)
+from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import find_stages
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +97,11 @@ def _details(method: Method) -> Entry:
     return _summary(method) | {
         "about": method.docstring, "call": f"{function.__name__}{_arguments(function)}",
         "reads": list(getattr(module, "READS", ())),
-        "settings": [_setting(entry) for entry in described(method.settings)]}
+        "settings": [setting_entry(entry) for entry in described(method.settings)]}
 
 
 def _arguments(function: Any) -> str:
     return f"({', '.join(inspect.signature(function).parameters)})"
-
-
-def _setting(entry: Described) -> Entry:
-    about = entry.about
-    needed = entry.default is dataclasses.MISSING
-    default = None if needed or entry.default is None else entry.default
-    switch = f"{entry.flag}/{entry.off}" if about.off != "-" else entry.flag
-    option = switch if entry.type is bool else entry.flag
-    return {"name": entry.name, "option": about.metavar if about.positional else option,
-            "type": entry.type.__name__, "many": entry.many, "needed": needed,
-            "default": str(default) if isinstance(default, Path) else default, "low": about.low,
-            "high": about.high, "choices": list(about.choices), "help": about.help,
-            "source": about.source}
 
 
 def show(result: list[Entry], values: Mapping[str, Any]) -> str:
@@ -137,34 +129,8 @@ def _spell_details(kind: Entry, method: Entry) -> str:
     lines += [f"from: {method['from']}"] if "from" in method else []
     lines += [f"reads: {', '.join(method['reads'])}"] if method["reads"] else []
     for entry in method["settings"]:
-        lines += ["", f"{entry['option']}  {_values(entry)}", f"    {_help(entry)}"]
+        lines += ["", f"{entry['option']}  {spell_values(entry)}", f"    {spell_help(entry)}"]
     return "\n".join(lines)
-
-
-def _values(entry: Entry) -> str:
-    """Spell what a setting takes, and its default: `number, at least 0; default 0.5`."""
-    words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
-    words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
-    words += [f"at most {entry['high']:g}"] if entry["high"] is not None else []
-    words += ["may be given several times"] if entry["many"] else []
-    return ", ".join(words) + "; " + _default(entry)
-
-
-_TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false",
-          "Path": "path"}
-
-
-def _default(entry: Entry) -> str:
-    if entry["needed"]:
-        return "must be given"
-    value = entry["default"]
-    if value in (None, "", ()):
-        return "default: none"
-    return f"default {str(value).lower() if isinstance(value, bool) else value}"
-
-
-def _help(entry: Entry) -> str:
-    return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
 
 
 _INTRO = f"""# Methods
@@ -198,27 +164,12 @@ def _code(names: list[str]) -> str:
 
 
 def _subsection(method: Entry) -> str:
-    parts = [f"### {method['name']}", _paragraphs(method["about"]), f"`{method['call']}`"]
+    parts = [f"### {method['name']}", paragraphs(method["about"]), f"`{method['call']}`"]
     if "from" in method:
         parts[-1] += f" in {method['from']}"
     if method["reads"]:
         parts[-1] += f" reads {_code(method['reads'])}"
     parts[-1] += "."
     if method["settings"]:
-        rows = ["| setting | option | takes | what it does |", "| --- | --- | --- | --- |"]
-        rows += [f"| `{entry['name']}` | `{entry['option']}` | {_cell(_values(entry))} "
-                 f"| {_cell(_help(entry))} |" for entry in method["settings"]]
-        parts.append("\n".join(rows))
+        parts.append(settings_table(method["settings"]))
     return "\n\n".join(parts)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _paragraphs(text: str) -> str:
-    """A docstring as Markdown; lines of a command become code."""
-    return "\n\n".join(
-        f"{word}: `{rest}`" if (word := part.partition(": ")[0]) in ("Example", "Next")
-        and (rest := " ".join(part.partition(": ")[2].split())) else part
-        for part in text.split("\n\n"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ from vpltool.formats import Photo
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_BACKGROUND = ("background", "_background_", "__background__")
+"""What tools call the pixels of no class."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class LabellingRequest:
         """
         if name in self.classes:
             return self.classes.index(name) + 1
-        if name.lower() in ("background", "_background_", "__background__"):
+        if name.lower() in _BACKGROUND:
             return 0
         raise VplError(f"{where}: `{name}` is not a class of the workspace",
                        near_name(name, self.classes))
@@ -99,3 +102,20 @@ class LabellingRequest:
         if tuple(size) != own:
             raise VplError(f"{where}: {size[0]}×{size[1]} (height×width), its photo {photo.id} is "
                            f"{own[0]}×{own[1]}", "labels have a pixel for each of their photo's")
+
+
+@dataclass(frozen=True)
+class FirstRequest(LabellingRequest):
+    """A request for a set whose classes are not known yet: every name that is met becomes one.
+
+    Args:
+        met: class name to label, in the order in which the file names them.
+    """
+
+    met: dict[str, int] = field(default_factory=dict)
+
+    def label(self, name: str, where: str) -> int:
+        """The label of a class, a new one for a new name; 0 for `background`."""
+        if name.lower() in _BACKGROUND:
+            return 0
+        return self.met.setdefault(name, len(self.met) + 1)

@@ -51,6 +51,14 @@ class FoundStage:
         """What spells its result for people, if paths are not all that there is to say."""
         return getattr(self.module, "show", None)
 
+    def judge(self, result: Any) -> None:
+        """Refuse a result that is a verdict, once it is printed; notebooks get it as it is.
+
+        Raises:
+            VplError: the result says that something is wrong.
+        """
+        getattr(self.module, "judge", lambda _result: None)(result)
+
 
 _PACKAGES = ("vpltool.stages", "vpltool.commands")
 

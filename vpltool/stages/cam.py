@@ -27,7 +27,7 @@ class CamSettings(Settings):
 
     prototypes: str = setting("text", "text, vision, or a file of prototypes.",
                               metavar="NAME-OR-PATH")
-    method: str = setting(KINDS["cams"].default, "How maps are made; see below.", metavar="NAME")
+    method: str = setting(KINDS["cams"].default, "How maps are made.", metavar="NAME")
     split: str = options.split("train")
     name: str = setting("", "Name of the result; default: that of the prototypes, and the method "
                             "unless it is gradcam.", record="never")

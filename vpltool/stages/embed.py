@@ -25,7 +25,7 @@ from vpltool.stages.extract import parse_kept
 class EmbedSettings(Settings):
     """Settings of `embed`."""
 
-    method: str = setting(KINDS["embeddings"].default, "How patches are embedded; see below.",
+    method: str = setting(KINDS["embeddings"].default, "How patches are embedded.",
                           metavar="NAME")
     split: str = options.split("train")
     name: str = setting("", "The result is features-NAME/SPLIT; default: the method.",

@@ -29,7 +29,7 @@ class RefineSettings(Settings):
 
     cams: str = setting("", "CAMs to refine; default: vision if there, else text.",
                         metavar="NAME-OR-PATH", record="never")
-    method: str = setting(KINDS["refiners"].default, "How maps are spread; see below.",
+    method: str = setting(KINDS["refiners"].default, "How maps are spread.",
                           metavar="NAME", aliases=["--affinity"])
     split: str = options.split("train")
     prototypes: str = setting("vision", "Prototypes, for a method that reads them.",

@@ -37,7 +37,7 @@ class SeedPrototypesSettings(Settings):
         "seeds", "seeds of the CAMs; or regions: a CAM-weighted mean a class and photo.",
         choices=("seeds", "regions"))
     method: str = setting(KINDS["estimators"].default,
-                          "How prototypes are made of them; see below.", metavar="NAME")
+                          "How prototypes are made of them.", metavar="NAME")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     seed: int = options.seed()

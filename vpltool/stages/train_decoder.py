@@ -38,7 +38,7 @@ class TrainDecoderSettings(Settings):
                              "furthest.", metavar="NAME-OR-PATH", record="never")
     prototypes: str = setting("vision", "The pixel classifier: vision, text or a file.",
                               metavar="NAME-OR-PATH", source="VPL, eq. 12")
-    method: str = setting(KINDS["segmenters"].default, "What is trained; see below.",
+    method: str = setting(KINDS["segmenters"].default, "What is trained.",
                           metavar="NAME")
     source: str = setting(
         "auto", "photos: random scale, mirror, crop, encoded at each step; features: mirror and "

@@ -1,0 +1,96 @@
+"""Help fits a terminal of 80 columns and 24 lines, topic by topic, and says how to see the rest."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import Run
+
+from vpltool.command_help import stage_subject
+from vpltool.help_pages import Subject, help_page
+from vpltool.methods import Method, find_methods
+from vpltool.settings import described
+from vpltool.stages import find_stages
+
+STAGES = find_stages()
+CHOSEN = [(name, method) for name, found in STAGES.items() for method in (
+    [None] if not found.stage.methods else list(find_methods(found.stage.methods).values())
+    if found.stage.subcommands else [None, *find_methods(found.stage.methods).values()])]
+
+
+def subject_of(name: str, method: Method | None) -> Subject:
+    line = f"vpltool {name}"
+    return stage_subject(STAGES[name], method, f"{line} {method.name}" if method and STAGES[
+        name].stage.subcommands else line)
+
+
+def fits(page: str) -> bool:
+    lines = page.splitlines()
+    return len(lines) <= 24 and all(len(line) <= 80 for line in lines)
+
+
+def topics_of(page: str) -> list[str]:
+    more = " ".join(page.split("\nMore: ")[1].split())
+    told = re.search(r"TOPIC \(([^)]*)\)", more)
+    return told[1].split(", ") if told else []
+
+
+@pytest.mark.parametrize(("name", "method"), CHOSEN, ids=str)
+def test_every_topic_fits(name: str, method: Method | None) -> None:
+    """Of each command and method; and each option is on one of the pages."""
+    subject = subject_of(name, method)
+    page = help_page(subject)
+    assert fits(page), page
+    assert page.startswith("Usage: vpltool")
+    assert "; --help-all." in " ".join(page.split("\nMore: ")[1].split())
+    pages = [page, *(help_page(subject, topic) for topic in topics_of(page) if topic != "about")]
+    assert all(fits(each) for each in pages)
+    for entry in subject.entries:
+        shown = entry.about.metavar if entry.about.positional else entry.flag
+        assert any(f"\n  {shown}" in each for each in pages)
+
+
+@pytest.mark.parametrize("name", [
+    name for name, found in STAGES.items() if described(found.stage.settings)])
+def test_every_option_has_a_page(name: str) -> None:
+    subject = subject_of(name, None)
+    for entry in subject.entries:
+        told = help_page(subject, entry.name)
+        assert fits(told)
+        assert entry.about.help in " ".join(told.split())
+
+
+@pytest.mark.parametrize("line", [(), ("prepare",), ("export",), ("cam",), ("run",)], ids=str)
+def test_the_command_line_prints_them(line: tuple[str, ...], run: Run) -> None:
+    page = run(*line, "--help")
+    assert page.code == 0, page.err
+    assert fits(page.out), page.out
+    for topic in topics_of(page.out):
+        assert fits(run(*line, "--help", topic).out)
+    assert run(*line, "-h").out == page.out
+
+
+def test_help_before_a_command_is_its_help(run: Run) -> None:
+    assert run("--help", "cam").out == run("cam", "--help").out
+    assert run("export", "--help", "yolo").out == run("export", "yolo", "--help").out
+
+
+def test_help_all_has_everything(run: Run) -> None:
+    told = run("cam", "--help-all").out
+    for entry in described(STAGES["cam"].stage.settings):
+        assert entry.flag in told
+
+
+@pytest.mark.parametrize(("words", "hint"), [
+    (("cam", "--help", "methdos"), "did you mean `methods`?"),
+    (("--help", "mask"), "did you mean `masks`?")])
+def test_a_topic_that_there_is_not_is_a_usage_error(words: tuple[str, ...], hint: str, run: Run
+                                                   ) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert hint in " ".join(result.err.replace("│", " ").split())
+
+
+def test_an_option_of_another_method_is_found(run: Run) -> None:
+    assert run("seed-prototypes", "--help", "per-class").out.startswith("--per-class  whole number")

@@ -1,0 +1,153 @@
+"""The reference pages of the documentation, printed from the tables that the product uses.
+
+    python -m vpltool.reference docs/reference
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpltool.formats.kinds import KINDS, Kind
+from vpltool.formats.storage import atomic_path
+from vpltool.methods import KINDS as METHOD_KINDS
+from vpltool.methods import find_methods
+from vpltool.preset import read_preset
+from vpltool.presets import preset_files
+from vpltool.recipes import recipe_files
+from vpltool.recipes.reading import read_recipe
+from vpltool.setting_text import paragraphs, setting_entry, settings_table
+from vpltool.settings import Settings, described
+from vpltool.shell import spell
+from vpltool.stages import FoundStage, find_stages
+
+_MADE = "<!-- printed by: python -m vpltool.reference docs/reference -->"
+
+_LAYOUTS = {"json": "`.json`", "jsonl": "`.jsonl`", "tensors": "one `.safetensors`",
+            "tensors-folder": "a `.safetensors` per photo",
+            "labels-folder": "a palette PNG per photo"}
+
+
+def pages() -> dict[str, str]:
+    """File name to text of each page."""
+    return {"commands.md": _commands(), "kinds.md": _kinds(), "presets.md": _presets(),
+            "recipes.md": _recipes()}
+
+
+def _page(title: str, about: str, parts: list[str]) -> str:
+    return "\n\n".join([f"# {title}", _MADE, about, *parts]) + "\n"
+
+
+def _commands() -> str:
+    parts, panel = [], ""
+    for found in find_stages().values():
+        if found.stage.panel != panel:
+            panel = found.stage.panel
+            parts.append(f"## {panel}")
+        parts.append(_command(found))
+    return _page("Every command", "All settings of all commands, in the order of the pipeline. "
+                 "[The guide to the commands](../commands.md) says which of them matter. In "
+                 "Python, a setting has the name in the first column.", parts)
+
+
+def _command(found: FoundStage) -> str:
+    stage = found.stage
+    about = re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", inspect.getdoc(found.run) or "")[0]
+    flow = [f"{word} {', '.join(f'[{kind}](kinds.md#{kind})' for kind in kinds)}"
+            for word, kinds in (("Reads", stage.reads), ("Writes", stage.writes)) if kinds]
+    parts = [f"### {found.name}", paragraphs(about), *([". ".join(flow) + "."] if flow else [])]
+    own = [] if stage.subcommands else [_table(stage.settings)]
+    if stage.methods and stage.subcommands:
+        shared = {entry.name for entry in described(stage.settings)}
+        parts += ["All of the following take these settings too.",
+                  _table(stage.settings, skip={"method"})] if shared - {"method"} else []
+        for method in find_methods(stage.methods).values():
+            parts += [f"#### {found.name} {method.name}", paragraphs(method.docstring),
+                      _table(method.settings, skip=shared)]
+    elif stage.methods:
+        names = ", ".join(f"[{name}](../methods.md#{name})" for name in find_methods(stage.methods))
+        own.append(f"Methods ({METHOD_KINDS[stage.methods].name}): {names}.")
+    return "\n\n".join(part for part in [*parts, *own] if part)
+
+
+def _table(kind: type[Settings], skip: set[str] | frozenset[str] = frozenset()) -> str:
+    entries = [setting_entry(entry) for entry in described(kind) if entry.name not in skip]
+    return settings_table(entries) if entries else ""
+
+
+def _kinds() -> str:
+    return _page("Every kind of file", "What files hold, and which command makes them. [The guide "
+                 "to the files](../files.md) says where they are, and what headers have.",
+                 [_kind(kind) for kind in KINDS.values()])
+
+
+def _kind(kind: Kind) -> str:
+    readers = [found.name for found in find_stages().values() if kind.name in found.stage.reads]
+    parts = [f"## {kind.name}", f"{kind.about[0].upper()}{kind.about[1:]}.",
+             f"{_LAYOUTS[kind.layout]}, version {kind.version}; made by {spell(kind.made_by)}."]
+    if readers:
+        parts.append("Read by " + ", ".join(f"[{name}](commands.md#{name})" for name in readers)
+                     + ".")
+    if kind.tensors:
+        rows = ["| tensor | type | axes | |", "| --- | --- | --- | --- |"]
+        rows += [f"| `{name}` | {' or '.join(spec.dtypes)} | {', '.join(spec.axes)} | "
+                 f"{'may be missing' if spec.optional else ''} |"
+                 for name, spec in kind.tensors.items()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _presets() -> str:
+    return _page("Every preset", "What each sets, command by command; `vpltool presets NAME` "
+                 "prints the file with its sources. [The guide to presets](../presets.md) says "
+                 "what they are for.",
+                 [_preset(name, path) for name, path in preset_files().items()])
+
+
+def _preset(name: str, path: Path) -> str:
+    preset = read_preset(name)
+    title = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
+    rows = ["| command | setting | value |", "| --- | --- | --- |"]
+    rows += [f"| {command} | `{setting}` | `{value}` |"
+             for command, setting, value in _flat(preset.defaults)]
+    return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", "\n".join(rows)])
+
+
+def _flat(values: Mapping[str, Any], command: str = "") -> list[tuple[str, str, Any]]:
+    rows: list[tuple[str, str, Any]] = []
+    for name, value in values.items():
+        rows += (_flat(value, f"{command} {name}".strip()) if isinstance(value, Mapping)
+                 else [(command, name, value)])
+    return rows
+
+
+def _recipes() -> str:
+    return _page("Every recipe", "Jobs that are written down, with the values that they take; "
+                 "`vpltool recipes NAME` prints one, as a start for your own.",
+                 [_recipe(name, path) for name, path in recipe_files().items()])
+
+
+def _recipe(name: str, path: Path) -> str:
+    recipe = read_recipe(path)
+    rows = ["| value | default | what it is |", "| --- | --- | --- |"]
+    rows += [f"| `{value.name}` | "
+             f"{'must be given' if value.default is None else value.default or 'not set'} | "
+             f"{value.about} |" for value in recipe.values]
+    return "\n\n".join([f"## {name}", recipe.title, f"`vpltool run {name}`",
+                        *(["\n".join(rows)] if recipe.values else [])])
+
+
+def main() -> None:
+    """Write the pages into the folder that is named."""
+    folder = Path(sys.argv[1])
+    for name, text in pages().items():
+        with atomic_path(folder / name) as path:
+            path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
