@@ -173,6 +173,19 @@ def run_chain(base: Path, chain: tuple[tuple[object, ...], ...] = CHAIN) -> None
         assert result.code == 0, f"{command}: {result.err}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_workers_unless_asked() -> Iterator[None]:
+    """Without `workers`, work stays in this process: a worker takes seconds to import torch.
+
+    Tests of workers name their number, and compare what they make with what this process makes.
+    """
+    from vpltool.parallel import device
+
+    count = device.worker_count
+    with mock.patch.object(device, "worker_count", lambda choice: count(max(choice, 0))):
+        yield
+
+
 @pytest.fixture(scope="session")
 def run() -> Run:
     return run_in_process
