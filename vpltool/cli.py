@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vpltool import __version__, console
-from vpltool.command import CommandGroup, Globals, add_command
+from vpltool.command import Globals, stage_command
+from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import VplError, is_out_of_memory
@@ -85,16 +86,21 @@ def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
     print(advice(work))
 
 
+class _AllCommands(CommandGroup):
+    """The commands of all stages."""
+
+    def __init__(self, **looks: Any) -> None:
+        super().__init__(**looks | {"commands": MadeOnce(find_stages(), stage_command)})
+
+
 def build_app() -> typer.Typer:
     """Assemble the Typer application from the stages."""
     app = typer.Typer(
-        name="vpltool", help=unwrap(_HELP), invoke_without_command=True, cls=CommandGroup,
+        name="vpltool", help=unwrap(_HELP), invoke_without_command=True, cls=_AllCommands,
         pretty_exceptions_enable=False, rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for found in find_stages().values():
-        add_command(app, found)
     return app
 
 

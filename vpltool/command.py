@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from vpltool import console
-from vpltool.command_help import asked_help, group_help, help_of, stage_help, unwrap
+from vpltool.command_group import CommandGroup, MadeOnce
+from vpltool.command_help import asked_help, help_of, stage_help, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parameters import setting_parameter, switch_parameter
@@ -34,23 +36,24 @@ class Globals:
     preset: Preset | None = None
 
 
-def add_command(app: typer.Typer, found: FoundStage) -> None:
-    """Add the command of a stage; a group of commands where methods are subcommands."""
+def stage_command(found: FoundStage, method: Method | None = None) -> Any:
+    """Make the command of a stage; a group of commands where its methods are subcommands.
+
+    Args:
+        found: the stage.
+        method: of a stage whose methods are subcommands: makes the command of this one.
+    """
     stage = found.stage
-    if stage.subcommands:
-        group = typer.Typer(help=help_of(found), short_help=help_of(found).split("\n")[0],
-                            no_args_is_help=True, cls=CommandGroup)
-        for method in find_methods(stage.methods).values():
-            group.command(method.name, cls=_command_class(found, method),
-                          help=unwrap(method.docstring))(
-                _callback(found, method))
-        app.add_typer(group, name=found.name, rich_help_panel=stage.panel)
-        return
-    # A nameless group each: typer lists groups behind commands, and the order must hold.
-    single = typer.Typer()
-    single.command(found.name, cls=_command_class(found), help=help_of(found),
-                   rich_help_panel=stage.panel)(_callback(found, None))
-    app.add_typer(single)
+    if not stage.subcommands:
+        return _StageCommand(found, found.name, help=help_of(found),
+                             rich_help_panel=stage.panel, rich_markup_mode="rich")
+    if method is not None:
+        return _StageCommand(found, method.name, method, help=unwrap(method.docstring),
+                             rich_markup_mode="rich")
+    of_methods: Any = MadeOnce(find_methods(stage.methods), lambda one: stage_command(found, one))
+    return CommandGroup(name=found.name, commands=of_methods, no_args_is_help=True,
+                        help=help_of(found), short_help=help_of(found).split("\n")[0],
+                        rich_help_panel=stage.panel, rich_markup_mode="rich")
 
 
 def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
@@ -83,50 +86,22 @@ def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
     return call
 
 
-class CommandGroup(TyperGroup):
-    """A group of commands that says which one may be meant."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
-        args, topic = asked_help(ctx, args, before=self.commands)
-        if topic in self.commands:
-            args = [topic, "--help"]
-        return super().parse_args(ctx, args)
-
-    def get_help(self, ctx: Any) -> str:
-        """Return the page of the group; with `--help-all`, everything as typer has it."""
-        return group_help(ctx, self) or super().get_help(ctx)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is named first; a usage error names the nearest."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in self.commands:
-            ctx.fail(f"no command `{name}`: {_suggestion(name, self.commands, ctx.command_path)}")
-        return super().resolve_command(ctx, args)
-
-
-def _suggestion(name: str, known: Iterable[str], path: str) -> str:
-    names = list(known)
-    begun = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
-    if begun:
-        return f"did you mean {' or '.join(f'`{entry}`' for entry in begun)}?"
-    hint = near_name(name, names)
-    return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
-
-
-def _command_class(found: FoundStage, method: Method | None = None) -> type[TyperCommand]:
-    return type("StageCommand", (_StageCommand,), {"found": found, "method": method})
-
-
 class _StageCommand(TyperCommand):
-    """The command of a stage. With `--method NAME` its options are also those of the method."""
+    """The command of a stage, without options until it is called.
 
-    found: FoundStage
-    method: Method | None = None
+    With `--method NAME` its options are also those of the method.
+    """
+
+    def __init__(self, found: FoundStage, name: str, method: Method | None = None, **looks: Any
+                 ) -> None:
+        super().__init__(name, **looks)
+        self.found = found
+        self.method = method
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the options of the method that is asked for, then parse."""
+        """Take the options, those of the method that is asked for too, then parse."""
         stage = self.found.stage
+        self._take_options(self.method)
         for option, instead in stage.moved.items():
             if option in {arg.split("=")[0] for arg in args}:
                 ctx.fail(f"{option} has moved: {spell(instead, self.found.name)}")
@@ -142,6 +117,10 @@ class _StageCommand(TyperCommand):
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
         return stage_help(ctx, self.found, self.method) or super().get_help(ctx)
 
+    def _take_options(self, method: Method | None) -> None:
+        whole = _options_of(self.found, method)
+        self.params, self.callback = whole.params, whole.callback
+
     def _take_method(self, ctx: Any, args: list[str]) -> None:
         kind = self.found.stage.methods
         methods = find_methods(kind)
@@ -152,8 +131,7 @@ class _StageCommand(TyperCommand):
         if asked or not {"--help", "--help-all", "-h"} & {*args}:
             self._check_owner(ctx, args, methods, name)
             self.method = methods[name] if asked else None
-            whole = _command_of(self.found, methods[name])
-            self.params, self.callback = whole.params, whole.callback
+            self._take_options(methods[name])
             return
         lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
                                subsequent_indent=" " * 15) for method in methods.values()]
@@ -167,7 +145,7 @@ class _StageCommand(TyperCommand):
 
     def _check_owner(self, ctx: Any, args: list[str], methods: Mapping[str, Method], name: str
                      ) -> None:
-        own = {flag for param in _command_of(self.found, methods[name]).params
+        own = {flag for param in _options_of(self.found, methods[name]).params
                for flag in (*param.opts, *param.secondary_opts)}
         unknown = {word.split("=")[0] for word in args if word.startswith("--")} - own
         for other in methods.values() if unknown else ():
@@ -178,7 +156,9 @@ class _StageCommand(TyperCommand):
                          f"{name}")
 
 
-def _command_of(found: FoundStage, method: Method) -> Any:
+@functools.cache
+def _options_of(found: FoundStage, method: Method | None) -> Any:
+    """Make a command that has the options and the callback, and nothing else."""
     app = typer.Typer(add_completion=False)
     app.command(found.name)(_callback(found, method))
     return typer.main.get_command(app)
@@ -238,6 +218,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             error.hint = spell(error.hint, found.name)
             raise
         _print(found, result, as_json, values)
+        found.judge(result)
 
 
 @dataclass(frozen=True)
@@ -282,9 +263,7 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
             raise VplError(f"{name}: no command `{rest[0] if rest else ''}`",
                            near_name(rest[0] if rest else "", methods))
         method, rest = methods[rest[0]], rest[1:]
-    app = typer.Typer(add_completion=False)
-    app.command(name, cls=_command_class(found))(_callback(found, method))
-    command: Any = typer.main.get_command(app)
+    command = stage_command(found, method)
     sets = preset.values(found, method.name if method else "") if preset else {}
     try:
         ctx = command.make_context(f"vpltool {name}", list(rest), default_map=sets)

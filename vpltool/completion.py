@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from vpltool.json_text import parse_json
 
 Names = Callable[[Path], Iterator[str]]
 
@@ -25,11 +26,11 @@ def _bare(kind: str) -> Names:
 def _lines(work: Path) -> Iterator[Any]:
     with (work / "images.jsonl").open(encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 def _splits(work: Path) -> Iterator[str]:
-    return (split for line in _lines(work) for split in line["splits"])
+    return (str(split) for line in _lines(work) for split in line["splits"])
 
 
 def _ids(work: Path) -> Iterator[str]:
@@ -43,8 +44,8 @@ def _shipped(folder: str, suffix: str) -> Names:
 
 
 def _classes(work: Path) -> Iterator[str]:
-    content = json.loads((work / "workspace.json").read_text("utf-8"))
-    return iter(content["classes"])
+    content = parse_json((work / "workspace.json").read_text("utf-8"))
+    return map(str, content["classes"])
 
 
 _RESULTS = _folders("cams", "masks", "predictions")
@@ -71,7 +72,7 @@ def names_for(setting: str, work: Path, begun: str) -> list[str]:
     head, comma, tail = begun.rpartition(",") if setting == "ids" else ("", "", begun)
     try:
         found = dict.fromkeys(_SETTINGS[setting](work))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     return [head + comma + name for name in found if name.startswith(tail)][:_MOST]
 

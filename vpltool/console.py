@@ -90,13 +90,14 @@ class Terminal:
     def note(self, message: str) -> None:
         """Print it, unless quiet."""
         if not self.quiet:
-            print(self.spell(message), file=sys.stderr, flush=True)
+            print(_plain(self.spell(message)), file=sys.stderr, flush=True)
 
     def warn(self, message: str) -> None:
         """Print it behind `warning:`; the same one, from another line of a recipe, once."""
         if message not in self._warned:
             self._warned.add(message)
-            print(_label("warning", "33") + self.spell(message), file=sys.stderr, flush=True)
+            print(_label("warning", "33") + _plain(self.spell(message)), file=sys.stderr,
+                  flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -199,10 +200,19 @@ def picture(path: Path) -> None:
 
 def error(message: str, hint: str = "") -> None:
     """Print the one line of an error, and the hint below it; for the command line."""
-    print(_label("error", "31") + message, file=sys.stderr)
+    print(_label("error", "31") + _plain(message), file=sys.stderr)
     if hint:
-        print(_label("hint", "36") + hint, file=sys.stderr)
+        print(_label("hint", "36") + _plain(hint), file=sys.stderr)
     sys.stderr.flush()
+
+
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))
+             if chr(code) not in "\t\n"}
+
+
+def _plain(message: str) -> str:
+    """A message without control characters: a name in a file must not command the terminal."""
+    return message.translate(_CONTROLS)
 
 
 def _label(word: str, colour: str) -> str:

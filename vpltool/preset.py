@@ -63,7 +63,7 @@ def read_preset(choice: str) -> Preset:
     path = find_preset(choice)
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VplError(f"{path} is not TOML: {error}",
                        "a table a command, a line an option: [refine], lambda = 0.4") from error
     stages = find_stages()

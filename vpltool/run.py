@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.header import under_preset
-from vpltool.formats.shards import rank_of_process
+from vpltool.formats.shards import rank_of_process, shard_of_environment
 from vpltool.methods import KINDS, find_method, find_methods
-from vpltool.settings import Settings, make, names_of
+from vpltool.parallel.once import once
+from vpltool.settings import Settings, make, names_of, values_of
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -38,9 +40,31 @@ def run_stage(
     """
     settings = stage_settings(found, values, given)
     listener = contextlib.nullcontext() if speaks(found) else console.heard_by(console.Silence())
-    with under_preset(preset or {}), listener:
+    with under_preset(preset or {}), listener, _once(found, path, settings):
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         return found.run(where, settings)
+
+
+_HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
+"""Settings that say how work is done; what is done is the same."""
+
+
+def _once(found: FoundStage, path: Path, settings: Settings
+          ) -> contextlib.AbstractContextManager[None]:
+    """Let no other process do the same meanwhile; each rank and each shard does its own.
+
+    Raises:
+        VplError: one does.
+    """
+    if not found.stage.writes:
+        return contextlib.nullcontext()
+    what = values_of(settings)
+    said = {name: str(value) for name, value in what.items() if name not in _HOW}
+    shard = str(shard_of_environment()) if what.get("shard") == "" else ""
+    given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
+                      for name, value in what.items() if name in settings.given)
+    return once(path, json.dumps([found.name, said, rank_of_process(), shard], sort_keys=True),
+                f"`{found.name.replace('-', '_')}({given})`")
 
 
 def speaks(found: FoundStage) -> bool:

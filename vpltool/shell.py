@@ -36,7 +36,8 @@ def _spelled(code: str, stage: str) -> str:
             return ""
         values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         positional = [ast.literal_eval(value) for value in call.args]
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # What is between backticks may come from a file.
         return ""
     if call.func.id == "_":
         if positional or not values:

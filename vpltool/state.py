@@ -234,7 +234,7 @@ class State:
         return [] if now == identity else [f"{source} has changed"]
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
-        asked, todo = self._to_do(artifact)
+        asked, todo = self.to_do(artifact)
         return [f"{len(todo)} of {asked} photos are to be done"] if todo else []
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
@@ -245,11 +245,11 @@ class State:
         if artifact.folder is None or artifact.folder.shards == 1 or self._changed(artifact):
             return []
         count = artifact.folder.shards
-        missing = Counter(shard_of(key, count) for key in self._to_do(artifact)[1])
+        missing = Counter(shard_of(key, count) for key in self.to_do(artifact)[1])
         return [Unfinished(f"{index}/{count}", missing[index], artifact.line(f"{index}/{count}"))
                 for index in sorted(missing)]
 
-    def _to_do(self, artifact: Artifact) -> tuple[int, list[str]]:
+    def to_do(self, artifact: Artifact) -> tuple[int, list[str]]:
         """Number of photos of an artifact's split, and the ids that it lacks."""
         if artifact.folder is None:
             return 0, []
@@ -271,7 +271,7 @@ def read_state(workspace: Workspace) -> State:
     """Look through a workspace for artifacts."""
     found = {}
     for path in _paths(workspace.path):
-        artifact = _read(workspace, path)
+        artifact = read_artifact(workspace, path)
         if artifact is not None:
             found[artifact.name] = artifact
     return State(workspace, found)
@@ -290,7 +290,12 @@ def _paths(work: Path) -> Iterable[Path]:
                           if not is_checkpoint(path))
 
 
-def _read(workspace: Workspace, path: Path) -> Artifact | None:
+def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
+    """Read what made a folder or a file; None if no stage did.
+
+    Raises:
+        VplError: it is damaged.
+    """
     name = relative_path(path, workspace.path)
     if path.is_dir():
         folder = open_input(path, tuple(KINDS))

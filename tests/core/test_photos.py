@@ -150,7 +150,7 @@ def test_photos_read_in_threads_keep_their_limit(
     inside, ended = threading.Barrier(2), threading.Event()
     really = Image.open
 
-    def wait_and_open(path: Path) -> Image.Image:
+    def wait_and_open(path: Path, **_: object) -> Image.Image:
         inside.wait(10)
         assert path.name == "small.png" or ended.wait(10)
         return really(path)

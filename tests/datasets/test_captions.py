@@ -83,7 +83,8 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
                       "must be: id,caption"),
     "json as csv": ("c.csv", "{}", "is JSON, not a CSV", "must be: id,caption"),
     "instances": ("c.json", '{"annotations": [{"image_id": 1, "category_id": 2}]}',
-                  "annotations has an entry without 'caption'", "captions_train2014.json"),
+                  "an entry of annotations is damaged: it has no `caption`",
+                  "captions_train2014.json"),
     "a torn json": ("c.json", '{"annotations": [{"image_id"', "truncated", "extract it again"),
     "missing": ("", "", "is not there", "id,caption"),
 }
@@ -119,7 +120,7 @@ def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert '"captions": ["a cat"]' in photo.to_json()
     assert "caption" not in Photo("a", "a.jpg", (), ()).to_json()
     (tmp_path / "images.jsonl").write_text(line.replace('"caption": "a cat"', '"captions": "a"'))
-    with pytest.raises(VplError, match=r"images.jsonl:1 is not a photo \(captions is a text"):
+    with pytest.raises(VplError, match=r"images.jsonl:1 is not a photo \(`captions` is not"):
         read_images(tmp_path / "images.jsonl")
 
 

@@ -381,7 +381,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "categories": (other_categories, ["`diningtable`"], "`dining table`"),
     "foreign instances": (foreign_instances, ["1 photos that it does not list"],
                           "instances_val2014.json"),
-    "captions": (captions, ["annotations has an entry without 'category_id'"],
+    "captions": (captions, ["an entry of annotations is damaged: it has no `category_id`"],
                  "instances_val2014.json"),
 }
 

@@ -13,7 +13,7 @@ from test_webdataset import write_tar
 
 from vpltool.datasets.webdataset import folder_names
 from vpltool.formats import Photo, open_workspace
-from vpltool.methods.sources.webdataset import _leads_out
+from vpltool.formats.fields import leads_out
 
 
 def jpeg(shade: int) -> bytes:
@@ -94,12 +94,12 @@ def test_another_workspace_gets_no_photos(tars: Path, tiny_clip: Path, ready: Pa
 @pytest.mark.parametrize("key", ["../evil", "/evil", "a/../../evil", "a//b", "./a", "..\\evil",
                                  "C:/evil", "a\0b"])
 def test_names_that_lead_out(key: str) -> None:
-    assert _leads_out(key)
+    assert leads_out(key)
 
 
 @pytest.mark.parametrize("key", ["a", "a b/c", "a..b", "...a/x", "ä/0"])
 def test_names_that_stay_inside(key: str) -> None:
-    assert not _leads_out(key)
+    assert not leads_out(key)
 
 
 def test_a_tar_cannot_write_outside(tars: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import copy_workspace
+from PIL import Image
 
+from vpltool import api
 from vpltool.errors import VplError
+from vpltool.formats import Photo
 from vpltool.recipes.comparison.__main__ import main
-from vpltool.recipes.comparison.measuring import background_power
+from vpltool.recipes.comparison.measuring import Field, Measured, background_power
+from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import read_comparison
 
 ROWS = """
@@ -65,6 +70,36 @@ def test_every_column_of_every_row_is_measured(base: Path) -> None:
     for row in rows.values():
         assert row["seconds"] > 0 and row["size"] > 100
         assert all(0 <= value <= 100 for values in row["miou"].values() for value in values)
+
+
+def test_the_picture_shows_each_method_cut_as_it_was_scored(base: Path) -> None:
+    work = base / "work/tables/compare"
+    picture = np.asarray(Image.open(work / "compare.png").convert("RGB")).astype(int)
+    world = Field(api.Workspace(work), "train", "val", "train", (0, 1), ())
+    rows = read_comparison(base / "rows.toml").rows
+    made = {name: Measured(**row) for name, row in json.loads(
+        (work / "compare.json").read_text())["rows"].items()}
+    again = np.asarray(draw_methods(world, rows, made)).astype(int)
+    assert np.array_equal(picture, again)
+    cut = work / "scores/text-refined-cut.json"
+    before = cut.read_text()
+    try:
+        cut.write_text('{"threshold": 1.1}')
+        without = np.asarray(draw_methods(world, rows, made)).astype(int)
+    finally:
+        cut.write_text(before)
+    # Photos, then text, then seeds: two blocks of three side by side.
+    left, right = np.array_split((again != without).any(axis=(0, 2)), 2)
+    assert right.any() and not left.any()
+
+
+def test_photos_of_the_picture_are_chosen() -> None:
+    photos = [Photo(str(number), "", ("cat", "dog")[:1 + number % 2], ("val",))
+              for number in range(12)]
+    assert [photo.id for photo in choose_photos(photos, ())] == ["1", "5", "9"]
+    assert [photo.id for photo in choose_photos(photos, ("4", "2"))] == ["4", "2"]
+    with pytest.raises(VplError, match="no photo `goat`"):
+        choose_photos(photos, ("goat",))
 
 
 def test_scores_are_evals(base: Path) -> None:

@@ -359,6 +359,17 @@ def class_colour(index: int) -> tuple[int, ...]:
     return tuple(class_palette()[3 * index: 3 * index + 3])
 
 
+def test_show_takes_its_photos_from_those_that_are_made(copied: Path, run: Run) -> None:
+    """Of a command that stopped, or had `--limit`, nothing is missing on the sheet."""
+    folder = copied / "work/cams/text/train"
+    for path in sorted(folder.glob("*.safetensors"))[2:]:
+        path.unlink()
+    result = run("show", "cams/text", "--limit", 2, work=copied / "work")
+    assert (result.code, result.err) == (0, "")
+    one = run("show", "cams/text", "--id", "scene3", work=copied / "work")
+    assert one.code == 1 and "holds none of the photos" in one.err
+
+
 def test_show_of_other_columns_keeps_an_earlier_picture(copied: Path, run: Run) -> None:
     lines: tuple[tuple[object, ...], ...] = (
         (), ("--no-truth",), ("cams/text", "masks/text-refined"), ("cams/text",),

@@ -15,6 +15,7 @@ from typing import Any
 
 from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import parse_json
 
 HUB = "hf-hub:"
 """Prefix of a name on the Hugging Face hub, as in open_clip."""
@@ -124,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         VplError: the file is missing or damaged, or does not describe a model.
     """
     try:
-        content = json.loads((folder / CONFIG).read_text("utf-8"))
+        content = parse_json((folder / CONFIG).read_text("utf-8"))
     except FileNotFoundError:
         raise VplError(f"{folder} has no {CONFIG}", f"give a folder with {CONFIG} and "
                        f"{WEIGHT_NAMES[0]}, or a weights file") from None
@@ -132,7 +133,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
                        "download it again") from error
     config = content.get("model_cfg") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(
+            config) or not all(isinstance(config[part], dict) for part in ("vision_cfg",
+                                                                            "text_cfg")):
         raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, "
                        "vision_cfg and text_cfg",
                        "name the model and the weights file: `model='NAME', pretrained='FILE'`")
@@ -172,7 +175,7 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _reason_against(vision: Mapping[str, Any]) -> str:
-    timm = vision.get("timm_model_name")
+    timm = str(vision.get("timm_model_name") or "")
     if timm:
         known = (why for start, why in TIMM_TOWERS.items() if timm.startswith(start))
         siglip = "_siglip_" in timm and vision.get("timm_pool") == "map" and (

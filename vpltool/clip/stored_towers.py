@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vpltool.clip.weights import without_random_init
 from vpltool.core.blocks import Block, BlockShape
+from vpltool.core.rebuilding import rebuild
 from vpltool.core.vit import Head, Resampling, VisionTower
 
 
@@ -27,15 +28,19 @@ def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
 
     Raises:
-        RuntimeError: the state dict is of another tower.
+        ValueError: the state dict is of another tower, or these are no values of one.
     """
-    width, eps = config["width"], config["ln_pre"]
-    with without_random_init():
-        tower = VisionTower(
+    def build() -> VisionTower:
+        width, eps = config["width"], config["ln_pre"]
+        if len(config["blocks"]) > len(state):
+            raise TypeError(f"{len(config['blocks'])} blocks are more than the file holds")
+        return VisionTower(
             patch=config["patch"], grid=tuple(config["grid"]), width=width,
             blocks=[Block(BlockShape(**shape)) for shape in config["blocks"]],
             head=Head.from_config(config["head"]), by_token=config["by_token"],
             ln_pre=nn.Identity() if eps is None else nn.LayerNorm(width, eps=eps),
             resampling=Resampling(**config["resampling"]))
-    tower.load_state_dict(dict(state))
+
+    with without_random_init():
+        tower = rebuild(build, state)
     return tower.eval().requires_grad_(False)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
+from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,18 @@ OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
 """Numbers among the tensors of OpenAI's files."""
 
 _AGAIN = "download it again, or give a CLIP's weights as .pt, .bin or .safetensors"
+
+
+_ROOM = 1 << 26
+"""Bytes that a zip may hold, however small it is packed."""
+
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError,
+               KeyError, struct.error)
+"""What `zipfile` raises at damaged files, encrypted ones, and unknown ways of packing."""
+
+_BROKEN = (*_ZIP_ERRORS, TypeError, IndexError, AttributeError, MemoryError,
+           OverflowError, UnicodeError, AssertionError)
+"""What a damaged pickle raises: lengths in it may be anything."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ def _recognise_zip(path: Path) -> WeightFile:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            _check_packed(path, archive)
             content = [name for name in names if name.endswith("/data.pkl")]
             if not content:
                 numpy = any(name.endswith(".npy") for name in names)
@@ -90,21 +104,33 @@ def _recognise_zip(path: Path) -> WeightFile:
                 raise VplError(f"{path} is {what} without torch's tensors",
                                "use open_clip's own file of this model, .safetensors or .bin")
             openai = OPENAI_MARK.encode() in archive.read(content[0])
-    except zipfile.BadZipFile:
+    except _ZIP_ERRORS:
         raise VplError(f"{path} is damaged or cut off ({path.stat().st_size} bytes)",
                        _AGAIN) from None
     script = any(name.endswith("/constants.pkl") for name in names)
     return WeightFile(path, "torchscript" if script else "torch", openai)
 
 
+def _check_packed(path: Path, archive: zipfile.ZipFile) -> None:
+    """Check that a zip holds about what its size says: weights hardly become smaller by packing.
+
+    Raises:
+        VplError: it would unfold to far more.
+    """
+    held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if held > _ROOM + 8 * size:
+        raise VplError(f"{path} would unfold from {size} bytes to {held}: these are no weights",
+                       _AGAIN)
+
+
 def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         try:
-            entries = json.loads(file.read(length)) if length <= size - 8 else None
-            ends = [entry["data_offsets"][1] for name, entry in (entries or {}).items()
+            entries = parse_json(file.read(length)) if length <= size - 8 else None
+            ends = [int(entry["data_offsets"][1]) for name, entry in (entries or {}).items()
                     if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
             raise VplError(f"{path} is in no known format of weights", _AGAIN) from None
     if entries is None or 8 + length + max(ends, default=0) != size:
         expected = 8 + length + max(ends, default=0)
@@ -132,12 +158,13 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
         elif file.form == "torchscript":
             found = _read_archive(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # Lengths in a bare pickle may be anything; memory holds no more than the file.
+            content = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
+            found = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise VplError(f"{path} holds Python objects, which are not run ({_brief(error)})",
                        "if you trust it, save its state_dict() as .safetensors") from error
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile,
-            IndexError, AttributeError) as error:
+    except _BROKEN as error:
         raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
@@ -148,6 +175,10 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
         raise VplError(f"{path} holds no named tensors", _AGAIN)
     for name in OPENAI_EXTRAS:
         tensors.pop(name, None)
+    for name, tensor in tensors.items():
+        if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.itemsize:
+            raise VplError(f"{path}: `{name}` is {list(tensor.shape)}, more than the file holds",
+                           _AGAIN)
     return tensors
 
 
@@ -244,16 +275,25 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist()
                     if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        return dict(_named_tensors(_ArchiveReader(archive, root).load(), ""))
+        return dict(_named_tensors(_ArchiveReader(archive, root).load(), "", set()))
 
 
-def _named_tensors(module: Any, prefix: str) -> list[tuple[str, Tensor]]:
+def _named_tensors(module: Any, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
+    """List the tensors of a module and the modules in it.
+
+    Raises:
+        ValueError: a module is in it twice: a file can make a circle of them, or 2¹⁰⁰ paths.
+    """
     import torch
+
+    if id(module) in seen:
+        raise ValueError(f"the module `{prefix}` is in it twice")
+    seen.add(id(module))
 
     found: list[tuple[str, Tensor]] = []
     for name, value in getattr(module, "attributes", {}).items():
         if isinstance(value, torch.Tensor):
             found.append((prefix + name, value))
         elif isinstance(value, _Module):
-            found.extend(_named_tensors(value, f"{prefix}{name}."))
+            found.extend(_named_tensors(value, f"{prefix}{name}.", seen))
     return found

@@ -1,7 +1,7 @@
 """Fully connected CRF with Gaussian edges (Krähenbühl and Koltun 2011), by mean field.
 
 Two backends with the same result: `torch` (any device, several photos at a time) and `pydensecrf`
-(C++, one core).
+(C++, one core). torch filters a channel less than there are labels, see `_by_torch`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vpltool.core.permutohedral import Lattice
@@ -155,6 +156,28 @@ def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfS
     return _by_torch(photos, scores, settings, device or torch.device("cpu"))
 
 
+def decided(scores: Field, confidence: float = 0.0) -> Field | None:
+    """Distribution of the labels where the CRF cannot change any: one label leads everywhere.
+
+    Kernels and their weights are not negative, so neighbours give most to the label that leads at
+    all pixels: it leads at all of them after each iteration, and more than before.
+
+    Args:
+        scores: see `mean_field` (L, H, W).
+        confidence: what the leading label must reach everywhere, too: then as many pixels are
+            below it after the CRF, none.
+
+    Returns:
+        (L, H, W), with the likeliest labels of `mean_field`; None: the CRF must run.
+    """
+    shares = scores.clip(1e-5, 1)
+    shares = shares / shares.sum(axis=0)
+    first = shares[:, 0, 0].argmax()
+    lead, others = shares[first], np.delete(shares, first, axis=0)
+    leads = (lead > others).all() and (lead >= confidence).all()
+    return shares if leads else None
+
+
 def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
     from pydensecrf import densecrf
 
@@ -173,6 +196,8 @@ def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSet
               device: torch.device) -> list[Field]:
     height, width = photos[0].shape[:2]
     labels = max(map(len, scores))
+    if labels == 1:
+        return [np.ones_like(field) for field in scores]
     # A label that a photo does not have costs infinitely much there.
     energy = torch.full((len(photos), labels, height * width), torch.inf, device=device)
     for photo, field in enumerate(scores):
@@ -180,17 +205,25 @@ def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSet
         energy[photo, : len(field)] = unary.flatten(1)
     smooth = _smooth_kernel(height, width, settings.smooth_sxy, settings.smooth_weight, device)
     appearance = _appearance_kernel(photos, settings, device)
-    q = (-energy).softmax(dim=1)
+    # Only what labels have more than the first counts, so a channel less is filtered: one, for one
+    # tag. The smoothness kernel is the same for all photos: they are more columns to it.
+    more = lead = energy[:, :1] - energy[:, 1:]
     for _ in range(settings.iterations):
-        # Potts: agreeing with similar pixels is rewarded. The smoothness kernel is the same for all
-        # photos: they are more columns to it.
-        near = smooth.filter(q.flatten(0, 1).T.contiguous()).T.view_as(q)
-        alike = appearance.filter(q.transpose(1, 2).flatten(0, 1))
-        alike = alike.view(len(photos), -1, labels).transpose(1, 2)
-        # Labels are not the last axis: there, a softmax over so few is many times slower on a CPU.
-        q = (near + alike - energy).softmax(dim=1)
-    fields = q.view(len(photos), labels, height, width).cpu().numpy()
+        q = _distribution(more)
+        over = q[:, 1:] - q[:, :1]
+        # Potts: agreeing with similar pixels is rewarded.
+        near = smooth.filter(over.flatten(0, 1).T.contiguous()).T.view_as(over)
+        alike = appearance.filter(over.transpose(1, 2).flatten(0, 1))
+        alike = alike.view(len(photos), -1, labels - 1).transpose(1, 2)
+        more = near + alike + lead
+    fields = _distribution(more).view(len(photos), labels, height, width).cpu().numpy()
     return [fields[photo, : len(field)] for photo, field in enumerate(scores)]
+
+
+def _distribution(more: Tensor) -> Tensor:
+    """Probabilities (B, L, N) from how much more each label but the first scores (B, L − 1, N)."""
+    # Labels are not the last axis: there, a softmax over so few is many times slower on a CPU.
+    return F.pad(more, (0, 0, 1, 0)).softmax(dim=1)
 
 
 def _pixel_positions(height: int, width: int, device: torch.device) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from vpltool.core.saliency import patch_walk
 from vpltool.core.segmenter import SegmenterNetwork
 
+_MOST_ROWS = 10_000_000
+
 
 class LinearSegmenter(SegmenterNetwork):
     """Class scores as an affine map of normalised layers; no embedding in CLIP's joint space."""
@@ -52,7 +54,10 @@ class LinearSegmenter(SegmenterNetwork):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LinearSegmenter:
         """Rebuild a classifier whose state dict is to be loaded next."""
-        index = torch.zeros(config["rows"][0], dtype=torch.long)
+        if not 0 < config["rows"][0] <= _MOST_ROWS:
+            raise ValueError(f"{config['rows']} are no prototypes")
+        # It decides how large the network is, so it has values even where nothing else has any.
+        index = torch.zeros(config["rows"][0], dtype=torch.long, device="cpu")
         index[-1] = config["classes"] - 1
         return cls(tuple(config["layers"]), config["input_width"], torch.zeros(config["rows"]),
                    index, config["walk"])

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,16 @@ MAX_PIXELS = 500_000_000
 # Pillow's own limit is lower, and is one for the whole process. It is lifted once: if each photo
 # lifted it and set it again, threads would do so in each other's middle.
 Image.MAX_IMAGE_PIXELS = None
+
+_BLANK, _DENSEST = 40_000_000, 20
+"""A photo has at most so many pixels, and so many more for each byte of its file. The densest that
+are in use have about 15 pixels a byte; a file below a megabyte never needs a gigabyte."""
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+"""What is decoded, whatever a file's name is. Pillow knows more, and runs a program for some."""
+
+_ROWS = 1 << 20
+"""Pixels of a photo with more than 8 bits that are narrowed at a time."""
 
 _ORIENTATION = 274  # EXIF tag
 
@@ -43,18 +54,28 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
         OSError: unreadable, truncated, empty or too large; the message says what.
     """
     with _readable(photo) as image:
+        _check_density(*image.size, photo)
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        upright: Image.Image = image
         if upright.mode.startswith("I") or upright.mode == "F":
-            wide = np.asarray(upright, dtype=np.float64)
-            top = 65535.0 if upright.mode.startswith("I") else max(float(wide.max()), 1e-9)
-            narrow = (wide.clip(0, top) / top * 255).round().astype(np.uint8)
-            return np.repeat(narrow[..., None], 3, axis=2)
+            return _narrowed(np.asarray(upright), upright.mode)
         if upright.has_transparency_data:
             layer = upright.convert("RGBA")
             upright = Image.new("RGB", layer.size)
             upright.paste(layer, mask=layer.getchannel("A"))
-        return np.asarray(upright.convert("RGB")).copy()
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _narrowed(wide: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Scale greyscale (height, width) of many bits to RGB (height, width, 3) uint8."""
+    top = 65535.0 if mode.startswith("I") else max(float(wide.max()), 1e-9)
+    out = np.empty((*wide.shape, 3), np.uint8)
+    step = max(1, _ROWS // max(1, wide.shape[1]))
+    for first in range(0, len(wide), step):
+        part = wide[first : first + step].astype(np.float64)
+        out[first : first + step] = (part.clip(0, top) / top * 255).round()[..., None]
+    return out
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -71,6 +92,17 @@ def photo_size(path: Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
+def _check_density(width: int, height: int, photo: Path | bytes) -> None:
+    """Check that a photo is no few bytes that stand for very many pixels.
+
+    Raises:
+        OSError: it is.
+    """
+    size = len(photo) if isinstance(photo, bytes) else photo.stat().st_size
+    if width * height > _BLANK + _DENSEST * size:
+        raise OSError(f"{width}×{height} pixels in {size} bytes: that is no photo")
+
+
 @contextlib.contextmanager
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
@@ -79,7 +111,8 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     try:
-        with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
+        with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo,
+                        formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")

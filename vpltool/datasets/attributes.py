@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import parse_json
 
 _HINT = 'for example {"cat": ["a cat has whiskers", "a furry animal"], "dog": ["a dog barks"]}'
 
@@ -27,7 +28,7 @@ def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
             is named.
     """
     try:
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_Pairs)
+        content = parse_json(path.read_text("utf-8"), object_pairs_hook=_Pairs)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VplError(f"cannot read {path}: {reason}", _HINT) from error

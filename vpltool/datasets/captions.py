@@ -11,7 +11,11 @@ from vpltool.datasets.csv_files import columns_of, read_csv_text, rows_of
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, other_case
 from vpltool.formats import Photo
+from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
+
+_PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
+          "annotations": {"image_id": NUMBER, "caption": TEXT}}
 
 COLUMNS = ("id", "caption")
 
@@ -128,6 +132,7 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
     captions: list[tuple[int, str, str]] = []
     for part, first, length, entry in stream_objects(path):
         try:
+            check_fields(entry, _PARTS.get(part, {}))
             if part == "images":
                 # Strings are decoded as Latin-1 while streaming.
                 name = str(entry["file_name"])
@@ -138,8 +143,8 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
                 captions.append((entry["image_id"], f"annotation {entry.get('id', '')}".strip(),
                                  text if text.isascii() else read_span(
                                      path, first, length)["caption"]))
-        except (KeyError, TypeError) as error:
-            raise VplError(f"{path}: {part} has an entry without {error}", hint) from error
+        except ValueError as error:
+            raise VplError(f"{path}: an entry of {part} is damaged: {error}", hint) from error
     for number, place, text in captions:
         yield CaptionRow(place, names.get(number, str(number)), clean(text))
 

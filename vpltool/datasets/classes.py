@@ -45,7 +45,7 @@ def read_classes(path: Path) -> ClassFile:
     """
     hint = "`classes='FILE'` takes a text file with a line NAME, or VALUE NAME, for each class"
     lines = read_lines(path, hint)
-    pairs = [re.fullmatch(r"(\d+)[\s,:]+(\S.*)", line) for line in lines]
+    pairs = [re.fullmatch(r"(\d{1,9})[\s,:]+(\S.*)", line) for line in lines]
     if all(pairs):
         read = [(int(pair[1]), pair[2].strip()) for pair in pairs if pair]
         once = [str(value) for value, _ in read]

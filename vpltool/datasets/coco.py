@@ -17,6 +17,7 @@ from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.errors import VplError, near_name, other_case
 from vpltool.formats import Photo
+from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
 
 SPLITS = ("train", "val")
@@ -106,6 +107,12 @@ def read_coco(
     return photos, remarks, outlines
 
 
+_PARTS = {
+    "categories": {"id": NUMBER, "name": TEXT},
+    "images": {"id": NUMBER, "file_name": TEXT, "height": NUMBER, "width": NUMBER},
+    "annotations": {"image_id": NUMBER, "category_id": NUMBER}}
+
+
 @dataclass
 class _Instances:
     """What is kept of an annotation file, by its own category and image ids."""
@@ -123,8 +130,8 @@ def _read_instances(
     for part, first, length, entry in stream_objects(path):
         try:
             _keep(found, part, entry, path, (first, length))
-        except (KeyError, TypeError) as error:
-            raise VplError(f"{path}: {part} has an entry without {error}",
+        except ValueError as error:
+            raise VplError(f"{path}: an entry of {part} is damaged: {error}",
                            f"use COCO's own {path.name}") from error
     for name in found.categories.values():
         if name not in classes:
@@ -150,6 +157,7 @@ def _read_instances(
 def _keep(
     found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]
 ) -> None:
+    check_fields(entry, _PARTS.get(part, {}))
     if part == "categories":
         found.categories[entry["id"]] = read_span(path, *span)["name"]
     elif part == "images":

@@ -81,7 +81,11 @@ def columns_of(path: Path, text: str, wanted: Sequence[str]) -> tuple[str, list[
     if not first:
         raise VplError(f"{path} is empty", first_line(wanted))
     for delimiter in ",;\t":
-        fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+        try:
+            fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise VplError(f"{path}: the first line cannot be read: {error}", first_line(wanted)
+                           ) from error
         columns = [field.strip().casefold() for field in fields]
         if set(wanted) <= set(columns):
             for name in (*wanted, "split"):

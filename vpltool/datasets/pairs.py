@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, place_of, read_tar
 from vpltool.errors import VplError
 
+_ROOM = 1 << 28
+"""Bytes of photos in a window, after which it is full."""
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -72,7 +75,7 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
     by_tar = len(tars) >= parts
     own = order[part::parts] if by_tar else order
     waiting: list[Pair] = []
-    begun, done = start, start.done
+    begun, done, held = start, start.done, 0
     for number in range(start.tar, len(own)):
         for item, pair in enumerate(_captioned(tars[own[number]])):
             if number == start.tar and item < start.item:
@@ -85,10 +88,11 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
                     yield pair, begun
                 continue
             waiting.append(pair)
-            if len(waiting) == window:
+            held += len(pair.photo)
+            if len(waiting) == window or held > _ROOM:
                 yield from _shuffled(waiting, seed, part, begun, done,
                                      Cursor(start.epoch, number, item + 1))
-                waiting, begun, done = [], Cursor(start.epoch, number, item + 1), 0
+                waiting, begun, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
     yield from _shuffled(waiting, seed, part, begun, done, Cursor(start.epoch + 1))
 
 

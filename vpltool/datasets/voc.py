@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.tags import tags_of
 from vpltool.errors import VplError, other_case
 from vpltool.formats import Photo
+from vpltool.formats.xml_stream import parse_xml
 
 LISTS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
 """Where the lists of a VOC folder are: the devkit's own, and DeepLab's augmented ones."""
@@ -125,10 +125,34 @@ def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for key in ids:
         path = folder / f"{key}.xml"
         try:
-            objects = ElementTree.parse(path).getroot().iter("object")
-        except (OSError, ElementTree.ParseError) as error:
+            labels[key] = tuple(sorted(_object_names(path)))
+        except (OSError, ValueError) as error:
             raise VplError(f"no tags for {key}: {path} cannot be read ({error})",
                            f"extract it again, or give tags in {root / 'labels.csv'} with the "
                            "columns id,labels") from error
-        labels[key] = tuple(sorted({(item.findtext("name") or "").strip() for item in objects}))
     return labels
+
+
+def _object_names(path: Path) -> set[str]:
+    """The names of the objects in an XML of annotations.
+
+    Raises:
+        DamagedXml: it is no XML, or has a document type.
+    """
+    names: list[str] = []
+    inside: list[str] = []
+
+    def start(name: str, _attributes: dict[str, str], _line: int) -> None:
+        inside.append(name)
+        if name == "object":
+            names.append("")
+
+    def end(_name: str) -> None:
+        inside.pop()
+
+    def text(part: str) -> None:
+        if inside[-2:] == ["object", "name"]:
+            names[-1] += part
+
+    parse_xml(path.read_bytes(), start, end, text)
+    return {name.strip() for name in names}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import lzma
 import re
 import tarfile
@@ -25,6 +24,7 @@ from vpltool.datasets.captions import clean
 from vpltool.datasets.layouts import PHOTO_SUFFIXES
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,7 @@ NO_CAPTION = "photos without a caption"
 EMPTY = "empty captions"
 NO_TEXT = "descriptions that are no UTF-8 or no JSON"
 TWICE = "files that come twice in a pair"
-TOO_LARGE = "files of more than 512 MB"
+TOO_LARGE = "photos of more than 64 MB, or texts of more than 1 MB,"
 
 _PHOTOS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 _TEXTS = ("txt", "caption", "text")
@@ -45,7 +45,9 @@ _SPOKEN = ("captions", "caption", "text")
 _TAGGED = ("labels", "tags")
 """Fields of the JSON."""
 _WANTED = _PHOTOS | {*_TEXTS, "json", "cls"}
-_LARGEST = 1 << 29
+_LARGEST = 1 << 26
+_LONGEST = 1 << 20
+"""Most bytes of a photo, and of a text: a pair of them fits into memory, however it is packed."""
 _PATTERN = "`DIR/{000..009}.tar` stands for ten tars"
 _TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
@@ -181,7 +183,7 @@ def _texts_of(sample: Mapping[str, Any], place: str
             if suffix in sample:
                 said += sample[suffix].decode("utf-8-sig").splitlines() or [""]
     with _noted(flaws, place):
-        about = json.loads(sample["json"]) if "json" in sample else {}
+        about = parse_json(sample["json"]) if "json" in sample else {}
         if not isinstance(about, dict):
             raise ValueError("it is no object")
         said += _words(about, _SPOKEN)
@@ -239,7 +241,7 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dic
             _, suffix = split(member.name)
             if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
                 continue
-            if member.size > _LARGEST:
+            if member.size > (_LARGEST if suffix.lower() in _PHOTOS else _LONGEST):
                 flaws.append(Flaw(TOO_LARGE, place_of(address, member.name)))
                 continue
             try:

@@ -11,12 +11,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.storage import atomic_path
+from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:
     from vpltool.formats.workspace import Photo, Workspace
 
 FILE = "changes.jsonl"
+
+_WORDS = ("classes", "photos", "words", "masks")
 
 Words = dict[str, list[str]]
 """Topic to phrases: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
@@ -69,11 +73,15 @@ def read_changes(workspace_path: Path) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
+            check_fields(entry, {"before": OBJECT, "after": OBJECT}, {"words": OBJECT,
+                                                                      "call": OBJECT})
+            for known in (entry["before"], entry["after"]):
+                check_fields(known, {}, {"classes": TEXT, "tags": TEXT_OF, "captions": TEXT_OF})
+            check_fields(entry.get("words", {}), {}, dict.fromkeys(_WORDS, TEXTS))
         except ValueError:
             continue
-        if isinstance(entry, dict):
-            found.append(entry)
+        found.append(entry)
     return found
 
 

@@ -12,10 +12,16 @@ from typing import Any
 
 from vpltool import __version__
 from vpltool.errors import VplError
+from vpltool.formats.fields import NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
 from vpltool.formats.kinds import KINDS
+from vpltool.json_text import parse_json
 
 METADATA_KEY = "vpltool"
 """Key of the header, as JSON, in the metadata of a .safetensors or the text of a PNG."""
+
+_FIELDS = {"options": OBJECT, "inputs": TEXT_OF, "model": TEXT_OF, "facts": OBJECT, "version": TEXT,
+           "format": NUMBER, "preset": OBJECT, "call": OBJECT, "sources": TEXT_OF,
+           "supervision": TEXT}
 
 _presets: list[dict[str, Any]] = [{}]
 
@@ -120,14 +126,17 @@ class Header:
             VplError: the text is not a header, or a newer vpltool wrote it.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
+            check_fields(content, {"kind": TEXT, "command": TEXT}, _FIELDS)
             unknown = sorted(set(content) - {entry.name for entry in fields(cls)})
             if unknown:
                 raise VplError(f"{where}: its header has `{unknown[0]}`, which this vpltool does "
                                f"not know; vpltool {content.get('version', '?')} wrote it",
                                "pip install -U vpltool")
+            if content.get("preset"):
+                check_fields(content["preset"], {"name": TEXT, "hash": TEXT, "given": OBJECT})
             header = cls(**({"preset": {}} | content))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise VplError(f"{where}: its vpltool header cannot be read ({error})",
                            "make the file again") from error
         newest = KINDS[header.kind].version if header.kind in KINDS else 0

@@ -19,10 +19,11 @@ from vpltool.formats.manifest import (
     again,
     header_of,
     join_manifests,
+    read_manifest,
     shard_manifests,
 )
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import describe, read_json, read_tensors
+from vpltool.formats.storage import describe, read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,7 +164,7 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
     if not (path / MANIFEST).exists():
         raise VplError(f"no {kinds[0]} in {path}", hint)
     parts = [part for _, part in shard_manifests(path)]
-    content = join_manifests(read_json(path / MANIFEST, hint), parts)
+    content = join_manifests(read_manifest(path / MANIFEST, hint), parts)
     header = header_of(content, path / MANIFEST)
     if header.kind not in kinds:
         raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from vpltool.errors import VplError
 from vpltool.formats.storage import atomic_path
+from vpltool.json_text import parse_json
 
 _CHUNK = 1 << 20
 
@@ -42,7 +43,7 @@ def read_span(path: Path, first: int, length: int) -> Any:
     """Read the element at this offset and of this length, in bytes."""
     with path.open("rb") as file:
         file.seek(first)
-        return json.loads(file.read(length))
+        return parse_json(file.read(length))
 
 
 def write_array(path: Path, elements: Iterable[Any]) -> None:
@@ -68,7 +69,7 @@ class _Text:
             raise ValueError("it does not begin with {")
         self.at += 1
         while self.next_char() != "}":
-            name = self.value()
+            name = str(self.value())
             if self.next_char() != "[":
                 self.value()
                 continue
@@ -94,6 +95,8 @@ class _Text:
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
             except ValueError:
                 if not self.more():
                     raise

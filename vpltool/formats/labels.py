@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL.PngImagePlugin import PngInfo
+
+_MOST_PIXELS = 200_000_000
+"""More than these are refused: a file of a few bytes can stand for any number of pixels."""
 
 
 def voc_palette() -> list[int]:
@@ -94,15 +99,19 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
+                               "a mask has a pixel for each of its photo's")
             if image.mode not in ("P", "L"):
                 raise VplError(f"{short_path(path)} is not an 8-bit index image (mode "
                                f"{image.mode}): a pixel's value must be its class",
                                "save it as a palette PNG (mode P); docs/datasets.md says how")
-            return np.asarray(image, dtype=np.uint8).copy()
+            return np.array(image, dtype=np.uint8)
     except FileNotFoundError:
         raise VplError(f"no mask at {short_path(path)}",
                        "give masks to `prepare`; `show(truth=False)` does without them"
                        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error,
+            struct.error, Image.DecompressionBombError) as error:
         raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})") from error

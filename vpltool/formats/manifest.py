@@ -14,15 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpltool.errors import VplError
+from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
+from vpltool.json_text import parse_json
 
 MANIFEST = "artifact.json"
 
 _SHARDS = ".shards"
 """Folder of the shards' manifests, in that of their artifact."""
+
+_OF_PHOTOS = {"failed": TEXT_OF, "own": TEXT_OF}
 
 UPDATE_HINT = "`update()` brings everything up to date; "
 """Beginning of the hint if only inputs have changed."""
@@ -45,8 +50,22 @@ def joined_manifest(path: Path, hint: str) -> dict[str, Any]:
     """
     # The shards' first: who joins them writes the whole before it deletes them.
     parts = shard_manifests(path)
-    content = read_json(path / MANIFEST, hint)
+    content = read_manifest(path / MANIFEST, hint)
     return join_manifests(content, [part for _, part in parts])
+
+
+def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
+    """Read an `artifact.json` alone, without those of its shards.
+
+    Raises:
+        VplError: it is missing or damaged; the hint is `hint`.
+    """
+    content = read_json(manifest, hint)
+    try:
+        check_fields(content, {"header": OBJECT}, {"config": TEXT, "complete": FLAG} | _OF_PHOTOS)
+    except ValueError as error:
+        raise VplError(f"{manifest} is damaged: {error}", hint) from error
+    return {"complete": False, "failed": {}, **content}
 
 
 def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
@@ -76,8 +95,27 @@ def shard_manifests(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     for file in sorted((path / _SHARDS).glob("*-of-*.json")):
         # Another process may have joined them, and deleted this one, meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            dated.append((file.stat().st_mtime_ns, file, json.loads(file.read_text("utf-8"))))
+            dated.append((file.stat().st_mtime_ns, file, _read_shard(file)))
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
+
+
+def _read_shard(file: Path) -> dict[str, Any]:
+    """Read the manifest of a shard.
+
+    Raises:
+        FileNotFoundError: another process has joined it meanwhile.
+        VplError: it is damaged.
+    """
+    try:
+        content = parse_json(file.read_text("utf-8"))
+        check_fields(content, {"config": TEXT, "shard": NUMBER, "shards": NUMBER, "whole": FLAG,
+                               "complete": FLAG} | _OF_PHOTOS)
+        if not 0 <= content["shard"] < content["shards"]:
+            raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
+    except ValueError as error:
+        raise VplError(f"{file} is damaged: {error}",
+                       "delete it; the same shard again writes it") from error
+    return dict(content)
 
 
 def photo_ids(path: Path) -> list[str]:

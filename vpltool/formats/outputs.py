@@ -21,11 +21,12 @@ from vpltool.formats.manifest import (
     header_of,
     join_manifests,
     joined_manifest,
+    read_manifest,
     shard_manifest,
     shard_manifests,
 )
 from vpltool.formats.shards import WHOLE, Shard
-from vpltool.formats.storage import describe, read_json, write_json, write_tensors
+from vpltool.formats.storage import describe, write_json, write_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ class OutputFolder:
         configuration go, and these before the manifest says that the folder is of this one.
         """
         manifest = self.path / MANIFEST
-        found = header_of(read_json(manifest, ""), manifest) if manifest.exists() else None
+        found = header_of(read_manifest(manifest, ""), manifest) if manifest.exists() else None
         if found is not None and found.config_hash != self.header.config_hash:
             for file in files_of(self.path, KINDS[found.kind].suffix):
                 if self._is_of_another_run(file):
@@ -174,7 +175,7 @@ class OutputFolder:
             return
         manifest = self.path / MANIFEST
         there = manifest.exists()
-        before = read_json(manifest, "") if there else {}
+        before = read_manifest(manifest, "") if there else {}
         own = joined_manifest(self.path, "").get("own", {}) if there and not self.clears else {}
         content = self._content(complete=finished and self.whole, failed=self._all_failed(),
                                 own={**own, **self.own})
@@ -195,7 +196,7 @@ class OutputFolder:
 
     def _write_shard_manifest(self, *, finished: bool) -> None:
         """Write the shard's manifest, unless the whole folder's says as much already."""
-        known, failed = read_json(self.path / MANIFEST, ""), self._all_failed()
+        known, failed = read_manifest(self.path / MANIFEST, ""), self._all_failed()
         if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
                 and self.own.items() <= known.get("own", {}).items()):
             return
@@ -211,7 +212,7 @@ class OutputFolder:
         """
         parts = [(file, part) for file, part in shard_manifests(self.path)
                  if part["config"] == self.header.config_hash]
-        known = read_json(self.path / MANIFEST, "")
+        known = read_manifest(self.path / MANIFEST, "")
         alike = [part for _, part in parts if part["shards"] == self.shard.count]
         done = {part["shard"] for part in alike if part["complete"]}
         # Some shards of a folder that was complete before, such as those with photos that failed.
@@ -331,7 +332,7 @@ def _clear(path: Path, kept: Collection[Path]) -> None:
     manifest = path / MANIFEST
     if not manifest.exists():
         return
-    suffix = KINDS[header_of(read_json(manifest, ""), manifest).kind].suffix
+    suffix = KINDS[header_of(read_manifest(manifest, ""), manifest).kind].suffix
     manifest.unlink(missing_ok=True)
     for file, _ in shard_manifests(path):
         file.unlink(missing_ok=True)

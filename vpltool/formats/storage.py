@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool.errors import VplError
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         VplError: the file is missing or is not a JSON object; the hint is `made_by`.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise VplError(f"{path} is not there", made_by) from None
     except (ValueError, OSError) as error:
@@ -172,12 +173,13 @@ def describe(path: Path) -> Description:
             raise VplError(f"{path} is damaged: its {size} bytes are not a .safetensors file",
                            "delete it and run the command that makes it again")
         try:
-            entries = json.loads(file.read(length))
-            text = entries.get("__metadata__", {}).get(METADATA_KEY)
+            entries = parse_json(file.read(length))
             shapes = _tensor_shapes(entries)
-            ends = [entry["data_offsets"][1] for name, entry in entries.items()
+            text = str(entries.get("__metadata__", {}).get(METADATA_KEY, ""))
+            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items()
                     if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
+                ) as error:
             raise VplError(f"{path} is not a .safetensors file ({error})",
                            "delete it and run the command that makes it again") from error
     if 8 + length + max(ends, default=0) != size:
@@ -187,11 +189,12 @@ def describe(path: Path) -> Description:
 
 
 def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (entry["dtype"], tuple(entry["shape"]))
+    return {name: (str(entry["dtype"]), tuple(map(int, entry["shape"])))
             for name, entry in entries.items() if name != "__metadata__"}
 
 
 def _png_header(path: Path) -> Header | None:
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
             raise VplError(f"{path} is not a PNG file")
@@ -199,7 +202,8 @@ def _png_header(path: Path) -> Header | None:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):
                 break
-            content = file.read(length + 4)[:length]
+            # A chunk may say that it has gigabytes.
+            content = file.read(min(length, size) + 4)[:length]
             key, _, text = content.partition(b"\0")
             if chunk == b"tEXt" and key == METADATA_KEY.encode():
                 return Header.from_json(text.decode("latin-1"), path)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
+from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
 from vpltool.formats.storage import atomic_path
+from vpltool.json_text import parse_json
 
 MARK = "vpltool-export.json"
 """File in a folder that says what vpltool wrote there: name to checksum, 0 for copies."""
@@ -73,10 +75,11 @@ def _is_of(name: str, split: str) -> bool:
 
 def _mark_of(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((path / MARK).read_text("utf-8"))
+        content = parse_json((path / MARK).read_text("utf-8"))
+        check_fields(content, {}, {"files": NUMBER_OF, "format": TEXT})
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return dict(content)
 
 
 def _check_untouched(path: Path) -> dict[str, int]:

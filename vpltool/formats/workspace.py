@@ -18,12 +18,26 @@ from vpltool.formats.changes import (
     explain_change,
     last_call,
 )
+from vpltool.formats.fields import (
+    NUMBER,
+    NUMBER_OF,
+    TEXT,
+    TEXT_OR_NONE,
+    TEXTS,
+    check_fields,
+    leads_out,
+)
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import UPDATE_HINT, again
 from vpltool.formats.storage import atomic_path, read_json, write_json
+from vpltool.json_text import parse_json
 
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
+
+_PHOTO = {"id": TEXT, "image": TEXT, "labels": TEXTS, "splits": TEXTS}
+_FIELDS = {"name": TEXT, "root": TEXT, "classes": TEXTS, "background": TEXTS, "model": TEXT,
+           "pretrained": TEXT, "ignore": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,15 @@ class Photo:
         """Read a line of `images.jsonl`; earlier versions wrote one `caption`.
 
         Raises:
-            ValueError, KeyError, TypeError: the line is not a photo.
+            ValueError: the line is not a photo.
         """
-        entry = json.loads(line)
+        entry = parse_json(line)
+        check_fields(entry, _PHOTO, {"mask": TEXT_OR_NONE, "caption": TEXT})
+        if leads_out(entry["id"]):
+            raise ValueError(f"the id {entry['id']!r} leads out of a folder")
         single = entry.pop("caption", "")
         captions = entry.pop("captions", None) or ([single] if single else [])
-        if isinstance(captions, str):
-            raise TypeError("captions is a text, not a list of texts")
+        check_fields({"captions": captions}, {"captions": TEXTS})
         return cls(entry.pop("id"), entry.pop("image"), tuple(entry.pop("labels")),
                    tuple(entry.pop("splits")), entry.pop("mask", None), tuple(captions), entry)
 
@@ -203,6 +219,7 @@ def open_workspace(path: Path) -> Workspace:
         raise VplError(f"no workspace in {path.resolve()}", _where_else(path))
     content = read_json(path / "workspace.json", _PREPARE)
     try:
+        check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT})
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
@@ -210,8 +227,9 @@ def open_workspace(path: Path) -> Workspace:
             mask_values={int(value): label
                          for value, label in content.get("mask_values", {}).items()},
             normalise=content.get("normalise", "model"))
-    except KeyError as error:
-        raise VplError(f"{path / 'workspace.json'} has no {error}", _PREPARE) from error
+    except ValueError as error:
+        raise VplError(f"{path / 'workspace.json'} describes no workspace: {error}", _PREPARE
+                       ) from error
 
 
 def _where_else(path: Path) -> str:
@@ -310,10 +328,12 @@ def read_images(path: Path) -> list[Photo]:
                     continue
                 try:
                     photos.append(Photo.from_json(line))
-                except (ValueError, KeyError, TypeError) as error:
+                except ValueError as error:
                     raise VplError(f"{path}:{number} is not a photo ({error})", _PREPARE) from error
     except FileNotFoundError:
         raise VplError(f"{path} is not there", _PREPARE) from None
+    except UnicodeDecodeError as error:
+        raise VplError(f"{path} is not UTF-8 ({error})", _PREPARE) from error
     return photos
 
 

@@ -56,7 +56,7 @@ def _read_file(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
             request.check_size(photo, size, f"{path}: image {key}")
             yield Labelled(photo, _paint(instances[key], labels, size, path),
                            f"{path}: image {key}")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise VplError(f"{path} is not COCO's instances: an entry lacks {error}",
                        "images, categories and annotations are what it needs") from error
 

@@ -6,14 +6,17 @@ refused: nothing in it is expanded. Needs pycocotools.
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.parsers import expat
 
 from vpltool.errors import VplError
+from vpltool.formats.xml_stream import DamagedXml, parse_xml
 from vpltool.labelling.reading import below
 from vpltool.labelling.request import Labelled, LabellingRequest
 
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
 NEEDS = ("pycocotools",)
 
 _NAME = "annotations.xml"
+_LARGEST = 1 << 28
+"""Bytes of annotations in a ZIP, however small they are packed."""
+
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError,
+               RuntimeError, struct.error)
+"""What `zipfile` raises at damaged files; NotImplementedError is a RuntimeError."""
 _AGAIN = "export it from CVAT as `CVAT for images 1.1`"
 _SHAPES = ("mask", "polygon", "box")
 _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
@@ -45,7 +54,7 @@ def files(path: Path) -> list[Path]:
     if path.suffix.lower() == ".xml":
         return [path]
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with contextlib.suppress(*_ZIP_ERRORS), zipfile.ZipFile(path) as archive:
             return [path] if _NAME in archive.namelist() else []
     return []
 
@@ -60,7 +69,7 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
             try:
                 photo = request.photo(image.attributes["name"], where)
                 size = (int(image.attributes["height"]), int(image.attributes["width"]))
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, OverflowError) as error:
                 raise VplError(f"{where}: an image without {error}", _AGAIN) from error
             request.check_size(photo, size, where)
             canvas = np.zeros(size, np.uint8)
@@ -69,7 +78,8 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
                 label = request.label(said.get("label", ""), where)
                 try:
                     canvas[_inside(shape, said, size)] = label
-                except (KeyError, ValueError, IndexError) as error:
+                # pycocotools raises bare exceptions at outlines that are none.
+                except Exception as error:
                     raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN
                                    ) from error
             yield Labelled(photo, canvas, f"{file}:{image.line}")
@@ -87,14 +97,8 @@ def _parse(path: Path) -> list[_Image]:
         VplError: it is not XML, has a document type, or has shapes without a region.
     """
     images: list[_Image] = []
-    parser = expat.ParserCreate()
 
-    def refuse(*_: object) -> None:
-        raise VplError(f"{path}:{parser.CurrentLineNumber}: a document type, which can hold "
-                       "anything, is not taken", _AGAIN)
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        line = parser.CurrentLineNumber
+    def start(name: str, attributes: dict[str, str], line: int) -> None:
         if name in _OTHERS:
             raise VplError(f"{path}:{line}: a {name} has no region",
                            "draw masks, polygons or boxes" if name != "track" else _AGAIN)
@@ -103,13 +107,10 @@ def _parse(path: Path) -> list[_Image]:
         elif name in _SHAPES and images:
             images[-1].shapes.append((line, name, attributes))
 
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = start
     try:
-        parser.Parse(_content(path), True)
-    except (expat.ExpatError, ValueError) as error:
-        line = getattr(error, "lineno", parser.CurrentLineNumber)
-        raise VplError(f"{path}:{line}: not XML ({error})", _AGAIN) from error
+        parse_xml(_content(path), start)
+    except DamagedXml as error:
+        raise VplError(f"{path}:{error.line}: {error}", _AGAIN) from error
     if not images:
         raise VplError(f"{path} lists no image", _AGAIN)
     return images
@@ -120,8 +121,10 @@ def _content(path: Path) -> bytes:
         if path.suffix.lower() == ".xml":
             return path.read_bytes()
         with zipfile.ZipFile(path) as archive:
+            if (held := archive.getinfo(_NAME).file_size) > _LARGEST:
+                raise ValueError(f"{_NAME} in it would be {held} bytes")
             return archive.read(_NAME)
-    except (OSError, zipfile.BadZipFile) as error:
+    except _ZIP_ERRORS as error:
         raise VplError(f"{path} cannot be read ({error})", _AGAIN) from error
 
 
@@ -144,11 +147,11 @@ def _inside(shape: str, said: dict[str, str], size: tuple[int, int]) -> npt.NDAr
         return region([[left, top, right, top, right, bottom, left, bottom]], size)
     left, top, width, height = (int(float(said[name]))
                                 for name in ("left", "top", "width", "height"))
-    lengths = np.array([int(word) for word in said["rle"].split(",")])
-    if lengths.min() < 0 or lengths.sum() > width * height:
-        raise ValueError(f"its run lengths do not fit into {width}×{height}")
-    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
+    if min(left, top, width, height) < 0 or top + height > size[0] or left + width > size[1]:
         raise ValueError("it is not within the photo")
+    lengths = np.array([int(word) for word in said["rle"].split(",")])
+    if lengths.min() < 0 or lengths.max() > width * height or lengths.sum() > width * height:
+        raise ValueError(f"its run lengths do not fit into {width}×{height}")
     values = np.zeros(width * height, bool)
     filled = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     values[: len(filled)] = filled

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vpltool.errors import VplError
+from vpltool.formats.fields import TEXT, check_fields, leads_out
 from vpltool.labelling.reading import (
     below,
     labels_of_names,
@@ -39,7 +40,11 @@ def _images(lists: list[Path]) -> Iterator[tuple[str, Path]]:
         for number, line in enumerate(read_text(listed).splitlines(), 1):
             row = parse_json(line, listed, number)
             try:
-                yield row.get("photo") or row["file_name"], listed.parent / row["mask_file_name"]
-            except (KeyError, TypeError, AttributeError) as error:
-                raise VplError(f"{listed}:{number}: no {error}",
+                check_fields(row, {"mask_file_name": TEXT}, {"photo": TEXT, "file_name": TEXT})
+                name, mask = row.get("photo") or row.get("file_name", ""), row["mask_file_name"]
+                if not name or leads_out(mask):
+                    raise ValueError("no `file_name`" if not name else f"{mask} leads out of it")
+            except ValueError as error:
+                raise VplError(f"{listed}:{number}: {error}",
                                "a line names `file_name` and `mask_file_name`") from error
+            yield name, listed.parent / mask

@@ -36,11 +36,15 @@ def files(path: Path) -> list[Path]:
 def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     """Read the tasks."""
     for file in files(path):
-        for number, task in enumerate(parse_json(read_text(file), file), 1):
+        tasks = parse_json(read_text(file), file)
+        if not isinstance(tasks, list):
+            raise VplError(f"{file} holds no list of tasks", _AGAIN)
+        for number, task in enumerate(tasks, 1):
             where = f"{file}: task {number}"
             try:
                 found = _read_task(task, request, where)
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError,
+                    StopIteration) as error:
                 raise VplError(f"{where} is not as Label Studio writes it (no {error})", _AGAIN
                                ) from error
             if found:
@@ -94,7 +98,7 @@ def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
     if stroke["type"] == "brushlabels":
         try:
             return from_brush_lengths(stroke["value"]["rle"], size)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise VplError(f"{where}: {error}", _AGAIN) from error
     if stroke["type"] == "polygonlabels":
         from vpltool.core.instances import region

@@ -41,13 +41,15 @@ def _classes(path: Path) -> list[str]:
     hint = "metainfo = dict(classes=('background', …)) in it names the classes"
     try:
         tree = ast.parse(read_text(path))
-    except SyntaxError as error:
-        raise VplError(f"{path}:{error.lineno}: not Python ({error.msg})", hint) from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise VplError(f"{path}:{line}: not Python ({getattr(error, 'msg', error)})", hint
+                       ) from error
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "classes":
             try:
                 return list(ast.literal_eval(node.value))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
                 raise VplError(f"{path}:{node.lineno}: `classes` is not a list of names", hint
                                ) from error
     raise VplError(f"{path} names no classes", hint)

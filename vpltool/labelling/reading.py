@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpltool import json_text
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, read_labels
 from vpltool.labelling.request import Labelled, LabellingRequest
@@ -38,7 +38,7 @@ def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
         VplError: it is damaged; the line is named.
     """
     try:
-        return json.loads(text)
+        return json_text.parse_json(text)
     except ValueError as error:
         line = first_line - 1 + getattr(error, "lineno", 1)
         raise VplError(f"{where}:{line}: not JSON ({getattr(error, 'msg', error)})", _AGAIN
@@ -56,8 +56,9 @@ def parse_yaml(path: Path) -> Mapping[str, Any]:
     except ImportError:
         raise VplError("PyYAML is not installed", "pip install 'vpltool[labelling]'") from None
     try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        content = yaml.load(read_text(path), _plain_loader(yaml))
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, LookupError, AttributeError,
+            OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise VplError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})", _AGAIN
@@ -67,16 +68,30 @@ def parse_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _plain_loader(yaml: Any) -> Any:
+    """A loader of plain values without aliases: ten lines of them can stand for 2¹⁰⁰ values."""
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias is not taken")
+            return super().compose_node(parent, index)
+
+    return Plain
+
+
 def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[int, int]:
     """Value to label, from names in the order of their values, or from value to name.
 
     Raises:
         VplError: a name is no class of the workspace, or these are no names.
     """
-    listed = names.items() if isinstance(names, dict) else enumerate(names or ())
     try:
-        return {int(value): request.label(str(name), str(where)) for value, name in listed}
-    except (TypeError, ValueError) as error:
+        listed = names.items() if isinstance(names, dict) else enumerate(names or ())
+        labels = {int(value): request.label(str(name), str(where)) for value, name in listed}
+        if labels and not (min(labels) >= 0 and max(labels) <= IGNORE):
+            raise ValueError("a value is not in 0 to 255")
+        return labels
+    except (TypeError, ValueError, OverflowError) as error:
         raise VplError(f"{where}: its class names cannot be read ({error})", _AGAIN) from error
 
 

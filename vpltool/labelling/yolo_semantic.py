@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vpltool.formats.fields import leads_out
 from vpltool.labelling.reading import labels_of_names, parse_yaml, read_label_images
 from vpltool.labelling.request import Labelled, LabellingRequest
 
@@ -16,7 +17,9 @@ def files(path: Path) -> list[Path]:
     if not (path / "data.yaml").exists():
         return []
     folder = parse_yaml(path / "data.yaml").get("masks_dir")
-    return sorted((path / str(folder)).rglob("*.png")) if folder else []
+    if not isinstance(folder, str) or leads_out(folder):
+        return []
+    return sorted((path / folder).rglob("*.png"))
 
 
 def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:

@@ -128,9 +128,10 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         VplError: a line is not one; file and line are named.
     """
-    text = path.read_text("utf-8").replace("\\\n", " ")
-    rows = [Line(number, " ".join(row.split()))
-            for number, row in zip(_first_numbers(path), text.splitlines(), strict=True)]
+    try:
+        rows = list(_rows(path.read_text("utf-8")))
+    except UnicodeDecodeError as error:
+        raise VplError(f"{path} is not UTF-8 ({error})", "save it as UTF-8") from error
     title = rows[0].text.lstrip("# ").rstrip(".") if rows else ""
     values, kept = [], []
     for row in rows:
@@ -142,20 +143,24 @@ def read_recipe(path: Path) -> Recipe:
             values.append(Value(match[1], None if default == "?" else default, match[3] or ""))
         else:
             kept.append(row)
-    body, rest = _blocks(kept, path)
+    try:
+        body, rest = _blocks(kept, path)
+    except RecursionError:
+        raise VplError(f"{path}: blocks within hundreds of blocks", "write fewer") from None
     if rest:
         raise VplError(f"{path}:{rest[0].number}: `end` without a block", "delete the line")
     return Recipe(path, title, tuple(values), body)
 
 
-def _first_numbers(path: Path) -> list[int]:
-    """Number of the first row of each line, rows that end in a backslash joined to the next."""
-    numbers, joined = [], False
-    for number, row in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not joined:
-            numbers.append(number)
-        joined = row.endswith("\\")
-    return numbers
+def _rows(text: str) -> Iterator[Line]:
+    """Yield the lines, rows that end in a backslash joined to the next, each with its first row."""
+    first, parts = 1, list[str]()
+    for number, row in enumerate([*text.split("\n"), ""], 1):
+        first = first if parts else number
+        parts.append(row.removesuffix("\\"))
+        if not row.endswith("\\"):
+            yield Line(first, " ".join(" ".join(parts).split()))
+            parts = []
 
 
 def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...], Sequence[Line]]:
@@ -217,7 +222,12 @@ def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iter
             names = [first or second for first, second in _NAME.findall(part)]
             if not all(_fill(f"${name}", values, path, line) for name in names):
                 continue
-        for word in shlex.split(part):
+        try:
+            words = shlex.split(part)
+        except ValueError as error:
+            raise VplError(f"{path}:{line.number}: `{part[:60]}` cannot be read ({error})",
+                           "close each quotation mark, and end no line in a backslash") from error
+        for word in words:
             yield _fill(word, values, path, line)
 
 

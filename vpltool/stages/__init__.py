@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -51,17 +51,45 @@ class FoundStage:
         """What spells its result for people, if paths are not all that there is to say."""
         return getattr(self.module, "show", None)
 
+    def judge(self, result: Any) -> None:
+        """Refuse a result that is a verdict, once it is printed; notebooks get it as it is.
+
+        Raises:
+            VplError: the result says that something is wrong.
+        """
+        getattr(self.module, "judge", lambda _result: None)(result)
+
 
 _PACKAGES = ("vpltool.stages", "vpltool.commands")
 
 
+class _Stages(Mapping[str, FoundStage]):
+    """Name to stage. Looking one up imports its file alone; going through them imports all."""
+
+    def __init__(self) -> None:
+        self._modules = {
+            info.name.replace("_", "-"): f"{package}.{info.name}" for package in _PACKAGES
+            for info in pkgutil.iter_modules(importlib.import_module(package).__path__)
+            if not info.name.startswith("_")}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __getitem__(self, name: str) -> FoundStage:
+        return FoundStage(name, importlib.import_module(self._modules[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._in_order)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    @functools.cached_property
+    def _in_order(self) -> list[str]:
+        return sorted(self._modules, key=lambda name: self[name].stage.order)
+
+
 @functools.cache
-def find_stages() -> dict[str, FoundStage]:
+def find_stages() -> Mapping[str, FoundStage]:
     """Name to stage of every file in these two folders, in pipeline order."""
-    found = []
-    for package in _PACKAGES:
-        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            if not info.name.startswith("_"):
-                module = importlib.import_module(f"{package}.{info.name}")
-                found.append(FoundStage(info.name.replace("_", "-"), module))
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.stage.order)}
+    return _Stages()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, read_tensors, write_tensors
+from vpltool.formats.fields import LIST, NUMBER, check_fields
 from vpltool.formats.header import difference, is_stale
 from vpltool.formats.manifest import UPDATE_HINT
 
@@ -92,6 +93,11 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
                        f"{'; '.join(difference(header, found, path))}",
                        (UPDATE_HINT if stale else "")
                        + f"`overwrite=True` begins anew; {keep}")
+    try:
+        check_fields(found.facts, {"checkpoint": NUMBER, "curve": LIST, "recent": LIST})
+    except ValueError as error:
+        raise VplError(f"{path} is no checkpoint: {error}", "`overwrite=True` begins anew"
+                       ) from error
     step = int(found.facts["checkpoint"])
     console.note(f"going on from step {step} of {header.options['iters']}")
     return Start(step, found.facts["curve"], found.facts["recent"], tensors, found.facts)

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from vpltool.core.vit import Head
 
 
+HEAD = ".head.safetensors"
+"""End of its name, behind that of the features' folder."""
+
+
 def head_path(features: Path) -> Path:
     """Where the head lies: beside the features of the same split."""
-    return features.parent / f"{features.name}.head.safetensors"
+    return features.parent / f"{features.name}{HEAD}"
 
 
 def read_head(features: Path) -> Head:

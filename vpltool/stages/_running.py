@@ -63,14 +63,18 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
     from vpltool.clip.encoders import Encoder
     from vpltool.clip.stored_towers import tower_from_config
 
-    if header.kind != "bundle" or not header.facts["tower"]:
+    if header.kind != "bundle" or not header.facts.get("tower"):
         return None
+    facts = header.facts
     try:
-        tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
-    except RuntimeError as error:
+        mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"{mean}, {std} are not of RGB")
+        tower = tower_from_config(facts["tower"], read_part(path, "tower")[1])
+    except (ValueError, KeyError, TypeError) as error:
         raise VplError(f"{path} does not hold the tower that its header names",
                        "`export('bundle')` makes it again") from error
-    return Encoder(tower.to(device), tuple(header.facts["mean"]), tuple(header.facts["std"]),
+    return Encoder(tower.to(device), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
                    header.model)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
+from vpltool.formats.manifest import again
 from vpltool.methods import find_method
 from vpltool.stages import _inputs
 from vpltool.stages._checkpoints import is_checkpoint
@@ -104,10 +105,16 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
     else:
         header = decoder_header(path)
         tensors = read_tensors(path, "decoder")[1]
+    from vpltool.core.rebuilding import rebuild
+
     # Files from before there were methods are all of this one.
-    method = find_method("segmenters", header.facts.get("segmenter", "weclip")).load()
-    network: SegmenterNetwork = method.rebuild(header.facts["config"])
-    network.load_state_dict(tensors)
+    method = find_method("segmenters", str(header.facts.get("segmenter", "weclip"))).load()
+    try:
+        network: SegmenterNetwork = rebuild(lambda: method.rebuild(header.facts["config"]),
+                                            tensors)
+    except ValueError as error:
+        raise VplError(f"{path} does not hold the network that its header names ({error})",
+                       again(header)) from error
     return header, network.eval().requires_grad_(False)
 
 

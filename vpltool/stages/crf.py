@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from vpltool.methods.inputs import ScoredPhoto
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrfSettings(Settings):
@@ -283,8 +285,7 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
     if batch[0].failure:
         return [(read.key, _photo_work.Failed(read.failure)) for read in batch]
     try:
-        marginals = worker.method.refine_labels([read.scored for read in batch], worker.settings,
-                                                worker.device)
+        marginals = _marginals(worker, [read.scored for read in batch])
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
             read = batch[0]
@@ -298,3 +299,12 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
     return [(read.key, [labels_at(field, read.classes, read.size, confidence)
                         for confidence in worker.task.confidences])
             for read, field in zip(batch, marginals, strict=True)]
+
+
+def _marginals(worker: _Worker, photos: Sequence[ScoredPhoto]) -> list[npt.NDArray[np.float32]]:
+    """Refine the scores of those photos where that changes a label."""
+    decided = getattr(worker.method, "decided", lambda _photo, _confidence: None)
+    known = [decided(photo, max(worker.task.confidences)) for photo in photos]
+    left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
+    made = iter(worker.method.refine_labels(left, worker.settings, worker.device) if left else ())
+    return [next(made) if field is None else field for field in known]

@@ -118,8 +118,9 @@ def run(work: Path, settings: ShowSettings) -> Path:
         if root is None:
             where = columns[0].path.resolve().name
     else:
-        rows = _chosen([_Row(photo.id, workspace.image_path(photo), photo)
-                        for photo in _tagged(workspace, settings)], settings, remarks)
+        rows = _chosen(_with_something(
+            [_Row(photo.id, workspace.image_path(photo), photo)
+             for photo in _tagged(workspace, settings)], columns, settings), settings, remarks)
     _check_columns(columns, rows)
 
     from vpltool.pictures.colours import class_palette
@@ -180,6 +181,19 @@ def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
             raise VplError(f"no photo of `{settings.split}` is tagged with `{settings.tagged}`",
                            "choose another split: `split='NAME'`")
     return photos
+
+
+def _with_something(rows: list[_Row], columns: Sequence[Column], settings: ShowSettings
+                    ) -> list[_Row]:
+    """The photos that any column has something of, or else all: columns may hold a part of them.
+
+    Photos that are asked for by their ids are never left out.
+    """
+    if settings.ids or not columns:
+        return rows
+    return [row for row in rows if any(
+        column.file_of(row.id).exists() or (column.source and row.id in column.source.failed)
+        for column in columns)] or rows
 
 
 def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list[_Row]:

@@ -124,7 +124,7 @@ class TrainGroupsSettings(Settings):
 
 
 STAGE = Stage(order=72, panel="3. Masks and segmenter", reads=("workspace", "images"),
-              writes=("groups",), settings=TrainGroupsSettings)
+              writes=("groups",), settings=TrainGroupsSettings, together=True)
 
 
 def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:

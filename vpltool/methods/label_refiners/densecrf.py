@@ -1,7 +1,7 @@
 """Fully connected CRF with Gaussian edges, by mean field (Krähenbühl and Koltun, NIPS 2011).
 
-Kernels and weights are CLIP-ES's, or WeCLIP's. By torch, photos of one size are done together; by
-pydensecrf one at a time, on one core. Both give the same labels.
+Kernels and weights are CLIP-ES's, or WeCLIP's. By torch, photos of one size are done together on a
+GPU; by pydensecrf one at a time, on one core. Both give the same labels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from vpltool.core.crf import CrfSettings
 
 READS = ("photo",)
+
+_FEW = 6
+"""Labels up to which torch's lattice is faster than pydensecrf on a core: the lattice costs a third
+of pydensecrf's, a label more three times as much."""
+
+_SMALL = 2**20
+"""Pixels up to which torch is taken on a CPU: it needs 1.1 kB a pixel, twice pydensecrf's."""
 
 CONFIDENCE = 0.95
 """Where the stage's `confidence` is not given; source: CLIP-ES, its code."""
@@ -63,7 +70,7 @@ def runs_on(settings: Settings, device: torch.device) -> torch.device:
     """
     import torch
 
-    return device if _backend(settings, device) == "torch" else torch.device("cpu")
+    return device if _backend(settings, device, (1, 1), 2) == "torch" else torch.device("cpu")
 
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
@@ -74,14 +81,22 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
     wrap = crf.wrap_image if settings.wrap_image else (lambda photo: photo)
     return crf.mean_fields([wrap(photo.photo) for photo in photos],
                            [photo.scores for photo in photos], _kernels(settings.preset),
-                           backend=_backend(settings, device), device=device)
+                           backend=_backend(settings, device, photos[0].photo.shape[:2],
+                                            len(photos[0].scores)), device=device)
+
+
+def decided(photo: ScoredPhoto, confidence: float) -> npt.NDArray[np.float32] | None:
+    """What the CRF cannot change: marginals (L, H, W) where one label leads everywhere, or None."""
+    from vpltool.core import crf
+
+    return crf.decided(photo.scores, confidence)
 
 
 def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
     """Estimate the memory that a photo of (height, width) takes, in bytes."""
     from vpltool.core.crf_size import estimate_bytes
 
-    return estimate_bytes(size, labels, _backend(settings, device))
+    return estimate_bytes(size, labels, _backend(settings, device, size, labels))
 
 
 def _kernels(preset: str) -> CrfSettings:
@@ -100,11 +115,16 @@ def _kernels(preset: str) -> CrfSettings:
         raise VplError(f"{preset}: {error}", f"`clip-es` is {shown}") from error
 
 
-def _backend(settings: Settings, device: torch.device) -> str:
+def _backend(settings: Settings, device: torch.device, size: Sequence[int], labels: int) -> str:
+    """Which one runs: of two that give the same labels the faster."""
+    from vpltool.core.permutohedral import by_mkl
+
     installed = importlib.util.find_spec("pydensecrf") is not None
     if settings.backend == "pydensecrf" and not installed:
         raise VplError("pydensecrf is not installed",
                        "pip install pydensecrf2, or `backend='torch'`")
-    if settings.backend == "auto":
-        return "pydensecrf" if installed and device.type == "cpu" else "torch"
-    return settings.backend
+    if settings.backend != "auto":
+        return settings.backend
+    slower = device.type == "cpu" and (
+        labels > _FEW or size[0] * size[1] > _SMALL or not by_mkl(device))
+    return "pydensecrf" if installed and slower else "torch"

@@ -31,6 +31,7 @@ from vpltool.datasets.webdataset import (
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError
 from vpltool.formats import OutputFolder, Photo, Workspace
+from vpltool.formats.fields import leads_out
 from vpltool.formats.storage import atomic_path
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
@@ -94,20 +95,14 @@ def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
     for pair in read_tar(tar):
         if isinstance(pair, Flaw):
             flaws.add(pair)
-        elif _leads_out(pair.key):
+        elif leads_out(pair.key):
             flaws.add(Flaw(OUTSIDE, place_of(tar, pair.key)))
         else:
             yield pair
 
 
-def _leads_out(key: str) -> bool:
-    """Whether a name could mean a file outside of the folder it is put in, on any system."""
-    parts = key.replace("\\", "/").split("/")
-    return ":" in parts[0] or "\0" in key or any(part in ("", ".", "..") for part in parts)
-
-
 def _photo(pair: Pair, name: str, split: str, classes: Sequence[str]) -> Photo:
-    tags = tuple(classes[int(tag)] if tag not in classes and tag.isdecimal()
+    tags = tuple(classes[int(tag)] if tag not in classes and tag.isdecimal() and len(tag) < 6
                  and int(tag) < len(classes) else tag for tag in pair.tags)
     key = f"{name}/{pair.key}"
     return Photo(key, f"{key}.{pair.suffix}", tuple(dict.fromkeys(tags)), (split,),

@@ -25,6 +25,7 @@ from vpltool.formats import open_workspace, read_json, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.recipes.comparison.measuring import Field, Measured, measure
+from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
 from vpltool.recipes.tables.begin import own_workspace
 from vpltool.shell import spell
@@ -54,6 +55,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
                         help="another list of methods")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
+    parser.add_argument("--ids", default=(), metavar="LIST", type=lambda text: text.split(","),
+                        help="photos of --score that the picture shows; default: three of several "
+                             "classes")
     parser.add_argument("--list", action="store_true", help="list the rows, and stop")
     return parser.parse_args(argv)
 
@@ -78,14 +82,17 @@ def _field(options: argparse.Namespace) -> Field:
                  options.seeds, masked[options.masks])
 
 
-def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: str = "") -> str:
-    """Measure row by row; the table is written down after each.
+def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: str = "",
+            ids: Sequence[str] = ()) -> str:
+    """Measure row by row; the table is written down after each, the picture at
+    the end.
 
     Args:
         world: where.
         comparison: all rows; those that were measured earlier are in the table too.
         rows: those to measure now.
         encoder: second encoder; empty: rows that read one are left out.
+        ids: photos of the picture, see `draw_methods`.
 
     Returns:
         the table as Markdown.
@@ -110,6 +117,9 @@ def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: 
             temporary.write_text(text, "utf-8")
         write_json(world.work.path / "compare.json", _protocol(world) | {
             "rows": {name: vars(item) for name, item in made.items()}})
+    if made:
+        with atomic_path(world.work.path / "compare.png") as temporary:
+            draw_methods(world, comparison.rows, made, ids).save(temporary, format="PNG")
     return text
 
 
@@ -170,7 +180,9 @@ def main(argv: list[str] | None = None) -> int:
                 for row in rows:
                     print(f"{row.name:28} {row.source}")
                 return 0
-            print(compare(_field(options), comparison, rows, options.second), flush=True)
+            world = _field(options)
+            choose_photos(open_workspace(options.work).photos(options.score), options.ids)
+            print(compare(world, comparison, rows, options.second, options.ids), flush=True)
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

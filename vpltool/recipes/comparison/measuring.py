@@ -120,20 +120,20 @@ def _scores(world: Field, row: Row, seed: int) -> Iterator[tuple[str, float]]:
     cut = Path()
     for column, name in names.items():
         cams = name.format(seed=seed)
-        cut = _score_path(world, f"{cams}-cut")
+        cut = score_path(world, f"{cams}-cut")
         world.work.eval(what=str(world.work.path / "cams" / cams / world.learn), split=world.cut,
                         out=cut)
         for split in (world.learn, world.score):
             report = world.work.eval(
                 what=str(world.work.path / "cams" / cams / split), split=split, threshold_from=cut,
-                out=_score_path(world, f"{cams}-{split}"))
+                out=score_path(world, f"{cams}-{split}"))
             yield f"{column}, {split}", 100 * float(report["miou"])
     final = (row.refined or row.cams).format(seed=seed)
     alpha = background_power(float(_threshold(cut)))
     for split in world.masked:
         world.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
         report = world.work.eval(what=f"masks/{final}-full", split=split,
-                                 out=_score_path(world, f"{final}-masks-{split}"))
+                                 out=score_path(world, f"{final}-masks-{split}"))
         yield f"mask, {split}", 100 * float(report["miou"])
 
 
@@ -157,7 +157,8 @@ def _threshold(scores: Path) -> float:
     return float(found["threshold"])
 
 
-def _score_path(world: Field, name: str) -> Path:
+def score_path(world: Field, name: str) -> Path:
+    """Path of the scores of maps or masks."""
     return world.work.path / "scores" / f"{name}.json"
 
 

@@ -95,7 +95,7 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
     try:
         found: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
         rows = [Row(**row) for row in found["row"]]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VplError(f"{path}: not a list of methods ({error})",
                        "it holds `begin`, and a `[[row]]` with "
                        f"{', '.join(field.name for field in fields(Row))} a method") from error
@@ -107,6 +107,9 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
                                        "second": ""}))
             except VplError as error:
                 raise VplError(f"{path}: {name}: {line}: {error.message}", error.hint) from error
+            except (ValueError, LookupError, AttributeError) as error:
+                raise VplError(f"{path}: {name}: {line}: not a line ({error})",
+                               "in braces are names of values, such as {split}") from error
     return Comparison(begin, rows)
 
 

@@ -1,0 +1,1 @@
+"""Campaigns against the product: hostile files (`make fuzz`), kills and faults (`make chaos`)."""

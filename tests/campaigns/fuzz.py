@@ -1,0 +1,400 @@
+"""Hostile files: a million executions of every reader, by atheris and by hypothesis.
+
+    python -m campaigns.fuzz --executions 1000000 --out FILE
+
+Each reader runs in a process of its own, which may take one GiB more than it has and five seconds
+of processor time for a file. What counts as a find: an exception that is not what a user is told as
+a line, a hang, memory beyond the limit, a crash, a file written outside of the world, a process
+started, a class that a pickle names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import mmap
+import os
+import resource
+import shutil
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+SECONDS = 5
+MEMORY = 1 << 30
+LARGEST = 1 << 20
+_WAIT = 300
+"""Seconds without an execution after which a reader's process is ended."""
+
+_RUNS_CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork",
+              "pickle.find_class", "socket.connect")
+_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod",
+            "os.truncate", "shutil.rmtree", "shutil.copyfile", "shutil.move")
+
+
+class Hang(BaseException):
+    """Five seconds of processor time are over."""
+
+
+class Escape(BaseException):
+    """Code was about to run, or a file outside of the world to be changed."""
+
+
+@contextlib.contextmanager
+def limited(memory: int = MEMORY) -> Iterator[None]:
+    """Limit this process's address space to what it has and so much more."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+_watched: list[Path] = []
+
+
+def _watch(event: str, args: tuple[Any, ...]) -> None:
+    if not _watched:
+        return
+    if event in _RUNS_CODE:
+        raise Escape(f"{event} {args[:1]}")
+    writes = event == "open" and isinstance(args[2], int) and args[2] & (
+        os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if (writes or event in _CHANGES) and isinstance(args[0], (str, bytes, os.PathLike)):
+        path = os.path.realpath(os.fsdecode(args[0]))
+        if not path.startswith((str(_watched[0]), "/dev/null")):
+            raise Escape(f"{event} {path}")
+
+
+_install = functools.cache(lambda: sys.addaudithook(_watch))
+
+
+@contextlib.contextmanager
+def watched(base: Path) -> Iterator[None]:
+    """Have an `Escape` raised where code would run, or a file outside of `base` be changed."""
+    _install()
+    _watched.append(base.resolve())
+    try:
+        yield
+    finally:
+        _watched.pop()
+
+
+def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
+    """Read a file of a world once.
+
+    Returns:
+        what was found and where it happened, empty if all is well; and the traceback.
+    """
+    from vpltool.cli import explain
+    from vpltool.errors import is_out_of_memory
+    from vpltool.shell import spell
+
+    def late(*_: object) -> None:
+        raise Hang("five seconds")
+
+    signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        try:
+            with watched(base):
+                read(base)
+        except (Hang, Escape):
+            raise
+        except Exception as error:
+            told = explain(error)
+            if told is None or _lacked_memory(error) or is_out_of_memory(error):
+                raise
+            assert spell(told.message) + spell(told.hint)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        return f"{type(error).__name__} in {_place_of(error)}", traceback.format_exc()[-4000:]
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return "", ""
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    """Whether an exception was caused by a lack of memory, whatever it says."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, MemoryError):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _place_of(error: BaseException) -> str:
+    """The innermost function of the product that an exception passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/vpltool/" in frame.filename]
+    last = (own or list(frames))[-1]
+    return f"{Path(last.filename).stem}.{last.name}"
+
+
+class Counts:
+    """Executions and the time of the last one, shared with the parent process."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 24)
+
+    def add(self) -> None:
+        """Count an execution."""
+        total = self.total + 1
+        self.memory[:16] = struct.pack("<qd", total, time.monotonic())
+
+    @property
+    def total(self) -> int:
+        """Executions so far."""
+        return int(struct.unpack("<q", self.memory[:8])[0])
+
+    @property
+    def last(self) -> float:
+        """When the last one began."""
+        return float(struct.unpack("<d", self.memory[8:16])[0])
+
+
+class Trial:
+    """One reader in one world: executes contents, counts them, and notes what is found.
+
+    Args:
+        reader: the reader.
+        seeds: valid contents of its file.
+        base: a world of its own.
+        finds: folder that finds are written to.
+        counts: shared with the parent.
+    """
+
+    def __init__(self, reader: Any, seeds: list[bytes], base: Path, finds: Path, counts: Counts
+                 ) -> None:
+        from campaigns.mutations import FORMS
+
+        self.reader, self.base, self.finds, self.counts = reader, base, finds, counts
+        self.path = base / reader.place
+        self.seeds = seeds
+        self.mutate = FORMS[reader.form]
+        self.known: set[str] = set()
+
+    def execute(self, content: bytes) -> str:
+        """Read a content; what was found, or empty."""
+        if len(content) > LARGEST:
+            return ""
+        self.counts.add()
+        self.path.write_bytes(content)
+        found, trace = find_in(self.reader.read, self.base)
+        if found and found not in self.known:
+            self.known.add(found)
+            note_find(self.finds, self.reader.name, found, trace, content)
+        return found
+
+
+def note_find(finds: Path, reader: str, found: str, trace: str, content: bytes) -> None:
+    """Write a find down: one line a find, and the file that leads to it."""
+    name = f"{reader.replace(' ', '-')}-{hashlib.sha256(content).hexdigest()[:12]}"
+    (finds / name).write_bytes(content)
+    with (finds / "finds.jsonl").open("a") as file:
+        file.write(json.dumps({"reader": reader, "found": found, "file": name, "trace": trace})
+                   + "\n")
+
+
+def by_atheris(trial: Trial, runs: int, seed: int) -> None:
+    """Run libFuzzer over a reader; it does not return, but ends the process."""
+    import atheris
+
+    corpus = trial.base.with_name(trial.base.name + "-corpus")
+    shutil.rmtree(corpus, ignore_errors=True)
+    corpus.mkdir()
+    for number, content in enumerate(trial.seeds):
+        (corpus / str(number)).write_bytes(content)
+
+    def mutate(content: bytes, most: int, number: int) -> bytes:
+        chance = Random(number)
+        if chance.random() < 0.25:
+            return bytes(atheris.Mutate(content, most))
+        return trial.mutate(content or trial.seeds[0], chance)[:most]
+
+    def execute(content: bytes) -> None:
+        trial.execute(content)
+
+    atheris.Setup(
+        ["fuzz", f"-runs={runs}", f"-seed={seed + 1}", f"-max_len={LARGEST}", "-verbosity=0",
+         "-rss_limit_mb=0", "-timeout=600", "-len_control=0", str(corpus)],
+        execute, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+def by_hypothesis(trial: Trial, runs: int, seed: int) -> None:
+    """Put whatever hypothesis makes of JSON into any place of a reader's file."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    from campaigns.documents import documents
+
+    @seeded(seed)
+    @settings(max_examples=runs, database=None, deadline=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))
+    @given(documents(trial.reader.form, trial.seeds))
+    def execute(content: bytes) -> None:
+        trial.execute(content)
+
+    execute()
+
+
+def run_reader(reader: Any, seeds: list[bytes], world: Path, finds: Path, runs: int, engine: str,
+               seed: int) -> int:
+    """Run an engine over a reader in a process of its own, again after a crash.
+
+    Returns:
+        the number of executions.
+    """
+    counts, attempt, before = Counts(), 0, -1
+    while counts.total < runs and counts.total > before and attempt < 20:
+        before = counts.total
+        base = world.with_name(f"{world.name}-{reader.name.replace(' ', '-')}-{engine}")
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(world, base)
+        child = os.fork()
+        if not child:
+            _be_child(reader, seeds, base, finds, counts, runs - before, engine, seed + attempt)
+        status = _wait(child, counts)
+        died = os.waitstatus_to_exitcode(status)
+        if died:
+            path = base / reader.place
+            note_find(finds, reader.name, f"the process ended with {died}", "",
+                      path.read_bytes() if path.exists() else b"")
+        shutil.rmtree(base, ignore_errors=True)
+        attempt += 1
+    return counts.total
+
+
+def _be_child(reader: Any, seeds: list[bytes], base: Path, finds: Path, counts: Counts,
+              runs: int, engine: str, seed: int) -> None:
+    code = 70
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        log = os.open(finds / "engines.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 2)
+        trial = Trial(reader, seeds, base, finds, counts)
+        with limited():
+            (by_atheris if engine == "atheris" else by_hypothesis)(trial, runs, seed)
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait(child: int, counts: Counts) -> int:
+    started = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() - max(counts.last, started) > _WAIT:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
+             ) -> Counter[tuple[str, str]]:
+    """Run the whole campaign; executions of each reader and engine."""
+    try:
+        import atheris
+    except ImportError:
+        atheris = None
+    with atheris.instrument_imports(include=["vpltool"]) if atheris else contextlib.nullcontext():
+        from campaigns.readers import READERS, begin, make_world
+    from campaigns import documents  # noqa: F401  # once, not in each child
+    from vpltool.clip.load import import_open_clip
+
+    import_open_clip()
+
+    memory = Path("/dev/shm")
+    world = (memory if memory.is_dir() else finds) / f"vpltool-fuzz-{os.getpid()}"
+    chosen = [reader for reader in READERS if not only or reader.name in only]
+    done: Counter[tuple[str, str]] = Counter()
+    shares = {"atheris": 0.8, "hypothesis": 0.2} if atheris else {"hypothesis": 1.0}
+    try:
+        make_world(world)
+        seeds = {reader.name: begin(reader, world) for reader in chosen}
+        whole = sum(reader.weight for reader in chosen)
+
+        def run(reader: Any, engine: str) -> None:
+            runs = -(-int(executions * shares[engine] * reader.weight) // whole)
+            began = time.monotonic()
+            done[reader.name, engine] = run_reader(
+                reader, seeds[reader.name], world, finds, runs, engine, seed)
+            print(f"{reader.name}: {engine} {done[reader.name, engine]} executions, "
+                  f"{time.monotonic() - began:.0f} s", flush=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda pair: run(*pair),
+                          [(reader, engine) for reader in chosen for engine in shares]))
+    finally:
+        for path in world.parent.glob(f"{world.name}*"):
+            shutil.rmtree(path, ignore_errors=True)
+    return done
+
+
+def as_markdown(done: Counter[tuple[str, str]], finds: list[dict[str, str]]) -> str:
+    """The figures of a campaign as a table."""
+    engines = sorted({engine for _, engine in done})
+    lines = ["| reader | " + " | ".join(engines) + " | finds |",
+             "|" + " --- |" * (len(engines) + 2)]
+    for name in dict.fromkeys(name for name, _ in done):
+        of_reader = {entry["found"] for entry in finds if entry["reader"] == name}
+        lines.append(f"| {name} | " + " | ".join(
+            f"{done[name, engine]:,}" for engine in engines) + f" | {len(of_reader)} |")
+    total = [sum(count for (_, own), count in done.items() if own == engine)
+             for engine in engines]
+    lines.append(f"| **all: {sum(total):,}** | " + " | ".join(f"{count:,}" for count in total)
+                 + f" | {len({(entry['reader'], entry['found']) for entry in finds})} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the campaign; exit code 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--executions", type=int, default=1_000_000)
+    parser.add_argument("--finds", type=Path, default=Path("build/fuzz"))
+    parser.add_argument("--out", type=Path, help="file that the table of figures is written to")
+    parser.add_argument("--only", default="", help="names of readers, separated by commas")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    shutil.rmtree(options.finds, ignore_errors=True)
+    options.finds.mkdir(parents=True)
+    options.finds = options.finds.resolve()
+    done = campaign(options.executions, options.finds,
+                    [name for name in options.only.split(",") if name], options.seed, options.jobs)
+    log = options.finds / "finds.jsonl"
+    finds = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    table = as_markdown(done, finds)
+    print(table)
+    if options.out:
+        options.out.write_text(table)
+    for found in finds:
+        print(f"{found['reader']}: {found['found']} ({options.finds / found['file']})")
+    sys.exit(bool(finds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`doctor`: each kind of damage is found, and the printed line repairs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TRAIN, Run
+
+from vpltool.commands import _machine_checks
+from vpltool.commands._findings import removal
+from vpltool.commands._machine_checks import judge_driver
+from vpltool.formats import describe, write_tensors
+from vpltool.formats.storage import short_path
+
+
+def findings(run: Run, work: Path) -> list[dict[str, Any]]:
+    """What is not as it should be, after a check that says so by its exit code."""
+    result = run("doctor", "--no-machine", "--json", work=work)
+    listed = json.loads(result.out)
+    assert result.code == any(entry["level"] == "broken" for entry in listed), result.err
+    return [entry for entry in listed if entry["level"] != "ok"]
+
+
+def repair(run: Run, line: str) -> None:
+    """Run a printed line: in a shell, and in this process what is vpltool's."""
+    for part in line.split(" && "):
+        words = shlex.split(part)
+        if words[0] == "vpltool":
+            done = run(*words[1:])
+            assert done.code == 0, f"{part}: {done.err}"
+        else:
+            subprocess.run(words, check=True)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def of_another_run(path: Path) -> None:
+    header = describe(path).header
+    assert header is not None
+    header.options["method"] = "another"
+    write_tensors(path, header, {"cam": torch.ones(1, 2, 2).half(),
+                                 "classes": torch.ones(1).long()})
+
+
+def test_all_is_well(run: Run, copied: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (copied / "work").rglob("*")}
+    result = run("doctor", "--no-machine", work=copied / "work")
+    assert result.code == 0
+    assert not result.lines("error:")
+    files = [path for path in before if path.suffix in (".safetensors", ".png")]
+    assert f"8 photos, {len(files)} files checked" in result.out
+    assert findings(run, copied / "work") == []
+    assert {path: path.stat().st_mtime_ns for path in (copied / "work").rglob("*")} == before
+
+
+DAMAGES: dict[str, tuple[str, Any, str]] = {
+    "features/train": ("features/train/scene0.safetensors", truncate, "1 file is damaged: scene0"),
+    "features/val": ("features/val.head.safetensors", Path.unlink, "val.head.safetensors is not"),
+    "features/train.head.safetensors": (
+        "features/train.head.safetensors", truncate, "is truncated"),
+    "cams/text/train": ("cams/text/train/scene1.safetensors", Path.unlink,
+                        "lacks 1 of 6 photos: scene1"),
+    "cams/text-refined/val": ("cams/text-refined/val/scene6.safetensors", of_another_run,
+                              "1 file is of another configuration than the folder: scene6"),
+    "cams/text/val": ("cams/text/val/artifact.json", truncate, "cannot be read as JSON"),
+    "masks/text-refined/train": ("masks/text-refined/train/scene2.png", truncate,
+                                 "1 file is damaged: scene2"),
+    "masks/text-refined-full/train": (
+        "masks/text-refined-full/train/artifact.json", Path.unlink, "holds masks, but no artifact"),
+    "prototypes/text.safetensors": ("prototypes/text.safetensors", truncate, "is truncated"),
+}
+
+
+def test_each_damage_is_found_and_its_line_repairs_it(run: Run, copied: Path) -> None:
+    """All at once; whole features of the same photos are not made again."""
+    work = copied / "work"
+    kept = (work / "features/train/scene5.safetensors").stat().st_mtime_ns
+    whole = {file: file.read_bytes() for file in work.rglob("*") if file.is_file()}
+    for file, damage, _ in DAMAGES.values():
+        damage(work / file)
+    (work / "scores").mkdir()
+    (work / "scores/text-train.json").write_text("{")
+    listed = findings(run, work)
+    found = {entry["about"]: entry for entry in listed}
+    assert found.keys() == {*DAMAGES, "scores/text-train.json"}
+    for about, (_, _, says) in DAMAGES.items():
+        assert says in found[about]["says"], found[about]
+    # From top to bottom: what is made from others is repaired behind them.
+    for entry in listed:
+        repair(run, entry["repair"])
+    assert findings(run, work) == []
+    assert (work / "features/train/scene5.safetensors").stat().st_mtime_ns == kept
+    again = {file: file.read_bytes() for file in work.rglob("*") if file.is_file()}
+    # The tiny CLIP lies in another place than when `ready` was made: headers only tell its name.
+    assert [file for file in whole if again.get(file) != whole[file]] == []
+
+
+def test_what_killed_commands_leave(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    old, young = (work / "cams/text/train" / f".part-{name}.safetensors" for name in "ab")
+    for part in (old, young):
+        part.write_bytes(b"123")
+    os.utime(old, (time.time() - 7200,) * 2)
+    manifest = work / "cams/text/val/artifact.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"complete": False}, indent=1))
+    run("extract", "--keep", "tokens,patches,attention,layers", "--overwrite", "--workers", 0,
+        work=work)
+    assert run(*TRAIN, "--name", "tiny", work=work).code == 0
+    done = work / "decoder/tiny.safetensors"
+    shutil.copy(done, work / "decoder/tiny.checkpoint.safetensors")
+    shutil.copy(done, work / "decoder/other.checkpoint.safetensors")
+    found = {entry["about"]: entry for entry in findings(run, work) if entry["about"] != ".part-*"}
+    assert {entry["level"] for entry in found.values()} == {"note"}
+    assert found["cams/text/val"]["says"] == "has all its photos, but was not finished"
+    assert "was left behind" in found["decoder/tiny.checkpoint.safetensors"]["says"]
+    assert "training stopped at step" in found["decoder/other.checkpoint.safetensors"]["says"]
+    assert "--iters 5" in found["decoder/other.checkpoint.safetensors"]["repair"]
+    parts = [entry for entry in findings(run, work) if entry["about"] == ".part-*"]
+    assert [entry["says"].split(",")[0] for entry in parts] == [
+        "1 file is left by commands that were killed", "1 file is being written"]
+    repair(run, parts[0]["repair"])
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_photos_that_are_gone_and_ids_that_come_twice(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    (copied / "photos/scene3.png").unlink()
+    lines = (work / "images.jsonl").read_text().splitlines()
+    (work / "images.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+    found = {entry["about"]: entry for entry in findings(run, work)}
+    assert "1 of 9 photos are not in" in found["photos"]["says"]
+    assert "scene3" in found["photos"]["says"]
+    assert "1 photo listed twice: scene0" in found["images.jsonl"]["says"]
+    assert shlex.split(found["photos"]["repair"])[3:5] == ["prepare", "folder"]
+    repair(run, found["photos"]["repair"])
+    assert not {"photos", "images.jsonl"} & {entry["about"] for entry in findings(run, work)}
+
+
+def test_a_workspace_that_cannot_be_read(run: Run, copied: Path, tmp_path: Path) -> None:
+    (copied / "work/workspace.json").write_text("{}")
+    (entry,) = findings(run, copied / "work")
+    assert entry["about"] == "workspace.json"
+    assert "has no 'name'" in entry["says"]
+    nothing = run("doctor", "--no-machine", work=tmp_path)
+    assert (nothing.code, nothing.out) == (0, "workspace\n  none here\n")
+
+
+def test_shards_have_a_line_each(run: Run, copied: Path) -> None:
+    work = copied / "work"
+    shutil.rmtree(work / "cams")
+    assert run("cam", "--shard", "0/3", work=work).code == 0
+    lacking = next(entry for entry in findings(run, work) if entry["about"] == "cams/text/train")
+    lines = lacking["repair"].splitlines()
+    assert 1 <= len(lines) <= 2
+    assert all("--shard" in line for line in lines)
+    for line in lines:
+        repair(run, line)
+    assert "cams/text/train" not in {entry["about"] for entry in findings(run, work)}
+
+
+def test_the_machine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = json.loads(run("doctor", "--json", work=tmp_path).out)
+    assert {"vpltool", "torch", "pydensecrf", "model cache"} <= {
+        entry["about"] for entry in listed}
+    monkeypatch.setattr(_machine_checks.shutil, "disk_usage",
+                        lambda _path: shutil._ntuple_diskusage(10, 9, 64_000_000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(_machine_checks, "_version_of", lambda name: "1.0")
+    result = run("doctor", work=tmp_path)
+    assert result.code == 1
+    assert "64 MB free" in result.out
+    assert "pip install 'numpy>=1.26'" in result.out or "numpy" not in result.out
+
+
+@pytest.mark.parametrize(("built", "driver", "newest", "level", "repair"), [
+    (None, "", "", "ok", ""),
+    (None, "550.54", "12.4", "note", "/whl/cu124"),
+    ("12.8", "550.54", "12.4", "note", "/whl/cu124"),
+    ("13.0", "535.1", "12.2", "note", "/whl/cu121"),
+    ("12.4", "550.54", "12.4", "note", "nvidia-smi"),
+    ("12.4", "390.1", "9.1", "note", "ubuntu-drivers"),
+])
+def test_why_torch_sees_no_gpu(built: str | None, driver: str, newest: str, level: str,
+                               repair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    finding = judge_driver(built, driver, newest)
+    assert finding.level == level
+    assert repair in finding.repair
+
+
+def test_many_files_go_with_their_folder(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(30)]
+    assert removal(files[:2], tmp_path).split()[0::2] == ["rm", short_path(files[1])]
+    assert removal(files, tmp_path) == shlex.join(["rm", "-r", short_path(tmp_path)])

@@ -1,0 +1,72 @@
+"""A group of commands, each of which is made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from typer.core import TyperGroup
+
+from vpltool.command_help import asked_help, group_help
+from vpltool.errors import near_name
+
+_T = TypeVar("_T")
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that says which one may be meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
+        args, topic = asked_help(ctx, args, before=self.commands)
+        if topic in self.commands:
+            args = [topic, "--help"]
+        return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the page of the group; with `--help-all`, everything as typer has it."""
+        return group_help(ctx, self) or super().get_help(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is named first; a usage error names the nearest."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            ctx.fail(f"no command `{name}`: {_suggestion(name, self.commands, ctx.command_path)}")
+        return super().resolve_command(ctx, args)
+
+
+def _suggestion(name: str, known: Iterable[str], path: str) -> str:
+    names = list(known)
+    begun = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
+    if begun:
+        return f"did you mean {' or '.join(f'`{entry}`' for entry in begun)}?"
+    hint = near_name(name, names)
+    return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
+
+
+class MadeOnce(Mapping[str, Any]):
+    """Name to command. A call needs one of dozens, whose options take longest to make.
+
+    Args:
+        sources: name to what a command is made of; it is only looked at.
+        make: makes a command.
+    """
+
+    def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], Any]) -> None:
+        self._sources = sources
+        self._make: Callable[[Any], Any] = make
+        self._made: dict[str, Any] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._make(self._sources[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

@@ -1,0 +1,71 @@
+"""What `doctor` finds: of what, how bad it is, and the line that repairs it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool.errors import VplError
+from vpltool.formats.storage import short_path
+from vpltool.shell import spell
+
+OK, NOTE, BROKEN = "ok", "note", "broken"
+"""In order; worth knowing; a command will refuse, stop, or take what it should not."""
+
+_MOST = 20
+"""Files that a line to delete them names; more are found by a pattern or go with their folder."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding.
+
+    Args:
+        part: `machine` or `workspace`.
+        level: `ok`, `note` or `broken`.
+        about: the thing, such as `torch`, or a path relative to the workspace.
+        says: what was found.
+        repair: the line to type, or several.
+    """
+
+    part: str
+    level: str
+    about: str
+    says: str
+    repair: str = ""
+
+
+def in_workspace(level: str, about: str, says: str, repair: str = "") -> Finding:
+    """A finding about a workspace; see `Finding`."""
+    return Finding("workspace", level, about, says, repair)
+
+
+def program(work: Path) -> list[str]:
+    """The first words of a line for a workspace."""
+    return ["vpltool", *(["-C", str(work)] if work != Path() else [])]
+
+
+def refused(about: str, error: VplError) -> Finding:
+    """A finding of an error that any command would meet, in the words of the command line."""
+    return Finding("workspace", BROKEN, about, spell(error.message), spell(error.hint))
+
+
+def removal(files: Iterable[Path], folder: Path | None = None) -> str:
+    """Spell the line that deletes files; where they are many, the whole folder of them."""
+    found = sorted(files)
+    if folder is not None and len(found) > _MOST:
+        return shlex.join(["rm", "-r", short_path(folder)])
+    return shlex.join(["rm", *map(short_path, found)])
+
+
+def named(words: Iterable[str]) -> str:
+    """List names, the first five of many."""
+    found = list(words)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if found[5:] else "")
+
+
+def files_are(count: int) -> str:
+    """Spell a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
+    return f"{count} {'file is' if count == 1 else 'files are'}"

@@ -1,0 +1,283 @@
+"""What `doctor` asks a workspace: every file against its header, missing ids, what was left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vpltool import console
+from vpltool.commands._findings import (
+    BROKEN,
+    NOTE,
+    OK,
+    Finding,
+    files_are,
+    in_workspace,
+    named,
+    program,
+    refused,
+    removal,
+)
+from vpltool.commands._leftovers import (
+    first_header,
+    line_of,
+    remake,
+    strays,
+    temporary_files,
+    without_manifest,
+)
+from vpltool.errors import VplError
+from vpltool.formats import Photo, Workspace, open_workspace, read_json
+from vpltool.formats.changes import count_photos, last_call
+from vpltool.formats.checking import Faults, check_file, faults_in, told_header
+from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
+from vpltool.formats.storage import short_path
+from vpltool.methods import find_methods
+from vpltool.settings import described
+from vpltool.shell import command_line
+from vpltool.stages import find_stages
+from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
+from vpltool.stages._heads import HEAD, head_path
+from vpltool.state import Artifact, State, read_artifact, read_state
+
+_DAMAGE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
+"""What reading a damaged JSON meets."""
+
+_MADE_BY = {"prototypes/text.safetensors": "text-prototypes",
+            "prototypes/vision.safetensors": "learn-prototypes"}
+"""Single files of which not even a damaged header must tell who makes them."""
+
+
+def workspace_findings(path: Path) -> list[Finding]:
+    """Check a workspace; nothing is changed.
+
+    Args:
+        path: its folder.
+    """
+    try:
+        workspace = open_workspace(path)
+        photos = workspace.photos()
+    except VplError as error:
+        return [refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
+                        error)]
+    folders, files = _parts(path)
+    stray = strays(workspace, folders)
+    known, count = {photo.id for photo in photos}, len(files)
+    found = [*_photos(workspace, photos), *_clip(workspace)]
+    made = list(without_manifest(workspace, stray))
+    with console.progress("check", len(folders) + len(files)) as advance:
+        for folder in folders:
+            checked, faults = _folder(workspace, folder, known)
+            count += checked
+            made += faults
+            advance()
+        for file in files:
+            made += _single(workspace, file)
+            advance()
+    places = _places(workspace, [*folders, *files, *stray])
+    made.sort(key=lambda finding: places.get(finding.about.removesuffix(HEAD), -1))
+    found += [*made, *_scores(path), *temporary_files(path)]
+    if not any(finding.level == BROKEN for finding in found):
+        found += _stale(workspace)
+    return [in_workspace(OK, workspace.name,
+                         f"{count_photos(len(photos))}, {count} files checked"), *found]
+
+
+def _places(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
+    """Name to place of what was made, each behind its sources: so repairs run from the top."""
+    artifacts = {}
+    for path in paths:
+        header = first_header(path) if path.is_dir() else told_header(path)
+        name = path.relative_to(workspace.path).as_posix()
+        if header is not None and header.command.split()[0] in find_stages():
+            artifacts[name] = Artifact(name, path, workspace.path, header)
+    return {artifact.name: place
+            for place, artifact in enumerate(State(workspace, artifacts).in_order)}
+
+
+def _parts(work: Path) -> tuple[list[Path], list[Path]]:
+    """Folders with a manifest, and single .safetensors with a header; not of workspaces below."""
+    folders, files = [], []
+    for place, below, names in os.walk(work):
+        folder = Path(place)
+        if folder != work and "workspace.json" in names:
+            below.clear()
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if MANIFEST in names:
+            folders.append(folder)
+        elif folder.parent == work and folder.name.startswith(("prototypes", "decoder", "groups")):
+            files += [folder / name for name in sorted(names) if name.endswith(".safetensors")
+                      and not name.startswith(".")]
+        files += [folder / name for name in sorted(names) if name.endswith(HEAD)
+                  and not name.startswith(".")]
+    return folders, files
+
+
+def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Ids that come twice, and photos that are gone."""
+    twice = [key for key, count in Counter(photo.id for photo in photos).items() if count > 1]
+    if twice:
+        yield in_workspace(BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed twice: "
+                     f"{named(twice)}", _prepare_line(workspace))
+    gone = [photo.id for photo in photos if not workspace.image_path(photo).is_file()]
+    if gone:
+        root = short_path(workspace.path / workspace.root)
+        yield in_workspace(
+            BROKEN, "photos", f"{len(gone)} of {count_photos(len(photos))} are not in {root}: "
+            f"{named(gone)}. If they have moved, give their new folder", _prepare_line(workspace))
+
+
+def _prepare_line(workspace: Workspace) -> str:
+    """The line that prepared the workspace last; without what it remembers anyway."""
+    call = last_call(workspace.path)
+    methods = find_methods("sources")
+    if call.get("method") not in methods:
+        return shlex.join(["vpltool", "-C", str(workspace.path), "prepare", "--help"])
+    values = {"method": call["method"]}
+    for entry in described(methods[call["method"]].settings):
+        if entry.about.positional and entry.name in call:
+            value = call[entry.name]
+            values[entry.name] = (short_path(workspace.path / value) if entry.type is Path
+                                  else value)
+    return command_line("prepare", values, program(workspace.path))
+
+
+def _clip(workspace: Workspace) -> Iterator[Finding]:
+    """Whether the CLIP is where the workspace says."""
+    from vpltool.clip.models import find_source
+
+    try:
+        source = find_source(workspace.model, workspace.pretrained, workspace.path)
+    except VplError as error:
+        finding = refused("CLIP", error)
+        yield replace(finding, repair=f"{_prepare_line(workspace)} --pretrained FILE-OR-TAG")
+    else:
+        yield in_workspace(OK, "CLIP", " ".join(dict.fromkeys(source.names.values())))
+
+
+def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, list[Finding]]:
+    """Number of files of a folder, and what is wrong with it and with them."""
+    name = path.relative_to(workspace.path).as_posix()
+    try:
+        artifact = read_artifact(workspace, path)
+    except _DAMAGE as error:
+        says = error.message if isinstance(error, VplError) else f"a damaged manifest ({error})"
+        return 0, [in_workspace(BROKEN, name, says.removeprefix(str(path)).lstrip("/: "),
+                          remake(workspace, path))]
+    if artifact is None or artifact.folder is None:
+        return 0, []
+    faults = faults_in(artifact.folder)
+    ids = photo_ids(path)
+    found = [*_bad_files(artifact, faults), *_ids(State(workspace, {}), artifact)]
+    if _lacks_head(artifact):
+        found.append(in_workspace(BROKEN, name, f"{path.name}{HEAD} is not beside it",
+                                  artifact.line()))
+    surplus = [key for key in ids if key not in known]
+    if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
+        found.append(in_workspace(
+            NOTE, name, f"{len(surplus)} files of photos that the workspace does not have: "
+            f"{named(surplus)}", removal([artifact.folder.path_of(key) for key in surplus])))
+    return len(ids), found
+
+
+def _lacks_head(artifact: Artifact) -> bool:
+    """Whether the head that `cam` needs is gone; a second encoder has none."""
+    return (artifact.header.kind == "features" and "encoder" not in artifact.header.options
+            and not head_path(artifact.path).exists())
+
+
+def _bad_files(artifact: Artifact, faults: Faults) -> Iterator[Finding]:
+    """Damaged files, and those of another configuration than their folder's."""
+    if faults.damaged:
+        first = min(faults.damaged)
+        yield in_workspace(BROKEN, artifact.name, f"{files_are(len(faults.damaged))} damaged: "
+                     f"{named(sorted(file.stem for file in faults.damaged))} "
+                     f"({first.name}: {faults.damaged[first]})",
+                     f"{removal(faults.damaged, artifact.path)} && {artifact.line()}")
+    if faults.foreign:
+        yield in_workspace(BROKEN, artifact.name, f"{files_are(len(faults.foreign))} of another "
+                     "configuration than the folder: "
+                     f"{named(file.stem for file in faults.foreign)}",
+                     f"{removal(faults.foreign, artifact.path)} && {artifact.line()}")
+
+
+def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
+    """Photos that a folder lacks, those that failed, and a mark that was never set."""
+    asked, todo = state.to_do(artifact)
+    shards = state.unfinished_shards(artifact)
+    if todo:
+        yield in_workspace(BROKEN, artifact.name, f"lacks {len(todo)} of {count_photos(asked)}: "
+                     f"{named(todo)}",
+                     "\n".join(shard.line for shard in shards) or artifact.line())
+    if artifact.failed:
+        yield in_workspace(
+            NOTE, artifact.name, f"without {count_photos(len(artifact.failed))}, which failed: "
+            f"{named(artifact.failed)}; mend them first", artifact.line())
+    complete = read_json(artifact.path / MANIFEST, "").get("complete")
+    if asked and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(
+            (artifact.path / ".shards").iterdir())):
+        yield in_workspace(NOTE, artifact.name, "has all its photos, but was not finished",
+                     artifact.line())
+
+
+def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
+    """A file of all photos: damaged, or the checkpoint of a training that was stopped."""
+    name = path.relative_to(workspace.path).as_posix()
+    try:
+        header = check_file(path)
+    except VplError as error:
+        yield in_workspace(BROKEN, name, error.message.removeprefix(str(path)).lstrip(": "),
+                     _single_again(workspace, path))
+        return
+    if header is None or not is_checkpoint(path):
+        return
+    target = next((other for other in path.parent.glob("*.safetensors")
+                   if checkpoint_of(other) == path), None)
+    if target is None:
+        step, last = header.facts.get("checkpoint", "?"), header.options.get("iters", "?")
+        yield in_workspace(
+            NOTE, name, f"a training stopped at step {step} of {last}; this goes on",
+            line_of(workspace, path, header))
+    else:
+        yield in_workspace(NOTE, name, f"was left behind; {target.name} is there",
+                           removal([path]))
+
+
+def _single_again(workspace: Workspace, path: Path) -> str:
+    """The line that makes a damaged file of all photos again, as far as anything tells it."""
+    features = path.with_name(path.name.removesuffix(HEAD))
+    header = told_header(path)
+    name = path.relative_to(workspace.path).as_posix()
+    if path.name.endswith(HEAD) and (features / MANIFEST).exists():
+        path_of, header = features, header_of(manifest_of(features), features / MANIFEST)
+    else:
+        path_of = path
+    if header is not None:
+        return f"{removal([path])} && {line_of(workspace, path_of, header)}"
+    if name in _MADE_BY:
+        line = command_line(_MADE_BY[name], {}, program(workspace.path))
+        return f"{removal([path])} && {line}"
+    return removal([path])
+
+
+def _scores(work: Path) -> Iterator[Finding]:
+    for file in sorted((work / "scores").glob("*.json")):
+        try:
+            read_json(file, "")
+        except VplError as error:
+            yield in_workspace(BROKEN, f"scores/{file.name}",
+                         error.message.removeprefix(str(file)).strip(), removal([file]))
+
+
+def _stale(workspace: Workspace) -> Iterator[Finding]:
+    state = read_state(workspace)
+    stale = [artifact.name for artifact in state.in_order if state.stale(artifact)]
+    if stale:
+        yield in_workspace(NOTE, "results", f"{len(stale)} of {len(state.artifacts)} are stale: "
+                     f"{named(stale)}",
+                     shlex.join([*program(workspace.path), "update"]))

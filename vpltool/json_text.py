@@ -1,0 +1,22 @@
+"""JSON from anywhere: whatever is wrong with it is a ValueError."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: the JSON; bytes are UTF-8.
+        options: of `json.loads`.
+
+    Raises:
+        ValueError: it is damaged, or nested thousands of levels deep.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -1,0 +1,100 @@
+"""The picture of a comparison: the same photos under all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats import Photo, find_folder, open_workspace, read_json
+from vpltool.recipes.comparison.measuring import Field, Measured, score_path
+from vpltool.recipes.comparison.rows import Row
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vpltool.pictures.overlays import Rgb, SheetPanel
+
+PHOTOS = 3
+"""How many photos each method is shown on."""
+
+_ACROSS = 2
+"""Methods side by side."""
+
+_WIDTH = 150
+"""Width of a photo in the picture, in pixels."""
+
+
+def choose_photos(photos: Sequence[Photo], ids: Sequence[str]) -> list[Photo]:
+    """The photos that are named; else photos spread over all, of several classes where there are.
+
+    Raises:
+        VplError: none has one of these ids.
+    """
+    if ids:
+        known = {photo.id: photo for photo in photos}
+        if strange := [name for name in ids if name not in known]:
+            raise VplError(f"no photo `{strange[0]}` in the split that is scored",
+                           f"such as `{photos[0].id}`")
+        return [known[name] for name in ids]
+    mixed = [photo for photo in photos if len(photo.labels) > 1]
+    found = mixed if len(mixed) >= PHOTOS else list(photos)
+    return found[::max(1, len(found) // PHOTOS)][:PHOTOS]
+
+
+def draw_methods(world: Field, rows: Sequence[Row], made: Mapping[str, Measured],
+                 ids: Sequence[str] = ()) -> Image.Image:
+    """Draw each method's last maps as labels, cut as they were scored; the photos come first.
+
+    Args:
+        world: where the maps and scores lie.
+        rows: the methods, in order; of those that were not measured nothing is drawn.
+        made: what was measured.
+        ids: photos of the split that is scored; none: some of several classes.
+
+    Returns:
+        a sheet with two methods side by side, and the colours of the classes below.
+
+    Raises:
+        VplError: a photo that is named is not there, or maps cannot be read.
+    """
+    from vpltool.core.photos import read_photo
+    from vpltool.pictures.colours import class_palette
+    from vpltool.pictures.overlays import SheetPanel, fit_panel, sheet
+
+    workspace = open_workspace(world.work.path)
+    photos = choose_photos(workspace.photos(world.score), ids)
+    pictures = {photo.id: fit_panel(read_photo(workspace.image_path(photo)), _WIDTH)
+                for photo in photos}
+    blocks = [[SheetPanel("photos" if not number else "", picture)
+               for number, picture in enumerate(pictures.values())]]
+    blocks += [list(_panels(world, row, made[row.name], pictures))
+               for row in rows if row.name in made]
+    return sheet((sum(blocks[start:start + _ACROSS], []) for start in
+                  range(0, len(blocks), _ACROSS)),
+                 class_palette(), dict(enumerate(("background", *workspace.classes))), _WIDTH)
+
+
+def _panels(world: Field, row: Row, measured: Measured, pictures: Mapping[str, Rgb]
+            ) -> Iterator[SheetPanel]:
+    """A method's labels of each photo, by its first seed."""
+    import torch.nn.functional as F
+
+    from vpltool.core.metrics import labels_at
+    from vpltool.pictures.colours import class_palette
+    from vpltool.pictures.overlays import SheetPanel, classes_in, labels_over
+
+    name = (row.refined or row.cams).format(seed=world.seeds[0] if row.seeded else 0)
+    threshold = float(read_json(score_path(world, f"{name}-cut"), "")["threshold"])
+    source = find_folder(world.work.path, ("cams",), name, world.score, ("cams",),
+                         "run the comparison again")
+    column = f"{'refined' if row.refined else 'CAM'}, {world.score}"
+    title = f"{row.name}: {fmean(measured.miou[column]):.1f}"
+    for key, picture in pictures.items():
+        tensors = source.read_tensors(key)
+        maps = F.interpolate(tensors["cam"].float()[None], size=picture.shape[:2], mode="bilinear",
+                             align_corners=False)[0]
+        labels = labels_at(maps.numpy(), tensors["classes"].tolist(), threshold)
+        yield SheetPanel(title, labels_over(picture, labels, class_palette()), classes_in(labels))
+        title = ""
