@@ -12,6 +12,8 @@
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
 # make check      lint, types, tests
 # make docs       build/site: the documentation as pages that work from disk; needs no network
+# make chaos      200 kills and all faults: every command is disturbed and run again; KILLS=n
+# make fuzz       a million hostile files to all readers; EXECUTIONS=n
 # make package    dist/: sdist and wheel; the wheel is installed into a fresh environment and tried there
 # make readers    exports read back by Ultralytics, Label Studio's SDK, Datumaro and `datasets`
 #
@@ -39,7 +41,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -52,8 +54,10 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
 	touch $@
 
+# A process for each core, up to eight: each makes the fixtures that a session shares once more.
+# The tests of a file stay together, for the fixtures of the file.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -72,6 +76,19 @@ types: setup
 	$(BIN)/mypy vpltool
 
 check: lint types test
+
+# Campaigns; their figures stand in docs/reliability.md. The short forms are tests/test_campaigns.py.
+KILLS ?= 200
+EXECUTIONS ?= 1000000
+CAMPAIGN := PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m campaigns
+
+chaos: setup
+	$(CAMPAIGN).chaos --kills $(KILLS) --out benchmarks/results-chaos.md $(OPTIONS)
+
+fuzz: setup
+	@# atheris has no wheel for some Pythons; hypothesis then does all of it.
+	$(BIN)/python -m pip install -q -e '.[fuzz]' || echo 'no atheris here: hypothesis alone'
+	$(CAMPAIGN).fuzz --executions $(EXECUTIONS) --out benchmarks/results-fuzz.md $(OPTIONS)
 
 # FRESH is made anew each time; it downloads torch.
 FRESH ?= build/fresh

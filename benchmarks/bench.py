@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from budget import budget
+from goals import goals
 from groups import groups
 from measure import Row, failed, table
 from methods import Cost, costs, methods
@@ -51,6 +52,8 @@ def page(head: str, rows: Sequence[Row], kind: str, sizes: Sizes) -> str:
     parts = [head]
     if of_stages:
         parts += [table(of_stages, kind), budget(of_stages, kind, sizes.product_pixels)]
+    if kind == "cpu" and (of_goals := goals(of_stages)):
+        parts.append(of_goals)
     if of_methods:
         parts.append(costs(of_methods, kind))
     return "\n\n".join(parts) + "\n"

@@ -76,14 +76,13 @@ MAY_IMPORT = {
     "setting_text": {"settings"},
     "help_pages": {"settings", "setting_text", "errors"},
     "command_help": STAGES | {"shell", "help_pages"},
-    "command_group": {"command_help", "errors"},
-    "command": STAGES | {"run", "shell", "preset", "parameters", "command_help",
-                         "command_group"},
+    "command_group": {"errors", "command_help"},
+    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
-    "cli": RUNS | {"next_step", "completion", "command_help", "command_group"},
+    "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
     "reference": RUNS | {"commands"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""

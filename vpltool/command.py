@@ -97,10 +97,12 @@ class _StageCommand(TyperCommand):
         super().__init__(name, **looks)
         self.found = found
         self.method = method
+        self.shown = method
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the options, those of the method that is asked for too, then parse."""
         stage = self.found.stage
+        self.shown = self.method
         self._take_options(self.method)
         for option, instead in stage.moved.items():
             if option in {arg.split("=")[0] for arg in args}:
@@ -110,12 +112,12 @@ class _StageCommand(TyperCommand):
         if self.found.name == "run":
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
-        _check_order(ctx, args, self)
+        _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
         return super().parse_args(ctx, asked_help(ctx, args)[0])
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
-        return stage_help(ctx, self.found, self.method) or super().get_help(ctx)
+        return stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
 
     def _take_options(self, method: Method | None) -> None:
         whole = _options_of(self.found, method)
@@ -130,7 +132,7 @@ class _StageCommand(TyperCommand):
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
         if asked or not {"--help", "--help-all", "-h"} & {*args}:
             self._check_owner(ctx, args, methods, name)
-            self.method = methods[name] if asked else None
+            self.shown = methods[name] if asked else None
             self._take_options(methods[name])
             return
         lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",

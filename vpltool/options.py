@@ -9,7 +9,7 @@ from typing import Any
 
 from vpltool.settings import RUNNING, NoEffect, setting
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 STORES = ("fp16", "fp32")
 
 
@@ -33,7 +33,8 @@ def device(*, brief: bool = True) -> Any:
 
 def precision(*no_effect: NoEffect) -> Any:
     """Number format of the network."""
-    return setting("fp32", "fp32, bf16 or fp16, for the network.", choices=PRECISIONS,
+    return setting("fp32", "fp32, bf16 or fp16, for the network; auto: bf16 where this machine "
+                           "computes in it, else fp32.", choices=PRECISIONS,
                    panel=RUNNING, record="changed", no_effect=no_effect)
 
 

@@ -12,7 +12,7 @@ from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.header import under_preset
-from vpltool.formats.shards import rank_of_process, shard_of_environment
+from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.parallel.once import once
 from vpltool.settings import Settings, make, names_of, values_of
@@ -38,6 +38,10 @@ def run_stage(
     Raises:
         VplError: something the user can fix.
     """
+    if values.get("precision") == "auto" and "precision" in names_of(found.stage.settings):
+        # Headers say what was taken: what is made must not change with the machine unnoticed.
+        given = frozenset(values if given is None else given)
+        values = {**values, "precision": _settled(values)}
     settings = stage_settings(found, values, given)
     listener = contextlib.nullcontext() if speaks(found) else console.heard_by(console.Silence())
     with under_preset(preset or {}), listener, _once(found, path, settings):
@@ -65,6 +69,23 @@ def _once(found: FoundStage, path: Path, settings: Settings
                       for name, value in what.items() if name in settings.given)
     return once(path, json.dumps([found.name, said, rank_of_process(), shard], sort_keys=True),
                 f"`{found.name.replace('-', '_')}({given})`")
+
+
+def _settled(values: Mapping[str, Any]) -> str:
+    """The precision that `auto` stands for on this machine.
+
+    Raises:
+        VplError: several processes share the work; their machines may differ.
+    """
+    from vpltool.parallel.device import find_device, settle_precision
+
+    count = find_shard(str(values.get("shard") or "")).count
+    if max(count, rank_of_process()[1]) > 1:
+        raise VplError("`precision='auto'`: the machines that share this work may settle on "
+                       "different ones", "`precision='bf16'`, or `precision='fp32'`")
+    taken = settle_precision("auto", find_device(str(values.get("device") or "auto")))
+    console.note(f"precision: {taken}")
+    return taken
 
 
 def speaks(found: FoundStage) -> bool:

@@ -70,7 +70,7 @@ class Segmenter:
             pretrained: weights of the CLIP, a file or folder, where the file does not hold them;
                 default: as the workspace around it says, or as its header names them.
             device: auto, cpu, cuda or cuda:N.
-            precision: fp32, bf16 or fp16, for the CLIP; groups compute in fp32.
+            precision: fp32, bf16, fp16 or auto, for the CLIP; groups compute in fp32.
             max_side: longer photos are scaled down to this first; 0: never; default: what the
                 bundle says, 1024 for a decoder.
             threshold: of groups: where all classes stay below, there is background.

@@ -203,7 +203,8 @@ def make_cases(room: Path, commands: Sequence[Words]) -> list[Case]:
     (base / "captions.csv").write_text("id,caption\n" + "".join(
         f"scene{number},a drawing of shape {number % 3}\n" for number in range(12)))
     cases = []
-    for number, words in enumerate(COMMANDS):
+    last = max(COMMANDS.index(words) for words in commands)
+    for number, words in enumerate(COMMANDS[: last + 1]):
         before = room / f"before-{number}"
         shutil.copytree(base, before, symlinks=True)
         outcome = run(words, base)
@@ -309,14 +310,14 @@ def full_disk(case: Case, base: Path, room: Path, chance: Random, figures: Figur
             left = free.f_bavail * free.f_frsize - wanted
             while left > 0:
                 left -= file.write(b"\0" * min(left, 1 << 20))
-        outcome = run(case.words, disk)
+        said = room / "said"
+        outcome = end_run(begin_run(case.words, disk, said), said, time.monotonic())
         where = f"{case.name}, full disk"
         figures.counts[case.name, "full disk"] += 1
         check_told(case, outcome, figures, where)
         if half := _half(disk, case):
             figures.damage.append(f"{where}: half files pass for whole: {half[:3]}")
         filler.unlink()
-        (room / "disk" / "base-said").unlink(missing_ok=True)
         _run_again(case, disk, figures, where)
 
 
@@ -419,11 +420,17 @@ def campaign(room: Path, kills: int, faults: int, seed: int,
             except PermissionError as error:
                 skipped.append(f"{fault}: {error.strerror}")
                 break
+            _say(f"{case.name}, {fault}", figures)
     done = attempt = 0
     while done < kills and attempt < 5 * kills:
         done += kill_once(cases[attempt % len(cases)], base, chance, figures)
         attempt += 1
+        _say(f"{done} of {kills} kills", figures)
     return figures, skipped
+
+
+def _say(done: str, figures: Figures) -> None:
+    print(f"{done}; damage {len(figures.damage)}", file=sys.stderr, flush=True)
 
 
 def as_markdown(figures: Figures, skipped: Sequence[str]) -> str:

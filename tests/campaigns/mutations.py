@@ -92,11 +92,11 @@ def mutate_json(content: bytes, chance: Random) -> bytes:
     """Mutate the value that a JSON file holds."""
     try:
         value = json.loads(content)
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            value = mutate_value(value, chance)
+        return dumped(value)
     except (ValueError, RecursionError):
         return mutate_bytes(content, chance)
-    for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        value = mutate_value(value, chance)
-    return dumped(value)
 
 
 def mutate_lines(content: bytes, chance: Random, inside: Mutation = mutate_bytes) -> bytes:

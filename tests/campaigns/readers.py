@@ -84,6 +84,7 @@ def make_world(base: Path) -> Path:
                   ("export", "mmseg", "--out", base / "mmseg"),
                   ("export", "imagefolder", "--out", base / "imagefolder")):
         _succeed(run(*words, work=base / "work"))
+    shutil.copytree(base / "imagefolder", base / "given")
     for make in (_make_coco, _make_voc, _make_texts, _make_weights, _make_tar, _make_photos,
                  _make_checkpoint):
         make(base)
@@ -304,7 +305,7 @@ def read_mask(base: Path) -> None:
 
 def replace_export(base: Path) -> None:
     """Replace a folder that was exported before."""
-    write_tree(base / "imagefolder", [("classes.json", b"[]")], "imagefolder")
+    write_tree(base / "given", [("classes.json", b"[]")], "imagefolder")
 
 
 def _zipped(name: str, source: str) -> Callable[[Path], list[bytes]]:
@@ -387,7 +388,7 @@ READERS = (
     Reader("mmseg", "mmseg/dataset.py", "lines", read_labels_of("mmseg"), weight=4),
     Reader("imagefolder", "imagefolder/train/metadata.jsonl", "json lines",
            read_labels_of("imagefolder"), weight=4),
-    Reader("export mark", "imagefolder/vpltool-export.json", "json", replace_export, weight=4),
+    Reader("export mark", "given/vpltool-export.json", "json", replace_export, weight=4),
 )
 
 

@@ -29,8 +29,9 @@ PIXELS = Pixels(unit(60, 2), torch.arange(60) // 30, LABELS, TAGS)
 def reading(**changes: Any) -> Reading:
     """The paper's reading, with P' restricted to a photo's tags."""
     paper: dict[str, Any] = {
-        "tau_t": 0.01, "tau_i": 0.03, "iters": 3000, "lr": 10.0, "solver": "pgd", "harden": 0.0,
-        "classes": "present", "student": "all", "targets": "text", "rounds": 1, "balance": False}
+        "tau_t": 0.01, "tau_i": 0.03, "iters": 3000, "tolerance": 0.0, "lr": 10.0, "solver": "pgd",
+        "harden": 0.0, "classes": "present", "student": "all", "targets": "text", "rounds": 1,
+        "balance": False}
     return Reading(**(paper | changes))
 
 

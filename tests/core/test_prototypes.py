@@ -149,6 +149,26 @@ def test_pgd_is_inmaps_loop(pixels: Tensor, text: Tensor) -> None:
     np.testing.assert_allclose(found.T.numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(("tau_t", "tau_i"), [(0.01, 0.03), (0.05, 0.03), (0.05, 0.1)])
+def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tensor, text: Tensor
+                                       ) -> None:
+    """Its rows are those of all steps, to the tolerance; with 0 it takes them all."""
+    targets = text_targets(pixels, text, tau=tau_t)
+    steps: list[int] = []
+
+    def solved(tolerance: float) -> Tensor:
+        return solve_pgd(pixels, targets, text, tau=tau_i, iters=3000, tolerance=tolerance,
+                         watch=lambda record: steps.append(record.step))
+
+    exact = solved(0.0)
+    assert steps[-1] == 2999
+    for tolerance in (0.005, 0.02):
+        turned = 2 * ((solved(tolerance).double() - exact.double()).norm(dim=-1) / 2).asin()
+        assert steps[-1] < 2999
+        assert turned.max() <= tolerance
+        assert (solved(tolerance) * exact).sum(dim=-1).min() >= 0.9998
+
+
 def test_without_halving_the_rate_stays(pixels: Tensor, text: Tensor) -> None:
     targets = text_targets(pixels, text, tau=0.05)
     rates: list[float] = []

@@ -16,7 +16,7 @@ from vpltool.clip.weights import without_random_init
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.parallel import device
 from vpltool.parallel.batches import FeatureBatch
-from vpltool.parallel.device import find_precision, slowdown_of
+from vpltool.parallel.device import find_precision, settle_precision, slowdown_of
 from vpltool.parallel.memory import explain_out_of_memory, run_within_memory
 from vpltool.parallel.photos import Batch
 
@@ -209,6 +209,21 @@ def test_a_slow_precision_is_told_and_taken(slower: float, told: list[str],
     assert find_precision("bf16", torch.device("cuda"), found.append) == torch.bfloat16
     assert find_precision("bf16", cpu) == torch.bfloat16
     assert (found, measured) == (told, [torch.bfloat16])
+
+
+@pytest.mark.parametrize(("slower", "capability", "taken"), [
+    (0.3, (9, 0), "bf16"), (0.9, (8, 0), "bf16"), (4.0, (7, 5), "fp32"), (70.4, (6, 1), "fp32")])
+def test_auto_is_bf16_where_the_device_computes_in_it(
+    slower: float, capability: tuple[int, int], taken: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "slowdown_of", lambda _precision: slower)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    told = list[str]()
+    for where in (torch.device("cpu"), torch.device("cuda")):
+        assert settle_precision("auto", where) == taken
+        assert find_precision("auto", where, told.append) == device.PRECISIONS[taken]
+        assert settle_precision("fp32", where) == "fp32"
+    assert not told
 
 
 def test_threads_are_as_before_the_measurement() -> None:

@@ -250,7 +250,7 @@ WRONG: list[tuple[str, Change, str]] = [
      "has the value 3, which is no class"),
     ("imagefolder", replaced("train/metadata.jsonl", "\n{", "\n"), "metadata.jsonl:2: not JSON"),
     ("imagefolder", replaced("train/metadata.jsonl", "mask_file_name", "mask"),
-     "metadata.jsonl:1: no 'mask_file_name'"),
+     "metadata.jsonl:1: it has no `mask_file_name`"),
 ]
 
 

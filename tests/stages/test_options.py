@@ -212,3 +212,28 @@ def test_photos_are_seen_as_asked(run: Run, layered: Path, tmp_path: Path) -> No
                  "--max-side", 24, "--precision", "bf16", "--out", tmp_path / "x",
                  work=layered / "work")
     assert (result.code, result.lines("warning:")) == (0, [])
+
+
+@pytest.mark.parametrize(("slower", "taken"), [(0.3, "bf16"), (4.0, "fp32")])
+def test_headers_say_what_auto_took(slower: float, taken: str, run: Run, copied: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the same files are kept by whoever names it, and are others on another machine."""
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: slower)
+    work = copied / "work"
+    result = run("cam", "--precision", "auto", "--device", "cpu", "--overwrite", work=work)
+    assert result.code == 0, result.err
+    assert f"precision: {taken}" in result.err
+    header, _ = read_tensors(work / "cams/text/train/scene0.safetensors", "cams")
+    assert header.options.get("precision", "fp32") == taken
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 0.9)
+    assert run("cam", "--precision", taken, "--device", "cpu", work=work).code == 0
+    again = run("cam", "--precision", "auto", "--device", "cpu", work=work)
+    assert again.code == (0 if taken == "bf16" else 1)
+
+
+def test_auto_is_not_for_machines_that_share_the_photos(run: Run, copied: Path) -> None:
+    result = run("cam", "--precision", "auto", "--shard", "0/2", "--overwrite",
+                 work=copied / "work")
+    assert result.code == 1
+    assert "may settle on different ones" in result.lines("error:")[0]
+    assert (copied / "work/cams/text/train/scene0.safetensors").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, copy_workspace, draw_scenes, prepare, write_scenes
+from launching import launch
 from torch import Tensor
 
 from vpltool.clip.groupvit import from_groupvit, is_groupvit
@@ -293,12 +292,7 @@ def test_a_file_of_something_else_is_no_start(run: Run, captioned: Path, tmp_pat
 
 def test_two_processes(work: Path) -> None:
     """Both take part in each step, one writes; the same command again begins from its file."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "vpltool",
-            "-C", str(work), *map(str, TRAIN)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    launch(2, ["-m", "vpltool", "-C", work, *TRAIN])
     header = header_of(work / "groups/groups.safetensors")
     assert header.options["processes"] == 2
     assert [entry[0] for entry in header.facts["curve"]] == [1, 2, 3, 4, 5]

@@ -212,9 +212,9 @@ def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSet
         q = _distribution(more)
         over = q[:, 1:] - q[:, :1]
         # Potts: agreeing with similar pixels is rewarded.
-        near = smooth.filter(over.flatten(0, 1).T.contiguous()).T.view_as(over)
+        near = smooth.filter(over.flatten(0, 1).T).T.view_as(over)
         alike = appearance.filter(over.transpose(1, 2).flatten(0, 1))
-        alike = alike.view(len(photos), -1, labels - 1).transpose(1, 2)
+        alike = alike.unflatten(0, (len(photos), -1)).transpose(1, 2)
         more = near + alike + lead
     fields = _distribution(more).view(len(photos), labels, height, width).cpu().numpy()
     return [fields[photo, : len(field)] for photo, field in enumerate(scores)]

@@ -85,15 +85,59 @@ def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
     """Convert COCO's three forms of outlines to compressed run lengths; None if it is empty."""
     from pycocotools import mask as rle_of
 
+    check_outline(outline, size)
     if isinstance(outline, dict):
-        if tuple(outline["size"]) != size:
-            raise ValueError(f"an outline has {outline['size']} pixels, the photo has {size}")
         if isinstance(outline["counts"], list):
             return rle_of.frPyObjects(outline, *size)
         return outline
     # Four numbers would be read as a box, and fewer than six enclose no area.
     polygons = [polygon for polygon in outline if len(polygon) >= 6]
     return rle_of.merge(rle_of.frPyObjects(polygons, *size)) if polygons else None
+
+
+def check_outline(outline: Any, size: tuple[int, int]) -> None:
+    """Check what pycocotools does not: it writes behind its memory where run lengths are too long.
+
+    Raises:
+        ValueError: it is of another size, or run lengths or points are not within the photo.
+    """
+    if isinstance(outline, dict):
+        if tuple(outline["size"]) != size:
+            raise ValueError(f"an outline has {outline['size']} pixels, the photo has {size}")
+        counts = outline["counts"]
+        lengths = counts if isinstance(counts, list) else _unpacked(counts)
+        if not all(isinstance(length, int) and length >= 0 for length in lengths) or (
+                sum(lengths) != size[0] * size[1]):
+            raise ValueError(f"its run lengths do not add up to {size[0]}×{size[1]}")
+        return
+    farthest = 2 * max(size)
+    for polygon in outline:
+        points = np.asarray(polygon, dtype=np.float64)
+        if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= farthest).all():
+            raise ValueError("its points are no x, y within the photo")
+
+
+def _unpacked(counts: str | bytes) -> list[int]:
+    """Unpack COCO's compressed run lengths: five bits a character, differences from the third on.
+
+    Raises:
+        ValueError: it ends within a number, or has other characters.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii") if isinstance(counts, str) else bytes(counts):
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("its run lengths are damaged")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4) if bits & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths end too early")
+    return lengths
 
 
 def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

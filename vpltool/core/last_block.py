@@ -80,7 +80,9 @@ def mean_patch_gradient(block: Block, kept: Trace, photo_of: Tensor, counts: Seq
     hidden = (gradient * block.gamma_2) @ block.proj.weight * kept.slope[photo_of]
     with torch.enable_grad():
         middle = kept.middle[photo_of].requires_grad_(True)
-        (through,) = torch.autograd.grad(block.ln_2(middle), middle, hidden @ block.fc.weight)
+        # A sum has the gradient 1. Given another one, torch first imports sympy: 0.4 s a command.
+        (through,) = torch.autograd.grad((block.ln_2(middle) * (hidden @ block.fc.weight)).sum(),
+                                         middle)
     mixed = ((gradient + through) * block.gamma_1) @ block.out.weight
     pairs, tokens, width = mixed.shape
     mixed = mixed.view(pairs, tokens, block.shape.heads, -1).transpose(1, 2)

@@ -29,6 +29,7 @@ class Reading:
         tau_i: temperature of P.
         iters: iterations of the solver; 0 returns the start.
         lr: learning rate of projected gradient descent.
+        tolerance: where it stops, see `solve_pgd`.
         solver: `pgd` or `lbfgs`.
         harden: targets whose largest entry exceeds this become one-hot; 0: never.
         classes: classes in P': `present` in the photo, or `all`.
@@ -43,6 +44,7 @@ class Reading:
     tau_i: float
     iters: int
     lr: float
+    tolerance: float
     solver: str
     harden: float
     classes: str
@@ -107,12 +109,13 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
                 pixels.embeddings, text, tau=reading.tau_t, harden=reading.harden,
                 allowed=in_photo if reading.classes == "present" else None)
         solver = solve.solve_lbfgs if reading.solver == "lbfgs" else solve.solve_pgd
-        rate = {} if reading.solver == "lbfgs" else {"lr": reading.lr}
+        own = {} if reading.solver == "lbfgs" else {"lr": reading.lr,
+                                                   "tolerance": reading.tolerance}
         rows = solver(
             pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters, watch=watch,
             allowed=in_photo if reading.student == "present" else None,
             weights=seeds.balancing_weights(pixels.labels, int(start_index.max()), group)
-            if reading.balance else None, group=group, **rate)
+            if reading.balance else None, group=group, **own)
     return rows
 
 

@@ -8,6 +8,7 @@ L2-normed rows. The paper's solver is projected gradient descent as in InMaP (Ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ _CHUNK = 65536
 _CACHED = 2**19
 """Number of values of X at a time in a solver's step on a CPU: X is used twice, the second time
 from the cache."""
+
+_PACE = 50
+"""Steps over which projected gradient descent measures how fast rows turn."""
 
 _MOMENT_CHUNK = 4096
 """Number of pixels in double precision at a time."""
@@ -191,7 +195,7 @@ def gradient(
 def solve_pgd(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    watch: Watch | None = None, halving: bool = True, group: Group = ALONE,
+    watch: Watch | None = None, halving: bool = True, group: Group = ALONE, tolerance: float = 0.0,
 ) -> Tensor:
     """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
@@ -210,6 +214,8 @@ def solve_pgd(
         watch: called with the state 50 times, and at the first and last step.
         halving: InMaP's halving of the rate.
         group: processes that hold the pixels; each of them takes the same steps.
+        tolerance: it stops once no row would turn by more than this angle in all steps that are
+            left, at the pace of the last 50; 0: it takes all steps.
 
     Returns:
         W (rows, dim), L2-normed.
@@ -221,8 +227,13 @@ def solve_pgd(
     # On the device of X: comparing two norms on the CPU would wait for a GPU.
     rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
     previous = prototypes.new_tensor(float("inf"))
+    before = prototypes
     for step in range(iters):
-        if watch and (step % max(iters // 50, 1) == 0 or step == iters - 1):
+        last = step == iters - 1
+        if tolerance and step and step % _PACE == 0:
+            last |= _turned(prototypes, before) * (iters - step) / _PACE <= tolerance
+            before = prototypes
+        if watch and (step % max(iters // 50, 1) == 0 or last):
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
                                                   allowed, weights, joint)
         else:
@@ -235,7 +246,15 @@ def solve_pgd(
         if watch and value is not None:
             watch(SolverRecord(step, value, float(norm), float(rate)))
         prototypes = F.normalize(prototypes - rate * slope, dim=-1)
+        if last:
+            break
     return prototypes.float()
+
+
+def _turned(rows: Tensor, before: Tensor) -> float:
+    """Return the largest angle between a row and what it was before."""
+    chord = torch.linalg.vector_norm(rows - before, dim=-1).amax()
+    return 2 * math.asin(min(float(chord) / 2, 1.0))
 
 
 def solve_lbfgs(

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpltool.console import duration
 from vpltool.errors import VplError
 
 
@@ -65,8 +64,8 @@ def _lock_file(folder: Path, work: str) -> Path:
 def _is_running(folder: Path, spelled: str, said: str) -> VplError:
     try:
         known = json.loads(said)
-        process, seconds = int(known["process"]), time.time() - float(known["since"])
-        who = f"process {process}, for {duration(seconds)}"
+        process, since = int(known["process"]), time.localtime(float(known["since"]))
+        who = f"process {process}, since {time.strftime('%H:%M:%S', since)}"
     except (ValueError, KeyError, TypeError):
         # It has the lock, and has not said so yet.
         process, who = 0, "another process, since just now"

@@ -41,6 +41,11 @@ class LearnPrototypesSettings(Settings):
         10.0, "Learning rate of pgd; halved where the gradient grows (InMaP).", low=0,
         source="VPL, implementation details", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it looks for the rate itself")])
+    tolerance: float = setting(
+        0.005, "pgd stops once no row would turn by more than this, in radians, in all iterations "
+               "that are left, at the pace of the last 50; 0: it takes them all.", low=0,
+        brief=False, record="changed", source="chosen", no_effect=[
+            NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
     solver: str = setting(
         "pgd", "pgd (the paper's), or lbfgs: further down in fewer passes.",
         choices=("pgd", "lbfgs"), source="VPL, implementation details", no_effect=[NOT_LEARNED])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 READS = ("photo",)
 
-_FEW = 6
+_FEW = 5
 """Labels up to which torch's lattice is faster than pydensecrf on a core: the lattice costs a third
 of pydensecrf's, a label more three times as much."""
 

@@ -1,0 +1,56 @@
+"""What each stage is to reach, as one list: `make bench` prints it with what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from measure import Row
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal.
+
+    Args:
+        line: how the line of the table begins that measures it.
+        before: what was measured before the goal was set.
+        least: times as fast as the plain way that ours is to be.
+        share: part of the machine's peak that is to be reached; 0: none is named.
+    """
+
+    line: str
+    before: str
+    least: float
+    share: float = 0
+
+
+GOALS = (
+    Goal("extract + cam + refine", "2.0x, 60% of the peak", 2.5, 0.75),
+    Goal("learn-prototypes, the paper's descent", "1x", 5),
+    Goal("crf, CLIP-ES's preset, against the classes present", "0.88x", 2),
+    Goal("train-decoder (step", "5.4x", 8),
+    Goal("predict", "1.9x", 2.5),
+)
+"""On two cores with bf16 instructions, in the pipeline's order."""
+
+
+def goals(rows: Sequence[Row]) -> str:
+    """Markdown: stage, before, goal, measured, and the reason where it is short.
+
+    Args:
+        rows: the table's lines; a goal whose line is missing or failed is left out.
+    """
+    lines = ["| stage | before | goal | measured | why it is short |",
+             "| --- | ---: | ---: | ---: | --- |"]
+    for goal in GOALS:
+        row = next((row for row in rows if row.stage.startswith(goal.line) and not row.error), None)
+        if row is None:
+            continue
+        wanted, found = f"≥ {goal.least:g}x", f"{row.value:.3g}x"
+        if goal.share:
+            wanted, found = f"{wanted}, ≥ {goal.share:.0%}", f"{found}, {row.share:.0%}"
+        short = row.value < goal.least or row.share < goal.share
+        lines.append(f"| {row.stage} | {goal.before} | {wanted} | {found} | "
+                     f"{(row.reason or 'not known why') if short else ''} |")
+    return "\n".join(lines) if len(lines) > 2 else ""

@@ -1,0 +1,110 @@
+"""The campaigns in short: hostile files to each reader, and commands that are killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+from launching import ROOT, environment
+
+pytest.importorskip("hypothesis")
+pytest.importorskip("webdataset")
+
+from campaigns import chaos, fuzz, readers  # noqa: E402
+from campaigns.mutations import FORMS  # noqa: E402
+from campaigns.readers import READERS, Reader  # noqa: E402
+
+MUTATIONS = 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return readers.make_world(tmp_path_factory.mktemp("fuzz") / "world")
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_a_mutated_file_is_read_or_refused_in_a_line(reader: Reader, world: Path) -> None:
+    """No other error, no hang, no more than a GiB, nothing outside, no code."""
+    path = world / reader.place
+    before = path.read_bytes() if path.exists() else None
+    seeds = readers.begin(reader, world)
+    chance = Random(reader.name)
+    try:
+        for _ in range(MUTATIONS):
+            content = FORMS[reader.form](chance.choice(seeds), chance)
+            path.write_bytes(content)
+            found, trace = fuzz.find_in(reader.read, world)
+            assert not found, f"{content[:300]!r}\n{trace}"
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_what_counts_as_a_find(tmp_path: Path) -> None:
+    """Each kind of find is one, and an error that a user is told is none."""
+    from vpltool.errors import VplError
+
+    def told(_: Path) -> None:
+        raise VplError("a line")
+
+    def lacks_memory(_: Path) -> None:
+        try:
+            bytearray(1 << 62)
+        except MemoryError as error:
+            raise VplError("damaged") from error
+
+    def escapes(base: Path) -> None:
+        (base.parent / "outside").write_text("x")
+
+    def hangs(_: Path) -> None:
+        while True:
+            pass
+
+    inside = tmp_path / "base"
+    inside.mkdir()
+    assert fuzz.find_in(told, inside) == ("", "")
+    assert fuzz.find_in(lambda base: base / 3, inside)[0].startswith("TypeError")  # type: ignore[operator]
+    assert fuzz.find_in(lacks_memory, inside)[0].startswith("VplError")
+    assert fuzz.find_in(escapes, inside)[0].startswith("Escape")
+    assert not (tmp_path / "outside").exists()
+    assert fuzz.find_in(lambda _: os.system("true"), inside)[0].startswith("Escape")
+    fuzz.SECONDS, before = 1, fuzz.SECONDS
+    try:
+        assert fuzz.find_in(hangs, inside)[0].startswith("Hang")
+    finally:
+        fuzz.SECONDS = before
+
+
+KILLS = """
+import sys
+from pathlib import Path
+from campaigns import chaos
+chaos.preload()
+figures, skipped = chaos.campaign(Path(sys.argv[1]), 4, 1, 0, [
+    words for words in chaos.COMMANDS if words[:3] == ("extract", "--split", "train")])
+print(chaos.as_markdown(figures, skipped))
+assert not figures.damage, figures.damage
+assert figures.counts["extract", "kills"] == 4 and not figures.twice
+assert figures.counts["extract", "two at once"] == 1
+"""
+
+
+def test_a_command_that_is_killed_or_disturbed(tmp_path: Path) -> None:
+    """In a process of its own, which forks."""
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True,
+                          text=True, env=environment(), cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_figures_of_a_campaign() -> None:
+    figures = chaos.Figures()
+    figures.counts["cam", "kills"] += 3
+    figures.twice, figures.kept = 1, 9
+    table = chaos.as_markdown(figures, ["full disk: no disk can be mounted"])
+    assert "| cam | 3 |" in table
+    assert "Of 10 files" in table and "1 were written again" in table
+    assert "Skipped: full disk" in table
+

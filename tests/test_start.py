@@ -1,0 +1,61 @@
+"""A command imports what it uses, and no more: tested by names of modules, since times vary."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vpltool
+from vpltool.stages import find_stages
+
+SLOW = ("torch", "torch._dynamo", "torchvision", "open_clip", "timm", "sympy", "PIL", "scipy",
+        "sklearn", "numpy", "safetensors", "rich", "tqdm")
+"""Each takes a tenth of a second or more to import, or brings one that does."""
+
+SCRIPT = """
+import json, sys
+from vpltool.cli import main
+try:
+    main()
+finally:
+    print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_by(*words: object) -> set[str]:
+    """Modules that a process has imported which ran a command line."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, words)], text=True, check=False,
+                          capture_output=True,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(("words", "used"), [
+    (("inspect", "work/features/train/scene0.safetensors"), set()),
+    (("-C", "work", "cam", "--overwrite", "-q"), {"torch", "numpy", "safetensors", "tqdm"}),
+])
+def test_a_command_imports_what_it_uses(words: tuple[str, ...], used: set[str], copied: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """GradCAM needs torch, and neither open_clip nor what torch loads for compilers (sympy)."""
+    monkeypatch.chdir(copied)
+    loaded = loaded_by(*words)
+    assert loaded & set(SLOW) <= used
+    own = next(word for word in words if word in find_stages())
+    others = {found.module.__name__ for found in find_stages().values()} & loaded
+    assert others == {find_stages()[own].module.__name__}
+
+
+def test_looking_a_stage_up_imports_no_other() -> None:
+    code = ("import json, sys\nfrom vpltool.stages import find_stages\n"
+            "assert 'cam' in find_stages() and 'no' not in find_stages()\n"
+            "assert find_stages()['eval'].stage.order\nprint(json.dumps(sorted(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], text=True, check=True, capture_output=True,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    loaded = set(json.loads(done.stdout))
+    assert "vpltool.stages.eval" in loaded
+    assert not {"vpltool.stages.cam", "vpltool.stages.extract", "vpltool.commands.run"} & loaded

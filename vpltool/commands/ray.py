@@ -1,0 +1,238 @@
+"""`ray`: a command or a recipe over a Ray cluster, a task for each shard of the photos."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.command import parse_line
+from vpltool.datasets.tags import some
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.formats import open_workspace
+from vpltool.formats.shards import check_alone
+from vpltool.recipes import find_recipe
+from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.running import check_steps, run_call, spelled
+from vpltool.run import run_stage, setting_names
+from vpltool.settings import Settings, setting
+from vpltool.shell import spell
+from vpltool.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings(Settings):
+    """Settings of `ray`."""
+
+    line: tuple[str, ...] = setting(
+        help="A command with its options, behind --; or run RECIPE NAME=VALUE ….",
+        positional=True, metavar="-- COMMAND…", record="never")
+    shards: int = setting(0, "Tasks that the photos are divided among; 0: as many as fit at once.",
+                          low=0, record="never")
+    cpus: float = setting(1, "Cores of each task.", low=0, record="never")
+    gpus: float = setting(-1, "GPUs of each task; -1: one, where the cluster has any.", low=-1,
+                          record="never")
+    retries: int = setting(3, "How often a task is done again whose worker died.", low=0,
+                           record="never")
+
+
+STAGE = Stage(order=9, panel="1. Begin", reads=(), writes=(), settings=RaySettings, begins=True)
+
+
+def run(path: Path, settings: RaySettings) -> list[str]:
+    """Run a command, or a recipe, over a Ray cluster; work on single photos in shards.
+
+    Each shard is a task. A task whose worker dies is done again, and goes on from its files, so
+    that only the work in flight is lost. Other commands are one task each. The workspace must be
+    on a disk that all nodes see. RAY_ADDRESS names the cluster; without it one is started here.
+
+    Example: vpltool ray --shards 64 -- extract --split train
+
+    Next: vpltool status
+
+    Args:
+        path: the workspace folder.
+        settings: what is run, and how it is divided.
+
+    Returns:
+        what the lines return: paths, or what they spell.
+
+    Raises:
+        VplError: a line is wrong (before anything is run), a task failed, or Ray is not installed.
+        PhotosFailed: some photos failed; the others are done.
+    """
+    is_recipe, lines = _lines(path, settings.line)
+    check_alone("a Ray job")
+    said: dict[str, None] = {}
+    failed: dict[str, None] = {}
+    with _cluster() as ray:
+        for words in lines:
+            console.note(f"vpltool {shlex.join(words)}")
+            for outcome in _run_line(ray, path.resolve(), words, settings, update=is_recipe):
+                said.update(dict.fromkeys(outcome.said))
+                failed.update(dict.fromkeys(outcome.photos))
+    if failed:
+        raise PhotosFailed(
+            f"{len(failed)} photos failed, the others are done: {some(list(failed))}",
+            "fix them and run the same line again: only they are done again", list(said),
+            list(failed))
+    return list(said)
+
+
+def show(result: list[str], _values: object) -> str:
+    """Spell what the lines returned."""
+    return "\n".join(result)
+
+
+def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
+    """Whether a line is a recipe, and the lines to run; each is checked.
+
+    Raises:
+        VplError: one is wrong.
+    """
+    call = parse_line(line) if line else None
+    if call is None:
+        raise VplError("no command is given", "vpltool ray -- extract --split train")
+    if call.found.name != "run":
+        if not call.found.stage.begins:
+            # Before a cluster is started for nothing.
+            open_workspace(path)
+        return False, [list(line)]
+    recipe = read_recipe(find_recipe(call.values["recipe"]))
+    given = dict(word.partition("=")[::2] for word in call.values.get("values", ()))
+    steps = steps_of(recipe, given, path.resolve())
+    check_steps(steps, None)
+    preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
+    return True, [[*preset, *shlex.split(text)] for text in spelled(steps, [])
+                  if not text.startswith("# ")]
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[Any]:
+    """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running.
+
+    Raises:
+        VplError: Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise VplError("the package `ray` is not installed", "pip install 'vpltool[ray]'"
+                       ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    kept = {name: value for name, value in os.environ.items() if name.startswith("VPLTOOL_")}
+    try:
+        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": kept} if kept else None)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise VplError(f"no Ray cluster: {error}",
+                       "`ray start --head` starts one; without RAY_ADDRESS one is started here"
+                       ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task: what its line returned, ids of photos that failed, or an error."""
+
+    said: tuple[str, ...] = ()
+    photos: tuple[str, ...] = ()
+    error: tuple[str, str] | None = None
+
+
+def _run_line(ray: Any, work: Path, words: Sequence[str], settings: RaySettings, *, update: bool
+              ) -> list[Outcome]:
+    """Run a line as tasks, and wait for all of them.
+
+    Raises:
+        VplError: a task failed; the others are done.
+    """
+    call = parse_line(words)
+    names = setting_names(call.found, str(call.values.get("method", "")))
+    has = ray.cluster_resources()
+    gpus = settings.gpus if settings.gpus >= 0 else float("GPU" in has)
+    gpus = gpus if "device" in names else 0
+    shards = [""]
+    if "shard" in names and not call.values.get("shard"):
+        count = settings.shards or _at_once(has, settings.cpus, gpus)
+        shards = [f"{index}/{count}" for index in range(count)]
+    task = ray.remote(num_cpus=settings.cpus, num_gpus=gpus, max_retries=settings.retries)(_do)
+    waiting = {task.remote(str(work), list(words), shard, update, settings.cpus): shard
+               for shard in shards}
+    outcomes, errors = [], list[VplError]()
+    with console.progress(call.found.name, len(shards)) as advance:
+        try:
+            while waiting:
+                (done,), _ = ray.wait(list(waiting), num_returns=1)
+                outcome = _outcome(ray, done, waiting.pop(done), settings.retries)
+                outcomes.append(outcome)
+                if outcome.error is not None:
+                    errors.append(VplError(*outcome.error))
+                advance()
+        finally:
+            for unfinished in waiting:
+                ray.cancel(unfinished)
+    if errors:
+        errors[0].message += f"; {len(errors)} of {len(shards)} tasks failed" if shards[1:] else ""
+        raise errors[0]
+    return outcomes
+
+
+def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
+    """Number of tasks that run at the same time on a cluster."""
+    fits = [has.get(name, 0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+    return max(1, int(min(fits, default=1)))
+
+
+def _outcome(ray: Any, done: Any, shard: str, retries: int) -> Outcome:
+    who = f"shard {shard}" if shard else "the task"
+    try:
+        outcome: Outcome = ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(error=(f"{who}: {error.cause or error}", "VPLTOOL_DEBUG=1 shows more"))
+    except ray.exceptions.RayError as error:
+        return Outcome(error=(f"{who} died {retries + 1} times: {type(error).__name__}",
+                              "the same line goes on from what is there"))
+    if outcome.error is not None and shard:
+        return Outcome(error=(f"{who}: {outcome.error[0]}", outcome.error[1]))
+    return outcome
+
+
+def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> Outcome:
+    """Run a line, or a shard of it, in a worker of the cluster."""
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+    call = parse_line(words)
+    if shard:
+        call.values["shard"] = shard
+    name = call.found.name
+    listener = console.Terminal(spell=lambda text: spell(text, name), bars=False)
+    try:
+        with console.heard_by(listener):
+            result = (run_call(call, Path(work)) if update else run_stage(
+                call.found, Path(work), call.values, given=call.given, preset=call.preset))
+    except PhotosFailed as error:
+        return Outcome(_said(call.found, error.result, call.values), error.photos)
+    except VplError as error:
+        return Outcome(error=(spell(error.message, name), spell(error.hint, name)))
+    return Outcome(_said(call.found, result, call.values))
+
+
+def _said(found: Any, result: Any, values: dict[str, Any]) -> tuple[str, ...]:
+    """What a line prints: paths, or what its stage spells."""
+    if found.show is not None:
+        text = found.show(result, values)
+        return (text,) if text else ()
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return tuple(str(part) for part in parts if part is not None)
