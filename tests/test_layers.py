@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "core": {"core", "errors"},
     "clip": {"clip", "core", "errors", "json_text"},
     "pictures": {"pictures", "core", "errors"},
-    "parallel": {"parallel", "core", "formats", "errors"},
+    "parallel": {"parallel", "core", "formats", "errors", "console"},
     "demo": {"demo", "core", "clip"},
     "settings": LOWEST,
     "options": {"settings"},

@@ -205,7 +205,7 @@ def test_list_and_print(run: Run, tmp_path: Path) -> None:
     ("[train_decoder]\niters = 1", "`train_decoder` is not a command", "`train-decoder`"),
     ("[cam]\nmetod = 'dense'", "[cam]: `metod` is not an option of vpltool cam", "`method`"),
     ("[learn-prototypes]\ntau_i = 0.03", "`tau_i` is not an option", "`tau-i`"),
-    ("[prepare]\nmodel = 'x'", "[prepare]: `model` is not a command", "folder, voc"),
+    ("[prepare]\nmodel = 'x'", "[prepare]: `model` is not a command", "folder, labelled, voc"),
     ("[prepare.voc]\nmodle = 'x'", "[prepare]: [voc]: `modle` is not an option", "`model`"),
     ("cam = 3", "cam = 3 is a command", "[cam]"),
     ("work = 'x'", "`work` is not a command", ""),
