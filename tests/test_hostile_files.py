@@ -236,6 +236,9 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("legacy weights", instead(legacy({"a": torch.ones(1).expand(1 << 20, 1 << 20)})),
      "more than the file holds"),
     ("legacy weights", instead(b"\x80\x02\x8e" + b"\xff" * 6 + b"\x7f\0" + b"x" * 50), ""),
+    ("safetensors weights", tensors(lambda head: head.update(__metadata__=1e308)), "is damaged"),
+    ("safetensors weights", tensors(
+        lambda head: next(iter(head.values())).update(shape=[{}])), "is damaged"),
     ("openai archive", in_zip("data.pkl", lambda _: circle()), "twice"),
     ("openai archive", in_zip("data.pkl", lambda _: pickle.dumps(Runs(), 2)), "are not run"),
     ("mask", instead(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xfftEXt" + b"x" * 50), "cannot be read"),

@@ -148,12 +148,12 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
         VplError: the file is damaged, or holds more than tensors.
     """
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     path = file.path
     try:
         if file.form == "safetensors":
-            from safetensors.torch import load_file
-
             found: Any = load_file(path)
         elif file.form == "torchscript":
             found = _read_archive(path)
@@ -164,7 +164,7 @@ def read_weights(file: WeightFile) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise VplError(f"{path} holds Python objects, which are not run ({_brief(error)})",
                        "if you trust it, save its state_dict() as .safetensors") from error
-    except _BROKEN as error:
+    except (SafetensorError, *_BROKEN) as error:
         raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
