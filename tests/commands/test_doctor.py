@@ -152,7 +152,7 @@ def test_a_workspace_that_cannot_be_read(run: Run, copied: Path, tmp_path: Path)
     (copied / "work/workspace.json").write_text("{}")
     (entry,) = findings(run, copied / "work")
     assert entry["about"] == "workspace.json"
-    assert "has no 'name'" in entry["says"]
+    assert "it has no `name`" in entry["says"]
     nothing = run("doctor", "--no-machine", work=tmp_path)
     assert (nothing.code, nothing.out) == (0, "workspace\n  none here\n")
 

@@ -169,10 +169,12 @@ def test_the_lines_of_the_page_run(work: Path, run: Run, exports: Path,
     for folder in ("photos", "tags.csv"):
         (work / folder).symlink_to(Path("..") / folder)
     for line in lines:
-        words = shlex.split(line)[1:]
+        words, here = shlex.split(line)[1:], work
+        if words[0] == "-C":
+            words, here = words[2:], work / words[1]
         if words[0] == "export":
             words = [*re.sub(r" --what \S+", "", " ".join(words)).split(), "--what", "drawn"]
-        result = run(*words, work=work)
+        result = run(*words, work=here)
         assert result.code == 0, f"{line}: {result.err}"
 
 
