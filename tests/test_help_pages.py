@@ -93,4 +93,9 @@ def test_a_topic_that_there_is_not_is_a_usage_error(words: tuple[str, ...], hint
 
 
 def test_an_option_of_another_method_is_found(run: Run) -> None:
-    assert run("seed-prototypes", "--help", "per-class").out.startswith("--per-class  whole number")
+    said = run("seed-prototypes", "--help", "per-class").out
+    first, *others = said.split("\n\n")
+    assert first.splitlines()[0].startswith("With --method context")
+    assert first.splitlines()[1].startswith("--per-class  whole number")
+    assert any("--method kmeans" in part.splitlines()[0] for part in others)
+    assert run("cam", "--help", "split").out.startswith("--split")

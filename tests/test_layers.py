@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "parameters": {"settings", "completion"},
     "setting_text": {"settings"},
     "help_pages": {"settings", "setting_text", "errors"},
-    "command_help": STAGES | {"shell", "help_pages"},
+    "command_help": STAGES | {"help_pages"},
     "command_group": {"errors", "command_help"},
     "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
     "next_step": STAGES | {"shell", "state"},

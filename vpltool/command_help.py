@@ -11,7 +11,6 @@ from vpltool.errors import VplError
 from vpltool.help_pages import Subject, help_page, root_page
 from vpltool.methods import Method, find_methods
 from vpltool.settings import described
-from vpltool.shell import all_settings
 from vpltool.stages import FoundStage
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
@@ -94,11 +93,14 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
         line += f" --method {method.name}" if method else ""
         parts = {} if method else {
             name: other.summary for name, other in find_methods(stage.methods).items()}
+    spelled = "" if stage.subcommands else "--method "
+    further = {f"{spelled}{name}": list(described(other.settings)) for name, other in
+               find_methods(stage.methods).items()} if stage.methods else {}
     switches = {"--json": "Print JSON on stdout."} if found.show else {}
     return Subject(
         line, unwrap(method.docstring) if method and stage.subcommands else help_of(found),
         sorted((*own, *shared), key=lambda entry: not entry.about.positional and (
-            2 if entry.about.panel else 1)), parts, all_settings(found), defaults or {},
+            2 if entry.about.panel else 1)), parts, further, defaults or {},
         switches | {"--quiet, -q": "No notes and no progress on stderr."})
 
 

@@ -33,7 +33,7 @@ class Subject:
         about: docstring, without the sections for Python.
         entries: settings, those of daily use first.
         parts: name to a line about it: methods of a stage, or the commands of a group.
-        further: settings that are found by name only, those of other methods.
+        further: method, as it is asked for, to settings of it that are found by name only.
         defaults: setting to value that a preset gives.
         switches: option to help, of options that are no settings.
     """
@@ -42,7 +42,7 @@ class Subject:
     about: str
     entries: Sequence[Described] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
-    further: Sequence[Described] = ()
+    further: Mapping[str, Sequence[Described]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,11 +58,15 @@ def help_page(subject: Subject, topic: str = "") -> str:
     topics = _topics(subject)
     if topic in topics:
         return "\n".join([f"{subject.line}: {topic}", "", *topics[topic]])
-    name = topic.lstrip("-").replace("-", "_")
-    for entries in (subject.entries, subject.further):
-        if found := [entry for entry in entries if name in (
-                entry.name, entry.flag[2:].replace("-", "_"), entry.off[2:].replace("-", "_"))]:
-            return "\n\n".join(dict.fromkeys(_option(entry) for entry in found))
+    if found := _options_named(topic, subject.entries):
+        return "\n\n".join(found)
+    takers: dict[str, list[str]] = {}
+    for method, entries in subject.further.items():
+        for text in _options_named(topic, entries):
+            takers.setdefault(text, []).append(method)
+    if takers:
+        return "\n\n".join(f"With {', '.join(methods)}:\n{text}"
+                           for text, methods in takers.items())
     names = [*topics, *(entry.flag[2:] for entry in subject.entries)]
     raise VplError(f"no help about `{topic}`", near_name(topic, names))
 
@@ -222,6 +226,13 @@ def _clause(text: str, room: int) -> str:
             if match.start() <= room]
     return text[:ends[-1]] if ends else textwrap.shorten(
         text, room, placeholder=" …", break_on_hyphens=False)
+
+
+def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
+    """All about the options of a name, which may be typed in any way."""
+    name = name.lstrip("-").replace("-", "_")
+    return list(dict.fromkeys(_option(entry) for entry in entries if name in (
+        entry.name, entry.flag[2:].replace("-", "_"), entry.off[2:].replace("-", "_"))))
 
 
 def _option(entry: Described) -> str:

@@ -156,8 +156,8 @@ def _crf() -> list[Finding]:
         # A module built for another numpy raises ValueError or RuntimeError.
         return [_found(BROKEN, "pydensecrf", f"cannot be imported: {first_line(error)}",
                        "pip install --force-reinstall --no-deps --no-binary :all: pydensecrf2")]
-    return [_found(OK, "pydensecrf", f"{_version_of('pydensecrf2') or 'there'}; crf takes it on a "
-                                     "CPU")]
+    return [_found(OK, "pydensecrf", f"{_version_of('pydensecrf2') or 'there'}; on a CPU crf takes "
+                                     "it for many labels and for large photos")]
 
 
 def _disk(work: Path) -> list[Finding]:
