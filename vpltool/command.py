@@ -319,11 +319,13 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -
 
 def _print(found: FoundStage, result: Any, as_json: bool, values: Mapping[str, Any]) -> None:
     """Print paths, or the report as the stage spells it."""
-    if as_json and speaks(found):
+    if not speaks(found):
+        return
+    if as_json:
         print(json.dumps(result))
-    elif found.show is not None and speaks(found):
+    elif found.show is not None:
         if text := found.show(result, values):
             print(text)
-    elif result is not None and speaks(found):
+    elif result is not None:
         for path in result if isinstance(result, (list, tuple)) else [result]:
             print(path)

@@ -6,8 +6,6 @@ The same members give the same bytes: no date and no user is stored.
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterable
@@ -15,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.storage import atomic_folder, atomic_path
 
 
 def write_tgz(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -60,16 +58,7 @@ def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collec
     if others or (there and not {*marks} <= {*there}) or path.is_file():
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another folder with `out='DIR'`")
-    part = path.with_name(f".part-{os.urandom(8).hex()}")
-    try:
+    with atomic_folder(path) as part:
         for name, content in members:
             with atomic_path(part / name) as temporary:
                 temporary.write_bytes(content)
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or choose another folder with `out='DIR'`") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

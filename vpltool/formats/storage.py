@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`; it takes the place of `path` if the block succeeds.
+
+    It is not there until something is written into it.
+
+    Raises:
+        VplError: it cannot be written, or the disk is full.
+    """
+    part = path.with_name(f".part-{os.urandom(8).hex()}")
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    except OSError as error:
+        raise VplError(f"cannot write {path}: {error.strerror or error}",
+                       "free some space, or choose another folder with `out='DIR'`") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def short_path(path: Path) -> str:

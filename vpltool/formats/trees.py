@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Collection, Iterable
@@ -12,7 +11,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.storage import atomic_folder, atomic_path
 from vpltool.json_text import parse_json
 
 MARK = "vpltool-export.json"
@@ -36,8 +35,8 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
         VplError: the folder holds other files or changed ones, or cannot be written.
     """
     before = _check_untouched(path)
-    part, written = path.with_name(f".part-{os.urandom(8).hex()}"), dict[str, int]()
-    try:
+    written: dict[str, int] = {}
+    with atomic_folder(path) as part:
         for name, content in members:
             with atomic_path(part / name) as temporary:
                 if isinstance(content, Path):
@@ -52,14 +51,6 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
                 written[name] = checksum
         (part / MARK).write_text(json.dumps({"format": form, "files": written}, indent=1) + "\n",
                                  "utf-8")
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or choose another folder with `out='DIR'`") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def splits_in(path: Path, form: str, folder: str) -> list[str]:
