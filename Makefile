@@ -49,9 +49,9 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	@# pydensecrf2 is built from source; without a compiler the CRF runs on torch instead.
+	@# pydensecrf2 is built from source; only tests and `crf --backend pydensecrf` need it.
 	$(BIN)/python -m pip install -q -e '.[crf]' \
-		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
+		|| echo 'pydensecrf2 could not be built: tests that compare with it are skipped'
 	touch $@
 
 # A process for each core, up to eight: each makes the fixtures that a session shares once more.

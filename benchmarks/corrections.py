@@ -1,6 +1,6 @@
 """mIoU after some masks were corrected, chosen by uncertainty or at random.
 
-    python benchmarks/corrections.py WORKSPACE --masks NAME --prototypes NAME [--iters 300]
+    python benchmarks/corrections.py WORKSPACE --masks NAME --prototypes NAME [--method linear]
 
 A measurement, not a way to work: in place of a person, this script copies the true masks of the
 photos that `export review` chooses, and hands them over as corrections. The product itself never
@@ -25,16 +25,19 @@ from vpltool.stages._truth import read_truth
 def main() -> None:
     """Measure, and print a Markdown table."""
     options = _options()
-    train: dict[str, Any] = {
-        "method": "linear", "lambda_rsc": 0, "crop": 16, "optimizer": "adamw", "lr": 5e-3,
-        "masks": options.masks, "prototypes": options.prototypes, "iters": options.iters,
-        "batch_size": options.batch_size}
+    train: dict[str, Any] = {"method": options.method, "masks": options.masks,
+                             "prototypes": options.prototypes}
+    if options.method == "linear":
+        train |= {"lambda_rsc": 0, "crop": 16, "optimizer": "adamw", "lr": 5e-3,
+                  "iters": options.iters, "batch_size": options.batch_size}
     counts = [int(count) for count in options.counts.split(",")]
     ways = options.by.split(",")
     print(f"| chosen by | times | seed | 0 | {' | '.join(map(str, counts))} |")
     print(f"| --- | ---: | ---: |{' ---: |' * (len(counts) + 1)}")
     for seed in range(options.first, options.first + options.seeds):
-        base = _measure(options, train | {"seed": seed, "name": f"corrected-0-{seed}"})
+        if options.method == "linear":
+            train["seed"] = seed
+        base = _measure(options, train | {"name": f"corrected-0-{seed}"})
         Workspace(options.work).predict(decoder=f"corrected-0-{seed}", split="train",
                                         max_side=options.max_side)
         for way in ways:
@@ -44,7 +47,7 @@ def main() -> None:
                 for count in counts:
                     _correct(options.work, chosen[:count])
                     row.append(_measure(options, train | {
-                        "seed": seed, "name": f"corrected-{way}-{count}-{times}-{seed}",
+                        "name": f"corrected-{way}-{count}-{times}-{seed}",
                         "corrected_times": times}))
                 print(f"| {way} | {times} | {seed} | {100 * base:.1f} | "
                       f"{' | '.join(f'{100 * value:.1f}' for value in row)} |", flush=True)
@@ -56,8 +59,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("work", type=Path)
     parser.add_argument("--masks", required=True)
     parser.add_argument("--prototypes", required=True)
+    parser.add_argument("--method", default="discriminant", choices=("discriminant", "linear"))
     parser.add_argument("--iters", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="of `linear`, as --iters")
     parser.add_argument("--max-side", type=int, default=1024)
     parser.add_argument("--limit", type=int, default=0, help="photos of val that are scored")
     parser.add_argument("--counts", default="5,10,20")

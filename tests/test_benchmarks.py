@@ -336,7 +336,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     source = open_input(world.work / "cams/text/train", ("cams",))
     jobs = [*world.first(2).items(), ("none", tmp_path / "none.jpg")]
     found = {}
-    for backend in ("torch", "pydensecrf"):
+    for backend in ("torch", "numba", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
         task = crf._Task(Scores(source, alpha=1.0, max_side=2048), "densecrf",
