@@ -18,13 +18,14 @@ from typing import Any
 
 from vpltool import Workspace
 from vpltool.formats import open_workspace
-from vpltool.stages._corrections import find_corrections, take_corrections
+from vpltool.stages._corrections import take_corrections
+from vpltool.stages._labelling import read_corrections
 from vpltool.stages._truth import read_truth
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and print a Markdown table."""
-    options = _options()
+    options = _options(argv)
     train: dict[str, Any] = {"method": options.method, "masks": options.masks,
                              "prototypes": options.prototypes}
     if options.method == "linear":
@@ -54,7 +55,7 @@ def main() -> None:
         _correct(options.work, [])
 
 
-def _options() -> argparse.Namespace:
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--masks", required=True)
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--by", default="entropy,random")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _measure(options: argparse.Namespace, train: dict[str, Any]) -> float:
@@ -108,7 +109,7 @@ def _correct(work: Path, ids: list[str]) -> None:
         path = folder / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(read_truth(workspace, photos[key], size)).save(path)
-    take_corrections(workspace, find_corrections(workspace, list(photos.values()), folder))
+    take_corrections(workspace, read_corrections(workspace, list(photos.values()), folder, work))
 
 
 if __name__ == "__main__":
