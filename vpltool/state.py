@@ -270,7 +270,7 @@ class State:
             return 0, []
         own = tags_of(self.workspace, photos) if artifact.folder.own else {}
         todo = [photo.id for photo in photos if photo.id not in artifact.folder.failed
-                and (not artifact.folder.path_of(photo.id).exists()
+                and (not artifact.folder.holds(photo.id)
                      or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
         return len(photos), todo
 
@@ -285,7 +285,8 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
     Raises:
         VplError: one is damaged.
     """
-    found, damaged = {}, {}
+    found: dict[str, Artifact] = {}
+    damaged: dict[str, VplError] = {}
     for path in _paths(workspace.path):
         try:
             artifact = read_artifact(workspace, path)
@@ -294,7 +295,8 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
                 raise
             damaged[relative_path(path, workspace.path)] = error
         else:
-            found |= {artifact.name: artifact} if artifact is not None else {}
+            if artifact is not None:
+                found[artifact.name] = artifact
     return State(workspace, found, damaged)
 
 
