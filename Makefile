@@ -103,12 +103,13 @@ package: setup
 	cd $(FRESH) && bin/python -m mypy --strict $(CURDIR)/tests/typed_user.py
 
 # Each in an environment of its own: they pin versions that go neither with ours nor together.
+# `datasets` reads pictures with Pillow, which it does not ask for.
 READ_BY := ultralytics datumaro label-studio-sdk datasets
 
 $(READERS)/%/ready:
 	$(PYTHON) -m venv $(@D)
 	$(if $(filter ultralytics,$*),$(if $(TORCH),$(@D)/bin/python -m pip install -q $(TORCH) torchvision))
-	$(@D)/bin/python -m pip install -q $*
+	$(@D)/bin/python -m pip install -q $* pillow
 	touch $@
 
 readers: setup $(READ_BY:%=$(READERS)/%/ready)
