@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             train["seed"] = seed
         base = _measure(options, train | {"name": f"corrected-0-{seed}"})
         Workspace(options.work).predict(decoder=f"corrected-0-{seed}", split="train",
-                                        max_side=options.max_side)
+                                        max_side=options.max_side, overwrite=True)
         for way in ways:
             chosen = _choose(options, f"corrected-0-{seed}", way, max(counts), seed)
             for times in map(int, options.times.split(",")):
