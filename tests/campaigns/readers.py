@@ -79,7 +79,7 @@ def make_world(base: Path) -> Path:
     for words in (*CHAIN, *LAYERED, (*TRAIN, "--name", "tiny"),
                   ("predict", "--decoder", "tiny", "--split", "val", "--workers", 0),
                   ("export", "bundle", "--what", "tiny", "--out", base / "bundle.safetensors"),
-                  ("export", "label-studio", "--out", base / "studio"),
+                  ("export", "label-studio", "--kind", "annotations", "--out", base / "studio"),
                   ("export", "cvat", "--out", base / "cvat"),
                   ("export", "coco", "--out", base / "instances"),
                   ("export", "yolo", "--out", base / "yolo"),
