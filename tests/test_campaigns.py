@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_what_counts_as_a_find(tmp_path: Path) -> None:
     assert fuzz.find_in(lacks_memory, inside)[0].startswith("VplError")
     assert fuzz.find_in(escapes, inside)[0].startswith("Escape")
     assert not (tmp_path / "outside").exists()
+    (inside / "file").touch()
+    assert fuzz.find_in(lambda base: (base / "file").rename(base.parent / "outside"), inside)[0]
+    assert fuzz.find_in(lambda base: (base / "link").symlink_to("/etc"), inside) == ("", "")
+    (inside / "folder").mkdir()
+    (inside / "folder/file").touch()
+    # By open folders, not by paths.
+    assert fuzz.find_in(lambda base: shutil.rmtree(base / "folder"), inside) == ("", "")
     assert fuzz.find_in(lambda _: os.system("true"), inside)[0].startswith("Escape")
     fuzz.SECONDS, before = 1, fuzz.SECONDS
     try:

@@ -46,8 +46,12 @@ _WAIT = 300
 
 _RUNS_CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork",
               "pickle.find_class", "socket.connect")
-_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod",
-            "os.truncate", "shutil.rmtree", "shutil.copyfile", "shutil.move")
+_CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.mkdir": ((0, 2),), "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),), "os.symlink": ((1, 2),), "os.link": ((1, 3),), "os.chmod": ((0, 2),),
+    "os.truncate": ((0, None),), "shutil.rmtree": ((0, 1),), "shutil.copyfile": ((1, None),),
+    "shutil.move": ((0, None), (1, None))}
+"""Event to which of its arguments are paths that change, and which is the open folder of each."""
 
 
 class Hang(BaseException):
@@ -80,10 +84,14 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         raise Escape(f"{event} {args[:1]}")
     writes = event == "open" and isinstance(args[2], int) and args[2] & (
         os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if (writes or event in _CHANGES) and isinstance(args[0], (str, bytes, os.PathLike)):
-        path = os.path.realpath(os.fsdecode(args[0]))
-        if not path.startswith((str(_watched[0]), "/dev/null")):
-            raise Escape(f"{event} {path}")
+    for at, folder in ((0, None),) if writes else _CHANGES.get(event, ()):
+        if isinstance(args[at], (str, bytes, os.PathLike)):
+            opened = args[folder] if folder is not None and len(args) > folder else None
+            beside = (Path(f"/proc/self/fd/{opened}").readlink()
+                      if isinstance(opened, int) and opened >= 0 else Path())
+            path = os.path.realpath(beside / os.fsdecode(args[at]))
+            if not path.startswith((str(_watched[0]), "/dev/null")):
+                raise Escape(f"{event} {path}")
 
 
 _install = functools.cache(lambda: sys.addaudithook(_watch))
