@@ -10,6 +10,7 @@
 # make ceiling    a segmenter of WORKSPACE beside the same one trained with true masks
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
+# make peers      CLIP_ES=dir: extract, cam and refine against CLIP-ES's own code in a checkout of it
 # make check      lint, types, tests
 # make docs       build/site: the documentation as pages that work from disk; needs no network
 # make chaos      200 kills and all faults: every command is disturbed and run again; KILLS=n
@@ -41,7 +42,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu peers photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -49,9 +50,9 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	@# pydensecrf2 is built from source; without a compiler the CRF runs on torch instead.
+	@# pydensecrf2 is built from source; only tests and `crf --backend pydensecrf` need it.
 	$(BIN)/python -m pip install -q -e '.[crf]' \
-		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
+		|| echo 'pydensecrf2 could not be built: tests that compare with it are skipped'
 	touch $@
 
 # A process for each core, up to eight: each makes the fixtures that a session shares once more.
@@ -64,7 +65,6 @@ test-slow: setup
 
 # Pages that are printed from the product's own tables come first.
 docs: setup
-	$(BIN)/python -m vpltool methods --markdown > docs/methods.md
 	$(BIN)/python -m vpltool.reference docs/reference
 	$(BIN)/jupytext -q --to ipynb docs/notebook.md
 	$(BIN)/python -m mkdocs build --strict
@@ -131,6 +131,11 @@ figure1 figure4: setup
 # OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
 bench: setup
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results-cpu.md $(OPTIONS)
+
+# OPTIONS are those of benchmarks/peers.py, such as OPTIONS='--photos 8 --python .venv-clip-es/bin/python'.
+peers: setup
+	$(if $(CLIP_ES),,$(error CLIP_ES=dir: a checkout of github.com/linyq2117/CLIP-ES))
+	$(BIN)/python benchmarks/peers.py $(CLIP_ES) $(OPTIONS)
 
 bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results-gpu.md $(OPTIONS)

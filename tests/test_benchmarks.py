@@ -17,18 +17,20 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
 import budget  # noqa: E402
+import corrections  # noqa: E402
 import disk  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
 import measure  # noqa: E402
 import methods as measured  # noqa: E402
+import peers  # noqa: E402
 import plain  # noqa: E402
 import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
 
 from vpltool.core.decoder import Decoder  # noqa: E402
 from vpltool.core.metrics import confusion, scores  # noqa: E402
-from vpltool.formats import read_labels, read_tensors  # noqa: E402
+from vpltool.formats import open_input, read_labels, read_tensors  # noqa: E402
 from vpltool.methods import KINDS, find_methods  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -202,7 +204,6 @@ def test_the_first_photos_have_the_sizes_of_all(data: str) -> None:
 def test_plain_masks_are_the_same_in_processes(demo_world: worlds.World, tmp_path: Path) -> None:
     """And over the classes present the same as over all 21, to rounding."""
     from vpltool.core.crf import PRESETS
-    from vpltool.formats import open_input
 
     source = open_input(demo_world.work / "cams/text/train", ("cams",))
     backend = "pydensecrf" if find_spec("pydensecrf") else "torch"
@@ -327,7 +328,6 @@ def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
 
 def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path) -> None:
     """Photo by photo in C++ or torch, or in batches as on a GPU."""
-    from vpltool.formats import open_input
     from vpltool.stages import crf
     from vpltool.stages._photo_work import Failed
     from vpltool.stages._scored import Scores
@@ -336,7 +336,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     source = open_input(world.work / "cams/text/train", ("cams",))
     jobs = [*world.first(2).items(), ("none", tmp_path / "none.jpg")]
     found = {}
-    for backend in ("torch", "pydensecrf"):
+    for backend in ("torch", "numba", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
         task = crf._Task(Scores(source, alpha=1.0, max_side=2048), "densecrf",
@@ -351,3 +351,72 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
         for key in world.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999
+
+
+@pytest.mark.parametrize("method", ["discriminant", "linear"])
+def test_corrections_are_measured(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                  ) -> None:
+    """A row for each way to choose; corrected masks are taken, and taken back at the end."""
+    from vpltool import Workspace
+
+    work = Workspace(tmp_path)
+    work.demo(images=12)
+    work.text_prototypes()
+    work.extract(keep="patches,layers", layers="3,5")
+    work.extract(split="val", keep="patches,layers", layers="3,5")
+    work.cam(method="dense")
+    work.crf(what="text-dense", confidence=0.0)
+    capsys.readouterr()
+    corrections.main([str(tmp_path), "--masks", "text-dense", "--prototypes", "text", "--method",
+                      method, "--iters", "2", "--batch-size", "2", "--counts", "1,3",
+                      "--limit", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| entropy", "| random"]
+    assert all(line.count("|") == 7 for line in lines)
+    assert not (tmp_path / "corrections").exists()
+
+
+PEER = """
+import argparse, os
+import numpy as np
+from tqdm import tqdm
+parser = argparse.ArgumentParser()
+for name in ("img_root", "split_file", "cam_out_dir", "model"):
+    parser.add_argument("--" + name)
+args = parser.parse_args()
+os.makedirs(args.cam_out_dir, exist_ok=True)
+maps = np.load("maps.npy", allow_pickle=True).item()
+for key in tqdm(open(args.split_file).read().split()):
+    assert "cuda:{}".format(0 % 1) == "cpu"
+    np.save(args.cam_out_dir + "/" + key + ".npy", maps[key])
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a peer takes a GPU that is there")
+def test_a_peer_is_run_from_its_checkout(tmp_path: Path) -> None:
+    """Its script as it stands, on the CPU, round by round; and CAMs that differ are refused."""
+    world = worlds.make_world(tmp_path / "w", 2, CPU, data="toy", model="toy")
+    checkout = tmp_path / "peer"
+    checkout.mkdir()
+    (checkout / peers.SCRIPT).write_text(PEER)
+    (tmp_path / "list.txt").write_text("\n".join(world.photos))
+    task = peers.Task(checkout, sys.executable, tmp_path, tmp_path / "weights.pt",
+                      list(world.photos), tmp_path, world)
+    peers.ours(task, peers.EXACT)
+    refined = open_input(world.work / "cams/text-refined/train", ("cams",))
+
+    def saying(offset: float) -> None:
+        maps = {}
+        for key in world.photos:
+            entry = refined.read_tensors(key)
+            maps[key] = {"keys": entry["classes"].numpy() - 1,
+                         "attn_highres": entry["cam"].numpy() + offset}
+        np.save(checkout / "maps.npy", maps, allow_pickle=True)
+
+    saying(0)
+    assert peers.equal_cams(task) == 0
+    with peers.started(task, 2) as theirs:
+        assert min(theirs(), theirs()) >= 0
+    saying(0.01)
+    with pytest.raises(AssertionError, match="CAMs differ by 0.01"):
+        peers.equal_cams(task)

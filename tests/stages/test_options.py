@@ -121,7 +121,8 @@ VALUES: dict[str, Any] = {"calibrated_blocks": 2, "calibrated_heads": "mean", "t
                           "clusters": 3, "superpixels": 50,
                           "compactness": 2.0, "rounds": 3, "colours": 4, "space": "rgb",
                           "confident": 0.2, "share": 0.2, "total": "region", "coverage": 0.4,
-                          "detail": 2, "alpha": 0.3, "crop": 16, "small": "merge", "tolerance": 1.0}
+                          "detail": 2, "alpha": 0.3, "crop": 16, "small": "merge", "tolerance": 1.0,
+                          "overlap": 0.5}
 
 OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettings)),
                           ("--method", "superpixels")) | {"alpha": ("--method", "vda")}

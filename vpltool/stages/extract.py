@@ -27,6 +27,8 @@ KEPT = ("tokens", "patches", "attention", "attentions", "layers")
 OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
 
+WHOLE = ("tokens", "attention", "attentions")
+"""What a photo that is encoded in windows does not have: it belongs to all patches together."""
 
 _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside the blocks")
 
@@ -43,6 +45,14 @@ class ExtractSettings(Settings):
     scale: float = setting(1.0, "Factor on the photo's sides before the network.", low=0.05, high=8)
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
+    window: int = setting(
+        0, "Encode larger photos window by window, of this side, and join the patches: memory is "
+           "then that of a window. 0: whole.", low=0, metavar="PIXELS", record="changed",
+        brief=False)
+    overlap: float = setting(
+        0.25, "Share of a window that it has in common with the next one.", low=0, high=0.9,
+        record="changed", brief=False,
+        no_effect=[NoEffect({"window": (0,)}, "photos are encoded whole")])
     keep: str = setting(
         "tokens,patches,attention",
         "What to store: tokens (for gradcam), patches (for dense and learn-prototypes), attention "
@@ -83,7 +93,8 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """Run the frozen CLIP over photos once, and store what the later commands need.
 
     Photos are resized to multiples of the patch, each side on its own, without crop (CLIP-ES).
-    With --encoder, another frozen vision transformer is run, into features-second/SPLIT.
+    With --encoder, another frozen vision transformer is run, into features-second/SPLIT. With
+    --window, photos of any size fit into memory; nothing is then stored that all patches share.
 
     Example: vpltool extract --split train
 
@@ -102,6 +113,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """
     second = bool(settings.encoder)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
+    kept = _kept_of_windows(settings, kept) if settings.window else kept
     shard = _photo_work.chosen_shard(settings)
     photos = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
                                   lambda photo: photo.id)
@@ -163,12 +175,17 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
 
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
+    from vpltool.core.windows import encode_windows
     from vpltool.parallel.device import PRECISIONS, worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
     patches = "last" if settings.encoder else settings.patches
     calibration = Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+    window = settings.window // vision.patch
+    if settings.window and not window:
+        raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
+                       f"for example `window={32 * vision.patch}`")
 
     def encode(batch: Batch) -> Iterator[_photo_work.Made]:
         for key, reason in batch.failed.items():
@@ -176,14 +193,22 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
         if not batch.ids:
             return
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
+        grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
+        index = {"layer_index": torch.tensor(layers)} if layers else {}
+        if window and max(grid.tolist()) > window:
+            found = encode_windows(
+                vision, pixels, window, settings.overlap, at_once=settings.batch_size,
+                patches=patches if "patches" in kept else "none", layers=layers,
+                calibration=calibration, store=PRECISIONS[settings.store])
+            yield batch.ids[0], {"grid": grid, **index,
+                                 **{name: field[0] for name, field in found.items()}}
+            return
         features = vision(pixels, patches=patches if "patches" in kept else "none",
                           attention="attention" in kept, attentions="attentions" in kept,
                           attention_blocks=settings.attention_blocks, layers=layers,
                           calibration=calibration)
         fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
                   for name in kept}
-        grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
-        index = {"layer_index": torch.tensor(layers)} if layers else {}
         for number, key in enumerate(batch.ids):
             yield key, {"grid": grid, **index,
                         **{name: field[number] for name, field in fields.items()}}
@@ -191,8 +216,8 @@ def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, 
     batches = load_batches(
         list(paths.items()),
         PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale, settings.max_side),
-        device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
-        sized=_photo_work.count_sizes(len(paths)))
+        device=device, batch_size=1 if window else settings.batch_size,
+        workers=worker_count(settings.workers), sized=_photo_work.count_sizes(len(paths)))
     return _photo_work.run_batches(batches, encode, smaller_side_hint)
 
 
@@ -231,6 +256,20 @@ def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
         raise VplError(f"`keep={settings.keep!r}`: nothing reads {lacking[0]} of a second encoder",
                        f"`keep={','.join(readable)!r}`, the default with `encoder`")
     return tuple(name for name in kept if name in readable)
+
+
+def _kept_of_windows(settings: ExtractSettings, kept: tuple[str, ...]) -> tuple[str, ...]:
+    """What is kept of photos in windows: of what is asked for, what a window has by itself."""
+    if 0 < settings.max_side <= settings.window:
+        raise VplError(f"`window={settings.window}`: photos are scaled down to "
+                       f"`max_side={settings.max_side}` first, so that none is larger than that",
+                       f"`window={settings.window}, max_side=0`")
+    able = tuple(name for name in kept if name not in WHOLE)
+    lacking = [name for name in kept if name in WHOLE]
+    if lacking and ("keep" in settings.given or not able):
+        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {lacking[0]}, which "
+                       "all patches share", "`keep='patches'`, the default with `window`")
+    return able
 
 
 def parse_layers(choice: str, depth: int) -> list[int]:
