@@ -65,7 +65,6 @@ test-slow: setup
 
 # Pages that are printed from the product's own tables come first.
 docs: setup
-	$(BIN)/python -m vpltool methods --markdown > docs/methods.md
 	$(BIN)/python -m vpltool.reference docs/reference
 	$(BIN)/jupytext -q --to ipynb docs/notebook.md
 	$(BIN)/python -m mkdocs build --strict

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Run
 from torch import Tensor
 
@@ -83,3 +84,15 @@ def test_photos_that_cannot_be_read_are_named(run: Run, copied: Path) -> None:
     result = run("estimate", work=copied / "work")
     assert result.code == 1
     assert "no photo can be read" in result.lines("error:")[0]
+
+
+def test_the_crf_is_timed_as_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the method, with the backend that it takes by itself."""
+    from vpltool.methods.label_refiners import densecrf
+
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(densecrf, "refine_labels", lambda *given: seen.append(given))
+    assert estimate._crf_seconds(64 * 64, torch.device("cpu")) >= 0
+    photos, used, device = seen[0]
+    assert photos[0].scores.shape == (2, 64, 64)
+    assert (used.backend, device.type) == ("auto", "cpu")

@@ -6,7 +6,7 @@ points in `seeds`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,11 @@ from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
 from vpltool.core.gap import Gap, modality_gap, numbered_regions
 from vpltool.core.group import ALONE, Group
+from vpltool.core.long_steps import solve_rkc
 from vpltool.core.prototypes import Watch
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "pgd": solve.solve_pgd, "rkc": solve_rkc, "lbfgs": solve.solve_lbfgs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Reading:
         iters: iterations of the solver; 0 returns the start.
         lr: learning rate of projected gradient descent.
         tolerance: where it stops, see `solve_pgd`.
-        solver: `pgd` or `lbfgs`.
+        solver: a name in `SOLVERS`.
         harden: targets whose largest entry exceeds this become one-hot; 0: never.
         classes: classes in P': `present` in the photo, or `all`.
         student: classes in P: `all` or `present`.
@@ -108,7 +112,7 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
             targets = solve.text_targets(
                 pixels.embeddings, text, tau=reading.tau_t, harden=reading.harden,
                 allowed=in_photo if reading.classes == "present" else None)
-        solver = solve.solve_lbfgs if reading.solver == "lbfgs" else solve.solve_pgd
+        solver = SOLVERS[reading.solver]
         own = {} if reading.solver == "lbfgs" else {"lr": reading.lr,
                                                    "tolerance": reading.tolerance}
         rows = solver(

@@ -25,7 +25,7 @@ _CACHED = 2**19
 """Number of values of X at a time in a solver's step on a CPU: X is used twice, the second time
 from the cache."""
 
-_PACE = 50
+PACE = 50
 """Steps over which projected gradient descent measures how fast rows turn."""
 
 _MOMENT_CHUNK = 4096
@@ -230,8 +230,8 @@ def solve_pgd(
     before = prototypes
     for step in range(iters):
         last = step == iters - 1
-        if tolerance and step and step % _PACE == 0:
-            last |= _turned(prototypes, before) * (iters - step) / _PACE <= tolerance
+        if tolerance and step and step % PACE == 0:
+            last |= turned(prototypes, before) * (iters - step) / PACE <= tolerance
             before = prototypes
         if watch and (step % max(iters // 50, 1) == 0 or last):
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
@@ -251,7 +251,7 @@ def solve_pgd(
     return prototypes.float()
 
 
-def _turned(rows: Tensor, before: Tensor) -> float:
+def turned(rows: Tensor, before: Tensor) -> float:
     """Return the largest angle between a row and what it was before."""
     chord = torch.linalg.vector_norm(rows - before, dim=-1).amax()
     return 2 * math.asin(min(float(chord) / 2, 1.0))

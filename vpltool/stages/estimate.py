@@ -12,7 +12,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace
 from vpltool.methods import KINDS, find_method
-from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 
@@ -89,9 +89,11 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     side = max(2, round(mean ** 0.5))
     pixels = round(sum(height * width for height, width in sizes) / len(sizes))
     count = len(photos)
+    # A GPU does the CRF of all photos in one process.
+    processes = worker_count(-1) + 1 if device.type == "cpu" else 1
     seconds = {
         "extract": count * _encoder_seconds(clip, side, device),
-        "crf": count * _crf_seconds(pixels) / (worker_count(-1) + 1),
+        "crf": count * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(clip, settings, device, count, mean)}
     stored = 2 * (mean * (settings.layers * clip.vision.width + _dim(clip)))
     report = {"photos": count, "patches": mean, "pixels": pixels,
@@ -165,21 +167,20 @@ def _encoder_seconds(clip: Clip, side: int, device: torch.device) -> float:
                                        layers=[vision.depth - 1]).patches.sum().item())
 
 
-def _crf_seconds(pixels: int) -> float:
-    """Seconds a photo with two labels, by one process."""
+def _crf_seconds(pixels: int, device: torch.device) -> float:
+    """Seconds a photo with two labels, by one process: of what `crf` would run here."""
     import numpy as np
-    import torch
-
-    from vpltool.core.crf import PRESETS, fastest_backend, mean_field
 
     side = max(8, round(pixels ** 0.5))
     rng = np.random.default_rng(0)
     # Smooth, as photos are: noise would fill the lattice.
     coarse = rng.integers(0, 255, (side // 8 + 1, side // 8 + 1, 3)).astype(np.uint8)
     photo = np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[:side, :side])
-    scores = rng.random((2, side, side)).astype(np.float32)
-    backend = fastest_backend(torch.device("cpu"))
-    return _seconds(lambda: mean_field(photo, scores, PRESETS["weclip"], backend=backend), 1)
+    scored = [ScoredPhoto(photo, rng.random((2, side, side)).astype(np.float32))]
+    method = find_method("label_refiners", "densecrf").load()
+    used = method.Settings(preset="weclip")
+    where = method.runs_on(used, device)
+    return _seconds(lambda: method.refine_labels(scored, used, where), 1)
 
 
 def _training_seconds(clip: Clip, settings: EstimateSettings, device: torch.device, photos: int,

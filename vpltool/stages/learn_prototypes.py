@@ -47,8 +47,9 @@ class LearnPrototypesSettings(Settings):
         brief=False, record="changed", source="chosen", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
     solver: str = setting(
-        "pgd", "pgd (the paper's), or lbfgs: further down in fewer passes.",
-        choices=("pgd", "lbfgs"), source="VPL, implementation details", no_effect=[NOT_LEARNED])
+        "pgd", "pgd (the paper's); rkc: to the same prototypes in long steps, several times as "
+               "fast; or lbfgs: further down in fewer passes.", choices=("pgd", "rkc", "lbfgs"),
+        source="VPL, implementation details", no_effect=[NOT_LEARNED])
     pixels: str = setting(
         "all", "all patches; only seeds of the CAMs; or regions: a CAM-weighted mean a class.",
         choices=("all", "seeds", "regions"), source="VPL, eq. 7")
