@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import pickle
 import struct
 import tarfile
@@ -154,6 +157,24 @@ def legacy(content: object) -> bytes:
     return out.getvalue()
 
 
+def chained(count: int) -> bytes:
+    """A tar of so many headers that each extend the next one."""
+    return b"".join(extended(b"12 path=abc\n") for _ in range(count)) + member(3)
+
+
+def extended(records: bytes) -> bytes:
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, len(records)
+    return head.tobuf() + records.ljust(-(-len(records) // 512) * 512, b"\0")
+
+
+def member(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A member whose header says so many bytes, with 512 of them."""
+    head = tarfile.TarInfo("0.jpg")
+    head.type, head.size = kind, size
+    return head.tobuf(tarfile.GNU_FORMAT) + bytes(512)
+
+
 EXPANDS = (b'<!DOCTYPE a [<!ENTITY x "box"><!ENTITY y "&x;&x;&x;&x;">]>\n'
            b"<annotation><object><name>&y;</name></object></annotation>")
 READS_A_FILE = (b'<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]>\n'
@@ -246,6 +267,16 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("photo png", instead(png(10_000, 10_000, 2)), ""),
     ("photo png", instead(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), ""),
     ("tar", instead(b"not a tar" * 200), ""),
+    ("tar", instead(chained(900)), ""),
+    ("tar", instead(member(1 << 50)), ""),
+    ("tar", instead(extended(b"25 size=99999999999999999\n") + member(3)), ""),
+    ("tar", instead(extended(b"24 GNU.sparse.map=0,5,x\n") + member(3)), ""),
+    ("tar", instead(extended(b"99999999999999999999 a=b\n") + member(3)), ""),
+    ("tar", lambda _: gzip.compress(member(1 << 33) + bytes(100 << 20)), ""),
+    ("tar", lambda _: bz2.compress(member(1 << 33) + bytes(100 << 20)), ""),
+    ("tar", lambda _: bz2.compress(member(1 << 33, tarfile.XHDTYPE) + bytes(1 << 16)), ""),
+    ("tar", lambda _: lzma.compress(member(1 << 29, tarfile.GNUTYPE_LONGNAME) + bytes(1 << 16)),
+     ""),
     ("packed index", instead(b"{"), "is damaged"),
     ("packed index", instead(DEEP), "nested too deeply"),
     ("packed index", put("tar", value="../0-of-1-000000.tar"), "no file beside it"),
@@ -258,6 +289,10 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("packed index", put("members", "scene0", value=[512, 5]), "no bytes for scene0"),
     ("packed index", put("members", "scene0", value=[0, 100]), "is damaged"),
     ("packed index", put("members", "../../outside", value=[0, 1536]), "is damaged"),
+    ("packed tar", lambda content: chained(900)[:1000] + content[1000:], "is damaged"),
+    ("packed tar", lambda content: extended(b"99999999999999999999 a=b\n") + content[1024:],
+     "is damaged"),
+    ("packed tar", lambda content: member(1 << 40) + content[1024:], "is damaged"),
     ("packed tar", instead(b""), "is truncated"),
     ("packed tar", lambda content: content[:2000], "is truncated"),
     ("packed tar", swap(b"scene0.safetensors", b"scene1.safetensors"), "is damaged"),
@@ -318,6 +353,26 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
             member.type, member.linkname = kind, "/etc/hostname"
             tar.addfile(member)
     assert not list(read_tar(str(tmp_path / "a.tar")))
+
+
+def test_what_was_made_endless_is_a_flaw(tmp_path: Path) -> None:
+    """And a tar of many small pairs that compress well is none."""
+    from vpltool.datasets.webdataset import Pair, read_tar
+
+    cases = {"deep.tar": (chained(900), "recursion"), "long.tar": (member(1 << 50), "ends within"),
+             "bomb.tar.gz": (gzip.compress(member(1 << 33) + bytes(100 << 20)), "unfolds"),
+             "name.tar.bz2": (bz2.compress(member(1 << 33, tarfile.XHDTYPE)), "a name of")}
+    for name, (content, said) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        found = list(read_tar(str(tmp_path / name)))
+        assert any(said in flaw.where for flaw in found if not isinstance(flaw, Pair)), found
+    with tarfile.open(tmp_path / "whole.tar.xz", "w:xz") as tar:
+        for number in range(300):
+            for suffix, text in (("jpg", b"photo"), ("txt", b"a dog")):
+                entry = tarfile.TarInfo(f"{number}.{suffix}")
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text))
+    assert [type(pair) for pair in read_tar(str(tmp_path / "whole.tar.xz"))] == [Pair] * 300
 
 
 def test_a_name_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

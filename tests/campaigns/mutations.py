@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import struct
 import tarfile
 import zipfile
@@ -238,10 +241,36 @@ _NAMES = ("../../outside.jpg", "/tmp/outside.jpg", "a" * 300, "é.txt", ".jpg", 
           "x/../../y.png", "a.json")
 
 
+_EXTENDING = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
+_RECORDS = (b"12 path=abc\n", b"25 size=99999999999999999\n", b"24 GNU.sparse.map=0,5,x\n",
+            b"99999999999999999999 a=b\n", b"0 a=b\n", b"name\0")
+
+
+def _tar_header(kind: bytes, size: int) -> bytes:
+    header = tarfile.TarInfo("0001.jpg")
+    header.type, header.size = kind, size
+    return header.tobuf(tarfile.GNU_FORMAT)
+
+
+def _odd_tar(content: bytes, chance: Random) -> bytes:
+    """Put headers before a tar that extend it or say too much, or compress it."""
+    kind = chance.randrange(3)
+    if kind == 0:
+        return chance.choice((gzip.compress, bz2.compress, lzma.compress))(content)
+    if kind == 1:
+        records = chance.choice(_RECORDS)
+        return (_tar_header(chance.choice(_EXTENDING), len(records)) + records.ljust(512, b"\0")
+                ) * chance.choice((1, 2, 900)) + content
+    return _tar_header(chance.choice((tarfile.REGTYPE, *_EXTENDING)),
+                       1 << chance.randrange(62)) + content
+
+
 def mutate_tar(content: bytes, chance: Random) -> bytes:
-    """Mutate a member of a tar, or its bytes."""
+    """Mutate a member of a tar, its headers, or its bytes."""
     if chance.random() < 0.4:
         return mutate_bytes(content, chance)
+    if chance.random() < 0.2:
+        return _odd_tar(content, chance)
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             members = [(entry, (archive.extractfile(entry) or io.BytesIO()).read())

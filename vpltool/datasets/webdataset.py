@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from vpltool.datasets.captions import clean
 from vpltool.datasets.layouts import PHOTO_SUFFIXES
 from vpltool.datasets.tags import some
+from vpltool.datasets.unfolding import Unfolded
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import parse_json
 
@@ -49,7 +50,12 @@ _LARGEST = 1 << 26
 _LONGEST = 1 << 20
 """Most bytes of a photo, and of a text: a pair of them fits into memory, however it is packed."""
 _PATTERN = "`DIR/{000..009}.tar` stands for ten tars"
-_TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+_TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, ValueError,
+               OverflowError, RecursionError)
+"""What tarfile raises; the last one where hundreds of headers extend each other."""
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+               tarfile.GNUTYPE_LONGLINK)
+"""Headers that extend the next one."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,8 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dic
     split = _library("tariterators").base_plus_ext
     headers = _headers(address, flaws)
     # Without `ignore_zeros`, a damaged header would be the end.
-    with tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True, tarinfo=headers) as tar:
+    whole: Any = Unfolded(stream, _LARGEST)
+    with tarfile.open(fileobj=whole, mode="r|", ignore_zeros=True, tarinfo=headers) as tar:
         while (member := _next(tar, address, flaws)) is not None:
             _, suffix = split(member.name)
             if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
@@ -269,6 +276,13 @@ def _headers(address: str, flaws: list[Flaw]) -> type[tarfile.TarInfo]:
     damaged, ended = -1, False
 
     class Noting(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in _EXTENSIONS and header.size > _LONGEST:
+                raise EOFError(f"a name of {header.size} bytes")
+            return header
+
         @classmethod
         def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
             nonlocal damaged, ended

@@ -110,7 +110,8 @@ def read_packed(place: Place, name: str) -> bytes:
             file = tar.extractfile(member)
             assert file is not None
             content = file.read()
-    except (ValueError, OSError, EOFError, tarfile.TarError) as error:
+    except (ValueError, OSError, EOFError, OverflowError, RecursionError,
+            tarfile.TarError) as error:
         raise VplError(f"{place} is damaged: {error}", _again(place.index)) from error
     return content
 
