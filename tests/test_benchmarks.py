@@ -20,6 +20,7 @@ import budget  # noqa: E402
 import disk  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
+import growth  # noqa: E402
 import measure  # noqa: E402
 import methods as measured  # noqa: E402
 import peers  # noqa: E402
@@ -396,3 +397,23 @@ def test_a_peer_is_run_from_its_checkout(tmp_path: Path) -> None:
     saying(0.01)
     with pytest.raises(AssertionError, match="CAMs differ by 0.01"):
         peers.equal_cams(task)
+
+
+def test_growth_is_fitted() -> None:
+    curve = growth.Curve("s", "photos", (10, 100, 1000), (0.2, 2.0, 200.0), (5, 6, 7))
+    assert curve.exponent == pytest.approx(1.5)
+    assert curve.last == pytest.approx(2.0)
+    assert growth.spell([curve]).splitlines()[-1] == (
+        "| s | photos: 10, 100, 1,000 | 0.2, 2, 200 | 1.50 | 2.00 | 5, 6, 7 |")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks anew")
+def test_growth_is_measured(tmp_path: Path) -> None:
+    """All that grows, at the smallest sizes: a line for each stage, and rising costs."""
+    assert {curve.stage for curve in growth.of_photos(tmp_path, (1, 2))} == {
+        "prepare", *(command[0] for command in growth.CHAIN)}
+    curves = list(growth.of_rows(tmp_path, (1, 8)))
+    assert all(min(curve.seconds) > 0 for curve in curves)
+    step = next(curve for curve in curves if curve.stage.startswith("learn-prototypes"))
+    assert step.seconds[1] > step.seconds[0]
+    assert set(growth.MEASURES) == {"photos", "patches", "tags", "classes", "rows"}
