@@ -14,8 +14,6 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
 ARG TORCH=cpu
-# pydensecrf2 is built from source.
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/vpltool
 ENV PATH=/opt/vpltool/bin:$PATH PIP_NO_CACHE_DIR=1
 WORKDIR /source
@@ -28,7 +26,7 @@ RUN if [ "$TORCH" = cpu ]; then \
     fi
 COPY pyproject.toml README.md LICENSE ./
 COPY vpltool ./vpltool
-RUN pip install -c constraints.txt '.[crf,coco,superpixels,onnx]'
+RUN pip install -c constraints.txt '.[coco,superpixels,onnx]'
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/vpltool /opt/vpltool

@@ -51,9 +51,9 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	@# pydensecrf2 is built from source; without a compiler the CRF runs on torch instead.
+	@# pydensecrf2 is built from source; only tests and `crf --backend pydensecrf` need it.
 	$(BIN)/python -m pip install -q -e '.[crf]' \
-		|| echo 'pydensecrf2 could not be built: the CRF will run on torch'
+		|| echo 'pydensecrf2 could not be built: tests that compare with it are skipped'
 	touch $@
 
 # A process for each core, up to eight: each makes the fixtures that a session shares once more.
@@ -66,7 +66,6 @@ test-slow: setup
 
 # Pages that are printed from the product's own tables come first.
 docs: setup
-	$(BIN)/python -m vpltool methods --markdown > docs/methods.md
 	$(BIN)/python -m vpltool.reference docs/reference
 	$(BIN)/jupytext -q --to ipynb docs/notebook.md
 	$(BIN)/python -m mkdocs build --strict
@@ -105,12 +104,13 @@ package: setup
 	cd $(FRESH) && bin/python -m mypy --strict $(CURDIR)/tests/typed_user.py
 
 # Each in an environment of its own: they pin versions that go neither with ours nor together.
+# `datasets` reads pictures with Pillow, which it does not ask for.
 READ_BY := ultralytics datumaro label-studio-sdk datasets
 
 $(READERS)/%/ready:
 	$(PYTHON) -m venv $(@D)
 	$(if $(filter ultralytics,$*),$(if $(TORCH),$(@D)/bin/python -m pip install -q $(TORCH) torchvision))
-	$(@D)/bin/python -m pip install -q $*
+	$(@D)/bin/python -m pip install -q $* pillow
 	touch $@
 
 readers: setup $(READ_BY:%=$(READERS)/%/ready)

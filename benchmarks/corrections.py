@@ -1,6 +1,6 @@
 """mIoU after some masks were corrected, chosen by uncertainty or at random.
 
-    python benchmarks/corrections.py WORKSPACE --masks NAME --prototypes NAME [--iters 300]
+    python benchmarks/corrections.py WORKSPACE --masks NAME --prototypes NAME [--method linear]
 
 A measurement, not a way to work: in place of a person, this script copies the true masks of the
 photos that `export review` chooses, and hands them over as corrections. The product itself never
@@ -18,25 +18,29 @@ from typing import Any
 
 from vpltool import Workspace
 from vpltool.formats import open_workspace
-from vpltool.stages._corrections import find_corrections, take_corrections
+from vpltool.stages._corrections import take_corrections
+from vpltool.stages._labelling import read_corrections
 from vpltool.stages._truth import read_truth
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and print a Markdown table."""
-    options = _options()
-    train: dict[str, Any] = {
-        "method": "linear", "lambda_rsc": 0, "crop": 16, "optimizer": "adamw", "lr": 5e-3,
-        "masks": options.masks, "prototypes": options.prototypes, "iters": options.iters,
-        "batch_size": options.batch_size}
+    options = _options(argv)
+    train: dict[str, Any] = {"method": options.method, "masks": options.masks,
+                             "prototypes": options.prototypes}
+    if options.method == "linear":
+        train |= {"lambda_rsc": 0, "crop": 16, "optimizer": "adamw", "lr": 5e-3,
+                  "iters": options.iters, "batch_size": options.batch_size}
     counts = [int(count) for count in options.counts.split(",")]
     ways = options.by.split(",")
     print(f"| chosen by | times | seed | 0 | {' | '.join(map(str, counts))} |")
     print(f"| --- | ---: | ---: |{' ---: |' * (len(counts) + 1)}")
     for seed in range(options.first, options.first + options.seeds):
-        base = _measure(options, train | {"seed": seed, "name": f"corrected-0-{seed}"})
+        if options.method == "linear":
+            train["seed"] = seed
+        base = _measure(options, train | {"name": f"corrected-0-{seed}"})
         Workspace(options.work).predict(decoder=f"corrected-0-{seed}", split="train",
-                                        max_side=options.max_side)
+                                        max_side=options.max_side, overwrite=True)
         for way in ways:
             chosen = _choose(options, f"corrected-0-{seed}", way, max(counts), seed)
             for times in map(int, options.times.split(",")):
@@ -44,20 +48,21 @@ def main() -> None:
                 for count in counts:
                     _correct(options.work, chosen[:count])
                     row.append(_measure(options, train | {
-                        "seed": seed, "name": f"corrected-{way}-{count}-{times}-{seed}",
+                        "name": f"corrected-{way}-{count}-{times}-{seed}",
                         "corrected_times": times}))
                 print(f"| {way} | {times} | {seed} | {100 * base:.1f} | "
                       f"{' | '.join(f'{100 * value:.1f}' for value in row)} |", flush=True)
         _correct(options.work, [])
 
 
-def _options() -> argparse.Namespace:
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--masks", required=True)
     parser.add_argument("--prototypes", required=True)
+    parser.add_argument("--method", default="discriminant", choices=("discriminant", "linear"))
     parser.add_argument("--iters", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="of `linear`, as --iters")
     parser.add_argument("--max-side", type=int, default=1024)
     parser.add_argument("--limit", type=int, default=0, help="photos of val that are scored")
     parser.add_argument("--counts", default="5,10,20")
@@ -65,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--by", default="entropy,random")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _measure(options: argparse.Namespace, train: dict[str, Any]) -> float:
@@ -104,7 +109,7 @@ def _correct(work: Path, ids: list[str]) -> None:
         path = folder / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(read_truth(workspace, photos[key], size)).save(path)
-    take_corrections(workspace, find_corrections(workspace, list(photos.values()), folder))
+    take_corrections(workspace, read_corrections(workspace, list(photos.values()), folder, work))
 
 
 if __name__ == "__main__":

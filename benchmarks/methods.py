@@ -74,7 +74,7 @@ ENTRIES: Mapping[str, Mapping[str, Entry]] = {
         "ssr": Entry(f"{_SLIC}, and there is a second attention"), "superpixels": Entry(_SLIC),
         "transport": Entry()},
     "label_refiners": {
-        "densecrf": Entry("the lattice in torch, not in C++", values={"backend": "torch"}),
+        "densecrf": Entry(),
         "par": Entry()},
     "estimators": {
         "bank": Entry(), "means": Entry(),
@@ -154,9 +154,10 @@ class Line:
 
 _PER_PHOTO = "CLIP-ES's refinement"
 _AGAINST = {"label_refiners": "pydensecrf, one thread", "estimators": "means"}
-_REFERENCES = {_PER_PHOTO: ("refiners", "attention"),
-               _AGAINST["label_refiners"]: ("label_refiners", "densecrf"),
-               _AGAINST["estimators"]: ("estimators", "means")}
+_REFERENCES = {_PER_PHOTO: ("refiners", "attention", Entry()),
+               _AGAINST["label_refiners"]: (
+                   "label_refiners", "densecrf", Entry(values={"backend": "pydensecrf"})),
+               _AGAINST["estimators"]: ("estimators", "means", Entry())}
 
 
 def lines() -> Iterator[Line]:
@@ -190,8 +191,8 @@ def methods(bench: Bench) -> Iterator[Row]:
     keep_freed_memory()
     torch.manual_seed(0)
     made, threads = Inputs(bench), torch.get_num_threads()
-    references = {against: call_of(*reference, Entry(), made)[0]
-                  for against, reference in _REFERENCES.items()}
+    references = {against: call_of(kind, name, entry, made)[0]
+                  for against, (kind, name, entry) in _REFERENCES.items()}
     for line in lines():
         # `crf` has a photo in each process, on one core.
         alone = line.against == _AGAINST["label_refiners"]

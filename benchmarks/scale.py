@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
-from vpltool.formats import Header, Photo, open_output, read_tensors
+from vpltool.formats import Header, Photo, open_output, read_tensors, write_tensors
+from vpltool.formats.packed import PACKED, Place, packed_places, read_packed, write_tar
 from vpltool.formats.shards import Shard, shard_of
+from vpltool.formats.storage import tensors_of
 from vpltool.formats.workspace import read_images
 
 PHOTOS = (82_081, 1_000_000, 100_000_000)
@@ -82,6 +84,46 @@ def measure_files(folder: Path, count: int) -> dict[str, float]:
                 lambda: open_output(folder / "train", header, ids, shard=Shard(0, 2)), count)}
 
 
+FEATURES = 3_150_000
+"""Bytes of a photo's features, of the default `--keep`."""
+
+
+def measure_tars(folder: Path, count: int, packed: int) -> dict[str, float]:
+    """Measure the index of so many photos in tars; packing and reading some, beside files."""
+    (folder / PACKED).mkdir(parents=True)
+    in_tar = 1_000_000_000 // FEATURES
+    for number in range(0, count, in_tar):
+        name = f"0-of-1-{number // in_tar:06}"
+        (folder / PACKED / f"{name}.json").write_text(json.dumps({
+            "tar": f"s3://bucket/features/{name}.tar", "members": {
+                f"part-{at // 10_000:05}/{at:09}": [at % in_tar * FEATURES,
+                                                   (at % in_tar + 1) * FEATURES]
+                for at in range(number, min(number + in_tar, count))}}, separators=(",", ":")))
+    size = sum(file.stat().st_size for file in (folder / PACKED).iterdir())
+    before = resident()
+    kept: dict[str, Place] = {}
+    read = timed(lambda: kept.update(packed_places(folder)), count)
+    memory = (resident() - before) / count
+    other = folder / "files"
+    header = Header("features", "extract", {"split": "train"})
+    tensors = {"patches": torch.zeros(1, FEATURES // 2).half(), "grid": torch.zeros(2).long()}
+    files = {f"{number:06}": other / f"{number:06}.safetensors" for number in range(packed)}
+    for file in files.values():
+        write_tensors(file, header, tensors)
+    write = timed(lambda: write_tar(other, "0-of-1-000000", "", files), packed)
+    places = packed_places(other)
+
+    def read_tars() -> None:
+        for key, file in files.items():
+            tensors_of(read_packed(places[key], file.name), "features", (), key, "")
+
+    return {"index of tars: read, µs": read, "index of tars: bytes on disk": size / count,
+            "index of tars: bytes in memory": memory, "features: pack, µs": write,
+            "features: read of a tar, µs": timed(read_tars, packed),
+            "features: read of a file, µs": timed(
+                lambda: [read_tensors(file, "features") for file in files.values()], packed)}
+
+
 def spell(measured: dict[str, float]) -> str:
     """Spell a table: each cost of a photo, and of many photos in one process or one of many."""
     lines = ["| cost | a photo | " + " | ".join(f"{count:,}" for count in PHOTOS) + " |",
@@ -100,10 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=200_000)
     parser.add_argument("--files", type=int, default=2_000)
+    parser.add_argument("--packed", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure_lists(Path(folder), options.photos)
         measured |= measure_files(Path(folder), options.files)
+        measured |= measure_tars(Path(folder) / "packed", options.photos, options.packed)
     print(spell(measured))
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
 import budget  # noqa: E402
+import corrections  # noqa: E402
 import disk  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
@@ -338,7 +339,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     source = open_input(world.work / "cams/text/train", ("cams",))
     jobs = [*world.first(2).items(), ("none", tmp_path / "none.jpg")]
     found = {}
-    for backend in ("torch", "pydensecrf"):
+    for backend in ("torch", "numba", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
         task = crf._Task(Scores(source, alpha=1.0, max_side=2048), "densecrf",
@@ -353,6 +354,29 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
         for key in world.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999
+
+
+@pytest.mark.parametrize("method", ["discriminant", "linear"])
+def test_corrections_are_measured(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                  ) -> None:
+    """A row for each way to choose; corrected masks are taken, and taken back at the end."""
+    from vpltool import Workspace
+
+    work = Workspace(tmp_path)
+    work.demo(images=12)
+    work.text_prototypes()
+    work.extract(keep="patches,layers", layers="3,5")
+    work.extract(split="val", keep="patches,layers", layers="3,5")
+    work.cam(method="dense")
+    work.crf(what="text-dense", confidence=0.0)
+    capsys.readouterr()
+    corrections.main([str(tmp_path), "--masks", "text-dense", "--prototypes", "text", "--method",
+                      method, "--iters", "2", "--batch-size", "2", "--counts", "1,3",
+                      "--limit", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| entropy", "| random"]
+    assert all(line.count("|") == 7 for line in lines)
+    assert not (tmp_path / "corrections").exists()
 
 
 PEER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from launching import ROOT, environment
 pytest.importorskip("hypothesis")
 pytest.importorskip("webdataset")
 
-from campaigns import chaos, fuzz, readers  # noqa: E402
+from campaigns import chaos, documents, fuzz, readers  # noqa: E402
 from campaigns.mutations import FORMS  # noqa: E402
 from campaigns.readers import READERS, Reader  # noqa: E402
 
@@ -70,12 +71,41 @@ def test_what_counts_as_a_find(tmp_path: Path) -> None:
     assert fuzz.find_in(lacks_memory, inside)[0].startswith("VplError")
     assert fuzz.find_in(escapes, inside)[0].startswith("Escape")
     assert not (tmp_path / "outside").exists()
+    (inside / "file").touch()
+    assert fuzz.find_in(lambda base: (base / "file").rename(base.parent / "outside"), inside)[0]
+    assert fuzz.find_in(lambda base: (base / "link").symlink_to("/etc"), inside) == ("", "")
+    (inside / "folder").mkdir()
+    (inside / "folder/file").touch()
+    # By open folders, not by paths.
+    assert fuzz.find_in(lambda base: shutil.rmtree(base / "folder"), inside) == ("", "")
     assert fuzz.find_in(lambda _: os.system("true"), inside)[0].startswith("Escape")
     fuzz.SECONDS, before = 1, fuzz.SECONDS
     try:
         assert fuzz.find_in(hangs, inside)[0].startswith("Hang")
     finally:
         fuzz.SECONDS = before
+
+
+def test_parts_of_a_campaign_add_up(tmp_path: Path) -> None:
+    for seed, count in ((0, 30), (1, 12)):
+        fuzz.note(tmp_path, "done", {"seed": seed, "reader": "tar", "engine": "atheris",
+                                     "executions": count})
+    fuzz.note_find(tmp_path, "tar", "Hang in x.y", "", b"content")
+    table = fuzz.as_markdown(fuzz.executions_in(fuzz.notes(tmp_path, "done")),
+                             fuzz.notes(tmp_path, "finds"))
+    assert "| tar | 42 | 1 |" in table
+    assert "| **all: 42** | 42 | 1 |" in table
+
+
+@pytest.mark.parametrize("form", ["json", "json lines", "lines", "safetensors", "png"])
+def test_an_example_is_several_documents(form: str, world: Path) -> None:
+    from hypothesis import find, settings
+
+    reader = next(reader for reader in READERS if reader.form == form)
+    made = find(documents.documents(form, readers.begin(reader, world)), lambda _: True,
+                settings=settings(database=None, max_examples=1))
+    assert len(made) == documents.PLACES
+    assert all(isinstance(content, bytes) for content in made)
 
 
 KILLS = """

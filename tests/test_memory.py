@@ -118,7 +118,10 @@ def test_what_cannot_be_halved_is_told(name: str, run: Run, layered: Path, tmp_p
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "worker"),
     (RuntimeError("A process in the process pool was terminated abruptly while the future was "
                   "running or pending."), "worker"),
-    (MemoryError(), "out of memory"), (RuntimeError("CUDA out of memory. Tried"), "out of memory")])
+    (MemoryError(), "out of memory"), (RuntimeError("CUDA out of memory. Tried"), "out of memory"),
+    (RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be"),
+     "the device has failed: CUDA error: unspecified launch failure"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "the device has failed")])
 def test_elsewhere_it_is_one_line_and_a_hint(error: Exception, said: str, run: Run, ready: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_args: Any, **_options: Any) -> None:

@@ -81,8 +81,8 @@ def test_any_number_of_shards_and_workers_gives_the_same_bytes(
 
 def test_the_commands_that_have_shards() -> None:
     assert {name for name, found in find_stages().items() if "shard" in setting_names(found)} == {
-        *PER_PHOTO}
-    for name in PER_PHOTO:
+        *PER_PHOTO, "pack"}
+    for name in (*PER_PHOTO, "pack"):
         assert parse_line([name, "--shard", "1/2"]).values["shard"] == "1/2"
 
 

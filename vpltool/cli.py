@@ -14,7 +14,7 @@ from vpltool.command import Globals, stage_command
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
-from vpltool.errors import VplError, is_out_of_memory
+from vpltool.errors import VplError, first_line, is_out_of_memory
 from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
 from vpltool.shell import spell
@@ -151,6 +151,9 @@ def _reader_is_gone(stop: SystemExit) -> bool:
 _KILLED = ("DataLoader worker (pid", "process pool was terminated")
 """What torch and Python say where a worker process has gone."""
 
+_DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_", "HIP error")
+"""What torch says where a GPU has gone, or has failed at work."""
+
 
 def explain(error: Exception) -> VplError | None:
     """What to tell the user about an exception; None where only a traceback helps."""
@@ -167,6 +170,9 @@ def explain(error: Exception) -> VplError | None:
     if is_out_of_memory(error):
         return VplError(str(error).partition("\n")[0] or "out of memory",
                         "close other programs, or `device='cpu'`; what is written is kept")
+    if any(words in str(error) for words in _DEVICE_FAILED):
+        return VplError(f"the device has failed: {first_line(error)}",
+                        "the same command goes on where it stopped; `device='cpu'` does without it")
     return None
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vpltool.commands import methods
+from vpltool.commands.methods import MethodsSettings
 from vpltool.formats.kinds import KINDS, Kind
 from vpltool.formats.storage import atomic_path
 from vpltool.methods import KINDS as METHOD_KINDS
@@ -35,7 +37,12 @@ _LAYOUTS = {"json": "`.json`", "jsonl": "`.jsonl`", "tensors": "one `.safetensor
 def pages() -> dict[str, str]:
     """File name to text of each page."""
     return {"commands.md": _commands(), "kinds.md": _kinds(), "presets.md": _presets(),
-            "recipes.md": _recipes()}
+            "recipes.md": _recipes(), "methods.md": _methods()}
+
+
+def _methods() -> str:
+    whole = MethodsSettings(markdown=True)
+    return methods.show(methods.run(Path(), whole), {"markdown": True}) + "\n"
 
 
 def _page(title: str, about: str, parts: list[str]) -> str:
@@ -69,7 +76,7 @@ def _command(found: FoundStage) -> str:
             parts += [f"#### {found.name} {method.name}", paragraphs(method.docstring),
                       _table(method.settings, skip=shared)]
     elif stage.methods:
-        names = ", ".join(f"[{name}](../methods.md#{name})" for name in find_methods(stage.methods))
+        names = ", ".join(f"[{name}](methods.md#{name})" for name in find_methods(stage.methods))
         own.append(f"Methods ({METHOD_KINDS[stage.methods].name}): {names}.")
     return "\n\n".join(part for part in [*parts, *own] if part)
 

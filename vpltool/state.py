@@ -117,6 +117,8 @@ class State:
 
     workspace: Workspace
     artifacts: Mapping[str, Artifact]
+    damaged: Mapping[str, VplError] = field(default_factory=dict)
+    """Name to what is wrong, of what cannot be read; see `read_state`."""
     _reasons: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
@@ -143,9 +145,13 @@ class State:
         if artifact.name not in self._reasons:
             # Before its sources are looked at, so that a circle ends.
             self._reasons[artifact.name] = []
-            self._reasons[artifact.name] = [
-                *self._changed(artifact), *self._corrections_changed(artifact.header),
-                *self._unfinished(artifact)]
+            try:
+                self._reasons[artifact.name] = [
+                    *self._changed(artifact), *self._corrections_changed(artifact.header),
+                    *self._unfinished(artifact)]
+            except VplError as error:
+                # A file that it was made from is damaged.
+                self._reasons[artifact.name] = [error.message]
         return self._reasons[artifact.name]
 
     def _changed(self, artifact: Artifact) -> list[str]:
@@ -219,6 +225,8 @@ class State:
     def _source_changed(self, source: str, identity: str, artifact: Artifact) -> list[str]:
         path = self.workspace.path / source
         known = self.artifacts.get(source)
+        if source in self.damaged:
+            return [f"{source} is damaged"]
         if known is not None and self.stale(known):
             return [f"{source} is not up to date"]
         if known is not None and known.folder is not None:
@@ -262,19 +270,34 @@ class State:
             return 0, []
         own = tags_of(self.workspace, photos) if artifact.folder.own else {}
         todo = [photo.id for photo in photos if photo.id not in artifact.folder.failed
-                and (not artifact.folder.path_of(photo.id).exists()
+                and (not artifact.folder.holds(photo.id)
                      or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
         return len(photos), todo
 
 
-def read_state(workspace: Workspace) -> State:
-    """Look through a workspace for artifacts."""
-    found = {}
+def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
+    """Look through a workspace for artifacts.
+
+    Args:
+        workspace: the workspace.
+        passes_over: whether to go on behind what is damaged, and to list it in `damaged`.
+
+    Raises:
+        VplError: one is damaged.
+    """
+    found: dict[str, Artifact] = {}
+    damaged: dict[str, VplError] = {}
     for path in _paths(workspace.path):
-        artifact = read_artifact(workspace, path)
-        if artifact is not None:
-            found[artifact.name] = artifact
-    return State(workspace, found)
+        try:
+            artifact = read_artifact(workspace, path)
+        except VplError as error:
+            if not passes_over:
+                raise
+            damaged[relative_path(path, workspace.path)] = error
+        else:
+            if artifact is not None:
+                found[artifact.name] = artifact
+    return State(workspace, found, damaged)
 
 
 def _paths(work: Path) -> Iterable[Path]:
@@ -283,7 +306,12 @@ def _paths(work: Path) -> Iterable[Path]:
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
     for path in sorted(work.glob("features-*/**/artifact.json")):
-        if header_of(manifest_of(path.parent), path).command == "embed":
+        try:
+            made_by = header_of(manifest_of(path.parent), path).command
+        except VplError:
+            # Who reads it as an artifact is told what is wrong.
+            made_by = "embed"
+        if made_by == "embed":
             yield path.parent
     for kind in ("prototypes", "decoder"):
         yield from sorted(path for path in (work / kind).glob("*.safetensors")

@@ -55,6 +55,7 @@ COMMANDS: tuple[Words, ...] = (
     ("train-groups", "--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",
      "--groups", "4,2", "--hidden", 8, "--npr-hidden", 8, "--iters", 8, "--batch-size", 4,
      "--workers", 0),
+    ("pack", "--split", "train"),
 )
 """Commands in their order; each is disturbed in the workspace that those before it have made."""
 
@@ -363,7 +364,7 @@ def vanish(case: Case, base: Path, room: Path, chance: Random, figures: Figures)
 
 def no_device(case: Case, base: Path, room: Path, chance: Random, figures: Figures) -> None:
     """Ask for a device that is not there."""
-    if case.name in ("prepare", "export", "embed", "tag", "align"):
+    if case.name in ("prepare", "export", "embed", "tag", "align", "pack"):
         return
     restore(case.before, base)
     outcome = run((*case.words, "--device", "cuda:9"), base)

@@ -36,40 +36,47 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-def json_documents(content: bytes) -> st.SearchStrategy[bytes]:
-    """A JSON document with any values in one or two places."""
+PLACES = 8
+"""Documents of an example: to draw a value takes longer than to read the files that have it."""
+
+
+def json_documents(content: bytes) -> st.SearchStrategy[list[bytes]]:
+    """JSON documents, each with the same value in one of its places."""
     value = json.loads(content)
     paths = _paths(value)[:2000]
-    return st.builds(lambda path, new: dumped(_with(value, path, new)),
-                     st.sampled_from(paths), VALUES)
+    return st.builds(lambda number, new: [
+        dumped(_with(value, path, new)) for path in Random(number).choices(paths, k=PLACES)],
+        st.integers(0, 1 << 32), VALUES)
 
 
-def _lines(content: bytes) -> st.SearchStrategy[bytes]:
+def _lines(content: bytes) -> st.SearchStrategy[list[bytes]]:
     lines = content.split(b"\n")
     return st.builds(
-        lambda at, new: b"\n".join([*lines[:at], new, *lines[at + 1:]]),
-        st.integers(0, len(lines)),
+        lambda number, new: [b"\n".join([*lines[:at], new, *lines[at + 1:]])
+                             for at in Random(number).choices(range(len(lines) + 1), k=PLACES)],
+        st.integers(0, 1 << 32),
         st.binary() | st.text(st.characters(exclude_categories=["Cs"])).map(str.encode))
 
 
-def _json_lines(content: bytes) -> st.SearchStrategy[bytes]:
+def _json_lines(content: bytes) -> st.SearchStrategy[list[bytes]]:
     first, _, rest = content.partition(b"\n")
-    return json_documents(first).map(lambda line: line + b"\n" + rest)
+    return json_documents(first).map(lambda made: [line + b"\n" + rest for line in made])
 
 
-def _safetensors(content: bytes) -> st.SearchStrategy[bytes]:
+def _safetensors(content: bytes) -> st.SearchStrategy[list[bytes]]:
     length = struct.unpack("<Q", content[:8])[0]
-    return json_documents(content[8 : 8 + length]).map(
-        lambda head: struct.pack("<Q", len(head)) + head + content[8 + length :])
+    return json_documents(content[8 : 8 + length]).map(lambda made: [
+        struct.pack("<Q", len(head)) + head + content[8 + length :] for head in made])
 
 
 _MAKERS = {"json": json_documents, "lines": _lines, "json lines": _json_lines,
            "safetensors": _safetensors}
 
 
-def documents(form: str, seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+def documents(form: str, seeds: Sequence[bytes]) -> st.SearchStrategy[list[bytes]]:
     """Contents of a form's file; forms that are not text are mutated as hypothesis says."""
     if form in _MAKERS:
         return st.one_of([_MAKERS[form](seed) for seed in seeds])
-    return st.builds(lambda seed, number: FORMS[form](seed, Random(number)),
-                     st.sampled_from(list(seeds)), st.integers(0, 1 << 32))
+    return st.builds(lambda seed, number: [
+        FORMS[form](seed, Random(number + more)) for more in range(PLACES)],
+        st.sampled_from(list(seeds)), st.integers(0, 1 << 32))

@@ -2,6 +2,9 @@
 
     python -m campaigns.fuzz --executions 1000000 --out FILE
 
+A campaign may be made in parts, each with a `--seed` of its own and the same `--finds`; the table
+adds them up. A part that was interrupted goes on with the readers that it has not done.
+
 Each reader runs in a process of its own, which may take one GiB more than it has and five seconds
 of processor time for a file. What counts as a find: an exception that is not what a user is told as
 a line, a hang, memory beyond the limit, a crash, a file written outside of the world, a process
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import mmap
@@ -34,13 +38,20 @@ from typing import Any
 SECONDS = 5
 MEMORY = 1 << 30
 LARGEST = 1 << 20
+RARE = 200
+"""One in so many executions by atheris is of a file of up to `LARGEST` bytes, which takes a hundred
+times as long to read; the others are kept near the size of a valid one."""
 _WAIT = 300
 """Seconds without an execution after which a reader's process is ended."""
 
 _RUNS_CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork",
               "pickle.find_class", "socket.connect")
-_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.chmod",
-            "os.truncate", "shutil.rmtree", "shutil.copyfile", "shutil.move")
+_CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.mkdir": ((0, 2),), "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),), "os.symlink": ((1, 2),), "os.link": ((1, 3),), "os.chmod": ((0, 2),),
+    "os.truncate": ((0, None),), "shutil.rmtree": ((0, 1),), "shutil.copyfile": ((1, None),),
+    "shutil.move": ((0, None), (1, None))}
+"""Event to which of its arguments are paths that change, and which is the open folder of each."""
 
 
 class Hang(BaseException):
@@ -73,10 +84,14 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         raise Escape(f"{event} {args[:1]}")
     writes = event == "open" and isinstance(args[2], int) and args[2] & (
         os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if (writes or event in _CHANGES) and isinstance(args[0], (str, bytes, os.PathLike)):
-        path = os.path.realpath(os.fsdecode(args[0]))
-        if not path.startswith((str(_watched[0]), "/dev/null")):
-            raise Escape(f"{event} {path}")
+    for at, folder in ((0, None),) if writes else _CHANGES.get(event, ()):
+        if isinstance(args[at], (str, bytes, os.PathLike)):
+            opened = args[folder] if folder is not None and len(args) > folder else None
+            beside = (Path(f"/proc/self/fd/{opened}").readlink()
+                      if isinstance(opened, int) and opened >= 0 else Path())
+            path = os.path.realpath(beside / os.fsdecode(args[at]))
+            if not path.startswith((str(_watched[0]), "/dev/null")):
+                raise Escape(f"{event} {path}")
 
 
 _install = functools.cache(lambda: sys.addaudithook(_watch))
@@ -207,9 +222,7 @@ def note_find(finds: Path, reader: str, found: str, trace: str, content: bytes) 
     """Write a find down: one line a find, and the file that leads to it."""
     name = f"{reader.replace(' ', '-')}-{hashlib.sha256(content).hexdigest()[:12]}"
     (finds / name).write_bytes(content)
-    with (finds / "finds.jsonl").open("a") as file:
-        file.write(json.dumps({"reader": reader, "found": found, "file": name, "trace": trace})
-                   + "\n")
+    note(finds, "finds", {"reader": reader, "found": found, "file": name, "trace": trace})
 
 
 def by_atheris(trial: Trial, runs: int, seed: int) -> None:
@@ -222,35 +235,49 @@ def by_atheris(trial: Trial, runs: int, seed: int) -> None:
     for number, content in enumerate(trial.seeds):
         (corpus / str(number)).write_bytes(content)
 
+    room = min(LARGEST, 2 * max(4096, *map(len, trial.seeds)))
+    large = Random(seed)
+    whole = b""
+    """What the last mutation made, before it was cut to the room."""
+
     def mutate(content: bytes, most: int, number: int) -> bytes:
+        nonlocal whole
         chance = Random(number)
         if chance.random() < 0.25:
             return bytes(atheris.Mutate(content, most))
-        return trial.mutate(content or trial.seeds[0], chance)[:most]
+        made = trial.mutate(content or trial.seeds[0], chance)
+        whole = max(whole, made, key=len)
+        return made[:most]
 
     def execute(content: bytes) -> None:
+        nonlocal whole
+        if whole and large.random() < 1 / RARE:
+            # Not through libFuzzer, which would keep it, and read it again and again.
+            trial.execute(whole)
+            whole = b""
         trial.execute(content)
 
     atheris.Setup(
-        ["fuzz", f"-runs={runs}", f"-seed={seed + 1}", f"-max_len={LARGEST}", "-verbosity=0",
+        ["fuzz", f"-runs={runs}", f"-seed={seed + 1}", f"-max_len={room}", "-verbosity=0",
          "-rss_limit_mb=0", "-timeout=600", "-len_control=0", str(corpus)],
         execute, custom_mutator=mutate)
     atheris.Fuzz()
 
 
 def by_hypothesis(trial: Trial, runs: int, seed: int) -> None:
-    """Put whatever hypothesis makes of JSON into any place of a reader's file."""
+    """Put whatever hypothesis makes of JSON into places of a reader's file."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
 
-    from campaigns.documents import documents
+    from campaigns.documents import PLACES, documents
 
     @seeded(seed)
-    @settings(max_examples=runs, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))
+    @settings(max_examples=-(-runs // PLACES), database=None, deadline=None,
+              phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(documents(trial.reader.form, trial.seeds))
-    def execute(content: bytes) -> None:
-        trial.execute(content)
+    def execute(contents: list[bytes]) -> None:
+        for content in contents:
+            trial.execute(content)
 
     execute()
 
@@ -313,9 +340,8 @@ def _wait(child: int, counts: Counts) -> int:
         time.sleep(0.05)
 
 
-def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
-             ) -> Counter[tuple[str, str]]:
-    """Run the whole campaign; executions of each reader and engine."""
+def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int) -> None:
+    """Run a part of the campaign, and note in `finds` the executions of each reader and engine."""
     try:
         import atheris
     except ImportError:
@@ -330,19 +356,25 @@ def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
     memory = Path("/dev/shm")
     world = (memory if memory.is_dir() else finds) / f"vpltool-fuzz-{os.getpid()}"
     chosen = [reader for reader in READERS if not only or reader.name in only]
-    done: Counter[tuple[str, str]] = Counter()
     shares = {"atheris": 0.8, "hypothesis": 0.2} if atheris else {"hypothesis": 1.0}
+    before = {(entry["seed"], entry["reader"], entry["engine"]) for entry in notes(finds, "done")}
     try:
         make_world(world)
         seeds = {reader.name: begin(reader, world) for reader in chosen}
         whole = sum(reader.weight for reader in chosen)
+        # What a child does not look at stays shared with it, and need not be copied.
+        gc.collect()
+        gc.freeze()
 
         def run(reader: Any, engine: str) -> None:
+            if (seed, reader.name, engine) in before:
+                return
             runs = -(-int(executions * shares[engine] * reader.weight) // whole)
             began = time.monotonic()
-            done[reader.name, engine] = run_reader(
-                reader, seeds[reader.name], world, finds, runs, engine, seed)
-            print(f"{reader.name}: {engine} {done[reader.name, engine]} executions, "
+            done = run_reader(reader, seeds[reader.name], world, finds, runs, engine, seed)
+            note(finds, "done", {"seed": seed, "reader": reader.name, "engine": engine,
+                                 "executions": done})
+            print(f"{reader.name}: {engine} {done} executions, "
                   f"{time.monotonic() - began:.0f} s", flush=True)
 
         with ThreadPoolExecutor(jobs) as pool:
@@ -351,10 +383,29 @@ def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
     finally:
         for path in world.parent.glob(f"{world.name}*"):
             shutil.rmtree(path, ignore_errors=True)
-    return done
 
 
-def as_markdown(done: Counter[tuple[str, str]], finds: list[dict[str, str]]) -> str:
+def note(finds: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add a line to a log of a campaign: `done` or `finds`."""
+    with (finds / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def notes(finds: Path, name: str) -> list[dict[str, Any]]:
+    """Read a log of a campaign."""
+    log = finds / f"{name}.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def executions_in(done: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Executions of each reader and engine, in all parts of a campaign."""
+    total: Counter[tuple[str, str]] = Counter()
+    for entry in done:
+        total[entry["reader"], entry["engine"]] += entry["executions"]
+    return total
+
+
+def as_markdown(done: Counter[tuple[str, str]], finds: list[dict[str, Any]]) -> str:
     """The figures of a campaign as a table."""
     engines = sorted({engine for _, engine in done})
     lines = ["| reader | " + " | ".join(engines) + " | finds |",
@@ -374,26 +425,26 @@ def main() -> None:
     """Run the campaign; exit code 1 if anything was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--executions", type=int, default=1_000_000)
-    parser.add_argument("--finds", type=Path, default=Path("build/fuzz"))
+    parser.add_argument("--finds", type=Path, default=Path("build/fuzz"),
+                        help="folder of finds, and of what earlier parts have done")
     parser.add_argument("--out", type=Path, help="file that the table of figures is written to")
     parser.add_argument("--only", default="", help="names of readers, separated by commas")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of this part of the campaign")
     options = parser.parse_args()
-    shutil.rmtree(options.finds, ignore_errors=True)
-    options.finds.mkdir(parents=True)
+    options.finds.mkdir(parents=True, exist_ok=True)
     options.finds = options.finds.resolve()
-    done = campaign(options.executions, options.finds,
-                    [name for name in options.only.split(",") if name], options.seed, options.jobs)
-    log = options.finds / "finds.jsonl"
-    finds = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    table = as_markdown(done, finds)
+    earlier = len(notes(options.finds, "finds"))
+    campaign(options.executions, options.finds,
+             [name for name in options.only.split(",") if name], options.seed, options.jobs)
+    finds = notes(options.finds, "finds")
+    table = as_markdown(executions_in(notes(options.finds, "done")), finds)
     print(table)
     if options.out:
         options.out.write_text(table)
-    for found in finds:
+    for found in finds[earlier:]:
         print(f"{found['reader']}: {found['found']} ({options.finds / found['file']})")
-    sys.exit(bool(finds))
+    sys.exit(len(finds) > earlier)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,10 @@ def mutate_zip(content: bytes, chance: Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError,
+            RuntimeError):
+        members = []
+    if not members:
         return mutate_bytes(content, chance)
     heavy = [at for at, (name, _) in enumerate(members) if name.endswith((".pkl", ".xml"))]
     at = chance.choice(heavy) if heavy and chance.random() < 0.8 else chance.randrange(len(members))

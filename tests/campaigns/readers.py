@@ -36,6 +36,7 @@ from vpltool.formats import describe, open_input, open_workspace, read_labels, r
 from vpltool.formats.changes import explain_change, last_call
 from vpltool.formats.corrections import is_edited
 from vpltool.formats.manifest import photo_ids
+from vpltool.formats.packed import write_tar
 from vpltool.formats.trees import write_tree
 from vpltool.labelling import find_reader
 from vpltool.labelling.request import LabellingRequest
@@ -78,7 +79,7 @@ def make_world(base: Path) -> Path:
     for words in (*CHAIN, *LAYERED, (*TRAIN, "--name", "tiny"),
                   ("predict", "--decoder", "tiny", "--split", "val", "--workers", 0),
                   ("export", "bundle", "--what", "tiny", "--out", base / "bundle.safetensors"),
-                  ("export", "label-studio", "--out", base / "studio"),
+                  ("export", "label-studio", "--kind", "annotations", "--out", base / "studio"),
                   ("export", "cvat", "--out", base / "cvat"),
                   ("export", "coco", "--out", base / "instances"),
                   ("export", "yolo", "--out", base / "yolo"),
@@ -87,7 +88,7 @@ def make_world(base: Path) -> Path:
         _succeed(run(*words, work=base / "work"))
     shutil.copytree(base / "imagefolder", base / "given")
     for make in (_make_coco, _make_voc, _make_texts, _make_weights, _make_tar, _make_photos,
-                 _make_checkpoint):
+                 _make_checkpoint, _make_packed):
         make(base)
     return base
 
@@ -200,6 +201,17 @@ def _make_checkpoint(base: Path) -> None:
                   {f"network.{name}": tensor for name, tensor in tensors.items()})
 
 
+def _make_packed(base: Path) -> None:
+    """Pack features of two photos, as `pack` does."""
+    folder = base / "packed"
+    shutil.copytree(base / "work/features/train", folder)
+    shutil.rmtree(folder / ".shards")
+    files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))[:2]}
+    write_tar(folder, "0-of-1-000000", "", files)
+    for file in files.values():
+        file.unlink()
+
+
 def _inside(base: Path, paths: Iterable[Path]) -> None:
     """Check that what an id names is in the workspace."""
     for path in paths:
@@ -238,6 +250,16 @@ def read_artifact(base: Path) -> None:
     folder.available(["scene0", "scene1"])
     folder.read_tensors("scene0", "patches", "grid")
     assert repr(folder.name)
+
+
+def read_packed(base: Path) -> None:
+    """Read features that lie in a tar."""
+    folder = open_input(base / "packed", ("features",))
+    for key in [*folder.packed, "scene0"][:3]:
+        _inside(base / "packed", [place.path for place in [folder.packed.get(key)]
+                                  if place and place.path and "://" not in place.tar])
+        folder.describe(key)
+        folder.read_tensors(key, "patches")
 
 
 def complete(base: Path) -> None:
@@ -379,6 +401,8 @@ READERS = (
              read_photo_file(f"photo.{suffix}"), weight=4)
       for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm")),
     Reader("tar", "pairs.tar", "tar", read_all_pairs, weight=3),
+    Reader("packed index", "packed/.packed/0-of-1-000000.json", "json", read_packed, weight=6),
+    Reader("packed tar", "packed/.packed/0-of-1-000000.tar", "tar", read_packed, weight=3),
     Reader("label studio", "studio/tasks.json", "json", read_labels_of("studio"), weight=4),
     Reader("cvat", "cvat/annotations.xml", "xml", read_labels_of("cvat"), weight=4),
     Reader("cvat zip", "cvat.zip", "zip", read_zip, _zipped("annotations.xml",

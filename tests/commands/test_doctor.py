@@ -172,7 +172,7 @@ def test_shards_have_a_line_each(run: Run, copied: Path) -> None:
 
 def test_the_machine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = json.loads(run("doctor", "--json", work=tmp_path).out)
-    assert {"vpltool", "torch", "pydensecrf", "model cache"} <= {
+    assert {"vpltool", "torch", "numba", "pydensecrf", "model cache"} <= {
         entry["about"] for entry in listed}
     monkeypatch.setattr(_machine_checks.shutil, "disk_usage",
                         lambda _path: shutil._ntuple_diskusage(10, 9, 64_000_000))  # type: ignore[attr-defined]

@@ -289,9 +289,10 @@ def test_the_page_lists_it(toys: Path, run: Run) -> None:
 
 def test_the_page_of_the_bundled_methods_is_up_to_date(run: Run, monkeypatch: pytest.MonkeyPatch
                                                        ) -> None:
-    """Made by: vpltool methods --markdown > docs/methods.md"""
+    """Made by: python -m vpltool.reference docs/reference"""
     monkeypatch.delenv(FOLDERS, raising=False)
-    assert run("methods", "--markdown").out == (ROOT / "docs/methods.md").read_text("utf-8")
+    page = ROOT / "docs/reference/methods.md"
+    assert run("methods", "--markdown").out == page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(("words", "said", "hint"), [

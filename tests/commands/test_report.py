@@ -17,6 +17,7 @@ import pytest
 from conftest import Run, copy_workspace, draw_scenes, run_chain, write_scenes
 from PIL import Image
 
+from vpltool.formats import describe, read_labels, write_labels
 from vpltool.pictures.charts import line_chart, ticks
 from vpltool.pictures.page import render_page
 
@@ -191,6 +192,37 @@ def test_the_table_of_tags_counts_photos(reported: Path) -> None:
         both = sum(index in tags & seen for tags, seen in pairs)
         spelled = [f"{100 * both / count:.1f}" if count else "-" for count in (found, tagged)]
         assert f"{name} {tagged} {found} {' '.join(spelled)} " in text
+
+
+def test_the_table_of_tags_says_what_eval_says(reported: Path, tmp_path: Path, run: Run,
+                                               tiny_clip: Path) -> None:
+    """Of every class, one that is never found and one that is never tagged among them."""
+    base = copy_workspace(reported, tmp_path / "base", tiny_clip)
+    name = read(base / "work/report/index.html").shown["layers"][4]["name"]
+    (folder,) = (base / "work" / name).parent.glob(f"{Path(name).name}/train")
+    for path in folder.glob("*.png"):
+        header, labels = describe(path).header, read_labels(path).copy()
+        assert header is not None
+        labels[labels == 2] = 1
+        write_labels(path, labels, header)
+    images = [json.loads(line) for line in (base / "work/images.jsonl").read_text().splitlines()]
+    (base / "work/images.jsonl").write_text("".join(json.dumps(photo | {"labels": [
+        label for label in photo["labels"] if label != "disc"]}) + "\n" for photo in images))
+    said = run("eval", "--what", name, "--split", "train", "--against", "tags", "--json",
+               work=base / "work")
+    assert said.code == 0, said.err
+    assert run("report", name, "--split", "train", "--workers", 0, work=base / "work").code == 0
+    text = " ".join(" ".join(read(base / "work/report/index.html").text).split())
+    told = json.loads(said.out)
+
+    def spell(scores: dict[str, float | None]) -> str:
+        return " ".join("-" if scores[key] is None else f"{100 * scores[key]:.1f}"
+                        for key in ("precision", "recall", "f1"))
+
+    for label, scores in told["classes"].items():
+        row = f"{label} {scores['tagged']} {scores['predicted']} {spell(scores)} "
+        assert (row in text) is bool(scores["tagged"] or scores["predicted"])
+    assert f"{spell(told['mean'])}" in text.split(" mean ")[1]
 
 
 def test_without_true_masks(reported: Path, tmp_path: Path, run: Run, tiny_clip: Path) -> None:

@@ -57,6 +57,33 @@ def test_all_is_up_to_date(run: Run, copied: Path) -> None:
     assert times(work) == before
 
 
+def test_what_is_damaged_is_named_and_the_rest_is_listed(run: Run, copied: Path) -> None:
+    """A manifest, one of a shard, and a single file; `update` stops, since it would change them."""
+    work = copied / "work"
+    before = [entry["name"] for entry in json.loads(run("status", "--json", work=work).out)]
+    (work / "features/val/artifact.json").write_text("{")
+    shards = work / "cams/text/train/.shards"
+    shards.mkdir()
+    (shards / "0-of-2.json").write_text('{"shard": ')
+    (work / "prototypes/text.safetensors").write_bytes(b"torn")
+    result = run("status", "--json", work=work)
+    assert result.code == 0, result.err
+    listed = {entry["name"]: entry for entry in json.loads(result.out)}
+    assert sorted(listed) == sorted(before)
+    damaged = {name: entry["damaged"] for name, entry in listed.items() if entry["damaged"]}
+    assert sorted(damaged) == ["cams/text/train", "features/val", "prototypes/text.safetensors"]
+    assert "0-of-2.json is damaged" in damaged["cams/text/train"]
+    assert listed["cams/text-refined/train"]["stale"] == ["cams/text/train is damaged"]
+    assert not listed["features/train"]["stale"]
+    shown = run("status", work=work).out.splitlines()
+    assert sum(line.startswith("damaged  ") for line in shown) == 3
+    assert any(line.endswith("DAMAGED") for line in shown)
+    assert "damaged  features/val" in run("status", "--stale", work=work).out.splitlines()
+    refused = run("update", work=work)
+    assert refused.code == 1 and len(refused.lines("error:")) == 1
+    assert listed["features/val"]["line"] == f"vpltool -C {work} doctor"
+
+
 def test_the_tree_is_what_was_made_from_what(run: Run, copied: Path) -> None:
     work = copied / "work"
     old = work / "prototypes/text.safetensors"

@@ -1,4 +1,4 @@
-"""The torch CRF against pydensecrf, and the lattice against the Gaussian that it approximates."""
+"""The CRF's backends against each other; the lattice against the Gaussian that it approximates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 import torch
 from reference import clip_es
 
+from vpltool.core import crf_loops, lattice_loops
 from vpltool.core.crf import (
     PRESETS,
     CrfSettings,
     decided,
+    fastest_backend,
     mean_field,
     mean_fields,
     scores_of_labels,
@@ -61,16 +63,55 @@ def test_torch_is_pydensecrf(preset: str, labels: int) -> None:
     assert (first.argmax(axis=0) != scores.argmax(axis=0)).mean() > 0.005
 
 
-def test_with_and_without_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse products and sums of rows are the same sums."""
-    scores = np.concatenate([some_scores(), some_scores(seed=2)[1:]])
-    for labels in (2, 3, 5):
-        fields = []
-        for there in (True, False):
-            monkeypatch.setattr(torch.backends.mkl, "is_available", lambda there=there: there)
-            fields.append(mean_field(some_photo(), scores[:labels], PRESETS["clip-es"]))
-            monkeypatch.undo()
-        assert np.abs(fields[0] - fields[1]).max() < 1e-4
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("labels", [2, 3, 4, 5, 6, 21])
+def test_loops_are_torch(preset: str, labels: int) -> None:
+    """For each number of columns whose loops are unrolled, and beyond."""
+    scores = np.concatenate([some_scores(seed=seed)[min(seed, 1):] for seed in range(12)])[:labels]
+    first, second = (mean_field(some_photo(), scores, PRESETS[preset], backend=backend)
+                     for backend in ("torch", "numba"))
+    assert second.dtype == np.float32
+    assert second.flags["C_CONTIGUOUS"]
+    assert np.abs(first - second).mean() < 1e-5
+    assert np.abs(first - second).max() < 2e-3
+    assert (first.argmax(axis=0) != scores.argmax(axis=0)).mean() > 0.005
+
+
+@pytest.mark.parametrize("dims", [2, 5])
+@pytest.mark.parametrize("columns", [1, 3, 7])
+def test_loops_filter_as_tensors_do(dims: int, columns: int) -> None:
+    """The lattices have the same vertices, however many there are, and the same sums."""
+    generator = torch.Generator().manual_seed(dims)
+    points = 12 * torch.rand(20_000, dims, generator=generator)
+    values = torch.rand(len(points), columns, generator=generator)
+    plain = Lattice(points)
+    lattice = lattice_loops.build_lattice(points.numpy())
+    assert lattice.neighbours.shape == (dims + 1, plain.vertices + 1, 2)
+    np.testing.assert_allclose(lattice.weight.sum(axis=1), 1, atol=1e-5)
+    kernel = crf_loops.Kernel(lattice, np.full(len(points), 0.5, np.float32), np.float32(3))
+    sums = np.ones(values.shape, np.float32)
+    crf_loops.add_filtered(kernel, values.numpy(), sums)
+    np.testing.assert_allclose(sums - 1, 0.75 * plain.filter(values), rtol=1e-3)
+
+
+def test_one_label_is_all_there_is() -> None:
+    found = mean_field(some_photo(), some_scores()[:1], PRESETS["clip-es"], backend="numba")
+    assert (found == 1).all()
+
+
+def test_what_cannot_be_numbered_is_refused() -> None:
+    with pytest.raises(ValueError, match="deviations"):
+        lattice_loops.build_lattice(np.array([[0.0] * 5, [1e7] * 5], np.float32))
+
+
+def test_the_fastest_of_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"numba", "pydensecrf"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there or None)
+    cpu = torch.device("cpu")
+    for expected in ("numba", "pydensecrf", "torch"):
+        assert fastest_backend(cpu) == expected
+        there.discard(expected)
+    assert fastest_backend(torch.device("cuda")) == "torch"
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.55])

@@ -78,3 +78,28 @@ def test_a_tar_that_is_not_there_is_named(run: Run, bucket: str, tmp_path: Path)
     alone = run("prepare", "webdataset", "s3://no-such-bucket/0.tar", work=tmp_path / "x")
     assert alone.code == 1
     assert len(alone.lines("error:")) == 1
+
+
+def test_features_in_a_bucket(run: Run, bucket: str, copied: Path, ready: Path) -> None:
+    """Packed there, and read photo by photo: the same bytes come out as of files."""
+    work = copied / "work"
+    result = run("pack", "--to", f"{bucket}/features", work=work)
+    assert result.code == 0, result.err
+    assert sorted(file.name for file in (work / "features/train").rglob("*") if file.is_file()) == [
+        "0-of-1-000000.json", "artifact.json"]
+    before = {file.name: file.read_bytes() for file in (work / "cams/text/train").iterdir()}
+    made = run("cam", "--overwrite", work=work)
+    assert made.code == 0, made.err
+    assert {file.name: file.read_bytes() for file in (work / "cams/text/train").iterdir()} == before
+    import s3fs
+
+    store = s3fs.S3FileSystem(skip_instance_cache=True)
+    tar = f"{bucket}/features/0-of-1-000000.tar"
+    store.pipe_file(tar, store.cat_file(tar)[:1000])
+    cut = run("cam", "--overwrite", work=work)
+    assert cut.code == 1 and tar in cut.lines("error:")[0]
+    store.rm(tar)
+    gone = run("cam", "--overwrite", work=work)
+    assert gone.code == 1 and tar in gone.lines("error:")[0]
+    refused = run("pack", "--split", "val", "--to", "s3://no-such-bucket/x", work=work)
+    assert refused.code == 1 and len(list((work / "features/val").glob("*.safetensors"))) > 0

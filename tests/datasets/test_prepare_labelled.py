@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,10 @@ def sets(run: Run, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) ->
             write_labels(output.path_of(key), TRUE[key].mask, header)
         output.finish()
     for name in (*BOTH, "cvat", "label-studio"):
+        submitted = ("--kind", "annotations") if name == "label-studio" else ()
         for split in ("train", "val") if name in BOTH else ("train",):
             result = run("export", name, "--what", "masks/drawn", "--split", split, "--out",
-                         base / "sets" / name, work=base / "work")
+                         base / "sets" / name, *submitted, work=base / "work")
             assert result.code == 0, result.err
     return base / "sets"
 
@@ -96,6 +98,18 @@ def test_photos_may_lie_elsewhere(sets: Path, run: Run, tmp_path: Path, tiny_cli
     held = [photo for photo in photos if photo.splits == ("val",)]
     assert len(held) == 2
     assert all(photo.mask for photo in held)
+
+
+def test_tasks_that_nobody_has_submitted_are_no_set(sets: Path, run: Run, tmp_path: Path,
+                                                    tiny_clip: Path) -> None:
+    shutil.copytree(sets / "label-studio", tmp_path / "tasks")
+    file = tmp_path / "tasks/tasks.json"
+    file.write_text(file.read_text().replace('"annotations"', '"predictions"'))
+    result = run("prepare", "labelled", tmp_path / "tasks", "--pretrained", tiny_clip,
+                 work=tmp_path / "work")
+    assert result.code == 1
+    assert "holds no region of any photo" in result.lines("error:")[0]
+    assert "submit the annotations in Label Studio" in result.lines("hint:")[0]
 
 
 def test_what_cannot_be_taken_is_named(sets: Path, run: Run, tmp_path: Path, tiny_clip: Path

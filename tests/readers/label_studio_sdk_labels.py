@@ -16,8 +16,8 @@ interface.validate()
 (tool,) = interface.controls
 found = {}
 for task in json.loads((folder / "tasks.json").read_text()):
-    (annotation,) = task["annotations"]
-    for region in annotation["result"]:
+    (prediction,) = task["predictions"]
+    for region in prediction["result"]:
         assert interface.validate_region(region), region["id"]
         value, labels = region["value"], list(tool.labels)
         size = (region["original_height"], region["original_width"])

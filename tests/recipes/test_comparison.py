@@ -163,3 +163,32 @@ def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str])
     assert "did you mean `text`?" in capsys.readouterr().err
     assert compare(base, "--score", "test") == 1
     assert "test" in capsys.readouterr().err
+
+
+SECOND = """
+second = ["extract --split {split} --workers 0 --max-side 40 --encoder {encoder}"]
+
+[[row]]
+name = "both"
+source = "a test"
+second = true
+maps = ["cam --split {split}"]
+cams = "text"
+refine = ["refine --cams text --method transport --second {second}/{split} --split {split} --out {work}/cams/both/{split}"]
+refined = "both"
+"""  # noqa: E501
+
+
+def test_rows_that_read_a_second_encoder(base: Path, tiny_clip: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """They are left out without one; with one it sees the photos as its line says."""
+    rows = base / "second.toml"
+    rows.write_text(ROWS.replace("\n\n[[row]]", SECOND + "\n[[row]]", 1))
+    words = ("--rows", str(rows), "--only", "both", "--masks", "none")
+    assert compare(base, *words) == 0
+    assert "left out, since it reads a second encoder" in capsys.readouterr().err
+    assert compare(base, *words, "--second", str(tiny_clip)) == 0
+    assert "| both |" in capsys.readouterr().out
+    features = base / "work/tables/compare/features-second/val"
+    header = json.loads((features / "artifact.json").read_text())["header"]
+    assert header["options"]["max_side"] == 40

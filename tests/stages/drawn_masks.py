@@ -15,6 +15,8 @@ from vpltool.formats import Header, Photo, Workspace, open_output, read_labels, 
 Labels = npt.NDArray[np.uint8]
 FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
 KEEPS_IGNORED = ("imagefolder", "mmseg", "yolo-semantic")
+AS_SUBMITTED = {"label-studio": ("--kind", "annotations")}
+"""Options of a format that let an export count as what a person has submitted."""
 
 
 def draw_labels(height: int, width: int, seed: int) -> Labels:

@@ -61,8 +61,8 @@ def test_nothing_is_deleted_before_all_is_checked(run: Run, copied: Path) -> Non
         assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_pydensecrf_that_is_not_there(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
-                                        ) -> None:
+def test_a_backend_that_is_not_there(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+                                     ) -> None:
     import importlib.util
 
     find_spec = importlib.util.find_spec
@@ -70,7 +70,7 @@ def test_a_pydensecrf_that_is_not_there(run: Run, copied: Path, monkeypatch: pyt
         None if name == "pydensecrf" else find_spec(name, *rest)))
     result = run(*CRF, "--backend", "pydensecrf", "--overwrite", work=copied / "work")
     assert result.code == 1
-    assert result.lines("hint:") == ["pip install pydensecrf2, or --backend torch"]
+    assert result.lines("hint:") == ["pip install pydensecrf2, or --backend auto"]
     assert len(labels(copied / "work/masks/text-refined/train")) == 6
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Result, Run, run_in_process
-from drawn_masks import FORMATS, KEEPS_IGNORED, draw_made, masks_of
+from drawn_masks import AS_SUBMITTED, FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
@@ -22,6 +22,7 @@ from vpltool.formats import (
     open_workspace,
     read_labels,
 )
+from vpltool.pictures.colours import class_palette
 from vpltool.stages._labelling import read_corrections
 
 pytest.importorskip("cv2")
@@ -44,7 +45,8 @@ def exports(made: Path) -> Path:
     """Each format's export, without photos."""
     for form in FORMATS:
         result = run_in_process("export", form, "--what", "drawn", "--split", "train", "--photos",
-                                "none", "--out", made / "each" / form, work=made)
+                                "none", "--out", made / "each" / form,
+                                *AS_SUBMITTED.get(form, ()), work=made)
         assert result.code == 0, result.err
     return made / "each"
 
@@ -63,7 +65,7 @@ def take_back(work: Path, path: Path) -> Result:
 @pytest.mark.parametrize("form", FORMATS)
 def test_there_and_back(form: str, work: Path, run: Run) -> None:
     """Holes, islands, parts and single pixels: not one pixel is lost."""
-    path = exported(run, work, form)
+    path = exported(run, work, form, *AS_SUBMITTED.get(form, ()))
     result = take_back(work, path)
     assert result.code == 0, result.err
     assert "6 corrected masks are taken; 6 are there" in result.err
@@ -292,7 +294,7 @@ def test_unknown_formats_and_missing_files(work: Path, tmp_path: Path) -> None:
 
 def test_label_studio_as_it_comes_back(work: Path, run: Run) -> None:
     """Only what was submitted; the newest annotation; photos by their address; polygons."""
-    path = exported(run, work, "label-studio", "--kind", "predictions")
+    path = exported(run, work, "label-studio")
     tasks = json.loads((path / "tasks.json").read_text())
     assert "holds no region of any photo" in take_back(work, path).lines("error:")[0]
     strokes = tasks[2]["predictions"][0]["result"]
@@ -313,6 +315,22 @@ def test_label_studio_as_it_comes_back(work: Path, run: Run) -> None:
     assert name == "scene2"
     assert (labels[: height // 2, : width // 2] == 3).all()
     assert not labels[height // 2 :].any() and not labels[:, width // 2 :].any()
+
+
+def test_what_nobody_has_submitted_does_not_count(work: Path, run: Run) -> None:
+    result = take_back(work, exported(run, work, "label-studio"))
+    assert result.code == 1
+    assert "holds no region of any photo" in result.lines("error:")[0]
+    assert "submit the annotations in Label Studio" in result.lines("hint:")[0]
+
+
+@pytest.mark.parametrize(("form", "file"), [("label-studio", "config.xml"),
+                                            ("cvat", "annotations.xml")])
+def test_classes_have_the_colours_of_pictures(form: str, file: str, exports: Path) -> None:
+    """Seen over photos: VOC's first colours are dark."""
+    text = (exports / form / file).read_text()
+    wanted = [f"#{bytes(class_palette()[3 * index:3 * index + 3]).hex()}" for index in (1, 2, 3)]
+    assert re.findall("#[0-9a-f]{6}", text) == wanted
 
 
 def test_cvat_as_a_zip_and_in_its_order(work: Path, run: Run, tmp_path: Path) -> None:

@@ -145,19 +145,28 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
+_CRF = (("numba", "numba", "numba", "crf takes it on a CPU",
+         "on a CPU crf takes pydensecrf or torch, which give the same masks and take longer"),
+        ("pydensecrf", "pydensecrf.densecrf", "pydensecrf2", "for `crf --backend pydensecrf`",
+         "only `crf --backend pydensecrf` needs it"))
+"""Package, module, pip's name, what it is for, and what is without it."""
+
+
 def _crf() -> list[Finding]:
-    """Which backend `crf` takes on a CPU: a package that is there and broken ends it."""
-    if importlib.util.find_spec("pydensecrf") is None:
-        return [_found(NOTE, "pydensecrf", "not installed: on a CPU crf runs on torch, which gives "
-                       "the same masks and takes longer", "pip install 'vpltool[crf]'")]
+    """What `crf` runs on a CPU: a package that is there and broken ends it."""
+    return [_crf_package(*row) for row in _CRF]
+
+
+def _crf_package(name: str, module: str, distribution: str, use: str, without: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        return _found(NOTE, name, f"not installed: {without}", f"pip install {distribution}")
     try:
-        importlib.import_module("pydensecrf.densecrf")
+        importlib.import_module(module)
     except Exception as error:
         # A module built for another numpy raises ValueError or RuntimeError.
-        return [_found(BROKEN, "pydensecrf", f"cannot be imported: {first_line(error)}",
-                       "pip install --force-reinstall --no-deps --no-binary :all: pydensecrf2")]
-    return [_found(OK, "pydensecrf", f"{_version_of('pydensecrf2') or 'there'}; on a CPU crf takes "
-                                     "it for many labels and for large photos")]
+        return _found(BROKEN, name, f"cannot be imported: {first_line(error)}",
+                      f"pip install --force-reinstall --no-deps {distribution}")
+    return _found(OK, name, f"{_version_of(distribution) or 'there'}; {use}")
 
 
 def _disk(work: Path) -> list[Finding]:

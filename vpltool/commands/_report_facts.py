@@ -169,24 +169,29 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
         photos: records of `draw_photo`.
         place: of the predictions among the layers.
     """
-    pairs = [({*photo["tags"]}, {*photo["layers"][place]["found"]}) for photo in photos
-             if photo["layers"] and "apart" in photo["layers"][place]]
-    if not pairs:
+    import numpy as np
+
+    from vpltool.core.agreement import agreement as score_agreement
+
+    compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][place]]
+    if not compared:
         return None
-    rows = []
-    for index, label in enumerate(workspace.classes, 1):
-        tagged = sum(index in tags for tags, _ in pairs)
-        found = sum(index in seen for _, seen in pairs)
-        both = sum(index in tags and index in seen for tags, seen in pairs)
-        if tagged or found:
-            rows.append(_row(label, tagged, found, both))
-    every = [sum(len(item) for item in sets) for sets in (
-        [tags for tags, _ in pairs], [seen for _, seen in pairs], [t & s for t, s in pairs])]
-    return {"name": name, "photos": len(pairs), "rows": [*rows, _row("all", *every)]}
+    tagged, found = np.zeros((2, len(compared), len(workspace.classes)), bool)
+    for number, photo in enumerate(compared):
+        tagged[number, [index - 1 for index in photo["tags"]]] = True
+        said = photo["layers"][place]["found"]
+        found[number, [index - 1 for index in said if index <= len(workspace.classes)]] = True
+    scores = score_agreement(found, tagged)
+    rows = [{"name": label, "tagged": int(tagged[:, index].sum()),
+             "found": int(found[:, index].sum()),
+             **{key: _said(getattr(scores, key)[index]) for key in ("precision", "recall", "f1")}}
+            for index, label in enumerate(workspace.classes)
+            if tagged[:, index].any() or found[:, index].any()]
+    mean = {"name": "mean", "tagged": int(tagged.sum()), "found": int(found.sum()),
+            **{key: _said(value) for key, value in scores.means().items()}}
+    return {"name": name, "photos": len(compared), "rows": [*rows, mean]}
 
 
-def _row(name: str, tagged: int, found: int, both: int) -> dict[str, Any]:
-    return {"name": name, "tagged": tagged, "found": found,
-            "precision": both / found if found else None,
-            "recall": both / tagged if tagged else None,
-            "f1": 2 * both / (tagged + found)}
+def _said(score: float) -> float | None:
+    """The score; None where nothing is counted."""
+    return None if score != score else float(score)

@@ -51,9 +51,11 @@ def spell_tree(listed: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for name, parent, entry in rows:
         others = [source for source in entry["sources"] if source != parent]
-        notes = [entry["made_by"] + (f", also from {', '.join(others)}" if others else "")]
+        notes = [entry["made_by"] + (f", also from {', '.join(others)}" if others else "")
+                 ] if entry["made_by"] else []
         notes += [f"without {len(entry['failed'])} photos"] if entry["failed"] else []
         notes += ["STALE"] if entry["stale"] else []
+        notes += ["DAMAGED"] if entry["damaged"] else []
         lines.append(f"{name:{width}}  {size(entry['bytes']):>7}  "
                      f"{age(max(now - entry['written'], 0)):>8}  {'; '.join(notes)}")
     return "\n".join(lines)

@@ -177,7 +177,7 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
     if _lacks_head(artifact):
         found.append(in_workspace(BROKEN, name, f"{path.name}{HEAD} is not beside it",
                                   artifact.line()))
-    surplus = [key for key in ids if key not in known]
+    surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
     if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
         found.append(in_workspace(
             NOTE, name, f"{len(surplus)} files of photos that the workspace does not have: "

@@ -30,10 +30,10 @@ STAGE = Stage(order=6, panel="1. Begin", reads=(), writes=(),
 def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
     """Find what is wrong with the machine and the workspace, and say what repairs it.
 
-    Of the machine: packages, torch, GPUs and their driver, pydensecrf, disk, model cache, shared
-    memory. Of the workspace: every file against its header and its folder, photos that results
-    lack, files of other settings, what killed commands have left. Nothing is changed. The exit
-    code is 1 where something is broken: a command would refuse it, or stop.
+    Of the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
+    shared memory. Of the workspace: every file against its header and its folder, photos that
+    results lack, files of other settings, what killed commands have left. Nothing is changed. The
+    exit code is 1 where something is broken: a command would refuse it, or stop.
 
     Example: vpltool doctor
 

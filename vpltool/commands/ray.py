@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     check_alone("a Ray job")
     said: dict[str, None] = {}
     failed: dict[str, None] = {}
-    with _cluster() as ray:
+    # Ray itself prints to stdout, such as a line about a worker that died.
+    with contextlib.redirect_stdout(sys.stderr), _cluster() as ray:
         for words in lines:
             console.note(f"vpltool {shlex.join(words)}")
             for outcome in _run_line(ray, path.resolve(), words, settings, update=is_recipe):
@@ -128,6 +130,8 @@ def _cluster() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    # A cluster on this machine would be nice to everybody else, unlike any other launcher.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     kept = {name: value for name, value in os.environ.items() if name.startswith("VPLTOOL_")}
     try:
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": kept} if kept else None)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vpltool.commands._findings import program
 from vpltool.commands._tree import measured, spell_tree
 from vpltool.datasets.tags import some
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
+from vpltool.shell import command_line, spell
 from vpltool.stage import Stage
 from vpltool.state import read_state, settings_shown
 
@@ -30,7 +32,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
     Each result is below the last of those that it was made from. Stale is what was made from
     photos, tags, classes or files that have changed since. What several processes are making is
-    listed shard by shard, each with its own line.
+    listed shard by shard, each with its own line. What is damaged is named, and the rest is listed.
 
     Example: vpltool status
 
@@ -44,10 +46,11 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
         (ids of photos), `line`, which makes it again, `bytes` and `written` (seconds since 1970);
         each behind those that it was made from. Where several processes are making it, `shards`
-        has `shard`, `missing` and `line` of each that is not complete.
+        has `shard`, `missing` and `line` of each that is not complete. What is damaged comes
+        last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
     """
-    state = read_state(workspace)
-    listed = []
+    state = read_state(workspace, passes_over=True)
+    listed: list[dict[str, Any]] = []
     for artifact in state.in_order:
         stale = state.stale(artifact)
         if stale or not settings.stale:
@@ -56,7 +59,13 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
                 "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path),
-                "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)]})
+                "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)],
+                "damaged": ""})
+    for name, error in sorted(state.damaged.items()):
+        listed.append({
+            "name": name, "made_by": "", "settings": "", "sources": [], "stale": [], "failed": [],
+            "line": command_line("doctor", {}, program(workspace.path)),
+            **measured(workspace.path / name), "shards": [], "damaged": error.message})
     return listed
 
 
@@ -66,7 +75,7 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
         return "everything is up to date" if values.get("stale") else "nothing has been made yet"
     if values.get("stale"):
         return _spell_list(result)
-    stale = [entry for entry in result if entry["stale"] or entry["failed"]]
+    stale = [entry for entry in result if entry["stale"] or entry["failed"] or entry["damaged"]]
     return spell_tree(result) + (f"\n\n{_spell_list(stale)}" if stale else "")
 
 
@@ -76,6 +85,10 @@ def _spell_list(result: list[dict[str, Any]]) -> str:
     lines = []
     for entry in result:
         from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""
+        if entry["damaged"]:
+            lines += [f"damaged  {entry['name']}", f"       {spell(entry['damaged'])}",
+                      f"       {entry['line']}"]
+            continue
         mark = "stale" if entry["stale"] else "ok"
         lines.append(f"{mark:5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
         if entry["failed"]:

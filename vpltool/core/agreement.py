@@ -49,6 +49,12 @@ class Agreement:
     recall: Floats
     f1: Floats
 
+    def means(self) -> dict[str, float]:
+        """Mean of each score over the classes that have one; NaN where none has."""
+        scores = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return {name: float(values[counted].mean()) if (counted := ~np.isnan(values)).any()
+                else float("nan") for name, values in scores.items()}
+
 
 def agreement(predicted: Flags, tagged: Flags) -> Agreement:
     """Score predicted against given tags, both (photos, classes), class by class."""

@@ -1,11 +1,13 @@
 """Fully connected CRF with Gaussian edges (Krähenbühl and Koltun 2011), by mean field.
 
-Two backends with the same result: `torch` (any device, several photos at a time) and `pydensecrf`
-(C++, one core). torch filters a channel less than there are labels, see `_by_torch`.
+Three backends with the same result: `numba` (a core of a CPU, see `crf_loops`), `torch` (any
+device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter a channel
+less than there are labels, see `_by_torch`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -135,7 +137,7 @@ def mean_field(photo: Image, scores: Field, settings: CrfSettings, *, backend: s
         photo: RGB (H, W, 3).
         scores: score of each label at each pixel (L, H, W); they need not sum to 1.
         settings: kernels and iterations.
-        backend: `torch` or `pydensecrf`.
+        backend: `torch`, `numba` or `pydensecrf`.
         device: for `torch`; default: CPU.
 
     Returns:
@@ -146,14 +148,23 @@ def mean_field(photo: Image, scores: Field, settings: CrfSettings, *, backend: s
 
 def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings, *,
                 backend: str = "torch", device: torch.device | None = None) -> list[Field]:
-    """`mean_field` of photos of one size: by `torch` together, by `pydensecrf` one by one.
+    """`mean_field` of photos of one size: by `torch` together, by the others one by one.
 
     The same bits each time, on a GPU too: nothing is added in an order left to chance.
     """
-    if backend == "pydensecrf":
-        return [_by_pydensecrf(photo, -np.log(field.clip(1e-5, 1)), settings)
-                for photo, field in zip(photos, scores, strict=True)]
-    return _by_torch(photos, scores, settings, device or torch.device("cpu"))
+    if backend == "torch":
+        return _by_torch(photos, scores, settings, device or torch.device("cpu"))
+    solve = _by_numba if backend == "numba" else _by_pydensecrf
+    return [solve(photo, -np.log(field.clip(1e-5, 1)), settings)
+            for photo, field in zip(photos, scores, strict=True)]
+
+
+def fastest_backend(device: torch.device) -> str:
+    """The backend to take on a device, of those that are installed."""
+    if device.type != "cpu":
+        return "torch"
+    return next((name for name in ("numba", "pydensecrf") if importlib.util.find_spec(name)),
+                "torch")
 
 
 def decided(scores: Field, confidence: float = 0.0) -> Field | None:
@@ -176,6 +187,13 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
     lead, others = shares[first], np.delete(shares, first, axis=0)
     leads = (lead > others).all() and (lead >= confidence).all()
     return shares if leads else None
+
+
+def _by_numba(photo: Image, unary: Field, used: CrfSettings) -> Field:
+    # Numba is not everywhere, and takes a second to import.
+    from vpltool.core import crf_loops
+
+    return crf_loops.mean_field(photo, unary, used)
 
 
 def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:

@@ -86,8 +86,9 @@ def estimate_bytes(size: tuple[int, int], labels: int, backend: str) -> int:
     Args:
         size: (height, width).
         labels: number of labels.
-        backend: `pydensecrf`, for each process; `torch`, for each photo of a batch.
+        backend: `numba` or `pydensecrf`, for each process; `torch`, for each photo of a batch.
     """
-    # torch's peak is either the making of the lattice or the filtering of the labels.
-    pixel = 350 + 60 * labels if backend == "pydensecrf" else max(1300, 300 + 90 * labels)
-    return size[0] * size[1] * pixel
+    # The peak is either the making of the lattice or the filtering of the labels.
+    least, fixed, each = {"pydensecrf": (0, 350, 60), "numba": (470, 200, 55),
+                          "torch": (1300, 300, 90)}[backend]
+    return size[0] * size[1] * max(least, fixed + each * labels)

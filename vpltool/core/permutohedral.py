@@ -1,14 +1,14 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek, Davis 2010) in plain torch.
 
 The same approximation as in Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
-blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table. Each of the
+blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table, so it suits a
+GPU; on a CPU the loops of `lattice_loops` are faster. Each of the
 three steps sums a few rows for each row of its result: on any device, without storing the terms,
 and in a fixed order, so that the result has the same bits each time.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -26,31 +26,16 @@ class _Sums:
         start: where the terms of each row begin, and the number of all (rows + 1,), int32.
         index: the row that a term reads (terms,), int32.
         share: what it is multiplied by (terms,), float32.
-        columns: number of rows that can be read.
     """
 
     start: Tensor
     index: Tensor
     share: Tensor
-    columns: int
 
     def __matmul__(self, values: Tensor) -> Tensor:
         """Return the sums over values (columns, C): (rows, C)."""
-        if not by_mkl(values.device):
-            return F.embedding_bag(self.index, values, self.start, mode="sum",
-                                   per_sample_weights=self.share, include_last_offset=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            matrix = torch.sparse_csr_tensor(
-                self.start, self.index, self.share, (len(self.start) - 1, self.columns),
-                check_invariants=False)
-        # One with a vector takes half the time of one with a matrix of a column.
-        return (matrix @ values[:, 0])[:, None] if values.shape[1] == 1 else matrix @ values
-
-
-def by_mkl(device: torch.device) -> bool:
-    """Whether MKL multiplies sparse matrices here: in 0.4 of `embedding_bag`'s time."""
-    return device.type == "cpu" and torch.backends.mkl.is_available()
+        return F.embedding_bag(self.index, values, self.start, mode="sum",
+                               per_sample_weights=self.share, include_last_offset=True)
 
 
 class Lattice:
@@ -90,9 +75,9 @@ class Lattice:
         # The last vertex has no points: it stands for all that are missing.
         self._splat = _Sums(F.pad(begin.int(), (0, 2), value=len(order)),
                             order.int() // (dims + 1),
-                            weights.flatten().index_select(0, order), count)
+                            weights.flatten().index_select(0, order))
         self._slice = _Sums(_every(dims + 1, count, slot), slot,
-                            weights.flatten() / (1 + 2.0**-dims), self.vertices + 1)
+                            weights.flatten() / (1 + 2.0**-dims))
         self._blur = self._blurs(vertices, stride)
 
     def _blurs(self, vertices: Tensor, steps: Tensor) -> list[_Sums]:
@@ -112,14 +97,11 @@ class Lattice:
             found[:, 2].scatter_(0, index, own[:-1])
             # What has no neighbour wrote here, which must go on reading zeros.
             found[missing, 2] = missing
-            blurs.append(_Sums(start, found.flatten(), share, missing + 1))
+            blurs.append(_Sums(start, found.flatten(), share))
         return blurs
 
     def filter(self, values: Tensor) -> Tensor:
         """Return the weighted sums Σ_j k(i, j) v_j of values (N, C), including the point itself."""
-        if values.shape[1] == 2 and by_mkl(values.device):
-            # Two products with a vector are faster than one with a matrix of two columns.
-            return torch.stack([self.filter(column)[:, 0] for column in values.split(1, 1)]).T
         lattice = self._splat @ values.contiguous()
         for blur in self._blur:
             lattice = blur @ lattice

@@ -119,7 +119,7 @@ class Header:
         return json.dumps(content, sort_keys=True, ensure_ascii=True)
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Header:
+    def from_json(cls, text: str, where: Path | str) -> Header:
         """Read a header.
 
         Raises:

@@ -22,8 +22,15 @@ from vpltool.formats.manifest import (
     read_manifest,
     shard_manifests,
 )
+from vpltool.formats.packed import Place, packed_places, read_packed
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import describe, read_tensors
+from vpltool.formats.storage import (
+    Description,
+    describe,
+    describe_bytes,
+    read_tensors,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +76,26 @@ class InputFolder:
         """Path of a photo's file."""
         return self.path / (photo_id + KINDS[self.kind].suffix)
 
+    @cached_property
+    def packed(self) -> Mapping[str, Place]:
+        """Where the files of photos are that lie in tars, by id."""
+        return packed_places(self.path)
+
+    def holds(self, photo_id: str) -> bool:
+        """Tell whether a photo's file is there, by itself or in a tar."""
+        return photo_id in self.packed or self.path_of(photo_id).exists()
+
+    def describe(self, photo_id: str) -> Description:
+        """Read what a photo's file says of itself.
+
+        Raises:
+            VplError: it is damaged.
+        """
+        place, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if place is None:
+            return describe(path)
+        return describe_bytes(read_packed(place, photo_id + path.suffix), f"{place}: {photo_id}")
+
     def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
         """Read tensors of a photo; all if no name is given.
 
@@ -76,7 +103,13 @@ class InputFolder:
             VplError: the file is missing or damaged, lacks a tensor, or comes from another run
                 than the folder.
         """
-        path = self.path_of(photo_id)
+        place, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if place is not None:
+            where = f"{place}: {photo_id}"
+            content = read_packed(place, photo_id + path.suffix)
+            header, tensors = tensors_of(content, self.kind, names, where, again(self.header))
+            self._check_run(header, where)
+            return tensors
         header, tensors = read_tensors(path, self.kind, names, again(self.header))
         self._check_run(header, path)
         return tensors
@@ -94,7 +127,7 @@ class InputFolder:
             self._check_run(header, path)
         return labels
 
-    def _check_run(self, header: Header, path: Path) -> None:
+    def _check_run(self, header: Header, path: Path | str) -> None:
         if header.config_hash != self.identity:
             reasons = "; ".join(difference(self.header, header, self.path))
             raise VplError(f"{path} comes from another run than its folder: {reasons}",
@@ -103,7 +136,7 @@ class InputFolder:
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
         """Return id to reason, of those photos that failed here or in an earlier command."""
         return {key: self.failed[key] for key in ids
-                if key in self.failed and not self.path_of(key).exists()}
+                if key in self.failed and not self.holds(key)}
 
     def available(self, ids: Iterable[str]) -> list[str]:
         """Return the ids that have a file; warn about those that failed.
@@ -113,7 +146,7 @@ class InputFolder:
                 none is left.
         """
         wanted = list(ids)
-        have = [key for key in wanted if self.path_of(key).exists()]
+        have = [key for key in wanted if self.holds(key)]
         lacking = set(wanted) - set(have)
         failed = [key for key in wanted if key in lacking and key in self.failed]
         missing = lacking - set(failed)

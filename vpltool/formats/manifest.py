@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
+from vpltool.formats.packed import packed_places
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
 from vpltool.json_text import parse_json
@@ -121,8 +122,9 @@ def _read_shard(file: Path) -> dict[str, Any]:
 def photo_ids(path: Path) -> list[str]:
     """Ids of the photos that a folder holds files of; those of nested artifacts are not its own."""
     suffix = KINDS[header_of(manifest_of(path), path / MANIFEST).kind].suffix
-    return [file.relative_to(path).as_posix().removesuffix(suffix)
-            for file in files_of(path, suffix)]
+    return list(dict.fromkeys([
+        *packed_places(path), *(file.relative_to(path).as_posix().removesuffix(suffix)
+                                for file in files_of(path, suffix))]))
 
 
 def header_of(content: Mapping[str, Any], manifest: Path) -> Header:
@@ -151,3 +153,17 @@ def files_of(path: Path, suffix: str) -> Iterator[Path]:
         elif (entry.name.endswith(suffix) and entry.name != MANIFEST
               and not entry.name.startswith(".part-")):
             yield entry
+
+
+def clear_folder(path: Path, kept: Collection[Path]) -> None:
+    """Delete an artifact's files; the manifest first, so that it never lists missing files."""
+    manifest = path / MANIFEST
+    if not manifest.exists():
+        return
+    suffix = KINDS[header_of(read_manifest(manifest, ""), manifest).kind].suffix
+    manifest.unlink(missing_ok=True)
+    for file, _ in shard_manifests(path):
+        file.unlink(missing_ok=True)
+    for file in files_of(path, suffix):
+        if file not in kept:
+            file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
     UPDATE_HINT,
+    clear_folder,
     files_of,
     header_of,
     join_manifests,
@@ -25,6 +27,7 @@ from vpltool.formats.manifest import (
     shard_manifest,
     shard_manifests,
 )
+from vpltool.formats.packed import PACKED, packed_places
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
 
@@ -72,6 +75,15 @@ class OutputFolder:
         """Path of a photo's file."""
         return self.path / (photo_id + KINDS[self.header.kind].suffix)
 
+    @cached_property
+    def packed(self) -> Collection[str]:
+        """Ids of the photos whose files lie in tars."""
+        return packed_places(self.path).keys()
+
+    def holds(self, photo_id: str) -> bool:
+        """Tell whether a photo's file is there, by itself or in a tar."""
+        return photo_id in self.packed or self.path_of(photo_id).exists()
+
     def begin(self) -> None:
         """Delete what is to be replaced, and mark the folder as not complete.
 
@@ -80,7 +92,7 @@ class OutputFolder:
         if self.shard.count > 1:
             self._begin_shard()
         elif self.clears:
-            _clear(self.path, {self.path_of(key) for key in self.corrected})
+            clear_folder(self.path, {self.path_of(key) for key in self.corrected})
         else:
             # Only these, not all of `todo`: another process may have begun to write the others.
             for key in self.outdated:
@@ -185,7 +197,7 @@ class OutputFolder:
     def _all_failed(self) -> dict[str, str]:
         """Id to reason of the photos that failed, in this run or before, and have no file."""
         return {key: why for key, why in self.known_failed.items()
-                if not self.path_of(key).exists()} | self.failed
+                if not self.holds(key)} | self.failed
 
     def _content(self, *, complete: bool, failed: Mapping[str, str], own: Mapping[str, str]
                  ) -> dict[str, Any]:
@@ -222,7 +234,7 @@ class OutputFolder:
             return
         content = join_manifests(known, [part for _, part in parts])
         failed = {key: why for key, why in content["failed"].items()
-                  if not self.path_of(key).exists()}
+                  if not self.holds(key)}
         write_json(self.path / MANIFEST, self._content(
             complete=all(part["whole"] for part in alike), failed=failed,
             own=content.get("own", {})))
@@ -289,7 +301,7 @@ def open_output(
         stale = is_stale(header, found)
         # An empty folder of other settings can go; one of the same settings may be another
         # process's, about to write its first file.
-        empty = not same and not any(files_of(path, KINDS[found.kind].suffix))
+        empty = not (same or output.packed or any(files_of(path, KINDS[found.kind].suffix)))
         if overwrite or empty:
             output.clears = True
         elif update and not same and found.command == header.command:
@@ -305,7 +317,7 @@ def open_output(
             known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
             before = content.get("own", {})
             changed = {key for key in output.own if before.get(key) != output.own[key]}
-            there = {key for key in ids if output.path_of(key).exists()}
+            there = {key for key in ids if output.holds(key)}
             output.todo = [key for key in ids if key not in there or key in changed]
             output.keep_corrected()
             output.outdated = (there & changed) - output.corrected
@@ -313,6 +325,9 @@ def open_output(
                                if not entry.name.startswith(".part-")):
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another folder with `out='DIR'`")
+    if output.packed and (output.clears or output.outdated):
+        raise VplError(f"{path} is packed into tars, which are not replaced",
+                       f"delete {path / PACKED} first, or choose another folder with `out='DIR'`")
     todo = set(output.todo)
     output.known_failed = {key: known[key] for key in known.keys() - todo} | dict(left_out or {})
     return output
@@ -325,17 +340,3 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > 3600:
                 leftover.unlink()
-
-
-def _clear(path: Path, kept: Collection[Path]) -> None:
-    """Delete an artifact's files; the manifest first, so that it never lists missing files."""
-    manifest = path / MANIFEST
-    if not manifest.exists():
-        return
-    suffix = KINDS[header_of(read_manifest(manifest, ""), manifest).kind].suffix
-    manifest.unlink(missing_ok=True)
-    for file, _ in shard_manifests(path):
-        file.unlink(missing_ok=True)
-    for file in files_of(path, suffix):
-        if file not in kept:
-            file.unlink(missing_ok=True)

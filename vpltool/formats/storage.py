@@ -9,8 +9,9 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats.header import METADATA_KEY, Header
@@ -164,11 +165,14 @@ def expect_header(path: Path, kind: str, hint: str = "") -> Header:
     hint = hint or kind_named(kind).made_by
     if not path.is_file():
         raise VplError(f"no {kind} at {path}", hint)
-    described = describe(path)
+    return _expected(describe(path), kind, path, hint)
+
+
+def _expected(described: Description, kind: str, where: Path | str, hint: str) -> Header:
     if described.header is None or described.header.kind != kind:
         found = described.header.kind if described.header else "something that vpltool did not make"
-        raise VplError(f"{path} holds {found}, expected {kind}", hint)
-    check_shapes(KINDS[kind], described.shapes, str(path))
+        raise VplError(f"{where} holds {found}, expected {kind}", hint)
+    check_shapes(KINDS[kind], described.shapes, str(where))
     return described.header
 
 
@@ -188,27 +192,61 @@ def describe(path: Path) -> Description:
     """
     if path.suffix == ".png":
         return Description(_png_header(path), {})
-    size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise VplError(f"{path} is damaged: its {size} bytes are not a .safetensors file",
-                           "delete it and run the command that makes it again")
-        try:
-            entries = parse_json(file.read(length))
-            shapes = _tensor_shapes(entries)
-            text = str(entries.get("__metadata__", {}).get(METADATA_KEY, ""))
-            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items()
-                    if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
-                ) as error:
-            raise VplError(f"{path} is not a .safetensors file ({error})",
-                           "delete it and run the command that makes it again") from error
+        return _describe_tensors(file, path.stat().st_size, path)
+
+
+def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Description:
+    """Read the header of a .safetensors; `where` is for messages."""
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= size - 8:
+        raise VplError(f"{where} is damaged: its {size} bytes are not a .safetensors file",
+                       "delete it and run the command that makes it again")
+    try:
+        entries = parse_json(file.read(length))
+        shapes = _tensor_shapes(entries)
+        text = str(entries.get("__metadata__", {}).get(METADATA_KEY, ""))
+        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items()
+                if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
+            ) as error:
+        raise VplError(f"{where} is not a .safetensors file ({error})",
+                       "delete it and run the command that makes it again") from error
     if 8 + length + max(ends, default=0) != size:
-        raise VplError(f"{path} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
+        raise VplError(f"{where} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
                        "expected", "delete it and run the command that makes it again")
-    return Description(Header.from_json(text, path) if text else None, shapes)
+    return Description(Header.from_json(text, where) if text else None, shapes)
+
+
+def describe_bytes(content: bytes, where: str) -> Description:
+    """Read the header of a .safetensors in memory; `where` is for messages.
+
+    Raises:
+        VplError: it is truncated, or none.
+    """
+    return _describe_tensors(BytesIO(content), len(content), where)
+
+
+def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hint: str
+               ) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Read tensors of a .safetensors in memory, as `read_tensors` does of a file.
+
+    Raises:
+        VplError: it is truncated or of another kind, or lacks a tensor.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = _expected(describe_bytes(content, where), kind, where, hint)
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise VplError(f"{where} is damaged ({error})", hint) from error
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise VplError(f"{where} holds no `{missing[0]}`", hint)
+    return header, {name: tensors[name] for name in sorted(names or tensors)}
 
 
 def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -126,7 +126,7 @@ class Method:
         lacking = [name for name in needs if not hasattr(module, name)]
         if lacking:
             raise VplError(f"{self.path}: a method of {self.kind} needs `{lacking[0]}`",
-                           f"it defines {', '.join(needs)}; docs/methods.md says more")
+                           f"it defines {', '.join(needs)}; docs/reference/methods.md says more")
         unknown = set(getattr(module, "READS", ())) - set(KINDS[self.kind].reads)
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",

@@ -73,8 +73,6 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     shares = np.stack([entry.shares for entry in seen])
     said = shares >= share
     found = agreement(said, tagged)
-    means = {name: _mean(getattr(found, name)[said.any(0) | tagged.any(0)])
-             for name in ("precision", "recall", "f1")}
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
@@ -82,7 +80,8 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": identity_of_many(
             {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
-        "mean": means, "photos_agreeing": _mean((said == tagged).all(axis=1)),
+        "mean": {name: _rounded(value) for name, value in found.means().items()},
+        "photos_agreeing": _mean((said == tagged).all(axis=1)),
         "foreground": _mean(shares.sum(axis=1)),
         "classes": {name: {
             "tagged": int(tagged[:, index].sum()), "predicted": int(said[:, index].sum()),

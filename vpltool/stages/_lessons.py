@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Photo, Workspace, describe
+from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 from vpltool.stages._masks import Masks
@@ -108,7 +108,7 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
     if not set(wanted) <= set(stored):
         raise VplError(f"{features.path} holds the layers {list(stored)}, not {layers}",
                        f"{_extract(split, layers)}, or `source='photos'`")
-    width = describe(features.path_of(ids[0])).shapes["layers"][1][2]
+    width = features.describe(ids[0]).shapes["layers"][1][2]
     return Frozen("features", name, wanted, width, model, features), ids
 
 

@@ -47,7 +47,15 @@ class Photos:
     shard: Shard = WHOLE
 
 
-class Running(Protocol):
+class Sharded(Protocol):
+    """The setting that says which photos are whose."""
+
+    @property
+    def shard(self) -> str:
+        """Which photos this process does; empty: as the environment says."""
+
+
+class Running(Sharded, Protocol):
     """The settings that the frame itself reads."""
 
     @property
@@ -66,12 +74,8 @@ class Running(Protocol):
     def batch_size(self) -> int:
         """Photos at a time."""
 
-    @property
-    def shard(self) -> str:
-        """Which photos this process does; empty: as the environment says."""
 
-
-def chosen_shard(settings: Running) -> Shard:
+def chosen_shard(settings: Sharded) -> Shard:
     """The shard that this process does; said, unless it is all photos.
 
     Raises:

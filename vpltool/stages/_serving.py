@@ -82,6 +82,6 @@ def _lacking(header: Header, features: InputFolder, settings: FeatureChoice,
     if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
             and ("patches" not in reads or held.get("patches", "block") == "block")):
         return f"{features.path} lacks layers or patches that the decoder reads"
-    if any(not features.path_of(key).exists() and key not in features.failed for key in ids):
+    if any(not features.holds(key) and key not in features.failed for key in ids):
         return f"{features.path} holds only some of the photos"
     return ""

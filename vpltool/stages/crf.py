@@ -214,6 +214,8 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
     worker = _Worker.of(task)
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
+    if warm_up := getattr(worker.method, "warm_up", None):
+        warm_up(worker.settings, worker.device, task.labels)
     # A method keeps one core busy and holds the interpreter's lock: processes, not threads. This
     # one only hands work out.
     count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1

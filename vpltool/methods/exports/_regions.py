@@ -181,10 +181,10 @@ def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def hex_colour(index: int) -> str:
-    """Colour of a class in VOC's palette, as #RRGGBB."""
-    from vpltool.formats import voc_palette
+    """Colour of a class in our pictures, as #RRGGBB: told apart over a photo, unlike VOC's."""
+    from vpltool.pictures.colours import class_palette
 
-    return "#" + bytes(voc_palette()[3 * index : 3 * index + 3]).hex()
+    return "#" + bytes(class_palette()[3 * index : 3 * index + 3]).hex()
 
 
 def data_yaml(names: Sequence[str], splits: Collection[str], **more: str) -> bytes:

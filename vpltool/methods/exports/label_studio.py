@@ -2,8 +2,8 @@
 
 tasks.json has a task a photo, with a stroke for each connected part; config.xml is the labelling
 configuration that shows them. Photos are found by Label Studio's local files, below /data; another
-address is --address. Strokes are annotations, to be corrected, or predictions, which a person
-accepts first.
+address is --address. Strokes are predictions, which count once a person has corrected and submitted
+them, or annotations, which count as they are.
 
 Example: vpltool export label-studio --split train
 
@@ -49,8 +49,8 @@ _TOOL, _IMAGE = "tag", "image"
 class Settings(LabellingSettings):
     """Settings of Label Studio's tasks."""
 
-    kind: str = setting("annotations", "What the strokes are to Label Studio.",
-                        choices=("annotations", "predictions"))
+    kind: str = setting("predictions", "What the strokes are to Label Studio.",
+                        choices=("predictions", "annotations"))
     address: str = setting("/data/local-files/?d=images/", "What stands before a photo's name in "
                            "its address.", metavar="URL")
 

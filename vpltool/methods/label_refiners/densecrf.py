@@ -1,7 +1,7 @@
 """Fully connected CRF with Gaussian edges, by mean field (Krähenbühl and Koltun, NIPS 2011).
 
 Kernels and weights are CLIP-ES's, or WeCLIP's. By torch, photos of one size are done together on a
-GPU; by pydensecrf one at a time, on one core. Both give the same labels.
+GPU; by Numba or pydensecrf one at a time, each on one core. All give the same labels.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
 READS = ("photo",)
 
-_FEW = 5
-"""Labels up to which torch's lattice is faster than pydensecrf on a core: the lattice costs a third
-of pydensecrf's, a label more three times as much."""
+_PACKAGES = {"numba": "numba", "torch": "torch", "pydensecrf": "pydensecrf2"}
+"""Backends, and what pip calls them."""
 
-_SMALL = 2**20
-"""Pixels up to which torch is taken on a CPU: it needs 1.1 kB a pixel, twice pydensecrf's."""
+_COMPILED = 6
+"""Labels up to which the loops are compiled beforehand; they are those of all others, too."""
 
 CONFIDENCE = 0.95
 """Where the stage's `confidence` is not given; source: CLIP-ES, its code."""
@@ -46,8 +45,8 @@ class Settings(settings.Settings):
 
     preset: str = setting("clip-es", "Of the CRF: clip-es, weclip, or a JSON file.",
                           metavar="NAME-OR-FILE", record="never", source="CLIP-ES, its code")
-    backend: str = setting("auto", "auto, torch or pydensecrf: the same labels.",
-                           choices=("auto", "torch", "pydensecrf"), panel=RUNNING, record="never")
+    backend: str = setting("auto", "auto, numba, torch or pydensecrf: the same labels.",
+                           choices=("auto", *_PACKAGES), panel=RUNNING, record="never")
     wrap_image: bool = setting(
         False, "Show the CRF the photo as CLIP-ES's code does: less ImageNet's mean, modulo 256.",
         off="--plain-image", record="changed")
@@ -63,14 +62,30 @@ def recorded(settings: Settings) -> dict[str, Any]:
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that the work is really done on: the CPU, for pydensecrf.
+    """The device that the work is really done on: the CPU, unless torch does it.
 
     Raises:
-        VplError: pydensecrf is not installed.
+        VplError: the backend is not installed.
     """
     import torch
 
-    return device if _backend(settings, device, (1, 1), 2) == "torch" else torch.device("cpu")
+    return device if _backend(settings, device) == "torch" else torch.device("cpu")
+
+
+def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
+    """Compile the loops for photos of so many labels, which then lie on disk for all processes."""
+    if _backend(settings, device) != "numba":
+        return
+    import numpy as np
+
+    from vpltool import console
+    from vpltool.core import crf, crf_loops
+
+    if not crf_loops.are_compiled():
+        console.note("compiling the loops of the CRF, once on this machine")
+    for count in range(2, min(labels, _COMPILED) + 1):
+        crf.mean_field(np.zeros((2, 2, 3), np.uint8), np.full((count, 2, 2), 0.5, np.float32),
+                       _kernels(settings.preset), backend="numba")
 
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
@@ -81,8 +96,7 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
     wrap = crf.wrap_image if settings.wrap_image else (lambda photo: photo)
     return crf.mean_fields([wrap(photo.photo) for photo in photos],
                            [photo.scores for photo in photos], _kernels(settings.preset),
-                           backend=_backend(settings, device, photos[0].photo.shape[:2],
-                                            len(photos[0].scores)), device=device)
+                           backend=_backend(settings, device), device=device)
 
 
 def decided(photo: ScoredPhoto, confidence: float) -> npt.NDArray[np.float32] | None:
@@ -96,7 +110,7 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
     """Estimate the memory that a photo of (height, width) takes, in bytes."""
     from vpltool.core.crf_size import estimate_bytes
 
-    return estimate_bytes(size, labels, _backend(settings, device, size, labels))
+    return estimate_bytes(size, labels, _backend(settings, device))
 
 
 def _kernels(preset: str) -> CrfSettings:
@@ -115,16 +129,13 @@ def _kernels(preset: str) -> CrfSettings:
         raise VplError(f"{preset}: {error}", f"`clip-es` is {shown}") from error
 
 
-def _backend(settings: Settings, device: torch.device, size: Sequence[int], labels: int) -> str:
-    """Which one runs: of two that give the same labels the faster."""
-    from vpltool.core.permutohedral import by_mkl
+def _backend(settings: Settings, device: torch.device) -> str:
+    """Which one runs: of those that give the same labels the fastest."""
+    from vpltool.core.crf import fastest_backend
 
-    installed = importlib.util.find_spec("pydensecrf") is not None
-    if settings.backend == "pydensecrf" and not installed:
-        raise VplError("pydensecrf is not installed",
-                       "pip install pydensecrf2, or `backend='torch'`")
-    if settings.backend != "auto":
-        return settings.backend
-    slower = device.type == "cpu" and (
-        labels > _FEW or size[0] * size[1] > _SMALL or not by_mkl(device))
-    return "pydensecrf" if installed and slower else "torch"
+    if settings.backend == "auto":
+        return fastest_backend(device)
+    if importlib.util.find_spec(settings.backend) is None:
+        raise VplError(f"{settings.backend} is not installed",
+                       f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")
+    return settings.backend

@@ -81,7 +81,8 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     check_class_count(classes, str(settings.path))
     if not any(shown.values()):
         raise VplError(f"{settings.path} ({name}) holds no region of any photo",
-                       "export it from the tool again")
+                       "submit the annotations in Label Studio, and export them as JSON"
+                       if name == "label-studio" else "export it from the tool again")
     unsaid = [key for key in photos if key not in shown]
     tagged = [replace(photo, labels=tuple(classes[label - 1] for label in shown[key]))
               for key, photo in photos.items() if key in shown]

@@ -11,7 +11,6 @@ on --score. Tags are known on both splits.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,10 +78,10 @@ def _field(options: argparse.Namespace) -> Field:
                            "--score and --cut")
     masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
     return Field(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
-                 options.seeds, masked[options.masks])
+                 options.seeds, masked[options.masks], options.second)
 
 
-def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: str = "",
+def compare(world: Field, comparison: Comparison, rows: Sequence[Row],
             ids: Sequence[str] = ()) -> str:
     """Measure row by row; the table is written down after each, the picture at
     the end.
@@ -91,20 +90,18 @@ def compare(world: Field, comparison: Comparison, rows: Sequence[Row], encoder: 
         world: where.
         comparison: all rows; those that were measured earlier are in the table too.
         rows: those to measure now.
-        encoder: second encoder; empty: rows that read one are left out.
         ids: photos of the picture, see `draw_methods`.
 
     Returns:
         the table as Markdown.
     """
-    second = [shlex.join(["extract", "--split", "{split}", "--encoder", encoder])] * bool(encoder)
-    for line in (*comparison.begin, *second):
+    for line in (*comparison.begin, *(comparison.second if world.encoder else ())):
         for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
             world.run(line, split)
     made = _measured_before(world)
     text = ""
     for row in rows:
-        if row.second and not encoder:
+        if row.second and not world.encoder:
             console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
             continue
         console.note(f"\n{row.name}")
@@ -182,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             world = _field(options)
             choose_photos(open_workspace(options.work).photos(options.score), options.ids)
-            print(compare(world, comparison, rows, options.second, options.ids), flush=True)
+            print(compare(world, comparison, rows, options.ids), flush=True)
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

@@ -33,6 +33,7 @@ class Field:
         cut: split on which the threshold of each method is chosen.
         seeds: a run each, for methods with anything random.
         masked: splits of which masks are made by the CRF; they take most of the time.
+        encoder: the second encoder; empty: there is none.
         done: lines that were run, so that none is run twice.
         seconds: seconds a photo of each line that was really worked on.
     """
@@ -43,6 +44,7 @@ class Field:
     cut: str
     seeds: Sequence[int]
     masked: Sequence[str]
+    encoder: str = ""
     done: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -53,7 +55,8 @@ class Field:
             the line as it was run.
         """
         words = fill(line, {"work": self.work.path, "learn": self.learn, "split": split,
-                            "seed": seed, "second": self.work.path / "features-second"})
+                            "seed": seed, "second": self.work.path / "features-second",
+                            "encoder": self.encoder})
         spelled = f"vpltool {shlex.join(words)}"
         if spelled in self.done:
             return spelled

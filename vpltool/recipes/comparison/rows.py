@@ -67,10 +67,12 @@ class Comparison:
 
     Args:
         begin: lines that all rows build on; those that name {split} are run once a split.
+        second: lines that run the second encoder, named {encoder}, where there is one.
         rows: the methods.
     """
 
     begin: Sequence[str]
+    second: Sequence[str]
     rows: Sequence[Row]
 
     def only(self, names: Sequence[str]) -> list[Row]:
@@ -97,20 +99,21 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
         rows = [Row(**row) for row in found["row"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VplError(f"{path}: not a list of methods ({error})",
-                       "it holds `begin`, and a `[[row]]` with "
+                       "it holds `begin`, `second`, and a `[[row]]` with "
                        f"{', '.join(field.name for field in fields(Row))} a method") from error
-    begin = tuple(found.get("begin", ()))
-    for name, lines in (("begin", begin), *((row.name, row.lines) for row in rows)):
+    begin, second = (tuple(found.get(name, ())) for name in ("begin", "second"))
+    for name, lines in (("begin", begin), ("second", second),
+                        *((row.name, row.lines) for row in rows)):
         for line in lines:
             try:
                 parse_line(fill(line, {"work": "", "learn": "train", "split": "val", "seed": 0,
-                                       "second": ""}))
+                                       "second": "", "encoder": "FILE"}))
             except VplError as error:
                 raise VplError(f"{path}: {name}: {line}: {error.message}", error.hint) from error
             except (ValueError, LookupError, AttributeError) as error:
                 raise VplError(f"{path}: {name}: {line}: not a line ({error})",
                                "in braces are names of values, such as {split}") from error
-    return Comparison(begin, rows)
+    return Comparison(begin, second, rows)
 
 
 def fill(line: str, values: Mapping[str, Any]) -> list[str]:

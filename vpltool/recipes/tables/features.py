@@ -53,7 +53,7 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
         return f"they hold the layers {', '.join(map(str, held['layers']))}"
     if not _same_model(header, source):
         return "they are of another CLIP than the workspace"
-    missing = [photo.id for photo in photos if not features.path_of(photo.id).exists()]
+    missing = [photo.id for photo in photos if not features.holds(photo.id)]
     return f"they lack {len(missing)} of {len(photos)} photos" if missing else ""
 
 

@@ -1,0 +1,214 @@
+"""Many photos' files in one tar, where files are too many: `pack` makes them, readers look in.
+
+Beside the files of a folder, `.packed` holds an index for each tar: the tar's address, and where in
+it the file of each photo lies, from the first byte of its member's header to the last of its
+content. The tar lies there too, or wherever fsspec finds it. A file in it is what it was, to the
+byte.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from vpltool.errors import VplError, first_line
+from vpltool.formats.fields import OBJECT, TEXT, check_fields, leads_out
+from vpltool.formats.storage import atomic_path
+from vpltool.json_text import parse_json
+
+PACKED = ".packed"
+"""Folder of the indices, in that of their artifact."""
+
+_NEEDS = "an address needs its package (s3fs comes with `vpltool[tars]`), and its variables"
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
+"""Not one of fsspec's chains, such as `filecache::s3://…`, some of which write files."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the file of a photo is: a tar, and from which byte to which.
+
+    Args:
+        index: the file that says so.
+        tar: address of the tar: the name of a file beside the index, or `SCHEME://…`.
+        start: first byte of the member's header.
+        end: behind the last byte of its content.
+    """
+
+    index: Path
+    tar: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return str(self.path or self.tar)
+
+    @property
+    def path(self) -> Path | None:
+        """The tar, if it is a file of this machine."""
+        if self.tar.startswith("file://"):
+            return Path(self.tar.removeprefix("file://"))
+        return None if "://" in self.tar else self.index.with_name(self.tar)
+
+
+def packed_places(folder: Path) -> dict[str, Place]:
+    """Return where each photo's file is that is packed, by id; empty for a folder of files.
+
+    Raises:
+        VplError: an index is damaged.
+    """
+    return {key: place for index in sorted((folder / PACKED).glob("*.json"))
+            for key, place in _read_index(index)}
+
+
+def _read_index(index: Path) -> Iterator[tuple[str, Place]]:
+    try:
+        content = parse_json(index.read_text("utf-8"))
+        check_fields(content, {"tar": TEXT, "members": OBJECT})
+        tar = content["tar"]
+        if not _ADDRESS.fullmatch(tar) and (leads_out(tar) or "/" in tar):
+            raise ValueError(f"`tar` is no file beside it, and no address: {tar}")
+        for key, place in content["members"].items():
+            if not (isinstance(place, list) and len(place) == 2
+                    and all(type(number) is int for number in place)
+                    and 0 <= place[0] < place[1] < 1 << 62):
+                raise ValueError(f"`members` has no bytes for {key}")
+            yield key, Place(index, tar, *place)
+    except (ValueError, OSError) as error:
+        raise VplError(f"{index} is damaged: {error}", _again(index)) from error
+
+
+def _again(index: Path) -> str:
+    return f"delete {index}; the command that made its photos' files makes them again"
+
+
+def read_packed(place: Place, name: str) -> bytes:
+    """Read a file out of a tar, by one request for its bytes.
+
+    Args:
+        place: where it is.
+        name: of the member that must be there.
+
+    Raises:
+        VplError: the tar cannot be read, or the member is another or damaged.
+    """
+    try:
+        part = _bytes_of(place)
+        with tarfile.open(fileobj=io.BytesIO(part), mode="r:") as tar:
+            member = tar.next()
+            if member is None or member.name != name or not member.isreg():
+                raise ValueError(f"no {name} where the index says")
+            # A sparse one would unfold.
+            if member.size > len(part) or member.sparse is not None:
+                raise ValueError(f"{name} is cut off")
+            file = tar.extractfile(member)
+            assert file is not None
+            content = file.read()
+    except (ValueError, OSError, EOFError, tarfile.TarError) as error:
+        raise VplError(f"{place} is damaged: {error}", _again(place.index)) from error
+    return content
+
+
+def _bytes_of(place: Place) -> bytes:
+    """Read the bytes of a place.
+
+    Raises:
+        ValueError: the tar ends before.
+        OSError: it is not there.
+        VplError: the address cannot be read.
+    """
+    if (path := place.path) is None:
+        part = _fetched(place)
+    elif not path.is_file():
+        raise OSError("there is no such file")
+    else:
+        with path.open("rb") as file:
+            # Not more than there is: what is asked for would be allocated first.
+            size = file.seek(0, io.SEEK_END)
+            file.seek(min(place.start, size))
+            part = file.read(min(place.end, size) - file.tell())
+    if len(part) != place.end - place.start:
+        raise ValueError("it is truncated")
+    return part
+
+
+def _fetched(place: Place) -> bytes:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(place.tar)
+        return bytes(system.cat_file(path, start=place.start, end=place.end))
+    except Exception as error:
+        # Each of fsspec's systems raises what its library does.
+        raise VplError(f"{place.tar} cannot be read: {first_line(error)}", _NEEDS) from error
+
+
+def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Place:
+    """Pack photos' files into a tar, and write its index when the tar is whole.
+
+    No date and no user is stored: the same files give the same bytes.
+
+    Args:
+        folder: of the artifact.
+        name: of tar and index, without suffix.
+        at: where the tar goes, `SCHEME://…`; empty: beside its index.
+        files: id to file.
+
+    Returns:
+        the place of all of them.
+
+    Raises:
+        VplError: it cannot be written.
+    """
+    index = folder / PACKED / f"{name}.json"
+    tar = f"{at.rstrip('/')}/{name}.tar" if at else f"{name}.tar"
+    place = Place(index, tar, 0, 0)
+    if place.path is None:
+        members = _uploaded(tar, files)
+    else:
+        with atomic_path(place.path) as temporary, temporary.open("wb") as stream:
+            members = _pack(stream, files)
+    with atomic_path(index) as temporary:
+        temporary.write_text(json.dumps({"tar": tar, "members": members}, ensure_ascii=False,
+                                        separators=(",", ":")) + "\n", "utf-8")
+    return replace(place, end=_end_of(members))
+
+
+def _pack(stream: IO[bytes], files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """Write a tar; first byte, and behind the last, of each id's member."""
+    members = {}
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for key, file in files.items():
+            content = file.read_bytes()
+            member = tarfile.TarInfo(key + file.suffix)
+            member.size, start = len(content), archive.offset
+            archive.addfile(member, io.BytesIO(content))
+            padding = -len(content) % tarfile.BLOCKSIZE
+            members[key] = (start, archive.offset - padding)
+    return members
+
+
+def _end_of(members: Mapping[str, tuple[int, int]]) -> int:
+    return max(end for _, end in members.values())
+
+
+def _uploaded(address: str, files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """Write a tar to an address, and check that it has arrived: files are deleted next."""
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(address)
+        with system.open(path, "wb") as stream:
+            members = _pack(stream, files)
+        system.invalidate_cache()
+        if system.info(path)["size"] < _end_of(members):
+            raise OSError("it has not arrived whole")
+    except Exception as error:
+        raise VplError(f"{address} cannot be written: {first_line(error)}", _NEEDS) from error
+    return members

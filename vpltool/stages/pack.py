@@ -1,0 +1,120 @@
+"""`pack`: features of many photos in one tar, where a file a photo is too many files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace
+from vpltool.formats.packed import PACKED, read_packed, write_tar
+from vpltool.formats.shards import Shard
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+from vpltool.stages import _inputs, _photo_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings(Settings):
+    """Settings of `pack`."""
+
+    to: str = setting("", "Where the tars go: a folder, or an address such as s3://BUCKET/FOLDER; "
+                          "default: .packed in the folder of the features.", metavar="ADDRESS",
+                      record="never")
+    size: int = setting(1000, "Megabytes in a tar, before the next one is begun.", low=1,
+                        metavar="MB", record="never")
+    split: str = options.split("train")
+    features: Path | None = options.features()
+    shard: str = options.shard()
+
+
+STAGE = Stage(order=32, panel="1. Begin", reads=("features",), writes=(), settings=PackSettings)
+
+
+def run(workspace: Workspace, settings: PackSettings) -> Path:
+    """Move the features of many photos into few tars, which all commands read as before.
+
+    A tar holds ID.safetensors of some hundred photos; an index in the folder of the features tells
+    where in it each photo lies, so that a command asks for these bytes only. A photo's own file is
+    deleted when its tar and index are whole. To have files again, unpack the tars into the folder,
+    and delete its .packed.
+
+    Example: vpltool pack --split train --to s3://BUCKET/features
+
+    Next: vpltool cam --split train
+
+    Args:
+        workspace: gives the photos of the split.
+        settings: which features, and where the tars go.
+
+    Returns:
+        the folder of the features.
+
+    Raises:
+        VplError: there are no features, or a tar cannot be written.
+    """
+    shard = _photo_work.chosen_shard(settings)
+    features = _inputs.open_features(workspace, settings.features, settings.split)
+    ids = _photo_work.assigned([photo.id for photo in workspace.photos(settings.split)], shard)
+    files = _left(features, ids)
+    at = settings.to
+    if at and "://" not in at:
+        at = f"file://{Path(at).resolve()}"
+    number = _first_number(features.path, shard)
+    with console.progress(f"pack {settings.split}", len(files)) as advance:
+        for batch in _batches(files, settings.size * 1_000_000):
+            place = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
+                              batch)
+            _delete(batch)
+            console.note(f"{len(batch)} photos are in {place}")
+            number += 1
+            for _ in batch:
+                advance()
+    return features.path
+
+
+def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
+    """Id to file of the photos that are to be packed; deletes files that a killed run has packed.
+
+    Raises:
+        VplError: a tar cannot be read.
+    """
+    files = {key: path for key in ids if (path := features.path_of(key)).exists()}
+    for key in files.keys() & features.packed.keys():
+        place, path = features.packed[key], files[key]
+        if read_packed(place, key + path.suffix) == path.read_bytes():
+            _delete({key: files.pop(key)})
+    return files
+
+
+def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
+    """Yield the files of a tar each, in order."""
+    batch: dict[str, Path] = {}
+    held = 0
+    for key, path in files.items():
+        batch[key] = path
+        held += path.stat().st_size
+        if held >= size:
+            yield batch
+            batch, held = {}, 0
+    if batch:
+        yield batch
+
+
+def _first_number(folder: Path, shard: Shard) -> int:
+    """The number behind those of the tars that earlier runs of this shard have finished."""
+    stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
+    found = [stem.fullmatch(index.stem) for index in (folder / PACKED).glob("*.json")]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _delete(files: Mapping[str, Path]) -> None:
+    try:
+        for path in files.values():
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise VplError(f"cannot delete {path}, which is packed: {error.strerror}",
+                       "the same line again deletes it") from error
