@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,7 @@ NAMES = tuple(f"class {number}" for number in range(1, 255))
 CHAIN: tuple[tuple[object, ...], ...] = (
     ("extract", "--keep", "tokens,patches,attention", "--workers", 0),
     ("cam",), ("refine", "--cams", "text"),
-    ("crf", "--what", "text-refined", "--workers", 0,
-     *(("--backend", "pydensecrf") if find_spec("pydensecrf") else ())),
+    ("crf", "--what", "text-refined", "--workers", 0),
     ("learn-prototypes", "--iters", 20, "--tolerance", 0, "--max-pixels", 20_000),
     ("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--name", "d", "--crop", 2,
      "--iters", 5, "--source", "photos", "--workers", 0),
