@@ -10,6 +10,7 @@
 # make ceiling    a segmenter of WORKSPACE beside the same one trained with true masks
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
+# make growth     how the cost of each stage grows with photos, pixels, tags, classes and prototypes
 # make peers      CLIP_ES=dir: extract, cam and refine against CLIP-ES's own code in a checkout of it
 # make check      lint, types, tests
 # make docs       build/site: the documentation as pages that work from disk; needs no network
@@ -42,7 +43,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu peers photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -131,6 +132,10 @@ figure1 figure4: setup
 # OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
 bench: setup
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results-cpu.md $(OPTIONS)
+
+# OPTIONS are those of benchmarks/growth.py, such as OPTIONS='--only photos'.
+growth: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py $(OPTIONS)
 
 # OPTIONS are those of benchmarks/peers.py, such as OPTIONS='--photos 8 --python .venv-clip-es/bin/python'.
 peers: setup

@@ -21,6 +21,7 @@ import corrections  # noqa: E402
 import disk  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
+import growth  # noqa: E402
 import measure  # noqa: E402
 import methods as measured  # noqa: E402
 import peers  # noqa: E402
@@ -78,7 +79,9 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     (descent,) = (row for row in rows if "the paper's descent of" in row.stage)
     assert float(descent.check.split("at least ")[1].split(";")[0]) >= 0.9999
     of_goals = goals.goals(rows).splitlines()[2:]
-    assert len(of_goals) == len(goals.GOALS), "each goal has a line that measures it"
+    assert len(of_goals) == len(goals.GOALS) + len(goals.ELSEWHERE), "each goal has its line"
+    assert "not known why" not in "".join(of_goals)
+    assert len({line.count("|") for line in of_goals}) == 1
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"sources", "segmenters", "exports"}))
@@ -420,3 +423,23 @@ def test_a_peer_is_run_from_its_checkout(tmp_path: Path) -> None:
     saying(0.01)
     with pytest.raises(AssertionError, match="CAMs differ by 0.01"):
         peers.equal_cams(task)
+
+
+def test_growth_is_fitted() -> None:
+    curve = growth.Curve("s", "photos", (10, 100, 1000), (0.2, 2.0, 200.0), (5, 6, 7))
+    assert curve.exponent == pytest.approx(1.5)
+    assert curve.last == pytest.approx(2.0)
+    assert growth.spell([curve]).splitlines()[-1] == (
+        "| s | photos: 10, 100, 1,000 | 0.2, 2, 200 | 1.50 | 2.00 | 5, 6, 7 |")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks anew")
+def test_growth_is_measured(tmp_path: Path) -> None:
+    """All that grows, at the smallest sizes: a line for each stage, and rising costs."""
+    assert {curve.stage for curve in growth.of_photos(tmp_path, (1, 2))} == {
+        "prepare", *(command[0] for command in growth.CHAIN)}
+    curves = list(growth.of_rows(tmp_path, (1, 8)))
+    assert all(min(curve.seconds) > 0 for curve in curves)
+    step = next(curve for curve in curves if curve.stage.startswith("learn-prototypes"))
+    assert step.seconds[1] > step.seconds[0]
+    assert set(growth.MEASURES) == {"photos", "patches", "tags", "classes", "rows"}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import SHAPES, TRAIN, Run, copy_workspace, run_chain
 from PIL import Image
+from reference.small_regions import without_small_regions
 
 from vpltool import Segmenter
 from vpltool.formats import open_workspace
@@ -159,31 +160,39 @@ def test_int8_is_smaller_and_says_nearly_the_same(world: Path, tmp_path: Path) -
 
 
 def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> None:
-    """The rule of the U-Net service in its guide, written out: squashed to the fixed square that
-    the model names, (x - 0.5) / 0.5, the first output's likeliest class; its name by the YAML."""
+    """The rule of its YOLO26 service, written out: a square of the model's side, values in [0, 1],
+    rows above the threshold, sigmoid of coefficients times masks; the model's name by the YAML."""
     import yaml
 
-    result = run("export", "onnx", "--what", "linear", "--anylabeling", 40, "-o",
+    result = run("export", "onnx", "--what", "linear", "--anylabeling", 160, "-o",
                  tmp_path / "shapes.onnx", work=world / "work")
     assert result.code == 0, result.err
     model, config = (Path(line) for line in result.out.split())
     said = yaml.safe_load(config.read_text())
     assert {"type", "name", "display_name", "model_path", "classes"} <= said.keys()
-    assert said["type"] == "unet"
-    assert said["classes"] == ["_background_", *SHAPES]
+    assert said["type"] == "yolo26_seg"
+    assert re.fullmatch("[A-Za-z0-9._-]+", said["name"])
+    assert said["classes"] == [*SHAPES]
     assert config.parent / said["model_path"] == model
     runs = session(model)
     side = runs.get_inputs()[0].shape[-2:]
-    assert side == [40, 40]
-    with Image.open(world / "photos/scene6.png") as photo:
-        rgb = np.asarray(photo.convert("RGB").resize(side, Image.Resampling.BICUBIC)) / 255
-    blob = ((rgb - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
-    found = runs.run(None, {runs.get_inputs()[0].name: blob})[0]
-    segmenter = trained(world, "linear")
-    pixels = ((rgb - segmenter.encoder.mean) / segmenter.encoder.std).transpose(2, 0, 1)[None]
-    wanted = torch_says(segmenter, pixels.astype(np.float32))[0]
-    assert found.shape == (1, len(said["classes"]), 20, 20)
-    assert np.abs(found - wanted).max() < 1e-3
+    assert side == [160, 160]
+    segmenter, seen = trained(world, "linear"), 0
+    for path in sorted((world / "photos").glob("*.png")):
+        with Image.open(path) as photo:
+            rgb = np.asarray(photo.convert("RGB").resize(side, Image.Resampling.BILINEAR)) / 255
+        rows, masks = runs.run(None, {"pixels": rgb.transpose(2, 0, 1)[None].astype(np.float32)})
+        drawn = np.zeros(masks.shape[2:], np.uint8)
+        for row in rows[0][rows[0][:, 4] > said["conf_threshold"]]:
+            assert (row[:4] == (0, 0, 160, 160)).all()
+            inside = np.tensordot(row[6:], masks[0], 1) > 0
+            assert inside.sum() >= 16 and not drawn[inside].any()
+            drawn[inside] = row[5] + 1
+            seen += 1
+        pixels = ((rgb - segmenter.encoder.mean) / segmenter.encoder.std).transpose(2, 0, 1)[None]
+        wanted = torch_says(segmenter, pixels.astype(np.float32))[0][0].argmax(axis=0)
+        assert (drawn == without_small_regions(wanted.astype(np.uint8), 16, merge=False)).all()
+    assert seen >= 2
 
 
 @pytest.mark.parametrize(("options", "said", "hint"), [

@@ -66,35 +66,35 @@ def solve_rkc(
 
     Args: those of `solve_pgd`; the tolerance is for long steps, too, and with 0 none is taken.
     """
-    if not tolerance:
-        return plain.solve_pgd(pixels, targets, start, tau=tau, iters=iters, lr=lr,
-                               allowed=allowed, weights=weights, watch=watch, group=group)
     moments, entropy = plain.target_moments(pixels, targets, weights)
     joint = plain.Joint.of(pixels, group)
     path, rate, previous = _Path(start.double()), lr, math.inf
+    path.calm = _BEFORE if tolerance else iters
     before, begun, told = path.rows, 0, 0
 
-    def slope(rows: Tensor) -> Tensor:
-        return plain.gradient(pixels, moments, rows, tau, allowed, weights, joint)
+    def slope(rows: Tensor, valued: bool) -> tuple[float, Tensor]:
+        if valued:
+            return plain.objective_and_gradient(pixels, moments, entropy, rows, tau, allowed,
+                                                weights, joint)
+        return 0.0, plain.gradient(pixels, moments, rows, tau, allowed, weights, joint)
 
     def stepped(rows: Tensor) -> tuple[Tensor, float]:
-        found = slope(rows)
+        _, found = slope(rows, False)
         return F.normalize(rows - rate * found, dim=-1), float(found.norm())
 
     while path.step < iters:
         last = path.step == iters - 1
         if path.step - begun >= plain.PACE:
             pace = plain.turned(path.rows, before) / (path.step - begun)
-            last |= pace * (iters - path.step) <= tolerance
+            last |= pace * (iters - path.step) < tolerance
             before, begun = path.rows, path.step
-        found = slope(path.rows)
+        valued = last or path.step >= told
+        value, found = slope(path.rows, bool(watch) and valued)
         norm = float(found.norm())
         if norm > previous:
             rate, path.calm = rate / 2, max(path.calm, path.step + _AGAIN)
         previous = norm
-        if watch and (last or path.step >= told):
-            value, _ = plain.objective_and_gradient(pixels, moments, entropy, path.rows, tau,
-                                                    allowed, weights, joint)
+        if watch and valued:
             watch(plain.SolverRecord(path.step, value, norm, rate))
             told = path.step + max(iters // 50, 1)
         after = F.normalize(path.rows - rate * found, dim=-1)

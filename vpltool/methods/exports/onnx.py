@@ -5,8 +5,9 @@
 (1, H, W) are the likeliest classes, 0 is the background. The file's metadata says the classes, a
 palette, mean, std, patch, max_side, licences. With `--int8`, onnxruntime's dynamic quantiser stores
 the weights in a quarter of the space. With `--anylabeling PIXELS`, the input is a square of this
-side with values in [-1, 1], and a YAML lies beside it: what the U-Net service in X-AnyLabeling's
-guide to custom models takes. Needs onnx, onnxscript and onnxruntime.
+side with values in [0, 1], the outputs are `regions` and `masks` as those of YOLO26's instance
+segmentation, and a YAML lies beside it: X-AnyLabeling loads that as a custom model, and draws a
+polygon for each region. Needs onnx, onnxscript and onnxruntime.
 
 Example: vpltool export onnx --what segmenter --max-side 512 --int8
 """
@@ -40,8 +41,8 @@ class Settings(SegmenterSettings):
     """Settings of an ONNX file."""
 
     int8: bool = setting(False, "Store the weights in 8 bits, and multiply in them.")
-    anylabeling: int = setting(0, "Side of the square input that X-AnyLabeling gives; also writes "
-                                  "its YAML; 0: any size, normalised.", low=0, metavar="PIXELS")
+    anylabeling: int = setting(0, "Side of the square input that X-AnyLabeling gives; says regions "
+                                  "and writes its YAML; 0: any size.", low=0, metavar="PIXELS")
 
 
 def check(settings: settings.Settings) -> None:
@@ -91,20 +92,18 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
     """
     import torch
 
-    from vpltool.core.segment import WholeSegmenter
-
     vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
     # Any other grid than the tower's own: the positions of that one are not resampled.
     rows, columns = (vision.grid[0] + 1, vision.grid[1] + 2) if not side else (side // patch,) * 2
     shapes = None if side else ({2: patch * torch.export.Dim("rows"),
                                  3: patch * torch.export.Dim("columns")},)
-    whole = WholeSegmenter(vision, segmenter.network, _affine(segmenter) if side else None).eval()
+    outputs = ["regions", "masks"] if side else ["logits", "labels"]
+    whole = _module(segmenter, side)
     # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
     program = torch.onnx.export(
         whole, (torch.zeros(1, 3, rows * patch, columns * patch),), dynamo=True,
-        dynamic_shapes=shapes, input_names=["pixels"], output_names=["logits", "labels"],
-        verbose=False)
+        dynamic_shapes=shapes, input_names=["pixels"], output_names=outputs, verbose=False)
     assert program is not None
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.input, *model.graph.output,
@@ -119,13 +118,19 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
     return model
 
 
-def _affine(segmenter: TrainedSegmenter) -> tuple[Any, Any]:
-    """Factor and term (3, 1, 1) from values in [-1, 1] to the tower's own: x/2 + 1/2 = rgb."""
+def _module(segmenter: TrainedSegmenter, side: int) -> Any:
+    """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
     import torch
 
-    mean, std = (torch.tensor(part).view(3, 1, 1)
-                 for part in (segmenter.encoder.mean, segmenter.encoder.std))
-    return 0.5 / std, (0.5 - mean) / std
+    from vpltool.core.regions import RegionSegmenter
+    from vpltool.core.segment import WholeSegmenter
+
+    encoder = segmenter.encoder
+    if not side:
+        return WholeSegmenter(encoder.vision, segmenter.network).eval()
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (encoder.mean, encoder.std))
+    whole = WholeSegmenter(encoder.vision, segmenter.network, (1 / std, -mean / std))
+    return RegionSegmenter(whole, len(segmenter.classes), side).eval()
 
 
 def _quantised(model: Any) -> Any:
@@ -148,7 +153,8 @@ def _metadata(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]
     said = said_of(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
     if side:
-        said |= {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": f"to {side}×{side}, bicubic"}
+        said |= {"mean": [0.0] * 3, "std": [1.0] * 3,
+                 "resize": f"into {side}×{side}, bilinear; what is left is grey, 114 of 255"}
     else:
         said["resize"] = (f"no side above max_side, by one factor; then each side up to a multiple "
                           f"of {patch}; bicubic")
@@ -163,9 +169,11 @@ def _write_yaml(segmenter: TrainedSegmenter, path: Path) -> Path:
     """Write what X-AnyLabeling's `Load Custom Model` reads; it finds the model beside it."""
     import yaml
 
-    content = {"type": "unet", "name": f"{segmenter.name}-{segmenter.identity[:8]}",
+    content = {"type": "yolo26_seg", "name": f"{segmenter.name}-{segmenter.identity[:8]}",
                "display_name": segmenter.name, "provider": "vpltool", "model_path": path.name,
-               "classes": ["_background_", *segmenter.classes]}
+               "classes": list(segmenter.classes),
+               # A region is what is likeliest, however likely; polygons keep close to it.
+               "conf_threshold": 0.01, "epsilon_factor": 0.001}
     file = path.with_suffix(".yaml")
     with atomic_path(file) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
