@@ -97,6 +97,7 @@ def test_parts_of_a_campaign_add_up(tmp_path: Path) -> None:
     assert "| **all: 42** | 42 | 1 |" in table
 
 
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 @pytest.mark.parametrize("form", ["json", "json lines", "lines", "safetensors", "png"])
 def test_an_example_is_several_documents(form: str, world: Path) -> None:
     from hypothesis import find, settings
