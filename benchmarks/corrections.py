@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, and print a Markdown table."""
     options = _options(argv)
     train: dict[str, Any] = {"method": options.method, "masks": options.masks,
-                             "prototypes": options.prototypes, "limit": options.photos}
+                             "prototypes": options.prototypes}
     if options.method == "linear":
         train |= {"lambda_rsc": 0, "crop": 16, "optimizer": "adamw", "lr": 5e-3,
                   "iters": options.iters, "batch_size": options.batch_size}
@@ -40,8 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             train["seed"] = seed
         base = _measure(options, train | {"name": f"corrected-0-{seed}"})
         Workspace(options.work).predict(decoder=f"corrected-0-{seed}", split="train",
-                                        max_side=options.max_side, limit=options.photos,
-                                        overwrite=True)
+                                        max_side=options.max_side, overwrite=True)
         for way in ways:
             chosen = _choose(options, f"corrected-0-{seed}", way, max(counts), seed)
             for times in map(int, options.times.split(",")):
@@ -65,7 +64,6 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iters", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16, help="of `linear`, as --iters")
     parser.add_argument("--max-side", type=int, default=1024)
-    parser.add_argument("--photos", type=int, default=0, help="photos of train; 0: all")
     parser.add_argument("--limit", type=int, default=0, help="photos of val that are scored")
     parser.add_argument("--counts", default="5,10,20")
     parser.add_argument("--times", default="1", help="values of --corrected-times")

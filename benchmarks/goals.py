@@ -42,7 +42,12 @@ ELSEWHERE = (
      "1.0 to 1.1: nothing is done for pairs of photos; caches and lists cost more as they grow"),
     ("a command's start: extract on one photo, cam", "9.0 s, 3.5 s", "≤ 4.5 s, ≤ 2.6 s",
      "benchmarks/README.md", "torch itself takes 2 s, the weights of ViT-B/16 and the photo the "
-     "rest"))
+     "rest"),
+    ("the demo, after set-up", "4 min 20 s to 6 min 30 s", "≤ 3 min", "`make demo`",
+     "2 min 40 s on two quiet cores of an EPYC with bf16 instructions"),
+    ("the tests", "6 min 44 s", "≤ 4 min", "`make test`",
+     "8 min 36 s on the same machine: twice as many tests, half of them of whole commands"),
+    ("one GPU", "", "see docs/performance.md", "`make bench-gpu`", "no GPU was to be had"))
 """Goals that are measured by other means: what, before, goal, where, and why it may be short."""
 
 

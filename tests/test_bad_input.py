@@ -273,7 +273,7 @@ def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Pa
     (("cam", "--method", "gradcamm"), "did you mean `gradcam`?"),
     (("cam", "--target", "max"), "'max' is not one of 'margin', 'softmax'"),
     (("refine", "--mask", "bx"), "'bx' is not one of 'box', 'none'"),
-    (("crf", "--backend", "cuda"), "'cuda' is not one of 'auto', 'torch'"),
+    (("crf", "--backend", "cuda"), "'cuda' is not one of 'auto', 'numba'"),
     (("extract", "--precision", "fp8"), "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
     (("prepare", "coco", "x", "--crowd", "all"), "'all' is not one of 'class', 'ignore'"),
     (("prepare", "folder", "x", "--labels", "y", "--vocabulary", "voc12"),

@@ -372,7 +372,7 @@ def test_corrections_are_measured(method: str, tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     corrections.main([str(tmp_path), "--masks", "text-dense", "--prototypes", "text", "--method",
                       method, "--iters", "2", "--batch-size", "2", "--counts", "1,3",
-                      "--limit", "2", "--photos", "8"])
+                      "--limit", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| entropy", "| random"]
     assert all(line.count("|") == 7 for line in lines)

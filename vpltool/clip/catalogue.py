@@ -6,12 +6,10 @@ The only module that imports open_clip, and timm.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import sys
-import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,6 @@ from vpltool.errors import VplError, first_line, near_name, silent
 HUB_SECONDS = 10
 """Seconds to wait for the hub's first answer."""
 
-COMPILER = "torch._dynamo.utils"
-"""Where torchvision's operators ask whether a device can be compiled for, when they run."""
-
 QUICK = "-quickgelu"
 """How open_clip's names of models with QuickGELU end."""
 
@@ -49,13 +44,10 @@ def import_open_clip() -> Any:
     open_clip uses only the image transforms of torchvision. With a torchvision wheel for another
     build of torch, the import fails when it registers `nms`; declaring the operators first avoids
     that. A torchvision that imports without errors is not touched.
-
-    timm, and torch's compiler, which torchvision asks a question of, are left out: most of the
-    import's time goes there, and hardly a model needs them. `import_timm` adds timm.
     """
     if "open_clip" in sys.modules:
         return sys.modules["open_clip"]
-    with warnings.catch_warnings(), _left_out():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import torchvision  # noqa: F401
@@ -75,40 +67,15 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-@contextlib.contextmanager
-def _left_out() -> Iterator[None]:
-    """Keep timm and torch's compiler from being imported meanwhile, unless they are there."""
-    def supported(device_type: str) -> bool:
-        return bool(importlib.import_module(COMPILER).is_compile_supported(device_type))
-
-    asked = types.ModuleType(COMPILER)
-    asked.__dict__["is_compile_supported"] = supported
-    away: dict[str, Any] = {"timm": None, COMPILER.rpartition(".")[0]: types.ModuleType("compiler"),
-                            COMPILER: asked}
-    # What has been imported stays; of the compiler both or neither.
-    away = {name: module for name, module in away.items()
-            if not {name, name.rpartition(".utils")[0]} & sys.modules.keys()}
-    sys.modules.update(away)
-    try:
-        yield
-    finally:
-        for name in away:
-            sys.modules.pop(name, None)
-
-
 def import_timm() -> Any:
-    """Import timm, with the same care, and let open_clip have it.
+    """Import timm, with the same care; open_clip brings it along.
 
     Raises:
         VplError: it is not installed.
     """
     import_open_clip()
-    adapter = sys.modules["open_clip.timm_model"]
     try:
         import timm
-        if adapter.timm is None:
-            # Its class in use looks its names up in this very module.
-            importlib.reload(adapter)
     except ImportError as error:
         raise VplError(f"timm cannot be imported: {first_line(error)}", "pip install timm"
                        ) from error

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import check_source, import_open_clip, import_timm, locate
+from vpltool.clip.catalogue import check_source, import_open_clip, locate
 from vpltool.clip.models import ModelSource, find_source, read_config
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, without_random_init
@@ -90,18 +90,11 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
     state = read_weights(weights)
-    create = functools.partial(
-        open_clip.create_model, name, load_weights=False, pretrained_text=False, device="cpu",
-        precision="fp32", force_preprocess_cfg=colours)
     with silent(), without_random_init():
         try:
-            try:
-                whole = create()
-            except RuntimeError as error:
-                if "timm" not in str(error):
-                    raise
-                import_timm()
-                whole = create()
+            whole = open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, device="cpu", precision="fp32",
+                force_preprocess_cfg=colours)
         except (RuntimeError, ValueError, OSError, ImportError, TypeError) as error:
             raise VplError(f"open_clip cannot build {source.model}: {first_line(error)}",
                            "choose another model, or pip install -U open_clip_torch") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,9 +76,10 @@ class OutputFolder:
         return self.path / (photo_id + KINDS[self.header.kind].suffix)
 
     @cached_property
-    def packed(self) -> Collection[str]:
+    def packed(self) -> frozenset[str]:
         """Ids of the photos whose files lie in tars."""
-        return packed_places(self.path).keys()
+        # Not a view of the places: worker processes get a folder pickled.
+        return frozenset(packed_places(self.path))
 
     def holds(self, photo_id: str) -> bool:
         """Tell whether a photo's file is there, by itself or in a tar."""
