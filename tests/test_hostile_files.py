@@ -262,6 +262,10 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
         lambda head: next(iter(head.values())).update(shape=[{}])), "is damaged"),
     ("openai archive", in_zip("data.pkl", lambda _: circle()), "twice"),
     ("openai archive", in_zip("data.pkl", lambda _: pickle.dumps(Runs(), 2)), "are not run"),
+    ("openai archive", in_zip("data.pkl", lambda _: b"\x80\x02\x8e" + b"\xff" * 4 + b"\0" * 4
+                              + b"abcd."), "expected 4294967295 bytes"),
+    ("openai archive", in_zip("data.pkl", lambda _: b"\x80\x02Kar" + b"\xff" * 4 + b"."),
+     "LONG_BINPUT 4294967295 is beyond its 10 bytes"),
     ("mask", instead(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xfftEXt" + b"x" * 50), "cannot be read"),
     ("mask", instead(png(30_000, 20_000)), "pixels"),
     ("photo png", instead(png(10_000, 10_000, 2)), ""),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -215,11 +216,25 @@ class _Module:
         self.attributes = state if isinstance(state, dict) else {}
 
 
+def _within_itself(content: bytes) -> bytes:
+    """Return a pickle, all of whose lengths and places are smaller than it is.
+
+    C's unpickler makes room for what a length says before it reads on.
+
+    Raises:
+        ValueError: one is larger.
+    """
+    for code, argument, _ in pickletools.genops(content):
+        if code.name.endswith("PUT") and (argument or 0) >= len(content):
+            raise ValueError(f"{code.name} {argument} is beyond its {len(content)} bytes")
+    return content
+
+
 class _ArchiveReader(pickle.Unpickler):
     """Unpickles the modules of a TorchScript archive: tensors and containers, no code."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        super().__init__(io.BytesIO(_within_itself(archive.read(f"{root}data.pkl"))))
         self.archive = archive
         self.root = root
         self.storages: dict[str, Tensor] = {}
