@@ -30,6 +30,8 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
     ("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3, "--source",
      "photos", "--batch-size", 6, "--width", 16, "--iters", 2, "--workers", 0, "--lambda-rsc", 0,
      "--name", "photos"),
+    ("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--method",
+     "discriminant", "--name", "discriminant"),
     ("eval", "--split", "train", "--what", "cams/text"),
     ("eval", "--split", "train", "--what", "masks/text-refined-full"),
     ("cam", "--method", "dense", "--split", "train"),
@@ -38,7 +40,7 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
 SAME = ("scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
         "cams/text-dense/train", "masks/text-dense/train", "masks/text-dense-full/train")
 CLOSE = ("prototypes/vision", "prototypes/lbfgs", "prototypes/seeds", "decoder/layers",
-         "decoder/photos")
+         "decoder/photos", "decoder/discriminant")
 
 
 def spelled(commands: tuple[tuple[object, ...], ...], work: Path) -> list[list[str]]:

@@ -236,8 +236,9 @@ class SegmenterParts:
 
     Its `build(parts, settings)` gives a `vpltool.core.segmenter.SegmenterNetwork`: that says what
     training and `predict` need of a network. Its `rebuild(config)` gives an empty one, for a state
-    dict. Where it defines `fit(network, photos, settings)`, the network is not trained in steps:
-    `fit` computes its parameters from one pass over `LabelledPhoto`s.
+    dict. Where it defines `fit(network, photos, settings, total)`, the network is not trained in
+    steps: `fit` computes its parameters from one pass over `LabelledPhoto`s. Each of several
+    processes has photos of its own, and `total` adds up a tensor over all of them.
 
     Args:
         layers: indices of the CLIP blocks whose output is read; empty if the method reads none.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.formats import Photo
+    from vpltool.parallel.ranks import Ranks
     from vpltool.stages.train_decoder import TrainDecoderSettings
 
 STEPLESS = dict.fromkeys(
@@ -27,29 +28,31 @@ STEPLESS = dict.fromkeys(
 
 
 def fit_segmenter(method: Any, network: SegmenterNetwork, lessons: Lessons,
-                  settings: TrainDecoderSettings) -> None:
-    """Compute the parameters of a network from all photos.
+                  settings: TrainDecoderSettings, ranks: Ranks) -> None:
+    """Compute the parameters of a network from all photos; each process reads its share of them.
 
     Args:
         method: of segmenters, with a `fit`.
         network: it gets the parameters.
         lessons: what is learned.
         settings: of `train-decoder`.
+        ranks: the processes that work together.
 
     Raises:
         VplError: a photo cannot be read any more, or the masks label nothing.
     """
-    from vpltool.parallel.device import find_device, worker_count
+    from vpltool.parallel.device import worker_count
 
-    device = find_device(settings.device)
-    network.to(device)
-    with console.progress("train-decoder", len(lessons.photos)) as advance:
+    network.to(ranks.device)
+    own = replace(lessons, photos=[photo for photo in lessons.photos
+                                   if ranks.shard.holds(photo.id)])
+    with console.progress("train-decoder", len(own.photos)) as advance:
         def counted() -> Generator[LabelledPhoto, None, None]:
-            for photo in _whole_photos(lessons, device, worker_count(settings.workers)):
+            for photo in _whole_photos(own, ranks.device, worker_count(settings.workers)):
                 yield photo
                 advance()
 
-        method.fit(network, counted(), settings.of_method)
+        method.fit(network, counted(), settings.of_method, ranks.total)
 
 
 def _whole_photos(lessons: Lessons, device: torch.device, workers: int

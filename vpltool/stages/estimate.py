@@ -202,7 +202,8 @@ def _fit_seconds(method: Any, clip: Clip, settings: EstimateSettings, device: to
         torch.randn(settings.layers, patches, clip.vision.width, device=device), None, (1, patches),
         torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
     def seconds(photos: int) -> float:
-        return _seconds(lambda: method.fit(network, [photo] * photos, method.Settings()), 1)
+        return _seconds(lambda: method.fit(
+            network, [photo] * photos, method.Settings(), lambda sums: sums), 1)
 
     # A pass ends in a solution, whose time does not grow with the photos.
     return max(seconds(4) - seconds(1), 0.0) / 3

@@ -119,7 +119,9 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     from vpltool.core.training import TrainingSettings
 
     method = find_method("segmenters", settings.method).load()
-    _check_divides(settings, method)
+    stepless = hasattr(method, "fit")
+    if not stepless:
+        _check_divides(settings)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
@@ -129,7 +131,6 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         device=settings.device, precision=settings.precision)
     _inputs.check_same_model(frozen.model, prototypes.header.model,
                              f"{frozen.name} and {prototypes.path}")
-    stepless = hasattr(method, "fit")
     unread = (_UNREAD if frozen.features else {}) | (STEPLESS if stepless else {})
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
@@ -157,23 +158,19 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
                     len(workspace.classes))
         if start is None:
-            fit_segmenter(method, network, lessons, settings)
-            _write_decoder(task, network, [])
+            _fit(task, method, network, settings)
         else:
             _train(task, network, start, settings)
     return target
 
 
-def _check_divides(settings: TrainDecoderSettings, method: Any) -> None:
+def _check_divides(settings: TrainDecoderSettings) -> None:
     """Check that the processes that torchrun has started can share the crops of a step.
 
     Raises:
-        VplError: they cannot, or there are no steps.
+        VplError: they cannot.
     """
     count = rank_of_process()[1]
-    if count > 1 and hasattr(method, "fit"):
-        raise VplError(f"`method={settings.method!r}` takes no steps, and this is one of {count} "
-                       "processes", "start it once, without torchrun")
     if settings.batch_size % count:
         raise VplError(f"{count} processes cannot share `batch_size={settings.batch_size}` evenly",
                        f"`batch_size={-(-settings.batch_size // count) * count}`, or other "
@@ -236,6 +233,16 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
             newer = _masks.newer_than(masks, target, ids)
             error.message += f" ({newer} of {len(ids)} masks are newer than it)"
         raise
+
+
+def _fit(run: Training, method: Any, network: SegmenterNetwork, settings: TrainDecoderSettings
+         ) -> None:
+    from vpltool.parallel.ranks import joined
+
+    with joined(settings.device) as ranks:
+        fit_segmenter(method, network, run.lessons, settings, ranks)
+        if ranks.rank == 0:
+            _write_decoder(run, network, [])
 
 
 def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings

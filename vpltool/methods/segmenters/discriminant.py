@@ -9,7 +9,7 @@ covariance from all. Patches that are partly of a class count for it by their sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vpltool.core.linear import LinearSegmenter
     from vpltool.core.segmenter import SegmenterNetwork
 
@@ -50,8 +52,15 @@ def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:
                            settings.walk)
 
 
-def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings) -> None:
+def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
+        total: Callable[[Tensor], Tensor]) -> None:
     """Compute the affine map from all photos.
+
+    Args:
+        network: it gets the map.
+        photos: those of this process.
+        settings: of this method.
+        total: adds up a tensor over all processes.
 
     Raises:
         VplError: no patch of the masks is labelled.
@@ -69,6 +78,8 @@ def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Se
             assert photo.layers is not None
             tokens = network.embeddings(photo.layers[None], None, photo.grid)[0]
             moments.add(tokens, label_shares(photo.labels, len(weight)))
+        moments = Moments(*(total(sums) for sums in (
+            moments.counts, moments.sums, moments.products)))
         if not moments.counts.sum():
             raise VplError("no patch of the masks has a label to learn from",
                            "`crf()` makes masks whose patches have one")
