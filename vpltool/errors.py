@@ -115,6 +115,11 @@ def silent() -> Iterator[None]:
         logging.disable(level)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with the words that agree with it: `1 photo is`, `2 photos are`."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's text, or the name of its class."""
     lines = str(error).strip().splitlines()

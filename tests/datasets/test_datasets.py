@@ -135,7 +135,7 @@ def test_voc_through_the_command_opens_no_mask(voc: Path, tmp_path: Path, run: R
     lines = [json.loads(line) for line in (tmp_path / "work/images.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["2007_01", "2007_02", "2007_03"]
     assert lines[0]["mask"] == "SegmentationClass/2007_01.png"
-    assert "1 photos have no tag" in result.err
+    assert "1 photo has no tag" in result.err
     assert "1 of 1 photos of `val` have no true mask" in result.err
 
 

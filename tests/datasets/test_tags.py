@@ -202,7 +202,7 @@ def test_the_same_photo_under_two_ids(folder: Path) -> None:
 
 def test_a_photo_in_train_and_val(folder: Path) -> None:
     remark, = remarks_of(folder, *ALL[:3], "d,dog,train;val")
-    assert "1 photos are in `train` and in `val`, such as d" in remark
+    assert "1 photo is in `train` and in `val`, such as d" in remark
 
 
 def test_two_files_of_one_id(folder: Path) -> None:
@@ -281,4 +281,4 @@ def test_prepare_says_classes_and_doubts(folder: Path, tiny_clip: Path, run: Run
     assert "`Cat` (1 photo) and `cat` (1 photo)" in warnings
     assert "3 of 3 classes have only one photo" in warnings
     assert "1 of 4 photos in" in warnings
-    assert "1 photos have no tag" in warnings
+    assert "1 photo has no tag" in warnings

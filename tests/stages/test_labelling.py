@@ -352,5 +352,5 @@ def test_photos_that_nobody_looked_at_are_left_out(work: Path, run: Run) -> None
     (path / "labels/train/scene2.txt").write_text("")
     result = take_back(work, path)
     assert result.code == 0
-    assert "1 photos have tags, but no region" in " ".join(result.lines("warning:"))
+    assert "1 photo has tags, but no region, and is left out" in " ".join(result.lines("warning:"))
     assert "scene2" not in masks_of(work / "corrections")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, near_name, other_case
+from vpltool.errors import VplError, counted, near_name, other_case
 from vpltool.formats import Photo
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -163,8 +163,8 @@ def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str
 
 def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
     both = [photo.id for photo in photos if {"train", "val"} <= set(photo.splits)]
-    return [f"{len(both)} photos are in `train` and in `val`, such as {both[0]}: scores on `val` "
-            "would be too good"] if both else []
+    return [f"{counted(len(both), 'photo is', 'photos are')} in `train` and in `val`, such as "
+            f"{both[0]}: scores on `val` would be too good"] if both else []
 
 
 def photos_below(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, counted, near_name
 from vpltool.formats.header import Header, difference, join_supervision
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_labels
@@ -155,8 +155,9 @@ class InputFolder:
                 f"{self.path} has {len(have)} of {len(wanted)} photos; {min(missing)} is missing",
                 self._how_to_go_on(missing))
         if failed:
-            console.warn(f"{len(failed)} photos are left out, since an earlier step failed on them"
-                         f": {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
+            console.warn("an earlier step failed on "
+                         + counted(len(failed), "photo, which is", "photos, which are")
+                         + f" left out: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
         if wanted and not have:
             raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
         return have

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.datasets.tags import some
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.labelling import find_reader
 from vpltool.labelling.request import LabellingRequest
@@ -77,11 +77,13 @@ def read_labelling(path: Path, tool: str, reader: ModuleType, request: Labelling
                        "submit the annotations in Label Studio, and export them as JSON"
                        if tool == "label-studio" else "export it from the tool again")
     if blank:
-        console.warn(f"{len(blank)} photos have tags, but no region, and are left out: "
-                     f"{some(blank)}")
+        console.warn(counted(len(blank), "photo has tags, but no region, and is",
+                             "photos have tags, but no region, and are")
+                     + f" left out: {some(blank)}")
     if untagged:
-        console.warn(f"{len(untagged)} corrections show a class that their photo has no tag of: "
-                     f"{some(untagged)}; maps of it are made if it gets one")
+        console.warn(counted(len(untagged), "correction shows", "corrections show")
+                     + f" a class that its photo has no tag of: {some(untagged)}; maps of it are "
+                     "made if it gets one")
     return found
 
 

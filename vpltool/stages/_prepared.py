@@ -9,6 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.datasets import layouts
 from vpltool.datasets.tags import class_counts, some
+from vpltool.errors import counted
 from vpltool.formats import Photo, Workspace
 from vpltool.formats.changes import Words, count_photos
 
@@ -77,5 +78,6 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) ->
         console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
     untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
     if untagged:
-        console.warn(f"{len(untagged)} photos have no tag and teach nothing but background: "
-                     f"{some(untagged)}")
+        console.warn(counted(len(untagged), "photo has no tag, and teaches",
+                             "photos have no tag, and teach")
+                     + f" nothing but background: {some(untagged)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.packed import PACKED, read_packed, write_tar
 from vpltool.formats.shards import Shard
@@ -69,7 +69,7 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
             place = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
                               batch)
             _delete(batch)
-            console.note(f"{len(batch)} photos are in {place}")
+            console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {place}")
             number += 1
             for _ in batch:
                 advance()
