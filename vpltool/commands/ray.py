@@ -221,7 +221,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     if shard:
         call.values["shard"] = shard
     name = call.found.name
-    listener = console.Terminal(spell=lambda text: spell(text, name), bars=False)
+    listener = console.Terminal(spell=lambda text: spell(text, name, Path(work)), bars=False)
     try:
         with console.heard_by(listener):
             result = (run_call(call, Path(work)) if update else run_stage(
@@ -229,7 +229,8 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     except PhotosFailed as error:
         return Outcome(_said(call.found, error.result, call.values), error.photos)
     except VplError as error:
-        return Outcome(error=(spell(error.message, name), spell(error.hint, name)))
+        return Outcome(error=(spell(error.message, name, Path(work)),
+                              spell(error.hint, name, Path(work))))
     return Outcome(_said(call.found, result, call.values))
 
 
