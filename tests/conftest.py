@@ -51,6 +51,7 @@ class Result:
 
 
 Run = Callable[..., Result]
+LABELS = ("error:", "hint:", "warning:")
 
 
 def run_in_process(*args: object, work: Path | None = None) -> Result:
@@ -64,8 +65,10 @@ def run_in_process(*args: object, work: Path | None = None) -> Result:
             cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-    # The lines of hints name the workspace (tests/test_shell.py), here a path that changes.
-    return Result(code, out.getvalue(), err.getvalue().replace(f"vpltool -C {work} ", "vpltool "))
+    # Hints name the workspace (tests/test_shell.py): here a path that differs from run to run.
+    said = [line.replace(f"vpltool -C {work} ", "vpltool ") if line.startswith(LABELS) else line
+            for line in err.getvalue().splitlines(keepends=True)]
+    return Result(code, out.getvalue(), "".join(said))
 
 
 def save_clip(folder: Path, seed: int = 0, vision: dict[str, Any] | None = None,
