@@ -19,7 +19,7 @@ from vpltool.core import gradcam
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.recipes.tables.__main__ import main
-from vpltool.recipes.tables.begin import first_split
+from vpltool.recipes.tables.setup import first_split
 
 PRESET = """
 [text-prototypes]

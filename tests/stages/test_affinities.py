@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, copy_workspace
+from conftest import Run, copy_workspace, run_chain
 
 from vpltool.core.affinity import refine
 from vpltool.formats import open_input, read_tensors
@@ -61,10 +61,31 @@ def test_excel_averages_so_many_blocks(world: Path, tmp_path: Path, run: Run) ->
     wanted = refine(maps_of(world / "cams/text/train"), each[-2:].float().mean(dim=0),
                     threshold=0.79)
     torch.testing.assert_close(maps_of(tmp_path / "cams"), wanted, atol=1e-5, rtol=0)
-    refused = run(*command, "--overwrite", work=world)
+    assert run(*command, "--overwrite", work=world).code == 0
+    wanted = refine(maps_of(world / "cams/text/train"), each.float().mean(dim=0), threshold=0.79)
+    assert len(each) == 3, "the default, six, is all that this model has"
+    torch.testing.assert_close(maps_of(tmp_path / "cams"), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["excel", "rfm"])
+def test_more_blocks_than_features_hold(method: str, world: Path, layered: Path, tmp_path: Path,
+                                        run: Run, tiny_clip: Path) -> None:
+    """Both refuse it with the same words, before what is there is deleted."""
+    if method == "rfm":
+        made = copy_workspace(layered, tmp_path / "base", tiny_clip)
+        run_chain(made, (("extract", "--overwrite", "--workers", 0, "--keep",
+                          "tokens,patches,attentions,layers"),))
+        world = made / "work"
+    command = ("refine", "--cams", "text", "--method", method, "--out", tmp_path / "cams")
+    assert run(*command, work=world).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cams").iterdir()}
+    refused = run(*command, "--blocks", 9, "--overwrite", work=world)
     assert refused.code == 1
-    assert refused.lines("error:") == ["--blocks 6: the features hold the attention of 3 blocks"]
-    assert "--blocks 3" in refused.lines("hint:")[0]
+    assert refused.lines("error:") == ["--blocks 9: the features hold the attention of 8 blocks"]
+    hint = refused.lines("hint:")[0]
+    assert "--blocks 8, or vpltool" in hint
+    assert "--attention-blocks 9" in hint
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cams").iterdir()} == before
 
 
 CHANGES: tuple[tuple[object, ...], ...] = (

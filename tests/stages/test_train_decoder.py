@@ -29,8 +29,8 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_workspace, read_tensors
-from vpltool.stages._lessons import Lessons, crop_batches, frozen_layers
 from vpltool.stages._masks import find_masks
+from vpltool.stages._training_data import TrainingData, crop_batches, frozen_layers
 
 
 def header_of(path: Path) -> Any:
@@ -129,7 +129,8 @@ def test_the_number_of_workers_changes_nothing(source: str, run: Run, layered: P
     assert "workers" not in header_of(out).options
 
 
-def lessons_of(layered: Path, source: str, *, residual: bool, max_side: int = 0) -> Lessons:
+def training_data_of(layered: Path, source: str, *, residual: bool, max_side: int = 0
+                     ) -> TrainingData:
     workspace = open_workspace(layered / "work")
     photos = workspace.photos("train")
     masks = find_masks(workspace, "text-refined", "train", photos)
@@ -137,7 +138,7 @@ def lessons_of(layered: Path, source: str, *, residual: bool, max_side: int = 0)
         workspace, masks.ids, source=source, features=None, split="train",
         reads=("layers", "patches"), layers="0,1", device="cpu", precision="fp32")
     assert list(ids) == [photo.id for photo in photos]
-    return Lessons(workspace, masks, photos, frozen, residual, max_side)
+    return TrainingData(workspace, masks, photos, frozen, residual, max_side)
 
 
 def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
@@ -163,28 +164,28 @@ def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.ran
 def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: bool, crop: int,
                                        layered: Path) -> None:
     """As if a photo were scaled, normalised and mirrored as a whole; stored layers likewise."""
-    lessons = lessons_of(layered, source, residual=residual, max_side=max_side)
+    data = training_data_of(layered, source, residual=residual, max_side=max_side)
     settings = TrainingSettings(iterations=6, batch_size=3, crop=crop)
-    batches = crop_batches(lessons, settings, 2, device=torch.device("cpu"), workers=2)
+    batches = crop_batches(data, settings, 2, device=torch.device("cpu"), workers=2)
     whole = True
     for iteration, found in zip(range(2, 6), batches, strict=True):
         rng = generator_of(settings, iteration)
-        photos = [lessons.photos[number] for number in chosen_photos(
-            len(lessons.photos), settings, iteration)]
+        photos = [data.photos[number] for number in chosen_photos(
+            len(data.photos), settings, iteration)]
         parts = []
         for photo in photos:
-            labels = lessons.masks.read_labels(photo.id)
+            labels = data.masks.read_labels(photo.id)
             if source == "photos":
-                clip = lessons.frozen.clip
-                pixels = read_photo(lessons.workspace.image_path(photo))
+                clip = data.frozen.clip
+                pixels = read_photo(data.workspace.image_path(photo))
                 patch = clip.vision.patch
                 size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
                                 scale=float(rng.uniform(0.5, 2)), max_side=max_side)
                 image = to_pixels(pixels, size, clip.mean, clip.std)
                 grid = (size[0] // patch, size[1] // patch)
             else:
-                assert lessons.frozen.features is not None
-                tensors = lessons.frozen.features.read_tensors(photo.id)
+                assert data.frozen.features is not None
+                tensors = data.frozen.features.read_tensors(photo.id)
                 patch, grid = 1, tuple(tensors["grid"].tolist())
                 image = torch.cat([*tensors["layers"], tensors["patches"]], dim=-1).T.unflatten(
                     1, grid)
@@ -194,9 +195,9 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
         assert torch.equal(found.valid, valid)
         whole &= bool(valid.all())
         assert [tags.tolist() for tags in found.tags] == [
-            lessons.workspace.indices_of(photo) for photo in photos]
+            data.workspace.indices_of(photo) for photo in photos]
         if source == "photos":
-            seen = lessons.frozen.clip.vision(image, attention=False, layers=(0, 1))
+            seen = data.frozen.clip.vision(image, attention=False, layers=(0, 1))
             layers, patches = seen.layers, seen.patches
         else:
             field = image.flatten(2).transpose(1, 2)
@@ -221,10 +222,10 @@ def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Pa
         return self
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
-    lessons = lessons_of(layered, "photos", residual=True)
-    side = 3 * lessons.frozen.clip.vision.patch
+    data = training_data_of(layered, "photos", residual=True)
+    side = 3 * data.frozen.clip.vision.patch
     batches: list[CropBatch] = list(crop_batches(
-        lessons, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
+        data, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
         device=torch.device(device), workers=1))
     assert len(batches) == 1
     assert shapes == ([(torch.uint8, (2, 3, side, side)), (torch.uint8, (2, 12, 12)),
@@ -349,6 +350,34 @@ def test_refused(options: tuple[str, ...], hint: str, run: Run, layered: Path,
     assert len(result.lines("error:")) == 1
     assert hint in result.lines("hint:")[0]
     assert not out.exists()
+
+
+def test_spread_layers(run: Run, layered: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    """Of stored layers they are taken where the features say how many blocks the model has."""
+    work = copy_workspace(layered, tmp_path / "copy", tiny_clip) / "work"
+    spread = (*TRAIN, "--iters", 1, "--layers", "spread")
+
+    def layers(name: str) -> list[int]:
+        result = run(*spread, "--name", name, work=work)
+        assert result.code == 0, result.err
+        return list(header_of(work / f"decoder/{name}.safetensors").options["layers"])
+
+    # As they are: the default of `extract`, which stores all blocks but the last.
+    refused = run(*spread, "--name", "default", work=work)
+    assert refused.code == 1
+    assert "holds the layers 0,1, not 0,1,2" in refused.lines("error:")[0]
+    assert "--layers spread" in refused.lines("hint:")[0]
+    extract = ("extract", "--overwrite", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers")
+    assert run(*extract, "--layers", "0,2", work=work).code == 0
+    refused = run(*spread, "--name", "listed", work=work)
+    assert refused.code == 1
+    assert "holds the layers 0,2 and does not say how many blocks" in refused.lines("error:")[0]
+    assert refused.lines("hint:")[0].startswith("--layers 0,2 takes these; or vpltool")
+    assert run(*spread, "--source", "photos", "--name", "photos", work=work).code == 0
+    assert run(*extract, "--layers", "spread", work=work).code == 0
+    assert layers("spread") == [0, 1, 2]
+    assert header_of(work / "decoder/photos.safetensors").options["layers"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("option", "value", "known"), [
@@ -513,30 +542,30 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
             path = work.parent / folder / f"scene{number}.png"
             with Image.open(path) as image:
                 image.resize((image.width * 40, image.height * 40), 0).save(path)
-    lessons = lessons_of(work.parent, "photos", residual=False, max_side=max_side)
+    data = training_data_of(work.parent, "photos", residual=False, max_side=max_side)
     settings = TrainingSettings(iterations=2, batch_size=3, crop=20)
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest, **more: (
         sizes.append(size), resize(self, size, *rest, **more))[1])
-    found = list(crop_batches(lessons, settings, 0, device=torch.device("cpu"), workers=0))
+    found = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     assert len(found) == 2
-    assert max(max(size) for size in sizes) <= 20 * lessons.frozen.clip.vision.patch
+    assert max(max(size) for size in sizes) <= 20 * data.frozen.clip.vision.patch
     monkeypatch.undo()
-    patch, seen = lessons.frozen.clip.vision.patch, []
+    patch, seen = data.frozen.clip.vision.patch, []
     for iteration in range(2):
         rng = generator_of(settings, iteration)
         for number in chosen_photos(6, settings, iteration):
-            pixels = read_photo(lessons.workspace.image_path(lessons.photos[number]))
+            pixels = read_photo(data.workspace.image_path(data.photos[number]))
             size = fit_size(pixels.shape[:2], patch, scale=float(rng.uniform(0.5, 2)),
                             max_side=max_side)
             image = to_pixels(pixels, size, (0, 0, 0), (1, 1, 1))
-            labels = labels_at(lessons.masks.read_labels(lessons.photos[number].id),
+            labels = labels_at(data.masks.read_labels(data.photos[number].id),
                                (size[0] // patch, size[1] // patch))
             seen.append(slow_window(image, labels, 20, patch, rng))
     with monkeypatch.context() as patched:
-        patched.setattr("vpltool.stages._lessons._encoded", lambda lessons, batches: batches)
-        cut = list(crop_batches(lessons, settings, 0, device=torch.device("cpu"), workers=0))
+        patched.setattr("vpltool.stages._training_data._encoded", lambda data, batches: batches)
+        cut = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     for number, (image, labels, _) in enumerate(seen):
         batch = cut[number // 3]
         assert batch.layers is not None

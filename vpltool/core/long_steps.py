@@ -57,7 +57,7 @@ class _Path:
 def solve_rkc(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    watch: plain.Watch | None = None, group: Group = ALONE, tolerance: float = 0.005,
+    callback: plain.Callback | None = None, group: Group = ALONE, tolerance: float = 0.005,
 ) -> Tensor:
     """Run `solve_pgd`'s descent to the same rows, with a fraction of its gradients.
 
@@ -89,13 +89,13 @@ def solve_rkc(
             last |= pace * (iters - path.step) < tolerance
             before, begun = path.rows, path.step
         valued = last or path.step >= told
-        value, found = slope(path.rows, bool(watch) and valued)
+        value, found = slope(path.rows, bool(callback) and valued)
         norm = float(found.norm())
         if norm > previous:
             rate, path.calm = rate / 2, max(path.calm, path.step + _AGAIN)
         previous = norm
-        if watch and valued:
-            watch(plain.SolverRecord(path.step, value, norm, rate))
+        if callback and valued:
+            callback(plain.SolverRecord(path.step, value, norm, rate))
             told = path.step + max(iters // 50, 1)
         after = F.normalize(path.rows - rate * found, dim=-1)
         if last:

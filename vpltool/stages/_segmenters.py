@@ -19,7 +19,7 @@ from vpltool.stages._inputs import BEST_FIRST
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.methods.inputs import SegmenterParts
-    from vpltool.stages._lessons import Frozen
+    from vpltool.stages._training_data import Frozen
     from vpltool.stages.train_decoder import TrainDecoderSettings
 
 

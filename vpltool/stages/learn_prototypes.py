@@ -221,7 +221,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
     with console.progress(f"learn-prototypes ({settings.solver})",
                           settings.iters * settings.rounds) as advance:
 
-        def watch(record: SolverRecord) -> None:
+        def callback(record: SolverRecord) -> None:
             # A round begins at step 0 again.
             done = course[-1][0] + 1 if course and record.step > course[-1][0] else 0
             advance(int(record.step + 1 - done), text=f"objective {record.objective:.4f} "
@@ -229,7 +229,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), watch,
+        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), callback,
                                ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "

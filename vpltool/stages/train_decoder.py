@@ -19,9 +19,9 @@ from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
 from vpltool.stages._checkpoints import Start, read_checkpoint
 from vpltool.stages._fitting import STEPLESS, fit_segmenter
-from vpltool.stages._lessons import Frozen, Lessons, frozen_layers
 from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
 from vpltool.stages._steps import Training, take_steps
+from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
@@ -150,9 +150,9 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
                  "reads": list(network.reads), "classes": list(workspace.classes),
                  "normalise": workspace.normalise}
         seen = _masks.repeated(masks, ids, settings.corrected_times)
-        lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
+        data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())
-        task = Training(lessons, training, replace(header, facts=facts), target)
+        task = Training(data, training, replace(header, facts=facts), target)
         start = None if stepless else read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
         _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
@@ -240,7 +240,7 @@ def _fit(run: Training, method: Any, network: SegmenterNetwork, settings: TrainD
     from vpltool.parallel.ranks import joined
 
     with joined(settings.device) as ranks:
-        fit_segmenter(method, network, run.lessons, settings, ranks)
+        fit_segmenter(method, network, run.data, settings, ranks)
         if ranks.rank == 0:
             _write_decoder(run, network, [])
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.methods.refiners._boxes import BoxSettings
 from vpltool.settings import setting
 
@@ -35,17 +36,12 @@ class Settings(BoxSettings):
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:
-    """Check that features, of which these are the options, hold the attention of as many blocks.
+    """Check that the features hold the attention of as many blocks.
 
     Raises:
         VplError: they do not.
     """
-    held = features.get("attention_blocks", 8)
-    if held < settings.blocks:
-        keep, layers = (",".join(map(str, features[name])) for name in ("keep", "layers"))
-        raise VplError(f"`blocks={settings.blocks}`: the features hold the attention of {held}",
-                       f"`extract(split={features['split']!r}, keep={keep!r}, layers={layers!r}, "
-                       f"attention_blocks={settings.blocks}, overwrite=True)`")
+    check_blocks(features, settings.blocks)
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

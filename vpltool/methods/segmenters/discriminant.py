@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ READS = ("layers",)
 class Settings(settings.Settings):
     """Settings of the linear discriminant."""
 
-    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
-                              "but the last.", metavar="LIST")
+    layers: str = _layers.layers()
     walk: float = setting(0.1, "Temperature of the walk between patches in use, by the tokens of "
                                "the last of these blocks; 0: none.", low=0,
                           source="as `refine --method patches`")

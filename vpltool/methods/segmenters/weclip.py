@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ class Settings(settings.Settings):
     residual: bool = setting(
         False, "Add the decoder's output to CLIP's own patch embeddings: better with few photos or "
                "steps.")
-    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
-                              "but the last.", metavar="LIST", source="WeCLIP, its code")
+    layers: str = _layers.layers("WeCLIP, its code")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> Decoder:

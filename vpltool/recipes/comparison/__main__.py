@@ -23,10 +23,10 @@ from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.signals import interrupt_at_sigterm
-from vpltool.recipes.comparison.measuring import Field, Measured, measure
+from vpltool.recipes.comparison.measuring import Measured, Setup, measure
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
-from vpltool.recipes.tables.begin import own_workspace
+from vpltool.recipes.tables.setup import own_workspace
 from vpltool.shell import spell
 
 
@@ -61,7 +61,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _field(options: argparse.Namespace) -> Field:
+def _setup(options: argparse.Namespace) -> Setup:
     """Check splits and masks, and make the workspace of the comparison.
 
     Raises:
@@ -77,17 +77,17 @@ def _field(options: argparse.Namespace) -> Field:
                            "prepare the workspace with masks, or choose other splits by --learn, "
                            "--score and --cut")
     masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
-    return Field(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
+    return Setup(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
                  options.seeds, masked[options.masks], options.second)
 
 
-def compare(world: Field, comparison: Comparison, rows: Sequence[Row],
+def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
             ids: Sequence[str] = ()) -> str:
     """Measure row by row; the table is written down after each, the picture at
     the end.
 
     Args:
-        world: where.
+        setup: where.
         comparison: all rows; those that were measured earlier are in the table too.
         rows: those to measure now.
         ids: photos of the picture, see `draw_methods`.
@@ -95,49 +95,49 @@ def compare(world: Field, comparison: Comparison, rows: Sequence[Row],
     Returns:
         the table as Markdown.
     """
-    for line in (*comparison.begin, *(comparison.second if world.encoder else ())):
-        for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
-            world.run(line, split)
-    made = _measured_before(world)
+    for line in (*comparison.begin, *(comparison.second if setup.encoder else ())):
+        for split in (setup.learn, setup.score) if "{split}" in line else (setup.learn,):
+            setup.run(line, split)
+    made = _measured_before(setup)
     text = ""
     for row in rows:
-        if row.second and not world.encoder:
+        if row.second and not setup.encoder:
             console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
             continue
         console.note(f"\n{row.name}")
-        found = measure(world, row)
+        found = measure(setup, row)
         if found.seconds is None and row.name in made:
             found = replace(found, seconds=made[row.name].seconds)
         made[row.name] = found
-        text = spell_table(world, comparison.rows, made)
-        with atomic_path(world.work.path / "compare.md") as temporary:
+        text = spell_table(setup, comparison.rows, made)
+        with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
-        write_json(world.work.path / "compare.json", _protocol(world) | {
+        write_json(setup.work.path / "compare.json", _protocol(setup) | {
             "rows": {name: vars(item) for name, item in made.items()}})
     if made:
-        with atomic_path(world.work.path / "compare.png") as temporary:
-            draw_methods(world, comparison.rows, made, ids).save(temporary, format="PNG")
+        with atomic_path(setup.work.path / "compare.png") as temporary:
+            draw_methods(setup, comparison.rows, made, ids).save(temporary, format="PNG")
     return text
 
 
-def _protocol(world: Field) -> dict[str, Any]:
+def _protocol(setup: Setup) -> dict[str, Any]:
     """What rows of one table have in common."""
-    return {"learn": world.learn, "score": world.score, "cut": world.cut,
-            "seeds": list(world.seeds), "masked": list(world.masked)}
+    return {"learn": setup.learn, "score": setup.score, "cut": setup.cut,
+            "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
-def _measured_before(world: Field) -> dict[str, Measured]:
+def _measured_before(setup: Setup) -> dict[str, Measured]:
     """Rows that an earlier run of the same protocol has measured."""
-    record = world.work.path / "compare.json"
+    record = setup.work.path / "compare.json"
     found: dict[str, Any] = read_json(record, "") if record.exists() else {}
-    if {name: found.get(name) for name in _protocol(world)} != _protocol(world):
+    if {name: found.get(name) for name in _protocol(setup)} != _protocol(setup):
         return {}
     return {name: Measured(**row) for name, row in found["rows"].items()}
 
 
-def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
+def spell_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
     """Spell what was measured as a table in Markdown, and what it was measured on below it."""
-    columns = [name for what in ("CAM", "refined", "mask") for split in (world.learn, world.score)
+    columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
     for row in rows:
@@ -150,12 +150,12 @@ def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured])
     table = "\n".join(["| " + " | ".join(lines[0]) + " |",
                        "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
                        *("| " + " | ".join(line) + " |" for line in lines[1:])])
-    source = open_workspace(world.work.path)
+    source = open_workspace(setup.work.path)
     counts = ", ".join(f"{len(source.photos(split)):,} of `{split}`"
-                       for split in (world.learn, world.score))
+                       for split in (setup.learn, setup.score))
     return (f"{table}\n\nmIoU in percent with the background, tags known, {counts}; learned on "
-            f"`{world.learn}`; each method cut where it scores best on `{world.cut}`; seeds "
-            f"{', '.join(map(str, world.seeds))} where anything is random. s/photo: maps and "
+            f"`{setup.learn}`; each method cut where it scores best on `{setup.cut}`; seeds "
+            f"{', '.join(map(str, setup.seeds))} where anything is random. s/photo: maps and "
             "refinement, without the encoder and what is learned once.\n")
 
 
@@ -177,9 +177,9 @@ def main(argv: list[str] | None = None) -> int:
                 for row in rows:
                     print(f"{row.name:28} {row.source}")
                 return 0
-            world = _field(options)
+            setup = _setup(options)
             choose_photos(open_workspace(options.work).photos(options.score), options.ids)
-            print(compare(world, comparison, rows, options.ids), flush=True)
+            print(compare(setup, comparison, rows, options.ids), flush=True)
     except VplError as error:
         console.error(spell(error.message), spell(error.hint))
         return 1

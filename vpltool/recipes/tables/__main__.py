@@ -29,7 +29,11 @@ from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.preset import read_preset
-from vpltool.recipes.tables.begin import (
+from vpltool.recipes.tables.chains import Chains, Protocol
+from vpltool.recipes.tables.report import write_table
+from vpltool.recipes.tables.rows import TABLES
+from vpltool.recipes.tables.scores import made_scored
+from vpltool.recipes.tables.setup import (
     QUICK,
     check,
     default_preset,
@@ -37,10 +41,6 @@ from vpltool.recipes.tables.begin import (
     keep_protocol,
     own_workspace,
 )
-from vpltool.recipes.tables.chains import Chains, Protocol
-from vpltool.recipes.tables.report import write_table
-from vpltool.recipes.tables.rows import TABLES
-from vpltool.recipes.tables.scores import made_scored
 from vpltool.shell import spell
 
 

@@ -68,8 +68,8 @@ def _default(settings: Settings, name: str) -> Any:
 
 def _same_layers(header: Header, choice: str) -> bool:
     """Whether the stored layers are those that are asked for; empty: all but the last."""
-    if not choice:
-        return not header.call.get("layers")
+    if choice in ("", "spread"):
+        return header.call.get("layers", "") == choice
     return sorted(map(int, _listed(choice))) == header.options["layers"]
 
 
