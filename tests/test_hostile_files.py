@@ -30,7 +30,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return readers.make_world(tmp_path_factory.mktemp("hostile") / "world")
 
 
@@ -325,9 +325,9 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
 
 @pytest.mark.parametrize(("name", "change", "said"), FINDS, ids=[
     f"{number}-{name}" for number, (name, _, _) in enumerate(FINDS)])
-def test_a_find_of_the_campaign(name: str, change: Change, said: str, world: Path) -> None:
+def test_a_find_of_the_campaign(name: str, change: Change, said: str, work: Path) -> None:
     reader = next(reader for reader in READERS if reader.name == name)
-    path = world / reader.place
+    path = work / reader.place
     before = path.read_bytes() if path.exists() else None
     told: list[str] = []
 
@@ -340,7 +340,7 @@ def test_a_find_of_the_campaign(name: str, change: Change, said: str, world: Pat
 
     try:
         path.write_bytes(change(before or b""))
-        found, trace = fuzz.find_in(read, world)
+        found, trace = fuzz.find_in(read, work)
         assert not found, trace
         assert said in "".join(told), told
         assert told or not said

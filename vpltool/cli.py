@@ -125,12 +125,12 @@ def main() -> None:
             sys.exit(0)
         raise
     except (VplError, OSError, RuntimeError, MemoryError) as error:
-        told = explain(error)
-        if told is None or os.environ.get("VPLTOOL_DEBUG"):
+        shown = explain(error)
+        if shown is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
         rank, count = rank_of_process()
-        who = f"rank {rank}: " if rank and count > 1 and not told.message.startswith("rank") else ""
-        console.error(who + spell(told.message), spell(told.hint))
+        named = not rank or count == 1 or shown.message.startswith("rank")
+        console.error(("" if named else f"rank {rank}: ") + spell(shown.message), spell(shown.hint))
         sys.exit(1)
 
 

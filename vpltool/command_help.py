@@ -17,7 +17,7 @@ _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
 """What help was asked for, in the context of a command."""
 
 
-def asked_help(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
+def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
     """Reduce what asks for help to `--help`; and the topic that follows it.
 
     Args:
@@ -30,10 +30,10 @@ def asked_help(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[l
     if "--help-all" in own:
         ctx.meta[_EVERYTHING] = True
         return ["--help"], ""
-    asked = [number for number, word in enumerate(own) if word in ("--help", "-h")]
-    if not asked:
+    flags = [number for number, word in enumerate(own) if word in ("--help", "-h")]
+    if not flags:
         return args, ""
-    topic = next((word for word in own[asked[0] + 1:][:1]), "")
+    topic = next((word for word in own[flags[0] + 1:][:1]), "")
     ctx.meta[_TOPIC] = topic
     return ["--help"], topic
 

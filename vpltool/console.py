@@ -111,16 +111,16 @@ class Terminal:
 
                 bar = stack.enter_context(tqdm(total=total, desc=title, file=sys.stderr,
                                                leave=False))
-            told = started
+            reported = started
 
             def advance(steps: int = 1, text: str = "") -> None:
-                nonlocal count, told
+                nonlocal count, reported
                 count += steps
                 if bar is not None:
                     _move(bar, steps, text)
-                elif time.monotonic() - told > _LINE_SECONDS:
-                    told = time.monotonic()
-                    self.note(_so_far(title, count, total, told - started)
+                elif time.monotonic() - reported > _LINE_SECONDS:
+                    reported = time.monotonic()
+                    self.note(_so_far(title, count, total, reported - started)
                               + (f"; {text}" if text else ""))
 
             yield advance

@@ -237,9 +237,9 @@ def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
 
 def _option(entry: Described) -> str:
     """All about one option."""
-    said = setting_entry(entry)
-    lines = [f"{said['option']}  {spell_values(said)}", *textwrap.wrap(
-        spell_help(said), WIDTH, initial_indent="    ", subsequent_indent="    ",
+    shown = setting_entry(entry)
+    lines = [f"{shown['option']}  {spell_values(shown)}", *textwrap.wrap(
+        spell_help(shown), WIDTH, initial_indent="    ", subsequent_indent="    ",
         break_on_hyphens=False)]
     reasons = [f"    No effect: {reason.why}." for reason in entry.about.no_effect]
     return "\n".join([*textwrap.wrap(lines[0], WIDTH, subsequent_indent="    "), *lines[1:],

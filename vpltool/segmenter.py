@@ -38,7 +38,7 @@ class Segmentation:
     classes: tuple[str, ...]
 
 
-See = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
+Segment = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
 """Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring."""
 
 
@@ -53,7 +53,7 @@ class Segmenter:
         classes: names of the classes, the first is label 1.
     """
 
-    def __init__(self, see: See, classes: Sequence[str]) -> None:
+    def __init__(self, see: Segment, classes: Sequence[str]) -> None:
         self.see = see
         self.classes = tuple(classes)
 
@@ -87,8 +87,8 @@ class Segmenter:
         if header.kind == "groups":
             chosen = GroupSettings(threshold=threshold, prompts=prompts)
             named = _with_words(path, named, classes)
-            return cls(_group_see(path, named, chosen, device), named.classes)
-        see, own = _network_see(path, named, device, precision, max_side)
+            return cls(_load_groups(path, named, chosen, device), named.classes)
+        see, own = _load_network(path, named, device, precision, max_side)
         if classes and tuple(classes) != tuple(own):
             raise VplError(f"{path} is a decoder of {', '.join(own)}, and of nothing else",
                            "`train_groups()` makes what any word can name")
@@ -118,8 +118,8 @@ class Segmenter:
         return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
 
 
-def _network_see(path: Path, named: Workspace, device: str, precision: str,
-                 max_side: int | None) -> tuple[See, tuple[str, ...]]:
+def _load_network(path: Path, named: Workspace, device: str, precision: str,
+                  max_side: int | None) -> tuple[Segment, tuple[str, ...]]:
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.segment import segment
@@ -143,21 +143,21 @@ def _network_see(path: Path, named: Workspace, device: str, precision: str,
     return see, trained.classes
 
 
-def _group_see(path: Path, named: Workspace, settings: GroupSettings, device: str) -> See:
+def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: str) -> Segment:
     """Load trained groups, and encode the words that they are named by."""
     from vpltool.core.photos import to_pixels
     from vpltool.parallel.device import find_device
-    from vpltool.stages._group_predict import GroupLens
+    from vpltool.stages._group_predict import GroupSegmenter
 
-    lens = GroupLens.of(named, path, settings, find_device(device))
+    segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
 
     def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         if tuple(scales) != (1.0,) or flip:
             raise VplError("groups see a photo by windows, at one scale, and not mirrored",
                            "leave out `scales` and `flip`")
-        photos = lens.photos
+        photos = segmenter.photos
         pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
-        return lens.see(pixels[None])[0].probabilities
+        return segmenter.see(pixels[None])[0].probabilities
 
     return see
 
@@ -177,12 +177,12 @@ def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspa
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
-    from vpltool.stages._running import standing_in
+    from vpltool.stages._running import stand_in_workspace
 
     work = workspace_around(file.resolve())
     if not pretrained and (work / "workspace.json").exists():
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
-    return standing_in(Path() if pretrained else file.parent, model, pretrained=pretrained)
+    return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

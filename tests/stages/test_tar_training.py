@@ -134,7 +134,7 @@ def test_what_is_refused_or_warned_of(tars: Path, run: Run, copied: Path, tmp_pa
 
 def test_photos_that_cannot_be_read_do_not_go_on_for_ever(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpltool.stages._tar_pairs._IN_VAIN", 5)
+    monkeypatch.setattr("vpltool.stages._tar_pairs._MAX_BROKEN", 5)
     with wds.TarWriter(str(tmp_path / "0.tar")) as writer:
         for number in range(3):
             writer.write({"__key__": f"{number}", "png": b"no photo", "txt": "words"})

@@ -11,7 +11,7 @@ import pytest
 from conftest import Result, Run, draw_scenes, prepare
 from PIL import Image
 
-from vpltool.stages._truth import warn_of_strays
+from vpltool.stages._truth import warn_of_untagged_classes
 
 EVAL = ("eval", "--split", "train", "--what", "masks/text-refined-full", "--json")
 
@@ -146,10 +146,10 @@ def test_masks_in_other_numbers_are_told(command: tuple[object, ...], copied: Pa
 
 def test_one_forgotten_tag_is_no_warning() -> None:
     with pytest.warns(UserWarning, match="3 of 20"):
-        warn_of_strays(dict.fromkeys("abc", "cat"), 20)
+        warn_of_untagged_classes(dict.fromkeys("abc", "cat"), 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_strays({"a": "cat"}, 20)
+        warn_of_untagged_classes({"a": "cat"}, 20)
 
 
 def test_a_value_above_the_last_class_may_mean_another_order(copied: Path, run: Run) -> None:

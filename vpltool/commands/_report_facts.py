@@ -152,7 +152,7 @@ def gaps(work: Path) -> list[dict[str, Any]]:
         picture = path.with_suffix(".png")
         found.append({
             "rows": rows, "file": picture if picture.exists() else None,
-            "spoken": "Class regions and prototypes in the plane of their two principal axes. "
+            "description": "Class regions and prototypes in the plane of their two principal axes. "
                       f"Distance of centroids: {numbers}",
             "caption": f"{path.stem}: regions of cams/{content['cams']} on {content['split']} at Φ "
                        f"{content['phi']:g}, {content['photos']} photos"})

@@ -291,11 +291,11 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     pixels, region = regions.draw(settings.batch_size, settings.patches,
                                   settings.seed * 1_000_003 + iteration + 1)
     seen = aligner.align_vision(regions.embeddings[pixels.to(device)])
-    spoken = aligner.align_text(aligner.words)
+    words = aligner.align_text(aligner.words)
     tau = aligner.log_tau.exp()
     vision = contrast(seen, aligner.labels[region.to(device)], aligner.text_prototypes,
                       aligner.word_class, tau)
-    text = contrast(spoken, aligner.word_class, aligner.vision_prototypes,
+    text = contrast(words, aligner.word_class, aligner.vision_prototypes,
                     regions.classes.to(device), tau)
     optimizer.zero_grad(set_to_none=True)
     ((vision + text) / 2).backward()

@@ -96,10 +96,10 @@ def read_coco(
                          (split,)) for key in sorted(tags)]
     if own_tags.exists():
         rows, _ = read_tags(own_tags, classes_known=True)
-        strays = {row.id for row in rows} - {photo.id for photo in photos}
-        if strays:
-            remarks.append(f"{len(strays)} rows of {own_tags} match no photo in use, such as "
-                           f"{min(strays)}")
+        unmatched = {row.id for row in rows} - {photo.id for photo in photos}
+        if unmatched:
+            remarks.append(f"{len(unmatched)} rows of {own_tags} match no photo in use, such as "
+                           f"{min(unmatched)}")
     if not photos:
         raise VplError(f"{root} is not a folder of COCO 2014; found: {found_in(root)}"
                        + _other_year(root), _DOWNLOADS)

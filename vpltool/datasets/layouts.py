@@ -296,7 +296,7 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
             if photo.id in held else photo for photo in photos]
 
 
-def torn_photos(paths: Sequence[Path]) -> list[Path]:
+def truncated_photos(paths: Sequence[Path]) -> list[Path]:
     """Return those files that are empty, or JPEGs without an end marker: truncated downloads.
 
     The last kilobyte of each file is read. Missing files are not returned.
@@ -305,10 +305,11 @@ def torn_photos(paths: Sequence[Path]) -> list[Path]:
 
     # Threads: on a network disk each access costs a round trip.
     with ThreadPoolExecutor(16) as pool:
-        return [path for path, torn in zip(paths, pool.map(_is_torn, paths), strict=True) if torn]
+        truncated = pool.map(_is_truncated, paths)
+        return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
 
 
-def _is_torn(path: Path) -> bool:
+def _is_truncated(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

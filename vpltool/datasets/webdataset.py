@@ -42,7 +42,7 @@ TOO_LARGE = "photos of more than 64 MB, or texts of more than 1 MB,"
 _PHOTOS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 _TEXTS = ("txt", "caption", "text")
 """Suffixes of texts with a caption a line."""
-_SPOKEN = ("captions", "caption", "text")
+_CAPTION_FIELDS = ("captions", "caption", "text")
 _TAGGED = ("labels", "tags")
 """Fields of the JSON."""
 _WANTED = _PHOTOS | {*_TEXTS, "json", "cls"}
@@ -182,22 +182,22 @@ def _texts_of(sample: Mapping[str, Any], place: str
               ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Flaw]]:
     """Read captions and tags of a pair, from its texts and its JSON; and what is wrong."""
     flaws: list[Flaw] = []
-    said: list[str] = []
+    texts: list[str] = []
     tags: list[str] = []
     with _noted(flaws, place):
         for suffix in _TEXTS:
             if suffix in sample:
-                said += sample[suffix].decode("utf-8-sig").splitlines() or [""]
+                texts += sample[suffix].decode("utf-8-sig").splitlines() or [""]
     with _noted(flaws, place):
         about = parse_json(sample["json"]) if "json" in sample else {}
         if not isinstance(about, dict):
             raise ValueError("it is no object")
-        said += _words(about, _SPOKEN)
+        texts += _words(about, _CAPTION_FIELDS)
         tags += _words(about, _TAGGED)
     with _noted(flaws, place):
         tags += sample["cls"].decode().split(";") if "cls" in sample else []
-    captions = tuple(dict.fromkeys(filter(None, map(clean, said))))
-    if said and not captions:
+    captions = tuple(dict.fromkeys(filter(None, map(clean, texts))))
+    if texts and not captions:
         flaws.append(Flaw(EMPTY, place))
     return (captions, tuple(dict.fromkeys(filter(None, map(clean, tags))))), flaws
 

@@ -97,7 +97,7 @@ def _check_png(path: Path) -> None:
         raise VplError(f"{path} is damaged: {first_line(error)}") from error
 
 
-def told_header(path: Path) -> Header | None:
+def salvaged_header(path: Path) -> Header | None:
     """Return the header of a .safetensors whose data may be damaged; None if it has none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, VplError,
                              struct.error), path.open("rb") as file:

@@ -22,7 +22,7 @@ from vpltool.formats.manifest import (
     read_manifest,
     shard_manifests,
 )
-from vpltool.formats.packed import Place, packed_places, read_packed
+from vpltool.formats.packed import TarSlice, packed_slices, read_packed
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import (
     Description,
@@ -77,9 +77,9 @@ class InputFolder:
         return self.path / (photo_id + KINDS[self.kind].suffix)
 
     @cached_property
-    def packed(self) -> Mapping[str, Place]:
+    def packed(self) -> Mapping[str, TarSlice]:
         """Where the files of photos are that lie in tars, by id."""
-        return packed_places(self.path)
+        return packed_slices(self.path)
 
     def holds(self, photo_id: str) -> bool:
         """Tell whether a photo's file is there, by itself or in a tar."""

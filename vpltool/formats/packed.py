@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
 
 
 @dataclass(frozen=True)
-class Place:
+class TarSlice:
     """Where the file of a photo is: a tar, and from which byte to which.
 
     Args:
@@ -57,7 +57,7 @@ class Place:
         return None if "://" in self.tar else self.index.with_name(self.tar)
 
 
-def packed_places(folder: Path) -> dict[str, Place]:
+def packed_slices(folder: Path) -> dict[str, TarSlice]:
     """Return where each photo's file is that is packed, by id; empty for a folder of files.
 
     Raises:
@@ -67,7 +67,7 @@ def packed_places(folder: Path) -> dict[str, Place]:
             for key, place in _read_index(index)}
 
 
-def _read_index(index: Path) -> Iterator[tuple[str, Place]]:
+def _read_index(index: Path) -> Iterator[tuple[str, TarSlice]]:
     try:
         content = parse_json(index.read_text("utf-8"))
         check_fields(content, {"tar": TEXT, "members": OBJECT})
@@ -79,7 +79,7 @@ def _read_index(index: Path) -> Iterator[tuple[str, Place]]:
                     and all(type(number) is int for number in place)
                     and 0 <= place[0] < place[1] < 1 << 62):
                 raise ValueError(f"`members` has no bytes for {key}")
-            yield key, Place(index, tar, *place)
+            yield key, TarSlice(index, tar, *place)
     except (ValueError, OSError) as error:
         raise VplError(f"{index} is damaged: {error}", _again(index)) from error
 
@@ -88,7 +88,7 @@ def _again(index: Path) -> str:
     return f"delete {index}; the command that made its photos' files makes them again"
 
 
-def read_packed(place: Place, name: str) -> bytes:
+def read_packed(place: TarSlice, name: str) -> bytes:
     """Read a file out of a tar, by one request for its bytes.
 
     Args:
@@ -116,7 +116,7 @@ def read_packed(place: Place, name: str) -> bytes:
     return content
 
 
-def _bytes_of(place: Place) -> bytes:
+def _bytes_of(place: TarSlice) -> bytes:
     """Read the bytes of a place.
 
     Raises:
@@ -139,7 +139,7 @@ def _bytes_of(place: Place) -> bytes:
     return part
 
 
-def _fetched(place: Place) -> bytes:
+def _fetched(place: TarSlice) -> bytes:
     from fsspec.core import url_to_fs
 
     try:
@@ -150,7 +150,7 @@ def _fetched(place: Place) -> bytes:
         raise VplError(f"{place.tar} cannot be read: {first_line(error)}", _NEEDS) from error
 
 
-def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Place:
+def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
     """Pack photos' files into a tar, and write its index when the tar is whole.
 
     No date and no user is stored: the same files give the same bytes.
@@ -169,7 +169,7 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Pl
     """
     index = folder / PACKED / f"{name}.json"
     tar = f"{at.rstrip('/')}/{name}.tar" if at else f"{name}.tar"
-    place = Place(index, tar, 0, 0)
+    place = TarSlice(index, tar, 0, 0)
     if place.path is None:
         members = _uploaded(tar, files)
     else:

@@ -61,9 +61,9 @@ def _lock_file(folder: Path, work: str) -> Path:
     return locks / f"{name.hexdigest()[:24]}.lock"
 
 
-def _is_running(folder: Path, spelled: str, said: str) -> VplError:
+def _is_running(folder: Path, spelled: str, content: str) -> VplError:
     try:
-        known = json.loads(said)
+        known = json.loads(content)
         process, since = int(known["process"]), time.localtime(float(known["since"]))
         who = f"process {process}, since {time.strftime('%H:%M:%S', since)}"
     except (ValueError, KeyError, TypeError):

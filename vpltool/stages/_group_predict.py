@@ -14,7 +14,7 @@ from vpltool.formats import Header, Workspace
 from vpltool.settings import Settings, setting
 from vpltool.stages import _groups
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.stages._running import Seen
+from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,8 @@ class GroupSettings(Settings):
 
 
 @dataclass(frozen=True)
-class GroupSeen(Seen):
-    """A `Seen` with maps of the classes (C, h, w), and the groups where they are wanted."""
+class SegmentedByGroups(Segmented):
+    """A `Segmented` with maps of the classes (C, h, w), and the groups where they are wanted."""
 
     maps: torch.Tensor
     groups: GroupMaps | None
@@ -101,7 +101,7 @@ def view_of(network: GroupNetwork, settings: GroupSettings) -> tuple[int, GroupV
 
 
 @dataclass(frozen=True)
-class GroupLens:
+class GroupSegmenter:
     """Trained groups with the words that name them, ready for photos.
 
     Args:
@@ -120,7 +120,7 @@ class GroupLens:
 
     @classmethod
     def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
-           ) -> GroupLens:
+           ) -> GroupSegmenter:
         """Read groups, and encode the words.
 
         Args:
@@ -159,39 +159,40 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
     """Segment photos with trained groups.
 
     Args:
-        workspace: see `GroupLens.of`.
+        workspace: see `GroupSegmenter.of`.
         path: of the groups.
         paths: id to path of each photo.
         settings: `GroupSettings`, and how the work is done.
 
     Returns:
-        yields a `GroupSeen` for each photo, or why there is none.
+        yields a `SegmentedByGroups` for each photo, or why there is none.
 
     Raises:
-        VplError: see `GroupLens.of`.
+        VplError: see `GroupSegmenter.of`.
     """
     from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.photos import load_batches
 
-    lens = GroupLens.of(workspace, path, settings, find_device(settings.device))
+    segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))
 
     def see(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
             return
-        found = lens.see(batch.pixels, groups=settings.maps)
+        found = segmenter.see(batch.pixels, groups=settings.maps)
         for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
-            yield key, GroupSeen(photo.probabilities, size, photo.maps, photo.groups)
+            yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
 
     batches = load_batches(
-        list(paths.items()), lens.photos, batch_size=settings.batch_size,
-        workers=worker_count(settings.workers), device=lens.device, sized=count_sizes(len(paths)))
+        list(paths.items()), segmenter.photos, batch_size=settings.batch_size,
+        workers=worker_count(settings.workers), device=segmenter.device,
+        sized=count_sizes(len(paths)))
     return run_batches(batches, see, lambda _: (
-        f"`short_side={lens.photos.short_side // 2}, overwrite=True`"))
+        f"`short_side={segmenter.photos.short_side // 2}, overwrite=True`"))
 
 
-def write_maps(output: Any, key: str, seen: GroupSeen) -> None:
+def write_maps(output: Any, key: str, seen: SegmentedByGroups) -> None:
     """Write maps of the classes that are likely somewhere, or of the groups."""
     from vpltool.core.segment import likely_classes
 

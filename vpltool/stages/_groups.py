@@ -106,19 +106,19 @@ def take_weights(network: GroupNetwork, path: Path) -> None:
         if state[name].shape == wanted[name].shape:
             taken[name] = state[name]
         elif name.startswith("vision."):
-            found, asked = ("×".join(map(str, part.shape))
-                            for part in (state[name], wanted[name]))
-            raise VplError(f"{path}: its `{name}` is {found}, not {asked}",
+            found, wanted_shape = ("×".join(map(str, part.shape))
+                                   for part in (state[name], wanted[name]))
+            raise VplError(f"{path}: its `{name}` is {found}, not {wanted_shape}",
                            "give the sizes of its network, such as `width`, `depths`, `groups`")
     if not any(name.startswith("vision.") for name in taken):
         raise VplError(f"{path} holds no weights of an encoder that groups",
                        "a file of `train_groups()`, or GroupViT's model.safetensors")
     network.load_state_dict(taken, strict=False)
-    lacking = sorted({name.split(".")[0] if not name.startswith("vision.") else
+    missing = sorted({name.split(".")[0] if not name.startswith("vision.") else
                       ".".join(name.split(".")[:3]) for name in wanted.keys() - taken.keys()
                       if "gamma_" not in name})
     console.note(f"{len(taken)} of {len(wanted)} tensors from {path}"
-                 + (f"; at random: {', '.join(lacking)}" if lacking else ""))
+                 + (f"; at random: {', '.join(missing)}" if missing else ""))
 
 
 def text_encoder(workspace: Workspace, groups: Groups, device: torch.device

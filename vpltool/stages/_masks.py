@@ -168,5 +168,5 @@ def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         for _ in in_threads(check, photos, _THREADS):
             advance()
-    if said := supervision_by(masks, list(photos)):
-        console.note(f"{masks.path}: learned from {said}")
+    if supervision := supervision_by(masks, list(photos)):
+        console.note(f"{masks.path}: learned from {supervision}")

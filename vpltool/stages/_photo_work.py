@@ -83,7 +83,7 @@ def chosen_shard(settings: Sharded) -> Shard:
     """
     shard = find_shard(settings.shard)
     if shard.count > 1:
-        console.note(f"shard {shard} of the photos, {shard.told_by}")
+        console.note(f"shard {shard} of the photos, {shard.set_by}")
     return shard
 
 

@@ -17,12 +17,12 @@ MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
 """Folders of what later stages make."""
 
 
-def warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
+def warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     """Warn of photos that are empty or truncated."""
     names = {root / photo.image: photo.image for photo in photos}
-    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
-        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
-                     f"{some(torn)}; extract or download them again")
+    if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
+        console.warn(f"{len(truncated)} of {len(photos)} photos are empty or end before their end: "
+                     f"{some(truncated)}; extract or download them again")
 
 
 def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool

@@ -151,9 +151,9 @@ def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mappin
     differ = [key for key in own.keys() | found.keys()
               if key not in own or key not in found or own[key].shape != found[key].shape]
     if differ or network.layers != other.layers or network.reads != other.reads:
-        said = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
-                         if key in ("layers", "width", "residual"))
-        raise VplError(f"{path} has another shape than this decoder", said)
+        options = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
+                            if key in ("layers", "width", "residual"))
+        raise VplError(f"{path} has another shape than this decoder", options)
     network.load_state_dict(found, strict=False)
 
 

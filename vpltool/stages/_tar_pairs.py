@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 UNREAD = "photos that cannot be read"
 
-_IN_VAIN = 1000
+_MAX_BROKEN = 1000
 """Photos in a row that cannot be read, behind which a training ends."""
 
 
@@ -61,7 +61,7 @@ class TarPairs:
         """The cursor, as JSON can hold it."""
         return asdict(self.cursor)
 
-    def tell(self) -> None:
+    def warn_of_skipped(self) -> None:
         """Warn of what was left out."""
         for remark in self.flaws.remarks():
             console.warn(remark)
@@ -105,24 +105,25 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
     pairs = stream_pairs(source.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
                          window=source.window, start=source.cursor)
     held: list[tuple[Tensor, str]] = []
-    step, in_vain = start, 0
+    step, broken = start, 0
     if start >= plan.iterations:
         return
     for made, cursor in in_threads(partial(_decode, plan), pairs, workers):
         if isinstance(made, Flaw):
-            in_vain += made.what == UNREAD
+            broken += made.what == UNREAD
             if cursor.epoch == epoch:
                 source.flaws.add(made)
-            if in_vain == _IN_VAIN:
-                raise VplError(f"{_IN_VAIN} photos in a row cannot be read, the last of them "
+            if broken == _MAX_BROKEN:
+                raise VplError(f"{_MAX_BROKEN} photos in a row cannot be read, the last of them "
                                f"{made.where}", "are these the right tars?")
             continue
-        in_vain = 0
+        broken = 0
         held.append(made)
         if len(held) == plan.share:
             source.cursor = cursor
             pixels = torch.stack([photo for photo, _ in held])
-            yield ReadPairs(pixels.pin_memory() if pinned else pixels, [said for _, said in held])
+            yield ReadPairs(pixels.pin_memory() if pinned else pixels,
+                            [caption for _, caption in held])
             held, step = [], step + 1
             if step == plan.iterations:
                 return

@@ -29,7 +29,7 @@ from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._inputs import BEST_FIRST, naming_photo
 from vpltool.stages._reports import Report
-from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,16 +110,16 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in {
             *source.available(photo.id for photo in photos)}], split, settings.share)
         return _written(workspace, settings, report, f"{_name(source)}-{split}-tags")
-    asked = len(photos)
+    total = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
         raise VplError(f"no photo of `{split}` has a true mask",
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
-    if len(photos) < asked:
-        console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
+    if len(photos) < total:
+        console.warn(f"{total - len(photos)} of {total} photos have no true mask and are left out")
     tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
-    report["photos_left_out"] = asked - len(tally.parts)
+    report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
 
 
@@ -144,10 +144,10 @@ def _given_threshold(settings: EvalSettings) -> float:
     # What is given wins over what a preset sets.
     ways = {name: ways[name] for name in ways if name in settings.given} or ways
     if len(ways) > 1:
-        said = [f"`{name}={str(value) if isinstance(value, Path) else value!r}`"
-                for name, value in ways.items()]
-        raise VplError(f"{' and '.join(said)} are different ways to cut CAMs",
-                       f"give one of them: {' or '.join(said)}")
+        given = [f"`{name}={str(value) if isinstance(value, Path) else value!r}`"
+                 for name, value in ways.items()]
+        raise VplError(f"{' and '.join(given)} are different ways to cut CAMs",
+                       f"give one of them: {' or '.join(given)}")
     if "alpha" in ways:
         from vpltool.core.metrics import threshold_of_alpha
 
@@ -165,7 +165,7 @@ def _given_threshold(settings: EvalSettings) -> float:
 class _Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
-    strays: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
     each: dict[str, Any] = field(default_factory=dict)
 
 
@@ -182,10 +182,10 @@ def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]
                 if part.parts:
                     tally.counts += part.counts
                 tally.parts |= part.parts
-                tally.strays |= part.strays
+                tally.untagged |= part.untagged
                 tally.each |= part.each
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
-    warn_of_strays(tally.strays, len(tally.parts))
+    warn_of_untagged_classes(tally.untagged, len(tally.parts))
     return tally
 
 
@@ -202,14 +202,14 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
             if source.kind != "cams":
                 tally.each[photo.id] = counts
             if stray:
-                tally.strays[photo.id] = stray
+                tally.untagged[photo.id] = stray
             advance()
     return tally
 
 
 def _count(workspace: Workspace, source: InputFolder, photo: Photo
            ) -> tuple[Counts | SeedHistogram, str]:
-    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `stray_class`."""
+    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `untagged_class`."""
     from vpltool.core import metrics
 
     classes = len(workspace.classes) + 1
@@ -217,7 +217,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape)
         return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
-                stray_class(workspace, photo, truth))
+                untagged_class(workspace, photo, truth))
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
     truth = read_truth(workspace, photo, label.shape, path)
@@ -225,7 +225,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} makes it again")
     return (metrics.confusion(truth, label, classes, workspace.ignore),
-            stray_class(workspace, photo, truth))
+            untagged_class(workspace, photo, truth))
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:

@@ -251,9 +251,9 @@ def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
     """What is kept of a second encoder: of what is asked for, what methods may read."""
     kept = _kept(settings.keep)
     readable = tuple(_second.SECOND.values())
-    lacking = [name for name in kept if name not in readable]
-    if lacking and ("keep" in settings.given or len(lacking) == len(kept)):
-        raise VplError(f"`keep={settings.keep!r}`: nothing reads {lacking[0]} of a second encoder",
+    missing = [name for name in kept if name not in readable]
+    if missing and ("keep" in settings.given or len(missing) == len(kept)):
+        raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",
                        f"`keep={','.join(readable)!r}`, the default with `encoder`")
     return tuple(name for name in kept if name in readable)
 
@@ -265,9 +265,9 @@ def _kept_of_windows(settings: ExtractSettings, kept: tuple[str, ...]) -> tuple[
                        f"`max_side={settings.max_side}` first, so that none is larger than that",
                        f"`window={settings.window}, max_side=0`")
     able = tuple(name for name in kept if name not in WHOLE)
-    lacking = [name for name in kept if name in WHOLE]
-    if lacking and ("keep" in settings.given or not able):
-        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {lacking[0]}, which "
+    missing = [name for name in kept if name in WHOLE]
+    if missing and ("keep" in settings.given or not able):
+        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {missing[0]}, which "
                        "all patches share", "`keep='patches'`, the default with `window`")
     return able
 

@@ -171,19 +171,19 @@ def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(found: Mapping[str, Any], _values: Mapping[str, Any]) -> str:
     """Spell it for people: a line each; hashes behind what they are of, many tensors in groups."""
-    said = dict(found)
-    if "inputs" in said:
-        sources = said.pop("sources", {})
-        said["inputs"] = {role: _spell_input(role, identity, sources.get(role, ""))
-                          for role, identity in said["inputs"].items()}
-    said |= {key: f"{said[key]} ({of})" for key, of in _HASHES.get(said["kind"], {}).items()
-             if key in said}
-    if len(said.get("tensors", ())) > MOST_TENSORS:
-        said["tensors"] = _groups(said["tensors"])
-    if "holds" in said:
-        said["holds"] = {name: _spell_held(entry) for name, entry in said["holds"].items()}
+    shown = dict(found)
+    if "inputs" in shown:
+        sources = shown.pop("sources", {})
+        shown["inputs"] = {role: _spell_input(role, identity, sources.get(role, ""))
+                           for role, identity in shown["inputs"].items()}
+    shown |= {key: f"{shown[key]} ({of})" for key, of in _HASHES.get(shown["kind"], {}).items()
+              if key in shown}
+    if len(shown.get("tensors", ())) > MOST_TENSORS:
+        shown["tensors"] = _groups(shown["tensors"])
+    if "holds" in shown:
+        shown["holds"] = {name: _spell_held(entry) for name, entry in shown["holds"].items()}
     lines = []
-    for key, value in said.items():
+    for key, value in shown.items():
         if isinstance(value, dict):
             lines.append(f"{key}:{'' if value else ' none'}")
             lines += [f"  {name}: {_brief(entry)}" for name, entry in value.items()]

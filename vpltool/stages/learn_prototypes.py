@@ -131,9 +131,9 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         VplError: an input is missing or does not fit the others, or the settings exclude each
             other.
     """
-    asked = settings.targets
+    targets = settings.targets
     settings = replace(settings,
-                       targets=asked or ("text" if settings.pixels == "all" else "seeds"))
+                       targets=targets or ("text" if settings.pixels == "all" else "seeds"))
     _check_reading(settings)
     warn_without_effect(settings)
     features = _inputs.open_features(workspace, settings.features, settings.split)
@@ -150,7 +150,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         inputs["cams"], named["cams"] = maps, maps.name
     header = _inputs.make_header(workspace, "prototypes", "learn-prototypes", settings,
                                  inputs=inputs, model=features.header.model, options=named)
-    if asked is None:
+    if targets is None:
         header.call.pop("targets", None)
     target = settings.out or workspace.path / "prototypes/vision.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,

@@ -25,15 +25,15 @@ from vpltool.stages._chosen_segmenter import Chosen, choose_segmenter
 from vpltool.stages._group_predict import (
     DECODER_SETTINGS,
     GROUP_SETTINGS,
-    GroupSeen,
     GroupSettings,
+    SegmentedByGroups,
     from_groups,
     without_effect,
     write_maps,
 )
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
-from vpltool.stages._running import Seen, from_features, from_photos
+from vpltool.stages._running import Segmented, from_features, from_photos
 from vpltool.stages._serving import serving_features
 
 
@@ -306,7 +306,7 @@ def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | No
     return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 
 
-def _write(output: OutputFolder, key: str, seen: Seen) -> None:
+def _write(output: OutputFolder, key: str, seen: Segmented) -> None:
     from vpltool.core.segment import keep_likely, labels_of
 
     if output.header.kind == "predictions":
@@ -315,5 +315,5 @@ def _write(output: OutputFolder, key: str, seen: Seen) -> None:
         scores, classes = keep_likely(seen.probabilities)
         output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})
     else:
-        assert isinstance(seen, GroupSeen)
+        assert isinstance(seen, SegmentedByGroups)
         write_maps(output, key, seen)

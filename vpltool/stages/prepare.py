@@ -23,7 +23,7 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
-from vpltool.stages._prepared import MADE, describe_workspace, warn_of_torn
+from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -122,7 +122,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    warn_of_torn(source.root, photos)
+    warn_of_truncated(source.root, photos)
     corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
@@ -180,21 +180,21 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
-    said: dict[str, Any] = {"method": settings.method}
-    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
+    call: dict[str, Any] = {"method": settings.method}
+    call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
-        said["captions"] = _to_workspace(path, settings.captions)
+        call["captions"] = _to_workspace(path, settings.captions)
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
-        said["classes"] = relative_to(settings.classes, path)
+        call["classes"] = relative_to(settings.classes, path)
     elif kept and "classes" in kept.call:
-        said["classes"] = kept.call["classes"]
+        call["classes"] = kept.call["classes"]
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
         if value != entry.default and entry.about.panel != RUNNING:
-            said[entry.name] = _to_workspace(path, value)
-    return said
+            call[entry.name] = _to_workspace(path, value)
+    return call
 
 
 def _to_workspace(path: Path, value: Any) -> Any:
@@ -294,20 +294,20 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
     Raises:
         VplError: it is not; the difference is named.
     """
-    old, said = kept.workspace, []
+    old, changes = kept.workspace, []
     worked = any((workspace.path / name).is_dir() for name in MADE)
     if old.root != workspace.root:
-        said.append(f"the photos' folder was {old.root}, now {workspace.root}")
+        changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
-        said.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
-                    f"({workspace.pretrained})")
+        changes.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
+                       f"({workspace.pretrained})")
     if worked and old.normalise != workspace.normalise:
-        said.append(f"normalise was {old.normalise}, now {workspace.normalise}")
-    if not said and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
-        said.append(f"none of its {len(kept.photos)} photos is left")
-    if said:
+        changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
+    if not changes and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
+        changes.append(f"none of its {len(kept.photos)} photos is left")
+    if changes:
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
-                       f"{'; '.join(said)}",
+                       f"{'; '.join(changes)}",
                        f"{_spelled(settings)} replaces it; another workspace folder keeps both")
 
 

@@ -18,7 +18,7 @@ from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
 from vpltool.stages._panels import Column
-from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 from vpltool.stages._worst import find_worst
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ class _Row:
 
 @dataclass
 class _Remarks:
-    """Of photos, by id: why it is among the worst, why a panel is missing, its `stray_class`."""
+    """Of photos, by id: why it is among the worst, why a panel is missing, its `untagged_class`."""
 
     why: Mapping[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    strays: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
 
 
 def run(work: Path, settings: ShowSettings) -> Path:
@@ -133,11 +133,11 @@ def run(work: Path, settings: ShowSettings) -> Path:
         page.save(temporary, format="PNG")
     if settings.terminal:
         console.picture(path)
-    warn_of_strays({key: name for key, name in remarks.strays.items() if name},
-                   len(remarks.strays))
+    warn_of_untagged_classes({key: name for key, name in remarks.untagged.items() if name},
+                             len(remarks.untagged))
     if failed := remarks.failed:
-        said = "; ".join(f"{key}: {why}" for key, why in failed.items())
-        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {said}",
+        reasons = "; ".join(f"{key}: {why}" for key, why in failed.items())
+        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {reasons}",
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
                            path, list(failed))
     return path
@@ -249,7 +249,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
     if settings.truth and row.photo and row.photo.mask:
         try:
             truth = read_truth(workspace, row.photo, whole.shape[:2])
-            remarks.strays[row.id] = stray_class(workspace, row.photo, truth)
+            remarks.untagged[row.id] = untagged_class(workspace, row.photo, truth)
             yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
                              classes_in(truth))
         except VplError as error:

@@ -39,9 +39,9 @@ def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     number_of = {key: number for number, key in enumerate(batch.row_photos)}
     maps = []
     for key, patches, tags in zip(batch.ids, batch.tensors["patches"], batch.present, strict=True):
-        asked = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
-                               number_of.get(key, -1))
+        usable = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
+                                number_of.get(key, -1))
         shares = soft_labels(patches, tags, batch.prototypes, batch.class_index,
-                             asked.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
+                             usable.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
         maps.append(shares.T.reshape(len(tags), *batch.grid))
     return maps

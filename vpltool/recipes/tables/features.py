@@ -39,9 +39,9 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
     """Why features are not those that settings ask for; empty if they are."""
     header, values = features.header, values_of(wanted)
     held = header.options
-    lacking = {*_listed(values["keep"])} - {*held["keep"]}
-    if lacking:
-        return f"they lack {', '.join(sorted(lacking))}"
+    absent = {*_listed(values["keep"])} - {*held["keep"]}
+    if absent:
+        return f"they lack {', '.join(sorted(absent))}"
     for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
         found = held.get(name, _default(wanted, name))
         if found != values[name]:

@@ -109,6 +109,6 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
         return
     needed = expected_bytes(source, photos, chains.settings("extract"))
     free = shutil.disk_usage(chains.path).free
-    told = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
-            f"{free / 1e9:.0f} GB are free at {chains.path}")
-    (console.warn if needed > free else console.note)(told)
+    message = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
+               f"{free / 1e9:.0f} GB are free at {chains.path}")
+    (console.warn if needed > free else console.note)(message)
