@@ -37,9 +37,9 @@ class CommandGroup(TyperGroup):
 
 def _suggestion(name: str, known: Iterable[str], path: str) -> str:
     names = list(known)
-    begun = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
-    if begun:
-        return f"did you mean {' or '.join(f'`{entry}`' for entry in begun)}?"
+    matches = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
+    if matches:
+        return f"did you mean {' or '.join(f'`{entry}`' for entry in matches)}?"
     hint = near_name(name, names)
     return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
 

@@ -159,7 +159,7 @@ def test_voc_half_extracted(voc: Path) -> None:
     assert "VOCtrainval_11-May-2012.tar" in error.hint
 
 
-def test_voc_truncated_photos_are_warned_of_before_the_work(voc: Path, tmp_path: Path, run: Run) -> None:
+def test_voc_truncated_photos_are_warned_of(voc: Path, tmp_path: Path, run: Run) -> None:
     whole = (voc / "JPEGImages/2007_03.jpg").read_bytes()
     (voc / "JPEGImages/2007_03.jpg").write_bytes(whole[:-20])
     (voc / "JPEGImages/2007_01.jpg").write_bytes(b"")

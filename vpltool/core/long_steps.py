@@ -70,7 +70,7 @@ def solve_rkc(
     joint = plain.Joint.of(pixels, group)
     path, rate, previous = _Path(start.double()), lr, math.inf
     path.calm = _BEFORE if tolerance else iters
-    before, begun, told = path.rows, 0, 0
+    before, begun, reported = path.rows, 0, 0
 
     def slope(rows: Tensor, valued: bool) -> tuple[float, Tensor]:
         if valued:
@@ -88,7 +88,7 @@ def solve_rkc(
             pace = plain.turned(path.rows, before) / (path.step - begun)
             last |= pace * (iters - path.step) < tolerance
             before, begun = path.rows, path.step
-        valued = last or path.step >= told
+        valued = last or path.step >= reported
         value, found = slope(path.rows, bool(callback) and valued)
         norm = float(found.norm())
         if norm > previous:
@@ -96,7 +96,7 @@ def solve_rkc(
         previous = norm
         if callback and valued:
             callback(plain.SolverRecord(path.step, value, norm, rate))
-            told = path.step + max(iters // 50, 1)
+            reported = path.step + max(iters // 50, 1)
         after = F.normalize(path.rows - rate * found, dim=-1)
         if last:
             return after.float()

@@ -75,7 +75,7 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
     by_tar = len(tars) >= parts
     own = order[part::parts] if by_tar else order
     waiting: list[Pair] = []
-    begun, done, held = start, start.done, 0
+    opened, done, held = start, start.done, 0
     for number in range(start.tar, len(own)):
         for item, pair in enumerate(_captioned(tars[own[number]])):
             if number == start.tar and item < start.item:
@@ -85,28 +85,28 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
             if isinstance(pair, Flaw):
                 # Told once, when its window is read first.
                 if not done:
-                    yield pair, begun
+                    yield pair, opened
                 continue
             waiting.append(pair)
             held += len(pair.photo)
             if len(waiting) == window or held > _ROOM:
-                yield from _shuffled(waiting, seed, part, begun, done,
+                yield from _shuffled(waiting, seed, part, opened, done,
                                      Cursor(start.epoch, number, item + 1))
-                waiting, begun, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
-    yield from _shuffled(waiting, seed, part, begun, done, Cursor(start.epoch + 1))
+                waiting, opened, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
+    yield from _shuffled(waiting, seed, part, opened, done, Cursor(start.epoch + 1))
 
 
-def _shuffled(pairs: list[Pair], seed: int, part: int, begun: Cursor, done: int, behind: Cursor
+def _shuffled(pairs: list[Pair], seed: int, part: int, opened: Cursor, done: int, behind: Cursor
               ) -> Iterator[tuple[Pair, Cursor]]:
     """Yield the pairs of a window, in an order that its beginning decides, each with a cursor."""
     import numpy as np
 
-    chance = np.random.default_rng((seed, 4, part, begun.epoch, begun.tar, begun.item))
+    chance = np.random.default_rng((seed, 4, part, opened.epoch, opened.tar, opened.item))
     order = chance.permutation(len(pairs)).tolist()
     for position in range(done, len(order)):
         last = position == len(order) - 1
         yield pairs[order[position]], behind if last else Cursor(
-            begun.epoch, begun.tar, begun.item, position + 1)
+            opened.epoch, opened.tar, opened.item, position + 1)
 
 
 def _captioned(address: str) -> Iterator[Pair | Flaw]:

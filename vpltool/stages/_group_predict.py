@@ -146,7 +146,7 @@ class GroupSegmenter:
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
                    device)
 
-    def see(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
+    def segment(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
         """Segment photos (B, 3, H, W) that were made as `photos` says; see `segment_by_groups`."""
         from vpltool.core.group_segment import segment_by_groups
 
@@ -175,12 +175,12 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
 
     segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))
 
-    def see(batch: Batch) -> Iterator[Made]:
+    def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
             return
-        found = segmenter.see(batch.pixels, groups=settings.maps)
+        found = segmenter.segment(batch.pixels, groups=settings.maps)
         for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
             yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
 
@@ -188,7 +188,7 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
         list(paths.items()), segmenter.photos, batch_size=settings.batch_size,
         workers=worker_count(settings.workers), device=segmenter.device,
         sized=count_sizes(len(paths)))
-    return run_batches(batches, see, lambda _: (
+    return run_batches(batches, segment_batch, lambda _: (
         f"`short_side={segmenter.photos.short_side // 2}, overwrite=True`"))
 
 

@@ -208,7 +208,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
 
-    def see(batch: Batch) -> Iterator[Made]:
+    def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
@@ -224,4 +224,4 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), settings.max_side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
-    return run_batches(batches, see, smaller_side_hint)
+    return run_batches(batches, segment_batch, smaller_side_hint)

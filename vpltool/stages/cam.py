@@ -108,7 +108,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     space = _aligned.space_of(prototypes)
-    head = _aligned.behind(read_head(features.path), space) if reads_head else None
+    head = _aligned.head_in_space(read_head(features.path), space) if reads_head else None
     head = head.to(device, dtype) if head else None
     space = space.to(device, dtype) if space else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)

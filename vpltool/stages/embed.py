@@ -107,7 +107,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         f"embed {settings.method} {split}", outputs,
         lambda todo: _start(settings, method, features, second, carried, todo),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        begun=copy_head)
+        on_start=copy_head)
 
 
 def _carried(choice: str) -> tuple[str, ...]:

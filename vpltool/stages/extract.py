@@ -149,7 +149,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        begun=None if second else write_head)
+        on_start=None if second else write_head)
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device

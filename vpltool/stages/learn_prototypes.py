@@ -162,7 +162,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
                                      _aligned.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = _aligned.carried(text)
+            of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {"prototypes": rows, "class_index": start.class_index, **of_space})

@@ -96,7 +96,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      _aligned.space_of(text))
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
-            of_space, facts_of_space = _aligned.carried(text)
+            of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {**tensors, **of_space})

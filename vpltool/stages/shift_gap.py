@@ -95,7 +95,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
                               update=settings.update):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        of_space, facts_of_space = _aligned.carried(text)
+        of_space, facts_of_space = _aligned.space_record(text)
         facts = {**facts_of_space, "space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
