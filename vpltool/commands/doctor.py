@@ -19,7 +19,7 @@ from vpltool.stage import Stage
 class DoctorSettings(Settings):
     """Settings of `doctor`."""
 
-    machine: bool = setting(True, "Look at the machine, too: packages, GPU, disk, memory.",
+    machine: bool = setting(True, "Also check the machine: packages, GPU, disk, memory.",
                             off="--no-machine", record="never")
 
 

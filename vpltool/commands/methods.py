@@ -27,11 +27,11 @@ from vpltool.stages import find_stages
 class MethodsSettings(Settings):
     """Settings of `methods`."""
 
-    kind: str = setting("", "Methods of this kind; default: of all kinds.", positional=True,
+    kind: str = setting("", "Methods of this kind; default: all kinds.", positional=True,
                         metavar="[KIND]")
-    name: str = setting("", "All about this one: its settings, with their sources.",
+    name: str = setting("", "Describe this method: its settings, with their sources.",
                         positional=True, metavar="[NAME]")
-    markdown: bool = setting(False, "Print a page in Markdown.", off="-")
+    markdown: bool = setting(False, "Print a Markdown page.", off="-")
 
 
 STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSettings, begins=True)

@@ -17,7 +17,7 @@ from vpltool.stage import Stage
 class PresetsSettings(Settings):
     """Settings of `presets`."""
 
-    preset: str = setting("", "Check this one and print it; default: list all.", positional=True,
+    preset: str = setting("", "Preset to check and print; default: list all.", positional=True,
                           metavar="[NAME-OR-FILE]")
 
 

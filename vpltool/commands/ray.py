@@ -34,12 +34,12 @@ class RaySettings(Settings):
     line: tuple[str, ...] = setting(
         help="A command with its options, behind --; or run RECIPE NAME=VALUE ….",
         positional=True, metavar="-- COMMAND…", record="never")
-    shards: int = setting(0, "Tasks that the photos are divided among; 0: as many as fit at once.",
+    shards: int = setting(0, "Number of tasks that share the photos; 0: as many as fit at once.",
                           low=0, record="never")
-    cpus: float = setting(1, "Cores of each task.", low=0, record="never")
-    gpus: float = setting(-1, "GPUs of each task; -1: one, where the cluster has any.", low=-1,
+    cpus: float = setting(1, "Cores per task.", low=0, record="never")
+    gpus: float = setting(-1, "GPUs per task; -1: one, if the cluster has any.", low=-1,
                           record="never")
-    retries: int = setting(3, "How often a task is done again whose worker died.", low=0,
+    retries: int = setting(3, "How many times a task is retried if its worker dies.", low=0,
                            record="never")
 
 

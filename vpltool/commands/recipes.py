@@ -17,7 +17,7 @@ from vpltool.stage import Stage
 class RecipesSettings(Settings):
     """Settings of `recipes`."""
 
-    recipe: str = setting("", "Print this one; default: list all.", positional=True,
+    recipe: str = setting("", "Recipe to print; default: list all.", positional=True,
                           metavar="[NAME-OR-FILE]")
 
 

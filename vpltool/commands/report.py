@@ -28,13 +28,13 @@ class ReportSettings(Settings):
     """Settings of `report`."""
 
     what: tuple[str, ...] = setting(
-        (), "Results to lay over the photos: cams/NAME, masks/NAME, predictions/NAME, or folders "
-            "of masks. Default: all there are of the split.", positional=True, metavar="WHAT")
-    split: str = setting("", "Split whose photos are shown; default: val if there is one, else the "
-                             "first.", metavar="NAME")
+        (), "Results to show over the photos: cams/NAME, masks/NAME, predictions/NAME, or folders "
+            "of masks. Default: all results of the split.", positional=True, metavar="WHAT")
+    split: str = setting("", "Split to show; default: val if there is one, else the first.",
+                         metavar="NAME")
     truth: bool = setting(True, "Show the true masks, and the IoU of each photo.")
     side: int = setting(512, "Longest side of the pictures.", low=64, metavar="PIXELS")
-    one_file: bool = setting(False, "Write one file that holds all pictures, to send.", off="-")
+    one_file: bool = setting(False, "Write a single file that contains all pictures.", off="-")
     limit: int = options.limit()
     workers: int = options.workers()
     out: Path | None = options.out()

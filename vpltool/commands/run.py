@@ -26,13 +26,14 @@ class RunSettings(Settings):
 
     recipe: str = setting(help="Name of a recipe (`vpltool recipes` lists them), or a file.",
                           positional=True, metavar="RECIPE", record="never")
-    values: tuple[str, ...] = setting((), "Its values: photos=DIR tags=FILE …", positional=True,
+    values: tuple[str, ...] = setting((), "The recipe's values: photos=DIR tags=FILE …",
+                                      positional=True,
                                       metavar="[NAME=VALUE]", record="never")
     preset: str = setting("", "Protocol for all lines, as `vpltool --preset NAME COMMAND`.",
                           metavar="NAME-OR-FILE", record="never")
-    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+    dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
-    jobs: int = setting(0, "Rounds of the recipe that run side by side; 0: by the number of cores.",
+    jobs: int = setting(0, "Rounds that run in parallel; 0: depends on the number of cores.",
                         low=0, panel=RUNNING, record="never")
 
 

@@ -20,7 +20,7 @@ from vpltool.state import read_state
 class UpdateSettings(Settings):
     """Settings of `update`."""
 
-    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+    dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
 
 

@@ -39,21 +39,22 @@ class GroupSettings(Settings):
     """Settings of `predict` that only groups have."""
 
     classes: Path | None = setting(
-        None, "Words that groups are named by, a class a line; default: the workspace's classes.",
+        None, "Class names for the groups, one per line; default: the workspace's classes.",
         metavar="FILE", panel=_PANEL, record="never")
-    prompts: str = setting("single", "Prompts of the words, see text-prototypes.",
+    prompts: str = setting("single", "Prompts for the class names; see text-prototypes.",
                            metavar="NAME-OR-PATH", panel=_PANEL, record="changed")
     threshold: float = setting(
-        0.95, "Where all classes stay below, there is background; 0: nowhere.", low=0, high=1,
+        0.95, "Background threshold: where all classes are below it; 0: no background.", low=0,
+        high=1,
         panel=_PANEL, record="changed", source="PGSeg, VOC")
-    top: int = setting(5, "Classes that a window is most like; the others are out. 0: none is.",
+    top: int = setting(5, "Most likely classes per window; the others are dropped. 0: keep all.",
                        low=0, panel=_PANEL, record="changed", source="PGSeg, its code")
     short_side: int = setting(
-        0, "Pixels of a photo's shorter side; 0: twice the side in training.", low=0,
+        0, "Shorter side of a photo, in pixels; 0: twice the side in training.", low=0,
         metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448 for 224")
-    window: int = setting(0, "Pixels of a window's side; 0: the photo's shorter side.", low=0,
+    window: int = setting(0, "Side of a window, in pixels; 0: the photo's shorter side.", low=0,
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448")
-    stride: int = setting(0, "Pixels from a window to the next; 0: half a window.", low=0,
+    stride: int = setting(0, "Stride between windows, in pixels; 0: half a window.", low=0,
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 224")
     maps: bool = setting(
         True, "Also store maps of the classes, as cam does, and of the groups, for show.",

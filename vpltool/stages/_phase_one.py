@@ -46,7 +46,7 @@ class PixelSettings(Protocol):
 
     @property
     def seed(self) -> int:
-        """Start of the random numbers."""
+        "Random seed."
 
     @property
     def split(self) -> str:
@@ -63,20 +63,21 @@ class PixelSettings(Protocol):
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
     """Where seeds begin."""
-    return setting(0.4, "With seeds: a pixel is a class's where its CAM reaches this.",
+    return setting(0.4, "Seed threshold: a pixel belongs to a class where its CAM reaches this.",
                    low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
 
 
 def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
     """Where background seeds end."""
-    return setting(0.15, "With seeds: a pixel is background where all CAMs are below.",
+    return setting(0.15, "Background seed threshold: a pixel is background where all CAMs are "
+                         "below this.",
                    low=0, high=1, source="chosen", no_effect=no_effect, brief=brief)
 
 
 def max_pixels() -> Any:
     """Pixels at most."""
-    return setting(500_000, "Pixels used at most, the same share of each photo: bounds memory and "
-                            "time.", low=1, metavar="N", source="chosen")
+    return setting(500_000, "Maximum number of pixels, the same share of each photo; bounds memory "
+                            "and time.", low=1, metavar="N", source="chosen")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> Any:
@@ -86,8 +87,9 @@ def cams(*no_effect: NoEffect, brief: bool = True) -> Any:
 
 
 def text(*, brief: bool = True) -> Any:
-    """Text prototypes."""
-    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
+    "Text prototypes."
+    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
+                   brief=brief)
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True

@@ -72,7 +72,7 @@ class Running(Sharded, Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Photos at a time."""
+        "Photos per batch."
 
 
 def chosen_shard(settings: Sharded) -> Shard:

@@ -117,7 +117,7 @@ class Running(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Photos at a time."""
+        "Photos per batch."
 
     @property
     def workers(self) -> int:

@@ -27,10 +27,10 @@ class CamSettings(Settings):
 
     prototypes: str = setting("text", "text, vision, or a file of prototypes.",
                               metavar="NAME-OR-PATH")
-    method: str = setting(KINDS["cams"].default, "How maps are made.", metavar="NAME")
+    method: str = setting(KINDS["cams"].default, "Method that makes the maps.", metavar="NAME")
     split: str = options.split("train")
-    name: str = setting("", "Name of the result; default: that of the prototypes, and the method "
-                            "unless it is gradcam.", record="never")
+    name: str = setting("", "Name of the result; default: the prototypes, plus the method unless "
+                            "it is gradcam.", record="never")
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()

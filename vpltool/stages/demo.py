@@ -28,7 +28,7 @@ BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow
 class DemoSettings(Settings):
     """Settings of `demo`."""
 
-    images: int = setting(240, "Scenes of the split train; val gets a third as many more.", low=12,
+    images: int = setting(240, "Scenes in the split train; val gets a third as many.", low=12,
                           metavar="N")
     seed: int = options.seed()
     overwrite: bool = options.overwrite()

@@ -25,14 +25,14 @@ from vpltool.stages.extract import parse_kept
 class EmbedSettings(Settings):
     """Settings of `embed`."""
 
-    method: str = setting(KINDS["embeddings"].default, "How patches are embedded.",
+    method: str = setting(KINDS["embeddings"].default, "Method that embeds the patches.",
                           metavar="NAME")
     split: str = options.split("train")
-    name: str = setting("", "The result is features-NAME/SPLIT; default: the method.",
+    name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
                         record="never")
     carry: str = setting(
-        "", "Tensors that are copied from the features that are read: tokens (for cam --method "
-            "surgery), attention, attentions, layers (for train-decoder).", metavar="LIST")
+        "", "Tensors to copy from the input features: tokens (for cam --method surgery), "
+            "attention, attentions, layers (for train-decoder).", metavar="LIST")
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()

@@ -31,15 +31,16 @@ class EstimateSettings(Settings):
     """Settings of `estimate`."""
 
     split: str = options.split("train")
-    max_side: int = setting(1024, "As `extract` is told.", low=0, metavar="PIXELS")
+    max_side: int = setting(1024, "Longest side in `extract`, in pixels.", low=0, metavar="PIXELS")
     layers: int = setting(4, "Number of layers that `extract` stores.", low=0)
     iters: int = setting(300, "Steps of `train-decoder`.", low=0)
-    segmenter: str = setting(KINDS["segmenters"].default, "Its method.", metavar="NAME")
-    batch_size: int = setting(6, "Its crops a step.", low=1)
-    crop: int = setting(16, "Its crops, in patches.", low=2)
-    width: int = setting(256, "Its width, of a method that has one.", low=8)
-    new: bool = setting(False, "Count only photos that have no features yet; without any, say "
-                               "nothing.", off="-")
+    segmenter: str = setting(KINDS["segmenters"].default, "Method of `train-decoder`.",
+                             metavar="NAME")
+    batch_size: int = setting(6, "Crops per step of `train-decoder`.", low=1)
+    crop: int = setting(16, "Side of its crops, in patches.", low=2)
+    width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
+    new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
+                               "say nothing.", off="-")
     device: str = options.device()
 
 

@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 class EvalSettings(Settings):
     """Settings of `eval`."""
 
-    what: str = setting("", "cams/NAME, masks/NAME, predictions/NAME or a folder; default: the "
-                            "furthest result of the split.", metavar="PATH-OR-NAME")
+    what: str = setting("", "What to score: cams/NAME, masks/NAME, predictions/NAME or a folder; "
+                            "default: the last result of the split in the pipeline.",
+                        metavar="PATH-OR-NAME")
     split: str = options.split("val")
-    against: str = setting("masks", "masks: the true ones; tags: those of the photos, no mask is "
-                                    "opened.", choices=("masks", "tags"))
-    share: float = setting(0.01, "Against tags: share of a photo's pixels from which a class is "
-                                 "predicted; its probability is the mean over its likeliest "
-                                 "pixels, as many.", low=0, high=1)
+    against: str = setting("masks", "Compare with masks, the true ones, or with tags; for tags no "
+                                    "mask is opened.", choices=("masks", "tags"))
+    share: float = setting(0.01, "Against tags: share of a photo's pixels from which a class "
+                                 "counts as predicted; its probability is the mean over that share "
+                                 "of its likeliest pixels.", low=0, high=1)
     threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
                                     "the report says so.", low=0, high=1)
     threshold_from: Path | None = setting(
-        None, "Take the threshold from these scores: choose it on one split, score another.",
+        None, "Scores to take the threshold from: choose it on one split, score another.",
         metavar="FILE")
     alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
                                 "threshold.", low=0, source="CLIP-ES, official code")

@@ -29,9 +29,10 @@ class ExportSettings(Settings):
     """Settings that all formats share; the split is the method's, since its default is."""
 
     method: str = setting(help="Format.", metavar="NAME")
-    what: str = setting("", "predictions/NAME, masks/NAME or a folder; for a segmenter, its "
-                            "decoder; default: the best.", metavar="PATH-OR-NAME")
-    out: Path | None = setting(None, "Write here instead of the default path.", metavar="PATH",
+    what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; for a "
+                            "segmenter, its decoder; default: the first found of vision-refined, "
+                            "vision, text-refined, text.", metavar="PATH-OR-NAME")
+    out: Path | None = setting(None, "Output path, instead of the default.", metavar="PATH",
                                short="-o", record="never")
 
 

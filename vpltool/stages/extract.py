@@ -39,40 +39,41 @@ class ExtractSettings(Settings):
 
     split: str = options.split("train")
     encoder: str = setting(
-        "", "A second encoder instead of the workspace's CLIP, for methods that read it: a file of "
-            "DINO's or DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
+        "", "Run a second encoder instead of CLIP; for methods that read one: a file of DINO's or "
+            "DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
         metavar="NAME-OR-FILE", record="never")
-    scale: float = setting(1.0, "Factor on the photo's sides before the network.", low=0.05, high=8)
+    scale: float = setting(1.0, "Factor by which photos are scaled first.", low=0.05, high=8)
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
     window: int = setting(
-        0, "Encode larger photos window by window, of this side, and join the patches: memory is "
-           "then that of a window. 0: whole.", low=0, metavar="PIXELS", record="changed",
+        0, "Side of the windows in which larger photos are encoded; their patches are joined, and "
+           "memory is bounded by one window. 0: whole photos.", low=0, metavar="PIXELS",
+        record="changed",
         brief=False)
     overlap: float = setting(
-        0.25, "Share of a window that it has in common with the next one.", low=0, high=0.9,
+        0.25, "Overlap of neighbouring windows, as a share of a window.", low=0, high=0.9,
         record="changed", brief=False,
         no_effect=[NoEffect({"window": (0,)}, "photos are encoded whole")])
     keep: str = setting(
         "tokens,patches,attention",
-        "What to store: tokens (for gradcam), patches (for dense and learn-prototypes), attention "
-        "(for refine), attentions (of each block, for methods that read them), layers (for "
-        "train-decoder).", metavar="LIST")
-    attention_blocks: int = setting(8, "Last blocks whose attention is kept.", low=1,
+        "Tensors to store; tokens (for gradcam), patches (for dense and learn-prototypes), "
+        "attention (for refine), attentions (of each block, for methods that read them), layers "
+        "(for train-decoder).", metavar="LIST")
+    attention_blocks: int = setting(8, "Number of last blocks whose attention is kept.", low=1,
                                     record="changed", source="CLIP-ES, its code")
     patches: str = setting(
-        "block", "Patch embeddings: block (the last block's output, projected), value (only its "
-                 "value path, as MaskCLIP), or calibrated (a path beside the last blocks, as "
-                 "ExCEL).", choices=("block", "value", "calibrated"), record="changed")
+        "block", "Kind of patch embeddings; block (the last block's output, projected), value "
+                 "(only its value path, as MaskCLIP), or calibrated (a path beside the last "
+                 "blocks, as ExCEL).", choices=("block", "value", "calibrated"), record="changed")
     calibrated_blocks: int = setting(
-        5, "With calibrated patches: last blocks beside which their path goes.", low=1,
+        5, "With calibrated patches: number of last blocks that the path runs beside.", low=1,
         record="changed", source="ExCEL, official code", brief=False, no_effect=[_UNCALIBRATED])
     calibrated_heads: str = setting(
-        "sum", "With calibrated patches: how the heads' attention becomes the one that they share: "
-               "sum, or mean.", choices=("sum", "mean"), record="changed", brief=False,
+        "sum", "With calibrated patches: how the attention of the heads is combined: sum or mean.",
+        choices=("sum", "mean"), record="changed", brief=False,
         source="ExCEL, official code", no_effect=[_UNCALIBRATED])
-    layers: str = setting("", "Blocks whose output `layers` holds, 0 is the first; spread: four of "
-                              "them, evenly; default: all but the last.", metavar="LIST")
+    layers: str = setting("", "Blocks whose output is stored as `layers`; 0 is the first; spread: "
+                              "four, evenly; default: all but the last.", metavar="LIST")
     store: str = options.store()
     device: str = options.device()
     precision: str = options.precision()

@@ -30,12 +30,12 @@ class GapSettings(Settings):
     """Settings of `gap`."""
 
     prototypes: tuple[str, ...] = setting(
-        (), "text, vision, shifted, or a file of prototypes; may be given several times. Default: "
-            "text, and vision if there is one.", metavar="NAME-OR-PATH")
+        (), "Prototypes: text, vision, shifted or a file; repeatable. Default: text, and vision if "
+            "it exists.", metavar="NAME-OR-PATH")
     cams: str = setting("", "CAMs that mark the regions; default: text-refined, else text.",
                         metavar="NAME-OR-PATH")
-    phi: float = setting(0.4, "A patch is in a class's region where its CAM is the strongest and "
-                              "reaches this.", low=0, high=1)
+    phi: float = setting(0.4, "Threshold of a region; a patch belongs to it where its CAM is the "
+                              "strongest and reaches this.", low=0, high=1)
     features: Path | None = options.features()
     split: str = options.split("train")
     limit: int = options.limit()

@@ -25,14 +25,14 @@ class GroupUseSettings(Settings):
     """Settings of `group-use`."""
 
     rows: tuple[str, ...] = setting(
-        (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or plain names, or "
+        (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or just names, or "
             "folders, of group maps. NAME may be a pattern: both-[0-9]. Default: the only ones of "
             "the split.",
         positional=True, metavar="ROW")
     split: str = options.split("val")
     limit: int = options.limit()
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
-    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+    out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
                                short="-o", record="never")
 
 

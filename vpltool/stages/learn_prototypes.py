@@ -35,26 +35,28 @@ class LearnPrototypesSettings(Settings):
         0.03, "Temperature of the vision distribution P.", low=1e-4,
         source="VPL, implementation details, table 5", no_effect=[NOT_LEARNED])
     iters: int = setting(
-        3000, "Iterations of the solver. 0: the start is the result, as seed-prototypes makes it.",
+        3000, "Iterations of the solver; 0: return the start, as seed-prototypes makes it.",
         low=0, source="VPL, implementation details, table 7")
     lr: float = setting(
         10.0, "Learning rate of pgd; halved where the gradient grows (InMaP).", low=0,
         source="VPL, implementation details", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it looks for the rate itself")])
     tolerance: float = setting(
-        0.005, "pgd stops once no row would turn by more than this, in radians, in all iterations "
-               "that are left, at the pace of the last 50; 0: it takes them all.", low=0,
+        0.005, "Tolerance of pgd, in radians; it stops once no row would turn by more than this in "
+               "all remaining iterations, at the pace of the last 50. 0: run them all.", low=0,
         brief=False, record="changed", source="chosen", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
     solver: str = setting(
-        "pgd", "pgd (the paper's); rkc: to the same prototypes in long steps, several times as "
-               "fast; or lbfgs: further down in fewer passes.", choices=("pgd", "rkc", "lbfgs"),
+        "pgd", "pgd, as in the paper; rkc, several times as fast: the same prototypes in long "
+               "steps; or lbfgs: a lower objective in fewer passes.",
+        choices=("pgd", "rkc", "lbfgs"),
         source="VPL, implementation details", no_effect=[NOT_LEARNED])
     pixels: str = setting(
-        "all", "all patches; only seeds of the CAMs; or regions: a CAM-weighted mean a class.",
+        "all", "all patches, seeds or regions; seeds: those of the CAMs; regions: a CAM-weighted "
+               "mean per class.",
         choices=("all", "seeds", "regions"), source="VPL, eq. 7")
     start: str = setting(
-        "text", "W at the start: text, seeds (of seed-prototypes), or a file of prototypes.",
+        "text", "Initial prototypes W; text, seeds (of seed-prototypes), or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
@@ -70,8 +72,8 @@ class LearnPrototypesSettings(Settings):
         None, "P': text; or seeds, one-hot by the CAMs (eq. 9). Default: text for all pixels, "
               "seeds otherwise.", choices=("text", "seeds"), brief=False, no_effect=[NOT_LEARNED])
     classes: str = setting(
-        "present", "Classes in P': those present in the photo and the background, or all (the "
-                   "paper to the letter).", choices=("present", "all"), brief=False,
+        "present", "Classes in P': present, those in the photo and the background; or all, as the "
+                   "paper is written.", choices=("present", "all"), brief=False,
         source="vpltool's reading of VPL, eq. 5", no_effect=[
             NOT_LEARNED, NoEffect({"targets": ("seeds",)}, "a target is a seed's own class")])
     student: str = setting(
@@ -84,13 +86,14 @@ class LearnPrototypesSettings(Settings):
             NOT_LEARNED, NoEffect({"targets": ("seeds",), "rounds": (1,)},
                                   "the targets are one-hot already")])
     rounds: int = setting(
-        1, "Rounds: from the second on, P' is that of the last round's W.", low=1, brief=False,
+        1, "Rounds; from the second on, P' comes from the W of the round before.", low=1,
+        brief=False,
         source="VPL, figure 2: learned once", no_effect=[
             NOT_LEARNED, NoEffect({"harden": (0.0,), "student": ("present",),
                                    "rounds": range(2, 1_000_000)},
                                   "P' would be P from the second on")])
     balance: bool = setting(
-        False, "With seeds: give each class the same weight.", brief=False, no_effect=[
+        False, "With seeds: weight all classes equally.", brief=False, no_effect=[
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
     features: Path | None = options.features()

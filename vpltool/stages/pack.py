@@ -21,10 +21,10 @@ from vpltool.stages import _inputs, _photo_work
 class PackSettings(Settings):
     """Settings of `pack`."""
 
-    to: str = setting("", "Where the tars go: a folder, or an address such as s3://BUCKET/FOLDER; "
-                          "default: .packed in the folder of the features.", metavar="ADDRESS",
+    to: str = setting("", "Where the tars go; a folder, or an address such as s3://BUCKET/FOLDER. "
+                          "Default: .packed in the folder of the features.", metavar="ADDRESS",
                       record="never")
-    size: int = setting(1000, "Megabytes in a tar, before the next one is begun.", low=1,
+    size: int = setting(1000, "Size of a tar in megabytes, before the next one is started.", low=1,
                         metavar="MB", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()

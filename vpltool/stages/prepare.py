@@ -34,32 +34,32 @@ class PrepareSettings(Settings):
     """Settings that all data sets share."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
-    model: str = setting(DEFAULT_MODEL[0], "open_clip's name of the CLIP.")
+    model: str = setting(DEFAULT_MODEL[0], "CLIP model, by its name in open_clip.")
     pretrained: str = setting(
-        DEFAULT_MODEL[1], "Its weights: a tag of open_clip, hf-hub:ORG/NAME, a file, or a folder "
-                          "with open_clip_config.json.", metavar="TAG-OR-PATH")
+        DEFAULT_MODEL[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
+                          "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
     classes: Path | None = setting(
-        None, "Class names in index order, one a line; or lines VALUE NAME, where VALUE is the "
+        None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")
-    background: Path | None = setting(None, "Words for what is no class, one a line.",
+    background: Path | None = setting(None, "Background words, one per line.",
                                       metavar="FILE")
     corrections: Path | None = setting(
-        None, "Masks that you have corrected, for train-decoder: a folder of ID.png, or what Label "
-              "Studio, CVAT, COCO, YOLO and others write. Those taken earlier stay; what vpltool "
-              "wrote and nobody changed is left out.", metavar="PATH")
+        None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
+              "of Label Studio, CVAT, COCO, YOLO and others. Masks taken earlier stay; masks that "
+              "nobody changed are skipped.", metavar="PATH")
     normalise: str = setting(
-        "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
+        "model", "Normalisation: as the model was trained, or imagenet (WeCLIP).",
         choices=("model", "imagenet"))
     captions: tuple[Path, ...] = setting(
-        (), "What photos show, in words: a CSV with the columns id,caption, where a photo may have "
-            "several rows, or JSON in the layout of COCO's captions. May be given again.",
+        (), "Captions of the photos; a CSV with the columns id,caption, where a photo may have "
+            "several rows, or JSON in the layout of COCO's captions. Repeatable.",
         metavar="FILE")
     halve: str = setting(
-        "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
-            "score on the other.", metavar="SPLIT")
+        "", "Add the splits SPLIT-a and SPLIT-b; each has every second photo: choose settings on "
+            "one, score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
-           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
+        0, "Move every Nth tagged photo of train to val, if val is empty; nothing is trained on "
+           "it, so eval can score the segmenter. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 

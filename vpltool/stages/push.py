@@ -22,7 +22,7 @@ class PushSettings(Settings):
     segmenter: Path | None = setting(None, "The bundle; default: the only one in exports/.",
                                      metavar="FILE")
     private: bool = setting(False, "Make the repository private.")
-    card: bool = setting(False, "Print the model card, and send nothing.")
+    card: bool = setting(False, "Print the model card and upload nothing.")
 
 
 STAGE = Stage(order=100, panel="4. Scores and pictures", reads=("bundle",), writes=(),

@@ -21,11 +21,11 @@ class ScoresSettings(Settings):
     """Settings of `scores`."""
 
     rows: tuple[str, ...] = setting(
-        (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or plain files. "
+        (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or just files. "
             "Default: all in scores/. FILE may be a pattern: scores/vision-[0-9].json.",
         positional=True, metavar="ROW")
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
-    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+    out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
                                short="-o", record="never")
 
 

@@ -30,24 +30,25 @@ class ShowSettings(Settings):
     """Settings of `show`."""
 
     what: tuple[str, ...] = setting(
-        (), "cams/NAME, masks/NAME, predictions/NAME, group-maps/NAME, folders of these, or "
-            "folders of masks; the first may be a folder of photos. Default: all there are.",
+        (), "What to show: cams/NAME, masks/NAME, predictions/NAME, group-maps/NAME, folders of "
+            "these, or folders of masks; the first may be a folder of photos. Default: everything "
+            "there is.",
         positional=True,
         metavar="WHAT")
     split: str = options.split("train")
-    ids: str = setting("", "Ids of photos, separated by commas.", flag="--id", metavar="LIST")
-    worst: int = setting(0, "Show the N worst photos by their scores, the worst first; see eval.",
+    ids: str = setting("", "Photo ids, separated by commas.", flag="--id", metavar="LIST")
+    worst: int = setting(0, "Show the N photos with the worst scores, worst first; see eval.",
                          low=0, metavar="N")
-    scores: Path | None = setting(None, "Scores that say which are the worst; default: those of "
-                                        "the first WHAT, else those against tags.", metavar="FILE")
-    tagged: str = setting("", "Only photos that are tagged with this class.", flag="--class",
+    scores: Path | None = setting(None, "Scores that rank the worst photos; default: those of the "
+                                        "first WHAT, else those against tags.", metavar="FILE")
+    tagged: str = setting("", "Show only photos tagged with this class.", flag="--class",
                           metavar="NAME")
-    photos: Path | None = setting(None, "Folder of the photos, where they are not the "
-                                        "workspace's.", metavar="DIR")
-    terminal: bool = setting(False, "Also draw it in the terminal: as a picture in kitty, "
-                                    "iTerm2, WezTerm, foot and others, else by coloured blocks.",
+    photos: Path | None = setting(None, "Folder of the photos, if they are not the workspace's.",
+                                  metavar="DIR")
+    terminal: bool = setting(False, "Also draw in the terminal; as a picture in kitty, iTerm2, "
+                                    "WezTerm, foot and others, else by coloured blocks.",
                              off="-", record="never")
-    limit: int = setting(6, "Number of photos, spread over all.", low=1, metavar="N")
+    limit: int = setting(6, "Number of photos, evenly spread over the split.", low=1, metavar="N")
     truth: bool = setting(True, "Show the true masks.")
     out: Path | None = options.out()
 

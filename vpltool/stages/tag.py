@@ -30,30 +30,33 @@ if TYPE_CHECKING:
 class TagSettings(Settings):
     """Settings of `tag`."""
 
-    prototypes: str = setting("text", "What patches are compared with: text, or a file of "
-                                      "prototypes.", metavar="NAME-OR-PATH")
+    prototypes: str = setting("text", "Prototypes to compare patches with; text, or a file.",
+                              metavar="NAME-OR-PATH")
     share: float = setting(
-        0.5, "A tag's score is at least min + SHARE·(max - min) of the photo's scores.", low=0,
+        0.5, "Relative threshold of a tag; its score is at least min + SHARE·(max - min) of the "
+             "photo's scores.", low=0,
         high=1, record="never", source="TagCLIP, its code")
     least: float = setting(
-        0.0, "And at least this. 0: every photo gets a tag, even if it shows no class.", low=0,
+        0.0, "Absolute threshold of a tag; 0: every photo gets a tag, even if it shows no class.",
+        low=0,
         high=1, record="never")
     tau: float = setting(0.01, "Temperature of the softmax over the classes.", low=1e-6,
                          source="CLIP's logit scale 100")
     background: bool = setting(True, "Background words compete with the classes.")
     patches: str = setting(
-        "alone", "What is classified: alone, the last block's output if each patch saw only "
-                 "itself; value, only its value path; block, its output as it is.",
+        "alone", "Patch embeddings; alone: the last block's output if each patch saw only itself; "
+                 "value: only its value path; block: its output as it is.",
         choices=("alone", "value", "block"), source="TagCLIP, its code")
-    blocks: int = setting(3, "Blocks before the last whose attention refines the scores.", low=1,
+    blocks: int = setting(3, "Number of blocks before the last whose attention refines the scores.",
+                          low=1,
                           source="TagCLIP, its code: blocks 8 to 10 of 0 to 11")
     votes: int = setting(
-        4, "A patch sees another where this many of 12 blocks attend to it more than on average; "
+        4, "Blocks out of 12 that must agree on a patch; they attend to it more than on average; "
            "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, its code")
-    rescore: bool = setting(True, "Cut out what a likely class claims, and score it again.",
+    rescore: bool = setting(True, "Crop to the box of each likely class, and score again.",
                             source="TagCLIP, its code")
     crop: int = setting(
-        224, "Side in pixels to which that is scaled.", low=8, source="TagCLIP, its code",
+        224, "Side in pixels that this crop is scaled to.", low=8, source="TagCLIP, its code",
         no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
     max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")

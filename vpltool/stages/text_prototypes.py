@@ -22,21 +22,21 @@ class TextPrototypesSettings(Settings):
     """Settings of `text-prototypes`."""
 
     prompts: str = setting(
-        "origami", "single, origami (CLIP-ES), seven (InMaP), ensemble (80), or a file of "
-                   "templates.", metavar="NAME-OR-FILE", source="CLIP-ES, official code")
+        "origami", "Prompt templates; single, origami (CLIP-ES), seven (InMaP), ensemble (80), or "
+                   "a file of templates.", metavar="NAME-OR-FILE", source="CLIP-ES, official code")
     synonyms: bool = setting(
-        True, "CLIP-ES's class words instead of the bare names, for VOC and COCO.",
+        True, "Use CLIP-ES's class words for VOC and COCO, not the bare names.",
         source="CLIP-ES, official code")
     words: Path | None = setting(
-        None, "Your own class words, a line each: CLASS: WORDS.", metavar="FILE")
+        None, "Your own class words, one line each: CLASS: WORDS.", metavar="FILE")
     attributes: Path | None = setting(
-        None, "Descriptions of each class, as JSON: {\"CLASS\": [\"DESCRIPTION\", …]}; each class "
-              "then takes in what it shares with them (ExCEL).", metavar="FILE", record="never")
+        None, 'Descriptions of each class, as JSON; {"CLASS": ["DESCRIPTION", …]}. Each class is '
+              "enriched with what it shares with them (ExCEL).", metavar="FILE", record="never")
     attribute_clusters: int = setting(
-        112, "Attributes that all descriptions are clustered into; ExCEL: 112 for VOC, 224 for "
-             "COCO.", low=1, record="changed", source="ExCEL, official code", brief=False)
+        112, "Number of attributes that all descriptions are clustered into; ExCEL: 112 for VOC, "
+             "224 for COCO.", low=1, record="changed", source="ExCEL, official code", brief=False)
     attribute_share: float = setting(
-        0.9, "Share of the attributes, the nearest, that a class takes in.", low=0, high=1,
+        0.9, "Share of the attributes, the nearest ones, that are added to a class.", low=0, high=1,
         record="changed", source="ExCEL, official code", brief=False)
     device: str = options.device()
     out: Path | None = options.out()

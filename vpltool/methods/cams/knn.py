@@ -26,7 +26,8 @@ READS = ("patches", "photo_of")
 class Settings(settings.Settings):
     """Settings of the neighbours."""
 
-    neighbours: int = setting(30, "Rows of the bank that a patch asks.", low=1, metavar="K",
+    neighbours: int = setting(30, "Nearest rows of the bank that a patch is compared with.", low=1,
+                              metavar="K",
                               source="hummingbird evaluation, its code")
     tau: float = setting(0.02, "Temperature of their weights.", low=1e-6,
                          source="hummingbird evaluation, its code")

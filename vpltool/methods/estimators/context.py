@@ -28,9 +28,10 @@ READS = ("patches",)
 class Settings(BackgroundSettings):
     """Settings of the context prototypes."""
 
-    per_class: int = setting(8, "Prototypes a class, at most one a region.", low=1, metavar="K",
+    per_class: int = setting(8, "Prototypes per class, at most one per region.", low=1, metavar="K",
                              source="chosen")
-    bank: int = setting(0, "Regions a class at most, drawn at random; 0: all.", low=0, metavar="N",
+    bank: int = setting(0, "Maximum number of regions per class, drawn at random; 0: all.", low=0,
+                        metavar="N",
                         source="chosen")
 
 

@@ -33,7 +33,8 @@ READS = ("patches",)
 class Settings(TextFilterSettings):
     """Settings of clusters and filter."""
 
-    per_class: int = setting(12, "Clusters of a class, and of its context.", low=1, metavar="K",
+    per_class: int = setting(12, "Clusters per class, and per context of a class.", low=1,
+                             metavar="K",
                              source="LPCAM, its code")
     least: float = setting(0.9, "Probability that a centre of a class must exceed.", low=0, high=1,
                            source="LPCAM, its code")

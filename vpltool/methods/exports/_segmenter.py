@@ -15,8 +15,8 @@ from vpltool.settings import setting
 class SegmenterSettings(settings.Settings):
     """Settings of every export of a segmenter."""
 
-    max_side: int = setting(1024, "Side that longer photos are to be scaled down to first; 0: "
-                                  "never. As in training.", low=0, metavar="PIXELS")
+    max_side: int = setting(1024, "Longer photos are scaled down to this side first; 0: never. As "
+                                  "in training.", low=0, metavar="PIXELS")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
                                "CLIP's.", metavar="NAME")
 

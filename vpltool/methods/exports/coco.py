@@ -43,12 +43,13 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 class Settings(LabellingSettings):
     """Settings of COCO's instances."""
 
-    shape: str = setting("auto", "Polygons, run lengths (rle), or polygons except where there are "
-                                 "holes (auto).", choices=("auto", "polygon", "rle"))
-    parts: str = setting("each", "Each connected part is an instance, or all of a class in a photo "
-                                 "are one.", choices=("each", "joined"))
-    tolerance: float = setting(0.0, "Leave out points of a polygon that are within so many pixels "
-                                    "of the line; 0: the exact mask.", low=0, metavar="PIXELS")
+    shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
+                                 "unless a region has holes (auto).",
+                         choices=("auto", "polygon", "rle"))
+    parts: str = setting("each", "What an instance is: each connected part, or all of a class in a "
+                                 "photo.", choices=("each", "joined"))
+    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
+                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:

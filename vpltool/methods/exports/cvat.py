@@ -43,11 +43,11 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 class Settings(LabellingSettings):
     """Settings of CVAT's XML."""
 
-    shape: str = setting("mask", "Masks, which are exact, or polygons.",
+    shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
     tolerance: float = setting(
-        0.0, "Leave out points of a polygon that are within so many pixels of the line; 0: the "
-             "exact mask.", low=0, metavar="PIXELS",
+        0.0, "Drop polygon points that are this close to the line, in pixels; 0: the exact mask.",
+        low=0, metavar="PIXELS",
         no_effect=[NoEffect({"shape": ("mask",)}, "masks have no points")])
 
 

@@ -51,8 +51,8 @@ class Settings(LabellingSettings):
 
     kind: str = setting("predictions", "What the strokes are to Label Studio.",
                         choices=("predictions", "annotations"))
-    address: str = setting("/data/local-files/?d=images/", "What stands before a photo's name in "
-                           "its address.", metavar="URL")
+    address: str = setting("/data/local-files/?d=images/", "Prefix of a photo's address, before "
+                                                           "its name.", metavar="URL")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:

@@ -40,9 +40,10 @@ _MOST_BYTES = 2_000_000_000
 class Settings(SegmenterSettings):
     """Settings of an ONNX file."""
 
-    int8: bool = setting(False, "Store the weights in 8 bits, and multiply in them.")
-    anylabeling: int = setting(0, "Side of the square input that X-AnyLabeling gives; says regions "
-                                  "and writes its YAML; 0: any size.", low=0, metavar="PIXELS")
+    int8: bool = setting(False, "Store the weights in 8 bits, and multiply in 8 bits.")
+    anylabeling: int = setting(0, "Export for X-AnyLabeling: side of its square input, in pixels; "
+                                  "the model returns regions, and a YAML file is written beside "
+                                  "it. 0: any size.", low=0, metavar="PIXELS")
 
 
 def check(settings: settings.Settings) -> None:

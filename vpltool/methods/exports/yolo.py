@@ -44,8 +44,8 @@ TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 class Settings(LabellingSettings):
     """Settings of YOLO's polygons."""
 
-    tolerance: float = setting(0.0, "Leave out points of a polygon that are within so many pixels "
-                                    "of the line; 0: the exact mask.", low=0, metavar="PIXELS")
+    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
+                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:

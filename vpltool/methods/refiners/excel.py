@@ -26,7 +26,7 @@ READS = ("attentions",)
 class Settings(_boxes.BoxSettings):
     """Settings of ExCEL's affinity."""
 
-    blocks: int = setting(6, "Last blocks whose attention is averaged.", low=1,
+    blocks: int = setting(6, "Number of last blocks whose attention is averaged.", low=1,
                           source="ExCEL, official code")
     threshold: float = _boxes.threshold(0.79, "ExCEL, official code")
 

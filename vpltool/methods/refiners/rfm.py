@@ -31,8 +31,8 @@ READS = ("attentions", "layers", "decoder")
 class Settings(BoxSettings):
     """Settings of the refining module."""
 
-    blocks: int = setting(6, "Last blocks whose attention is chosen from; WeCLIP: 6 for VOC, 10 "
-                             "for COCO.", low=1, source="WeCLIP, its code")
+    blocks: int = setting(6, "Last blocks to choose from; WeCLIP: 6 for VOC, 10 for COCO.",
+                          low=1, source="WeCLIP, its code")
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:

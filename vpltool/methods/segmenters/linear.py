@@ -30,8 +30,9 @@ class Settings(settings.Settings):
     """Settings of the linear classifier."""
 
     layers: str = _layers.layers("DINOv2 reads four")
-    walk: float = setting(0.1, "Temperature of the walk between patches in use, by the tokens of "
-                               "the last of these blocks; 0: none.", low=0,
+    walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
+                               "patches with similar tokens in the last of these blocks. 0: no "
+                               "walk.", low=0,
                           source="as `refine --method patches`")
 
 

@@ -33,8 +33,7 @@ class Settings(settings.Settings):
                          source="TCL, its code: where its contrast begins; VPL gives none")
     width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, its code")
     residual: bool = setting(
-        False, "Add the decoder's output to CLIP's own patch embeddings: better with few photos or "
-               "steps.")
+        False, "Add the output to CLIP's own patch embeddings: better with few photos or steps.")
     layers: str = _layers.layers("WeCLIP, its code")
 
 

@@ -132,7 +132,7 @@ class Chains:
         return "refine" in self.protocol.preset.defaults
 
     def text(self, name: str = "text", **values: Any) -> str:
-        """Text prototypes."""
+        "Text prototypes."
         self.call("text-prototypes", **values, out=self._prototypes(name))
         return name
 
