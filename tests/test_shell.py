@@ -48,6 +48,6 @@ def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     """A line that ends early is the last of its paragraph."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in run("run", "--help", "about").out.splitlines()]
-    start = next(number for number, line in enumerate(lines) if line.startswith("What is done"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("Steps that are"))
     assert lines[start + 2] == "or tags were added."
     assert all(len(line) > 65 for line in lines[start:start + 2])

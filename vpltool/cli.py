@@ -27,7 +27,7 @@ The commands are listed in the order of the pipeline. Each reads files and write
 
     vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv
 
-or, without photos and without a network, in a world of drawn scenes:
+or, without photos or a network, on drawn scenes:
 
     vpltool -C work/demo run demo
 """

@@ -28,12 +28,12 @@ STAGE = Stage(order=6, panel="1. Begin", reads=(), writes=(),
 
 
 def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
-    """Find what is wrong with the machine and the workspace, and say what repairs it.
+    """Check the machine and the workspace, and say how to repair what is broken.
 
     Of the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
-    shared memory. Of the workspace: every file against its header and its folder, photos that
-    results lack, files of other settings, what killed commands have left. Nothing is changed. The
-    exit code is 1 where something is broken: a command would refuse it, or stop.
+    shared memory. Of the workspace: every file against its header and its folder, photos missing
+    from results, files made with other settings, leftovers of killed commands. Nothing is changed.
+    The exit code is 1 if something is broken, so that a command would refuse it or stop.
 
     Example: vpltool doctor
 

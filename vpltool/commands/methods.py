@@ -40,7 +40,7 @@ STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSe
 def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
     """List the methods that stages choose from, and their settings.
 
-    A method is a file: yours are found in the folders that VPLTOOL_METHODS names.
+    Each method is a file. Your own are found in the folders that VPLTOOL_METHODS names.
 
     Example: vpltool methods cams gradcam
 

@@ -25,10 +25,10 @@ STAGE = Stage(order=7, panel="1. Begin", reads=(), writes=(), settings=PresetsSe
 
 
 def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
-    """List the presets, with the hash of what each sets; or check one and print it.
+    """List the presets with a hash of their settings, or check and print one.
 
-    A preset is a TOML file: a table a command, a line an option. What is printed is a valid
-    start for your own: vpltool presets vpl-voc > mine.toml
+    A preset is a TOML file with a table per command and a line per option. The output is a valid
+    template for your own: vpltool presets vpl-voc > mine.toml
 
     Example: vpltool presets vpl-voc
 

@@ -32,7 +32,7 @@ class RaySettings(Settings):
     """Settings of `ray`."""
 
     line: tuple[str, ...] = setting(
-        help="A command with its options, behind --; or run RECIPE NAME=VALUE ….",
+        help="Command with its options, after --; or run RECIPE NAME=VALUE ….",
         positional=True, metavar="-- COMMAND…", record="never")
     shards: int = setting(0, "Number of tasks that share the photos; 0: as many as fit at once.",
                           low=0, record="never")
@@ -47,11 +47,12 @@ STAGE = Stage(order=9, panel="1. Begin", reads=(), writes=(), settings=RaySettin
 
 
 def run(path: Path, settings: RaySettings) -> list[str]:
-    """Run a command, or a recipe, over a Ray cluster; work on single photos in shards.
+    """Run a command or a recipe on a Ray cluster; photos are divided into shards.
 
-    Each shard is a task. A task whose worker dies is done again, and goes on from its files, so
-    that only the work in flight is lost. Other commands are one task each. The workspace must be
-    on a disk that all nodes see. RAY_ADDRESS names the cluster; without it one is started here.
+    Each shard is a task. A task whose worker dies is retried and resumes from its files, so only
+    the work in flight is lost. Commands that cannot be divided run as one task. All nodes must
+    share the disk of the workspace. RAY_ADDRESS names the cluster; without it, one is started on
+    this machine.
 
     Example: vpltool ray --shards 64 -- extract --split train
 

@@ -25,7 +25,7 @@ STAGE = Stage(order=3, panel="1. Begin", reads=(), writes=(), settings=RecipesSe
 
 
 def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
-    """List the recipes and their values; or print one, as a start for your own.
+    """List the recipes and their values, or print one as a template for your own.
 
     Example: vpltool recipes own-photos
 

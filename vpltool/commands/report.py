@@ -48,11 +48,11 @@ PAGE = "index.html"
 
 
 def run(workspace: Workspace, settings: ReportSettings) -> Path:
-    """Write a page for a browser: scores, confusion, curves, what was run, and all photos.
+    """Write an HTML report: scores, confusion, curves, what was run, and all photos.
 
-    Results can be switched over each photo and zoomed; photos are sorted by IoU, uncertainty or
+    Over each photo, results can be switched and zoomed; photos are sorted by IoU, uncertainty or
     disagreement with the tags, and filtered by class. The page needs no network and no server.
-    Without true masks it shows the same, but for scores. It is always written anew.
+    Without true masks it shows everything but scores. It is always rewritten.
 
     Example: vpltool report --split val
 

@@ -29,7 +29,7 @@ class RunSettings(Settings):
     values: tuple[str, ...] = setting((), "The recipe's values: photos=DIR tags=FILE …",
                                       positional=True,
                                       metavar="[NAME=VALUE]", record="never")
-    preset: str = setting("", "Protocol for all lines, as `vpltool --preset NAME COMMAND`.",
+    preset: str = setting("", "Protocol for all lines; as `vpltool --preset NAME COMMAND`.",
                           metavar="NAME-OR-FILE", record="never")
     dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
@@ -41,12 +41,12 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettin
 
 
 def run(path: Path, settings: RunSettings) -> list[str]:
-    """Run a recipe: a text file of vpltool lines, in one process.
+    """Run a recipe, a text file of vpltool commands, in one process.
 
-    What is done is skipped, what is stale is made again, and nothing else: the same line goes
-    on after an interrupt, and brings a workspace up to date after photos or tags were added.
+    Steps that are up to date are skipped, and stale ones are made again. So the same command
+    resumes after an interrupt, and updates a workspace after photos or tags were added.
 
-    It is one process's work: where torchrun or a Slurm array started several, it is refused.
+    A recipe runs in a single process: under torchrun or a Slurm array it is refused.
 
     Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
 

@@ -28,11 +28,11 @@ STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), wr
 
 
 def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
-    """Show what is in the workspace, from what, how old and how large; what is stale, and why.
+    """Show the results in the workspace, with inputs, age and size; what is stale, and why.
 
-    Each result is below the last of those that it was made from. Stale is what was made from
-    photos, tags, classes or files that have changed since. What several processes are making is
-    listed shard by shard, each with its own line. What is damaged is named, and the rest is listed.
+    Each result is listed below its last input. A result is stale if photos, tags, classes or files
+    that it was made from have changed since. Work that several processes share is listed shard by
+    shard, each with its own command. Damaged files are named, and the rest is listed.
 
     Example: vpltool status
 

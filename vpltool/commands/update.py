@@ -28,7 +28,7 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
-    """Make again what is stale, with the settings that it was made with, and nothing else.
+    """Remake whatever is stale, with the settings it was made with.
 
     Example: vpltool update
 

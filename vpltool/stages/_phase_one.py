@@ -63,21 +63,21 @@ class PixelSettings(Protocol):
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
     """Where seeds begin."""
-    return setting(0.4, "Seed threshold: a pixel belongs to a class where its CAM reaches this.",
+    return setting(0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.",
                    low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
 
 
 def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
     """Where background seeds end."""
-    return setting(0.15, "Background seed threshold: a pixel is background where all CAMs are "
+    return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
                          "below this.",
                    low=0, high=1, source="chosen", no_effect=no_effect, brief=brief)
 
 
 def max_pixels() -> Any:
     """Pixels at most."""
-    return setting(500_000, "Maximum number of pixels, the same share of each photo; bounds memory "
-                            "and time.", low=1, metavar="N", source="chosen")
+    return setting(500_000, "Maximum number of pixels; the same share of each photo, to bound "
+                            "memory and time.", low=1, metavar="N", source="chosen")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> Any:

@@ -36,26 +36,27 @@ class AlignSettings(Settings):
     """Settings of `align`; what the paper leaves open says so in its source."""
 
     cams: str = _phase_one.cams()
-    width: int = setting(256, "Width of the aligned space, and of each layer.", low=2,
+    width: int = setting(256, "Width of the aligned space and its layers.", low=2,
                          source="chosen; SSR does not say")
     depth: int = setting(2, "Layers of each stack: Linear, BatchNorm, ReLU.", low=1,
                          source="chosen; SSR does not say")
     last_relu: bool = setting(
-        False, "Also put a ReLU after the last layer: then no cosine is below 0.",
+        False, "Also put a ReLU after the last layer; then no cosine is below 0.",
         source="chosen; SSR does not say")
     init: str = setting(
-        "shared", "Initial weights: shared, the same for both stacks, which keeps what CLIP has "
+        "shared", "Initial weights; shared: the same for both stacks, which keeps what CLIP has "
                   "aligned; or independent.", choices=("shared", "independent"),
         source="chosen; SSR does not say")
     iters: int = setting(600, "Training steps.", low=1,
                          source="chosen; SSR: 30000, with its decoder")
-    batch_size: int = setting(128, "Regions per step: a class of a photo, or its background.",
+    batch_size: int = setting(128, "Regions per step; a region is a class of a photo, or its "
+                                   "background.",
                               low=2,
                               source="SSR: 128 photos")
-    patches: int = setting(16, "Patches per region in a step, drawn with the CAM as probability.",
+    patches: int = setting(16, "Patches per region in a step; drawn with the CAM as probability.",
                            low=1, source="chosen")
     refresh: int = setting(
-        100, "Steps between updates of the prototypes over the whole split, by K-means or as the "
+        100, "Steps between updates of the prototypes; over the whole split, by K-means or as the "
              "tags' means.", low=1, source="as SSR: a sixth of the steps")
     lr: float = setting(1e-3, "Learning rate of AdamW.", low=0,
                         source="chosen; SSR: 1e-5, in 30000 steps")

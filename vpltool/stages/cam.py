@@ -49,7 +49,7 @@ STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head
 
 
 def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
-    """Make a class activation map of each class that a photo is tagged with.
+    """Make a class activation map for each class that a photo is tagged with.
 
     At most CLIP's last block is run; the encoder is not run again. Text and vision prototypes are
     treated alike.

@@ -39,10 +39,10 @@ STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"
 
 
 def run(path: Path, settings: DemoSettings) -> Path:
-    """Draw a small world of scenes with tags, captions, true masks, and put a small CLIP beside it.
+    """Make a demo workspace: drawn scenes with tags, captions and true masks, and a small CLIP.
 
-    Trains run on railways, boats on water, most of the time: that is what text prototypes
-    confuse. Needs no network. The result is a workspace like any other.
+    Trains are mostly on railways and boats on water, which text prototypes confuse. Needs no
+    network. The result is a workspace like any other.
 
     Example: vpltool demo
 

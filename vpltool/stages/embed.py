@@ -31,8 +31,8 @@ class EmbedSettings(Settings):
     name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
                         record="never")
     carry: str = setting(
-        "", "Tensors to copy from the input features: tokens (for cam --method surgery), "
-            "attention, attentions, layers (for train-decoder).", metavar="LIST")
+        "", "Tensors to copy from the input features; tokens for cam --method surgery, attention, "
+            "attentions, layers for train-decoder.", metavar="LIST")
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -51,10 +51,10 @@ STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("f
 
 
 def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
-    """Embed patches in another way, from stored features; the encoder is not run again.
+    """Embed patches in another way, from stored features, without running the encoder.
 
     At most CLIP's last block is run, on the stored tokens. The result is a folder of features,
-    which later commands take by --features.
+    which later commands read with --features.
 
     Example: vpltool embed --method naclip --split train
 

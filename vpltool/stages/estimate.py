@@ -49,9 +49,9 @@ STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=
 
 
 def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
-    """Say about how long extraction, masks and training will take, and how much disk.
+    """Estimate the time for extraction, masks and training, and the disk space.
 
-    Measures each on this machine with one photo, and multiplies; it takes seconds.
+    Each is measured on this machine with one photo and extrapolated, which takes seconds.
 
     Example: vpltool estimate --max-side 512 --iters 300
 

@@ -48,13 +48,13 @@ class EvalSettings(Settings):
     split: str = options.split("val")
     against: str = setting("masks", "Compare with masks, the true ones, or with tags; for tags no "
                                     "mask is opened.", choices=("masks", "tags"))
-    share: float = setting(0.01, "Against tags: share of a photo's pixels from which a class "
-                                 "counts as predicted; its probability is the mean over that share "
-                                 "of its likeliest pixels.", low=0, high=1)
+    share: float = setting(0.01, "Against tags: least share of a photo; a class that covers it "
+                                 "counts as predicted, and its probability is the mean over that "
+                                 "share of its likeliest pixels.", low=0, high=1)
     threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
                                     "the report says so.", low=0, high=1)
     threshold_from: Path | None = setting(
-        None, "Scores to take the threshold from: choose it on one split, score another.",
+        None, "Scores to take the threshold from; choose it on one split, score another.",
         metavar="FILE")
     alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
                                 "threshold.", low=0, source="CLIP-ES, official code")

@@ -41,9 +41,9 @@ STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "m
 
 
 def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
-    """Write predictions, or a segmenter, as evaluation servers and other tools take them.
+    """Export predictions or a segmenter in the formats of other tools and servers.
 
-    Exports are always written anew.
+    Exports are always rewritten.
 
     Args:
         workspace: where predictions and decoders are found and exports go.

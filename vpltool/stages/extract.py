@@ -56,15 +56,17 @@ class ExtractSettings(Settings):
         no_effect=[NoEffect({"window": (0,)}, "photos are encoded whole")])
     keep: str = setting(
         "tokens,patches,attention",
-        "Tensors to store; tokens (for gradcam), patches (for dense and learn-prototypes), "
-        "attention (for refine), attentions (of each block, for methods that read them), layers "
-        "(for train-decoder).", metavar="LIST")
+        "Tensors to store; tokens for gradcam, patches for dense and learn-prototypes, attention "
+        "for refine, attentions of each block for methods that read them, layers for "
+        "train-decoder.",
+        metavar="LIST")
     attention_blocks: int = setting(8, "Number of last blocks whose attention is kept.", low=1,
                                     record="changed", source="CLIP-ES, its code")
     patches: str = setting(
-        "block", "Kind of patch embeddings; block (the last block's output, projected), value "
-                 "(only its value path, as MaskCLIP), or calibrated (a path beside the last "
-                 "blocks, as ExCEL).", choices=("block", "value", "calibrated"), record="changed")
+        "block", "Kind of patch embeddings; block: the last block's output, projected; value: only "
+                 "its value path, as MaskCLIP; calibrated: a path beside the last blocks, as "
+                 "ExCEL.",
+        choices=("block", "value", "calibrated"), record="changed")
     calibrated_blocks: int = setting(
         5, "With calibrated patches: number of last blocks that the path runs beside.", low=1,
         record="changed", source="ExCEL, official code", brief=False, no_effect=[_UNCALIBRATED])
@@ -91,11 +93,11 @@ STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
 
 
 def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
-    """Run the frozen CLIP over photos once, and store what the later commands need.
+    """Run the frozen CLIP over photos once, and store what later commands need.
 
-    Photos are resized to multiples of the patch, each side on its own, without crop (CLIP-ES).
+    Photos are resized to multiples of the patch, each side on its own, without a crop (CLIP-ES).
     With --encoder, another frozen vision transformer is run, into features-second/SPLIT. With
-    --window, photos of any size fit into memory; nothing is then stored that all patches share.
+    --window, photos of any size fit into memory; tensors that span all patches are then not stored.
 
     Example: vpltool extract --split train
 

@@ -49,9 +49,9 @@ STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prot
 def run(workspace: Workspace, settings: GapSettings) -> Report:
     """Measure how far prototypes lie from the regions of their classes.
 
-    Of each class and of all: the distance of the centroids (Liang et al. 2022), and the mean of
-    1 - cosine. CAMs say where the regions are, never true masks. The picture beside the scores
-    shows the plane of the two principal axes. Scores and picture are always made anew.
+    Per class and overall: the distance of the centroids (Liang et al. 2022), and the mean of 1 -
+    cosine. Regions come from CAMs, never from true masks. The picture beside the scores shows the
+    plane of the two principal axes. Scores and picture are always recomputed.
 
     Example: vpltool gap --prototypes text --prototypes vision
 

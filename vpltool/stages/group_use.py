@@ -43,9 +43,9 @@ STAGE = Stage(order=97, panel="4. Scores and pictures", reads=("group-maps",), w
 def run(workspace: Workspace, settings: GroupUseSettings) -> list[dict[str, Any]]:
     """Measure how many groups a photo uses, and how far their shares overlap (PGSeg).
 
-    A group is used where it is the strongest somewhere: many are richness. The overlap of two is
-    the sum of the smaller shares over that of the larger ones: little is compactness. No true
-    masks are read.
+    A group is used if it is the strongest somewhere: many used groups mean richness. The overlap of
+    two groups is the sum of their smaller shares over that of the larger ones: little overlap means
+    compactness. No true masks are read.
 
     Example: vpltool group-use both --split val
 

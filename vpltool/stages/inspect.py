@@ -35,9 +35,9 @@ STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writ
 
 
 def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
-    """Say what a file is, what made it, and from what.
+    """Describe a file: what it is, what made it, and from what.
 
-    Of a folder, say what it holds.
+    For a folder, list what it holds.
 
     Example: vpltool inspect prototypes/vision.safetensors
 

@@ -56,7 +56,7 @@ class LearnPrototypesSettings(Settings):
                "mean per class.",
         choices=("all", "seeds", "regions"), source="VPL, eq. 7")
     start: str = setting(
-        "text", "Initial prototypes W; text, seeds (of seed-prototypes), or a file.",
+        "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()

@@ -24,7 +24,7 @@ class PackSettings(Settings):
     to: str = setting("", "Where the tars go; a folder, or an address such as s3://BUCKET/FOLDER. "
                           "Default: .packed in the folder of the features.", metavar="ADDRESS",
                       record="never")
-    size: int = setting(1000, "Size of a tar in megabytes, before the next one is started.", low=1,
+    size: int = setting(1000, "Size of a tar in megabytes; then the next one is started.", low=1,
                         metavar="MB", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
@@ -35,12 +35,12 @@ STAGE = Stage(order=32, panel="1. Begin", reads=("features",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: PackSettings) -> Path:
-    """Move the features of many photos into few tars, which all commands read as before.
+    """Pack the features of many photos into a few tars; all commands read them there.
 
-    A tar holds ID.safetensors of some hundred photos; an index in the folder of the features tells
-    where in it each photo lies, so that a command asks for these bytes only. A photo's own file is
-    deleted when its tar and index are whole. To have files again, unpack the tars into the folder,
-    and delete its .packed.
+    A tar holds ID.safetensors of some hundred photos. An index in the folder of the features says
+    where each photo lies, so that a command reads only the bytes it needs. A photo's own file is
+    deleted once its tar and index are complete. To get the files back, unpack the tars into the
+    folder and delete its .packed.
 
     Example: vpltool pack --split train --to s3://BUCKET/features
 

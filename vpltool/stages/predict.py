@@ -56,19 +56,19 @@ class PredictSettings(GroupSettings):
                           metavar="LIST")
     flip: bool = setting(False, "Also predict the mirrored photo, and average.")
     average: str = setting(
-        "probabilities", "What is averaged: probabilities, or logits as in WeCLIP.",
+        "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
         choices=("probabilities", "logits"), record="changed")
     source: str = setting(
         "auto", "Read photos, features or auto; features: stored layers of the split, one scale, "
                 "no flip, much faster; auto: features where they suffice.",
         choices=("auto", "features", "photos"))
     features: Path | None = options.features()
-    tags: bool = setting(False, "Allow only the classes that a photo is tagged with, as CAMs do.",
+    tags: bool = setting(False, "Allow only a photo's tags, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
         True, "Also store class probabilities of a split; crf prefers them to labels.",
         off="--labels-only", record="never")
-    overlay: bool = setting(False, "Also draw each photo with its labels and class names.",
+    overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")

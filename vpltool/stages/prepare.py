@@ -34,7 +34,7 @@ class PrepareSettings(Settings):
     """Settings that all data sets share."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
-    model: str = setting(DEFAULT_MODEL[0], "CLIP model, by its name in open_clip.")
+    model: str = setting(DEFAULT_MODEL[0], "CLIP model; its name in open_clip.")
     pretrained: str = setting(
         DEFAULT_MODEL[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
                           "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
@@ -48,7 +48,7 @@ class PrepareSettings(Settings):
               "of Label Studio, CVAT, COCO, YOLO and others. Masks taken earlier stay; masks that "
               "nobody changed are skipped.", metavar="PATH")
     normalise: str = setting(
-        "model", "Normalisation: as the model was trained, or imagenet (WeCLIP).",
+        "model", "Normalisation of photos; as the model was trained, or imagenet as in WeCLIP.",
         choices=("model", "imagenet"))
     captions: tuple[Path, ...] = setting(
         (), "Captions of the photos; a CSV with the columns id,caption, where a photo may have "
@@ -58,8 +58,8 @@ class PrepareSettings(Settings):
         "", "Add the splits SPLIT-a and SPLIT-b; each has every second photo: choose settings on "
             "one, score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Move every Nth tagged photo of train to val, if val is empty; nothing is trained on "
-           "it, so eval can score the segmenter. 0: none.", low=0, metavar="N")
+        0, "Move every Nth tagged photo of train to val; only if val is empty. Nothing is trained "
+           "on it, so eval can score the segmenter. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -80,9 +80,9 @@ class _Earlier:
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
-    Run it again to take new photos, tags, classes or masks: what is not given stays as it was.
-    Other photos or another CLIP are refused, unless all is to be overwritten; even then the CLIP
-    stays, where none is given.
+    Run it again to add photos, tags, classes or masks; settings that are not given stay as they
+    were. Other photos or another CLIP are refused unless you overwrite the workspace; even then the
+    CLIP stays unless you name one.
 
     Next: vpltool text-prototypes
 

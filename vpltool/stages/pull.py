@@ -29,7 +29,7 @@ STAGE = Stage(order=102, panel="4. Scores and pictures", reads=(), writes=("bund
 
 
 def run(path: Path, settings: PullSettings) -> Path:
-    """Take a segmenter from the Hugging Face hub: NAME.safetensors.
+    """Download a segmenter from the Hugging Face hub to NAME.safetensors.
 
     Example: vpltool pull my-name/animals
 

@@ -30,9 +30,9 @@ STAGE = Stage(order=100, panel="4. Scores and pictures", reads=("bundle",), writ
 
 
 def run(path: Path, settings: PushSettings) -> str:
-    """Put a bundle on the Hugging Face hub, with a model card made from its header.
+    """Upload a bundle to the Hugging Face hub, with a model card made from its header.
 
-    The token is the one of `hf auth login`, or HF_TOKEN.
+    The token comes from `hf auth login` or HF_TOKEN.
 
     Example: vpltool push my-name/animals --segmenter exports/segmenter.safetensors
 

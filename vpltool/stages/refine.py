@@ -54,7 +54,7 @@ STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features
 
 
 def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
-    """Spread CAMs over the photo: what belongs to the object joins it.
+    """Refine CAMs: spread them from their peaks over the whole object.
 
     Example: vpltool refine --cams text --split train
 

@@ -34,7 +34,7 @@ STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), write
 
 
 def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
-    """Put scores side by side; mean and deviation of several.
+    """Compare scores in one table; several runs as mean and deviation.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 

@@ -39,8 +39,8 @@ class ShiftGapSettings(Settings):
     cams: str = setting("", "With regions: the CAMs; default: text-refined, else text.",
                         metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS])
     phi: float = setting(
-        0.4, "With regions: threshold; a patch belongs to a class where its CAM is the strongest "
-             "and reaches this.",
+        0.4, "With regions: their threshold; a patch belongs to a class where its CAM is the "
+             "strongest and reaches this.",
         low=0, high=1, source="VPL, table 6", no_effect=[_ALL_PIXELS])
     text: str = _phase_one.text()
     features: Path | None = options.features()
@@ -59,7 +59,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     """Move the text prototypes to where the photos' features are (Liang et al. 2022).
 
     The vector of the modality gap leads from the centroid of the text to that of the features. All
-    rows move by it, and are put back on the sphere. Nothing is learned: a baseline for vision
+    rows move by it and are normalised again. Nothing is learned: this is a baseline for vision
     prototypes.
 
     Example: vpltool shift-gap --lambda 1

@@ -77,11 +77,11 @@ class _Remarks:
 
 
 def run(work: Path, settings: ShowSettings) -> Path:
-    """Draw a sheet of photos, maps, masks, predictions and the truth.
+    """Draw a sheet of photos, maps, masks, predictions and true masks.
 
-    Each class has its colour: a legend names them. Photos need not be in the workspace, nor need
-    there be one: name their folder, then one of masks; predictions of new photos know where these
-    are. The file is named after what it shows.
+    Each class has its own colour, which a legend names. Photos need not be in a workspace: name
+    their folder, then a folder of masks; predictions of new photos know where these are. The file
+    is named after what it shows.
 
     Example: vpltool show cams/text cams/vision masks/vision --limit 8
 

@@ -40,20 +40,21 @@ class TagSettings(Settings):
         0.0, "Absolute threshold of a tag; 0: every photo gets a tag, even if it shows no class.",
         low=0,
         high=1, record="never")
-    tau: float = setting(0.01, "Temperature of the softmax over the classes.", low=1e-6,
+    tau: float = setting(0.01, "Temperature of the softmax over classes.", low=1e-6,
                          source="CLIP's logit scale 100")
     background: bool = setting(True, "Background words compete with the classes.")
     patches: str = setting(
         "alone", "Patch embeddings; alone: the last block's output if each patch saw only itself; "
                  "value: only its value path; block: its output as it is.",
         choices=("alone", "value", "block"), source="TagCLIP, its code")
-    blocks: int = setting(3, "Number of blocks before the last whose attention refines the scores.",
+    blocks: int = setting(3, "Blocks whose attention refines the scores; those just before the "
+                             "last.",
                           low=1,
                           source="TagCLIP, its code: blocks 8 to 10 of 0 to 11")
     votes: int = setting(
         4, "Blocks out of 12 that must agree on a patch; they attend to it more than on average; "
            "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, its code")
-    rescore: bool = setting(True, "Crop to the box of each likely class, and score again.",
+    rescore: bool = setting(True, "Crop each likely class and score it again.",
                             source="TagCLIP, its code")
     crop: int = setting(
         224, "Side in pixels that this crop is scaled to.", low=8, source="TagCLIP, its code",
@@ -77,12 +78,11 @@ STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototy
 
 
 def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
-    """Tag photos by CLIP, where nobody has: TagCLIP (AAAI 2024).
+    """Tag photos with CLIP, from the class names alone, by TagCLIP (AAAI 2024).
 
-    Scores of all classes go to tags/SPLIT, and the tags that come of them
-    to tags/SPLIT.csv, which `prepare` takes. Look at it first, and correct
-    a copy: it is written anew each time. Tags that photos have already are
-    neither read nor changed.
+    The scores of all classes go to tags/SPLIT, and the resulting tags to tags/SPLIT.csv, which
+    `prepare` reads. Check it first, and correct a copy: the file is rewritten each time. Existing
+    tags of photos are neither read nor changed.
 
     Example: vpltool tag --split train
 

@@ -22,10 +22,11 @@ class TextPrototypesSettings(Settings):
     """Settings of `text-prototypes`."""
 
     prompts: str = setting(
-        "origami", "Prompt templates; single, origami (CLIP-ES), seven (InMaP), ensemble (80), or "
-                   "a file of templates.", metavar="NAME-OR-FILE", source="CLIP-ES, official code")
+        "origami", "Prompt templates; single, origami as CLIP-ES, seven as InMaP, ensemble of 80, "
+                   "or a file of templates.", metavar="NAME-OR-FILE",
+        source="CLIP-ES, official code")
     synonyms: bool = setting(
-        True, "Use CLIP-ES's class words for VOC and COCO, not the bare names.",
+        True, "Use CLIP-ES's class words for VOC and COCO; else the bare names.",
         source="CLIP-ES, official code")
     words: Path | None = setting(
         None, "Your own class words, one line each: CLASS: WORDS.", metavar="FILE")

@@ -46,7 +46,7 @@ class Settings(LabellingSettings):
     shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
                                  "unless a region has holes (auto).",
                          choices=("auto", "polygon", "rle"))
-    parts: str = setting("each", "What an instance is: each connected part, or all of a class in a "
+    parts: str = setting("each", "What an instance is; each connected part, or all of a class in a "
                                  "photo.", choices=("each", "joined"))
     tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
                                     "pixels; 0: the exact mask.", low=0, metavar="PIXELS")

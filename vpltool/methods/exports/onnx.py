@@ -41,9 +41,9 @@ class Settings(SegmenterSettings):
     """Settings of an ONNX file."""
 
     int8: bool = setting(False, "Store the weights in 8 bits, and multiply in 8 bits.")
-    anylabeling: int = setting(0, "Export for X-AnyLabeling: side of its square input, in pixels; "
-                                  "the model returns regions, and a YAML file is written beside "
-                                  "it. 0: any size.", low=0, metavar="PIXELS")
+    anylabeling: int = setting(0, "Side of X-AnyLabeling's square input, in pixels; the model then "
+                                  "returns regions, and a YAML file is written beside it. 0: any "
+                                  "size.", low=0, metavar="PIXELS")
 
 
 def check(settings: settings.Settings) -> None:
