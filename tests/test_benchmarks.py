@@ -350,7 +350,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
             found["batches"] = dict(crf._run_batches(crf._Worker.of(task), jobs, 3))
     for results in found.values():
         assert results.keys() == dict(jobs).keys()
-        assert results["none"] == Failed("none.jpg: the photo is not there")
+        assert results["none"] == Failed("none.jpg: the photo does not exist")
         for key in root.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999

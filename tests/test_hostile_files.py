@@ -224,7 +224,7 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("prototypes", tensors(lambda head: head["prototypes"].update(data_offsets=[0, "x"])),
      "not a .safetensors file"),
     ("prototypes", tensors(lambda head: head["prototypes"].update(shape=[1 << 40, 1 << 40])), ""),
-    ("checkpoint", own_header("facts", "checkpoint", value=None), "is no checkpoint"),
+    ("checkpoint", own_header("facts", "checkpoint", value=None), "is not a checkpoint"),
     ("bundle", own_header("facts", "config", value={}), "does not hold the network"),
     ("bundle", own_header("facts", "config", value=7), "does not hold the network"),
     ("bundle", own_header("facts", "config", "rows", value=1 << 40), "does not hold the network"),

@@ -172,7 +172,7 @@ def explain(error: Exception) -> VplError | None:
                         "close other programs, or `device='cpu'`; what is written is kept")
     if any(words in str(error) for words in _DEVICE_FAILED):
         return VplError(f"the device has failed: {first_line(error)}",
-                        "the same command goes on where it stopped; `device='cpu'` does without it")
+                        "the same command resumes where it stopped; `device='cpu'` does without it")
     return None
 
 

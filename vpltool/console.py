@@ -186,7 +186,7 @@ def picture(path: Path) -> None:
     half blocks.
     """
     if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:
-        warn("no picture is drawn: stderr is no terminal, or one without a size")
+        warn("no picture is drawn: stderr is not a terminal, or one without a size")
         return
     try:
         from textual_image.renderable import Image

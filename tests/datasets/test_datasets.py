@@ -120,7 +120,7 @@ def test_voc_without_the_photos_of_test(voc: Path) -> None:
     (voc / "ImageSets/Segmentation/test.txt").write_text("2008_test\n")
     photos, (remark,) = read_voc(voc, CLASSES)
     assert len(photos) == 3
-    assert "`test` is left out" in remark
+    assert "`test` is skipped" in remark
 
 
 def test_voc_through_the_command_opens_no_mask(voc: Path, tmp_path: Path, run: Run) -> None:

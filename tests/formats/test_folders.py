@@ -241,7 +241,7 @@ def test_available_drops_failed_ones_with_a_warning(
     capsys.readouterr()
     with console.heard_by(console.Terminal()):
         assert open_input(tmp_path, ("cams",)).available(["c", "b", "a"]) == ["c", "a"]
-    assert ("warning: an earlier step failed on 1 photo, which is left out: b"
+    assert ("warning: an earlier step failed on 1 photo, which is skipped: b"
             in capsys.readouterr().err)
 
 

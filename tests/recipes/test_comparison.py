@@ -186,7 +186,7 @@ def test_rows_that_read_a_second_encoder(base: Path, tiny_clip: Path,
     rows.write_text(ROWS.replace("\n\n[[row]]", SECOND + "\n[[row]]", 1))
     words = ("--rows", str(rows), "--only", "both", "--masks", "none")
     assert compare(base, *words) == 0
-    assert "left out, since it reads a second encoder" in capsys.readouterr().err
+    assert "skipped, since it reads a second encoder" in capsys.readouterr().err
     assert compare(base, *words, "--second", str(tiny_clip)) == 0
     assert "| both |" in capsys.readouterr().out
     features = base / "work/tables/compare/features-second/val"

@@ -43,7 +43,7 @@ def test_stopped_and_gone_on_is_uninterrupted(source: str, run: Run, work: Path,
         assert run(*options, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
     again = run(*options, "--out", parts, work=work)
     assert again.code == 0, again.err
-    assert "going on from step 2 of 5" in again.err
+    assert "resuming from step 2 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
 
 

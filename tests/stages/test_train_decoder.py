@@ -108,7 +108,7 @@ def test_stopped_and_gone_on_is_uninterrupted(
     assert not parts.exists()
     again = run(*options, "--workers", 0, "--out", parts, work=layered / "work")
     assert again.code == 0, again.err
-    assert "going on from step 2 of 5" in again.err
+    assert "resuming from step 2 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
 
@@ -453,7 +453,7 @@ def test_masks_corrected_by_hand_are_learned_from(run: Run, work: Path) -> None:
     assert updated.code == 0, updated.err
     assert "masks/text-refined/train: learned from tags and 1 corrected mask" in updated.err
     assert path.read_bytes() != before
-    assert "is there already" in run(*TRAIN, work=work).err
+    assert "already exists" in run(*TRAIN, work=work).err
 
 
 def test_a_checkpoint_of_other_masks_is_begun_anew_at_an_update(
@@ -483,7 +483,7 @@ def test_a_mask_with_a_value_that_is_no_class_is_refused(source: str, run: Run, 
     result = run(*TRAIN, "--source", source, work=work)
     assert result.code == 1
     assert str(path) in result.lines("error:")[0]
-    assert "the value 77 is no class; the workspace has 1 to 3" in result.lines("error:")[0]
+    assert "the value 77 is not a class; the workspace has 1 to 3" in result.lines("error:")[0]
     assert result.lines("hint:")
     assert not (work / "decoder/text-refined.safetensors").exists()
 
@@ -509,7 +509,7 @@ def test_masks_of_ones_own(run: Run, work: Path, tmp_path: Path) -> None:
     result = run(*train, work=work)
     assert result.code == 0, result.err
     assert result.lines("warning:") == [
-        f"3 of 6 photos have no mask in {own}; they are left out"]
+        f"3 of 6 photos have no mask in {own}; they are skipped"]
     header = header_of(work / "decoder/mine.safetensors")
     assert header.sources["masks"] == os.path.relpath(own, work)
     (own / "scene0.png").rename(own / "other.png")
@@ -629,7 +629,7 @@ def test_an_interrupt_keeps_the_steps_that_are_done(run: Run, layered: Path, tmp
     assert header_of(tmp_path / "parts.checkpoint.safetensors").facts["checkpoint"] == 3
     again = run(*TRAIN, "--out", parts, work=layered / "work")
     assert again.code == 0, again.err
-    assert "going on from step 3 of 5" in again.err
+    assert "resuming from step 3 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
 
 
@@ -735,7 +735,7 @@ def test_a_segmenter_in_a_file_of_its_own(source: str, run: Run, work: Path,
         assert run(*train, "--name", "toy", "--checkpoint-every", 2, work=work).code == 130
     result = run(*train, "--name", "toy", work=work)
     assert result.code == 0, result.err
-    assert "going on from step 2 of 4" in result.err
+    assert "resuming from step 2 of 4" in result.err
     path = work / "decoder/toy.safetensors"
     parts, whole = (read_tensors(work / f"decoder/{name}.safetensors", "decoder")[1]
                     for name in ("toy", "whole"))

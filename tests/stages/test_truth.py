@@ -53,7 +53,7 @@ def refused(run: Run, base: Path, *command: object) -> Result:
     EVAL, ("eval", "--split", "train", "--what", "cams/text"), ("show", "cams/text")],
     ids=["masks", "cams", "show"])
 @pytest.mark.parametrize(("save", "mode", "said"), [
-    ("label", "", "the value 9 is no class; the workspace has 1 to 3"),
+    ("label", "", "the value 9 is not a class; the workspace has 1 to 3"),
     ("smaller", "", "39×48 (height×width), "),
     ("", "RGB", "not an 8-bit index image (mode RGB)"), ("", "I;16", "(mode I;16)"),
     ("", "1", "(mode 1)")])
@@ -126,7 +126,7 @@ def test_a_value_that_the_class_file_does_not_name(copied: Path, run: Run) -> No
     assert prepare(copied, "--masks", copied / "masks", "--classes",
                    copied / "classes.txt").code == 0
     result = refused(run, copied)
-    assert "the value 3 is no class; the workspace has the values 0, 1, 2, 30, 255" in (
+    assert "the value 3 is not a class; the workspace has the values 0, 1, 2, 30, 255" in (
         result.lines("error:")[0])
     assert "`3 ignore`" in result.lines("hint:")[0]
 

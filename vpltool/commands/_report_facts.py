@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, "`eval()`")
     except VplError as error:
-        console.warn(f"{path.name} is left out: {error.message}")
+        console.warn(f"{path.name} is skipped: {error.message}")
         return {}
 
 

@@ -83,7 +83,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     if failed:
         raise PhotosFailed(
             f"{len(failed)} photos failed, the others are done: {some(list(failed))}",
-            "fix them and run the same line again: only they are done again", list(said),
+            "fix them and run the same line again: only these are redone", list(said),
             list(failed))
     return list(said)
 

@@ -114,7 +114,7 @@ def check_outline(outline: Any, size: tuple[int, int]) -> None:
     for polygon in outline:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= farthest).all():
-            raise ValueError("its points are no x, y within the photo")
+            raise ValueError("its points are not x, y pairs within the photo")
 
 
 def _unpacked(counts: str | bytes) -> list[int]:

@@ -107,7 +107,7 @@ def _check_density(width: int, height: int, photo: Path | bytes) -> None:
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
     if isinstance(photo, Path) and not photo.exists():
-        raise OSError("the photo is not there")
+        raise OSError("the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     try:

@@ -78,9 +78,9 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
         _check_taken(path, total, taken, unmatched, ids)
         if unmatched:
             remarks.append(f"{sum(unmatched.values())} of {total} captions of {path} name no photo "
-                           f"that is taken, and are left out: {some(sorted(unmatched))}")
+                           f"that is taken, and are skipped: {some(sorted(unmatched))}")
         if empty:
-            remarks.append(f"{len(empty)} captions of {path} are empty and are left out: "
+            remarks.append(f"{len(empty)} captions of {path} are empty and are skipped: "
                            f"{some(empty)}")
     bare = [photo.id for photo in photos if photo.id not in found]
     if bare:

@@ -124,14 +124,14 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
                        f"an id is a photo's file name, such as {names[0]}")
     if gone:
         remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
-                       f"are left out: {some(gone)}; delete these rows, or put the photos back")
+                       f"are skipped: {some(gone)}; delete these rows, or put the photos back")
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
     if unlisted and left_out:
         remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
-                       f"{labels} and are left out: {some(unlisted)}")
+                       f"{labels} and are skipped: {some(unlisted)}")
     return listed, remarks
 
 
@@ -186,7 +186,7 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for path in given:
         if not path.exists():
-            raise VplError(f"{path} is not there", "give photos, or folders of photos")
+            raise VplError(f"{path} does not exist", "give photos, or folders of photos")
         if not path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
             raise wrong_suffix(path)
         for file in photos_below(path) if path.is_dir() else [path]:

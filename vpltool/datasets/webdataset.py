@@ -102,7 +102,7 @@ class Flaws:
 
     def remarks(self) -> list[str]:
         """Say of each kind how many there are, and where the first are."""
-        return [f"{count} {what} left out: {some(self.places[what])}"
+        return [f"skipped {count} {what}: {some(self.places[what])}"
                 for what, count in self.counts.items()]
 
 
@@ -191,7 +191,7 @@ def _texts_of(sample: Mapping[str, Any], place: str
     with _noted(flaws, place):
         about = parse_json(sample["json"]) if "json" in sample else {}
         if not isinstance(about, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         texts += _words(about, _CAPTION_FIELDS)
         tags += _words(about, _TAGGED)
     with _noted(flaws, place):
@@ -331,7 +331,7 @@ def _local(address: str) -> list[str]:
         return [file.as_posix() for file in tars]
     if not path.exists():
         beside = [file.as_posix() for file in path.parent.glob("*.tar*")]
-        raise VplError(f"{path} is not there", near_name(path.as_posix(), beside) if beside
+        raise VplError(f"{path} does not exist", near_name(path.as_posix(), beside) if beside
                        else _PATTERN)
     return [address]
 

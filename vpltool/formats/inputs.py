@@ -130,7 +130,7 @@ class InputFolder:
     def _check_run(self, header: Header, path: Path | str) -> None:
         if header.config_hash != self.identity:
             reasons = "; ".join(difference(self.header, header, self.path))
-            raise VplError(f"{path} comes from another run than its folder: {reasons}",
+            raise VplError(f"{path} comes from a different run than its folder: {reasons}",
                            f"delete it; {again(self.header)} makes it again")
 
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
@@ -157,7 +157,7 @@ class InputFolder:
         if failed:
             console.warn("an earlier step failed on "
                          + counted(len(failed), "photo, which is", "photos, which are")
-                         + f" left out: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
+                         + f" skipped: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
         if wanted and not have:
             raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
         return have
@@ -166,7 +166,7 @@ class InputFolder:
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """The call that makes missing photos: a hint."""
         if self.shards == 1:
-            return f"{again(self.header)} goes on where it stopped"
+            return f"{again(self.header)} resumes where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""

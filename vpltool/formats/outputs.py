@@ -178,7 +178,7 @@ class OutputFolder:
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
-                "fix them and run the same command again: only they are done again", result,
+                "fix them and run the same command again: only these are redone", result,
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:

@@ -73,7 +73,7 @@ def _read_index(index: Path) -> Iterator[tuple[str, TarSlice]]:
         check_fields(content, {"tar": TEXT, "members": OBJECT})
         tar = content["tar"]
         if not _ADDRESS.fullmatch(tar) and (leads_out(tar) or "/" in tar):
-            raise ValueError(f"`tar` is no file beside it, and no address: {tar}")
+            raise ValueError(f"`tar` is neither a file beside it nor an address: {tar}")
         for key, place in content["members"].items():
             if not (isinstance(place, list) and len(place) == 2
                     and all(type(number) is int for number in place)

@@ -98,7 +98,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     try:
         content = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise VplError(f"{path} is not there", made_by) from None
+        raise VplError(f"{path} does not exist", made_by) from None
     except (ValueError, OSError) as error:
         raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
     if not isinstance(content, dict):

@@ -96,7 +96,7 @@ def _check_source(source: InputFolder) -> None:
         raise VplError(f"{source.path} holds CAMs, which are made of the tags",
                        "compare what needs none: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
-        console.warn(f"{source.path} was made with the tags: that it agrees with them says little; "
+        console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
                      "predictions without tags tell more")
 
 

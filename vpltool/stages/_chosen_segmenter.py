@@ -85,5 +85,6 @@ def parse_scales(choice: str) -> list[float]:
     except ValueError:
         factors = []
     if not factors or min(factors) <= 0:
-        raise VplError(f"`scales={choice!r}`: no list of factors", "for example `scales='1,0.75'`")
+        raise VplError(f"`scales={choice!r}` is not a list of factors",
+                       "for example `scales='1,0.75'`")
     return factors

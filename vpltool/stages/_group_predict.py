@@ -78,7 +78,7 @@ def named_workspace(workspace: Workspace, file: Path | None) -> Workspace:
     named = replace(workspace, classes=read_classes(file).names) if file else workspace
     if not named.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
-                       "`classes='FILE'` has the words, a class a line")
+                       "`classes='FILE'` has the words, one class per line")
     return named
 
 
@@ -96,7 +96,7 @@ def view_of(network: GroupNetwork, settings: GroupSettings) -> tuple[int, GroupV
     stride = settings.stride or max(window // patch // 2, 1) * patch
     for name, value in (("window", window), ("stride", stride)):
         if value % patch:
-            raise VplError(f"`{name}={value}` is no multiple of the groups' patches of {patch} "
+            raise VplError(f"`{name}={value}` is not a multiple of the groups' patches of {patch} "
                            "pixels", f"`{name}={-(-value // patch) * patch}`")
     return short, GroupView(window, stride, settings.threshold, settings.top)
 

@@ -300,7 +300,7 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
         found = replace(found, model={key: value for key, value in found.model.items()
                                       if key != "fingerprint"})
     if found.config_hash == header.config_hash:
-        console.note(f"{path} is there already, made with the same settings")
+        console.note(f"{path} already exists, made with the same settings")
         return True
     stale = is_stale(header, found)
     if update and found.command == header.command:

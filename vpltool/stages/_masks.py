@@ -108,7 +108,7 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
                        f"a mask is named as its photo: {masks.path_of(ids[0])}")
     if len(have) < len(ids):
         console.warn(f"{len(ids) - len(have)} of {len(ids)} photos have no mask in {folder}; they "
-                     "are left out")
+                     "are skipped")
     return Masks(folder, masks.name, have)
 
 

@@ -58,7 +58,7 @@ class WorkspacePairs:
                            "`demo()`")
         without = len(photos) - len(self.photos)
         if without:
-            console.warn(f"{without} of {len(photos)} photos have no caption and are left out")
+            console.warn(f"{without} of {len(photos)} photos have no caption and are skipped")
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -170,7 +170,8 @@ def _read_one(plan: Plan, position: int) -> tuple[Tensor, str]:
             _warn_and_skip(plan, str(error))
             continue
         return cut_photo(photo, plan.cut, rng), captions[int(rng.integers(len(captions)))]
-    raise VplError("ten photos in a row cannot be read", "are they where they were prepared?")
+    raise VplError("ten photos in a row cannot be read",
+                   "check that they are still where `prepare` found them")
 
 
 def _warn_and_skip(plan: Plan, error: str) -> None:

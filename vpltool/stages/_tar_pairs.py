@@ -115,7 +115,7 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
                 source.flaws.add(made)
             if broken == _MAX_BROKEN:
                 raise VplError(f"{_MAX_BROKEN} photos in a row cannot be read, the last of them "
-                               f"{made.where}", "are these the right tars?")
+                               f"{made.where}", "check that these are the right tars")
             continue
         broken = 0
         held.append(made)

@@ -53,7 +53,7 @@ def read_truth(
     if (labels < 0).any():
         value = int(values[labels < 0][0])
         raise VplError(
-            f"{short_path(path)}: the value {value} is no class; the workspace has "
+            f"{short_path(path)}: the value {value} is not a class; the workspace has "
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
                else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"

@@ -66,7 +66,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
     if not settings.overwrite and _is_done(workspace, splits):
-        console.note(f"{path}: {len(splits)} scenes are there already")
+        console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
     for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
         with atomic_path(path / "clip" / file.name) as temporary:

@@ -132,7 +132,7 @@ def _sizes(workspace: Workspace, photos: Sequence[Photo]) -> list[tuple[int, int
         except OSError as error:
             last = f"{path.name}: {error}"
     if not sizes:
-        raise VplError(f"no photo can be read; {last}", "look at the photos")
+        raise VplError(f"no photo can be read; {last}", "`doctor()` checks them")
     return sizes
 
 

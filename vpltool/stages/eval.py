@@ -117,7 +117,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         raise VplError(f"no photo of `{split}` has a true mask",
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
     if len(photos) < total:
-        console.warn(f"{total - len(photos)} of {total} photos have no true mask and are left out")
+        console.warn(f"{total - len(photos)} of {total} photos have no true mask and are skipped")
     tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = total - len(tally.parts)

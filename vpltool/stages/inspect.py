@@ -57,7 +57,7 @@ def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
     if not path.exists():
         beside = ([entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
                   if path.parent.is_dir() else [])
-        raise VplError(f"{path} is not there", near_name(path.name, beside) if beside
+        raise VplError(f"{path} does not exist", near_name(path.name, beside) if beside
                        else "give a file or a folder that vpltool wrote")
     return _describe_folder(path) if path.is_dir() else _describe_file(path)
 

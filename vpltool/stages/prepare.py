@@ -146,7 +146,7 @@ def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier | None:
     except VplError as error:
         if overwrite:
             return None
-        raise VplError(error.message, "correct it by hand; `overwrite=True` begins anew") from error
+        raise VplError(error.message, "correct it by hand; `overwrite=True` starts over") from error
     return _Earlier(workspace, photos, last_call(path))
 
 

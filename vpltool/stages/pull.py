@@ -48,7 +48,7 @@ def run(path: Path, settings: PullSettings) -> Path:
     check_repository(settings.repository)
     target = settings.out or path / f"{settings.repository.split('/')[1]}.safetensors"
     if target.exists() and not settings.overwrite:
-        raise VplError(f"{target} is there already", "`overwrite=True`, or `out='FILE'`")
+        raise VplError(f"{target} already exists", "`overwrite=True`, or `out='FILE'`")
     part = target.with_name(f".pulled-{target.name}")
     try:
         download(settings.repository, settings.revision, part)

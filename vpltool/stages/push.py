@@ -17,7 +17,7 @@ from vpltool.stages._hub import check_repository, upload
 class PushSettings(Settings):
     """Settings of `push`."""
 
-    repository: str = setting(help="Where it goes on the hub; it is made if it is not there.",
+    repository: str = setting(help="Where it goes on the hub; it is made if it does not exist.",
                               metavar="ORGANISATION/NAME", positional=True)
     segmenter: Path | None = setting(None, "The bundle; default: the only one in exports/.",
                                      metavar="FILE")

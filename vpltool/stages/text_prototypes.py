@@ -71,7 +71,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     path = settings.out or workspace.path / "prototypes/text.safetensors"
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
-                       "the same `prepare` again, with `classes='FILE'`: a class a line")
+                       "the same `prepare` again, with `classes='FILE'`: one class per line")
     templates = find_prompts(settings.prompts)
     words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
@@ -160,6 +160,6 @@ def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> M
         if not colon or not text:
             raise VplError(f"{file}: `{line}` is not CLASS: WORDS", hint)
         if name not in words:
-            raise VplError(f"{file}: `{name}` is no class", near_name(name, words))
+            raise VplError(f"{file}: `{name}` is not a class", near_name(name, words))
         words[name] = text
     return words

@@ -215,7 +215,7 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
             ("width", settings.width, "heads", settings.heads),
             ("text_width", settings.text_width, "text_heads", settings.text_heads)):
         if value % divisor:
-            raise VplError(f"`{name}={value}` is no multiple of `{of}={divisor}`",
+            raise VplError(f"`{name}={value}` is not a multiple of `{of}={divisor}`",
                            f"`{name}={-(-value // divisor) * divisor}`")
     first, second, last = _numbers(settings, "depths", 3)
     many, few = _numbers(settings, "groups", 2)

@@ -50,7 +50,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
                              "takes most of the time")
     parser.add_argument("--second", default="", metavar="NAME-OR-FILE",
                         help="a second encoder, as `vpltool extract --encoder` takes it; without "
-                             "one, rows that read it are left out")
+                             "one, rows that read it are skipped")
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
                         help="another list of methods")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
@@ -102,7 +102,7 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
     text = ""
     for row in rows:
         if row.second and not setup.encoder:
-            console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
+            console.note(f"\n{row.name}: skipped, since it reads a second encoder: --second FILE")
             continue
         console.note(f"\n{row.name}")
         found = measure(setup, row)

@@ -79,7 +79,7 @@ def keep_protocol(path: Path, protocol: Protocol) -> None:
                for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changes:
         raise OtherSettings(f"{path} was made under another protocol: {'; '.join(changes)}",
-                            f"--name {path.name}-2 begins anew beside it; or take away {path}")
+                            f"--name {path.name}-2 starts over beside it; or take away {path}")
     write_json(file, now)
 
 
