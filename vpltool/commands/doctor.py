@@ -10,7 +10,7 @@ from typing import Any
 from vpltool.commands._findings import BROKEN, OK
 from vpltool.commands._machine_checks import machine_findings
 from vpltool.commands._workspace_checks import workspace_findings
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -80,7 +80,7 @@ def judge(result: list[dict[str, str]]) -> None:
     broken = [entry for entry in result if entry["level"] == BROKEN]
     noted = sum(entry["level"] not in (OK, BROKEN) for entry in result)
     if broken:
-        more = f"; {noted} more to know" if noted else ""
-        raise VplError(f"{len(broken)} found broken: "
+        more = f"; {counted(noted, 'note', 'notes')}" if noted else ""
+        raise VplError(f"{counted(len(broken), 'problem', 'problems')} found: "
                        f"{', '.join(dict.fromkeys(entry['about'] for entry in broken))}{more}",
-                       "the line below each repairs it")
+                       "the command below each one repairs it")

@@ -258,7 +258,8 @@ def _png_header(path: Path) -> Header | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
-            raise VplError(f"{path} is not a PNG file")
+            raise VplError(f"{path} is not a PNG file",
+                           "delete it and run the command that makes it again")
         while len(start := file.read(8)) == 8:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):

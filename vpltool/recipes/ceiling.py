@@ -89,7 +89,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     side = _side_of(workspace, call) if max_side is None else max_side
     split = str(expect_header(path, "decoder").options.get("split", "train"))
     if split == score:
-        raise VplError(f"{path} has learned from the split `{score}`", "score another one")
+        raise VplError(f"{path} was trained on the split `{score}`", "score another split")
     place = work / "tables/ceiling"
     masks = place / "masks" / split
     write_true_masks(workspace, workspace.photos(split), masks)

@@ -97,15 +97,15 @@ def _check_source(source: InputFolder) -> None:
                        "compare what needs none: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
         console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
-                     "predictions without tags tell more")
+                     "score predictions without tags")
 
 
 def _warn_of_learned(workspace: Workspace, source: InputFolder, split: str) -> None:
     """Warn if the segmenter has learned from the photos that are compared."""
     decoder = _decoder_behind(workspace.path, source.header)
     if decoder is not None and decoder.options.get("split") == split:
-        console.warn(f"the segmenter has learned from the photos of `{split}`: it knows them "
-                     "better than others")
+        console.warn(f"the segmenter was trained on the photos of `{split}`: it agrees with their "
+                     "tags better than with those of new photos")
 
 
 def _decoder_behind(work: Path, header: Header) -> Header | None:
@@ -236,7 +236,7 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")
     lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
-                 "which classes a photo shows, not where; look at pictures, too")
+                 "which classes a photo shows, not where; also look at pictures")
     return lines
 
 

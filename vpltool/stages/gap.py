@@ -157,7 +157,8 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     owner = torch.cat([classes for _, classes in parts])
     if not len(features):
         raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi:g}`",
-                       "lower it, or name other CAMs")
+                       f"lower it: `phi={round(regions.phi / 2, 3)}`; or name other CAMs by "
+                       "`cams='NAME'`")
     return _Measured(regions, features, owner, sets,
                      [modality_gap(item.rows, item.index, features, owner) for item in sets])
 

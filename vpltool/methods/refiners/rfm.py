@@ -58,7 +58,8 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     with torch.no_grad():
         fused = photo.decoder.embeddings_and_fused(layers, patches, grid)[1]
     if fused is None:
-        raise VplError("this decoder has no fused features", "`decoder='NAME'` names another")
+        raise VplError("this decoder has no fused features",
+                       "name one of `train_decoder(method='weclip')`: `decoder='NAME'`")
     chosen = refining_map(fused[0], photo.tensors["attentions"][-settings.blocks:])
     return spread(photo.cams, chosen, affinity="attention", mask=settings.mask,
                   threshold=settings.threshold, exclusive=settings.box == "exclusive",
