@@ -49,5 +49,5 @@ def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in run("run", "--help", "about").out.splitlines()]
     start = next(number for number, line in enumerate(lines) if line.startswith("Steps that are"))
-    assert lines[start + 2] == "or tags were added."
+    assert lines[start + 2] == "tags were added."
     assert all(len(line) > 65 for line in lines[start:start + 2])

@@ -85,7 +85,7 @@ def solve_rkc(
     while path.step < iters:
         last = path.step == iters - 1
         if path.step - begun >= plain.PACE:
-            pace = plain.turned(path.rows, before) / (path.step - begun)
+            pace = plain.largest_turn(path.rows, before) / (path.step - begun)
             last |= pace * (iters - path.step) < tolerance
             before, begun = path.rows, path.step
         valued = last or path.step >= reported

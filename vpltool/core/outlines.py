@@ -101,15 +101,15 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
     return filled.astype(bool)
 
 
-def parts_of(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
+def connected_parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the connected parts of a region (H, W), as regions; corners connect."""
     count, numbers = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8)
     for number in range(1, count):
         yield numbers == number
 
 
-def without_small(labels: npt.NDArray[np.uint8], least: int, *, merge: bool, ignore: int = 255
-                  ) -> npt.NDArray[np.uint8]:
+def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bool,
+                         ignore: int = 255) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
     Args:

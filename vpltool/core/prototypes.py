@@ -231,7 +231,7 @@ def solve_pgd(
     for step in range(iters):
         last = step == iters - 1
         if tolerance and step and step % PACE == 0:
-            last |= turned(prototypes, before) * (iters - step) / PACE <= tolerance
+            last |= largest_turn(prototypes, before) * (iters - step) / PACE <= tolerance
             before = prototypes
         if callback and (step % max(iters // 50, 1) == 0 or last):
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
@@ -251,8 +251,8 @@ def solve_pgd(
     return prototypes.float()
 
 
-def turned(rows: Tensor, before: Tensor) -> float:
-    """Return the largest angle between a row and what it was before."""
+def largest_turn(rows: Tensor, before: Tensor) -> float:
+    """Return the largest angle, in radians, between a row and the same row before."""
     chord = torch.linalg.vector_norm(rows - before, dim=-1).amax()
     return 2 * math.asin(min(float(chord) / 2, 1.0))
 

@@ -1,4 +1,4 @@
-"""The same work is done by one process at a time; another one is told which."""
+"""A lock: only one process of this machine does a piece of work; others get an error."""
 
 from __future__ import annotations
 

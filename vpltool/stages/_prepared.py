@@ -78,5 +78,6 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) ->
         console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
     untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
     if untagged:
-        console.warn(counted(len(untagged), "photo has no tag and counts", "photos have no tag and count")
+        console.warn(counted(len(untagged), "photo has no tag and counts",
+                             "photos have no tag and count")
                      + f" as background only: {some(untagged)}")

@@ -55,7 +55,8 @@ def find_segmenter(work: Path, choice: str) -> Path:
     here = [path for path in (work / folder / f"{choice}.safetensors"
                               for folder in ("decoder", "groups")) if path.is_file()]
     if choice and len(here) > 1:
-        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`", f"name one by its path, such as {here[0]}")
+        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
+                       f"name one by its path, such as {here[0]}")
     decoders, groups = ([path for path in (work / folder).glob("*.safetensors")
                          if not is_checkpoint(path)] for folder in ("decoder", "groups"))
     if here or (groups and not choice and not decoders):

@@ -159,7 +159,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
 
     ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
-    ids, share = _phase_one.spread(ids, settings.max_pixels)
+    ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
     pixels, entries, counts, classes = [], [], [], []
     held = 0
@@ -168,8 +168,8 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
             patches = features.read_tensors(key, "patches")["patches"]
             cam = read_maps(maps, features, key, len(patches))
             weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
-            patches, weights = _phase_one.sampled(patches, weights.T, share,
-                                                  settings.seed * 1_000_003 + number)
+            patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
+                                                        settings.seed * 1_000_003 + number)
             for weight, index in zip(weights.T, class_of.tolist(), strict=True):
                 inside = weight.nonzero()[:, 0]
                 if len(inside):

@@ -11,7 +11,7 @@ from vpltool import console, options
 from vpltool.formats import InputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
+from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _photo_work, _second
@@ -120,8 +120,8 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
-        tensors = moved(batch.tensors | _second.read_batch(second, batch, method.READS), device,
-                        dtype)
+        tensors = to_device(batch.tensors | _second.read_batch(second, batch, method.READS), device,
+                            dtype)
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"])
         maps = method.make_cams(CamBatch(

@@ -12,7 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import EmbeddingBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
+from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
@@ -136,7 +136,7 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
         tensors = ({name: batch.tensors[name] for name in read}
                    | _second.read_batch(second, batch, method.READS))
         made = method.make_patches(EmbeddingBatch(
-            batch.ids, batch.grid, moved(tensors, device, dtype), head), settings.of_method)
+            batch.ids, batch.grid, to_device(tensors, device, dtype), head), settings.of_method)
         patches = made.to(store).cpu()
         for number, key in enumerate(batch.ids):
             yield key, {"grid": torch.tensor(batch.grid), "patches": patches[number],

@@ -59,7 +59,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         VplError: background clusters are wanted, and no pixel is background.
     """
     from vpltool.core.em import em_over_photos
-    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+    from vpltool.core.seeds import replace_class_rows, seeded_classes
 
     rows, index = with_background(pool, text, text_index, settings, seed)
     found = {}
@@ -69,4 +69,4 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
             pool.embeddings[own], pool.photo_of[own], settings.per_class, tau=settings.tau,
             rounds=settings.rounds, batch=settings.photos, passes=settings.passes,
             momentum=settings.momentum, reject=settings.reject, seed=seed)
-    return in_place_of_classes(rows, index, found)
+    return replace_class_rows(rows, index, found)

@@ -60,7 +60,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
     from vpltool.core.classes import allowed_rows
     from vpltool.core.context import class_and_context
-    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+    from vpltool.core.seeds import replace_class_rows, seeded_classes
 
     rows, index = with_background(pool, text, text_index, settings, seed)
     owners = seeded_classes(pool.labels)
@@ -74,7 +74,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
             words=settings.rivals == "words", seed=seed)
         around.append(context)
         context_of += [owner] * len(context)
-    rows, index = in_place_of_classes(rows, index, own)
+    rows, index = replace_class_rows(rows, index, own)
     behind = index.new_tensor(context_of)
     console.note(f"{int((index > 0).sum())} centres of classes, {len(behind)} of their contexts")
     return (torch.cat([rows, *around]), torch.cat([index, torch.zeros_like(behind)]),

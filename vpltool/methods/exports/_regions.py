@@ -80,8 +80,8 @@ def check_labelling(settings: LabellingSettings, *modules: str) -> None:
                            "pip install 'vpltool[labelling]'")
 
 
-def tidied(predictions: Predictions, settings: LabellingSettings, *, keeps_ignored: bool
-           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
+def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *,
+                        keeps_ignored: bool) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels, without small regions.
 
     Args:
@@ -93,9 +93,10 @@ def tidied(predictions: Predictions, settings: LabellingSettings, *, keeps_ignor
     unsaid = 0
     for photo, labels in predictions.each():
         if settings.min_area:
-            from vpltool.core.outlines import without_small
+            from vpltool.core.outlines import remove_small_regions
 
-            labels = without_small(labels, settings.min_area, merge=settings.small == "merge")
+            labels = remove_small_regions(labels, settings.min_area,
+                                          merge=settings.small == "merge")
         unsaid += bool((labels == IGNORE).any())
         yield photo, labels
     if unsaid and not keeps_ignored:

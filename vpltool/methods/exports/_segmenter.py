@@ -21,8 +21,8 @@ class SegmenterSettings(settings.Settings):
                                "CLIP's.", metavar="NAME")
 
 
-def said_of(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
-    """What whoever runs a segmenter elsewhere must know, as values for JSON."""
+def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
+    """Return what is needed to run a segmenter elsewhere, as values for JSON."""
     from vpltool.clip.licences import licence_of
 
     model = segmenter.header.model

@@ -24,7 +24,7 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
-    tidied,
+    cleaned_predictions,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -65,7 +65,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     for number, (photo, labels) in enumerate(
-            tidied(predictions, settings, keeps_ignored=False), 1):
+            cleaned_predictions(predictions, settings, keeps_ignored=False), 1):
         height, width = labels.shape
         images.append({"id": number, "file_name": files.name(photo), "height": height,
                        "width": width})
@@ -83,10 +83,10 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 
 def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:
-    from vpltool.core.outlines import parts_of
+    from vpltool.core.outlines import connected_parts
 
     if parts == "each":
-        yield from parts_of(inside)
+        yield from connected_parts(inside)
     else:
         yield inside
 

@@ -23,8 +23,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     hex_colour,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import NoEffect, setting
@@ -61,7 +61,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     files, classes = PhotoFiles(predictions, _TAKEN), predictions.workspace.classes
     text = [_head(predictions.name, classes)]
-    for number, (photo, labels) in enumerate(tidied(predictions, settings, keeps_ignored=False)):
+    cleaned = cleaned_predictions(predictions, settings, keeps_ignored=False)
+    for number, (photo, labels) in enumerate(cleaned):
         height, width = labels.shape
         text.append(f'  <image id="{number}" name={quoteattr(files.name(photo))} '
                     f'width="{width}" height="{height}">\n')
@@ -83,7 +84,7 @@ def _head(name: str, classes: tuple[str, ...]) -> str:
 
 
 def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> Iterator[str]:
-    from vpltool.core.outlines import outlines_of, parts_of
+    from vpltool.core.outlines import connected_parts, outlines_of
 
     if settings.shape == "polygon":
         for polygon in outlines_of(inside, corners=True, tolerance=settings.tolerance):
@@ -91,7 +92,7 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
             yield (f'    <polygon label={label} source="auto" occluded="0" points="{points}" '
                    'z_order="0"></polygon>\n')
         return
-    for part in parts_of(inside):
+    for part in connected_parts(inside):
         yield _mask(part, label)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from vpltool import settings
 from vpltool.errors import VplError, silent
 from vpltool.formats.storage import atomic_path
-from vpltool.methods.exports._segmenter import SegmenterSettings, palette_of, said_of
+from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config, palette_of
 from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
 
@@ -151,7 +151,7 @@ def _quantised(model: Any) -> Any:
 
 def _metadata(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
     """The file's metadata; each value is JSON. The classes begin with the background."""
-    said = said_of(segmenter, settings)
+    said = inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
     if side:
         said |= {"mean": [0.0] * 3, "std": [1.0] * 3,

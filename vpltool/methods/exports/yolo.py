@@ -23,8 +23,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     data_yaml,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -60,7 +60,7 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
     files = PhotoFiles(predictions, TAKEN)
     yield "data.yaml", data_yaml(predictions.workspace.classes, splits)
-    for photo, labels in tidied(predictions, settings, keeps_ignored=False):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
                "".join(_lines(labels, settings.tolerance)).encode())
     yield from files.members(f"images/{settings.split}", settings.photos)
