@@ -124,7 +124,7 @@ def measure_tars(folder: Path, count: int, packed: int) -> dict[str, float]:
                 lambda: [read_tensors(file, "features") for file in files.values()], packed)}
 
 
-def spell(measured: dict[str, float]) -> str:
+def format_report(measured: dict[str, float]) -> str:
     """Spell a table: each cost of a photo, and of many photos in one process or one of many."""
     lines = ["| cost | a photo | " + " | ".join(f"{count:,}" for count in PHOTOS) + " |",
              "| --- | ---: |" + " ---: |" * len(PHOTOS)]
@@ -148,7 +148,7 @@ def main() -> None:
         measured = measure_lists(Path(folder), options.photos)
         measured |= measure_files(Path(folder), options.files)
         measured |= measure_tars(Path(folder) / "packed", options.photos, options.packed)
-    print(spell(measured))
+    print(format_report(measured))
 
 
 if __name__ == "__main__":

@@ -429,7 +429,7 @@ def test_growth_is_fitted() -> None:
     curve = growth.Curve("s", "photos", (10, 100, 1000), (0.2, 2.0, 200.0), (5, 6, 7))
     assert curve.exponent == pytest.approx(1.5)
     assert curve.last == pytest.approx(2.0)
-    assert growth.spell([curve]).splitlines()[-1] == (
+    assert growth.format_report([curve]).splitlines()[-1] == (
         "| s | photos: 10, 100, 1,000 | 0.2, 2, 200 | 1.50 | 2.00 | 5, 6, 7 |")
 
 

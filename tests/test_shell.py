@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import Run
 
-from vpltool.shell import command_line, spell
+from vpltool.shell import command_line, to_shell
 
 
 @pytest.mark.parametrize(("text", "spelled"), [
@@ -28,13 +28,13 @@ from vpltool.shell import command_line, spell
      "vpltool prepare folder 'my photos' --labels tags.csv"),
 ])
 def test_spelled(text: str, spelled: str) -> None:
-    assert spell(text) == spelled
+    assert to_shell(text) == spelled
 
 
 def test_the_stage_that_failed_is_asked_first() -> None:
     """`threshold` is --lambda of refine, and --threshold of eval."""
-    assert spell("`threshold=0.4`", "refine") == "--lambda 0.4"
-    assert spell("`threshold=0.4`", "eval") == "--threshold 0.4"
+    assert to_shell("`threshold=0.4`", "refine") == "--lambda 0.4"
+    assert to_shell("`threshold=0.4`", "eval") == "--threshold 0.4"
 
 
 def test_a_call_as_a_line() -> None:

@@ -17,7 +17,7 @@ from vpltool.completion import workspaces
 from vpltool.errors import VplError, first_line, is_out_of_memory
 from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stages import find_stages
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
@@ -130,7 +130,8 @@ def main() -> None:
             raise
         rank, count = rank_of_process()
         named = not rank or count == 1 or shown.message.startswith("rank")
-        console.error(("" if named else f"rank {rank}: ") + spell(shown.message), spell(shown.hint))
+        console.error(("" if named else f"rank {rank}: ") + to_shell(shown.message),
+                      to_shell(shown.hint))
         sys.exit(1)
 
 

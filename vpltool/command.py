@@ -23,7 +23,7 @@ from vpltool.parameters import setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
 from vpltool.settings import described
-from vpltool.shell import command_line, spell
+from vpltool.shell import command_line, to_shell
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -106,7 +106,7 @@ class _StageCommand(TyperCommand):
         self._take_options(self.method)
         for option, instead in stage.moved.items():
             if option in {arg.split("=")[0] for arg in args}:
-                ctx.fail(f"{option} has moved: {spell(instead, self.found.name)}")
+                ctx.fail(f"{option} has moved: {to_shell(instead, self.found.name)}")
         if stage.methods and not stage.subcommands:
             self._take_method(ctx, args)
         if self.found.name == "run":
@@ -204,7 +204,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
-    listener = console.Terminal(quiet=quiet, spell=lambda text: spell(text, found.name))
+    listener = console.Terminal(quiet=quiet, rewrite=lambda text: to_shell(text, found.name))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)
         if record:
@@ -216,8 +216,8 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             _print(found, error.result, as_json, values)
             raise
         except VplError as error:
-            error.message = spell(error.message, found.name)
-            error.hint = spell(error.hint, found.name)
+            error.message = to_shell(error.message, found.name)
+            error.hint = to_shell(error.hint, found.name)
             raise
         _print(found, result, as_json, values)
         found.judge(result)
@@ -243,7 +243,7 @@ class Call:
 
 
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
-    """Parse the words behind `vpltool`, and check all that can be checked without a workspace.
+    """Parse the words after `vpltool`, and check all that can be checked without a workspace.
 
     Args:
         words: `--preset NAME` may come first, then the command and its options.

@@ -23,7 +23,7 @@ def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tu
     Args:
         ctx: keeps the topic.
         args: of the command.
-        before: words that end the search: behind them help is another command's.
+        before: words that end the search: after them help is another command's.
     """
     own = args[:next((number for number, word in enumerate(args) if word in before
                       and not {"--help", "-h"} & {*args[:number]}), len(args))]
@@ -93,8 +93,8 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
         line += f" --method {method.name}" if method else ""
         parts = {} if method else {
             name: other.summary for name, other in find_methods(stage.methods).items()}
-    spelled = "" if stage.subcommands else "--method "
-    further = {f"{spelled}{name}": list(described(other.settings)) for name, other in
+    prefix = "" if stage.subcommands else "--method "
+    further = {f"{prefix}{name}": list(described(other.settings)) for name, other in
                find_methods(stage.methods).items()} if stage.methods else {}
     switches = {"--json": "Print JSON on stdout."} if found.show else {}
     return Subject(

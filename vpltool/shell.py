@@ -16,8 +16,8 @@ from vpltool.stages import FoundStage, find_stages
 _CODE = re.compile(r"`([^`]+)`")
 
 
-def spell(text: str, stage: str = "") -> str:
-    """Spell the Python in a message's backticks as the command line takes it.
+def to_shell(text: str, stage: str = "") -> str:
+    """Format the Python in a message's backticks as the command line takes it.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
     `vpltool extract --split train`. Backticks around anything else stay.
@@ -26,10 +26,10 @@ def spell(text: str, stage: str = "") -> str:
         text: a message or a hint, see `VplError`.
         stage: command whose settings are meant; the settings of all others are known too.
     """
-    return _CODE.sub(lambda match: _spelled(match[1], stage) or match[0], text)
+    return _CODE.sub(lambda match: _translated(match[1], stage) or match[0], text)
 
 
-def _spelled(code: str, stage: str) -> str:
+def _translated(code: str, stage: str) -> str:
     try:
         call = ast.parse(code if re.match(r"\w+\(", code) else f"_({code})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -98,7 +98,7 @@ def _number(value: Any) -> str:
 
 def command_line(name: str, values: Mapping[str, Any], program: Sequence[str] = ("vpltool",)
                  ) -> str:
-    """Spell a call of a stage as a line for a shell: `vpltool cam --method dense`.
+    """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
 
     Args:
         name: of the stage, `learn-prototypes`.

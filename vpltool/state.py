@@ -85,12 +85,12 @@ class Artifact:
         return command_line(self.stage.name, self.call() | {"update": True} | more, program)
 
     def _seen(self, path: Any) -> Any:
-        """Spell a path, or several, as seen from here; headers tell it from the workspace."""
+        """Format a path, or several, as seen from here; headers tell it from the workspace."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 
     def _name_of(self, source: str, role: str) -> str:
-        """Spell an input as users do: by NAME where it is in its place; empty for the default."""
+        """Format an input as users do: by NAME where it is in its place; empty for the default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
         if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
@@ -123,7 +123,7 @@ class State:
 
     @cached_property
     def in_order(self) -> list[Artifact]:
-        """Artifacts, each behind those that it was made from."""
+        """Artifacts, each after those that it was made from."""
         done: dict[str, Artifact] = {}
 
         def visit(name: str) -> None:
@@ -280,7 +280,7 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
 
     Args:
         workspace: the workspace.
-        passes_over: whether to go on behind what is damaged, and to list it in `damaged`.
+        passes_over: whether to go on after what is damaged, and to list it in `damaged`.
 
     Raises:
         VplError: one is damaged.

@@ -116,7 +116,7 @@ def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
     """
     from vpltool.cli import explain
     from vpltool.errors import is_out_of_memory
-    from vpltool.shell import spell
+    from vpltool.shell import to_shell
 
     def late(*_: object) -> None:
         raise Hang("five seconds")
@@ -133,7 +133,7 @@ def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
             told = explain(error)
             if told is None or _lacked_memory(error) or is_out_of_memory(error):
                 raise
-            assert spell(told.message) + spell(told.hint)
+            assert to_shell(told.message) + to_shell(told.hint)
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise

@@ -18,7 +18,7 @@ from vpltool.datasets.voc import read_voc
 from vpltool.datasets.words import COCO, COCO_IDS, VOC
 from vpltool.errors import VplError
 from vpltool.formats import Photo
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 CLASSES = ("cat", "dog", "dining table")
 
@@ -192,7 +192,7 @@ def test_voc_without_a_readable_xml(voc: Path) -> None:
 def test_voc_somewhere_else(tmp_path: Path, voc: Path) -> None:
     (tmp_path / "VOCdevkit").mkdir()
     error = refused(tmp_path, "JPEGImages", "VOCdevkit")
-    assert spell(error.hint) == f"vpltool prepare voc {voc}", "it lies one folder deeper"
+    assert to_shell(error.hint) == f"vpltool prepare voc {voc}", "it lies one folder deeper"
     assert "found: nothing" in refused(tmp_path / "VOCdevkit").message
     refused(tmp_path / "nowhere", "nowhere")
 

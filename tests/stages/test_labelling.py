@@ -210,7 +210,7 @@ WRONG: list[tuple[str, Change, str]] = [
     ("yolo", replaced("data.yaml", "names:", "names: ["), "data.yaml:5: not YAML"),
     ("yolo", replaced(LINE, r"^\d", "9"), "scene2.txt:1: the class 9 is not in data.yaml"),
     ("yolo", replaced(LINE, r"\n(\d) ", r"\n\1 x "), "scene2.txt:2: not a polygon"),
-    ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers behind the class "),
+    ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers after the class "),
     ("yolo", replaced(LINE, r"^(\d) ", r"\1 nan "), "scene2.txt:1"),
     ("yolo", lambda path: (path / LINE).rename(path / "labels/train/scene99.txt"),
      "the photo scene99 is not in the workspace"),

@@ -50,7 +50,7 @@ def orphaned_files(workspace: Workspace, folders: Collection[Path]) -> dict[Path
 
 
 def without_manifest(workspace: Workspace, found: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Spell what `orphaned_files` found."""
+    """Format what `orphaned_files` found."""
     for folder, header in found.items():
         yield in_workspace(BROKEN, folder.relative_to(workspace.path).as_posix(),
                            f"holds {header.kind}, but no {MANIFEST}: a command was killed while "

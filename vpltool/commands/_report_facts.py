@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import __version__, console
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_json
-from vpltool.formats.header import spell_preset
+from vpltool.formats.header import format_preset
 from vpltool.state import Artifact, State, settings_shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _COURSES = {
     "align": ("curve", ("loss of patches", "loss of text")),
     "train-decoder": ("curve", ("mask loss", "contrast", "affinity")),
 }
-"""Command to the fact of its header that is a course, and names of its columns behind the step."""
+"""Command to the fact of its header that is a course, and names of its columns after the step."""
 
 _MOST_LINES = 6
 """Lines in one chart."""
@@ -68,7 +68,7 @@ def _score(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
                   if name != "background" and value is not None]
     cut = content.get("threshold")
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
-    preset = spell_preset(made) + ("" if made == scored else f", scored {spell_preset(scored)}")
+    preset = format_preset(made) + ("" if made == scored else f", scored {format_preset(scored)}")
     return {
         "title": content["what"], "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
@@ -89,7 +89,7 @@ def artifacts(state: State) -> list[dict[str, Any]]:
     """What is in the workspace, from what, and whether it is up to date."""
     return [{"name": artifact.name, "command": artifact.header.command,
              "settings": settings_shown(artifact.header),
-             "preset": spell_preset(artifact.header.preset) if artifact.header.preset else "",
+             "preset": format_preset(artifact.header.preset) if artifact.header.preset else "",
              "sources": sorted(set(artifact.header.sources.values())),
              "stale": state.stale(artifact), "failed": len(artifact.failed)}
             for artifact in state.in_order]

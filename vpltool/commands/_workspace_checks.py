@@ -88,7 +88,7 @@ def workspace_findings(path: Path) -> list[Finding]:
 
 
 def _places(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
-    """Name to place of what was made, each behind its sources: so repairs run from the top."""
+    """Name to place of what was made, each after its sources: so repairs run from the top."""
     artifacts = {}
     for path in paths:
         header = first_header(path) if path.is_dir() else salvaged_header(path)

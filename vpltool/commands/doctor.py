@@ -54,7 +54,7 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
 
 
 def show(result: list[dict[str, str]], _values: Mapping[str, Any]) -> str:
-    """Spell the findings, a line each; what repairs it below."""
+    """Format the findings, a line each; what repairs it below."""
     width = max((len(entry["about"]) for entry in result), default=0)
     lines: list[str] = []
     part = ""

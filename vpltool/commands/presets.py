@@ -43,7 +43,7 @@ def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
 
 
 def show(result: str | list[dict[str, str]], _values: Mapping[str, Any]) -> str:
-    """Spell the list, a line each; a preset as it is."""
+    """Format the list, a line each; a preset as it is."""
     if isinstance(result, str):
         return result.rstrip("\n")
     return "\n".join(f"{entry['name']:13} {entry['hash']}  {entry['title']}" for entry in result)

@@ -20,10 +20,10 @@ from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
-from vpltool.recipes.running import check_steps, run_call, spelled
+from vpltool.recipes.running import check_steps, run_call, shell_lines
 from vpltool.run import run_stage, setting_names
 from vpltool.settings import Settings, setting
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stage import Stage
 
 
@@ -89,7 +89,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
 
 
 def show(result: list[str], _values: object) -> str:
-    """Spell what the lines returned."""
+    """Format what the lines returned."""
     return "\n".join(result)
 
 
@@ -112,7 +112,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
     steps = steps_of(recipe, given, path.resolve())
     check_steps(steps, None)
     preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
-    return True, [[*preset, *shlex.split(text)] for text in spelled(steps, [])
+    return True, [[*preset, *shlex.split(text)] for text in shell_lines(steps, [])
                   if not text.startswith("# ")]
 
 
@@ -222,7 +222,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     if shard:
         call.values["shard"] = shard
     name = call.found.name
-    listener = console.Terminal(spell=lambda text: spell(text, name), bars=False)
+    listener = console.Terminal(rewrite=lambda text: to_shell(text, name), bars=False)
     try:
         with console.heard_by(listener):
             result = (run_call(call, Path(work)) if update else run_stage(
@@ -230,7 +230,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     except PhotosFailed as error:
         return Outcome(_said(call.found, error.result, call.values), error.photos)
     except VplError as error:
-        return Outcome(error=(spell(error.message, name), spell(error.hint, name)))
+        return Outcome(error=(to_shell(error.message, name), to_shell(error.hint, name)))
     return Outcome(_said(call.found, result, call.values))
 
 

@@ -43,7 +43,7 @@ def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
 
 
 def show(result: str | list[dict[str, Any]], _values: Mapping[str, Any]) -> str:
-    """Spell the list: a line a recipe, and a line for each of its values."""
+    """Format the list: a line a recipe, and a line for each of its values."""
     if isinstance(result, str):
         return result.rstrip("\n")
     lines = []

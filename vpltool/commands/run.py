@@ -15,7 +15,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
-from vpltool.recipes.running import Job, check_steps, run_steps, spelled
+from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.stage import Stage
 
@@ -69,7 +69,7 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     check_steps(steps, preset)
     if settings.dry_run:
         given = ["--preset", settings.preset] if preset else []
-        return list(spelled(steps, ["vpltool", "-C", str(path), *given]))
+        return list(shell_lines(steps, ["vpltool", "-C", str(path), *given]))
     check_alone("a recipe")
 
     from vpltool.parallel.device import find_device
@@ -82,13 +82,13 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     if job.failed:
         ids = list(job.failed)
         raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
-                           "a warning above says why; fix them and run the recipe again: only they "
-                           "are done anew", [], ids)
+                           "a warning above says why; fix them and run the recipe again: only "
+                           "these are redone", [], ids)
     return []
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Spell the lines of a dry run."""
+    """Format the lines of a dry run."""
     return "\n".join(result)
 
 

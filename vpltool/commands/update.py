@@ -77,5 +77,5 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Spell what was made again, a line each."""
+    """Format what was made again, a line each."""
     return "\n".join(result)

@@ -61,7 +61,7 @@ class Regions:
 
     @cached_property
     def ends(self) -> Tensor:
-        """First entry behind each region (R,)."""
+        """First entry after each region (R,)."""
         return self.counts.cumsum(0)
 
     @cached_property
@@ -199,7 +199,7 @@ def make_stack(dim: int, width: int, depth: int, *, last_relu: bool) -> nn.Seque
 
 @torch.no_grad()
 def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
-    """Take BatchNorm's statistics anew, over many pixels drawn as a step's are; end in `eval`."""
+    """Recompute BatchNorm's statistics, over many pixels drawn as a step's are; end in `eval`."""
     pixels, _ = regions.draw(_CALIBRATION, settings.patches, settings.seed)
     aligner.train()
     aligner.vision(regions.embeddings[pixels.to(regions.embeddings.device)])
@@ -209,7 +209,7 @@ def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -
 
 @torch.no_grad()
 def refresh(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
-    """Take the prototypes and the labels of the regions anew, by K-means over the whole split."""
+    """Recompute the prototypes and the labels of the regions, by K-means over the whole split."""
     calibrate(aligner, regions, settings)
     means = regions.means(aligner.vision)
     classes, class_of = regions.classes.to(means.device), regions.class_of.to(means.device)

@@ -52,7 +52,7 @@ class GroupShape:
         patch: pixels of a side of a patch.
         width: of a token.
         heads: of the attention; the width is a multiple.
-        depths: blocks before the first grouping, before the second, and behind it.
+        depths: blocks before the first grouping, before the second, and after it.
         groups: number of groups of both stages.
         dim: of the joint space.
         hidden: width of the projectors' MLP.

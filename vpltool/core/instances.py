@@ -96,7 +96,7 @@ def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
 
 
 def check_outline(outline: Any, size: tuple[int, int]) -> None:
-    """Check what pycocotools does not: it writes behind its memory where run lengths are too long.
+    """Check what pycocotools does not: it writes past its memory where run lengths are too long.
 
     Raises:
         ValueError: it is of another size, or run lengths or points are not within the photo.

@@ -128,7 +128,7 @@ def _raise_prices(matching: _Matching, start: Tensor, seen: Tensor, gain: Tensor
 
 def _augment(matching: _Matching, start: Tensor, column: Tensor, before: Tensor, solved: Tensor
                ) -> None:
-    """Match each row of the path with the column behind it."""
+    """Match each row of the path with the column after it."""
     every = torch.arange(len(start), device=start.device)
     going = ~solved
     while bool(going.any()):

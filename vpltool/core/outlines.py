@@ -92,7 +92,7 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
     """Fill polygons of pixel centres, as Ultralytics does: whole pixels, the line included.
 
     Args:
-        polygons: points (N, 2) each, (x, y) in pixels; what is behind the comma is cut off.
+        polygons: points (N, 2) each, (x, y) in pixels; what is after the decimal point is cut off.
         size: (height, width).
     """
     filled = np.zeros(size, np.uint8)

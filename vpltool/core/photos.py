@@ -86,7 +86,7 @@ def photo_size(path: Path) -> tuple[int, int]:
     """
     with _readable(path) as image:
         width, height = image.size
-        # Pillow looks behind a PNG's pixels for EXIF, and decodes them all on the way.
+        # Pillow looks after a PNG's pixels for EXIF, and decodes them all on the way.
         exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
         turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)

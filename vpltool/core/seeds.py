@@ -171,10 +171,10 @@ def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, class
     Raises:
         ValueError: no pixel is background.
     """
-    behind = pixels[labels == BACKGROUND]
-    if not len(behind):
+    background = pixels[labels == BACKGROUND]
+    if not len(background):
         raise ValueError("no pixel is background")
-    centres = spherical_kmeans(behind, count, seed=seed)
+    centres = spherical_kmeans(background, count, seed=seed)
     kept = class_index != BACKGROUND
     return (torch.cat([rows[kept], centres]),
             torch.cat([class_index[kept], class_index.new_zeros(len(centres))]))

@@ -45,7 +45,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
 
 def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
                   ) -> tuple[list[Photo], list[str]]:
-    """Give photos captions behind those that they have; each once, in the order of the files.
+    """Give photos captions after those that they have; each once, in the order of the files.
 
     Args:
         photos: the photos.
@@ -126,7 +126,7 @@ def _of_csv(path: Path) -> Iterator[CaptionRow]:
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:
-    """Captions in COCO's layout, in which photos may be listed behind their annotations."""
+    """Captions in COCO's layout, in which photos may be listed after their annotations."""
     hint = "use captions in COCO's layout, such as captions_train2014.json; or a CSV: id,caption"
     names: dict[int, str] = {}
     captions: list[tuple[int, str, str]] = []

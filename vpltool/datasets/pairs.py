@@ -48,7 +48,7 @@ def stream_pairs(
         start: where to begin.
 
     Yields:
-        a pair or a flaw, and the cursor behind it.
+        a pair or a flaw, and the cursor after it.
 
     Raises:
         VplError: there is no pair.
@@ -62,7 +62,7 @@ def stream_pairs(
         # A part has other tars in each epoch, so that one without a pair says little.
         if in_vain >= 2 * parts:
             raise VplError(f"not one pair of a photo and a caption in {len(tars)} tars, such as "
-                           f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one behind the other")
+                           f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one after the other")
         start = Cursor(start.epoch + 1)
 
 

@@ -1,6 +1,6 @@
 """Photo-caption pairs from WebDataset tars, read in order: nothing is unpacked.
 
-In such a tar the files of one pair follow each other and differ in what is behind the first dot:
+In such a tar the files of one pair follow each other and differ in what is after the first dot:
 `0001.jpg`, `0001.txt`, `0001.json`. What is wrong is yielded as a `Flaw` between the pairs, and
 reading goes on. Addresses, patterns and the grouping of files are those of the library
 `webdataset`; the tar itself is not read by it, since it ends without a word at a damaged header.
@@ -232,7 +232,7 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
 
 
 def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
-    """Yield the regular files that belong to pairs; behind a damaged place, the next that is whole.
+    """Yield the regular files that belong to pairs; after a damaged place, the next that is whole.
 
     Args:
         stream: the tar, compressed or not.

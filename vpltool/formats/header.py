@@ -46,7 +46,7 @@ def current_preset() -> dict[str, Any]:
     return dict(_presets[-1])
 
 
-def spell_preset(preset: dict[str, Any]) -> str:
+def format_preset(preset: dict[str, Any]) -> str:
     """Format a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
     if not preset:
         return "no preset"
@@ -197,7 +197,7 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
                     or f"{found.sources.get(role) or expected.sources.get(role) or role} "
                        "has changed")
     if expected.model != found.model:
-        old, new = _spell_model(found.model), _spell_model(expected.model)
+        old, new = _format_model(found.model), _format_model(expected.model)
         what = "encoder" if "encoder" in found.options else "CLIP"
         phrases.append(f"the {what} was {old}, now {new}" if old != new else
                        f"the weights of the {what} {new} have changed")
@@ -222,7 +222,7 @@ _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags
                   "corrections": "corrected masks have changed"}
 
 
-def _spell_model(model: Mapping[str, str]) -> str:
+def _format_model(model: Mapping[str, str]) -> str:
     named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
     return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
 

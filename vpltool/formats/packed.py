@@ -38,7 +38,7 @@ class TarSlice:
         index: the file that says so.
         tar: address of the tar: the name of a file beside the index, or `SCHEME://…`.
         start: first byte of the member's header.
-        end: behind the last byte of its content.
+        end: after the last byte of its content.
     """
 
     index: Path
@@ -182,7 +182,7 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Ta
 
 
 def _pack(stream: IO[bytes], files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Write a tar; first byte, and behind the last, of each id's member."""
+    """Write a tar; first byte, and after the last, of each id's member."""
     members = {}
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for key, file in files.items():

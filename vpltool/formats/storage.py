@@ -75,7 +75,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def short_path(path: Path) -> str:
-    """Spell a path for people: as seen from the current folder, or absolute where that is shorter.
+    """Format a path for people: as seen from the current folder, or absolute where that is shorter.
 
     What is typed into a shell in that folder finds the same file.
     """

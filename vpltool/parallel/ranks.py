@@ -95,7 +95,7 @@ class Ranks:
             return module
         with warnings.catch_warnings():
             # Later versions have another name for it, which earlier ones do not know. Our buffers
-            # are frozen; sending them would make a GPU read them anew at each step.
+            # are frozen; sending them would make a GPU read them again at each step.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, broadcast_buffers=False)
 

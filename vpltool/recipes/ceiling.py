@@ -22,7 +22,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, expect_header, open_workspace, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.signals import interrupt_at_sigterm
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
@@ -131,10 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, and print a row of Markdown; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with console.heard_by(console.Terminal(spell=spell)):
+        with console.heard_by(console.Terminal(rewrite=to_shell)):
             found = ceiling(options.work, options.decoder, options.score, options.max_side)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted", "the same command goes on")

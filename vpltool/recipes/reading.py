@@ -106,7 +106,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a recipe, with its values filled in: words behind `vpltool`, or a heading."""
+    """A command of a recipe, with its values filled in: words after `vpltool`, or a heading."""
 
     line: int
     words: tuple[str, ...]

@@ -27,7 +27,7 @@ def space_of(prototypes: _inputs.Prototypes) -> AlignedSpace | None:
 
 
 def head_in_space(head: Head, space: AlignedSpace | None) -> Head:
-    """Put the map into a space behind CLIP's head; without a space, it is the head itself."""
+    """Put the map into a space after CLIP's head; without a space, it is the head itself."""
     if space is None:
         return head
 

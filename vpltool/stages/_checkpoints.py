@@ -74,8 +74,8 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
     Args:
         path: where it would be.
         header: of the result that is to come.
-        overwrite: begin anew, whatever is there.
-        update: begin anew if the same options were applied to other inputs.
+        overwrite: start over, whatever is there.
+        update: start over if the same options were applied to other inputs.
         keep: what keeps one of another configuration: a hint.
 
     Raises:

@@ -118,7 +118,7 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
             raise VplError(
                 f"{path} was taken when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
-                "correct it anew, or move it away; `prepare('folder', images='IMAGES', "
+                "correct it again, or move it away; `prepare('folder', images='IMAGES', "
                 "corrections='DIR')` takes masks of today's classes")
 
 

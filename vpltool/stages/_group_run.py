@@ -52,8 +52,8 @@ def words_of(workspace: Workspace, settings: TrainGroupsSettings, process: Ranks
         VplError: the CLIP cannot be had.
     """
     if settings.text == "own":
-        spell = _groups.caption_speller(settings.context)
-        return Words(lambda texts: spell(texts).to(process.device), {}, 0)
+        tokenize = _groups.caption_tokenizer(settings.context)
+        return Words(lambda texts: tokenize(texts).to(process.device), {}, 0)
     encode, model = _groups.clip_encoder(workspace, process.device)
     return Words(encode, model, encode(["a photo"]).shape[1])
 
@@ -153,7 +153,7 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
             for record in train(objective, network, optimizer, training, batches,
                                 start=start.step, rank=process.rank):
                 done = record.iteration + 1
-                # A step needs all processes, so all stop behind the same one.
+                # A step needs all processes, so all stop after the same one.
                 stop = process.any(interrupted())
                 # The clock of process 0 counts: what the others know is asked for, too.
                 kept = (process.any(first and rule.due(done, interrupted=stop))

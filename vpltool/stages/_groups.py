@@ -133,12 +133,12 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
 
     import torch
 
-    spell = caption_speller(groups.network.shape.caption.context)
+    tokenize = caption_tokenizer(groups.network.shape.caption.context)
     network = groups.network.to(device)
 
     def encode(prompts: Sequence[str]) -> Tensor:
         with torch.no_grad():
-            return network.embed_captions(spell(prompts).to(device))
+            return network.embed_captions(tokenize(prompts).to(device))
 
     return encode
 
@@ -164,7 +164,7 @@ def clip_encoder(workspace: Workspace, device: torch.device, fingerprint: str = 
     return clip.encode_text, clip.identity
 
 
-def caption_speller(context: int) -> Callable[[Sequence[str]], Tensor]:
+def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
     """CLIP's tokenizer, of captions of `context` tokens at most: token numbers (n, context)."""
     from vpltool.clip.catalogue import import_open_clip
 

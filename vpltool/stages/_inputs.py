@@ -79,7 +79,7 @@ def make_header(
 
 
 def relative_path(path: Path, base: Path) -> str:
-    """Spell a path as seen from a folder."""
+    """Format a path as seen from a folder."""
     return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 

@@ -33,7 +33,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         workspace: as it was written.
         photos: as they were written.
         words: what has changed.
-        grown: whether new classes were added behind those of an earlier call.
+        grown: whether new classes were added after those of an earlier call.
     """
     splits = Counter(split for photo in photos for split in photo.splits)
     console.note(
@@ -47,7 +47,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if grown and "classes" in words:
-        console.note("new classes come behind the known ones, which keep their numbers")
+        console.note("new classes come after the known ones, which keep their numbers")
     if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
         console.note("`update()` brings up to date what was made before")
     _warn_of_masks(photos, splits)

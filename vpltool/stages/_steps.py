@@ -84,7 +84,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings:
             if logged or kept or len(unread) == _STEPS_UNREAD:
                 recent += _read_losses(unread)
                 unread.clear()
-                text = _spelled(recent[-1])
+                text = _formatted(recent[-1])
             if logged:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
@@ -98,7 +98,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings:
     return curve
 
 
-def _spelled(losses: list[float]) -> str:
+def _formatted(losses: list[float]) -> str:
     return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
         ("mask", "contrast", "affinity"), losses, strict=False))
 

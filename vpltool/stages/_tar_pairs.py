@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 UNREAD = "photos that cannot be read"
 
 _MAX_BROKEN = 1000
-"""Photos in a row that cannot be read, behind which a training ends."""
+"""Photos in a row that cannot be read, after which a training ends."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class TarPairs:
     Args:
         tars: their addresses.
         window: pairs that are shuffled together.
-        cursor: place behind the pairs that the last step took.
+        cursor: place after the pairs that the last step took.
         flaws: what was left out, in one epoch.
     """
 

@@ -106,8 +106,8 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
     stored = tuple(features.header.options["layers"])
     wanted = _wanted_layers(features, layers, split) if layers else stored
     if not set(wanted) <= set(stored):
-        raise VplError(f"{features.path} holds the layers {_spelled(stored)}, not "
-                       f"{_spelled(wanted)}",
+        raise VplError(f"{features.path} holds the layers {_formatted(stored)}, not "
+                       f"{_formatted(wanted)}",
                        f"{_extract(split, layers)}, or `source='photos'`")
     width = features.describe(ids[0]).shapes["layers"][1][2]
     return Frozen("features", name, wanted, width, model, features), ids
@@ -131,12 +131,12 @@ def _wanted_layers(features: InputFolder, layers: str, split: str) -> tuple[int,
     if not made_with:
         return tuple(parse_layers("spread", len(stored) + 1))
     raise VplError(
-        f"`layers='spread'`: {features.path} holds the layers {_spelled(stored)} and does not say "
-        "how many blocks the model has", f"`layers={_spelled(stored)!r}` takes these; or "
+        f"`layers='spread'`: {features.path} holds the layers {_formatted(stored)} and does not "
+        "say how many blocks the model has", f"`layers={_formatted(stored)!r}` takes these; or "
         f"{_extract(split, layers)}, or `source='photos'`")
 
 
-def _spelled(layers: Sequence[int]) -> str:
+def _formatted(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers))
 
 

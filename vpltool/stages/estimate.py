@@ -100,7 +100,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     report = {"photos": count, "patches": mean, "pixels": pixels,
               "seconds": {name: round(value, 1) for name, value in seconds.items()},
               "total": round(sum(seconds.values()), 1), "bytes": count * stored}
-    console.note(_spelled(report))
+    console.note(_formatted(report))
     return report
 
 
@@ -109,7 +109,7 @@ def show(_result: dict[str, Any], _values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _spelled(report: Mapping[str, Any]) -> str:
+def _formatted(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {console.duration(value)}"
                       for name, value in report["seconds"].items())
     return (f"{report['photos']} photos: about {console.duration(report['total'])} on this machine "

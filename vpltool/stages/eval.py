@@ -20,7 +20,7 @@ from vpltool.formats import (
     read_json,
     write_json,
 )
-from vpltool.formats.header import current_preset, spell_preset
+from vpltool.formats.header import current_preset, format_preset
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.threads import in_threads
@@ -74,7 +74,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
 
     The only command, with show, that opens true masks; against tags it opens none, and says how
     often the classes predicted are those tagged, how sure the segmenter is, and which photos
-    disagree most. Scores are always written anew. Under torchrun each process counts the pixels of
+    disagree most. Scores are always rewritten. Under torchrun each process counts the pixels of
     its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
@@ -321,7 +321,7 @@ def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[dict[str, A
 
 
 def show(report: Report, values: Mapping[str, Any]) -> str:
-    """Spell the scores as a table, and where they were written."""
+    """Format the scores as a table, and where they were written."""
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])
     width = max(len(name) for name in report["iou"])
@@ -340,9 +340,9 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
     more = report["supervision"] != "tags"
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
-              f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+              f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
               f"{'learned from ' + report['supervision'] + '; ' if more else ''}"
-              f"scored under {spell_preset(report['scored_under'])}"]
+              f"scored under {format_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 
 

@@ -133,7 +133,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if second else {})})
     if source:
-        header = replace(header, call=header.call | {"encoder": source.spelled})
+        header = replace(header, call=header.call | {"encoder": source.setting})
     place = "features-second" if second else "features"
     folder = settings.out or workspace.path / place / settings.split
     outputs = _photo_work.open_outputs(

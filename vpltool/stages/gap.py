@@ -207,7 +207,7 @@ def _report(workspace: Workspace, measured: _Measured, split: str) -> dict[str, 
 
 
 def show(report: Report, _values: Mapping[str, Any]) -> str:
-    """Spell two columns for each set of prototypes, a line for each class, and one for all."""
+    """Format two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),
              "spread": report["spread"]}
@@ -228,5 +228,5 @@ def show(report: Report, _values: Mapping[str, Any]) -> str:
 def _cells(entry: dict[str, Any] | None, first: str, second: str) -> str:
     if entry is None:
         return f"  {'-':>8}  {'-':>6}"
-    spelled = entry[first] if first == "regions" else format(entry[first], ".3f")
-    return f"  {spelled:>8}  {entry[second]:6.3f}"
+    cell = entry[first] if first == "regions" else format(entry[first], ".3f")
+    return f"  {cell:>8}  {entry[second]:6.3f}"

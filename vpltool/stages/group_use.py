@@ -14,7 +14,7 @@ from vpltool.formats.inputs import find_folder
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import spell_table
+from vpltool.stages._reports import format_table
 
 STAGES = ("first", "second")
 """Of grouping, as the tensors of group maps are called."""
@@ -107,14 +107,14 @@ def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
 
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Spell the rows as a table; in Markdown where that is asked for."""
+    """Format the rows as a table; in Markdown where that is asked for."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
-    cells += [[row["title"], row["split"], str(row["photos"]), *(_spell(row[key]) for key in keys)]
+    cells += [[row["title"], row["split"], str(row["photos"]), *(_format(row[key]) for key in keys)]
               for row in table]
-    return spell_table(cells, markdown=values.get("markdown", False))
+    return format_table(cells, markdown=values.get("markdown", False))
 
 
-def _spell(values: list[float]) -> str:
+def _format(values: list[float]) -> str:
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

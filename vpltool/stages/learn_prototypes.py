@@ -196,8 +196,8 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"
         raise VplError(
-            f"`start={settings.start!r}` has {_spell_rows(ours)}, the text {_spell_rows(theirs)}: "
-            "the text gives targets for its own rows only",
+            f"`start={settings.start!r}` has {_format_rows(ours)}, the text "
+            f"{_format_rows(theirs)}: the text gives targets for its own rows only",
             f"add {seeded}, or make a start with as many rows: "
             "`seed_prototypes(background='words', overwrite=True)`")
     if settings.iters and 0 not in ours:
@@ -206,7 +206,7 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     return start
 
 
-def _spell_rows(index: list[int]) -> str:
+def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 

@@ -105,7 +105,7 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
 
 
 def _first_number(folder: Path, shard: Shard) -> int:
-    """The number behind those of the tars that earlier runs of this shard have finished."""
+    """The number after those of the tars that earlier runs of this shard have finished."""
     stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
     found = [stem.fullmatch(index.stem) for index in (folder / PACKED).glob("*.json")]
     return max((int(match[1]) + 1 for match in found if match), default=0)

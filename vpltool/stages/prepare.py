@@ -220,7 +220,7 @@ def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFil
 
 
 def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
-    """Class names in index order. Those of tags come behind known ones, which keep their index."""
+    """Class names in index order. Those of tags come after known ones, which keep their index."""
     if kept is None or not source.from_tags:
         return source.classes
     known = kept.workspace.classes
@@ -308,10 +308,10 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
     if changes:
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
                        f"{'; '.join(changes)}",
-                       f"{_spelled(settings)} replaces it; another workspace folder keeps both")
+                       f"{_formatted(settings)} replaces it; another workspace folder keeps both")
 
 
-def _spelled(settings: PrepareSettings) -> str:
+def _formatted(settings: PrepareSettings) -> str:
     """The call that replaces a workspace; with the CLIP that was given, even the default."""
     clip = settings.given & {"model", "pretrained", "normalise"}
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}

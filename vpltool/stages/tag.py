@@ -193,7 +193,7 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
             scores = scored.read_tensors(photo.id)["scores"]
             tags[photo.id] = _tags_of(workspace.classes, scores, settings)
             table.writerow([photo.id, _joined(tags[photo.id]), _joined(photo.splits),
-                            _spelled(workspace.classes, scores)])
+                            _formatted(workspace.classes, scores)])
     counts = Counter(name for names in tags.values() for name in names)
     none = sum(not names for names in tags.values())
     console.note(f"{len(tags)} photos, {sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
@@ -217,7 +217,7 @@ def _joined(names: Sequence[str]) -> str:
     return f"{joined};" if " " in joined and len(names) == 1 else joined
 
 
-def _spelled(classes: Sequence[str], scores: Tensor) -> str:
+def _formatted(classes: Sequence[str], scores: Tensor) -> str:
     """Score of every class, for people: `cat 0.912;dog 0.103`."""
     order = scores.argsort(descending=True, stable=True).tolist()
     return ";".join(f"{classes[number]} {float(scores[number]):.3f}" for number in order)

@@ -255,7 +255,7 @@ def _train(run: Training, network: SegmenterNetwork, start: Start, settings: Tra
 
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
-          # torchrun sends a second signal behind that of the terminal.
+          # torchrun sends a second signal after that of the terminal.
           defer_interrupts(every=ranks.count > 1) as interrupted):
         curve = take_steps(run, network, start, settings, ranks, interrupted)
         if ranks.rank == 0:

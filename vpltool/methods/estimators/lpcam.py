@@ -46,7 +46,7 @@ class Settings(TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Put the centres of its seeds in place of each class's row, and those of its context behind.
+    """Put the centres of its seeds in place of each class's row, and those of its context after.
 
     Args: those of `means.estimate`.
 

@@ -103,7 +103,7 @@ def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     changes = np.flatnonzero(np.diff(box.ravel(), prepend=False, append=False))
-    # Inside the last run may end with the box; the run behind it is then left out.
+    # Inside the last run may end with the box; the run after it is then left out.
     ends = np.append(changes, box.size) if changes[-1] < box.size else changes
     lengths = ", ".join(map(str, np.diff(ends, prepend=0)))
     return (f'    <mask label={label} source="auto" occluded="0" rle="{lengths}" '

@@ -2,8 +2,8 @@
 
 As `attention`, with R = S ⊙ mean of the kept A_l in the place of CLIP's mean attention. S =
 sigmoid(F·Fᵀ) comes from the decoder's fused features F, A_l is the attention of a block, and kept
-are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP makes labels anew for each
-crop in the second half of its training; here they are made anew for whole photos, with `crf`, and
+are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP remakes the labels of each
+crop in the second half of its training; here they are remade for whole photos, with `crf`, and
 `train-decoder --start` goes on from them. The decoder runs without dropout.
 
 Zhang et al., CVPR 2024, and its code.

@@ -1,6 +1,6 @@
 """Take photos, captions and tags from WebDataset tars.
 
-In a tar the files of one photo follow each other and differ in what is behind the first dot:
+In a tar the files of one photo follow each other and differ in what is after the first dot:
 0001.jpg; 0001.txt, a caption a line; 0001.json with captions or labels; 0001.cls, a class.
 The photos are unpacked into the workspace; train-groups reads tars as they are, too.
 
@@ -74,7 +74,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if not found:
         raise VplError(f"{next(iter(splits))} holds no photo"
                        + "".join(f"; {remark}" for remark in flaws.remarks()),
-                       "a photo is KEY.jpg, its caption KEY.txt behind it")
+                       "a photo is KEY.jpg, its caption KEY.txt after it")
     classes = shared.classes or tuple(sorted({tag for photo in found for tag in photo.labels}))
     check_class_count(classes, str(next(iter(splits))))
     check_labels(found, classes)

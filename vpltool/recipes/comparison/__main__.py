@@ -27,7 +27,7 @@ from vpltool.recipes.comparison.measuring import Measured, Setup, measure
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
 from vpltool.recipes.tables.setup import own_workspace
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -109,7 +109,7 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
         if found.seconds is None and row.name in made:
             found = replace(found, seconds=made[row.name].seconds)
         made[row.name] = found
-        text = spell_table(setup, comparison.rows, made)
+        text = format_table(setup, comparison.rows, made)
         with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
         write_json(setup.work.path / "compare.json", _protocol(setup) | {
@@ -135,8 +135,8 @@ def _measured_before(setup: Setup) -> dict[str, Measured]:
     return {name: Measured(**row) for name, row in found["rows"].items()}
 
 
-def spell_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
-    """Spell what was measured as a table in Markdown, and what it was measured on below it."""
+def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
+    """Format what was measured as a table in Markdown, and what it was measured on below it."""
     columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
@@ -145,7 +145,7 @@ def spell_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured])
             continue
         found = made[row.name]
         seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
-        lines.append([row.name, *(_spell_cell(found.miou.get(name, [])) for name in columns),
+        lines.append([row.name, *(_format_cell(found.miou.get(name, [])) for name in columns),
                       seconds, f"{found.size / 1e3:.1f}", row.published])
     table = "\n".join(["| " + " | ".join(lines[0]) + " |",
                        "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
@@ -159,7 +159,7 @@ def spell_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured])
             "refinement, without the encoder and what is learned once.\n")
 
 
-def _spell_cell(values: Sequence[float]) -> str:
+def _format_cell(values: Sequence[float]) -> str:
     if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
             comparison = read_comparison(options.rows)
             rows = comparison.only(options.only)
             if options.list:
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             choose_photos(open_workspace(options.work).photos(options.score), options.ids)
             print(compare(setup, comparison, rows, options.ids), flush=True)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; what is written is kept",

@@ -57,10 +57,10 @@ class Setup:
         words = fill(line, {"work": self.work.path, "learn": self.learn, "split": split,
                             "seed": seed, "second": self.work.path / "features-second",
                             "encoder": self.encoder})
-        spelled = f"vpltool {shlex.join(words)}"
-        if spelled in self.done:
-            return spelled
-        console.note(f"  {spelled}")
+        command = f"vpltool {shlex.join(words)}"
+        if command in self.done:
+            return command
+        console.note(f"  {command}")
         call = parse_line(words)
         before = time.time()
         try:
@@ -68,11 +68,11 @@ class Setup:
         except PhotosFailed as error:
             console.warn(error.message)
             result = error.result
-        self.done.add(spelled)
+        self.done.add(command)
         made = _written_since(result, before)
         if made > 1:
-            self.seconds[spelled] = (time.time() - before) / made
-        return spelled
+            self.seconds[command] = (time.time() - before) / made
+        return command
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def measure(setup: Setup, row: Row) -> Measured:
             setup.run(line, setup.learn, seed)
         for split in (setup.learn, setup.score):
             for line, seconds in timed.items():
-                spelled = setup.run(line, split, seed)
-                seconds += [setup.seconds[spelled]] if spelled in setup.seconds else []
+                command = setup.run(line, split, seed)
+                seconds += [setup.seconds[command]] if command in setup.seconds else []
         for column, value in _scores(setup, row, seed):
             miou.setdefault(column, []).append(value)
     result = (row.refined or row.cams).format(seed=0)

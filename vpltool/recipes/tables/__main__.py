@@ -41,7 +41,7 @@ from vpltool.recipes.tables.setup import (
     keep_protocol,
     own_workspace,
 )
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -123,13 +123,13 @@ def main(argv: list[str] | None = None) -> int:
     """Print the tables that were asked for; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
             chains = _chains(options)
             for number in dict.fromkeys(options.tables):
                 console.note(f"Table {number}")
                 print(_measure(chains, number), flush=True)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; what is written is kept",
@@ -146,7 +146,7 @@ def _measure(chains: Chains, number: int) -> str:
     for row in TABLES[number](chains):
         rows.append(row)
         text = write_table(chains, number, title, scored, rows)
-        console.note(f"{row.spell()}  (table {number}, after "
+        console.note(f"{row.to_line()}  (table {number}, after "
                      f"{console.duration(time.monotonic() - started)})")
     return text
 
