@@ -119,8 +119,8 @@ def _course(name: str, header: Header) -> Chart | None:
 
     key, columns = _COURSES.get(header.command.split()[0], ("", ()))
     rows: list[list[float]] = header.facts.get(key) or []
-    lines = {column: [float(row[place]) for row in rows]
-             for place, column in enumerate(columns, 1) if rows and len(rows[0]) > place}
+    lines = {column: [float(row[index]) for row in rows]
+             for index, column in enumerate(columns, 1) if rows and len(rows[0]) > index}
     # A loss without weight is 0 all along.
     lines = {column: values for column, values in lines.items() if any(values)}
     if len(rows) < 2 or not lines:
@@ -159,7 +159,7 @@ def gaps(work: Path) -> list[dict[str, Any]]:
     return found
 
 
-def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], place: int
+def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], layer: int
               ) -> dict[str, Any] | None:
     """How well a segmenter's classes agree with the tags; None where there is nothing to compare.
 
@@ -167,31 +167,32 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
         workspace: its classes.
         name: of the predictions.
         photos: records of `draw_photo`.
-        place: of the predictions among the layers.
+        layer: index of the predictions among the layers.
     """
     import numpy as np
 
     from vpltool.core.agreement import agreement as score_agreement
 
-    compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][place]]
+    compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][layer]]
     if not compared:
         return None
     tagged, found = np.zeros((2, len(compared), len(workspace.classes)), bool)
     for number, photo in enumerate(compared):
         tagged[number, [index - 1 for index in photo["tags"]]] = True
-        said = photo["layers"][place]["found"]
-        found[number, [index - 1 for index in said if index <= len(workspace.classes)]] = True
+        shown = photo["layers"][layer]["found"]
+        found[number, [index - 1 for index in shown if index <= len(workspace.classes)]] = True
     scores = score_agreement(found, tagged)
     rows = [{"name": label, "tagged": int(tagged[:, index].sum()),
              "found": int(found[:, index].sum()),
-             **{key: _said(getattr(scores, key)[index]) for key in ("precision", "recall", "f1")}}
+             **{key: _or_none(getattr(scores, key)[index])
+                for key in ("precision", "recall", "f1")}}
             for index, label in enumerate(workspace.classes)
             if tagged[:, index].any() or found[:, index].any()]
     mean = {"name": "mean", "tagged": int(tagged.sum()), "found": int(found.sum()),
-            **{key: _said(value) for key, value in scores.means().items()}}
+            **{key: _or_none(value) for key, value in scores.means().items()}}
     return {"name": name, "photos": len(compared), "rows": [*rows, mean]}
 
 
-def _said(score: float) -> float | None:
+def _or_none(score: float) -> float | None:
     """The score; None where nothing is counted."""
     return None if score != score else float(score)

@@ -41,10 +41,10 @@ def format_tree(listed: Sequence[Mapping[str, Any]]) -> str:
         listed: what `status` lists, each after its sources, with `bytes` and `written`.
     """
     below: dict[str, list[Mapping[str, Any]]] = {}
-    places = {entry["name"]: place for place, entry in enumerate(listed)}
+    positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:
-        known = [source for source in entry["sources"] if source in places]
-        below.setdefault(max(known, key=places.__getitem__, default=""), []).append(entry)
+        known = [source for source in entry["sources"] if source in positions]
+        below.setdefault(max(known, key=positions.__getitem__, default=""), []).append(entry)
     rows = list(_rows(below, "", ""))
     width = max(len(name) for name, _, _ in rows)
     now = time.time()

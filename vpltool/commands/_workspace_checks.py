@@ -78,8 +78,8 @@ def workspace_findings(path: Path) -> list[Finding]:
         for file in files:
             made += _single(workspace, file)
             advance()
-    places = _places(workspace, [*folders, *files, *orphans])
-    made.sort(key=lambda finding: places.get(finding.about.removesuffix(HEAD), -1))
+    positions = _positions(workspace, [*folders, *files, *orphans])
+    made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
     found += [*made, *_scores(path), *temporary_files(path)]
     if not any(finding.level == BROKEN for finding in found):
         found += _stale(workspace)
@@ -87,23 +87,23 @@ def workspace_findings(path: Path) -> list[Finding]:
                          f"{count_photos(len(photos))}, {count} files checked"), *found]
 
 
-def _places(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
-    """Name to place of what was made, each after its sources: so repairs run from the top."""
+def _positions(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
+    """Name to position of what was made, each after its sources: so repairs run from the top."""
     artifacts = {}
     for path in paths:
         header = first_header(path) if path.is_dir() else salvaged_header(path)
         name = path.relative_to(workspace.path).as_posix()
         if header is not None and header.command.split()[0] in find_stages():
             artifacts[name] = Artifact(name, path, workspace.path, header)
-    return {artifact.name: place
-            for place, artifact in enumerate(State(workspace, artifacts).in_order)}
+    return {artifact.name: position
+            for position, artifact in enumerate(State(workspace, artifacts).in_order)}
 
 
 def _parts(work: Path) -> tuple[list[Path], list[Path]]:
     """Folders with a manifest, and single .safetensors with a header; not of workspaces below."""
     folders, files = [], []
-    for place, below, names in os.walk(work):
-        folder = Path(place)
+    for root, below, names in os.walk(work):
+        folder = Path(root)
         if folder != work and "workspace.json" in names:
             below.clear()
             continue

@@ -145,8 +145,8 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
                for index in named} | {IGNORE: "#ffffff"}
     listed = [{"name": layer.column.name, "kind": "maps" if layer.is_maps else "labels"}
               for layer in layers]
-    agreed = [_report_facts.agreement(workspace, layer.column.name, records, place)
-              for place, layer in enumerate(layers) if not layer.is_maps and not layer.knows_tags]
+    agreed = [_report_facts.agreement(workspace, layer.column.name, records, index)
+              for index, layer in enumerate(layers) if not layer.is_maps and not layer.knows_tags]
     return {
         "title": workspace.name, "version": __version__, "facts": _report_facts.about(workspace),
         "scores": scores, "splits": sorted({score["split"] for score in scores}),

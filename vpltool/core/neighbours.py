@@ -49,10 +49,10 @@ def nearest_rows(queries: Tensor, bank: Tensor, allowed: Tensor, count: int
     best, rows = queries.new_empty(len(queries), 0), allowed.new_empty(len(queries), 0)
     for part in allowed.split(max(1, _ENTRIES // max(*queries.shape, 1))):
         cosines = queries @ bank[part].float().T
-        near, place = cosines.topk(min(count, len(part)), dim=-1)
-        best, rows = torch.cat([best, near], dim=-1), torch.cat([rows, part[place]], dim=-1)
-        best, place = best.topk(min(count, best.shape[1]), dim=-1)
-        rows = rows.gather(1, place)
+        near, index = cosines.topk(min(count, len(part)), dim=-1)
+        best, rows = torch.cat([best, near], dim=-1), torch.cat([rows, part[index]], dim=-1)
+        best, index = best.topk(min(count, best.shape[1]), dim=-1)
+        rows = rows.gather(1, index)
     return best, rows
 
 

@@ -130,12 +130,12 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
         for number in np.flatnonzero(boxes[:, cv2.CC_STAT_AREA] < least):
             if number:
                 left, top, width, height, area = map(int, boxes[number])
-                place = (slice(max(top - 1, 0), top + height + 1),
-                         slice(max(left - 1, 0), left + width + 1))
-                small.append((area, len(small), numbers[place] == number, place))
+                crop = (slice(max(top - 1, 0), top + height + 1),
+                        slice(max(left - 1, 0), left + width + 1))
+                small.append((area, len(small), numbers[crop] == number, crop))
     made = labels.copy()
-    for _, _, region, place in sorted(small, key=lambda found: found[:2]):
-        view = made[place]
+    for _, _, region, crop in sorted(small, key=lambda found: found[:2]):
+        view = made[crop]
         view[region] = _most_around(view, region, ignore) if merge else 0
     return made
 

@@ -24,7 +24,7 @@ COLUMNS = ("id", "caption")
 class CaptionRow:
     """One caption: where it is in the file, the name or id of its photo, and its words."""
 
-    place: str
+    location: str
     photo: str
     caption: str
 
@@ -71,7 +71,7 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
             if row.photo not in ids:
                 unmatched[row.photo] = unmatched.get(row.photo, 0) + 1
             elif not row.caption:
-                empty.append(f"{row.photo} ({row.place})")
+                empty.append(f"{row.photo} ({row.location})")
             else:
                 found.setdefault(ids[row.photo], {})[row.caption] = None
                 taken += 1
@@ -145,8 +145,8 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
                                      path, first, length)["caption"]))
         except ValueError as error:
             raise VplError(f"{path}: an entry of {part} is damaged: {error}", hint) from error
-    for number, place, text in captions:
-        yield CaptionRow(place, names.get(number, str(number)), clean(text))
+    for number, location, text in captions:
+        yield CaptionRow(location, names.get(number, str(number)), clean(text))
 
 
 def clean(caption: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, place_of, read_tar
+from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, location_of, read_tar
 from vpltool.errors import VplError
 
 _ROOM = 1 << 28
@@ -116,6 +116,6 @@ def _captioned(address: str) -> Iterator[Pair | Flaw]:
         if isinstance(pair, Flaw) or pair.captions:
             yield pair
         # Where its caption is empty or no text, that was said just before.
-        elif not (isinstance(before, Flaw) and before.where == place_of(pair.tar, pair.key)):
-            yield Flaw(NO_CAPTION, place_of(pair.tar, pair.key))
+        elif not (isinstance(before, Flaw) and before.where == location_of(pair.tar, pair.key)):
+            yield Flaw(NO_CAPTION, location_of(pair.tar, pair.key))
         before = pair

@@ -56,13 +56,13 @@ def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None)
         except VplError as error:
             faults.damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
         advance()
-    for key, place in folder.packed.items():
+    for key, entry in folder.packed.items():
         # Those of other machines are checked when they are read.
-        if place.path is not None:
+        if entry.path is not None:
             try:
                 folder.read_tensors(key)
             except VplError as error:
-                faults.damaged.setdefault(place.index, error.message)
+                faults.damaged.setdefault(entry.index, error.message)
         advance()
     return faults
 

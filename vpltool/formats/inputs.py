@@ -91,10 +91,10 @@ class InputFolder:
         Raises:
             VplError: it is damaged.
         """
-        place, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if place is None:
+        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if entry is None:
             return describe(path)
-        return describe_bytes(read_packed(place, photo_id + path.suffix), f"{place}: {photo_id}")
+        return describe_bytes(read_packed(entry, photo_id + path.suffix), f"{entry}: {photo_id}")
 
     def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
         """Read tensors of a photo; all if no name is given.
@@ -103,10 +103,10 @@ class InputFolder:
             VplError: the file is missing or damaged, lacks a tensor, or comes from another run
                 than the folder.
         """
-        place, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if place is not None:
-            where = f"{place}: {photo_id}"
-            content = read_packed(place, photo_id + path.suffix)
+        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if entry is not None:
+            where = f"{entry}: {photo_id}"
+            content = read_packed(entry, photo_id + path.suffix)
             header, tensors = tensors_of(content, self.kind, names, where, again(self.header))
             self._check_run(header, where)
             return tensors

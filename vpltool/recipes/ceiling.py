@@ -90,22 +90,22 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     split = str(expect_header(path, "decoder").options.get("split", "train"))
     if split == score:
         raise VplError(f"{path} was trained on the split `{score}`", "score another split")
-    place = work / "tables/ceiling"
-    masks = place / "masks" / split
+    target = work / "tables/ceiling"
+    masks = target / "masks" / split
     write_true_masks(workspace, workspace.photos(split), masks)
     run = api.Workspace(work)
     other = run.train_decoder(**dict(call) | {
-        "masks": str(masks), "name": path.stem, "out": place / f"{path.stem}.safetensors",
+        "masks": str(masks), "name": path.stem, "out": target / f"{path.stem}.safetensors",
         "update": True})
     found = {}
     for name, file in (("from_tags", path), ("from_true_masks", other)):
-        out = place / "predictions" / name / path.stem / score
+        out = target / "predictions" / name / path.stem / score
         run.predict(decoder=str(file), split=score, max_side=side, out=out, update=True)
         found[name] = run.eval(what=str(out), split=score,
-                               out=place / f"{path.stem}-{name}.json")["miou"]
+                               out=target / f"{path.stem}-{name}.json")["miou"]
     result = {"decoder": path.stem, "split": score, **found,
               "share": found["from_tags"] / max(found["from_true_masks"], 1e-9)}
-    write_json(place / f"{path.stem}-{score}.json", result)
+    write_json(target / f"{path.stem}-{score}.json", result)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.datasets.pairs import Cursor, stream_pairs
-from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, place_of
+from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, location_of
 from vpltool.errors import VplError
 from vpltool.formats.header import identity_of_many
 from vpltool.parallel.threads import in_threads
@@ -143,6 +143,6 @@ def _decode(plan: TarPlan, item: tuple[Pair | Flaw, Cursor]
     try:
         photo = read_photo(pair.photo)
     except OSError as error:
-        return Flaw(UNREAD, f"{place_of(pair.tar, pair.key)}.{pair.suffix} ({error})"), cursor
+        return Flaw(UNREAD, f"{location_of(pair.tar, pair.key)}.{pair.suffix} ({error})"), cursor
     return (cut_photo(photo, plan.cut, rng),
             pair.captions[int(rng.integers(len(pair.captions)))]), cursor

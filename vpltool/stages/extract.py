@@ -134,8 +134,8 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
                  **({"encoder": encoder.identity["name"]} if second else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    place = "features-second" if second else "features"
-    folder = settings.out or workspace.path / place / settings.split
+    parent = "features-second" if second else "features"
+    folder = settings.out or workspace.path / parent / settings.split
     outputs = _photo_work.open_outputs(
         {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
                                              not settings.limit, shard), settings)

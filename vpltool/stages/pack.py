@@ -66,10 +66,10 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     number = _first_number(features.path, shard)
     with console.progress(f"pack {settings.split}", len(files)) as advance:
         for batch in _batches(files, settings.size * 1_000_000):
-            place = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
+            entry = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
                               batch)
             _delete(batch)
-            console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {place}")
+            console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {entry}")
             number += 1
             for _ in batch:
                 advance()
@@ -84,8 +84,8 @@ def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
     """
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
-        place, path = features.packed[key], files[key]
-        if read_packed(place, key + path.suffix) == path.read_bytes():
+        entry, path = features.packed[key], files[key]
+        if read_packed(entry, key + path.suffix) == path.read_bytes():
             _delete({key: files.pop(key)})
     return files
 

@@ -25,7 +25,7 @@ from vpltool.datasets.webdataset import (
     Pair,
     find_tars,
     folder_names,
-    place_of,
+    location_of,
     read_tar,
 )
 from vpltool.datasets.words import VOC
@@ -66,7 +66,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
             for pair in _placed(tar, names[tar], flaws):
                 photo = _photo(pair, names[tar], split, shared.classes)
                 if photo.id in photos:
-                    flaws.add(Flaw(TWICE, place_of(tar, pair.key)))
+                    flaws.add(Flaw(TWICE, location_of(tar, pair.key)))
                     continue
                 photos[photo.id], sizes[photo.image] = photo, len(pair.photo)
             advance()
@@ -96,7 +96,7 @@ def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
         if isinstance(pair, Flaw):
             flaws.add(pair)
         elif leads_out(pair.key):
-            flaws.add(Flaw(OUTSIDE, place_of(tar, pair.key)))
+            flaws.add(Flaw(OUTSIDE, location_of(tar, pair.key)))
         else:
             yield pair
 
