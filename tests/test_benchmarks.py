@@ -26,7 +26,7 @@ import measure  # noqa: E402
 import methods as measured  # noqa: E402
 import peers  # noqa: E402
 import plain  # noqa: E402
-import root as worlds  # noqa: E402
+import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
 
 from vpltool.core.decoder import Decoder  # noqa: E402
@@ -256,23 +256,23 @@ def demo_world(tmp_path_factory: pytest.TempPathFactory) -> worlds.World:
     """Photos of VOC's size, a trained CLIP, and a decoder that is its dense CAM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
-        root = worlds.make_world(tmp_path_factory.mktemp("demo") / "w", 4, CPU, model="demo")
-        root.run("extract")
-        root.run("cam")
-        root.run("crf", "--what", "text", "--workers", 0)
-        root.run("train-decoder", "--masks", "text", "--prototypes", "text", "--name", "dense",
-                 "--residual", "--iters", 0)
-    return root
+        world = worlds.make_world(tmp_path_factory.mktemp("demo") / "w", 4, CPU, model="demo")
+        world.run("extract")
+        world.run("cam")
+        world.run("crf", "--what", "text", "--workers", 0)
+        world.run("train-decoder", "--masks", "text", "--prototypes", "text", "--name", "dense",
+                  "--residual", "--iters", 0)
+    return world
 
 
-def predict(root: worlds.World, out: Path, *options: object) -> dict[str, np.ndarray[Any, Any]]:
-    root.run("predict", "--decoder", "dense", "--split", "train", "--out", out, "--source",
-             "photos", *options)
-    return {key: read_labels(out / f"{key}.png") for key in root.photos}
+def predict(world: worlds.World, out: Path, *options: object) -> dict[str, np.ndarray[Any, Any]]:
+    world.run("predict", "--decoder", "dense", "--split", "train", "--out", out, "--source",
+              "photos", *options)
+    return {key: read_labels(out / f"{key}.png") for key in world.photos}
 
 
-def miou(root: worlds.World, said: dict[str, np.ndarray[Any, Any]]) -> float:
-    counts = sum(confusion(read_labels(root.masks[key]), said[key], 21) for key in said)
+def miou(world: worlds.World, said: dict[str, np.ndarray[Any, Any]]) -> float:
+    counts = sum(confusion(read_labels(world.masks[key]), said[key], 21) for key in said)
     return scores(np.asarray(counts)).miou
 
 
@@ -286,32 +286,32 @@ def test_predictions_are_those_of_the_plain_way(demo_world: worlds.World, tmp_pa
 
     Plain takes the softmax at the photo's size, ours at a quarter of a patch.
     """
-    root = demo_world
-    ours = predict(root, tmp_path / "ours")
-    half = predict(root, tmp_path / "half", "--precision", "bf16")
-    header, tensors = read_tensors(root.work / "decoder/dense.safetensors", "decoder")
+    world = demo_world
+    ours = predict(world, tmp_path / "ours")
+    half = predict(world, tmp_path / "half", "--precision", "bf16")
+    header, tensors = read_tensors(world.work / "decoder/dense.safetensors", "decoder")
     decoder = Decoder.from_config(header.facts["config"])
     decoder.load_state_dict(tensors)
     encoder = plain.load(Path(worlds.vpltool.demo.__path__[0]) / "clip", CPU)
-    plain.predict(encoder, decoder.eval(), root.photos.values(), [1.0], tmp_path / "plain",
+    plain.predict(encoder, decoder.eval(), world.photos.values(), [1.0], tmp_path / "plain",
                   mirror=False)
     slow = {key: read_labels(tmp_path / f"plain/{key}.png") for key in ours}
     assert len(np.unique(np.concatenate([part.ravel() for part in slow.values()]))) > 5
     assert agreement(ours, slow) >= 0.995
     assert agreement(half, ours) >= 0.995
     for said in (ours, half):
-        assert abs(miou(root, said) - miou(root, slow)) < 0.001
+        assert abs(miou(world, said) - miou(world, slow)) < 0.001
 
 
-def masks(root: worlds.World, precision: str) -> dict[str, np.ndarray[Any, Any]]:
+def masks(world: worlds.World, precision: str) -> dict[str, np.ndarray[Any, Any]]:
     """From photos to refined CAMs to masks, without 255."""
     fast = ("--precision", precision, "--overwrite")
-    root.run("extract", "--keep", "tokens,attention", *fast)
-    root.run("cam", *fast)
-    root.run("refine", "--cams", "text", "--overwrite")
-    root.run("crf", "--what", "text-refined", "--workers", 0, "--overwrite")
-    return {key: read_labels(root.work / f"masks/text-refined-full/train/{key}.png")
-            for key in root.photos}
+    world.run("extract", "--keep", "tokens,attention", *fast)
+    world.run("cam", *fast)
+    world.run("refine", "--cams", "text", "--overwrite")
+    world.run("crf", "--what", "text-refined", "--workers", 0, "--overwrite")
+    return {key: read_labels(world.work / f"masks/text-refined-full/train/{key}.png")
+            for key in world.photos}
 
 
 def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
@@ -320,13 +320,13 @@ def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
     Over few scenes the mIoU is held to half a point alone: each class is in one or two of them, and
     where a box of a CAM or the CRF tips over, a photo changes by a hundredth. Over 96 it was 0.02.
     """
-    root = worlds.make_world(tmp_path / "w", 8, CPU, data="demo", model="demo")
-    full, half = (masks(root, precision) for precision in ("fp32", "bf16"))
+    world = worlds.make_world(tmp_path / "w", 8, CPU, data="demo", model="demo")
+    full, half = (masks(world, precision) for precision in ("fp32", "bf16"))
     assert np.mean([len(np.unique(label)) > 1 for label in full.values()]) > 0.5
     same = [float((full[key] == half[key]).mean()) for key in full]
     assert min(same) < 1, "bf16 was asked for, and is another computation"
     assert np.mean(same) >= 0.995
-    assert abs(miou(root, full) - miou(root, half)) < 0.005
+    assert abs(miou(world, full) - miou(world, half)) < 0.005
 
 
 def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path) -> None:
@@ -335,9 +335,9 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     from vpltool.stages._photo_work import Failed
     from vpltool.stages._scored import Scores
 
-    root = demo_world
-    source = open_input(root.work / "cams/text/train", ("cams",))
-    jobs = [*root.first(2).items(), ("none", tmp_path / "none.jpg")]
+    world = demo_world
+    source = open_input(world.work / "cams/text/train", ("cams",))
+    jobs = [*world.first(2).items(), ("none", tmp_path / "none.jpg")]
     found = {}
     for backend in ("torch", "numba", "pydensecrf"):
         if backend == "pydensecrf":
@@ -351,7 +351,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     for results in found.values():
         assert results.keys() == dict(jobs).keys()
         assert results["none"] == Failed("none.jpg: the photo does not exist")
-        for key in root.first(2):
+        for key in world.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999
 
@@ -398,19 +398,19 @@ for key in tqdm(open(args.split_file).read().split()):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a peer takes a GPU that is there")
 def test_a_peer_is_run_from_its_checkout(tmp_path: Path) -> None:
     """Its script as it stands, on the CPU, round by round; and CAMs that differ are refused."""
-    root = worlds.make_world(tmp_path / "w", 2, CPU, data="toy", model="toy")
+    world = worlds.make_world(tmp_path / "w", 2, CPU, data="toy", model="toy")
     checkout = tmp_path / "peer"
     checkout.mkdir()
     (checkout / peers.SCRIPT).write_text(PEER)
-    (tmp_path / "list.txt").write_text("\n".join(root.photos))
+    (tmp_path / "list.txt").write_text("\n".join(world.photos))
     task = peers.Task(checkout, sys.executable, tmp_path, tmp_path / "weights.pt",
-                      list(root.photos), tmp_path, root)
+                      list(world.photos), tmp_path, world)
     peers.ours(task, peers.EXACT)
-    refined = open_input(root.work / "cams/text-refined/train", ("cams",))
+    refined = open_input(world.work / "cams/text-refined/train", ("cams",))
 
     def saying(offset: float) -> None:
         maps = {}
-        for key in root.photos:
+        for key in world.photos:
             entry = refined.read_tensors(key)
             maps[key] = {"keys": entry["classes"].numpy() - 1,
                          "attn_highres": entry["cam"].numpy() + offset}
