@@ -108,7 +108,7 @@ def test_captions_are_read_one_at_a_time(tmp_path: Path) -> None:
     path.write_text("id,caption\na,one\na,two\n")
     rows = read_captions(path)
     assert next(rows).caption == "one"
-    assert next(rows).place == "line 3"
+    assert next(rows).location == "line 3"
 
 
 def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_flaws_are_counted_and_five_named() -> None:
     assert flaws.remarks() == [
         "skipped 1000 empty captions: a.tar: 0, a.tar: 1, a.tar: 2, a.tar: 3, a.tar: 4, …",
         "skipped 1 captions without a photo: b.tar: 7"]
-    assert len(flaws.places["empty captions"]) == 6, "memory does not grow"
+    assert len(flaws.locations["empty captions"]) == 6, "memory does not grow"
 
 
 def test_tars_are_found_by_patterns_and_folders(tmp_path: Path) -> None:
