@@ -45,7 +45,7 @@ def read_voc(
              if path.suffix.lower() in PHOTO_SUFFIXES}
     if "test" in listed and files.keys().isdisjoint(listed["test"]):
         remarks.append(f"no photo of test.txt is in {root / 'JPEGImages'}: the split `test` is "
-                       "left out (VOC2012test.tar holds its photos)")
+                       "skipped (VOC2012test.tar holds its photos)")
         del listed["test"]
     for split, ids in sorted(listed.items()):
         absent = [key for key in ids if key not in files]

@@ -217,7 +217,7 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
     width = max(len(name) for name in (*report["classes"], "mean"))
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
     for name, row in report["classes"].items():
-        lines.append(f"{name:{width}}  {row['tagged']:6}  {row['predicted']:9}  "
+        lines.append(f"{name:{width}}  {row['tagged']:6}  {row['said']:9}  "
                      f"{_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
                      f"{_percent(row['f1']):>4}")
     mean = report["mean"]
@@ -226,7 +226,7 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
     if report["calibration"]:
         lines.append("probability      pairs   said  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
-                  f"{_percent(row['predicted']):>5}  {_percent(row['tagged']):>6}"
+                  f"{_percent(row['said']):>5}  {_percent(row['tagged']):>6}"
                   for row in report["calibration"]["bins"]]
         lines.append(f"calibration error {100 * report['calibration']['error']:.1f}")
     else:

@@ -179,7 +179,7 @@ def _warn_and_skip(plan: Plan, error: str) -> None:
         return
     plan.broken.add(error)
     if len(plan.broken) <= _TOLD:
-        console.warn(f"{error}; left out")
+        console.warn(f"{error}; skipped")
 
 
 def warn_of_broken(plan: Plan) -> None:

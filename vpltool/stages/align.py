@@ -70,7 +70,7 @@ class AlignSettings(Settings):
         source="chosen, since tags are known; SSR: clusters")
     background: str = setting(
         "regions", "The background's words: regions, aligned with where all CAMs are low; words, "
-                   "only repelled; none, left out.", choices=("regions", "words", "none"),
+                   "only repelled; none: not used.", choices=("regions", "words", "none"),
         source="chosen; SSR does not say")
     rows: str = setting(
         "text", "Prototypes of the classes in the result: text, mapped; or regions, the last "
