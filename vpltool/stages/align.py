@@ -69,7 +69,7 @@ class AlignSettings(Settings):
                 "falls into, which may drift.", choices=("tags", "clusters"),
         source="chosen, since tags are known; SSR: clusters")
     background: str = setting(
-        "regions", "The background's words: regions, aligned with where all CAMs are low; words, "
+        "regions", "Words of the background; regions: aligned with where all CAMs are low; words: "
                    "only repelled; none: not used.", choices=("regions", "words", "none"),
         source="chosen; SSR does not say")
     rows: str = setting(
