@@ -41,7 +41,8 @@ ELSEWHERE = (
     ("exponent of the seconds in photos", "", "≤ 1", "`make growth`",
      "1.0 to 1.1: nothing is done for pairs of photos; caches and lists cost more as they grow"),
     ("a command's start: extract on one photo, cam", "9.0 s, 3.5 s", "≤ 4.5 s, ≤ 2.6 s",
-     "benchmarks/README.md", "torch itself takes 2 s, the weights of ViT-B/16 and the photo the "
+     "benchmarks/README.md", "importing torch takes 1.4 s of a core, open_clip 2.3 more "
+     "(torchvision, timm, torch._dynamo, which timm's towers need); weights and the photo take the "
      "rest"),
     ("the demo, after set-up", "4 min 20 s to 6 min 30 s", "≤ 3 min", "`make demo`",
      "2 min 40 s on two quiet cores of an EPYC with bf16 instructions"),

@@ -231,6 +231,7 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("bundle", own_header("facts", "tower", "width", value=1 << 40), "does not hold the tower"),
     ("bundle", own_header("facts", "tower", "blocks", value=[{}] * 5000), "hold the tower"),
     ("bundle", own_header("facts", "mean", value="x"), "does not hold the tower"),
+    ("captions csv", instead(b",id,caption\nscene0\n"), "captions.csv:2 has no id"),
     ("captions json", instead(b'{"annotations": [[1]]}'), "is not a JSON object"),
     ("captions json", instead(b'{"annotations": ' + DEEP + b"}"), "nested too deeply"),
     ("captions json", put("annotations", 0, "caption", value=5), "`caption` is not a text"),

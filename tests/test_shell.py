@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from unittest import mock
+
 import pytest
 from conftest import Run
 
+from vpltool.cli import main
 from vpltool.shell import command_line, to_shell
 
 
@@ -35,6 +40,16 @@ def test_the_stage_that_failed_is_asked_first() -> None:
     """`threshold` is --lambda of refine, and --threshold of eval."""
     assert to_shell("`threshold=0.4`", "refine") == "--lambda 0.4"
     assert to_shell("`threshold=0.4`", "eval") == "--threshold 0.4"
+
+
+def test_lines_name_the_workspace(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They can be typed as they stand, from the folder that the command was typed in."""
+    assert to_shell("`extract()`, or `phi=0.4`", "", Path("a b")) == (
+        "vpltool -C 'a b' extract, or --phi 0.4")
+    words = ["vpltool", "-C", str(ready / "work"), "refine", "--cams", "text", "--method", "excel"]
+    with mock.patch.object(sys, "argv", words), pytest.raises(SystemExit):
+        main()
+    assert f"vpltool -C {ready / 'work'} extract --" in capsys.readouterr().err
 
 
 def test_a_call_as_a_line() -> None:

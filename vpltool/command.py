@@ -204,7 +204,8 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
-    listener = console.Terminal(quiet=quiet, rewrite=lambda text: to_shell(text, found.name))
+    listener = console.Terminal(quiet=quiet,
+                                rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)
         if record:
@@ -216,8 +217,8 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             _print(found, error.result, as_json, values)
             raise
         except VplError as error:
-            error.message = to_shell(error.message, found.name)
-            error.hint = to_shell(error.hint, found.name)
+            error.message = to_shell(error.message, found.name, shared.work)
+            error.hint = to_shell(error.hint, found.name, shared.work)
             raise
         _print(found, result, as_json, values)
         found.judge(result)

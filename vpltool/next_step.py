@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.formats import Workspace, open_workspace
-from vpltool.shell import command_line
+from vpltool.shell import command_line, program
 from vpltool.stages._inputs import BEST_FIRST
 from vpltool.state import Artifact, State, read_state
 
@@ -29,8 +29,7 @@ class Step:
 
     def line(self, work: Path) -> str:
         """The line for a shell."""
-        program = ["vpltool", *(["-C", str(work)] if work != Path() else [])]
-        return command_line(self.stage, self.values, program)
+        return command_line(self.stage, self.values, program(work))
 
 
 def next_step(workspace: Workspace, state: State) -> Step:

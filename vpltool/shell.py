@@ -7,6 +7,7 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vpltool.methods import find_methods
@@ -16,20 +17,26 @@ from vpltool.stages import FoundStage, find_stages
 _CODE = re.compile(r"`([^`]+)`")
 
 
-def to_shell(text: str, stage: str = "") -> str:
+def program(work: Path = Path()) -> list[str]:
+    """Return the first words of a line for a workspace: `vpltool -C work`."""
+    return ["vpltool", *(["-C", str(work)] if work != Path() else [])]
+
+
+def to_shell(text: str, stage: str = "", work: Path = Path()) -> str:
     """Format the Python in a message's backticks as the command line takes it.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
-    `vpltool extract --split train`. Backticks around anything else stay.
+    `vpltool -C work extract --split train`. Backticks around anything else stay.
 
     Args:
         text: a message or a hint, see `VplError`.
         stage: command whose settings are meant; the settings of all others are known too.
+        work: the workspace of the lines, as seen from here.
     """
-    return _CODE.sub(lambda match: _translated(match[1], stage) or match[0], text)
+    return _CODE.sub(lambda match: _translated(match[1], stage, work) or match[0], text)
 
 
-def _translated(code: str, stage: str) -> str:
+def _translated(code: str, stage: str, work: Path) -> str:
     try:
         call = ast.parse(code if re.match(r"\w+\(", code) else f"_({code})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -47,7 +54,8 @@ def _translated(code: str, stage: str) -> str:
     name = call.func.id.replace("_", "-")
     if name not in find_stages():
         return ""
-    return command_line(name, ({"method": positional[0]} if positional else {}) | values)
+    return command_line(name, ({"method": positional[0]} if positional else {}) | values,
+                        program(work))
 
 
 def _option(name: str, value: Any, stage: str) -> str:

@@ -25,7 +25,7 @@ from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import short_path
 from vpltool.settings import described
-from vpltool.shell import command_line, settings_with
+from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._corrections import identity_of_corrections
@@ -80,9 +80,9 @@ class Artifact:
 
     def line(self, shard: str = "") -> str:
         """The shell line that makes it again where it is stale, or a shard of it."""
-        program = ["vpltool", *(["-C", str(self.work)] if self.work != Path() else [])]
         more = {"shard": shard} if shard else {}
-        return command_line(self.stage.name, self.call() | {"update": True} | more, program)
+        return command_line(self.stage.name, self.call() | {"update": True} | more,
+                            program(self.work))
 
     def _seen(self, path: Any) -> Any:
         """Format a path, or several, as seen from here; headers tell it from the workspace."""

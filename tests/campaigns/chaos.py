@@ -59,7 +59,7 @@ COMMANDS: tuple[Words, ...] = (
 )
 """Commands in their order; each is disturbed in the workspace that those before it have made."""
 
-INPUTS = {"extract": "photos", "cam": "work/features", "refine": "work/cams", "crf": "photos",
+INPUTS = {"extract": "photos", "cam": "work/features", "refine": "work/cams/text", "crf": "photos",
           "predict": "photos", "train-decoder": "work/masks", "train-groups": "photos"}
 """What vanishes while a command runs."""
 

@@ -42,11 +42,6 @@ def in_workspace(level: str, about: str, says: str, repair: str = "") -> Finding
     return Finding("workspace", level, about, says, repair)
 
 
-def program(work: Path) -> list[str]:
-    """The first words of a line for a workspace."""
-    return ["vpltool", *(["-C", str(work)] if work != Path() else [])]
-
-
 def refused(about: str, error: VplError) -> Finding:
     """A finding of an error that any command would meet, in the words of the command line."""
     return Finding("workspace", BROKEN, about, to_shell(error.message), to_shell(error.hint))

@@ -8,13 +8,14 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from vpltool.commands._findings import BROKEN, NOTE, Finding, files_are, in_workspace, program
+from vpltool.commands._findings import BROKEN, NOTE, Finding, files_are, in_workspace
 from vpltool.commands._tree import age, size
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, Header, Workspace
 from vpltool.formats.checking import check_file, salvaged_header
 from vpltool.formats.manifest import MANIFEST, files_of
 from vpltool.formats.storage import short_path
+from vpltool.shell import program
 from vpltool.stages import find_stages
 from vpltool.stages._heads import HEAD
 from vpltool.state import Artifact

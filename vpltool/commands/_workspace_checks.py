@@ -18,7 +18,6 @@ from vpltool.commands._findings import (
     files_are,
     in_workspace,
     named,
-    program,
     refused,
     removal,
 )
@@ -38,7 +37,7 @@ from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.methods import find_methods
 from vpltool.settings import described
-from vpltool.shell import command_line
+from vpltool.shell import command_line, program
 from vpltool.stages import find_stages
 from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
 from vpltool.stages._heads import HEAD, head_path
@@ -137,7 +136,7 @@ def _prepare_line(workspace: Workspace) -> str:
     call = last_call(workspace.path)
     methods = find_methods("sources")
     if call.get("method") not in methods:
-        return shlex.join(["vpltool", "-C", str(workspace.path), "prepare", "--help"])
+        return shlex.join([*program(workspace.path), "prepare", "--help"])
     values = {"method": call["method"]}
     for entry in described(methods[call["method"]].settings):
         if entry.about.positional and entry.name in call:

@@ -63,7 +63,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
         settings: what is run, and how it is divided.
 
     Returns:
-        what the lines return: paths, or what they spell.
+        what the lines return: paths, or what they print.
 
     Raises:
         VplError: a line is wrong (before anything is run), a task failed, or Ray is not installed.
@@ -222,7 +222,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     if shard:
         call.values["shard"] = shard
     name = call.found.name
-    listener = console.Terminal(rewrite=lambda text: to_shell(text, name), bars=False)
+    listener = console.Terminal(rewrite=lambda text: to_shell(text, name, Path(work)), bars=False)
     try:
         with console.heard_by(listener):
             result = (run_call(call, Path(work)) if update else run_stage(
@@ -230,7 +230,8 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     except PhotosFailed as error:
         return Outcome(_said(call.found, error.result, call.values), error.photos)
     except VplError as error:
-        return Outcome(error=(to_shell(error.message, name), to_shell(error.hint, name)))
+        return Outcome(error=(to_shell(error.message, name, Path(work)),
+                              to_shell(error.hint, name, Path(work))))
     return Outcome(_said(call.found, result, call.values))
 
 

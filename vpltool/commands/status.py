@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpltool.commands._findings import program
 from vpltool.commands._tree import format_tree, measured
 from vpltool.datasets.tags import some
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
-from vpltool.shell import command_line, to_shell
+from vpltool.shell import command_line, program, to_shell
 from vpltool.stage import Stage
 from vpltool.state import read_state, settings_shown
 

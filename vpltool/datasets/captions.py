@@ -120,7 +120,7 @@ def _of_csv(path: Path) -> Iterator[CaptionRow]:
             raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns",
                            f'put a caption that has `{delimiter}` in quotes: "…"')
         entry = dict(zip(columns, fields, strict=False))
-        if not entry["id"]:
+        if not entry.get("id"):
             raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
         yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
 

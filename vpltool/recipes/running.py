@@ -110,9 +110,10 @@ def _run_step(job: Job, step: Step) -> None:
         job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:
-        error.message = f"line {step.line}, {line}: {to_shell(error.message, call.found.name)}"
-        error.hint = (f"{to_shell(error.hint, call.found.name)}; then run the recipe again: it "
-                      "resumes at this line")
+        message, hint = (to_shell(text, call.found.name, job.work)
+                         for text in (error.message, error.hint))
+        error.message = f"line {step.line}, {line}: {message}"
+        error.hint = f"{hint}; then run the recipe again: it resumes at this line"
         raise
     if call.found.show is not None and not call.quiet and (
             text := call.found.show(result, call.values)):
@@ -153,7 +154,7 @@ def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
     """Run a round; its title is before each message, since the rounds take turns to speak."""
     title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset)
-    with console.heard_by(console.Terminal(
-            rewrite=lambda text: f"{title}: {to_shell(text).strip()}", bars=False)):
+    with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
+                                           + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
     return job.failed
