@@ -86,7 +86,7 @@ class Curve:
                 / math.log(self.sizes[-1] / self.sizes[-2]))
 
 
-def spell(curves: Sequence[Curve]) -> str:
+def format_report(curves: Sequence[Curve]) -> str:
     """Spell the table."""
     lines = ["| stage | what grows | seconds of a core | exponent | of the last step | MiB |",
              "| --- | --- | --- | ---: | ---: | ---: |"]
@@ -326,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             curves += measure(Path(folder), few if options.quick else sizes)
         print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    print(spell(curves))
+    print(format_report(curves))
     return 0
 
 

@@ -228,7 +228,7 @@ def table(rows: Sequence[Row], kind: str) -> str:
         low, high = row.spread
         lines.append(
             f"| {row.stage} | {row.value:.3g}{row.unit} ({low:.3g} to {high:.3g}) | {aim}{mark} | "
-            f"{row.rates[0]:.3g} | {row.rates[1]:.3g} | {spell_bytes(row.disk)} | "
+            f"{row.rates[0]:.3g} | {row.rates[1]:.3g} | {format_bytes(row.disk)} | "
             f"{row.memory[0]:.0f} / {row.memory[1]:.0f} | "
             + (f"{row.share:.0%} |" if row.share else " |"))
     short = [f"- **{row.stage}** falls short: {row.reason or 'not known why'}."
@@ -237,7 +237,7 @@ def table(rows: Sequence[Row], kind: str) -> str:
     return "\n".join([*lines, "", *short, *([""] if short else []), *checks])
 
 
-def spell_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """`1.2 MB`; nothing for 0."""
     if not count:
         return ""

@@ -239,14 +239,14 @@ def costs(rows: Sequence[Row], kind: str) -> str:
              "| --- | ---: | ---: | --- | ---: | --- |"]
     for row in rows:
         why = "" if row.met(kind) else row.reason or "**not known**"
-        ours, plain = (_spelled(1000 / rate) for rate in reversed(row.rates))
-        times, low, high = map(_spelled, (row.value, *row.spread))
+        ours, plain = (_formatted(1000 / rate) for rate in reversed(row.rates))
+        times, low, high = map(_formatted, (row.value, *row.spread))
         lines.append(f"| {row.stage} | {ours} | {times} ({low} to {high}) | "
                      f"{row.unit.removeprefix('x of ')} | {plain} | {why} |")
     return "\n".join([*lines, "", "Milliseconds are those of a photo; of a run over "
                       "64 photos for `seed-prototypes` and `align`."])
 
 
-def _spelled(value: float) -> str:
+def _formatted(value: float) -> str:
     """Three digits: `4,640`, `13`, `0.108`."""
     return f"{float(f'{value:.3g}'):,.12g}"

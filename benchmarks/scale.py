@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from vpltool.formats import Header, Photo, open_output, read_tensors, write_tensors
-from vpltool.formats.packed import PACKED, Place, packed_places, read_packed, write_tar
+from vpltool.formats.packed import PACKED, TarSlice, packed_slices, read_packed, write_tar
 from vpltool.formats.shards import Shard, shard_of
 from vpltool.formats.storage import tensors_of
 from vpltool.formats.workspace import read_images
@@ -101,8 +101,8 @@ def measure_tars(folder: Path, count: int, packed: int) -> dict[str, float]:
                 for at in range(number, min(number + in_tar, count))}}, separators=(",", ":")))
     size = sum(file.stat().st_size for file in (folder / PACKED).iterdir())
     before = resident()
-    kept: dict[str, Place] = {}
-    read = timed(lambda: kept.update(packed_places(folder)), count)
+    kept: dict[str, TarSlice] = {}
+    read = timed(lambda: kept.update(packed_slices(folder)), count)
     memory = (resident() - before) / count
     other = folder / "files"
     header = Header("features", "extract", {"split": "train"})
@@ -111,7 +111,7 @@ def measure_tars(folder: Path, count: int, packed: int) -> dict[str, float]:
     for file in files.values():
         write_tensors(file, header, tensors)
     write = timed(lambda: write_tar(other, "0-of-1-000000", "", files), packed)
-    places = packed_places(other)
+    places = packed_slices(other)
 
     def read_tars() -> None:
         for key, file in files.items():
@@ -124,7 +124,7 @@ def measure_tars(folder: Path, count: int, packed: int) -> dict[str, float]:
                 lambda: [read_tensors(file, "features") for file in files.values()], packed)}
 
 
-def spell(measured: dict[str, float]) -> str:
+def format_report(measured: dict[str, float]) -> str:
     """Spell a table: each cost of a photo, and of many photos in one process or one of many."""
     lines = ["| cost | a photo | " + " | ".join(f"{count:,}" for count in PHOTOS) + " |",
              "| --- | ---: |" + " ---: |" * len(PHOTOS)]
@@ -148,7 +148,7 @@ def main() -> None:
         measured = measure_lists(Path(folder), options.photos)
         measured |= measure_files(Path(folder), options.files)
         measured |= measure_tars(Path(folder) / "packed", options.photos, options.packed)
-    print(spell(measured))
+    print(format_report(measured))
 
 
 if __name__ == "__main__":

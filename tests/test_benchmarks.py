@@ -350,7 +350,7 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
             found["batches"] = dict(crf._run_batches(crf._Worker.of(task), jobs, 3))
     for results in found.values():
         assert results.keys() == dict(jobs).keys()
-        assert results["none"] == Failed("none.jpg: the photo is not there")
+        assert results["none"] == Failed("none.jpg: the photo does not exist")
         for key in world.first(2):
             for ours, wanted in zip(results[key], found["torch"][key], strict=True):
                 assert (ours == wanted).mean() >= 0.999
@@ -429,7 +429,7 @@ def test_growth_is_fitted() -> None:
     curve = growth.Curve("s", "photos", (10, 100, 1000), (0.2, 2.0, 200.0), (5, 6, 7))
     assert curve.exponent == pytest.approx(1.5)
     assert curve.last == pytest.approx(2.0)
-    assert growth.spell([curve]).splitlines()[-1] == (
+    assert growth.format_report([curve]).splitlines()[-1] == (
         "| s | photos: 10, 100, 1,000 | 0.2, 2, 200 | 1.50 | 2.00 | 5, 6, 7 |")
 
 

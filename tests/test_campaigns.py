@@ -23,22 +23,22 @@ MUTATIONS = 12
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return readers.make_world(tmp_path_factory.mktemp("fuzz") / "world")
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_a_mutated_file_is_read_or_refused_in_a_line(reader: Reader, world: Path) -> None:
+def test_a_mutated_file_is_read_or_refused_in_a_line(reader: Reader, work: Path) -> None:
     """No other error, no hang, no more than a GiB, nothing outside, no code."""
-    path = world / reader.place
+    path = work / reader.place
     before = path.read_bytes() if path.exists() else None
-    seeds = readers.begin(reader, world)
+    seeds = readers.begin(reader, work)
     chance = Random(reader.name)
     try:
         for _ in range(MUTATIONS):
             content = FORMS[reader.form](chance.choice(seeds), chance)
             path.write_bytes(content)
-            found, trace = fuzz.find_in(reader.read, world)
+            found, trace = fuzz.find_in(reader.read, work)
             assert not found, f"{content[:300]!r}\n{trace}"
     finally:
         path.unlink() if before is None else path.write_bytes(before)
@@ -99,11 +99,11 @@ def test_parts_of_a_campaign_add_up(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 @pytest.mark.parametrize("form", ["json", "json lines", "lines", "safetensors", "png"])
-def test_an_example_is_several_documents(form: str, world: Path) -> None:
+def test_an_example_is_several_documents(form: str, work: Path) -> None:
     from hypothesis import find, settings
 
     reader = next(reader for reader in READERS if reader.form == form)
-    made = find(documents.documents(form, readers.begin(reader, world)), lambda _: True,
+    made = find(documents.documents(form, readers.begin(reader, work)), lambda _: True,
                 settings=settings(database=None, max_examples=1))
     assert len(made) == documents.PLACES
     assert all(isinstance(content, bytes) for content in made)

@@ -124,6 +124,6 @@ def test_without_true_masks_it_is_the_same_bytes(run: Run, done: Path, tmp_path:
     assert run("show", "--no-truth", work=work).code == 0
     for command in ("eval", "show"):
         refused = run(command, "--split", "val", work=work)
-        assert refused.code == 1, f"{command} showed a truth that is not there"
+        assert refused.code == 1, f"{command} showed a truth that does not exist"
         assert len(refused.lines("error:")) == 1
         assert refused.lines("hint:")

@@ -80,5 +80,5 @@ def test_photos_and_masks_without_a_workspace(run: Run, ready: Path, tmp_path: P
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "named.png").read_bytes()
     told = run("show", ready / "photos", "masks", "--terminal")
     assert (told.code, told.lines("warning:")) == (0, [
-        "no picture is drawn: stderr is no terminal, or one without a size"])
+        "no picture is drawn: stderr is not a terminal, or one without a size"])
     assert run("show").lines("error:") == [f"no workspace in {tmp_path}"]

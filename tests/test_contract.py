@@ -16,7 +16,7 @@ import vpltool
 from vpltool.formats import KINDS, Photo, describe
 from vpltool.formats.workspace import read_images
 from vpltool.methods import find_methods
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stage import Stage
 from vpltool.stages import FoundStage, find_stages
 
@@ -117,8 +117,8 @@ def test_orders_are_unique() -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_the_hint_of_a_missing_kind_is_a_command(kind: object) -> None:
-    assert spell(kind.made_by).split()[:1] == ["vpltool"]  # type: ignore[attr-defined]
-    assert spell(kind.made_by).split()[1] in COMMANDS  # type: ignore[attr-defined]
+    assert to_shell(kind.made_by).split()[:1] == ["vpltool"]  # type: ignore[attr-defined]
+    assert to_shell(kind.made_by).split()[1] in COMMANDS  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("line", ALL)

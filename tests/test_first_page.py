@@ -29,7 +29,7 @@ REALDATA = ROOT.parent / "shared/realdata"
 WORK = Path("work/photos")
 PHOTOS, CORRECTED = 60, 6
 REAL = [pytest.mark.slow, pytest.mark.skipif(not (REALDATA / "animals").exists(),
-                                             reason="../shared/realdata is not there")]
+                                             reason="../shared/realdata does not exist")]
 
 
 def page_lines() -> list[str]:

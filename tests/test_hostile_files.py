@@ -30,7 +30,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return readers.make_world(tmp_path_factory.mktemp("hostile") / "world")
 
 
@@ -224,7 +224,7 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("prototypes", tensors(lambda head: head["prototypes"].update(data_offsets=[0, "x"])),
      "not a .safetensors file"),
     ("prototypes", tensors(lambda head: head["prototypes"].update(shape=[1 << 40, 1 << 40])), ""),
-    ("checkpoint", own_header("facts", "checkpoint", value=None), "is no checkpoint"),
+    ("checkpoint", own_header("facts", "checkpoint", value=None), "is not a checkpoint"),
     ("bundle", own_header("facts", "config", value={}), "does not hold the network"),
     ("bundle", own_header("facts", "config", value=7), "does not hold the network"),
     ("bundle", own_header("facts", "config", "rows", value=1 << 40), "does not hold the network"),
@@ -284,9 +284,9 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
      ""),
     ("packed index", instead(b"{"), "is damaged"),
     ("packed index", instead(DEEP), "nested too deeply"),
-    ("packed index", put("tar", value="../0-of-1-000000.tar"), "no file beside it"),
-    ("packed index", put("tar", value="/etc/passwd"), "no file beside it"),
-    ("packed index", put("tar", value="filecache::s3://x/y.tar"), "no file beside it"),
+    ("packed index", put("tar", value="../0-of-1-000000.tar"), "neither a file beside it nor an address"),
+    ("packed index", put("tar", value="/etc/passwd"), "neither a file beside it nor an address"),
+    ("packed index", put("tar", value="filecache::s3://x/y.tar"), "neither a file beside it nor an address"),
     ("packed index", put("tar", value="file:///dev/zero"), "no such file"),
     ("packed index", put("tar", value="none.tar"), "no such file"),
     ("packed index", put("tar", value="nowhere://x/y.tar"), "cannot be read"),
@@ -326,9 +326,9 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
 
 @pytest.mark.parametrize(("name", "change", "said"), FINDS, ids=[
     f"{number}-{name}" for number, (name, _, _) in enumerate(FINDS)])
-def test_a_find_of_the_campaign(name: str, change: Change, said: str, world: Path) -> None:
+def test_a_find_of_the_campaign(name: str, change: Change, said: str, work: Path) -> None:
     reader = next(reader for reader in READERS if reader.name == name)
-    path = world / reader.place
+    path = work / reader.place
     before = path.read_bytes() if path.exists() else None
     told: list[str] = []
 
@@ -341,7 +341,7 @@ def test_a_find_of_the_campaign(name: str, change: Change, said: str, world: Pat
 
     try:
         path.write_bytes(change(before or b""))
-        found, trace = fuzz.find_in(read, world)
+        found, trace = fuzz.find_in(read, work)
         assert not found, trace
         assert said in "".join(told), told
         assert told or not said

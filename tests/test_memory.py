@@ -176,7 +176,7 @@ def test_the_crfs_batches_are_halved(ready: Path, monkeypatch: pytest.MonkeyPatc
     found = dict(crf._run_batches(crf._Worker.of(task), [*jobs, ("gone", tmp_path / "gone.png")],
                                   2))
     assert found.keys() == {*dict(jobs), "gone"}
-    assert found["gone"] == Failed("gone.png: the photo is not there")
+    assert found["gone"] == Failed("gone.png: the photo does not exist")
     assert all(not isinstance(found[key], Failed) for key, _ in jobs)
     assert sizes.count(2) == 1
     assert sizes.count(1) == len(jobs)

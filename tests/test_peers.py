@@ -192,7 +192,7 @@ def build(base: Path, name: str) -> World:
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     pytest.importorskip("pydensecrf")
     if request.param == "real" and not (REALDATA / "vlm-s14").exists():
-        pytest.skip("../shared/realdata is not there")
+        pytest.skip("../shared/realdata does not exist")
     return build(tmp_path_factory.mktemp(request.param), request.param)
 
 

@@ -17,7 +17,7 @@ from vpltool.formats import Workspace, open_workspace, read_tensors
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 
 pytestmark = pytest.mark.skipif(not (REALDATA / "vlm-s14").exists(),
-                                reason="../shared/realdata is not there")
+                                reason="../shared/realdata does not exist")
 
 LIMIT = ("--limit", 4)
 

@@ -55,7 +55,7 @@ def test_another_clip_is_refused(layered: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("photo", "message"), [
-    ("none.jpg", "none.jpg: the photo is not there"),
+    ("none.jpg", "none.jpg: the photo does not exist"),
     (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\) is not a photo"),
     (np.zeros((4, 4, 3), np.float32), "float32"),
 ])

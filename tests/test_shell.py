@@ -10,7 +10,7 @@ import pytest
 from conftest import Run
 
 from vpltool.cli import main
-from vpltool.shell import command_line, spell
+from vpltool.shell import command_line, to_shell
 
 
 @pytest.mark.parametrize(("text", "spelled"), [
@@ -33,18 +33,18 @@ from vpltool.shell import command_line, spell
      "vpltool prepare folder 'my photos' --labels tags.csv"),
 ])
 def test_spelled(text: str, spelled: str) -> None:
-    assert spell(text) == spelled
+    assert to_shell(text) == spelled
 
 
 def test_the_stage_that_failed_is_asked_first() -> None:
     """`threshold` is --lambda of refine, and --threshold of eval."""
-    assert spell("`threshold=0.4`", "refine") == "--lambda 0.4"
-    assert spell("`threshold=0.4`", "eval") == "--threshold 0.4"
+    assert to_shell("`threshold=0.4`", "refine") == "--lambda 0.4"
+    assert to_shell("`threshold=0.4`", "eval") == "--threshold 0.4"
 
 
 def test_lines_name_the_workspace(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They can be typed as they stand, from the folder that the command was typed in."""
-    assert spell("`extract()`, or `phi=0.4`", "", Path("a b")) == (
+    assert to_shell("`extract()`, or `phi=0.4`", "", Path("a b")) == (
         "vpltool -C 'a b' extract, or --phi 0.4")
     words = ["vpltool", "-C", str(ready / "work"), "refine", "--cams", "text", "--method", "excel"]
     with mock.patch.object(sys, "argv", words), pytest.raises(SystemExit):
@@ -63,6 +63,6 @@ def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     """A line that ends early is the last of its paragraph."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in run("run", "--help", "about").out.splitlines()]
-    start = next(number for number, line in enumerate(lines) if line.startswith("What is done"))
-    assert lines[start + 2] == "or tags were added."
+    start = next(number for number, line in enumerate(lines) if line.startswith("Steps that are"))
+    assert lines[start + 2] == "tags were added."
     assert all(len(line) > 65 for line in lines[start:start + 2])

@@ -24,7 +24,7 @@ class Workspace:
     `work.cam(prototypes="vision", method="dense")` does what `vpltool cam --prototypes vision
     --method dense` does: the same files, the same errors, progress as a bar. It returns what the
     command would print: a path, several, or a report. `help(work.cam)` lists the settings. Stages
-    read the workspace anew at each call, so that other programs may change it in between.
+    reread the workspace at each call, so that other programs may change it in between.
 
     Args:
         path: the folder; it may be empty, or not there yet: `prepare` and `demo` fill it.

@@ -17,7 +17,7 @@ from vpltool.completion import workspaces
 from vpltool.errors import VplError, first_line, is_out_of_memory
 from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stages import find_stages
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
@@ -27,7 +27,7 @@ The commands are listed in the order of the pipeline. Each reads files and write
 
     vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv
 
-or, without photos and without a network, in a world of drawn scenes:
+or, without photos or a network, on drawn scenes:
 
     vpltool -C work/demo run demo
 """
@@ -125,12 +125,13 @@ def main() -> None:
             sys.exit(0)
         raise
     except (VplError, OSError, RuntimeError, MemoryError) as error:
-        told = explain(error)
-        if told is None or os.environ.get("VPLTOOL_DEBUG"):
+        shown = explain(error)
+        if shown is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
         rank, count = rank_of_process()
-        who = f"rank {rank}: " if rank and count > 1 and not told.message.startswith("rank") else ""
-        console.error(who + spell(told.message), spell(told.hint))
+        named = not rank or count == 1 or shown.message.startswith("rank")
+        console.error(("" if named else f"rank {rank}: ") + to_shell(shown.message),
+                      to_shell(shown.hint))
         sys.exit(1)
 
 
@@ -172,7 +173,7 @@ def explain(error: Exception) -> VplError | None:
                         "close other programs, or `device='cpu'`; what is written is kept")
     if any(words in str(error) for words in _DEVICE_FAILED):
         return VplError(f"the device has failed: {first_line(error)}",
-                        "the same command goes on where it stopped; `device='cpu'` does without it")
+                        "the same command resumes where it stopped; `device='cpu'` does without it")
     return None
 
 

@@ -16,14 +16,14 @@ from typer.core import TyperCommand
 
 from vpltool import console
 from vpltool.command_group import CommandGroup, MadeOnce
-from vpltool.command_help import asked_help, help_of, stage_help, unwrap
+from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parameters import setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
-from vpltool.run import run_stage, speaks, stage_settings
+from vpltool.run import prints_results, run_stage, stage_settings
 from vpltool.settings import described
-from vpltool.shell import command_line, spell
+from vpltool.shell import command_line, to_shell
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -106,14 +106,14 @@ class _StageCommand(TyperCommand):
         self._take_options(self.method)
         for option, instead in stage.moved.items():
             if option in {arg.split("=")[0] for arg in args}:
-                ctx.fail(f"{option} has moved: {spell(instead, self.found.name)}")
+                ctx.fail(f"{option} has moved: {to_shell(instead, self.found.name)}")
         if stage.methods and not stage.subcommands:
             self._take_method(ctx, args)
         if self.found.name == "run":
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
         _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
-        return super().parse_args(ctx, asked_help(ctx, args)[0])
+        return super().parse_args(ctx, take_help_topic(ctx, args)[0])
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
@@ -126,13 +126,13 @@ class _StageCommand(TyperCommand):
     def _take_method(self, ctx: Any, args: list[str]) -> None:
         kind = self.found.stage.methods
         methods = find_methods(kind)
-        asked = _value_of(self._method_flags(), args)
-        name = asked or (ctx.default_map or {}).get("method") or KINDS[kind].default
+        chosen = _value_of(self._method_flags(), args)
+        name = chosen or (ctx.default_map or {}).get("method") or KINDS[kind].default
         if name not in methods:
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
-        if asked or not {"--help", "--help-all", "-h"} & {*args}:
+        if chosen or not {"--help", "--help-all", "-h"} & {*args}:
             self._check_owner(ctx, args, methods, name)
-            self.shown = methods[name] if asked else None
+            self.shown = methods[name] if chosen else None
             self._take_options(methods[name])
             return
         lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
@@ -181,9 +181,9 @@ def _check_order(ctx: Any, args: list[str], command: Any) -> None:
     """Say that an option belongs before the command, where that is the mistake."""
     root = ctx.find_root()
     own = {option for param in command.params for option in param.opts}
-    asked = {arg.split("=")[0] for arg in args} - own
+    chosen = {arg.split("=")[0] for arg in args} - own
     for param in root.command.params:
-        for option in asked & {*param.opts} - {"--help", "-h"}:
+        for option in chosen & {*param.opts} - {"--help", "-h"}:
             spelt = f"{option} {param.metavar}" if param.metavar else option
             ctx.fail(f"{option} goes before the command: {root.info_name} {spelt}"
                      + ctx.command_path.removeprefix(root.info_name))
@@ -205,7 +205,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
     listener = console.Terminal(quiet=quiet,
-                                spell=lambda text: spell(text, found.name, shared.work))
+                                rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)
         if record:
@@ -217,8 +217,8 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
             _print(found, error.result, as_json, values)
             raise
         except VplError as error:
-            error.message = spell(error.message, found.name, shared.work)
-            error.hint = spell(error.hint, found.name, shared.work)
+            error.message = to_shell(error.message, found.name, shared.work)
+            error.hint = to_shell(error.hint, found.name, shared.work)
             raise
         _print(found, result, as_json, values)
         found.judge(result)
@@ -244,7 +244,7 @@ class Call:
 
 
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
-    """Parse the words behind `vpltool`, and check all that can be checked without a workspace.
+    """Parse the words after `vpltool`, and check all that can be checked without a workspace.
 
     Args:
         words: `--preset NAME` may come first, then the command and its options.
@@ -320,7 +320,7 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -
 
 def _print(found: FoundStage, result: Any, as_json: bool, values: Mapping[str, Any]) -> None:
     """Print paths, or the report as the stage spells it."""
-    if not speaks(found):
+    if not prints_results(found):
         return
     if as_json:
         print(json.dumps(result))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from typer.core import TyperGroup
 
-from vpltool.command_help import asked_help, group_help
+from vpltool.command_help import group_help, take_help_topic
 from vpltool.errors import near_name
 
 _T = TypeVar("_T")
@@ -18,7 +18,7 @@ class CommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
-        args, topic = asked_help(ctx, args, before=self.commands)
+        args, topic = take_help_topic(ctx, args, before=self.commands)
         if topic in self.commands:
             args = [topic, "--help"]
         return super().parse_args(ctx, args)
@@ -37,9 +37,9 @@ class CommandGroup(TyperGroup):
 
 def _suggestion(name: str, known: Iterable[str], path: str) -> str:
     names = list(known)
-    begun = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
-    if begun:
-        return f"did you mean {' or '.join(f'`{entry}`' for entry in begun)}?"
+    matches = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
+    if matches:
+        return f"did you mean {' or '.join(f'`{entry}`' for entry in matches)}?"
     hint = near_name(name, names)
     return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
 

@@ -17,23 +17,23 @@ _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
 """What help was asked for, in the context of a command."""
 
 
-def asked_help(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
+def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
     """Reduce what asks for help to `--help`; and the topic that follows it.
 
     Args:
         ctx: keeps the topic.
         args: of the command.
-        before: words that end the search: behind them help is another command's.
+        before: words that end the search: after them help is another command's.
     """
     own = args[:next((number for number, word in enumerate(args) if word in before
                       and not {"--help", "-h"} & {*args[:number]}), len(args))]
     if "--help-all" in own:
         ctx.meta[_EVERYTHING] = True
         return ["--help"], ""
-    asked = [number for number, word in enumerate(own) if word in ("--help", "-h")]
-    if not asked:
+    flags = [number for number, word in enumerate(own) if word in ("--help", "-h")]
+    if not flags:
         return args, ""
-    topic = next((word for word in own[asked[0] + 1:][:1]), "")
+    topic = next((word for word in own[flags[0] + 1:][:1]), "")
     ctx.meta[_TOPIC] = topic
     return ["--help"], topic
 
@@ -93,8 +93,8 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
         line += f" --method {method.name}" if method else ""
         parts = {} if method else {
             name: other.summary for name, other in find_methods(stage.methods).items()}
-    spelled = "" if stage.subcommands else "--method "
-    further = {f"{spelled}{name}": list(described(other.settings)) for name, other in
+    prefix = "" if stage.subcommands else "--method "
+    further = {f"{prefix}{name}": list(described(other.settings)) for name, other in
                find_methods(stage.methods).items()} if stage.methods else {}
     switches = {"--json": "Print JSON on stdout."} if found.show else {}
     return Subject(

@@ -64,12 +64,12 @@ _MOST = 200
 """More names than these are no help; the first are offered."""
 
 
-def names_for(setting: str, work: Path, begun: str) -> list[str]:
+def names_for(setting: str, work: Path, prefix: str) -> list[str]:
     """Names that a setting may be given and that begin as the user did; none outside a workspace.
 
     Of a list, `a,b`, the last is completed.
     """
-    head, comma, tail = begun.rpartition(",") if setting == "ids" else ("", "", begun)
+    head, comma, tail = prefix.rpartition(",") if setting == "ids" else ("", "", prefix)
     try:
         found = dict.fromkeys(_SETTINGS[setting](work))
     except (OSError, ValueError, KeyError, TypeError):
@@ -82,10 +82,10 @@ def completes(setting: str) -> bool:
     return setting in _SETTINGS
 
 
-def workspaces(begun: str) -> list[str]:
+def workspaces(prefix: str) -> list[str]:
     """Paths of workspaces that begin as the user did, three folders down at most."""
-    base = begun.rpartition("/")[0] + "/" if "/" in begun else ""
+    base = prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
     files = [file for depth in range(1, _DEEPEST)
              for file in sorted(Path(base or ".").glob("*/" * depth + "workspace.json"))]
     found = [base + file.parent.relative_to(base or ".").as_posix() for file in files]
-    return [path for path in found if path.startswith(begun)]
+    return [path for path in found if path.startswith(prefix)]

@@ -76,27 +76,27 @@ class Terminal:
 
     Args:
         quiet: no notes and no progress (`--quiet`); warnings and errors are still shown.
-        spell: turns a message's Python names into what the command line calls them.
+        rewrite: turns a message's Python names into what the command line calls them.
         bars: whether progress is a bar on a terminal; not where several processes share it.
     """
 
-    def __init__(self, *, quiet: bool = False, spell: Callable[[str], str] = str,
+    def __init__(self, *, quiet: bool = False, rewrite: Callable[[str], str] = str,
                  bars: bool = True) -> None:
         self.quiet = quiet
-        self.spell = spell
+        self.rewrite = rewrite
         self.bars = bars
         self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
         """Print it, unless quiet."""
         if not self.quiet:
-            print(_plain(self.spell(message)), file=sys.stderr, flush=True)
+            print(_plain(self.rewrite(message)), file=sys.stderr, flush=True)
 
     def warn(self, message: str) -> None:
-        """Print it behind `warning:`; the same one, from another line of a recipe, once."""
+        """Print it after `warning:`; the same one, from another line of a recipe, once."""
         if message not in self._warned:
             self._warned.add(message)
-            print(_label("warning", "33") + _plain(self.spell(message)), file=sys.stderr,
+            print(_label("warning", "33") + _plain(self.rewrite(message)), file=sys.stderr,
                   flush=True)
 
     @contextlib.contextmanager
@@ -111,16 +111,16 @@ class Terminal:
 
                 bar = stack.enter_context(tqdm(total=total, desc=title, file=sys.stderr,
                                                leave=False))
-            told = started
+            reported = started
 
             def advance(steps: int = 1, text: str = "") -> None:
-                nonlocal count, told
+                nonlocal count, reported
                 count += steps
                 if bar is not None:
                     _move(bar, steps, text)
-                elif time.monotonic() - told > _LINE_SECONDS:
-                    told = time.monotonic()
-                    self.note(_so_far(title, count, total, told - started)
+                elif time.monotonic() - reported > _LINE_SECONDS:
+                    reported = time.monotonic()
+                    self.note(_so_far(title, count, total, reported - started)
                               + (f"; {text}" if text else ""))
 
             yield advance
@@ -141,7 +141,7 @@ def _so_far(title: str, count: int, total: int, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Spell a time for people: `40 s`, `12 min`, `3.5 h`."""
+    """Format a time for people: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -174,7 +174,7 @@ def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advanc
     """Show how far a piece of work has come.
 
     Yields:
-        `advance(steps=1, text="")`: moves the bar; `text` is shown behind it.
+        `advance(steps=1, text="")`: moves the bar; `text` is shown after it.
     """
     return _listeners[-1].progress(title, total)
 
@@ -186,7 +186,7 @@ def picture(path: Path) -> None:
     half blocks.
     """
     if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:
-        warn("no picture is drawn: stderr is no terminal, or one without a size")
+        warn("no picture is drawn: stderr is not a terminal, or one without a size")
         return
     try:
         from textual_image.renderable import Image

@@ -66,9 +66,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     By its words: torch raises its own type on a GPU, and a bare RuntimeError on a CPU.
     """
-    said = str(error).lower()
+    text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in _SHORTAGE))
+        isinstance(error, RuntimeError) and any(words in text for words in _SHORTAGE))
 
 
 _SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "_alloc_failed")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpltool.errors import VplError, near_name
-from vpltool.setting_text import setting_entry, spell_help, spell_values
+from vpltool.setting_text import format_help, format_values, setting_entry
 from vpltool.settings import RUNNING, Described
 
 WIDTH, LINES = 80, 23
@@ -237,9 +237,9 @@ def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
 
 def _option(entry: Described) -> str:
     """All about one option."""
-    said = setting_entry(entry)
-    lines = [f"{said['option']}  {spell_values(said)}", *textwrap.wrap(
-        spell_help(said), WIDTH, initial_indent="    ", subsequent_indent="    ",
+    shown = setting_entry(entry)
+    lines = [f"{shown['option']}  {format_values(shown)}", *textwrap.wrap(
+        format_help(shown), WIDTH, initial_indent="    ", subsequent_indent="    ",
         break_on_hyphens=False)]
     reasons = [f"    No effect: {reason.why}." for reason in entry.about.no_effect]
     return "\n".join([*textwrap.wrap(lines[0], WIDTH, subsequent_indent="    "), *lines[1:],

@@ -15,8 +15,8 @@ STORES = ("fp16", "fp32")
 
 def shard() -> Any:
     """The photos that this process does, where several share them."""
-    return setting("", "Only shard I of N of the photos, by a hash of their ids: 0/4 to 3/4. "
-                       "Default: as torchrun or a Slurm array says, else all.", metavar="I/N",
+    return setting("", "Process only shard I of N, by a hash of the photo ids: 0/4 to 3/4. "
+                       "Default: set by torchrun or a Slurm array, else all photos.", metavar="I/N",
                    panel=RUNNING, record="never", brief=False)
 
 
@@ -40,52 +40,52 @@ def precision(*no_effect: NoEffect) -> Any:
 
 def store() -> Any:
     """Number format of what is written."""
-    return setting("fp16", "fp16 or fp32, for what is written: half the size, or a few more "
-                           "digits.", choices=STORES, panel=RUNNING, record="changed")
+    return setting("fp16", "Number format of stored files: fp16, half the size, or fp32.",
+                   choices=STORES, panel=RUNNING, record="changed")
 
 
 def batch_size(default: int) -> Any:
-    """Photos at a time."""
-    return setting(default, "Photos at a time.", low=1, panel=RUNNING, record="never")
+    "Photos per batch."
+    return setting(default, "Photos per batch.", low=1, panel=RUNNING, record="never")
 
 
 def workers() -> Any:
     """Processes or threads beside the main one."""
-    return setting(-1, "Processes that read photos; -1: by the number of cores.", low=-1,
+    return setting(-1, "Processes that read photos; -1: depends on the number of cores.", low=-1,
                    panel=RUNNING, record="never")
 
 
 def seed() -> Any:
-    """Start of the random numbers."""
-    return setting(0, "Start of the random numbers.")
+    "Random seed."
+    return setting(0, "Random seed.")
 
 
 def limit(record: str = "never", *, brief: bool = True) -> Any:
     """Number of photos at most."""
-    return setting(0, "Only the first N photos of the split; 0: all.", low=0, metavar="N",
+    return setting(0, "Use only the first N photos of the split; 0: all.", low=0, metavar="N",
                    panel=RUNNING, record=record, brief=brief)
 
 
 def out() -> Any:
     """Where the result goes."""
-    return setting(None, "Write here instead of the default path.", metavar="PATH", short="-o",
+    return setting(None, "Output path, instead of the default.", metavar="PATH", short="-o",
                    record="never")
 
 
 def overwrite() -> Any:
     """Whether to replace what is there."""
-    return setting(False, "Replace what is there, even if it was made with other settings.",
+    return setting(False, "Replace existing results, even if made with other settings.",
                    panel=RUNNING, record="never", off="-")
 
 
 def update(*, brief: bool = True) -> Any:
     """Whether to make again what is outdated."""
-    return setting(False, "Make again what is outdated: made with other settings, or from inputs "
-                          "that have changed since. Masks corrected by hand are kept.",
+    return setting(False, "Remake results that are outdated: made with other settings, or from "
+                          "inputs that have changed since. Masks corrected by hand are kept.",
                    panel=RUNNING, record="never", off="-", brief=brief)
 
 
 def features() -> Any:
     """Folder of features."""
-    return setting(None, "Features of the split; default: features/SPLIT.", metavar="DIR",
+    return setting(None, "Folder of features; default: features/SPLIT.", metavar="DIR",
                    record="never", brief=False)

@@ -24,7 +24,7 @@ from vpltool.recipes import recipe_files
 from vpltool.recipes.reading import read_recipe
 from vpltool.setting_text import paragraphs, setting_entry, settings_table
 from vpltool.settings import Settings, described
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages
 
 _MADE = "<!-- printed by: python -m vpltool.reference docs/reference -->"
@@ -95,7 +95,7 @@ def _kinds() -> str:
 def _kind(kind: Kind) -> str:
     readers = [found.name for found in find_stages().values() if kind.name in found.stage.reads]
     parts = [f"## {kind.name}", f"{kind.about[0].upper()}{kind.about[1:]}.",
-             f"{_LAYOUTS[kind.layout]}, version {kind.version}; made by {spell(kind.made_by)}."]
+             f"{_LAYOUTS[kind.layout]}, version {kind.version}; made by {to_shell(kind.made_by)}."]
     if readers:
         parts.append("Read by " + ", ".join(f"[{name}](commands.md#{name})" for name in readers)
                      + ".")

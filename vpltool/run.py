@@ -43,7 +43,8 @@ def run_stage(
         given = frozenset(values if given is None else given)
         values = {**values, "precision": _settled(values)}
     settings = stage_settings(found, values, given)
-    listener = contextlib.nullcontext() if speaks(found) else console.heard_by(console.Silence())
+    listener = (contextlib.nullcontext() if prints_results(found)
+                else console.heard_by(console.Silence()))
     with under_preset(preset or {}), listener, _once(found, path, settings):
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         return found.run(where, settings)
@@ -88,7 +89,7 @@ def _settled(values: Mapping[str, Any]) -> str:
     return taken
 
 
-def speaks(found: FoundStage) -> bool:
+def prints_results(found: FoundStage) -> bool:
     """Tell whether this process is the one that says and prints what comes of a stage."""
     return not found.stage.together or rank_of_process()[0] == 0
 

@@ -38,7 +38,7 @@ class Segmentation:
     classes: tuple[str, ...]
 
 
-See = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
+Probabilities = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
 """Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring."""
 
 
@@ -49,12 +49,12 @@ class Segmenter:
     needed.
 
     Args:
-        see: a trained network with all that it needs.
+        probabilities: runs a trained network.
         classes: names of the classes, the first is label 1.
     """
 
-    def __init__(self, see: See, classes: Sequence[str]) -> None:
-        self.see = see
+    def __init__(self, probabilities: Probabilities, classes: Sequence[str]) -> None:
+        self._probabilities = probabilities
         self.classes = tuple(classes)
 
     @classmethod
@@ -87,12 +87,12 @@ class Segmenter:
         if header.kind == "groups":
             chosen = GroupSettings(threshold=threshold, prompts=prompts)
             named = _with_words(path, named, classes)
-            return cls(_group_see(path, named, chosen, device), named.classes)
-        see, own = _network_see(path, named, device, precision, max_side)
+            return cls(_load_groups(path, named, chosen, device), named.classes)
+        probabilities, own = _load_network(path, named, device, precision, max_side)
         if classes and tuple(classes) != tuple(own):
             raise VplError(f"{path} is a decoder of {', '.join(own)}, and of nothing else",
                            "`train_groups()` makes what any word can name")
-        return cls(see, own)
+        return cls(probabilities, own)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False
                  ) -> Segmentation:
@@ -112,14 +112,14 @@ class Segmenter:
 
         rgb = _as_rgb(photo)
         size = (rgb.shape[0], rgb.shape[1])
-        field = self.see(rgb, scales, flip)
+        field = self._probabilities(rgb, scales, flip)
         whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
                               align_corners=False)[0]
         return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
 
 
-def _network_see(path: Path, named: Workspace, device: str, precision: str,
-                 max_side: int | None) -> tuple[See, tuple[str, ...]]:
+def _load_network(path: Path, named: Workspace, device: str, precision: str,
+                  max_side: int | None) -> tuple[Probabilities, tuple[str, ...]]:
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.segment import segment
@@ -133,33 +133,34 @@ def _network_see(path: Path, named: Workspace, device: str, precision: str,
     vision = encoder.vision.to(dtype)
     side = trained.header.facts.get("max_side", 1024) if max_side is None else max_side
 
-    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
                           max_side=side)
         pixels = to_pixels(rgb, target, encoder.mean, encoder.std)[None].to(where, dtype)
         return segment(vision, network, pixels, [scale / max(scales) for scale in scales],
                        flip=flip)[0]
 
-    return see, trained.classes
+    return probabilities, trained.classes
 
 
-def _group_see(path: Path, named: Workspace, settings: GroupSettings, device: str) -> See:
+def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: str
+                 ) -> Probabilities:
     """Load trained groups, and encode the words that they are named by."""
     from vpltool.core.photos import to_pixels
     from vpltool.parallel.device import find_device
-    from vpltool.stages._group_predict import GroupLens
+    from vpltool.stages._group_predict import GroupSegmenter
 
-    lens = GroupLens.of(named, path, settings, find_device(device))
+    segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
 
-    def see(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         if tuple(scales) != (1.0,) or flip:
             raise VplError("groups see a photo by windows, at one scale, and not mirrored",
                            "leave out `scales` and `flip`")
-        photos = lens.photos
+        photos = segmenter.photos
         pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
-        return lens.see(pixels[None])[0].probabilities
+        return segmenter.segment(pixels[None])[0].probabilities
 
-    return see
+    return probabilities
 
 
 def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspace:
@@ -177,12 +178,12 @@ def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspa
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
-    from vpltool.stages._running import standing_in
+    from vpltool.stages._running import stand_in_workspace
 
     work = workspace_around(file.resolve())
     if not pretrained and (work / "workspace.json").exists():
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
-    return standing_in(Path() if pretrained else file.parent, model, pretrained=pretrained)
+    return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

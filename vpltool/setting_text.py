@@ -26,8 +26,8 @@ def setting_entry(entry: Described) -> Entry:
             "source": about.source}
 
 
-def spell_values(entry: Entry) -> str:
-    """Spell what a setting takes, and its default: `number, at least 0; default 0.5`."""
+def format_values(entry: Entry) -> str:
+    """Format what a setting takes, and its default: `number, at least 0; default 0.5`."""
     words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
     words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
     words += [f"at most {entry['high']:g}"] if entry["high"] is not None else []
@@ -48,8 +48,8 @@ def _default(entry: Entry) -> str:
     return f"default {str(value).lower() if isinstance(value, bool) else value}"
 
 
-def spell_help(entry: Entry) -> str:
-    """Spell what a setting does, and where its default comes from."""
+def format_help(entry: Entry) -> str:
+    """Format what a setting does, and where its default comes from."""
     return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
 
 
@@ -68,6 +68,6 @@ def paragraphs(text: str) -> str:
 def settings_table(settings: Sequence[Entry]) -> str:
     """Return settings as a table in Markdown."""
     rows = ["| setting | option | takes | what it does |", "| --- | --- | --- | --- |"]
-    rows += [f"| `{entry['name']}` | `{entry['option']}` | {_cell(spell_values(entry))} "
-             f"| {_cell(spell_help(entry))} |" for entry in settings]
+    rows += [f"| `{entry['name']}` | `{entry['option']}` | {_cell(format_values(entry))} "
+             f"| {_cell(format_help(entry))} |" for entry in settings]
     return "\n".join(rows)

@@ -250,15 +250,15 @@ def recorded(settings: Settings, skip: Collection[str] = ()) -> dict[str, Any]:
         skip: further settings that have none.
     """
     skipped = {*without_effect(settings), *skip}
-    said = {}
+    options = {}
     for entry in described(type(settings)):
         value = getattr(settings, entry.name)
         record = entry.about.record
         if (record == "never" or entry.name in skipped
                 or (record == "changed" and value == entry.default)):
             continue
-        said[entry.recorded_name] = str(value) if isinstance(value, Path) else value
-    return said | (recorded(settings.of_method, skip) if settings.of_method else {})
+        options[entry.recorded_name] = str(value) if isinstance(value, Path) else value
+    return options | (recorded(settings.of_method, skip) if settings.of_method else {})
 
 
 def changed(settings: Settings) -> dict[str, Any]:

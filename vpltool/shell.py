@@ -22,8 +22,8 @@ def program(work: Path = Path()) -> list[str]:
     return ["vpltool", *(["-C", str(work)] if work != Path() else [])]
 
 
-def spell(text: str, stage: str = "", work: Path = Path()) -> str:
-    """Spell the Python in a message's backticks as the command line takes it.
+def to_shell(text: str, stage: str = "", work: Path = Path()) -> str:
+    """Format the Python in a message's backticks as the command line takes it.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
     `vpltool -C work extract --split train`. Backticks around anything else stay.
@@ -33,10 +33,10 @@ def spell(text: str, stage: str = "", work: Path = Path()) -> str:
         stage: command whose settings are meant; the settings of all others are known too.
         work: the workspace of the lines, as seen from here.
     """
-    return _CODE.sub(lambda match: _spelled(match[1], stage, work) or match[0], text)
+    return _CODE.sub(lambda match: _translated(match[1], stage, work) or match[0], text)
 
 
-def _spelled(code: str, stage: str, work: Path) -> str:
+def _translated(code: str, stage: str, work: Path) -> str:
     try:
         call = ast.parse(code if re.match(r"\w+\(", code) else f"_({code})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -106,7 +106,7 @@ def _number(value: Any) -> str:
 
 def command_line(name: str, values: Mapping[str, Any], program: Sequence[str] = ("vpltool",)
                  ) -> str:
-    """Spell a call of a stage as a line for a shell: `vpltool cam --method dense`.
+    """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
 
     Args:
         name: of the stage, `learn-prototypes`.

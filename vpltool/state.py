@@ -85,12 +85,12 @@ class Artifact:
                             program(self.work))
 
     def _seen(self, path: Any) -> Any:
-        """Spell a path, or several, as seen from here; headers tell it from the workspace."""
+        """Format a path, or several, as seen from here; headers tell it from the workspace."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 
     def _name_of(self, source: str, role: str) -> str:
-        """Spell an input as users do: by NAME where it is in its place; empty for the default."""
+        """Format an input as users do: by NAME where it is in its place; empty for the default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
         if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
@@ -123,7 +123,7 @@ class State:
 
     @cached_property
     def in_order(self) -> list[Artifact]:
-        """Artifacts, each behind those that it was made from."""
+        """Artifacts, each after those that it was made from."""
         done: dict[str, Artifact] = {}
 
         def visit(name: str) -> None:
@@ -155,28 +155,28 @@ class State:
         return self._reasons[artifact.name]
 
     def _changed(self, artifact: Artifact) -> list[str]:
-        header, said = artifact.header, []
+        header, reasons = artifact.header, []
         for role, identity in sorted(header.inputs.items()):
             if role == "classes":
                 if identity != self._classes_identity(artifact):
-                    said.append(explain_change(self.workspace.path, role, identity)
-                                or "the classes have changed")
+                    reasons.append(explain_change(self.workspace.path, role, identity)
+                                   or "the classes have changed")
             elif role in ("tags", "captions"):
                 split = str(header.options.get("split", "train"))
                 if identity != self._identity_of(role, split):
-                    said.append(explain_change(self.workspace.path, role, identity)
-                                or f"photos or {role} have changed")
+                    reasons.append(explain_change(self.workspace.path, role, identity)
+                                   or f"photos or {role} have changed")
             elif role == "vocabulary":
                 if identity != self._vocabulary_identity(artifact):
-                    said.append("the words of classes or background have changed")
+                    reasons.append("the words of classes or background have changed")
             elif role in header.sources:
-                said += self._source_changed(header.sources[role], identity, artifact)
+                reasons += self._source_changed(header.sources[role], identity, artifact)
         # Features of a second encoder are made without the CLIP.
         if "encoder" not in header.options and header.model.get("name") not in (
                 None, self.workspace.model):
-            said.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
-                        f"{header.model['name']}")
-        return said
+            reasons.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
+                           f"{header.model['name']}")
+        return reasons
 
     def _corrections_changed(self, header: Header) -> list[str]:
         """Whether the masks that a person corrected are others than a decoder learned from."""
@@ -209,11 +209,11 @@ class State:
             return ""
 
     def _vocabulary_identity(self, artifact: Artifact) -> str:
-        words = artifact.header.sources.get("words")
-        spoken = class_words(
+        file = artifact.header.sources.get("words")
+        words = class_words(
             self.workspace, synonyms=bool(artifact.header.call.get("synonyms", True)),
-            file=self.workspace.path / words if words else None)
-        return vocabulary_identity(self.workspace, spoken)
+            file=self.workspace.path / file if file else None)
+        return vocabulary_identity(self.workspace, words)
 
     def _mask_identity(self, masks: InputFolder, artifact: Artifact) -> str:
         """Hash of the masks that a decoder would learn from now."""
@@ -242,8 +242,8 @@ class State:
         return [] if now == identity else [f"{source} has changed"]
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
-        asked, todo = self.to_do(artifact)
-        return [f"{len(todo)} of {asked} photos are to be done"] if todo else []
+        total, todo = self.to_do(artifact)
+        return [f"{len(todo)} of {total} photos are to be done"] if todo else []
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
         """What is to be done in each shard, where several processes are making an artifact.
@@ -280,7 +280,7 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
 
     Args:
         workspace: the workspace.
-        passes_over: whether to go on behind what is damaged, and to list it in `damaged`.
+        passes_over: whether to go on after what is damaged, and to list it in `damaged`.
 
     Raises:
         VplError: one is damaged.

@@ -116,7 +116,7 @@ def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
     """
     from vpltool.cli import explain
     from vpltool.errors import is_out_of_memory
-    from vpltool.shell import spell
+    from vpltool.shell import to_shell
 
     def late(*_: object) -> None:
         raise Hang("five seconds")
@@ -133,7 +133,7 @@ def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
             told = explain(error)
             if told is None or _lacked_memory(error) or is_out_of_memory(error):
                 raise
-            assert spell(told.message) + spell(told.hint)
+            assert to_shell(told.message) + to_shell(told.hint)
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
@@ -282,7 +282,7 @@ def by_hypothesis(trial: Trial, runs: int, seed: int) -> None:
     execute()
 
 
-def run_reader(reader: Any, seeds: list[bytes], world: Path, finds: Path, runs: int, engine: str,
+def run_reader(reader: Any, seeds: list[bytes], work: Path, finds: Path, runs: int, engine: str,
                seed: int) -> int:
     """Run an engine over a reader in a process of its own, again after a crash.
 
@@ -292,9 +292,9 @@ def run_reader(reader: Any, seeds: list[bytes], world: Path, finds: Path, runs: 
     counts, attempt, before = Counts(), 0, -1
     while counts.total < runs and counts.total > before and attempt < 20:
         before = counts.total
-        base = world.with_name(f"{world.name}-{reader.name.replace(' ', '-')}-{engine}")
+        base = work.with_name(f"{work.name}-{reader.name.replace(' ', '-')}-{engine}")
         shutil.rmtree(base, ignore_errors=True)
-        shutil.copytree(world, base)
+        shutil.copytree(work, base)
         child = os.fork()
         if not child:
             _be_child(reader, seeds, base, finds, counts, runs - before, engine, seed + attempt)
@@ -354,13 +354,13 @@ def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
     import_open_clip()
 
     memory = Path("/dev/shm")
-    world = (memory if memory.is_dir() else finds) / f"vpltool-fuzz-{os.getpid()}"
+    work = (memory if memory.is_dir() else finds) / f"vpltool-fuzz-{os.getpid()}"
     chosen = [reader for reader in READERS if not only or reader.name in only]
     shares = {"atheris": 0.8, "hypothesis": 0.2} if atheris else {"hypothesis": 1.0}
     before = {(entry["seed"], entry["reader"], entry["engine"]) for entry in notes(finds, "done")}
     try:
-        make_world(world)
-        seeds = {reader.name: begin(reader, world) for reader in chosen}
+        make_world(work)
+        seeds = {reader.name: begin(reader, work) for reader in chosen}
         whole = sum(reader.weight for reader in chosen)
         # What a child does not look at stays shared with it, and need not be copied.
         gc.collect()
@@ -371,7 +371,7 @@ def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
                 return
             runs = -(-int(executions * shares[engine] * reader.weight) // whole)
             began = time.monotonic()
-            done = run_reader(reader, seeds[reader.name], world, finds, runs, engine, seed)
+            done = run_reader(reader, seeds[reader.name], work, finds, runs, engine, seed)
             note(finds, "done", {"seed": seed, "reader": reader.name, "engine": engine,
                                  "executions": done})
             print(f"{reader.name}: {engine} {done} executions, "
@@ -381,7 +381,7 @@ def campaign(executions: int, finds: Path, only: list[str], seed: int, jobs: int
             list(pool.map(lambda pair: run(*pair),
                           [(reader, engine) for reader in chosen for engine in shares]))
     finally:
-        for path in world.parent.glob(f"{world.name}*"):
+        for path in work.parent.glob(f"{work.name}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 

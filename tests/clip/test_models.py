@@ -42,7 +42,7 @@ from vpltool.clip.models import CONFIG, find_source
 from vpltool.clip.weights import OPENAI_EXTRAS, read_weights, recognise
 from vpltool.errors import VplError
 from vpltool.formats import read_tensors
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning",
                                         "ignore::UserWarning")
@@ -320,7 +320,7 @@ def test_the_model_that_a_file_is_of_is_named(tmp_path: Path, model: Any) -> Non
     save_file(state_of(model), tmp_path / "a.safetensors")
     with pytest.raises(VplError, match="does not hold ViT-S-32") as caught:
         load_clip("ViT-S-32", "a.safetensors", CPU, base=tmp_path)
-    assert "--model tiny" in spell(caught.value.hint)
+    assert "--model tiny" in to_shell(caught.value.hint)
 
 
 def test_a_damaged_middle_is_one_line(tmp_path: Path, model: Any) -> None:
@@ -385,7 +385,7 @@ def test_a_model_in_the_hubs_cache_needs_no_network(how: str, base: Path, model:
         result = run(*command, work=base / "work")
         assert result.code == 0, result.err
     again = run("text-prototypes", "--prompts", "single", work=base / "work")
-    assert "there already" in again.err
+    assert "already exists" in again.err
     clip = load_clip("", "hf-hub:org/tiny-clip", CPU)
     assert clip.mean == (0.5, 0.5, 0.5)
 
@@ -581,7 +581,7 @@ def test_a_files_name_tells_its_activation(model_name: str, file: str, quick: bo
     else:
         with pytest.raises(VplError, match="would quietly give worse features") as caught:
             check_source(source)
-        assert "--model" in spell(caught.value.hint)
+        assert "--model" in to_shell(caught.value.hint)
 
 
 def test_what_a_file_does_not_tell_is_said(base: Path, model: Any, run: Run) -> None:

@@ -144,8 +144,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def world(layered: Path, toys: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path
-          ) -> Path:
+def work(layered: Path, toys: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path
+         ) -> Path:
     """As `layered`; every toy is run in it once."""
     return copy_workspace(layered, tmp_path_factory.mktemp("world") / "base", tiny_clip)
 
@@ -189,10 +189,10 @@ RUNS: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_it_runs_and_its_settings_are_in_the_header(kind: str, world: Path, run: Run,
+def test_it_runs_and_its_settings_are_in_the_header(kind: str, work: Path, run: Run,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     more, made = RUNS[kind]
-    monkeypatch.chdir(world / "work")
+    monkeypatch.chdir(work / "work")
     result = run(*command_of(kind), "--toy-level", 0.25, *more)
     assert result.code == 0, result.err
     assert made in result.out
@@ -210,18 +210,18 @@ def test_it_runs_and_its_settings_are_in_the_header(kind: str, world: Path, run:
     assert "toy_level was 0.25, now 0.75" in other.lines("error:")[0]
 
 
-def test_predict_rebuilds_a_segmenter_of_ones_own(world: Path, run: Run) -> None:
+def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     made = run(*command_of("segmenters"), *RUNS["segmenters"][0], "--name", "used", "--toy-level",
-               0.25, work=world / "work")
+               0.25, work=work / "work")
     assert made.code == 0, made.err
-    result = run("predict", "--decoder", "used", "--workers", 0, work=world / "work")
+    result = run("predict", "--decoder", "used", "--workers", 0, work=work / "work")
     assert result.code == 0, result.err
-    assert run("eval", "--what", "predictions/used", work=world / "work").code == 0
+    assert run("eval", "--what", "predictions/used", work=work / "work").code == 0
 
 
-def test_prepare_takes_a_source_of_ones_own(world: Path, run: Run, tmp_path: Path) -> None:
-    result = run("prepare", "toy", world / "photos", "--toy-level", 0.25, "--pretrained",
-                 world / "clip", work=tmp_path / "work")
+def test_prepare_takes_a_source_of_ones_own(work: Path, run: Run, tmp_path: Path) -> None:
+    result = run("prepare", "toy", work / "photos", "--toy-level", 0.25, "--pretrained",
+                 work / "clip", work=tmp_path / "work")
     assert result.code == 0, result.err
     found = json.loads(run("inspect", tmp_path / "work", "--json").out)
     assert (found["photos"], found["classes"]) == (8, ["bar"])
@@ -230,19 +230,19 @@ def test_prepare_takes_a_source_of_ones_own(world: Path, run: Run, tmp_path: Pat
     assert last["call"]["toy_level"] == 0.25
 
 
-def test_export_takes_a_format_of_ones_own(world: Path, run: Run) -> None:
+def test_export_takes_a_format_of_ones_own(work: Path, run: Run) -> None:
     result = run("export", "toy", "--what", "masks/text-refined", "--toy-level", 0.25,
-                 work=world / "work")
+                 work=work / "work")
     assert result.code == 0, result.err
     lines = Path(result.out.strip()).read_text().splitlines()
     assert [line.split()[::2] for line in lines] == [[f"scene{n}", "0.25"] for n in range(6)]
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_an_option_of_another_method_is_a_usage_error(kind: str, toys: Path, world: Path, run: Run
+def test_an_option_of_another_method_is_a_usage_error(kind: str, toys: Path, work: Path, run: Run
                                                       ) -> None:
     stage, default = KINDS[kind].stage, KINDS[kind].default
-    result = run(stage, "--toy-level", 0.25, work=world / "work")
+    result = run(stage, "--toy-level", 0.25, work=work / "work")
     assert result.code == 2
     said = " ".join(result.err.replace("│", " ").split())
     assert f"--toy-level is an option of --method toy, not of --method {default}" in said

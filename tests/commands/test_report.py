@@ -138,10 +138,10 @@ def test_the_page_is_sound_and_says_it_all(reported: Path) -> None:
     assert [photo["id"] for photo in page.photos] == [f"scene{number}" for number in range(6)]
     drawn = [attributes for tag, attributes in page.elements if tag == "svg" and
              attributes.get("role") == "img"]
-    spoken = " ".join(attributes["aria-label"] for attributes in drawn)
-    assert "decoder/tiny.safetensors (train-decoder), step" in spoken
-    assert "prototypes/vision.safetensors (learn-prototypes), step" in spoken
-    assert "cams-text from" in spoken
+    description = " ".join(attributes["aria-label"] for attributes in drawn)
+    assert "decoder/tiny.safetensors (train-decoder), step" in description
+    assert "prototypes/vision.safetensors (learn-prototypes), step" in description
+    assert "cams-text from" in description
 
 
 def test_what_is_said_of_a_photo_is_what_its_files_say(reported: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_line_is_drawn_where_its_values_are() -> None:
     chart = line_chart("a", "step", [0, 5, 10], {"loss": [1.0, float("nan"), 0.0]})
     (line,) = chart.lines
     assert line.points == f"{chart.left}.0,{chart.top}.0 {chart.right}.0,{chart.bottom}.0"
-    assert chart.spoken == "a, step 0 to 10: loss from 1 to 0"
+    assert chart.description == "a, step 0 to 10: loss from 1 to 0"
     many = line_chart("b", "step", list(range(5000)), {"loss": [float(x) for x in range(5000)]})
     assert len(many.lines[0].points.split()) <= 402
     assert many.lines[0].last == "4999"

@@ -10,7 +10,7 @@ from reference import lpcam, vda
 from torch import Tensor
 
 from vpltool.core.confidence import class_probability, confident_means, mixed_prototypes
-from vpltool.core.context import class_and_context, less_context_cam
+from vpltool.core.context import class_and_context, class_minus_context_cam
 from vpltool.core.prototypes import spherical_kmeans
 
 DIM = 6
@@ -97,7 +97,7 @@ def test_lpcam_maps_are_the_loops(grid: tuple[int, int]) -> None:
     index = torch.tensor([1, 1, 2, 3, 0, 0, 0, 0, 0])
     context_of = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 0])
     present = [torch.tensor([1, 3]), torch.tensor([], dtype=torch.long), torch.tensor([2])]
-    found = less_context_cam(patches, grid, rows, index, context_of, present)
+    found = class_minus_context_cam(patches, grid, rows, index, context_of, present)
     assert [tuple(maps.shape) for maps in found] == [(len(tags), *grid) for tags in present]
     for photo, tags in enumerate(present):
         for number, tag in enumerate(tags.tolist()):
@@ -108,6 +108,7 @@ def test_lpcam_maps_are_the_loops(grid: tuple[int, int]) -> None:
 
 def test_a_map_below_its_context_is_zero() -> None:
     patch = torch.eye(2)[:1][None]
-    (found,) = less_context_cam(patch, (1, 1), torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
-                                torch.tensor([1, 0]), torch.tensor([0, 1]), [torch.tensor([1])])
+    (found,) = class_minus_context_cam(patch, (1, 1), torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+                                       torch.tensor([1, 0]), torch.tensor([0, 1]),
+                                       [torch.tensor([1])])
     assert found.tolist() == [[[0.0]]]

@@ -227,7 +227,7 @@ def test_settings_of_json_are_those_of_a_preset() -> None:
     ({"smooth_weight": None}, "smooth_weight is None"),
     ({"bilateral_sxy": [1]}, "bilateral_sxy is [1]"),
     ({"iterations": 2.5}, "iterations is 2.5: it takes a whole number from 0 on"),
-    ({"sxy": 3}, "sxy is no setting of a CRF: smooth_sxy, smooth_weight"),
+    ({"sxy": 3}, "sxy is not a setting of a CRF: smooth_sxy, smooth_weight"),
 ])
 def test_settings_of_json_are_checked(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(told)}"):

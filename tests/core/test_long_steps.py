@@ -60,10 +60,10 @@ def test_without_a_tolerance_every_step_is_plain() -> None:
     pixels, targets, text = problem(0, 0.3, 0.05)
     steps: list[int] = []
 
-    def watch(record: SolverRecord) -> None:
+    def callback(record: SolverRecord) -> None:
         steps.append(record.step)
 
-    found = solve_rkc(pixels, targets, text, iters=120, tolerance=0, watch=watch)
+    found = solve_rkc(pixels, targets, text, iters=120, tolerance=0, callback=callback)
     assert torch.equal(found, solve_pgd(pixels, targets, text, iters=120))
     assert steps[-1] == 119
 
@@ -71,7 +71,7 @@ def test_without_a_tolerance_every_step_is_plain() -> None:
 def test_it_is_told_of_first_and_last_step() -> None:
     pixels, targets, text = problem(0, 0.3, 0.05)
     records: list[SolverRecord] = []
-    solve_rkc(pixels, targets, text, iters=1000, watch=records.append)
+    solve_rkc(pixels, targets, text, iters=1000, callback=records.append)
     assert records[0].step == 0
     assert records[0].lr == 10.0
     assert records[-1].step > 500

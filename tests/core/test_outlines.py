@@ -11,11 +11,11 @@ from reference.small_regions import flood, without_small_regions
 pytest.importorskip("cv2")
 
 from vpltool.core.outlines import (  # noqa: E402
+    connected_parts,
     fill,
     has_holes,
     outlines_of,
-    parts_of,
-    without_small,
+    remove_small_regions,
 )
 
 
@@ -44,7 +44,7 @@ def test_corner_polygons_hold_the_centres_of_their_pixels(region: Any) -> None:
     found = [[any(is_inside(polygon, x + 0.5, y + 0.5) for polygon in polygons)
               for x in range(region.shape[1])] for y in range(region.shape[0])]
     assert (np.array(found) == region).all()
-    assert len(polygons) == len(list(parts_of(region)))
+    assert len(polygons) == len(list(connected_parts(region)))
 
 
 @pytest.mark.parametrize("region", regions())
@@ -63,7 +63,7 @@ def test_straight_lines_have_two_points(region: Any) -> None:
 
 def test_parts_and_holes() -> None:
     for region in regions():
-        parts = list(parts_of(region))
+        parts = list(connected_parts(region))
         assert (sum(part.astype(int) for part in parts) == region).all()
         for part in parts:
             start = tuple(np.argwhere(part)[0].tolist())
@@ -80,7 +80,7 @@ def test_parts_and_holes() -> None:
 def test_small_regions(seed: int, merge: bool) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.choice(np.array([0, 0, 0, 1, 1, 2, 255], np.uint8), (12, 15))
-    found = without_small(labels, 5, merge=merge)
+    found = remove_small_regions(labels, 5, merge=merge)
     assert (found == without_small_regions(labels, 5, merge=merge)).all()
     assert (found != labels).any()
     assert ((found == 255) == (labels == 255)).all()
@@ -88,5 +88,5 @@ def test_small_regions(seed: int, merge: bool) -> None:
 
 def test_all_regions_may_be_small() -> None:
     labels = np.full((2, 2), 3, np.uint8)
-    assert (without_small(labels, 9, merge=True) == 3).all()
-    assert not without_small(labels, 9, merge=False).any()
+    assert (remove_small_regions(labels, 9, merge=True) == 3).all()
+    assert not remove_small_regions(labels, 9, merge=False).any()

@@ -129,7 +129,7 @@ def test_bytes_are_read_as_files_are(tmp_path: Path) -> None:
 
 def test_a_missing_photo(tmp_path: Path) -> None:
     for read in (read_photo, photo_size):
-        with pytest.raises(OSError, match="not there"):
+        with pytest.raises(OSError, match="does not exist"):
             read(tmp_path / "none.jpg")
 
 

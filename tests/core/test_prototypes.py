@@ -143,7 +143,7 @@ def test_pgd_is_inmaps_loop(pixels: Tensor, text: Tensor) -> None:
     assert halvings > 2, "without a halving this would not test it"
     rates: list[float] = []
     found = solve_pgd(pixels, targets, text, tau=0.03, iters=200, lr=10.0,
-                      watch=lambda record: rates.append(record.lr))
+                      callback=lambda record: rates.append(record.lr))
     assert rates[0] == 10.0
     assert rates[-1] == 10.0 / 2**halvings
     np.testing.assert_allclose(found.T.numpy(), wanted, atol=1e-5)
@@ -158,7 +158,7 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
 
     def solved(tolerance: float) -> Tensor:
         return solve_pgd(pixels, targets, text, tau=tau_i, iters=3000, tolerance=tolerance,
-                         watch=lambda record: steps.append(record.step))
+                         callback=lambda record: steps.append(record.step))
 
     exact = solved(0.0)
     assert steps[-1] == 2999
@@ -172,8 +172,8 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
 def test_without_halving_the_rate_stays(pixels: Tensor, text: Tensor) -> None:
     targets = text_targets(pixels, text, tau=0.05)
     rates: list[float] = []
-    solve_pgd(pixels, targets, text, tau=0.1, iters=60, halving=False,
-              watch=lambda record: rates.append(record.lr))
+    solve_pgd(pixels, targets, text, tau=0.1, iters=60, halve_lr=False,
+              callback=lambda record: rates.append(record.lr))
     assert set(rates) == {10.0}
 
 
@@ -181,7 +181,7 @@ def test_pgd_lowers_the_objective_and_stays_on_the_sphere(pixels: Tensor, text: 
     targets = text_targets(pixels, text, tau=0.05)
     start = text.clone()
     records: list[SolverRecord] = []
-    found = solve_pgd(pixels, targets, text, tau=0.1, iters=100, watch=records.append)
+    found = solve_pgd(pixels, targets, text, tau=0.1, iters=100, callback=records.append)
     assert records[0].step == 0
     assert records[-1].step == 99
     assert records[-1].objective < 0.8 * records[0].objective
@@ -197,7 +197,7 @@ def test_lbfgs_gets_at_least_as_low(restricted: bool, pixels: Tensor, text: Tens
     records: list[SolverRecord] = []
     slow = solve_pgd(pixels, targets, text, tau=0.1, iters=1000, allowed=marks)
     fast = solve_lbfgs(pixels, targets, text, tau=0.1, iters=100, allowed=marks,
-                       watch=records.append)
+                       callback=records.append)
     first, second = (evaluate(pixels, targets, rows, 0.1, marks)[0]
                      for rows in (slow, fast))
     assert second <= first + 1e-6

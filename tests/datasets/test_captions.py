@@ -65,8 +65,8 @@ def test_files_add_up_and_what_is_wrong_is_named_and_counted(tmp_path: Path) -> 
     photos, remarks = with_captions(PHOTOS, [one, other])
     assert photos[0].captions == ("one cat", "two cats")
     assert remarks == [
-        f"2 of 5 captions of {one} name no photo that is taken, and are left out: x",
-        f"2 captions of {one} are empty and are left out: a (line 4), sub/b (line 7)",
+        f"2 of 5 captions of {one} name no photo that is taken, and are skipped: x",
+        f"2 captions of {one} are empty and are skipped: a (line 4), sub/b (line 7)",
         "1 of 4 photos have no caption: sub/b"]
 
 
@@ -86,7 +86,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
                   "an entry of annotations is damaged: it has no `caption`",
                   "captions_train2014.json"),
     "a torn json": ("c.json", '{"annotations": [{"image_id"', "truncated", "extract it again"),
-    "missing": ("", "", "is not there", "id,caption"),
+    "missing": ("", "", "does not exist", "id,caption"),
 }
 
 
@@ -108,7 +108,7 @@ def test_captions_are_read_one_at_a_time(tmp_path: Path) -> None:
     path.write_text("id,caption\na,one\na,two\n")
     rows = read_captions(path)
     assert next(rows).caption == "one"
-    assert next(rows).place == "line 3"
+    assert next(rows).location == "line 3"
 
 
 def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:

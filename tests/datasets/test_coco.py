@@ -346,7 +346,7 @@ def test_captions_of_photos_that_are_taken(coco: Path, run: Run) -> None:
     work = coco.parent / "work"
     result = run("prepare", "coco", coco, "--no-truth", "--captions", path, work=work)
     assert result.code == 0, result.err
-    assert "2 of 4 captions" in result.err, "a photo without any instance is left out"
+    assert "2 of 4 captions" in result.err, "a photo without any instance is skipped"
     assert [photo.captions for photo in read_images(work / "images.jsonl")] == [
         ("a photo 9", "one photo 9"), ()]
 
@@ -373,10 +373,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
             coco / "train2014/coco_train2014_000000000025.JPG"),
         ["1 of 2 photos"], "did you mean `coco_train2014_000000000025`?"),
     "no annotations": (lambda coco: (coco / "annotations").rename(coco / "Annotations"),
-                       ["instances_train2014.json is not there", "Annotations, train2014"],
+                       ["instances_train2014.json does not exist", "Annotations, train2014"],
                        "annotations_trainval2014.zip"),
     "no photos": (lambda coco: (coco / "val2014").rename(coco / "val"),
-                  ["val2014 is not there", "train2014, val"], "val2014.zip"),
+                  ["val2014 does not exist", "train2014, val"], "val2014.zip"),
     "truncated": (truncate, ["instances_val2014.json is truncated"], "extract it again"),
     "categories": (other_categories, ["`diningtable`"], "`dining table`"),
     "foreign instances": (foreign_instances, ["1 photos that it does not list"],

@@ -18,7 +18,7 @@ from vpltool.datasets.voc import read_voc
 from vpltool.datasets.words import COCO, COCO_IDS, VOC
 from vpltool.errors import VplError
 from vpltool.formats import Photo
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 CLASSES = ("cat", "dog", "dining table")
 
@@ -120,7 +120,7 @@ def test_voc_without_the_photos_of_test(voc: Path) -> None:
     (voc / "ImageSets/Segmentation/test.txt").write_text("2008_test\n")
     photos, (remark,) = read_voc(voc, CLASSES)
     assert len(photos) == 3
-    assert "`test` is left out" in remark
+    assert "`test` is skipped" in remark
 
 
 def test_voc_through_the_command_opens_no_mask(voc: Path, tmp_path: Path, run: Run) -> None:
@@ -159,7 +159,7 @@ def test_voc_half_extracted(voc: Path) -> None:
     assert "VOCtrainval_11-May-2012.tar" in error.hint
 
 
-def test_voc_torn_photos_are_told_before_the_work(voc: Path, tmp_path: Path, run: Run) -> None:
+def test_voc_truncated_photos_are_warned_of(voc: Path, tmp_path: Path, run: Run) -> None:
     whole = (voc / "JPEGImages/2007_03.jpg").read_bytes()
     (voc / "JPEGImages/2007_03.jpg").write_bytes(whole[:-20])
     (voc / "JPEGImages/2007_01.jpg").write_bytes(b"")
@@ -192,7 +192,7 @@ def test_voc_without_a_readable_xml(voc: Path) -> None:
 def test_voc_somewhere_else(tmp_path: Path, voc: Path) -> None:
     (tmp_path / "VOCdevkit").mkdir()
     error = refused(tmp_path, "JPEGImages", "VOCdevkit")
-    assert spell(error.hint) == f"vpltool prepare voc {voc}", "it lies one folder deeper"
+    assert to_shell(error.hint) == f"vpltool prepare voc {voc}", "it lies one folder deeper"
     assert "found: nothing" in refused(tmp_path / "VOCdevkit").message
     refused(tmp_path / "nowhere", "nowhere")
 

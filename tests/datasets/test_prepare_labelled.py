@@ -123,7 +123,7 @@ def test_what_cannot_be_taken_is_named(sets: Path, run: Run, tmp_path: Path, tin
     (tmp_path / "empty").mkdir()
     for path, said in ((tmp_path / "two", "would both be the photo same"),
                        (tmp_path / "empty", "is in no format that is known"),
-                       (tmp_path / "absent", "is not there")):
+                       (tmp_path / "absent", "does not exist")):
         result = run("prepare", "labelled", path, "--pretrained", tiny_clip,
                      work=tmp_path / "work")
         assert result.code == 1

@@ -51,8 +51,8 @@ def test_a_workspace_of_tars(tars: Path) -> None:
     assert [workspace.image_path(photo).read_bytes() for photo in workspace.photos()] == [
         jpeg(shade) for shade in (0, 20, 40, 60)]
     assert result.lines("warning:") == [
-        f"1 empty captions left out: {tars}/tars/001.tar: a/0",
-        f"1 captions without a photo left out: {tars}/tars/001.tar: 3",
+        f"skipped 1 empty captions: {tars}/tars/001.tar: a/0",
+        f"skipped 1 captions without a photo: {tars}/tars/001.tar: 3",
         "2 of 4 photos have no caption, such as 001/a/0"]
 
 
@@ -119,7 +119,7 @@ def test_a_tar_cannot_write_outside(tars: Path) -> None:
         tar.addfile(member, io.BytesIO(jpeg(0)))
     before = {file for file in tars.rglob("*") if "work" not in file.parts}
     result = prepared(tars)
-    assert "2 names that lead out of their folder left out" in result.err
+    assert "skipped 2 names that lead out of their folder" in result.err
     assert {file for file in tars.rglob("*") if "work" not in file.parts} == before
     unpacked = tars / "work/unpacked"
     written = [file for file in unpacked.rglob("*") if file.is_file()]

@@ -89,7 +89,7 @@ def test_a_file_that_will_not_do_is_told_what_it_is(tags: Path, case: str) -> No
 
 
 def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(VplError, match=r"tags.csv is not there") as caught:
+    with pytest.raises(VplError, match=r"tags.csv does not exist") as caught:
         read_tags(tmp_path / "tags.csv")
     assert "id,labels" in caught.value.hint
     (tmp_path / "Tags.csv").touch()
@@ -185,7 +185,7 @@ def test_rows_without_a_photo(folder: Path) -> None:
     """One photo that was deleted stops nothing."""
     remark, = remarks_of(folder, *ALL, "ghost,cat,train", "sub/ghost,cat,train")
     assert remark.startswith("2 of 6 rows of ")
-    assert "are left out: ghost, sub/ghost; delete these rows, or put the photos back" in remark
+    assert "are skipped: ghost, sub/ghost; delete these rows, or put the photos back" in remark
 
 
 def test_the_same_photo_under_two_ids(folder: Path) -> None:
@@ -256,7 +256,7 @@ def test_named_photos(folder: Path) -> None:
         assert f"{name}: {Path(name).suffix} is not taken" in caught.value.message
         assert all(suffix in caught.value.message for suffix in PHOTO_SUFFIXES)
         assert hint in caught.value.hint
-    with pytest.raises(VplError, match="nowhere is not there"):
+    with pytest.raises(VplError, match="nowhere does not exist"):
         named_photos([folder / "nowhere"])
     with pytest.raises(VplError, match=r"would both be a.png"):
         named_photos([photos, photos / "a.jpg"])

@@ -203,9 +203,9 @@ def test_flaws_are_counted_and_five_named() -> None:
         flaws.add(Flaw("empty captions", f"a.tar: {number}"))
     flaws.add(Flaw("captions without a photo", "b.tar: 7"))
     assert flaws.remarks() == [
-        "1000 empty captions left out: a.tar: 0, a.tar: 1, a.tar: 2, a.tar: 3, a.tar: 4, …",
-        "1 captions without a photo left out: b.tar: 7"]
-    assert len(flaws.places["empty captions"]) == 6, "memory does not grow"
+        "skipped 1000 empty captions: a.tar: 0, a.tar: 1, a.tar: 2, a.tar: 3, a.tar: 4, …",
+        "skipped 1 captions without a photo: b.tar: 7"]
+    assert len(flaws.locations["empty captions"]) == 6, "memory does not grow"
 
 
 def test_tars_are_found_by_patterns_and_folders(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_tars_are_found_by_patterns_and_folders(tmp_path: Path) -> None:
     assert find_tars([f"{tmp_path}/t", names[0]]) == names
     assert find_tars(["s3://bucket/{0..1}.tar", "pipe:cat x"]) == [
         "s3://bucket/0.tar", "s3://bucket/1.tar", "pipe:cat x"]
-    with pytest.raises(VplError, match=r"003.tar is not there") as caught:
+    with pytest.raises(VplError, match=r"003.tar does not exist") as caught:
         find_tars([f"{tmp_path}/t/{{002..003}}.tar"])
     assert "002.tar" in caught.value.hint
     with pytest.raises(VplError, match="holds no tar"):

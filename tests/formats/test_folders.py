@@ -17,7 +17,7 @@ from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, find_folder, finish_all, open_input, open_output
 from vpltool.formats.outputs import OutputFolder
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 HEADER = Header(kind="cams", command="cam", options={"split": "train", "tau": 0.01})
 CAM = {"cam": torch.zeros(1, 2, 2).half(), "classes": torch.tensor([1])}
@@ -80,7 +80,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     other = replace(HEADER, options={"split": "train", "tau": 0.02})
     with pytest.raises(VplError, match=r"tau was 0\.01, now 0\.02") as caught:
         open_output(tmp_path, other, ["a"])
-    assert "--overwrite" in spell(caught.value.hint)
+    assert "--overwrite" in to_shell(caught.value.hint)
     assert (tmp_path / "a.safetensors").exists()
 
 
@@ -192,7 +192,7 @@ def test_foreign_files_are_never_touched(tmp_path: Path, overwrite: bool) -> Non
     (tmp_path / "thesis.png").write_text("ten years of work")
     with pytest.raises(VplError, match="did not make") as caught:
         open_output(tmp_path, HEADER, ["a"], overwrite=overwrite)
-    assert "--out" in spell(caught.value.hint)
+    assert "--out" in to_shell(caught.value.hint)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.png"]
 
 
@@ -241,7 +241,7 @@ def test_available_drops_failed_ones_with_a_warning(
     capsys.readouterr()
     with console.heard_by(console.Terminal()):
         assert open_input(tmp_path, ("cams",)).available(["c", "b", "a"]) == ["c", "a"]
-    assert ("warning: an earlier step failed on 1 photo, which is left out: b"
+    assert ("warning: an earlier step failed on 1 photo, which is skipped: b"
             in capsys.readouterr().err)
 
 
@@ -249,7 +249,7 @@ def test_available_refuses_an_incomplete_folder(tmp_path: Path) -> None:
     made(tmp_path, ["a"])
     with pytest.raises(VplError, match=r"1 of 2 photos; b is missing") as caught:
         open_input(tmp_path, ("cams",)).available(["a", "b"])
-    assert "vpltool cam --split train" in spell(caught.value.hint)
+    assert "vpltool cam --split train" in to_shell(caught.value.hint)
 
 
 def test_available_refuses_a_folder_without_any(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_available_refuses_a_folder_without_any(tmp_path: Path) -> None:
 def test_open_input_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(VplError, match="no cams in") as caught:
         open_input(tmp_path / "none", ("cams",))
-    assert spell(caught.value.hint) == "vpltool cam"
+    assert to_shell(caught.value.hint) == "vpltool cam"
     made(tmp_path, ["a"])
     with pytest.raises(VplError, match="holds cams, expected masks or predictions"):
         open_input(tmp_path, ("masks", "predictions"))

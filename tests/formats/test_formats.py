@@ -32,7 +32,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.kinds import Kind
 from vpltool.formats.storage import atomic_path
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 LENGTHS = {"patches": 6, "tokens": 7, "width": 4, "dim": 5, "layers": 2, "blocks": 3, "rows": 3,
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VplError, match="cannot write") as caught:
         write_any(tmp_path / "file" / "a.safetensors")
-    assert "--out" in spell(caught.value.hint)
+    assert "--out" in to_shell(caught.value.hint)
 
 
 def test_truncated_tensors(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_wrong_kind(tmp_path: Path) -> None:
     write_any(tmp_path / "a.safetensors")
     with pytest.raises(VplError, match="holds cams, expected prototypes") as caught:
         read_tensors(tmp_path / "a.safetensors", "prototypes")
-    assert "text-prototypes" in spell(caught.value.hint)
+    assert "text-prototypes" in to_shell(caught.value.hint)
 
 
 def test_somebody_elses_file(tmp_path: Path) -> None:

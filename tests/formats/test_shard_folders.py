@@ -81,7 +81,7 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_torchrun_of_one_leaves_the_array_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(monkeypatch, RANK=0, WORLD_SIZE=1, SLURM_ARRAY_TASK_ID=1, SLURM_ARRAY_TASK_COUNT=2)
-    assert find_shard("").told_by == "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT"
+    assert find_shard("").set_by == "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT"
     assert str(find_shard("")) == "1/2"
 
 

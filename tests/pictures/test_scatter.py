@@ -72,7 +72,7 @@ def test_gap_panel_projects_regions_means_and_prototypes_onto_one_plane() -> Non
     panel = gap_panel("t", "n", regions, labels, [("text", "text", text, index)])
     dots, rings, stars = panel.marks
     assert (dots.shape, rings.shape, stars.shape) == ("dot", "ring", "star")
-    assert stars.classes == [1, 2, 3], "background rows and classes without regions are left out"
+    assert stars.classes == [1, 2, 3], "background rows and classes without regions are skipped"
     for row, wanted in enumerate(rings.classes):
         mine = dots.points[[number for number, own in enumerate(dots.classes) if own == wanted]]
         np.testing.assert_allclose(rings.points[row], mine.mean(axis=0), atol=1e-6)

@@ -14,7 +14,7 @@ from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.recipes.comparison.__main__ import main
-from vpltool.recipes.comparison.measuring import Field, Measured, background_power
+from vpltool.recipes.comparison.measuring import Measured, Setup, background_power
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import read_comparison
 
@@ -75,17 +75,17 @@ def test_every_column_of_every_row_is_measured(base: Path) -> None:
 def test_the_picture_shows_each_method_cut_as_it_was_scored(base: Path) -> None:
     work = base / "work/tables/compare"
     picture = np.asarray(Image.open(work / "compare.png").convert("RGB")).astype(int)
-    world = Field(api.Workspace(work), "train", "val", "train", (0, 1), ())
+    setup = Setup(api.Workspace(work), "train", "val", "train", (0, 1), ())
     rows = read_comparison(base / "rows.toml").rows
     made = {name: Measured(**row) for name, row in json.loads(
         (work / "compare.json").read_text())["rows"].items()}
-    again = np.asarray(draw_methods(world, rows, made)).astype(int)
+    again = np.asarray(draw_methods(setup, rows, made)).astype(int)
     assert np.array_equal(picture, again)
     cut = work / "scores/text-refined-cut.json"
     before = cut.read_text()
     try:
         cut.write_text('{"threshold": 1.1}')
-        without = np.asarray(draw_methods(world, rows, made)).astype(int)
+        without = np.asarray(draw_methods(setup, rows, made)).astype(int)
     finally:
         cut.write_text(before)
     # Photos, then text, then seeds: two blocks of three side by side.
@@ -186,7 +186,7 @@ def test_rows_that_read_a_second_encoder(base: Path, tiny_clip: Path,
     rows.write_text(ROWS.replace("\n\n[[row]]", SECOND + "\n[[row]]", 1))
     words = ("--rows", str(rows), "--only", "both", "--masks", "none")
     assert compare(base, *words) == 0
-    assert "left out, since it reads a second encoder" in capsys.readouterr().err
+    assert "skipped, since it reads a second encoder" in capsys.readouterr().err
     assert compare(base, *words, "--second", str(tiny_clip)) == 0
     assert "| both |" in capsys.readouterr().out
     features = base / "work/tables/compare/features-second/val"

@@ -84,7 +84,7 @@ def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
     failed, left_out, new = result.lines("warning:")
     assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
     assert "scene0: " not in failed
-    assert left_out == ("an earlier step failed on 2 photos, which are left out: "
+    assert left_out == ("an earlier step failed on 2 photos, which are skipped: "
                         "scene0, scene2")
     assert "holiday.png: " in new
     status = run("status", work=own / "work").out

@@ -19,7 +19,7 @@ from vpltool.core import gradcam
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.recipes.tables.__main__ import main
-from vpltool.recipes.tables.begin import first_split
+from vpltool.recipes.tables.setup import first_split
 
 PRESET = """
 [text-prototypes]
@@ -310,7 +310,7 @@ def test_another_protocol_wants_another_name(tabled: Path, capsys: pytest.Captur
     assert run_tables(tabled, 1, "--set", "extract.scale=2") == 1
     assert ("extract scale was not set, now 2.0; learn-prototypes max_pixels was 100, now not set"
             in capsys.readouterr().err)
-    assert f"hint: --name tiny-train-2 begins anew beside it; or take away {tabled / OWN}" in err
+    assert f"hint: --name tiny-train-2 starts over beside it; or take away {tabled / OWN}" in err
 
 
 def test_what_has_changed_is_made_again(copied: Path) -> None:

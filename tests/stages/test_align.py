@@ -231,7 +231,7 @@ def test_stopped_and_gone_on_is_uninterrupted(
     assert not parts.exists()
     again = run(*options, "--out", parts, work=work)
     assert again.code == 0, again.err
-    assert f"going on from step {number} of 12" in again.err
+    assert f"resuming from step {number} of 12" in again.err
     assert parts.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
 

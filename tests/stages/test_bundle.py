@@ -17,7 +17,7 @@ from vpltool.formats import describe, read_tensors
 
 
 @pytest.fixture(scope="module")
-def world(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """As `layered`, with a decoder that reads patches too, and a linear segmenter."""
     base = copy_workspace(layered, tmp_path_factory.mktemp("bundle") / "base", tiny_clip)
     run_chain(base, ((*TRAIN, "--name", "residual", "--residual"), (
@@ -37,16 +37,16 @@ def labels_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["tiny", "residual", "linear"])
-def test_the_file_alone_is_enough(name: str, run: Run, world: Path, tmp_path: Path,
+def test_the_file_alone_is_enough(name: str, run: Run, work: Path, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder, no workspace, and nothing that could load a CLIP."""
-    bundle = exported(run, world, "--what", name, "--max-side", 32)
-    assert bundle == world / f"work/exports/{name}.safetensors"
+    bundle = exported(run, work, "--what", name, "--max-side", 32)
+    assert bundle == work / f"work/exports/{name}.safetensors"
     shutil.copyfile(bundle, tmp_path / "shapes.safetensors")
-    shutil.copytree(world / "photos", tmp_path / "holiday")
+    shutil.copytree(work / "photos", tmp_path / "holiday")
     there = ("--workers", 0, "--batch-size", 1)
-    assert run("predict", world / "photos", "--decoder", name, "--max-side", 32, *there, "--out",
-               tmp_path / "wanted", work=world / "work").code == 0
+    assert run("predict", work / "photos", "--decoder", name, "--max-side", 32, *there, "--out",
+               tmp_path / "wanted", work=work / "work").code == 0
 
     def absent(*_: object, **__: object) -> None:
         raise AssertionError("a CLIP was looked for")
@@ -71,25 +71,25 @@ def test_the_file_alone_is_enough(name: str, run: Run, world: Path, tmp_path: Pa
     np.testing.assert_array_equal(np.asarray(Image.open("one.png")), wanted["scene0.png"])
 
 
-def test_in_memory(run: Run, world: Path, tmp_path: Path) -> None:
-    bundle = exported(run, world, "--what", "residual", "--max-side", 32, "-o",
+def test_in_memory(run: Run, work: Path, tmp_path: Path) -> None:
+    bundle = exported(run, work, "--what", "residual", "--max-side", 32, "-o",
                       tmp_path / "given.safetensors")
     given = Segmenter.load(bundle)
     assert given.classes == SHAPES
-    own = Segmenter.load(world / "work/decoder/residual.safetensors", max_side=32)
-    photo = world / "photos/scene6.png"
+    own = Segmenter.load(work / "work/decoder/residual.safetensors", max_side=32)
+    photo = work / "photos/scene6.png"
     np.testing.assert_array_equal(given(photo, flip=True).probabilities,
                                   own(photo, flip=True).probabilities)
     whole = Segmenter.load(bundle, max_side=0)(photo, flip=True).probabilities
     assert not np.array_equal(whole, given(photo, flip=True).probabilities)
 
 
-def test_what_the_file_says(run: Run, world: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    bundle = exported(run, world, "--what", "tiny", "--licence", "CC-BY-4.0", "-o",
+def test_what_the_file_says(run: Run, work: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    bundle = exported(run, work, "--what", "tiny", "--licence", "CC-BY-4.0", "-o",
                       tmp_path / "a.safetensors")
     header = describe(bundle).header
     assert header is not None
-    decoder = describe(world / "work/decoder/tiny.safetensors").header
+    decoder = describe(work / "work/decoder/tiny.safetensors").header
     assert decoder is not None
     assert header.model == decoder.model
     assert header.facts["classes"] == list(SHAPES)
@@ -98,8 +98,8 @@ def test_what_the_file_says(run: Run, world: Path, tiny_clip: Path, tmp_path: Pa
     assert header.facts["mean"] == json.loads(
         (tiny_clip / "open_clip_config.json").read_text())["preprocess_cfg"]["mean"]
     assert header.facts["trained"]["options"] == decoder.options
-    assert str(world).encode() not in bundle.read_bytes()
-    again = exported(run, world, "--what", "tiny", "--licence", "CC-BY-4.0", "-o",
+    assert str(work).encode() not in bundle.read_bytes()
+    again = exported(run, work, "--what", "tiny", "--licence", "CC-BY-4.0", "-o",
                      tmp_path / "b.safetensors")
     assert again.read_bytes() == bundle.read_bytes()
     said = run("inspect", bundle)
@@ -124,14 +124,14 @@ def test_half_precision_where_it_loses_nothing(tmp_path: Path) -> None:
     assert (tower["fine"] == fine).all()
 
 
-def test_without_weights(run: Run, world: Path, tiny_clip: Path, tmp_path: Path,
+def test_without_weights(run: Run, work: Path, tiny_clip: Path, tmp_path: Path,
                          monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = exported(run, world, "--what", "tiny", "--clip", "identity", "-o",
+    bundle = exported(run, work, "--what", "tiny", "--clip", "identity", "-o",
                       tmp_path / "named.safetensors")
     assert not [name for name in describe(bundle).shapes if name.startswith("tower.")]
-    photo = world / "photos/scene6.png"
+    photo = work / "photos/scene6.png"
     named = Segmenter.load(bundle, pretrained=tiny_clip, max_side=0)
-    own = Segmenter.load(world / "work/decoder/tiny.safetensors", max_side=0)
+    own = Segmenter.load(work / "work/decoder/tiny.safetensors", max_side=0)
     np.testing.assert_array_equal(named(photo).labels, own(photo).labels)
     monkeypatch.chdir(tmp_path)
     result = run("predict", photo, "--segmenter", bundle)
@@ -149,13 +149,13 @@ def test_without_weights(run: Run, world: Path, tiny_clip: Path, tmp_path: Path,
     (("photos", "--segmenter", "torn"), "is truncated"),
     (("none", "--segmenter", "bundle"), "none"),
 ])
-def test_what_is_refused(arguments: tuple[str, ...], said: str, run: Run, world: Path,
+def test_what_is_refused(arguments: tuple[str, ...], said: str, run: Run, work: Path,
                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = exported(run, world, "--what", "tiny")
+    bundle = exported(run, work, "--what", "tiny")
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(bundle.read_bytes()[:-10])
-    named = {"bundle": bundle, "decoder": world / "work/decoder/tiny.safetensors", "torn": torn,
-             "photos": world / "photos"}
+    named = {"bundle": bundle, "decoder": work / "work/decoder/tiny.safetensors", "torn": torn,
+             "photos": work / "photos"}
     monkeypatch.chdir(tmp_path)
     result = run("predict", *(named.get(word, word) for word in arguments))
     assert result.code == 1
@@ -164,11 +164,11 @@ def test_what_is_refused(arguments: tuple[str, ...], said: str, run: Run, world:
     assert list(tmp_path.iterdir()) == [torn]
 
 
-def test_a_stored_tower_is_another_segmenter_s(run: Run, world: Path, tmp_path: Path) -> None:
+def test_a_stored_tower_is_another_segmenter_s(run: Run, work: Path, tmp_path: Path) -> None:
     """Tensors of another shape than the header says are noticed, not run."""
     from vpltool.formats.bundles import read_part, write_bundle
 
-    bundle = exported(run, world, "--what", "tiny", "-o", tmp_path / "a.safetensors")
+    bundle = exported(run, work, "--what", "tiny", "-o", tmp_path / "a.safetensors")
     (header, decoder), tower = read_part(bundle, "decoder"), read_part(bundle, "tower")[1]
     write_bundle(bundle, header, decoder, {**tower, "cls": torch.zeros(2, 32)})
     with pytest.raises(VplError, match="does not hold the tower"):

@@ -137,7 +137,7 @@ def test_later_ones_are_added(base: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("value", "size", "said"), [
-    (9, (48, 40), "the value 9 is no class"), (1, (10, 10), "is 10×10")])
+    (9, (48, 40), "the value 9 is not a class"), (1, (10, 10), "is 10×10")])
 def test_one_that_does_not_fit_is_named(
     value: int, size: tuple[int, int], said: str, base: Path, run: Run
 ) -> None:

@@ -14,8 +14,8 @@ from vpltool.formats import open_input, read_tensors
 
 
 @pytest.fixture(scope="module")
-def world(layered: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run
-          ) -> Path:
+def root(layered: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run
+         ) -> Path:
     """As `layered`, with features of a second encoder, of finer patches."""
     base = copy_workspace(layered, tmp_path_factory.mktemp("world") / "base", tiny_clip)
     fine = save_clip(base / "fine", seed=5, vision={"patch_size": 4})
@@ -25,8 +25,8 @@ def world(layered: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("method", ["value", "naclip", "sclip", "proxyclip"])
-def test_maps_are_made_of_its_patches(method: str, world: Path, run: Run) -> None:
-    work = world / "work"
+def test_maps_are_made_of_its_patches(method: str, root: Path, run: Run) -> None:
+    work = root / "work"
     made = run("embed", "--method", method, work=work)
     assert made.code == 0, made.err
     folder = work / f"features-{method}/train"
@@ -46,8 +46,8 @@ def test_maps_are_made_of_its_patches(method: str, world: Path, run: Run) -> Non
     assert cam.code == 0, cam.err
 
 
-def test_the_value_path_is_that_of_extract(world: Path, tmp_path: Path, run: Run) -> None:
-    work = world / "work"
+def test_the_value_path_is_that_of_extract(root: Path, tmp_path: Path, run: Run) -> None:
+    work = root / "work"
     assert run("extract", "--patches", "value", "--workers", 0, "--out", tmp_path / "value",
                work=work).code == 0
     assert run("embed", "--method", "value", "--out", tmp_path / "embedded", work=work).code == 0
@@ -59,8 +59,8 @@ def test_the_value_path_is_that_of_extract(world: Path, tmp_path: Path, run: Run
                                    torch.ones(len(found)), atol=1e-4, rtol=0)
 
 
-def test_settings_are_recorded_and_status_knows_it(world: Path, run: Run) -> None:
-    work = world / "work"
+def test_settings_are_recorded_and_status_knows_it(root: Path, run: Run) -> None:
+    work = root / "work"
     command = ("embed", "--method", "naclip", "--sigma", 2, "--name", "near")
     assert run(*command, work=work).code == 0
     again = run(*command, work=work)
@@ -78,9 +78,9 @@ def test_settings_are_recorded_and_status_knows_it(world: Path, run: Run) -> Non
     assert "--sigma 2" in listed["features-near/train"]["line"]
 
 
-def test_it_is_stale_when_its_features_are(world: Path, tmp_path: Path, tiny_clip: Path, run: Run
+def test_it_is_stale_when_its_features_are(root: Path, tmp_path: Path, tiny_clip: Path, run: Run
                                            ) -> None:
-    base = copy_workspace(world, tmp_path / "base", tiny_clip)
+    base = copy_workspace(root, tmp_path / "base", tiny_clip)
     work = base / "work"
     assert run("embed", "--name", "mine", work=work).code == 0
     assert run("cam", "--method", "dense", "--features", work / "features-mine/train", "--name",
@@ -95,9 +95,9 @@ def test_it_is_stale_when_its_features_are(world: Path, tmp_path: Path, tiny_cli
     assert open_input(work / "features-mine/train", ("features",)).header.options["scale"] == 0.5
 
 
-def test_what_is_carried_is_copied(world: Path, run: Run) -> None:
+def test_what_is_carried_is_copied(root: Path, run: Run) -> None:
     """With tokens goes the head, so that any map can be made."""
-    work = world / "work"
+    work = root / "work"
     made = run("embed", "--carry", "tokens,layers,attention", "--name", "whole", work=work)
     assert made.code == 0, made.err
     folder = work / "features-whole/train"
@@ -121,9 +121,9 @@ def test_what_is_carried_is_copied(world: Path, run: Run) -> None:
     (("embed", "--method", "proxyclip", "--second", "none"), "no features in none", "extract"),
     (("cam", "--method", "surgery", "--features", "features-value/train"), "but no tokens",
      "vpltool embed --method value --split train --carry tokens --overwrite")])
-def test_refusals(command: tuple[str, ...], said: str, hint: str, world: Path, run: Run,
+def test_refusals(command: tuple[str, ...], said: str, hint: str, root: Path, run: Run,
                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world / "work")
+    monkeypatch.chdir(root / "work")
     if "surgery" in command:
         assert run("embed", "--method", "value").code == 0
     result = run(*command)
@@ -132,15 +132,15 @@ def test_refusals(command: tuple[str, ...], said: str, hint: str, world: Path, r
     assert hint in result.lines("hint:")[0]
 
 
-def test_what_has_no_effect_is_told(world: Path, tmp_path: Path, run: Run) -> None:
-    result = run("embed", "--second", tmp_path, "--out", tmp_path / "out", work=world / "work")
+def test_what_has_no_effect_is_told(root: Path, tmp_path: Path, run: Run) -> None:
+    result = run("embed", "--second", tmp_path, "--out", tmp_path / "out", work=root / "work")
     assert result.code == 0, result.err
     assert result.lines("warning:") == [
         f"--second {tmp_path} has no effect: `naclip` reads no second encoder"]
 
 
-def test_a_decoder_does_not_take_such_patches_for_the_last_blocks(world: Path, run: Run) -> None:
-    work = world / "work"
+def test_a_decoder_does_not_take_such_patches_for_the_last_blocks(root: Path, run: Run) -> None:
+    work = root / "work"
     assert run("embed", "--carry", "layers", "--name", "layers", work=work).code == 0
     result = run("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3,
                  "--batch-size", 2, "--width", 16, "--iters", 2, "--residual", "--features",

@@ -256,7 +256,7 @@ def test_groups_are_taken_where_there_is_no_decoder(run: Run, work: Path) -> Non
 WRONG: dict[str, tuple[tuple[object, ...], str, str]] = {
     "name": (("--segmenter", "gruops"), "no segmenter called `gruops`", "groups"),
     "words": (("--segmenter", "groups", "--classes", "none.txt"), "none.txt", ""),
-    "window": (("--segmenter", "groups", "--window", 30), "--window 30 is no multiple",
+    "window": (("--segmenter", "groups", "--window", 30), "--window 30 is not a multiple",
                "--window 32"),
     "features": (("--segmenter", "tiny", "--classes", "words.txt"), "no segmenter called `tiny`",
                  ""),

@@ -163,7 +163,7 @@ def test_another_licence_is_named(layered: Path, run: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize(("words", "token", "said", "hint"), [
     (("push", "me/shapes", "--segmenter", "BUNDLE"), "hf_wrong", "you are not logged in",
      "hf auth login"),
-    (("pull", "me/nothing"), TOKEN, "me/nothing on the hub: it is not there", "look at the name"),
+    (("pull", "me/nothing"), TOKEN, "me/nothing on the hub: it does not exist", "check the name"),
     (("pull", "me/other"), TOKEN, "holds something that vpltool did not make, expected bundle",
      "vpltool export bundle"),
 ])
@@ -203,6 +203,6 @@ def test_what_is_refused_beforehand(words: tuple[str, ...], said: str, run: Run,
 def test_a_file_that_is_there_is_kept(run: Run, tmp_path: Path) -> None:
     (tmp_path / "shapes.safetensors").write_text("mine")
     result = run("pull", "me/shapes", work=tmp_path)
-    assert "is there already" in result.lines("error:")[0]
+    assert "already exists" in result.lines("error:")[0]
     assert "--overwrite" in result.lines("hint:")[0]
     assert (tmp_path / "shapes.safetensors").read_text() == "mine"

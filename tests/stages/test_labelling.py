@@ -210,7 +210,7 @@ WRONG: list[tuple[str, Change, str]] = [
     ("yolo", replaced("data.yaml", "names:", "names: ["), "data.yaml:5: not YAML"),
     ("yolo", replaced(LINE, r"^\d", "9"), "scene2.txt:1: the class 9 is not in data.yaml"),
     ("yolo", replaced(LINE, r"\n(\d) ", r"\n\1 x "), "scene2.txt:2: not a polygon"),
-    ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers behind the class "),
+    ("yolo", replaced(LINE, r"^.*", "0 .5 .5 .1 .1"), "scene2.txt:1: 4 numbers after the class "),
     ("yolo", replaced(LINE, r"^(\d) ", r"\1 nan "), "scene2.txt:1"),
     ("yolo", lambda path: (path / LINE).rename(path / "labels/train/scene99.txt"),
      "the photo scene99 is not in the workspace"),
@@ -251,7 +251,7 @@ WRONG: list[tuple[str, Change, str]] = [
     ("mmseg", replaced("dataset.py", "'bar',", "'bar' +"), "dataset.py:4: `classes` is not a list"),
     ("yolo-semantic", resized("masks/train/scene2.png"), "scene2.png: 5×4"),
     ("yolo-semantic", replaced("data.yaml", r"  3: .*\n", ""),
-     "has the value 3, which is no class"),
+     "has the value 3, which is not a class"),
     ("imagefolder", replaced("train/metadata.jsonl", "\n{", "\n"), "metadata.jsonl:2: not JSON"),
     ("imagefolder", replaced("train/metadata.jsonl", "mask_file_name", "mask"),
      "metadata.jsonl:1: it has no `mask_file_name`"),
@@ -286,7 +286,8 @@ def test_nothing_is_written_if_something_is_wrong(work: Path, exports: Path, tmp
 
 def test_unknown_formats_and_missing_files(work: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("x")
-    for name, said in (("none.json", "is not there"), ("thesis.doc", "in no format that is known")):
+    for name, said in (("none.json", "does not exist"),
+                       ("thesis.doc", "in no format that is known")):
         result = take_back(work, tmp_path / name)
         assert result.code == 1
         assert said in result.lines("error:")[0]
@@ -352,5 +353,5 @@ def test_photos_that_nobody_looked_at_are_left_out(work: Path, run: Run) -> None
     (path / "labels/train/scene2.txt").write_text("")
     result = take_back(work, path)
     assert result.code == 0
-    assert "1 photo has tags, but no region, and is left out" in " ".join(result.lines("warning:"))
+    assert "1 photo has tags, but no region, and is skipped" in " ".join(result.lines("warning:"))
     assert "scene2" not in masks_of(work / "corrections")

@@ -20,16 +20,16 @@ TRAIN = ("train-decoder", "--method", "linear", "--masks", "text-refined", "--pr
 
 
 @pytest.fixture(scope="module")
-def world(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     return copy_workspace(layered, tmp_path_factory.mktemp("linear") / "base", tiny_clip) / "work"
 
 
 @pytest.mark.parametrize("source", ["features", "photos"])
-def test_stopped_and_gone_on_is_uninterrupted(source: str, run: Run, world: Path, tmp_path: Path,
+def test_stopped_and_gone_on_is_uninterrupted(source: str, run: Run, work: Path, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*TRAIN, "--source", source, "--iters", 5)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    assert run(*options, "--out", whole, work=world).code == 0
+    assert run(*options, "--out", whole, work=work).code == 0
     train = training.train
 
     def stopped(*args: Any, **options: Any) -> Iterator[training.StepRecord]:
@@ -40,19 +40,19 @@ def test_stopped_and_gone_on_is_uninterrupted(source: str, run: Run, world: Path
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "train", stopped)
-        assert run(*options, "--checkpoint-every", 2, "--out", parts, work=world).code == 130
-    again = run(*options, "--out", parts, work=world)
+        assert run(*options, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
+    again = run(*options, "--out", parts, work=work)
     assert again.code == 0, again.err
-    assert "going on from step 2 of 5" in again.err
+    assert "resuming from step 2 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
 
 
-def test_it_learns_the_masks_and_predict_uses_it(run: Run, world: Path) -> None:
+def test_it_learns_the_masks_and_predict_uses_it(run: Run, work: Path) -> None:
     """The loss falls from that of equal scores; features and photos give the same labels."""
     result = run(*TRAIN, "--iters", 150, "--name", "linear", "--layers", "0,1",
-                 work=world)
+                 work=work)
     assert result.code == 0, result.err
-    header, tensors = read_tensors(world / "decoder/linear.safetensors", "decoder")
+    header, tensors = read_tensors(work / "decoder/linear.safetensors", "decoder")
     assert header.facts["segmenter"] == "linear"
     assert header.facts["reads"] == ["layers"]
     assert header.options["layers"] == [0, 1]
@@ -61,9 +61,9 @@ def test_it_learns_the_masks_and_predict_uses_it(run: Run, world: Path) -> None:
     assert curve[-1, 1] < 0.5 * torch.tensor(4.0).log()
     seen = []
     for source in ("features", "photos"):
-        out = world / "from" / source
+        out = work / "from" / source
         result = run("predict", "--decoder", "linear", "--source", source, "--workers", 0, "--out",
-                     out, work=world)
+                     out, work=work)
         assert result.code == 0, result.err
         seen.append({path.name: np.asarray(Image.open(path)) for path in out.glob("*.png")})
     assert seen[0].keys() == seen[1].keys() != set()
@@ -76,23 +76,23 @@ def test_it_learns_the_masks_and_predict_uses_it(run: Run, world: Path) -> None:
     (("--lambda-rsc", 1), "--lambda-rsc 0"), (("--lambda-aff", "0.1"), "--lambda-aff 0"),
     (("--iters", 0), "--iters 300")])
 def test_what_it_lacks_is_said_before_the_work(options: tuple[object, ...], hint: str, run: Run,
-                                               world: Path, tmp_path: Path) -> None:
+                                               work: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
-    result = run(*TRAIN, "--iters", 2, *options, "--out", out, work=world)
+    result = run(*TRAIN, "--iters", 2, *options, "--out", out, work=work)
     assert result.code == 1
     assert str(options[0]) in result.lines("error:")[0]
     assert hint in result.lines("hint:")[0]
     assert not out.exists()
 
 
-def test_it_begins_with_another_one_s_weights(run: Run, world: Path, tmp_path: Path) -> None:
+def test_it_begins_with_another_one_s_weights(run: Run, work: Path, tmp_path: Path) -> None:
     """A classifier of other layers is refused."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    assert run(*TRAIN, "--iters", 3, "--out", first, work=world).code == 0
-    result = run(*TRAIN, "--iters", 2, "--start", first, "--out", second, work=world)
+    assert run(*TRAIN, "--iters", 3, "--out", first, work=work).code == 0
+    result = run(*TRAIN, "--iters", 2, "--start", first, "--out", second, work=work)
     assert result.code == 0, result.err
     assert describe(second).header is not None
     refused = run(*TRAIN, "--iters", 2, "--start", first, "--layers", 1, "--out",
-                  tmp_path / "x.safetensors", work=world)
+                  tmp_path / "x.safetensors", work=work)
     assert refused.code == 1
     assert "another shape" in refused.lines("error:")[0]

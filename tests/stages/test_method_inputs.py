@@ -58,7 +58,7 @@ def refine(photo, settings):
 
 
 @pytest.fixture(scope="module")
-def world(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def root(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """As `ready`, with the attention of two blocks, a second encoder's features, and toys."""
     base = copy_workspace(ready, tmp_path_factory.mktemp("world") / "base", tiny_clip)
     for name, text in TOYS.items():
@@ -77,17 +77,17 @@ def world(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(autouse=True)
-def toys(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDERS, str(world / "toys"))
+def toys(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDERS, str(root / "toys"))
 
 
 @pytest.fixture(scope="module")
-def bank(world: Path, run: Run) -> Path:
+def bank(root: Path, run: Run) -> Path:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(FOLDERS, str(world / "toys"))
+        patched.setenv(FOLDERS, str(root / "toys"))
         result = run("seed-prototypes", "--method", "all-rows", "--pixels", "regions",
-                     "--cams", "text", "--out", world / "work/prototypes/bank.safetensors",
-                     work=world / "work")
+                     "--cams", "text", "--out", root / "work/prototypes/bank.safetensors",
+                     work=root / "work")
     assert result.code == 0, result.err
     return Path(result.out.strip())
 
@@ -98,58 +98,58 @@ def test_rows_know_their_photos(bank: Path) -> None:
     assert tensors["photo_of"].shape == tensors["class_index"].shape
 
 
-def test_a_map_reads_a_second_encoder_and_the_rows_photos(world: Path, bank: Path, run: Run
+def test_a_map_reads_a_second_encoder_and_the_rows_photos(root: Path, bank: Path, run: Run
                                                           ) -> None:
-    result = run("cam", "--method", "rows", "--prototypes", "bank", work=world / "work")
+    result = run("cam", "--method", "rows", "--prototypes", "bank", work=root / "work")
     assert result.code == 0, result.err
-    folder = world / "work/cams/bank-rows/train"
+    folder = root / "work/cams/bank-rows/train"
     assert "second" in open_input(folder, ("cams",)).header.inputs
     for path in folder.glob("scene*"):
         cam = read_tensors(path, "cams")[1]["cam"]
-        seen = read_tensors(world / "work/cams/text/train" / path.name, "cams")[1]["cam"]
+        seen = read_tensors(root / "work/cams/text/train" / path.name, "cams")[1]["cam"]
         # A class whose map is empty has no region, so no row.
         shown = seen.flatten(1).any(dim=1)[:, None, None].expand_as(cam)
         assert torch.equal(cam, shown.to(cam) / 8)
 
 
-def test_a_refiner_reads_prototypes(world: Path, bank: Path, run: Run) -> None:
+def test_a_refiner_reads_prototypes(root: Path, bank: Path, run: Run) -> None:
     result = run("refine", "--method", "rows", "--cams", "text", "--prototypes", "bank",
-                 "--out", world / "refined", work=world / "work")
+                 "--out", root / "refined", work=root / "work")
     assert result.code == 0, result.err
-    assert {"second", "prototypes"} <= set(open_input(world / "refined", ("cams",)).header.inputs)
-    cam = read_tensors(next((world / "refined").glob("scene*")), "cams")[1]["cam"]
+    assert {"second", "prototypes"} <= set(open_input(root / "refined", ("cams",)).header.inputs)
+    cam = read_tensors(next((root / "refined").glob("scene*")), "cams")[1]["cam"]
     assert float(cam.min()) == float(cam.max()) > 0
 
 
-def test_what_a_method_does_not_read_is_warned_about(world: Path, tmp_path: Path, run: Run
+def test_what_a_method_does_not_read_is_warned_about(root: Path, tmp_path: Path, run: Run
                                                      ) -> None:
     result = run("refine", "--cams", "text", "--prototypes", "text", "--second", tmp_path,
-                 "--out", tmp_path / "refined", work=world / "work")
+                 "--out", tmp_path / "refined", work=root / "work")
     assert result.code == 0, result.err
     assert result.lines("warning:") == [
         f"--second {tmp_path} has no effect: `attention` reads no second encoder",
         "--prototypes text has no effect: `attention` reads no prototypes"]
 
 
-def test_a_second_encoder_that_is_not_there(world: Path, bank: Path, tmp_path: Path, run: Run
+def test_a_second_encoder_that_is_not_there(root: Path, bank: Path, tmp_path: Path, run: Run
                                             ) -> None:
     result = run("refine", "--method", "rows", "--prototypes", "bank", "--cams", "text",
-                 "--second", tmp_path / "none", work=world / "work")
+                 "--second", tmp_path / "none", work=root / "work")
     assert result.code == 1
     assert str(tmp_path / "none") in result.lines("error:")[0]
     assert "vpltool extract" in result.lines("hint:")[0]
 
 
-def test_a_second_encoder_that_saw_another_photo(world: Path, bank: Path, tmp_path: Path, run: Run
+def test_a_second_encoder_that_saw_another_photo(root: Path, bank: Path, tmp_path: Path, run: Run
                                                  ) -> None:
     """Both sizes are told; nothing is stretched in silence."""
-    work, other = world / "work", tmp_path / "second"
+    work, other = root / "work", tmp_path / "second"
     photos = tmp_path / "photos"
     photos.mkdir()
-    for path in (world / "photos").iterdir():
+    for path in (root / "photos").iterdir():
         Image.open(path).resize((96, 32)).save(photos / path.name)
-    assert run("prepare", "folder", photos, "--labels", world / "tags.csv", "--pretrained",
-               world / "fine", work=other).code == 0
+    assert run("prepare", "folder", photos, "--labels", root / "tags.csv", "--pretrained",
+               root / "fine", work=other).code == 0
     assert run("extract", "--keep", "patches,attention", work=other).code == 0
     result = run("refine", "--method", "rows", "--prototypes", "bank", "--cams", "text",
                  "--second", other / "features/train", "--out", tmp_path / "out", work=work)

@@ -28,7 +28,7 @@ PATCH = 8
 
 
 @pytest.fixture(scope="module")
-def world(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
+def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """As `layered`, with an attention decoder that reads patches too, and a linear segmenter."""
     base = copy_workspace(layered, tmp_path_factory.mktemp("onnx") / "base", tiny_clip)
     run_chain(base, ((*TRAIN, "--name", "attention", "--residual"), (
@@ -43,9 +43,9 @@ def session(path: Path) -> Any:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def trained(world: Path, name: str) -> TrainedSegmenter:
+def trained(work: Path, name: str) -> TrainedSegmenter:
     """A decoder of the workspace with its encoder."""
-    return load_trained(world / f"work/decoder/{name}.safetensors", open_workspace(world / "work"),
+    return load_trained(work / f"work/decoder/{name}.safetensors", open_workspace(work / "work"),
                         torch.device("cpu"))
 
 
@@ -62,10 +62,10 @@ def torch_says(segmenter: TrainedSegmenter, pixels: np.ndarray) -> tuple[np.ndar
 
 
 @pytest.mark.parametrize("name", ["attention", "linear"])
-def test_logits_and_labels_are_torch_s(name: str, world: Path) -> None:
+def test_logits_and_labels_are_torch_s(name: str, work: Path) -> None:
     """Also on the tower's own grid, 4×4, where positions are not resampled, and on one patch."""
-    run_onnx = session(world / f"work/exports/{name}.onnx")
-    segmenter = trained(world, name)
+    run_onnx = session(work / f"work/exports/{name}.onnx")
+    segmenter = trained(work, name)
     same = total = 0
     for grid in ((5, 6), (4, 4), (1, 1), (2, 9), (13, 3)):
         pixels = np.random.default_rng(grid[0]).standard_normal(
@@ -89,20 +89,20 @@ def as_the_metadata_says(photo: Image.Image, said: dict[str, Any]) -> np.ndarray
 
 
 @pytest.mark.parametrize("name", ["attention", "linear"])
-def test_by_its_metadata_alone_it_gives_predict_s_labels(name: str, world: Path, run: Run,
+def test_by_its_metadata_alone_it_gives_predict_s_labels(name: str, work: Path, run: Run,
                                                          tmp_path: Path) -> None:
     """Likeliest class of the probabilities, enlarged to the photo, against the PNGs of predict."""
-    path = world / f"work/exports/{name}.onnx"
+    path = work / f"work/exports/{name}.onnx"
     runs = session(path)
     said = {key: json.loads(value)
             for key, value in runs.get_modelmeta().custom_metadata_map.items()}
     assert said["classes"] == ["background", *SHAPES]
     assert said["palette"][:2] == [[0, 0, 0], [128, 0, 0]]
     assert len(said["palette"]) == 4
-    assert run("predict", world / "photos", "--decoder", name, "--max-side", 40, "--workers", 0,
-               "--out", tmp_path / "predicted", work=world / "work").code == 0
+    assert run("predict", work / "photos", "--decoder", name, "--max-side", 40, "--workers", 0,
+               "--out", tmp_path / "predicted", work=work / "work").code == 0
     same = total = 0
-    for file in sorted((world / "photos").iterdir()):
+    for file in sorted((work / "photos").iterdir()):
         with Image.open(file) as photo:
             logits, _ = runs.run(None, {"pixels": as_the_metadata_says(photo, said)})
             likely = torch.from_numpy(logits).softmax(1)
@@ -114,29 +114,29 @@ def test_by_its_metadata_alone_it_gives_predict_s_labels(name: str, world: Path,
     assert same / total > 0.999
 
 
-def test_the_program_of_the_page_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_program_of_the_page_runs(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                       ) -> None:
     """docs/deploy.md's: without torch and vpltool, from a JPEG to a palette PNG."""
     text = (Path(__file__).parents[2] / "docs/deploy.md").read_text("utf-8")
     (program,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
                   if "onnxruntime" in block)
-    (tmp_path / "segmenter.onnx").symlink_to(world / "work/exports/linear.onnx")
-    with Image.open(world / "photos/scene6.png") as photo:
+    (tmp_path / "segmenter.onnx").symlink_to(work / "work/exports/linear.onnx")
+    with Image.open(work / "photos/scene6.png") as photo:
         photo.resize((111, 70)).save(tmp_path / "photo.jpg", quality=95)
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
-    labels = Segmenter.load(world / "work/decoder/linear.safetensors", max_side=40)(
+    labels = Segmenter.load(work / "work/decoder/linear.safetensors", max_side=40)(
         tmp_path / "photo.jpg").labels
     with Image.open("labels.png") as made:
         assert (made.mode, made.size) == ("P", (111, 70))
         assert (np.asarray(made) == labels).mean() > 0.97
 
 
-def test_nothing_in_it_tells_where_it_was_made(world: Path) -> None:
-    content = (world / "work/exports/linear.onnx").read_bytes()
-    for word in (str(world), "site-packages", "/vpltool/", str(Path.home())):
+def test_nothing_in_it_tells_where_it_was_made(work: Path) -> None:
+    content = (work / "work/exports/linear.onnx").read_bytes()
+    for word in (str(work), "site-packages", "/vpltool/", str(Path.home())):
         assert word.encode() not in content
-    model = onnx.load(world / "work/exports/linear.onnx")
+    model = onnx.load(work / "work/exports/linear.onnx")
     onnx.checker.check_model(model)
     shapes = {value.name: [axis.dim_param or axis.dim_value
                            for axis in value.type.tensor_type.shape.dim]
@@ -146,10 +146,10 @@ def test_nothing_in_it_tells_where_it_was_made(world: Path) -> None:
                       "labels": [1, "8*rows", "8*columns"]}
 
 
-def test_int8_is_smaller_and_says_nearly_the_same(world: Path, tmp_path: Path) -> None:
+def test_int8_is_smaller_and_says_nearly_the_same(work: Path, tmp_path: Path) -> None:
     """As the export does it: the exporter itself takes seconds, and is run above."""
     method = importlib.import_module("vpltool.methods.exports.onnx")
-    whole = world / "work/exports/linear.onnx"
+    whole = work / "work/exports/linear.onnx"
     small = tmp_path / "int8.onnx"
     onnx.save_model(method._quantised(onnx.load(whole)), small)
     assert small.stat().st_size < 0.6 * whole.stat().st_size
@@ -159,13 +159,13 @@ def test_int8_is_smaller_and_says_nearly_the_same(world: Path, tmp_path: Path) -
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.97
 
 
-def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> None:
+def test_as_x_anylabeling_takes_it(work: Path, run: Run, tmp_path: Path) -> None:
     """The rule of its YOLO26 service, written out: a square of the model's side, values in [0, 1],
     rows above the threshold, sigmoid of coefficients times masks; the model's name by the YAML."""
     import yaml
 
     result = run("export", "onnx", "--what", "linear", "--anylabeling", 160, "-o",
-                 tmp_path / "shapes.onnx", work=world / "work")
+                 tmp_path / "shapes.onnx", work=work / "work")
     assert result.code == 0, result.err
     model, config = (Path(line) for line in result.out.split())
     said = yaml.safe_load(config.read_text())
@@ -177,8 +177,8 @@ def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> Non
     runs = session(model)
     side = runs.get_inputs()[0].shape[-2:]
     assert side == [160, 160]
-    segmenter, seen = trained(world, "linear"), 0
-    for path in sorted((world / "photos").glob("*.png")):
+    segmenter, seen = trained(work, "linear"), 0
+    for path in sorted((work / "photos").glob("*.png")):
         with Image.open(path) as photo:
             rgb = np.asarray(photo.convert("RGB").resize(side, Image.Resampling.BILINEAR)) / 255
         rows, masks = runs.run(None, {"pixels": rgb.transpose(2, 0, 1)[None].astype(np.float32)})
@@ -199,22 +199,22 @@ def test_as_x_anylabeling_takes_it(world: Path, run: Run, tmp_path: Path) -> Non
     (("--anylabeling", 41), "no multiple of the patch, 8", "--anylabeling 48"),
     (("--what", "none"), "no decoder called `none`", ""),
 ])
-def test_what_is_refused(options: tuple[object, ...], said: str, hint: str, world: Path, run: Run,
+def test_what_is_refused(options: tuple[object, ...], said: str, hint: str, work: Path, run: Run,
                          tmp_path: Path) -> None:
     result = run("export", "onnx", "--what", "linear", *options, "-o", tmp_path / "x.onnx",
-                 work=world / "work")
+                 work=work / "work")
     assert result.code == 1
     assert said in result.lines("error:")[0]
     assert hint in result.lines("hint:")[0]
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_package(world: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package(work: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before the CLIP is loaded."""
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec",
                         lambda name, *rest: None if name == "onnxscript" else find(name, *rest))
     monkeypatch.setattr("vpltool.stages.export.load_trained", None)
-    result = run("export", "onnx", "--what", "linear", work=world / "work")
+    result = run("export", "onnx", "--what", "linear", work=work / "work")
     assert result.lines("error:") == ["the package onnxscript is not installed"]
     assert result.lines("hint:") == ["pip install 'vpltool[onnx]'"]

@@ -12,7 +12,7 @@ from conftest import Run
 
 from vpltool.errors import VplError
 from vpltool.formats import open_input
-from vpltool.formats.packed import PACKED, packed_places
+from vpltool.formats.packed import PACKED, packed_slices
 from vpltool.stages.pack import _batches
 
 CAM = ("cam", "--split", "train", "--overwrite")
@@ -76,13 +76,13 @@ def test_shards_pack_their_own_photos(run: Run, copied: Path, ready: Path) -> No
     work = copied / "work"
     ids = set(features_of(work / "features/train"))
     assert run("pack", "--shard", "1/2", work=work).code == 0
-    places = packed_places(work / "features/train")
+    places = packed_slices(work / "features/train")
     assert {place.tar for place in places.values()} == {"1-of-2-000000.tar"}
     assert set(features_of(work / "features/train")) == ids - set(places)
     folder = open_input(work / "features/train", ("features",))
     assert set(folder.available(ids)) == ids
     assert run("pack", "--shard", "0/2", work=work).code == 0
-    assert set(packed_places(work / "features/train")) == ids
+    assert set(packed_slices(work / "features/train")) == ids
     assert run(*CAM, work=work).code == 0
     assert contents(work / "cams/text/train") == contents(ready / "work/cams/text/train")
 
@@ -104,7 +104,7 @@ def test_what_a_killed_run_left_is_finished(run: Run, packed: Path, ready: Path)
     (folder / "scene0.safetensors").write_bytes(
         (ready / "work/features/train/scene1.safetensors").read_bytes())
     assert run("pack", work=packed).code == 0
-    assert packed_places(folder)["scene0"].tar == "0-of-1-000001.tar"
+    assert packed_slices(folder)["scene0"].tar == "0-of-1-000001.tar"
 
 
 def test_tars_are_not_replaced(run: Run, packed: Path) -> None:
@@ -168,7 +168,7 @@ def test_long_names(tmp_path: Path) -> None:
         file.write_bytes(name.encode() * 99)
         files[name] = file
     write_tar(tmp_path, "t", "", files)
-    places = packed_places(tmp_path)
+    places = packed_slices(tmp_path)
     for name in names:
         assert read_packed(places[name], f"{name}.safetensors") == files[name].read_bytes()
     with pytest.raises(VplError, match="no other where the index says"):

@@ -134,7 +134,7 @@ def test_a_map_of_another_run_is_refused(copied: Path, run: Run) -> None:
     result = run("eval", "--split", "train", "--what", "cams/text", work=work)
     assert result.code == 1
     (error,) = result.lines("error:")
-    assert f"{path} comes from another run than its folder" in error
+    assert f"{path} comes from a different run than its folder" in error
     assert "method was dense, now gradcam" in error
     (hint,) = result.lines("hint:")
     assert "delete it" in hint
@@ -148,7 +148,7 @@ def test_a_mask_of_another_run_is_refused_and_a_corrected_one_is_taken(copied: P
     shutil.copy(work / "masks/text-refined-full/train/scene2.png", path)
     result = run("eval", "--split", "train", "--what", "masks/text-refined", work=work)
     assert result.code == 1
-    assert f"{path} comes from another run" in result.lines("error:")[0]
+    assert f"{path} comes from a different run" in result.lines("error:")[0]
     # An image editor keeps the pixels, not the header.
     Image.fromarray(TRAIN[2].mask).save(path)
     report = evaluate(run, copied, "masks/text-refined")
@@ -500,5 +500,5 @@ def test_show_of_predictions_of_new_photos(layered: Path, tmp_path: Path, tiny_c
     (holiday / "scene1.jpg").unlink()
     moved = run("show", "predictions/tiny/holiday", work=work)
     assert moved.code == 1
-    assert "scene1: the photo is not there" in moved.lines("error:")[0]
+    assert "scene1: the photo does not exist" in moved.lines("error:")[0]
     assert Path(moved.out.strip()).exists()

@@ -88,7 +88,7 @@ def test_without_probabilities_there_is_no_calibration(work: Path, run: Run) -> 
 def test_photos_that_taught_it_are_told(work: Path, run: Run) -> None:
     assert not run(*EVAL, work=work).lines("warning:")
     learned = run(*EVAL, "--split", "train", work=work)
-    assert "has learned from the photos of `train`" in learned.lines("warning:")[0]
+    assert "was trained on the photos of `train`" in learned.lines("warning:")[0]
 
 
 @pytest.mark.parametrize(("options", "said"), [

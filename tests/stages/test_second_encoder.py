@@ -21,7 +21,7 @@ needs_skimage = pytest.mark.skipif(importlib.util.find_spec("skimage") is None,
 
 
 @pytest.fixture(scope="module")
-def world(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def root(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """As `ready`, with a file dino.pth and its features of train. Leave these as they are."""
     base = copy_workspace(ready, tmp_path_factory.mktemp("second") / "base", tiny_clip)
     torch.save(dino.random_state(patch=4, scaled=True), base / "dino.pth")
@@ -33,31 +33,31 @@ def world(ready: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def changeable(world: Path, tiny_clip: Path, tmp_path: Path) -> Path:
-    return copy_workspace(world, tmp_path / "world", tiny_clip)
+def changeable(root: Path, tiny_clip: Path, tmp_path: Path) -> Path:
+    return copy_workspace(root, tmp_path / "world", tiny_clip)
 
 
-def test_features_are_the_plain_forwards(world: Path) -> None:
-    state = torch.load(world / "dino.pth")
-    photo = Image.open(world / "photos/scene1.png").convert("RGB")
+def test_features_are_the_plain_forwards(root: Path) -> None:
+    state = torch.load(root / "dino.pth")
+    photo = Image.open(root / "photos/scene1.png").convert("RGB")
     assert photo.size == (40, 48)
     pixels = torch.tensor(np.asarray(photo), dtype=torch.float32).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(row).view(3, 1, 1) for row in (
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     patches, attention = dino.encode(state, (pixels - mean) / std)
-    _, found = read_tensors(world / "work/features-second/train/scene1.safetensors", "features")
+    _, found = read_tensors(root / "work/features-second/train/scene1.safetensors", "features")
     assert found["grid"].tolist() == [12, 10]
     assert set(found) == {"grid", "patches", "attention"}
     torch.testing.assert_close(found["patches"], patches, atol=1e-4, rtol=0)
     torch.testing.assert_close(found["attention"], attention, atol=1e-5, rtol=0)
 
 
-def test_the_header_says_which_encoder(world: Path, run: Run) -> None:
-    header = open_input(world / "work/features-second/train", ("features",)).header
+def test_the_header_says_which_encoder(root: Path, run: Run) -> None:
+    header = open_input(root / "work/features-second/train", ("features",)).header
     assert header.model["name"] == header.options["encoder"] == "dino"
     assert header.call["encoder"] == "../dino.pth" == header.sources["weights"]
-    assert not (world / "work/features-second/train.head.safetensors").exists()
-    shown = run("inspect", "features-second/train", work=world / "work").out
+    assert not (root / "work/features-second/train.head.safetensors").exists()
+    shown = run("inspect", "features-second/train", work=root / "work").out
     assert "name: dino" in shown and "../dino.pth (content" in shown
 
 
@@ -106,10 +106,10 @@ def test_another_clip_of_the_workspace_is_no_matter(changeable: Path, run: Run) 
     assert "features/train" in stale and "features-second/train" not in stale
 
 
-def test_a_clip_as_second_encoder(world: Path, run: Run, tmp_path: Path) -> None:
+def test_a_clip_as_second_encoder(root: Path, run: Run, tmp_path: Path) -> None:
     """The workspace's own, by its folder: patches of the width, not of the joint space."""
-    result = run("extract", "--encoder", world / "clip", "--keep", "patches", "--limit", 1,
-                 "--workers", 0, "--out", tmp_path / "out", work=world / "work")
+    result = run("extract", "--encoder", root / "clip", "--keep", "patches", "--limit", 1,
+                 "--workers", 0, "--out", tmp_path / "out", work=root / "work")
     assert result.code == 0, result.err
     tensors = read_tensors(tmp_path / "out/scene0.safetensors", "features")[1]
     assert set(tensors) == {"grid", "patches"} and tensors["patches"].shape[1] == 32
@@ -122,18 +122,18 @@ def test_a_clip_as_second_encoder(world: Path, run: Run, tmp_path: Path) -> None
      "nothing reads tokens of a second encoder", "--keep patches,attention"),
     (("--encoder", "clip/open_clip_model.safetensors"), "does not say which",
      "--encoder MODEL:PRETRAINED")])
-def test_refusals(options: tuple[str, ...], error: str, hint: str, world: Path, run: Run,
+def test_refusals(options: tuple[str, ...], error: str, hint: str, root: Path, run: Run,
                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world)
-    result = run("extract", *options, "--out", world / "x", work=world / "work")
+    monkeypatch.chdir(root)
+    result = run("extract", *options, "--out", root / "x", work=root / "work")
     assert result.code == 1
     assert error in result.lines("error:")[0] and hint in result.lines("hint:")[0]
-    assert not (world / "x").exists()
+    assert not (root / "x").exists()
 
 
-def test_what_has_no_effect_is_warned_about(world: Path, run: Run, tmp_path: Path) -> None:
-    result = run("extract", "--encoder", world / "dino.pth", "--patches", "value", "--workers", 0,
-                 "--limit", 1, "--out", tmp_path / "x", work=world / "work")
+def test_what_has_no_effect_is_warned_about(root: Path, run: Run, tmp_path: Path) -> None:
+    result = run("extract", "--encoder", root / "dino.pth", "--patches", "value", "--workers", 0,
+                 "--limit", 1, "--out", tmp_path / "x", work=root / "work")
     assert result.lines("warning:") == [
         "--patches value has no effect: a second encoder has no joint space, and its layers are "
         "not kept"]
@@ -161,10 +161,10 @@ def cams(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
-def test_ssr_without_a_mask_is_both_matrices(share: float, world: Path, run: Run, tmp_path: Path
+def test_ssr_without_a_mask_is_both_matrices(share: float, root: Path, run: Run, tmp_path: Path
                                              ) -> None:
     """Another grid is resampled to CLIP's; each map is the fused matrix's."""
-    work = world / "work"
+    work = root / "work"
     result = run("refine", "--cams", "text", "--method", "ssr", "--mask", "none",
                  "--second-share", share, "--store", "fp32", "--out", tmp_path / "x", work=work)
     assert result.code == 0, result.err
@@ -235,9 +235,9 @@ def test_without_scikit_image_nothing_is_begun(ready: Path, run: Run, tmp_path: 
 
 
 @needs_skimage
-def test_settings_are_recorded(world: Path, run: Run, tmp_path: Path) -> None:
+def test_settings_are_recorded(root: Path, run: Run, tmp_path: Path) -> None:
     result = run("refine", "--cams", "text", "--method", "ssr", "--colours", 5, "--second",
-                 world / "work/features-second/train", "--out", tmp_path / "x", work=world / "work")
+                 root / "work/features-second/train", "--out", tmp_path / "x", work=root / "work")
     assert result.code == 0, result.err
     header = open_input(tmp_path / "x", ("cams",)).header
     assert header.options["colours"] == 5 and header.options["second_share"] == 0.6
@@ -245,13 +245,13 @@ def test_settings_are_recorded(world: Path, run: Run, tmp_path: Path) -> None:
     assert "second" in header.inputs and header.model["name"] == "clip"
 
 
-def test_what_a_preset_keeps_of_clip_is_not_asked_for(world: Path, run: Run, tmp_path: Path
+def test_what_a_preset_keeps_of_clip_is_not_asked_for(root: Path, run: Run, tmp_path: Path
                                                       ) -> None:
     """Only what is typed is refused."""
     preset = tmp_path / "mine.toml"
     preset.write_text('[extract]\nkeep = "tokens,patches,attention,layers"\n')
-    result = run("--preset", preset, "extract", "--encoder", world / "dino.pth", "--workers", 0,
-                 "--limit", 1, "--out", tmp_path / "x", work=world / "work")
+    result = run("--preset", preset, "extract", "--encoder", root / "dino.pth", "--workers", 0,
+                 "--limit", 1, "--out", tmp_path / "x", work=root / "work")
     assert result.code == 0, result.err
     assert open_input(tmp_path / "x", ("features",)).header.options["keep"] == [
         "patches", "attention"]

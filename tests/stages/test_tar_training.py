@@ -69,10 +69,10 @@ def test_each_pair_comes_once_an_epoch_with_one_of_its_captions(tars: Path) -> N
     assert {text.split()[0] for step in steps for text in step.captions} == {"a", "the"}
     told = plan.source.flaws.remarks()
     assert len(told) == 3
-    assert any(line.startswith("1 photos that cannot be read left out") and "1.tar: x.png" in line
+    assert any(line.startswith("skipped 1 photos that cannot be read") and "1.tar: x.png" in line
                for line in told)
-    assert f"1 empty captions left out: {tars}/1.tar: y" in told
-    assert f"1 photos without a caption left out: {tars}/1.tar: z" in told
+    assert f"skipped 1 empty captions: {tars}/1.tar: y" in told
+    assert f"skipped 1 photos without a caption: {tars}/1.tar: z" in told
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -97,7 +97,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(tars: Path, run: Run, copied: Path
     whole, target = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     result = run(*train, "--out", whole, work=work)
     assert result.code == 0, result.err
-    assert "1 photos that cannot be read left out" in result.err
+    assert "skipped 1 photos that cannot be read" in result.err
     step, taken = group_training.Objective.forward, []
 
     def stopped(self: Any, pixels: Tensor, texts: Tensor) -> Any:
@@ -113,7 +113,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(tars: Path, run: Run, copied: Path
     assert header is not None
     assert header.facts["cursors"][0].keys() == {"epoch", "tar", "item", "done"}
     result = run(*train, "--out", target, "--workers", 2, work=work)
-    assert "going on from step 3 of 6" in result.err
+    assert "resuming from step 3 of 6" in result.err
     assert target.read_bytes() == whole.read_bytes()
 
 
@@ -121,7 +121,7 @@ def test_what_is_refused_or_warned_of(tars: Path, run: Run, copied: Path, tmp_pa
     work = copied / "work"
     result = run(*TRAIN, "--pairs", tars / "{1..2}.tar", work=work)
     assert result.code == 1
-    assert "2.tar is not there" in result.lines("error:")[0]
+    assert "2.tar does not exist" in result.lines("error:")[0]
     assert not (work / "groups").exists()
     result = run(*TRAIN, "--pairs", tars, "--split", "val", "--iters", 1, work=work)
     assert result.code == 0, result.err
@@ -134,7 +134,7 @@ def test_what_is_refused_or_warned_of(tars: Path, run: Run, copied: Path, tmp_pa
 
 def test_photos_that_cannot_be_read_do_not_go_on_for_ever(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpltool.stages._tar_pairs._IN_VAIN", 5)
+    monkeypatch.setattr("vpltool.stages._tar_pairs._MAX_BROKEN", 5)
     with wds.TarWriter(str(tmp_path / "0.tar")) as writer:
         for number in range(3):
             writer.write({"__key__": f"{number}", "png": b"no photo", "txt": "words"})

@@ -41,7 +41,7 @@ def test_edited_words_are_seen(run: Run, copied: Path) -> None:
     command = ("text-prototypes", "--prompts", "single", "--words", words)
     words.write_text("disc: a round disc\n")
     assert run(*command, "--overwrite", work=work).code == 0
-    assert "is there already" in run(*command, work=work).err
+    assert "already exists" in run(*command, work=work).err
     before, _ = made(work)
     words.write_text("disc: a plate\n")
     refused = run(*command, work=work)
@@ -68,7 +68,7 @@ def test_a_new_class_is_said(run: Run, copied: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "said", "hint"), [
-    ("disk: a disc", "`disk` is no class", "did you mean `disc`?"),
+    ("disk: a disc", "`disk` is not a class", "did you mean `disc`?"),
     ("disc a disc", "is not CLASS: WORDS", "person: a person"),
     ("", "is empty", "person: a person")])
 def test_refused_words(line: str, said: str, hint: str, run: Run, copied: Path) -> None:
@@ -110,7 +110,7 @@ def test_attributes_change_classes_only(run: Run, copied: Path) -> None:
     assert header is not None
     assert header.options["attribute_clusters"] == 3
     assert header.sources["attributes"] == "../attributes.json"
-    assert "is there already" in run(*command, work=work).err
+    assert "already exists" in run(*command, work=work).err
     file.write_text(json.dumps(DESCRIBED | {"box": ["a crate"]}))
     refused = run(*command, work=work)
     assert refused.code == 1
@@ -135,11 +135,11 @@ def test_attribute_settings_without_attributes(run: Run, copied: Path) -> None:
     assert result.code == 0, result.err
     assert result.lines("warning:") == [
         "--attribute-share 0.5 has no effect: there are no descriptions"]
-    assert "is there already" in result.err
+    assert "already exists" in result.err
 
 
 @pytest.mark.parametrize(("text", "said", "hint"), [
-    ('{"disk": ["a disc"]}', "`disk` is no class", "did you mean `disc`?"),
+    ('{"disk": ["a disc"]}', "`disk` is not a class", "did you mean `disc`?"),
     ('{"disc": "a disc"}', "`disc` has no list of descriptions", "for example"),
     ('{"disc": {"a": "disc"}}', "`disc` has no list of descriptions", "for example"),
     ('{"disc": []}', "`disc` has no descriptions", "leave the class out"),

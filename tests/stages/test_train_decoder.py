@@ -29,8 +29,8 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_workspace, read_tensors
-from vpltool.stages._lessons import Lessons, crop_batches, frozen_layers
 from vpltool.stages._masks import find_masks
+from vpltool.stages._training_data import TrainingData, crop_batches, frozen_layers
 
 
 def header_of(path: Path) -> Any:
@@ -108,7 +108,7 @@ def test_stopped_and_gone_on_is_uninterrupted(
     assert not parts.exists()
     again = run(*options, "--workers", 0, "--out", parts, work=layered / "work")
     assert again.code == 0, again.err
-    assert "going on from step 2 of 5" in again.err
+    assert "resuming from step 2 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
 
@@ -129,7 +129,8 @@ def test_the_number_of_workers_changes_nothing(source: str, run: Run, layered: P
     assert "workers" not in header_of(out).options
 
 
-def lessons_of(layered: Path, source: str, *, residual: bool, max_side: int = 0) -> Lessons:
+def training_data_of(layered: Path, source: str, *, residual: bool, max_side: int = 0
+                     ) -> TrainingData:
     workspace = open_workspace(layered / "work")
     photos = workspace.photos("train")
     masks = find_masks(workspace, "text-refined", "train", photos)
@@ -137,7 +138,7 @@ def lessons_of(layered: Path, source: str, *, residual: bool, max_side: int = 0)
         workspace, masks.ids, source=source, features=None, split="train",
         reads=("layers", "patches"), layers="0,1", device="cpu", precision="fp32")
     assert list(ids) == [photo.id for photo in photos]
-    return Lessons(workspace, masks, photos, frozen, residual, max_side)
+    return TrainingData(workspace, masks, photos, frozen, residual, max_side)
 
 
 def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
@@ -163,28 +164,28 @@ def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.ran
 def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: bool, crop: int,
                                        layered: Path) -> None:
     """As if a photo were scaled, normalised and mirrored as a whole; stored layers likewise."""
-    lessons = lessons_of(layered, source, residual=residual, max_side=max_side)
+    data = training_data_of(layered, source, residual=residual, max_side=max_side)
     settings = TrainingSettings(iterations=6, batch_size=3, crop=crop)
-    batches = crop_batches(lessons, settings, 2, device=torch.device("cpu"), workers=2)
+    batches = crop_batches(data, settings, 2, device=torch.device("cpu"), workers=2)
     whole = True
     for iteration, found in zip(range(2, 6), batches, strict=True):
         rng = generator_of(settings, iteration)
-        photos = [lessons.photos[number] for number in chosen_photos(
-            len(lessons.photos), settings, iteration)]
+        photos = [data.photos[number] for number in chosen_photos(
+            len(data.photos), settings, iteration)]
         parts = []
         for photo in photos:
-            labels = lessons.masks.read_labels(photo.id)
+            labels = data.masks.read_labels(photo.id)
             if source == "photos":
-                clip = lessons.frozen.clip
-                pixels = read_photo(lessons.workspace.image_path(photo))
+                clip = data.frozen.clip
+                pixels = read_photo(data.workspace.image_path(photo))
                 patch = clip.vision.patch
                 size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
                                 scale=float(rng.uniform(0.5, 2)), max_side=max_side)
                 image = to_pixels(pixels, size, clip.mean, clip.std)
                 grid = (size[0] // patch, size[1] // patch)
             else:
-                assert lessons.frozen.features is not None
-                tensors = lessons.frozen.features.read_tensors(photo.id)
+                assert data.frozen.features is not None
+                tensors = data.frozen.features.read_tensors(photo.id)
                 patch, grid = 1, tuple(tensors["grid"].tolist())
                 image = torch.cat([*tensors["layers"], tensors["patches"]], dim=-1).T.unflatten(
                     1, grid)
@@ -194,9 +195,9 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
         assert torch.equal(found.valid, valid)
         whole &= bool(valid.all())
         assert [tags.tolist() for tags in found.tags] == [
-            lessons.workspace.indices_of(photo) for photo in photos]
+            data.workspace.indices_of(photo) for photo in photos]
         if source == "photos":
-            seen = lessons.frozen.clip.vision(image, attention=False, layers=(0, 1))
+            seen = data.frozen.clip.vision(image, attention=False, layers=(0, 1))
             layers, patches = seen.layers, seen.patches
         else:
             field = image.flatten(2).transpose(1, 2)
@@ -221,10 +222,10 @@ def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Pa
         return self
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
-    lessons = lessons_of(layered, "photos", residual=True)
-    side = 3 * lessons.frozen.clip.vision.patch
+    data = training_data_of(layered, "photos", residual=True)
+    side = 3 * data.frozen.clip.vision.patch
     batches: list[CropBatch] = list(crop_batches(
-        lessons, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
+        data, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
         device=torch.device(device), workers=1))
     assert len(batches) == 1
     assert shapes == ([(torch.uint8, (2, 3, side, side)), (torch.uint8, (2, 12, 12)),
@@ -351,6 +352,34 @@ def test_refused(options: tuple[str, ...], hint: str, run: Run, layered: Path,
     assert not out.exists()
 
 
+def test_spread_layers(run: Run, layered: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    """Of stored layers they are taken where the features say how many blocks the model has."""
+    work = copy_workspace(layered, tmp_path / "copy", tiny_clip) / "work"
+    spread = (*TRAIN, "--iters", 1, "--layers", "spread")
+
+    def layers(name: str) -> list[int]:
+        result = run(*spread, "--name", name, work=work)
+        assert result.code == 0, result.err
+        return list(header_of(work / f"decoder/{name}.safetensors").options["layers"])
+
+    # As they are: the default of `extract`, which stores all blocks but the last.
+    refused = run(*spread, "--name", "default", work=work)
+    assert refused.code == 1
+    assert "holds the layers 0,1, not 0,1,2" in refused.lines("error:")[0]
+    assert "--layers spread" in refused.lines("hint:")[0]
+    extract = ("extract", "--overwrite", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers")
+    assert run(*extract, "--layers", "0,2", work=work).code == 0
+    refused = run(*spread, "--name", "listed", work=work)
+    assert refused.code == 1
+    assert "holds the layers 0,2 and does not say how many blocks" in refused.lines("error:")[0]
+    assert refused.lines("hint:")[0].startswith("--layers 0,2 takes these; or vpltool")
+    assert run(*spread, "--source", "photos", "--name", "photos", work=work).code == 0
+    assert run(*extract, "--layers", "spread", work=work).code == 0
+    assert layers("spread") == [0, 1, 2]
+    assert header_of(work / "decoder/photos.safetensors").options["layers"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(("option", "value", "known"), [
     ("--optimizer", "adam", "adamw"), ("--source", "feature", "features")])
 def test_a_choice_that_is_none_is_a_usage_error(option: str, value: str, known: str, run: Run,
@@ -424,7 +453,7 @@ def test_masks_corrected_by_hand_are_learned_from(run: Run, work: Path) -> None:
     assert updated.code == 0, updated.err
     assert "masks/text-refined/train: learned from tags and 1 corrected mask" in updated.err
     assert path.read_bytes() != before
-    assert "is there already" in run(*TRAIN, work=work).err
+    assert "already exists" in run(*TRAIN, work=work).err
 
 
 def test_a_checkpoint_of_other_masks_is_begun_anew_at_an_update(
@@ -454,7 +483,7 @@ def test_a_mask_with_a_value_that_is_no_class_is_refused(source: str, run: Run, 
     result = run(*TRAIN, "--source", source, work=work)
     assert result.code == 1
     assert str(path) in result.lines("error:")[0]
-    assert "the value 77 is no class; the workspace has 1 to 3" in result.lines("error:")[0]
+    assert "the value 77 is not a class; the workspace has 1 to 3" in result.lines("error:")[0]
     assert result.lines("hint:")
     assert not (work / "decoder/text-refined.safetensors").exists()
 
@@ -480,7 +509,7 @@ def test_masks_of_ones_own(run: Run, work: Path, tmp_path: Path) -> None:
     result = run(*train, work=work)
     assert result.code == 0, result.err
     assert result.lines("warning:") == [
-        f"3 of 6 photos have no mask in {own}; they are left out"]
+        f"3 of 6 photos have no mask in {own}; they are skipped"]
     header = header_of(work / "decoder/mine.safetensors")
     assert header.sources["masks"] == os.path.relpath(own, work)
     (own / "scene0.png").rename(own / "other.png")
@@ -513,30 +542,30 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
             path = work.parent / folder / f"scene{number}.png"
             with Image.open(path) as image:
                 image.resize((image.width * 40, image.height * 40), 0).save(path)
-    lessons = lessons_of(work.parent, "photos", residual=False, max_side=max_side)
+    data = training_data_of(work.parent, "photos", residual=False, max_side=max_side)
     settings = TrainingSettings(iterations=2, batch_size=3, crop=20)
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest, **more: (
         sizes.append(size), resize(self, size, *rest, **more))[1])
-    found = list(crop_batches(lessons, settings, 0, device=torch.device("cpu"), workers=0))
+    found = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     assert len(found) == 2
-    assert max(max(size) for size in sizes) <= 20 * lessons.frozen.clip.vision.patch
+    assert max(max(size) for size in sizes) <= 20 * data.frozen.clip.vision.patch
     monkeypatch.undo()
-    patch, seen = lessons.frozen.clip.vision.patch, []
+    patch, seen = data.frozen.clip.vision.patch, []
     for iteration in range(2):
         rng = generator_of(settings, iteration)
         for number in chosen_photos(6, settings, iteration):
-            pixels = read_photo(lessons.workspace.image_path(lessons.photos[number]))
+            pixels = read_photo(data.workspace.image_path(data.photos[number]))
             size = fit_size(pixels.shape[:2], patch, scale=float(rng.uniform(0.5, 2)),
                             max_side=max_side)
             image = to_pixels(pixels, size, (0, 0, 0), (1, 1, 1))
-            labels = labels_at(lessons.masks.read_labels(lessons.photos[number].id),
+            labels = labels_at(data.masks.read_labels(data.photos[number].id),
                                (size[0] // patch, size[1] // patch))
             seen.append(slow_window(image, labels, 20, patch, rng))
     with monkeypatch.context() as patched:
-        patched.setattr("vpltool.stages._lessons._encoded", lambda lessons, batches: batches)
-        cut = list(crop_batches(lessons, settings, 0, device=torch.device("cpu"), workers=0))
+        patched.setattr("vpltool.stages._training_data._encoded", lambda data, batches: batches)
+        cut = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     for number, (image, labels, _) in enumerate(seen):
         batch = cut[number // 3]
         assert batch.layers is not None
@@ -600,7 +629,7 @@ def test_an_interrupt_keeps_the_steps_that_are_done(run: Run, layered: Path, tmp
     assert header_of(tmp_path / "parts.checkpoint.safetensors").facts["checkpoint"] == 3
     again = run(*TRAIN, "--out", parts, work=layered / "work")
     assert again.code == 0, again.err
-    assert "going on from step 3 of 5" in again.err
+    assert "resuming from step 3 of 5" in again.err
     assert parts.read_bytes() == whole.read_bytes()
 
 
@@ -706,7 +735,7 @@ def test_a_segmenter_in_a_file_of_its_own(source: str, run: Run, work: Path,
         assert run(*train, "--name", "toy", "--checkpoint-every", 2, work=work).code == 130
     result = run(*train, "--name", "toy", work=work)
     assert result.code == 0, result.err
-    assert "going on from step 2 of 4" in result.err
+    assert "resuming from step 2 of 4" in result.err
     path = work / "decoder/toy.safetensors"
     parts, whole = (read_tensors(work / f"decoder/{name}.safetensors", "decoder")[1]
                     for name in ("toy", "whole"))

@@ -64,7 +64,7 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     assert result.code == 0, result.err
     path = work / "groups/groups.safetensors"
     assert result.out.splitlines() == [str(path)]
-    assert result.lines("warning:") == ["1 of 6 photos have no caption and are left out"]
+    assert result.lines("warning:") == ["1 of 6 photos have no caption and are skipped"]
     header = header_of(path)
     assert (header.kind, header.command) == ("groups", "train-groups")
     assert set(header.inputs) == {"captions"}
@@ -78,7 +78,7 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     assert scores.shape == (3, 4, 6)
     before = path.read_bytes()
     again = run(*TRAIN, *(OWN if text == "own" else ()), work=work)
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert path.read_bytes() == before
 
 
@@ -120,7 +120,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(run: Run, work: Path, tmp_path: Pa
     torch.rand(7)
     result = run(*TRAIN, "--out", target, "--workers", 2, work=work)
     assert result.code == 0, result.err
-    assert "going on from step 3 of 5" in result.err
+    assert "resuming from step 3 of 5" in result.err
     assert target.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
 

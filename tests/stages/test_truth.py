@@ -11,7 +11,7 @@ import pytest
 from conftest import Result, Run, draw_scenes, prepare
 from PIL import Image
 
-from vpltool.stages._truth import warn_of_strays
+from vpltool.stages._truth import warn_of_untagged_classes
 
 EVAL = ("eval", "--split", "train", "--what", "masks/text-refined-full", "--json")
 
@@ -53,7 +53,7 @@ def refused(run: Run, base: Path, *command: object) -> Result:
     EVAL, ("eval", "--split", "train", "--what", "cams/text"), ("show", "cams/text")],
     ids=["masks", "cams", "show"])
 @pytest.mark.parametrize(("save", "mode", "said"), [
-    ("label", "", "the value 9 is no class; the workspace has 1 to 3"),
+    ("label", "", "the value 9 is not a class; the workspace has 1 to 3"),
     ("smaller", "", "39×48 (height×width), "),
     ("", "RGB", "not an 8-bit index image (mode RGB)"), ("", "I;16", "(mode I;16)"),
     ("", "1", "(mode 1)")])
@@ -126,7 +126,7 @@ def test_a_value_that_the_class_file_does_not_name(copied: Path, run: Run) -> No
     assert prepare(copied, "--masks", copied / "masks", "--classes",
                    copied / "classes.txt").code == 0
     result = refused(run, copied)
-    assert "the value 3 is no class; the workspace has the values 0, 1, 2, 30, 255" in (
+    assert "the value 3 is not a class; the workspace has the values 0, 1, 2, 30, 255" in (
         result.lines("error:")[0])
     assert "`3 ignore`" in result.lines("hint:")[0]
 
@@ -146,10 +146,10 @@ def test_masks_in_other_numbers_are_told(command: tuple[object, ...], copied: Pa
 
 def test_one_forgotten_tag_is_no_warning() -> None:
     with pytest.warns(UserWarning, match="3 of 20"):
-        warn_of_strays(dict.fromkeys("abc", "cat"), 20)
+        warn_of_untagged_classes(dict.fromkeys("abc", "cat"), 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_strays({"a": "cat"}, 20)
+        warn_of_untagged_classes({"a": "cat"}, 20)
 
 
 def test_a_value_above_the_last_class_may_mean_another_order(copied: Path, run: Run) -> None:

@@ -48,7 +48,7 @@ class EncoderSource:
             return self.path
         return find_weights(self.path).path
 
-    def spelled(self, path: str) -> str:
+    def setting(self, path: str) -> str:
         """The setting `encoder` that means this source, with another spelling of its path."""
         what = path if self.path else self.pretrained
         if self.form == "timm":

@@ -76,18 +76,18 @@ def _our_name(name: str) -> str:
     """Our name of one of transformers'; empty if we have none."""
     if layer := _LAYER.fullmatch(name):
         stage, number, rest = layer.groups()
-        place = "text." if stage is None else f"vision.{_STAGES[stage]}"
-        return _translated(rest, _BLOCK, f"{place}blocks.{number}.")
+        prefix = "text." if stage is None else f"vision.{_STAGES[stage]}"
+        return _translated(rest, _BLOCK, f"{prefix}blocks.{number}.")
     if part := _OF_STAGE.fullmatch(name):
         stage, down, rest = part.groups()
-        place = f"vision.{_STAGES[stage]}"
-        return _translated(rest, _DOWN, f"{place}grouping.") if down else _translated(
-            rest, _STAGE, place)
+        prefix = f"vision.{_STAGES[stage]}"
+        return _translated(rest, _DOWN, f"{prefix}grouping.") if down else _translated(
+            rest, _STAGE, prefix)
     return _translated(name, _WHOLE, "")
 
 
-def _translated(name: str, table: tuple[tuple[str, str], ...], place: str) -> str:
+def _translated(name: str, table: tuple[tuple[str, str], ...], prefix: str) -> str:
     for pattern, ours in table:
         if found := re.match(pattern + r"(?=\.|$|(?<=\.))", name):
-            return place + found.expand(ours) + name[found.end() :]
+            return prefix + found.expand(ours) + name[found.end() :]
     return ""

@@ -146,8 +146,8 @@ def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
         if name not in state:
             return f"it has no `{name}`"
         if state[name].shape != tensor.shape:
-            found, asked = ("×".join(map(str, part.shape)) for part in (state[name], tensor))
-            return f"its `{name}` is {found}, the model's {asked}"
+            found, expected = ("×".join(map(str, part.shape)) for part in (state[name], tensor))
+            return f"its `{name}` is {found}, the model's {expected}"
     extra = sorted(set(state) - set(wanted))
     return f"the model has no `{extra[0]}`" if extra else ""
 

@@ -120,7 +120,7 @@ def _check_packed(path: Path, archive: zipfile.ZipFile) -> None:
     """
     held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
     if held > _ROOM + 8 * size:
-        raise VplError(f"{path} would unfold from {size} bytes to {held}: these are no weights",
+        raise VplError(f"{path} would unfold from {size} bytes to {held}: these are not weights",
                        _AGAIN)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats.storage import short_path
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 """In order; worth knowing; a command will refuse, stop, or take what it should not."""
@@ -44,11 +44,11 @@ def in_workspace(level: str, about: str, says: str, repair: str = "") -> Finding
 
 def refused(about: str, error: VplError) -> Finding:
     """A finding of an error that any command would meet, in the words of the command line."""
-    return Finding("workspace", BROKEN, about, spell(error.message), spell(error.hint))
+    return Finding("workspace", BROKEN, about, to_shell(error.message), to_shell(error.hint))
 
 
 def removal(files: Iterable[Path], folder: Path | None = None) -> str:
-    """Spell the line that deletes files; where they are many, the whole folder of them."""
+    """Format the line that deletes files; where they are many, the whole folder of them."""
     found = sorted(files)
     if folder is not None and len(found) > _MOST:
         return shlex.join(["rm", "-r", short_path(folder)])
@@ -62,5 +62,5 @@ def named(words: Iterable[str]) -> str:
 
 
 def files_are(count: int) -> str:
-    """Spell a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
+    """Format a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
     return f"{count} {'file is' if count == 1 else 'files are'}"

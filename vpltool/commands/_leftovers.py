@@ -12,7 +12,7 @@ from vpltool.commands._findings import BROKEN, NOTE, Finding, files_are, in_work
 from vpltool.commands._tree import age, size
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, Header, Workspace
-from vpltool.formats.checking import check_file, told_header
+from vpltool.formats.checking import check_file, salvaged_header
 from vpltool.formats.manifest import MANIFEST, files_of
 from vpltool.formats.storage import short_path
 from vpltool.shell import program
@@ -28,7 +28,7 @@ _WRITTEN = 3600
 """Seconds for which a temporary file may be that of a command at work."""
 
 
-def strays(workspace: Workspace, folders: Collection[Path]) -> dict[Path, Header]:
+def orphaned_files(workspace: Workspace, folders: Collection[Path]) -> dict[Path, Header]:
     """Find files a photo without a manifest: a command was killed as it replaced them.
 
     Returns:
@@ -51,7 +51,7 @@ def strays(workspace: Workspace, folders: Collection[Path]) -> dict[Path, Header
 
 
 def without_manifest(workspace: Workspace, found: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Spell what `strays` found."""
+    """Format what `orphaned_files` found."""
     for folder, header in found.items():
         yield in_workspace(BROKEN, folder.relative_to(workspace.path).as_posix(),
                            f"holds {header.kind}, but no {MANIFEST}: a command was killed while "
@@ -76,7 +76,7 @@ def first_header(folder: Path) -> Header | None:
     """The header of the first file of a folder that has one."""
     for file in (*files_of(folder, ".safetensors"), *files_of(folder, ".png")):
         with contextlib.suppress(VplError, OSError):
-            header = check_file(file) if file.suffix == ".png" else told_header(file)
+            header = check_file(file) if file.suffix == ".png" else salvaged_header(file)
             if header is not None:
                 return header
     return None

@@ -199,10 +199,10 @@ def _cache() -> list[Finding]:
         return [_found(BROKEN, "model cache", f"{cache} cannot be written",
                        shlex.join(["chmod", "-R", "u+w", str(cache)]))]
     models = len(list(cache.glob("models--*")))
-    torn = list(cache.glob("models--*/blobs/*.incomplete"))
-    if torn:
-        return [_found(NOTE, "model cache", f"{len(torn)} downloads were cut off, "
-                       f"{size(sum(file.stat().st_size for file in torn))}",
+    unfinished = list(cache.glob("models--*/blobs/*.incomplete"))
+    if unfinished:
+        return [_found(NOTE, "model cache", f"{len(unfinished)} downloads were cut off, "
+                       f"{size(sum(file.stat().st_size for file in unfinished))}",
                        shlex.join(["find", str(cache), "-name", "*.incomplete", "-delete"]))]
     return [_found(OK, "model cache", f"{cache}: {models} {'model' if models == 1 else 'models'}")]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import __version__, console
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_json
-from vpltool.formats.header import spell_preset
+from vpltool.formats.header import format_preset
 from vpltool.state import Artifact, State, settings_shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _COURSES = {
     "align": ("curve", ("loss of patches", "loss of text")),
     "train-decoder": ("curve", ("mask loss", "contrast", "affinity")),
 }
-"""Command to the fact of its header that is a course, and names of its columns behind the step."""
+"""Command to the fact of its header that is a course, and names of its columns after the step."""
 
 _MOST_LINES = 6
 """Lines in one chart."""
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, "`eval()`")
     except VplError as error:
-        console.warn(f"{path.name} is left out: {error.message}")
+        console.warn(f"{path.name} is skipped: {error.message}")
         return {}
 
 
@@ -68,7 +68,7 @@ def _score(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
                   if name != "background" and value is not None]
     cut = content.get("threshold")
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
-    preset = spell_preset(made) + ("" if made == scored else f", scored {spell_preset(scored)}")
+    preset = format_preset(made) + ("" if made == scored else f", scored {format_preset(scored)}")
     return {
         "title": content["what"], "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
@@ -89,7 +89,7 @@ def artifacts(state: State) -> list[dict[str, Any]]:
     """What is in the workspace, from what, and whether it is up to date."""
     return [{"name": artifact.name, "command": artifact.header.command,
              "settings": settings_shown(artifact.header),
-             "preset": spell_preset(artifact.header.preset) if artifact.header.preset else "",
+             "preset": format_preset(artifact.header.preset) if artifact.header.preset else "",
              "sources": sorted(set(artifact.header.sources.values())),
              "stale": state.stale(artifact), "failed": len(artifact.failed)}
             for artifact in state.in_order]
@@ -119,8 +119,8 @@ def _course(name: str, header: Header) -> Chart | None:
 
     key, columns = _COURSES.get(header.command.split()[0], ("", ()))
     rows: list[list[float]] = header.facts.get(key) or []
-    lines = {column: [float(row[place]) for row in rows]
-             for place, column in enumerate(columns, 1) if rows and len(rows[0]) > place}
+    lines = {column: [float(row[index]) for row in rows]
+             for index, column in enumerate(columns, 1) if rows and len(rows[0]) > index}
     # A loss without weight is 0 all along.
     lines = {column: values for column, values in lines.items() if any(values)}
     if len(rows) < 2 or not lines:
@@ -152,14 +152,14 @@ def gaps(work: Path) -> list[dict[str, Any]]:
         picture = path.with_suffix(".png")
         found.append({
             "rows": rows, "file": picture if picture.exists() else None,
-            "spoken": "Class regions and prototypes in the plane of their two principal axes. "
+            "description": "Class regions and prototypes in the plane of their two principal axes. "
                       f"Distance of centroids: {numbers}",
             "caption": f"{path.stem}: regions of cams/{content['cams']} on {content['split']} at Φ "
                        f"{content['phi']:g}, {content['photos']} photos"})
     return found
 
 
-def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], place: int
+def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], layer: int
               ) -> dict[str, Any] | None:
     """How well a segmenter's classes agree with the tags; None where there is nothing to compare.
 
@@ -167,31 +167,32 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
         workspace: its classes.
         name: of the predictions.
         photos: records of `draw_photo`.
-        place: of the predictions among the layers.
+        layer: index of the predictions among the layers.
     """
     import numpy as np
 
     from vpltool.core.agreement import agreement as score_agreement
 
-    compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][place]]
+    compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][layer]]
     if not compared:
         return None
     tagged, found = np.zeros((2, len(compared), len(workspace.classes)), bool)
     for number, photo in enumerate(compared):
         tagged[number, [index - 1 for index in photo["tags"]]] = True
-        said = photo["layers"][place]["found"]
-        found[number, [index - 1 for index in said if index <= len(workspace.classes)]] = True
+        shown = photo["layers"][layer]["found"]
+        found[number, [index - 1 for index in shown if index <= len(workspace.classes)]] = True
     scores = score_agreement(found, tagged)
     rows = [{"name": label, "tagged": int(tagged[:, index].sum()),
              "found": int(found[:, index].sum()),
-             **{key: _said(getattr(scores, key)[index]) for key in ("precision", "recall", "f1")}}
+             **{key: _or_none(getattr(scores, key)[index])
+                for key in ("precision", "recall", "f1")}}
             for index, label in enumerate(workspace.classes)
             if tagged[:, index].any() or found[:, index].any()]
     mean = {"name": "mean", "tagged": int(tagged.sum()), "found": int(found.sum()),
-            **{key: _said(value) for key, value in scores.means().items()}}
+            **{key: _or_none(value) for key, value in scores.means().items()}}
     return {"name": name, "photos": len(compared), "rows": [*rows, mean]}
 
 
-def _said(score: float) -> float | None:
+def _or_none(score: float) -> float | None:
     """The score; None where nothing is counted."""
     return None if score != score else float(score)

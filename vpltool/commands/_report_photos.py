@@ -118,14 +118,14 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     files = {f"{base}/photo.jpg": _encoded(small, "JPEG", quality=_QUALITY)}
     record["picture"] = f"{base}/photo.jpg"
     true, why = _truth_of(workspace, photo, shape) if truth else (None, "")
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         try:
             picture, said = _draw_layer(workspace, layer, photo, small.size, true)
         except VplError as error:
             record["layers"].append({"why": error.message})
             continue
-        files[f"{base}/{place}.png"] = _encoded(picture, "PNG")
-        record["layers"].append({"picture": f"{base}/{place}.png", **said})
+        files[f"{base}/{index}.png"] = _encoded(picture, "PNG")
+        record["layers"].append({"picture": f"{base}/{index}.png", **said})
     if truth:
         said = {"why": why} if true is None else {
             "picture": f"{base}/truth.png", **_areas(np.asarray(true))}

@@ -34,17 +34,17 @@ def _entries(path: Path) -> Iterator[os.stat_result]:
                     yield entry.stat()
 
 
-def spell_tree(listed: Sequence[Mapping[str, Any]]) -> str:
-    """Spell results as a tree: what made each, from what else, how large it is and how old.
+def format_tree(listed: Sequence[Mapping[str, Any]]) -> str:
+    """Format results as a tree: what made each, from what else, how large it is and how old.
 
     Args:
-        listed: what `status` lists, each behind its sources, with `bytes` and `written`.
+        listed: what `status` lists, each after its sources, with `bytes` and `written`.
     """
     below: dict[str, list[Mapping[str, Any]]] = {}
-    places = {entry["name"]: place for place, entry in enumerate(listed)}
+    positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:
-        known = [source for source in entry["sources"] if source in places]
-        below.setdefault(max(known, key=places.__getitem__, default=""), []).append(entry)
+        known = [source for source in entry["sources"] if source in positions]
+        below.setdefault(max(known, key=positions.__getitem__, default=""), []).append(entry)
     rows = list(_rows(below, "", ""))
     width = max(len(name) for name, _, _ in rows)
     now = time.time()
@@ -74,12 +74,12 @@ def _rows(below: Mapping[str, Sequence[Mapping[str, Any]]], parent: str, indent:
 
 
 def age(seconds: float) -> str:
-    """Spell an age for people: `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    """Format an age for people: `40 s`, `12 min`, `3.5 h`, `12 days`."""
     return duration(seconds) if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
 def size(count: int) -> str:
-    """Spell a number of bytes for people: `340 B`, `12 MB`, `1.5 GB`."""
+    """Format a number of bytes for people: `340 B`, `12 MB`, `1.5 GB`."""
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

@@ -24,15 +24,15 @@ from vpltool.commands._findings import (
 from vpltool.commands._leftovers import (
     first_header,
     line_of,
+    orphaned_files,
     remake,
-    strays,
     temporary_files,
     without_manifest,
 )
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.changes import count_photos, last_call
-from vpltool.formats.checking import Faults, check_file, faults_in, told_header
+from vpltool.formats.checking import Faults, check_file, faults_in, salvaged_header
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.methods import find_methods
@@ -64,10 +64,10 @@ def workspace_findings(path: Path) -> list[Finding]:
         return [refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
                         error)]
     folders, files = _parts(path)
-    stray = strays(workspace, folders)
+    orphans = orphaned_files(workspace, folders)
     known, count = {photo.id for photo in photos}, len(files)
     found = [*_photos(workspace, photos), *_clip(workspace)]
-    made = list(without_manifest(workspace, stray))
+    made = list(without_manifest(workspace, orphans))
     with console.progress("check", len(folders) + len(files)) as advance:
         for folder in folders:
             checked, faults = _folder(workspace, folder, known)
@@ -77,8 +77,8 @@ def workspace_findings(path: Path) -> list[Finding]:
         for file in files:
             made += _single(workspace, file)
             advance()
-    places = _places(workspace, [*folders, *files, *stray])
-    made.sort(key=lambda finding: places.get(finding.about.removesuffix(HEAD), -1))
+    positions = _positions(workspace, [*folders, *files, *orphans])
+    made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
     found += [*made, *_scores(path), *temporary_files(path)]
     if not any(finding.level == BROKEN for finding in found):
         found += _stale(workspace)
@@ -86,23 +86,23 @@ def workspace_findings(path: Path) -> list[Finding]:
                          f"{count_photos(len(photos))}, {count} files checked"), *found]
 
 
-def _places(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
-    """Name to place of what was made, each behind its sources: so repairs run from the top."""
+def _positions(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
+    """Name to position of what was made, each after its sources: so repairs run from the top."""
     artifacts = {}
     for path in paths:
-        header = first_header(path) if path.is_dir() else told_header(path)
+        header = first_header(path) if path.is_dir() else salvaged_header(path)
         name = path.relative_to(workspace.path).as_posix()
         if header is not None and header.command.split()[0] in find_stages():
             artifacts[name] = Artifact(name, path, workspace.path, header)
-    return {artifact.name: place
-            for place, artifact in enumerate(State(workspace, artifacts).in_order)}
+    return {artifact.name: position
+            for position, artifact in enumerate(State(workspace, artifacts).in_order)}
 
 
 def _parts(work: Path) -> tuple[list[Path], list[Path]]:
     """Folders with a manifest, and single .safetensors with a header; not of workspaces below."""
     folders, files = [], []
-    for place, below, names in os.walk(work):
-        folder = Path(place)
+    for root, below, names in os.walk(work):
+        folder = Path(root)
         if folder != work and "workspace.json" in names:
             below.clear()
             continue
@@ -207,10 +207,10 @@ def _bad_files(artifact: Artifact, faults: Faults) -> Iterator[Finding]:
 
 def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
     """Photos that a folder lacks, those that failed, and a mark that was never set."""
-    asked, todo = state.to_do(artifact)
+    total, todo = state.to_do(artifact)
     shards = state.unfinished_shards(artifact)
     if todo:
-        yield in_workspace(BROKEN, artifact.name, f"lacks {len(todo)} of {count_photos(asked)}: "
+        yield in_workspace(BROKEN, artifact.name, f"lacks {len(todo)} of {count_photos(total)}: "
                      f"{named(todo)}",
                      "\n".join(shard.line for shard in shards) or artifact.line())
     if artifact.failed:
@@ -218,7 +218,7 @@ def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
             NOTE, artifact.name, f"without {count_photos(len(artifact.failed))}, which failed: "
             f"{named(artifact.failed)}; mend them first", artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
-    if asked and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(
+    if total and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(
             (artifact.path / ".shards").iterdir())):
         yield in_workspace(NOTE, artifact.name, "has all its photos, but was not finished",
                      artifact.line())
@@ -250,7 +250,7 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
 def _single_again(workspace: Workspace, path: Path) -> str:
     """The line that makes a damaged file of all photos again, as far as anything tells it."""
     features = path.with_name(path.name.removesuffix(HEAD))
-    header = told_header(path)
+    header = salvaged_header(path)
     name = path.relative_to(workspace.path).as_posix()
     if path.name.endswith(HEAD) and (features / MANIFEST).exists():
         path_of, header = features, header_of(manifest_of(features), features / MANIFEST)

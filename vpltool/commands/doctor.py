@@ -10,7 +10,7 @@ from typing import Any
 from vpltool.commands._findings import BROKEN, OK
 from vpltool.commands._machine_checks import machine_findings
 from vpltool.commands._workspace_checks import workspace_findings
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -19,7 +19,7 @@ from vpltool.stage import Stage
 class DoctorSettings(Settings):
     """Settings of `doctor`."""
 
-    machine: bool = setting(True, "Look at the machine, too: packages, GPU, disk, memory.",
+    machine: bool = setting(True, "Also check the machine: packages, GPU, disk, memory.",
                             off="--no-machine", record="never")
 
 
@@ -28,12 +28,12 @@ STAGE = Stage(order=6, panel="1. Begin", reads=(), writes=(),
 
 
 def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
-    """Find what is wrong with the machine and the workspace, and say what repairs it.
+    """Check the machine and the workspace, and say how to repair what is broken.
 
     Of the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
-    shared memory. Of the workspace: every file against its header and its folder, photos that
-    results lack, files of other settings, what killed commands have left. Nothing is changed. The
-    exit code is 1 where something is broken: a command would refuse it, or stop.
+    shared memory. Of the workspace: every file against its header and its folder, photos missing
+    from results, files made with other settings, leftovers of killed commands. Nothing is changed.
+    The exit code is 1 if something is broken, so that a command would refuse it or stop.
 
     Example: vpltool doctor
 
@@ -54,7 +54,7 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
 
 
 def show(result: list[dict[str, str]], _values: Mapping[str, Any]) -> str:
-    """Spell the findings, a line each; what repairs it below."""
+    """Format the findings, a line each; what repairs it below."""
     width = max((len(entry["about"]) for entry in result), default=0)
     lines: list[str] = []
     part = ""
@@ -80,7 +80,7 @@ def judge(result: list[dict[str, str]]) -> None:
     broken = [entry for entry in result if entry["level"] == BROKEN]
     noted = sum(entry["level"] not in (OK, BROKEN) for entry in result)
     if broken:
-        more = f"; {noted} more to know" if noted else ""
-        raise VplError(f"{len(broken)} found broken: "
+        more = f"; {counted(noted, 'note', 'notes')}" if noted else ""
+        raise VplError(f"{counted(len(broken), 'problem', 'problems')} found: "
                        f"{', '.join(dict.fromkeys(entry['about'] for entry in broken))}{more}",
-                       "the line below each repairs it")
+                       "the command below each one repairs it")

@@ -12,11 +12,11 @@ from vpltool.errors import VplError, near_name
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.setting_text import (
     Entry,
+    format_help,
+    format_values,
     paragraphs,
     setting_entry,
     settings_table,
-    spell_help,
-    spell_values,
 )
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
@@ -27,11 +27,11 @@ from vpltool.stages import find_stages
 class MethodsSettings(Settings):
     """Settings of `methods`."""
 
-    kind: str = setting("", "Methods of this kind; default: of all kinds.", positional=True,
+    kind: str = setting("", "Methods of this kind; default: all kinds.", positional=True,
                         metavar="[KIND]")
-    name: str = setting("", "All about this one: its settings, with their sources.",
+    name: str = setting("", "Describe this method: its settings, with their sources.",
                         positional=True, metavar="[NAME]")
-    markdown: bool = setting(False, "Print a page in Markdown.", off="-")
+    markdown: bool = setting(False, "Print a Markdown page.", off="-")
 
 
 STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSettings, begins=True)
@@ -40,7 +40,7 @@ STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSe
 def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
     """List the methods that stages choose from, and their settings.
 
-    A method is a file: yours are found in the folders that VPLTOOL_METHODS names.
+    Each method is a file. Your own are found in the folders that VPLTOOL_METHODS names.
 
     Example: vpltool methods cams gradcam
 
@@ -105,15 +105,15 @@ def _arguments(function: Any) -> str:
 
 
 def show(result: list[Entry], values: Mapping[str, Any]) -> str:
-    """Spell the list, all about one method, or the page."""
+    """Format the list, all about one method, or the page."""
     if values.get("markdown"):
         return _page(result, whole=not values.get("kind"))
     if values.get("name"):
-        return _spell_details(result[0], result[0]["methods"][0])
-    return "\n\n".join(_spell_kind(kind) for kind in result)
+        return _format_details(result[0], result[0]["methods"][0])
+    return "\n\n".join(_format_kind(kind) for kind in result)
 
 
-def _spell_kind(kind: Entry) -> str:
+def _format_kind(kind: Entry) -> str:
     lines = [f"{kind['kind']}: {kind['about']} ({kind['use']})"]
     for method in kind["methods"]:
         default = " (default)" if method["name"] == kind["default"] else ""
@@ -123,13 +123,13 @@ def _spell_kind(kind: Entry) -> str:
     return "\n".join(lines if kind["methods"] else [*lines, "  none"])
 
 
-def _spell_details(kind: Entry, method: Entry) -> str:
+def _format_details(kind: Entry, method: Entry) -> str:
     lines = [method["about"], "",
              f"use: {kind['use'].replace('NAME', method['name'])}", f"function: {method['call']}"]
     lines += [f"from: {method['from']}"] if "from" in method else []
     lines += [f"reads: {', '.join(method['reads'])}"] if method["reads"] else []
     for entry in method["settings"]:
-        lines += ["", f"{entry['option']}  {spell_values(entry)}", f"    {spell_help(entry)}"]
+        lines += ["", f"{entry['option']}  {format_values(entry)}", f"    {format_help(entry)}"]
     return "\n".join(lines)
 
 

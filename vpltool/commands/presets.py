@@ -17,7 +17,7 @@ from vpltool.stage import Stage
 class PresetsSettings(Settings):
     """Settings of `presets`."""
 
-    preset: str = setting("", "Check this one and print it; default: list all.", positional=True,
+    preset: str = setting("", "Preset to check and print; default: list all.", positional=True,
                           metavar="[NAME-OR-FILE]")
 
 
@@ -25,10 +25,10 @@ STAGE = Stage(order=7, panel="1. Begin", reads=(), writes=(), settings=PresetsSe
 
 
 def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
-    """List the presets, with the hash of what each sets; or check one and print it.
+    """List the presets with a hash of their settings, or check and print one.
 
-    A preset is a TOML file: a table a command, a line an option. What is printed is a valid
-    start for your own: vpltool presets vpl-voc > mine.toml
+    A preset is a TOML file with a table per command and a line per option. The output is a valid
+    template for your own: vpltool presets vpl-voc > mine.toml
 
     Example: vpltool presets vpl-voc
 
@@ -43,7 +43,7 @@ def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
 
 
 def show(result: str | list[dict[str, str]], _values: Mapping[str, Any]) -> str:
-    """Spell the list, a line each; a preset as it is."""
+    """Format the list, a line each; a preset as it is."""
     if isinstance(result, str):
         return result.rstrip("\n")
     return "\n".join(f"{entry['name']:13} {entry['hash']}  {entry['title']}" for entry in result)

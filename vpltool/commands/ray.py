@@ -20,10 +20,10 @@ from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
-from vpltool.recipes.running import check_steps, run_call, spelled
+from vpltool.recipes.running import check_steps, run_call, shell_lines
 from vpltool.run import run_stage, setting_names
 from vpltool.settings import Settings, setting
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stage import Stage
 
 
@@ -32,14 +32,14 @@ class RaySettings(Settings):
     """Settings of `ray`."""
 
     line: tuple[str, ...] = setting(
-        help="A command with its options, behind --; or run RECIPE NAME=VALUE ….",
+        help="Command with its options, after --; or run RECIPE NAME=VALUE ….",
         positional=True, metavar="-- COMMAND…", record="never")
-    shards: int = setting(0, "Tasks that the photos are divided among; 0: as many as fit at once.",
+    shards: int = setting(0, "Number of tasks that share the photos; 0: as many as fit at once.",
                           low=0, record="never")
-    cpus: float = setting(1, "Cores of each task.", low=0, record="never")
-    gpus: float = setting(-1, "GPUs of each task; -1: one, where the cluster has any.", low=-1,
+    cpus: float = setting(1, "Cores per task.", low=0, record="never")
+    gpus: float = setting(-1, "GPUs per task; -1: one, if the cluster has any.", low=-1,
                           record="never")
-    retries: int = setting(3, "How often a task is done again whose worker died.", low=0,
+    retries: int = setting(3, "How many times a task is retried if its worker dies.", low=0,
                            record="never")
 
 
@@ -47,11 +47,12 @@ STAGE = Stage(order=9, panel="1. Begin", reads=(), writes=(), settings=RaySettin
 
 
 def run(path: Path, settings: RaySettings) -> list[str]:
-    """Run a command, or a recipe, over a Ray cluster; work on single photos in shards.
+    """Run a command or a recipe on a Ray cluster; photos are divided into shards.
 
-    Each shard is a task. A task whose worker dies is done again, and goes on from its files, so
-    that only the work in flight is lost. Other commands are one task each. The workspace must be
-    on a disk that all nodes see. RAY_ADDRESS names the cluster; without it one is started here.
+    Each shard is a task. A task whose worker dies is retried and resumes from its files, so only
+    the work in flight is lost. Commands that cannot be divided run as one task. All nodes must
+    share the disk of the workspace. RAY_ADDRESS names the cluster; without it, one is started on
+    this machine.
 
     Example: vpltool ray --shards 64 -- extract --split train
 
@@ -62,7 +63,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
         settings: what is run, and how it is divided.
 
     Returns:
-        what the lines return: paths, or what they spell.
+        what the lines return: paths, or what they print.
 
     Raises:
         VplError: a line is wrong (before anything is run), a task failed, or Ray is not installed.
@@ -82,13 +83,13 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     if failed:
         raise PhotosFailed(
             f"{len(failed)} photos failed, the others are done: {some(list(failed))}",
-            "fix them and run the same line again: only they are done again", list(said),
+            "fix them and run the same line again: only these are redone", list(said),
             list(failed))
     return list(said)
 
 
 def show(result: list[str], _values: object) -> str:
-    """Spell what the lines returned."""
+    """Format what the lines returned."""
     return "\n".join(result)
 
 
@@ -111,7 +112,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
     steps = steps_of(recipe, given, path.resolve())
     check_steps(steps, None)
     preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
-    return True, [[*preset, *shlex.split(text)] for text in spelled(steps, [])
+    return True, [[*preset, *shlex.split(text)] for text in shell_lines(steps, [])
                   if not text.startswith("# ")]
 
 
@@ -221,7 +222,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     if shard:
         call.values["shard"] = shard
     name = call.found.name
-    listener = console.Terminal(spell=lambda text: spell(text, name, Path(work)), bars=False)
+    listener = console.Terminal(rewrite=lambda text: to_shell(text, name, Path(work)), bars=False)
     try:
         with console.heard_by(listener):
             result = (run_call(call, Path(work)) if update else run_stage(
@@ -229,8 +230,8 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     except PhotosFailed as error:
         return Outcome(_said(call.found, error.result, call.values), error.photos)
     except VplError as error:
-        return Outcome(error=(spell(error.message, name, Path(work)),
-                              spell(error.hint, name, Path(work))))
+        return Outcome(error=(to_shell(error.message, name, Path(work)),
+                              to_shell(error.hint, name, Path(work))))
     return Outcome(_said(call.found, result, call.values))
 
 

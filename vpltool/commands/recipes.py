@@ -17,7 +17,7 @@ from vpltool.stage import Stage
 class RecipesSettings(Settings):
     """Settings of `recipes`."""
 
-    recipe: str = setting("", "Print this one; default: list all.", positional=True,
+    recipe: str = setting("", "Recipe to print; default: list all.", positional=True,
                           metavar="[NAME-OR-FILE]")
 
 
@@ -25,7 +25,7 @@ STAGE = Stage(order=3, panel="1. Begin", reads=(), writes=(), settings=RecipesSe
 
 
 def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
-    """List the recipes and their values; or print one, as a start for your own.
+    """List the recipes and their values, or print one as a template for your own.
 
     Example: vpltool recipes own-photos
 
@@ -43,7 +43,7 @@ def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
 
 
 def show(result: str | list[dict[str, Any]], _values: Mapping[str, Any]) -> str:
-    """Spell the list: a line a recipe, and a line for each of its values."""
+    """Format the list: a line a recipe, and a line for each of its values."""
     if isinstance(result, str):
         return result.rstrip("\n")
     lines = []

@@ -28,13 +28,13 @@ class ReportSettings(Settings):
     """Settings of `report`."""
 
     what: tuple[str, ...] = setting(
-        (), "Results to lay over the photos: cams/NAME, masks/NAME, predictions/NAME, or folders "
-            "of masks. Default: all there are of the split.", positional=True, metavar="WHAT")
-    split: str = setting("", "Split whose photos are shown; default: val if there is one, else the "
-                             "first.", metavar="NAME")
+        (), "Results to show over the photos: cams/NAME, masks/NAME, predictions/NAME, or folders "
+            "of masks. Default: all results of the split.", positional=True, metavar="WHAT")
+    split: str = setting("", "Split to show; default: val if there is one, else the first.",
+                         metavar="NAME")
     truth: bool = setting(True, "Show the true masks, and the IoU of each photo.")
     side: int = setting(512, "Longest side of the pictures.", low=64, metavar="PIXELS")
-    one_file: bool = setting(False, "Write one file that holds all pictures, to send.", off="-")
+    one_file: bool = setting(False, "Write a single file that contains all pictures.", off="-")
     limit: int = options.limit()
     workers: int = options.workers()
     out: Path | None = options.out()
@@ -48,11 +48,11 @@ PAGE = "index.html"
 
 
 def run(workspace: Workspace, settings: ReportSettings) -> Path:
-    """Write a page for a browser: scores, confusion, curves, what was run, and all photos.
+    """Write an HTML report: scores, confusion, curves, what was run, and all photos.
 
-    Results can be switched over each photo and zoomed; photos are sorted by IoU, uncertainty or
+    Over each photo, results can be switched and zoomed; photos are sorted by IoU, uncertainty or
     disagreement with the tags, and filtered by class. The page needs no network and no server.
-    Without true masks it shows the same, but for scores. It is always written anew.
+    Without true masks it shows everything but scores. It is always rewritten.
 
     Example: vpltool report --split val
 
@@ -145,8 +145,8 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
                for index in named} | {IGNORE: "#ffffff"}
     listed = [{"name": layer.column.name, "kind": "maps" if layer.is_maps else "labels"}
               for layer in layers]
-    agreed = [_report_facts.agreement(workspace, layer.column.name, records, place)
-              for place, layer in enumerate(layers) if not layer.is_maps and not layer.knows_tags]
+    agreed = [_report_facts.agreement(workspace, layer.column.name, records, index)
+              for index, layer in enumerate(layers) if not layer.is_maps and not layer.knows_tags]
     return {
         "title": workspace.name, "version": __version__, "facts": _report_facts.about(workspace),
         "scores": scores, "splits": sorted({score["split"] for score in scores}),

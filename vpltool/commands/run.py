@@ -15,7 +15,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
-from vpltool.recipes.running import Job, check_steps, run_steps, spelled
+from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.stage import Stage
 
@@ -26,13 +26,14 @@ class RunSettings(Settings):
 
     recipe: str = setting(help="Name of a recipe (`vpltool recipes` lists them), or a file.",
                           positional=True, metavar="RECIPE", record="never")
-    values: tuple[str, ...] = setting((), "Its values: photos=DIR tags=FILE …", positional=True,
+    values: tuple[str, ...] = setting((), "The recipe's values: photos=DIR tags=FILE …",
+                                      positional=True,
                                       metavar="[NAME=VALUE]", record="never")
-    preset: str = setting("", "Protocol for all lines, as `vpltool --preset NAME COMMAND`.",
+    preset: str = setting("", "Protocol for all lines; as `vpltool --preset NAME COMMAND`.",
                           metavar="NAME-OR-FILE", record="never")
-    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+    dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
-    jobs: int = setting(0, "Rounds of the recipe that run side by side; 0: by the number of cores.",
+    jobs: int = setting(0, "Rounds that run in parallel; 0: depends on the number of cores.",
                         low=0, panel=RUNNING, record="never")
 
 
@@ -40,12 +41,12 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettin
 
 
 def run(path: Path, settings: RunSettings) -> list[str]:
-    """Run a recipe: a text file of vpltool lines, in one process.
+    """Run a recipe, a text file of vpltool commands, in one process.
 
-    What is done is skipped, what is stale is made again, and nothing else: the same line goes
-    on after an interrupt, and brings a workspace up to date after photos or tags were added.
+    Steps that are up to date are skipped, and stale ones are made again. So the same command
+    resumes after an interrupt, and updates a workspace after photos or tags were added.
 
-    It is one process's work: where torchrun or a Slurm array started several, it is refused.
+    A recipe runs in a single process: under torchrun or a Slurm array it is refused.
 
     Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
 
@@ -68,7 +69,7 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     check_steps(steps, preset)
     if settings.dry_run:
         given = ["--preset", settings.preset] if preset else []
-        return list(spelled(steps, ["vpltool", "-C", str(path), *given]))
+        return list(shell_lines(steps, ["vpltool", "-C", str(path), *given]))
     check_alone("a recipe")
 
     from vpltool.parallel.device import find_device
@@ -81,13 +82,13 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     if job.failed:
         ids = list(job.failed)
         raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
-                           "a warning above says why; fix them and run the recipe again: only they "
-                           "are done anew", [], ids)
+                           "a warning above says why; fix them and run the recipe again: only "
+                           "these are redone", [], ids)
     return []
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Spell the lines of a dry run."""
+    """Format the lines of a dry run."""
     return "\n".join(result)
 
 

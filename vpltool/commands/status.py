@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpltool.commands._tree import measured, spell_tree
+from vpltool.commands._tree import format_tree, measured
 from vpltool.datasets.tags import some
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
-from vpltool.shell import command_line, program, spell
+from vpltool.shell import command_line, program, to_shell
 from vpltool.stage import Stage
 from vpltool.state import read_state, settings_shown
 
@@ -27,11 +27,11 @@ STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), wr
 
 
 def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
-    """Show what is in the workspace, from what, how old and how large; what is stale, and why.
+    """Show the results in the workspace, with inputs, age and size; what is stale, and why.
 
-    Each result is below the last of those that it was made from. Stale is what was made from
-    photos, tags, classes or files that have changed since. What several processes are making is
-    listed shard by shard, each with its own line. What is damaged is named, and the rest is listed.
+    Each result is listed below its last input. A result is stale if photos, tags, classes or files
+    that it was made from have changed since. Work that several processes share is listed shard by
+    shard, each with its own command. Damaged files are named, and the rest is listed.
 
     Example: vpltool status
 
@@ -44,7 +44,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
         (ids of photos), `line`, which makes it again, `bytes` and `written` (seconds since 1970);
-        each behind those that it was made from. Where several processes are making it, `shards`
+        each after those that it was made from. Where several processes are making it, `shards`
         has `shard`, `missing` and `line` of each that is not complete. What is damaged comes
         last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
     """
@@ -69,23 +69,23 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
 
 def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Spell a tree, and below it what is stale: why, and the line that makes it again."""
+    """Format a tree, and below it what is stale: why, and the line that makes it again."""
     if not result:
         return "everything is up to date" if values.get("stale") else "nothing has been made yet"
     if values.get("stale"):
-        return _spell_list(result)
+        return _format_list(result)
     stale = [entry for entry in result if entry["stale"] or entry["failed"] or entry["damaged"]]
-    return spell_tree(result) + (f"\n\n{_spell_list(stale)}" if stale else "")
+    return format_tree(result) + (f"\n\n{_format_list(stale)}" if stale else "")
 
 
-def _spell_list(result: list[dict[str, Any]]) -> str:
+def _format_list(result: list[dict[str, Any]]) -> str:
     """A line an artifact; below it which photos failed, and why it is stale."""
     width = max(len(entry["name"]) for entry in result)
     lines = []
     for entry in result:
         from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""
         if entry["damaged"]:
-            lines += [f"damaged  {entry['name']}", f"       {spell(entry['damaged'])}",
+            lines += [f"damaged  {entry['name']}", f"       {to_shell(entry['damaged'])}",
                       f"       {entry['line']}"]
             continue
         mark = "stale" if entry["stale"] else "ok"

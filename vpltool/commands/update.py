@@ -20,7 +20,7 @@ from vpltool.state import read_state
 class UpdateSettings(Settings):
     """Settings of `update`."""
 
-    dry_run: bool = setting(False, "Print the lines, to paste into a shell, and run nothing.",
+    dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
 
 
@@ -28,7 +28,7 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
-    """Make again what is stale, with the settings that it was made with, and nothing else.
+    """Remake whatever is stale, with the settings it was made with.
 
     Example: vpltool update
 
@@ -77,5 +77,5 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Spell what was made again, a line each."""
+    """Format what was made again, a line each."""
     return "\n".join(result)

@@ -43,7 +43,7 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
 
 
 def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
-    """Return what WeCLIP's refining module (CVPR 2024) puts in the place of CLIP's mean attention.
+    """Return the attention that WeCLIP's refining module (CVPR 2024) uses instead of CLIP's mean.
 
     R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
     is at most the mean of all d.

@@ -1,4 +1,4 @@
-"""The space of an alignment: the map of patches into it, and the end of CLIP with that map behind.
+"""The space of an alignment: the map of patches into it, and the end of CLIP with that map after.
 
 `alignment` trains the map.
 """
@@ -80,7 +80,7 @@ class AlignedHead(Head):
 
     @classmethod
     def of(cls, head: Head, space: AlignedSpace) -> AlignedHead:
-        """Put the map behind a head; the head is left as it is."""
+        """Put the map after a head; the head is left as it is."""
         made = cls(head.block.shape, **{key: value for key, value in head.config.items()
                                         if key != "shape"})
         made.load_state_dict(head.state_dict())

@@ -61,7 +61,7 @@ class Regions:
 
     @cached_property
     def ends(self) -> Tensor:
-        """First entry behind each region (R,)."""
+        """First entry after each region (R,)."""
         return self.counts.cumsum(0)
 
     @cached_property
@@ -199,7 +199,7 @@ def make_stack(dim: int, width: int, depth: int, *, last_relu: bool) -> nn.Seque
 
 @torch.no_grad()
 def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
-    """Take BatchNorm's statistics anew, over many pixels drawn as a step's are; end in `eval`."""
+    """Recompute BatchNorm's statistics, over many pixels drawn as a step's are; end in `eval`."""
     pixels, _ = regions.draw(_CALIBRATION, settings.patches, settings.seed)
     aligner.train()
     aligner.vision(regions.embeddings[pixels.to(regions.embeddings.device)])
@@ -209,7 +209,7 @@ def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -
 
 @torch.no_grad()
 def refresh(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
-    """Take the prototypes and the labels of the regions anew, by K-means over the whole split."""
+    """Recompute the prototypes and the labels of the regions, by K-means over the whole split."""
     calibrate(aligner, regions, settings)
     means = regions.means(aligner.vision)
     classes, class_of = regions.classes.to(means.device), regions.class_of.to(means.device)
@@ -291,11 +291,11 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     pixels, region = regions.draw(settings.batch_size, settings.patches,
                                   settings.seed * 1_000_003 + iteration + 1)
     seen = aligner.align_vision(regions.embeddings[pixels.to(device)])
-    spoken = aligner.align_text(aligner.words)
+    words = aligner.align_text(aligner.words)
     tau = aligner.log_tau.exp()
     vision = contrast(seen, aligner.labels[region.to(device)], aligner.text_prototypes,
                       aligner.word_class, tau)
-    text = contrast(spoken, aligner.word_class, aligner.vision_prototypes,
+    text = contrast(words, aligner.word_class, aligner.vision_prototypes,
                     regions.classes.to(device), tau)
     optimizer.zero_grad(set_to_none=True)
     ((vision + text) / 2).backward()

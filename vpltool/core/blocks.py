@@ -168,9 +168,9 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = Non
     # On a CPU one head at a time: its N×N matrix stays in the cache, and only one exists.
     mixed = value.new_empty(value.shape)
     for photo, heads in enumerate(zip(query, key, value, mixed, strict=True)):
-        for asked, known, seen, into in zip(*heads, strict=True):
-            weights = torch.softmax(asked @ known.T, dim=-1)
-            into.copy_(weights @ seen)
+        for queries, keys, values, into in zip(*heads, strict=True):
+            weights = torch.softmax(queries @ keys.T, dim=-1)
+            into.copy_(weights @ values)
             if total is not None:
                 total[photo] += weights
     return mixed

@@ -37,7 +37,7 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def _pack(codes: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> list[int]:
-    """Write numbers in so many bits each, one behind the other."""
+    """Write numbers in so many bits each, one after the other."""
     ends = widths.cumsum()
     place = np.arange(ends[-1]) - np.repeat(ends - widths, widths)
     bits = np.repeat(codes, widths) >> (np.repeat(widths, widths) - 1 - place) & 1

@@ -49,5 +49,5 @@ class CaptionTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         ends = tokens.argmax(dim=1)
-        spoken: Tensor = self.norm(x[torch.arange(len(x), device=x.device), ends])
-        return spoken
+        last: Tensor = self.norm(x[torch.arange(len(x), device=x.device), ends])
+        return last

@@ -16,7 +16,7 @@ from vpltool.core.classes import BACKGROUND, class_scores
 
 def class_probability(features: Tensor, wanted: Tensor, text: Tensor, text_index: Tensor, *,
                       tau: float, words: bool) -> Tensor:
-    """Return the probability that the text gives to a class of each feature: softmax(x·T / τ).
+    """Return the probability of each feature's class by the text: softmax(x·T / τ).
 
     Args:
         features: L2-normed (N, dim).

@@ -56,7 +56,7 @@ def class_and_context(
 
 
 @torch.no_grad()
-def less_context_cam(
+def class_minus_context_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     context_of: Tensor, present: Sequence[Tensor],
 ) -> list[Tensor]:

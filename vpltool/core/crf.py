@@ -58,7 +58,7 @@ class CrfSettings:
         known = {field.name: field for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(f"{name} is no setting of a CRF: {', '.join(known)}")
+                raise ValueError(f"{name} is not a setting of a CRF: {', '.join(known)}")
         for name, field in known.items():
             if name in values:
                 _check_number(name, values[name], whole=name == "iterations")

@@ -118,7 +118,7 @@ class Decoder(SegmenterNetwork):
 
     def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
                              grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return pixel embeddings, and the fused layers (B, h·w, width), behind the dropout."""
+        """Return pixel embeddings, and the fused layers (B, h·w, width), after the dropout."""
         assert layers is not None
         parts = [reduce(layers[:, index]) for index, reduce in enumerate(self.reduce)]
         fused = self.fuse(torch.cat(parts, dim=-1))

@@ -52,7 +52,7 @@ class GroupShape:
         patch: pixels of a side of a patch.
         width: of a token.
         heads: of the attention; the width is a multiple.
-        depths: blocks before the first grouping, before the second, and behind it.
+        depths: blocks before the first grouping, before the second, and after it.
         groups: number of groups of both stages.
         dim: of the joint space.
         hidden: width of the projectors' MLP.
@@ -94,7 +94,7 @@ class GroupShape:
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedPhotos:
     """What the photo encoder makes of a batch.
 
     Args:
@@ -180,7 +180,7 @@ class GroupEncoder(nn.Module):
         self.blocks = make_blocks(shape, drops[first + second : first + second + last])
         self.norm = nn.LayerNorm(shape.width, eps=EPS)
 
-    def forward(self, pixels: Tensor) -> Seen:
+    def forward(self, pixels: Tensor) -> EncodedPhotos:
         """Encode photos (B, 3, H, W); H and W are multiples of the patch."""
         patches = self.conv(pixels)
         grid = (patches.shape[2], patches.shape[3])
@@ -191,7 +191,7 @@ class GroupEncoder(nn.Module):
         for block in self.blocks:
             y = block(y)
         kept = tuple(part for part in (first, second) if part is not None)
-        return Seen(self.norm(y), (one, two), kept)
+        return EncodedPhotos(self.norm(y), (one, two), kept)
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
         """Position embedding of a grid, resampled: (h·w, width)."""
@@ -229,7 +229,7 @@ class GroupNetwork(nn.Module):
             nn.init.trunc_normal_(stage.tokens, std=0.02)
         nn.init.trunc_normal_(self.vision.positions, std=0.02)
 
-    def embed_parts(self, seen: Seen) -> Tensor:
+    def embed_parts(self, seen: EncodedPhotos) -> Tensor:
         """The parts of photos in the joint space, by the projector as it is at test (B, G, dim)."""
         trained = self.project_vision.training
         # The statistics of BatchNorm are those of whole photos.
@@ -238,7 +238,7 @@ class GroupNetwork(nn.Module):
         self.project_vision.train(trained)
         return parts.unflatten(0, seen.segments.shape[:2])
 
-    def embed_photos(self, seen: Seen) -> Tensor:
+    def embed_photos(self, seen: EncodedPhotos) -> Tensor:
         """Photos in the joint space, L2-normed (B, dim)."""
         return F.normalize(self.project_vision(seen.segments.mean(dim=1)).float(), dim=-1)
 

@@ -96,7 +96,7 @@ def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
 
 
 def check_outline(outline: Any, size: tuple[int, int]) -> None:
-    """Check what pycocotools does not: it writes behind its memory where run lengths are too long.
+    """Check what pycocotools does not: it writes past its memory where run lengths are too long.
 
     Raises:
         ValueError: it is of another size, or run lengths or points are not within the photo.
@@ -114,7 +114,7 @@ def check_outline(outline: Any, size: tuple[int, int]) -> None:
     for polygon in outline:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= farthest).all():
-            raise ValueError("its points are no x, y within the photo")
+            raise ValueError("its points are not x, y pairs within the photo")
 
 
 def _unpacked(counts: str | bytes) -> list[int]:

@@ -37,7 +37,7 @@ class Lattice(NamedTuple):
     Args:
         slot: vertices of each point's simplex (N, d + 1).
         weight: and its barycentric coordinates (N, d + 1).
-        neighbours: vertices before and behind each, along each direction (d + 1, M + 1, 2); M
+        neighbours: vertices before and after each, along each direction (d + 1, M + 1, 2); M
             stands for one that no point touches.
     """
 

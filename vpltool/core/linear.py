@@ -66,7 +66,7 @@ class LinearSegmenter(SegmenterNetwork):
                    ) -> Tensor:
         """Return the layers side by side, each token of each normalised (B, h·w, L·width).
 
-        A token's mean is 0 and its variance 1, as behind a LayerNorm without weights. They are not
+        A token's mean is 0 and its variance 1, as after a LayerNorm without weights. They are not
         L2-normed, and not in CLIP's joint space.
         """
         assert layers is not None
@@ -74,7 +74,7 @@ class LinearSegmenter(SegmenterNetwork):
         return normed.transpose(1, 2).flatten(2)
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return class logits (B, classes, h, w), behind the walk unless it is training.
+        """Return class logits (B, classes, h, w), after the walk unless it is training.
 
         Crops are too small for a walk, and their padding would take part in it.
         """

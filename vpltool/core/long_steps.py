@@ -57,7 +57,7 @@ class _Path:
 def solve_rkc(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    watch: plain.Watch | None = None, group: Group = ALONE, tolerance: float = 0.005,
+    callback: plain.Callback | None = None, group: Group = ALONE, tolerance: float = 0.005,
 ) -> Tensor:
     """Run `solve_pgd`'s descent to the same rows, with a fraction of its gradients.
 
@@ -70,7 +70,7 @@ def solve_rkc(
     joint = plain.Joint.of(pixels, group)
     path, rate, previous = _Path(start.double()), lr, math.inf
     path.calm = _BEFORE if tolerance else iters
-    before, begun, told = path.rows, 0, 0
+    before, begun, reported = path.rows, 0, 0
 
     def slope(rows: Tensor, valued: bool) -> tuple[float, Tensor]:
         if valued:
@@ -85,18 +85,18 @@ def solve_rkc(
     while path.step < iters:
         last = path.step == iters - 1
         if path.step - begun >= plain.PACE:
-            pace = plain.turned(path.rows, before) / (path.step - begun)
+            pace = plain.largest_turn(path.rows, before) / (path.step - begun)
             last |= pace * (iters - path.step) < tolerance
             before, begun = path.rows, path.step
-        valued = last or path.step >= told
-        value, found = slope(path.rows, bool(watch) and valued)
+        valued = last or path.step >= reported
+        value, found = slope(path.rows, bool(callback) and valued)
         norm = float(found.norm())
         if norm > previous:
             rate, path.calm = rate / 2, max(path.calm, path.step + _AGAIN)
         previous = norm
-        if watch and valued:
-            watch(plain.SolverRecord(path.step, value, norm, rate))
-            told = path.step + max(iters // 50, 1)
+        if callback and valued:
+            callback(plain.SolverRecord(path.step, value, norm, rate))
+            reported = path.step + max(iters // 50, 1)
         after = F.normalize(path.rows - rate * found, dim=-1)
         if last:
             return after.float()

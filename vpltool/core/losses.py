@@ -31,10 +31,10 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
     counted = labels != ignore
     if not balanced:
         return terms.sum() / counted.sum().clamp_min(1)
-    behind = labels == BACKGROUND
+    background = labels == BACKGROUND
     # Not terms[part]: its length depends on the data, so the host would wait for the GPU.
     parts = [terms.where(part, terms.new_zeros(())).sum() / part.sum().clamp_min(1)
-             for part in (behind, counted & ~behind)]
+             for part in (background, counted & ~background)]
     return 0.5 * parts[0] + 0.5 * parts[1]
 
 

@@ -31,7 +31,7 @@ def best_matchings(similarity: Tensor) -> Tensor:
     """Return `best_matching` of each of many problems (B, n, n): (B, n)."""
     solve = _scipy_solver() if similarity.device.type == "cpu" else None
     if solve is None:
-        return _by_paths(-similarity.double())
+        return _by_augmenting_paths(-similarity.double())
     return torch.stack([torch.from_numpy(solve(problem, maximize=True)[1])
                         for problem in similarity.double().numpy()])
 
@@ -62,14 +62,14 @@ class _Matching:
     row_of: Tensor
 
 
-def _by_paths(cost: Tensor) -> Tensor:
-    matching = _begin(cost)
+def _by_augmenting_paths(cost: Tensor) -> Tensor:
+    matching = _first_matching(cost)
     while bool((matching.column_of < 0).any()):
-        _match_one_more(cost, matching)
+        _match_next_row(cost, matching)
     return matching.column_of
 
 
-def _begin(cost: Tensor) -> _Matching:
+def _first_matching(cost: Tensor) -> _Matching:
     """Lower each row and column to 0, and match rows whose nearest column no earlier row wants."""
     count = cost.shape[1]
     column_price = cost.amin(dim=1)
@@ -81,56 +81,56 @@ def _begin(cost: Tensor) -> _Matching:
                      torch.where(row_of < count, row_of, -1))
 
 
-def _match_one_more(cost: Tensor, matching: _Matching) -> None:
-    """Match one more row of each problem that is not done, along the shortest path to a column.
+def _match_next_row(cost: Tensor, matching: _Matching) -> None:
+    """Match one more row of each unsolved problem, along the shortest augmenting path.
 
-    The length of a step is its cost less both prices. A problem whose path is found, or that is
-    done, waits for the others.
+    The length of a step is its cost less both prices. A problem that is solved, or whose path is
+    found, is done: it waits for the others.
     """
     batch, count = cost.shape[:2]
     every = torch.arange(batch, device=cost.device)
     start = (matching.column_of < 0).int().argmax(dim=1)
-    waits = (matching.column_of >= 0).all(dim=1)
-    idle = waits.clone()
+    done = (matching.column_of >= 0).all(dim=1)
+    solved = done.clone()
     distance = cost.new_full((batch, count), torch.inf)
     before = torch.zeros_like(matching.row_of)
     seen = torch.zeros_like(before, dtype=torch.bool)
     row, reached = start.clone(), cost.new_zeros(batch)
     column = torch.zeros_like(row)
-    while not bool(waits.all()):
+    while not bool(done.all()):
         length = (reached - matching.row_price[every, row])[:, None] + cost[every, row]
         length -= matching.column_price
-        nearer = (length < distance) & ~seen & ~waits[:, None]
+        nearer = (length < distance) & ~seen & ~done[:, None]
         distance = torch.where(nearer, length, distance)
         before = torch.where(nearer, row[:, None], before)
         least, nearest = distance.masked_fill(seen, torch.inf).min(dim=1)
-        column = torch.where(waits, column, nearest)
-        reached = torch.where(waits, reached, least)
+        column = torch.where(done, column, nearest)
+        reached = torch.where(done, reached, least)
         owner = matching.row_of[every, column]
         # The last column of a path is not seen: its price stays.
-        waits = waits | (owner < 0)
-        seen[every, column] |= ~waits
-        row = torch.where(waits, row, owner)
-    _raise_prices(matching, start, seen, (reached[:, None] - distance), reached, idle)
-    _turn_path(matching, start, column, before, idle)
+        done = done | (owner < 0)
+        seen[every, column] |= ~done
+        row = torch.where(done, row, owner)
+    _raise_prices(matching, start, seen, (reached[:, None] - distance), reached, solved)
+    _augment(matching, start, column, before, solved)
 
 
 def _raise_prices(matching: _Matching, start: Tensor, seen: Tensor, gain: Tensor, reached: Tensor,
-                  idle: Tensor) -> None:
+                  solved: Tensor) -> None:
     """Change the prices so that the new path costs nothing, and nothing else costs less than 0."""
-    gain = torch.where(seen & ~idle[:, None], gain, 0.0)
+    gain = torch.where(seen & ~solved[:, None], gain, 0.0)
     matching.column_price -= gain
     owners = matching.row_of.clamp_min(0)
     matching.row_price.scatter_add_(1, owners, gain)
     matching.row_price.scatter_add_(1, start[:, None],
-                                    torch.where(idle, 0.0, reached)[:, None])
+                                    torch.where(solved, 0.0, reached)[:, None])
 
 
-def _turn_path(matching: _Matching, start: Tensor, column: Tensor, before: Tensor, idle: Tensor
+def _augment(matching: _Matching, start: Tensor, column: Tensor, before: Tensor, solved: Tensor
                ) -> None:
-    """Match each row of the path with the column behind it."""
+    """Match each row of the path with the column after it."""
     every = torch.arange(len(start), device=start.device)
-    going = ~idle
+    going = ~solved
     while bool(going.any()):
         row = before[every, column]
         free = matching.column_of[every, row]

@@ -96,7 +96,7 @@ class SeedHistogram:
 
     @cached_property
     def from_level(self) -> Counts:
-        """Pixels of each row from each level on (rows, LEVELS + 2); behind the last there is none.
+        """Pixels of each row from each level on (rows, LEVELS + 2); after the last there is none.
         """
         counts = np.zeros((len(self.rows), LEVELS + 2), np.int64)
         for above, row in zip(counts, self.rows.values(), strict=True):

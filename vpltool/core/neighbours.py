@@ -49,10 +49,10 @@ def nearest_rows(queries: Tensor, bank: Tensor, allowed: Tensor, count: int
     best, rows = queries.new_empty(len(queries), 0), allowed.new_empty(len(queries), 0)
     for part in allowed.split(max(1, _ENTRIES // max(*queries.shape, 1))):
         cosines = queries @ bank[part].float().T
-        near, place = cosines.topk(min(count, len(part)), dim=-1)
-        best, rows = torch.cat([best, near], dim=-1), torch.cat([rows, part[place]], dim=-1)
-        best, place = best.topk(min(count, best.shape[1]), dim=-1)
-        rows = rows.gather(1, place)
+        near, index = cosines.topk(min(count, len(part)), dim=-1)
+        best, rows = torch.cat([best, near], dim=-1), torch.cat([rows, part[index]], dim=-1)
+        best, index = best.topk(min(count, best.shape[1]), dim=-1)
+        rows = rows.gather(1, index)
     return best, rows
 
 
@@ -99,12 +99,12 @@ def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: T
         L2-normed (R, dim), float32; a region without rows to ask supports itself.
     """
     tags = region_class[region_class != BACKGROUND]
-    asked = rows_of_others(class_index, photo_of, tags, own)
-    alike = photo_of[asked & (class_index != BACKGROUND)]
-    asked &= (class_index != BACKGROUND) | torch.isin(photo_of, alike)
+    allowed_rows = rows_of_others(class_index, photo_of, tags, own)
+    alike = photo_of[allowed_rows & (class_index != BACKGROUND)]
+    allowed_rows &= (class_index != BACKGROUND) | torch.isin(photo_of, alike)
     found = regions.float().clone()
     for number, index in enumerate(region_class.tolist()):
-        allowed = (asked & (class_index == index)).nonzero()[:, 0]
+        allowed = (allowed_rows & (class_index == index)).nonzero()[:, 0]
         if len(allowed):
             _, rows = nearest_rows(regions[number][None], bank, allowed, count)
             found[number] = F.normalize(bank[rows[0]].float().mean(dim=0), dim=0)

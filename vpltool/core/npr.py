@@ -5,7 +5,7 @@ the tokens that a stage begins with:
 
     z = softmax_k(x μᵀ / τ),   μ ← L2(zᵀ x),   T times, from the moving average of all batches.
 
-What they say of the tokens is added behind the stage's blocks, as an MLP of ẑ μ, where ẑ sums to 1
+What they say of the tokens is added after the stage's blocks, as an MLP of ẑ μ, where ẑ sums to 1
 over the tokens. Group tokens are matched with the photo's prototypes one to one; a contrastive loss
 draws matched pairs together, except those whose cosine is among the photo's lowest.
 

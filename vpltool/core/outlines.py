@@ -92,7 +92,7 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
     """Fill polygons of pixel centres, as Ultralytics does: whole pixels, the line included.
 
     Args:
-        polygons: points (N, 2) each, (x, y) in pixels; what is behind the comma is cut off.
+        polygons: points (N, 2) each, (x, y) in pixels; what is after the decimal point is cut off.
         size: (height, width).
     """
     filled = np.zeros(size, np.uint8)
@@ -101,15 +101,15 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
     return filled.astype(bool)
 
 
-def parts_of(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
+def connected_parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the connected parts of a region (H, W), as regions; corners connect."""
     count, numbers = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8)
     for number in range(1, count):
         yield numbers == number
 
 
-def without_small(labels: npt.NDArray[np.uint8], least: int, *, merge: bool, ignore: int = 255
-                  ) -> npt.NDArray[np.uint8]:
+def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bool,
+                         ignore: int = 255) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
     Args:
@@ -130,12 +130,12 @@ def without_small(labels: npt.NDArray[np.uint8], least: int, *, merge: bool, ign
         for number in np.flatnonzero(boxes[:, cv2.CC_STAT_AREA] < least):
             if number:
                 left, top, width, height, area = map(int, boxes[number])
-                place = (slice(max(top - 1, 0), top + height + 1),
-                         slice(max(left - 1, 0), left + width + 1))
-                small.append((area, len(small), numbers[place] == number, place))
+                crop = (slice(max(top - 1, 0), top + height + 1),
+                        slice(max(left - 1, 0), left + width + 1))
+                small.append((area, len(small), numbers[crop] == number, crop))
     made = labels.copy()
-    for _, _, region, place in sorted(small, key=lambda found: found[:2]):
-        view = made[place]
+    for _, _, region, crop in sorted(small, key=lambda found: found[:2]):
+        view = made[crop]
         view[region] = _most_around(view, region, ignore) if merge else 0
     return made
 

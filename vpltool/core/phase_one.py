@@ -18,7 +18,7 @@ from vpltool.core.classes import BACKGROUND, allowed_rows
 from vpltool.core.gap import Gap, modality_gap, numbered_regions
 from vpltool.core.group import ALONE, Group
 from vpltool.core.long_steps import solve_rkc
-from vpltool.core.prototypes import Watch
+from vpltool.core.prototypes import Callback
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "pgd": solve.solve_pgd, "rkc": solve_rkc, "lbfgs": solve.solve_lbfgs}
@@ -78,7 +78,7 @@ class Pixels:
 
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, reading: Reading,
-          watch: Watch | None = None, group: Group = ALONE) -> Tensor:
+          callback: Callback | None = None, group: Group = ALONE) -> Tensor:
     """Learn vision prototypes.
 
     Args:
@@ -88,7 +88,7 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
         start: W before the first step, L2-normed (rows, dim).
         start_index: class of each row (rows,), 0 is the background.
         reading: the reading.
-        watch: called with the solver's state.
+        callback: called with the solver's state.
         group: processes that hold the pixels.
 
     Returns:
@@ -116,8 +116,8 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
         own = {} if reading.solver == "lbfgs" else {"lr": reading.lr,
                                                    "tolerance": reading.tolerance}
         rows = solver(
-            pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters, watch=watch,
-            allowed=in_photo if reading.student == "present" else None,
+            pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters,
+            callback=callback, allowed=in_photo if reading.student == "present" else None,
             weights=seeds.balancing_weights(pixels.labels, int(start_index.max()), group)
             if reading.balance else None, group=group, **own)
     return rows

@@ -86,7 +86,7 @@ def photo_size(path: Path) -> tuple[int, int]:
     """
     with _readable(path) as image:
         width, height = image.size
-        # Pillow looks behind a PNG's pixels for EXIF, and decodes them all on the way.
+        # Pillow looks after a PNG's pixels for EXIF, and decodes them all on the way.
         exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
         turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
@@ -107,7 +107,7 @@ def _check_density(width: int, height: int, photo: Path | bytes) -> None:
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
     if isinstance(photo, Path) and not photo.exists():
-        raise OSError("the photo is not there")
+        raise OSError("the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     try:

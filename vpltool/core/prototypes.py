@@ -42,7 +42,7 @@ class SolverRecord:
     lr: float
 
 
-Watch = Callable[[SolverRecord], None]
+Callback = Callable[[SolverRecord], None]
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ def gradient(
 def solve_pgd(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
     lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    watch: Watch | None = None, halving: bool = True, group: Group = ALONE, tolerance: float = 0.0,
+    callback: Callback | None = None, halve_lr: bool = True, group: Group = ALONE,
+    tolerance: float = 0.0,
 ) -> Tensor:
     """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
@@ -209,10 +210,9 @@ def solve_pgd(
         tau: τ_I.
         iters: T_w.
         lr: α.
-        allowed: see `objective_and_gradient`.
-        weights: see `objective_and_gradient`.
-        watch: called with the state 50 times, and at the first and last step.
-        halving: InMaP's halving of the rate.
+        allowed, weights: see `objective_and_gradient`.
+        callback: called with the state 50 times, and at the first and last step.
+        halve_lr: halve the rate where the gradient grows, as InMaP does.
         group: processes that hold the pixels; each of them takes the same steps.
         tolerance: it stops once no row would turn by more than this angle in all steps that are
             left, at the pace of the last 50; 0: it takes all steps.
@@ -231,35 +231,35 @@ def solve_pgd(
     for step in range(iters):
         last = step == iters - 1
         if tolerance and step and step % PACE == 0:
-            last |= turned(prototypes, before) * (iters - step) / PACE <= tolerance
+            last |= largest_turn(prototypes, before) * (iters - step) / PACE <= tolerance
             before = prototypes
-        if watch and (step % max(iters // 50, 1) == 0 or last):
+        if callback and (step % max(iters // 50, 1) == 0 or last):
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
                                                   allowed, weights, joint)
         else:
             value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights,
                                           joint)
         norm = slope.norm()
-        if halving:
+        if halve_lr:
             rate = torch.where(norm > previous, rate / 2, rate)
         previous = norm
-        if watch and value is not None:
-            watch(SolverRecord(step, value, float(norm), float(rate)))
+        if callback and value is not None:
+            callback(SolverRecord(step, value, float(norm), float(rate)))
         prototypes = F.normalize(prototypes - rate * slope, dim=-1)
         if last:
             break
     return prototypes.float()
 
 
-def turned(rows: Tensor, before: Tensor) -> float:
-    """Return the largest angle between a row and what it was before."""
+def largest_turn(rows: Tensor, before: Tensor) -> float:
+    """Return the largest angle, in radians, between a row and the same row before."""
     chord = torch.linalg.vector_norm(rows - before, dim=-1).amax()
     return 2 * math.asin(min(float(chord) / 2, 1.0))
 
 
 def solve_lbfgs(
     pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 50,
-    allowed: Tensor | None = None, weights: Tensor | None = None, watch: Watch | None = None,
+    allowed: Tensor | None = None, weights: Tensor | None = None, callback: Callback | None = None,
     group: Group = ALONE,
 ) -> Tensor:
     """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
@@ -272,7 +272,7 @@ def solve_lbfgs(
         iters: largest number of iterations; it stops when the objective no longer decreases.
         allowed: see `objective_and_gradient`.
         weights: see `objective_and_gradient`.
-        watch: called with the state after each evaluation.
+        callback: called with the state after each evaluation.
         group: processes that hold the pixels; each of them takes the same steps.
 
     Returns:
@@ -295,8 +295,8 @@ def solve_lbfgs(
         # Chain rule of v / ‖v‖: only the tangential part of the gradient counts.
         tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
         free.grad = (tangent / length).to(free)
-        if watch:
-            watch(SolverRecord(count, value, float(free.grad.norm()), 1.0))
+        if callback:
+            callback(SolverRecord(count, value, float(free.grad.norm()), 1.0))
         count += 1
         return torch.tensor(value, dtype=torch.float32)
 

@@ -69,10 +69,10 @@ class RegionSegmenter(nn.Module):
         sizes = zeros.scatter_add(0, numbers, torch.ones(numbers.numel()))
         sums = zeros.scatter_add(0, numbers, best.flatten())
         # Number 0 is what belongs to no region.
-        largest, places = sizes[1:].topk(count)
-        scores = sums[1:][places] / largest.clamp(min=1) * (largest >= FINENESS**2)
-        kinds = (labels.flatten()[places] - 1).float()
+        largest, largest_pixels = sizes[1:].topk(count)
+        scores = sums[1:][largest_pixels] / largest.clamp(min=1) * (largest >= FINENESS**2)
+        kinds = (labels.flatten()[largest_pixels] - 1).float()
         box = torch.tensor([0.0, 0.0, self.side, self.side]).expand(count, 4)
         rows = torch.cat([box, scores[:, None], kinds[:, None], torch.eye(count)], dim=1)
-        masks = (numbers[None] == places[:, None] + 1).float().view(1, count, *labels.shape)
+        masks = (numbers[None] == largest_pixels[:, None] + 1).float().view(1, count, *labels.shape)
         return rows[None], (2 * masks - 1) * _STEEP

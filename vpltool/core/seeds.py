@@ -126,7 +126,7 @@ def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: T
     Returns:
         rows and their classes; a class without seeds keeps its row.
     """
-    return in_place_of_classes(start, class_index, {
+    return replace_class_rows(start, class_index, {
         index: spherical_kmeans(pixels[labels == index], count, seed=seed)
         for index in seeded_classes(labels)})
 
@@ -136,9 +136,9 @@ def seeded_classes(labels: Tensor) -> list[int]:
     return [index for index in labels.unique().tolist() if index > BACKGROUND]
 
 
-def in_place_of_classes(start: Tensor, class_index: Tensor, found: Mapping[int, Tensor]
-                        ) -> tuple[Tensor, Tensor]:
-    """Replace the row of each class with those that were found for it.
+def replace_class_rows(start: Tensor, class_index: Tensor, found: Mapping[int, Tensor]
+                       ) -> tuple[Tensor, Tensor]:
+    """Replace the row of each class with the rows that were found for it.
 
     Args:
         start: one row a class, and background rows (rows, dim).
@@ -171,10 +171,10 @@ def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, class
     Raises:
         ValueError: no pixel is background.
     """
-    behind = pixels[labels == BACKGROUND]
-    if not len(behind):
+    background = pixels[labels == BACKGROUND]
+    if not len(background):
         raise ValueError("no pixel is background")
-    centres = spherical_kmeans(behind, count, seed=seed)
+    centres = spherical_kmeans(background, count, seed=seed)
     kept = class_index != BACKGROUND
     return (torch.cat([rows[kept], centres]),
             torch.cat([class_index[kept], class_index.new_zeros(len(centres))]))

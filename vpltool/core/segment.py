@@ -39,7 +39,7 @@ def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: 
     return logits_of(network, layers, patches, grid).softmax(dim=1)
 
 
-def see(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
+def photo_logits(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
     """Class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
     encoded = vision(pixels, attention=False,
                      patches="block" if network.reads_patches else "none", layers=network.layers)
@@ -72,7 +72,7 @@ class WholeSegmenter(nn.Module):
         """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8."""
         if self.affine is not None:
             pixels = pixels * self.affine[0] + self.affine[1]
-        logits = see(self.vision, self.network, pixels)
+        logits = photo_logits(self.vision, self.network, pixels)
         whole = F.interpolate(logits.softmax(dim=1), size=pixels.shape[2:], mode="bilinear",
                               align_corners=False)
         return logits, whole.argmax(dim=1).to(torch.uint8)
@@ -111,7 +111,7 @@ def segment(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor,
         if grid != (height, width):
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        part = see(vision, network, seen.to(vision.conv.weight.dtype))
+        part = photo_logits(vision, network, seen.to(vision.conv.weight.dtype))
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)

@@ -25,7 +25,7 @@ class Span:
     Args:
         start: its first patch.
         first: the first patch that is taken from it.
-        end: behind the last one.
+        end: after the last one.
     """
 
     start: int

@@ -37,7 +37,7 @@ def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, texts in content:
         if name not in classes:
-            raise VplError(f"{path}: `{name}` is no class", near_name(name, classes))
+            raise VplError(f"{path}: `{name}` is not a class", near_name(name, classes))
         if name in found:
             raise VplError(f"{path}: `{name}` is there twice", "put its descriptions into one list")
         found[name] = _texts(path, name, texts)

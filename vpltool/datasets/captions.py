@@ -24,7 +24,7 @@ COLUMNS = ("id", "caption")
 class CaptionRow:
     """One caption: where it is in the file, the name or id of its photo, and its words."""
 
-    place: str
+    location: str
     photo: str
     caption: str
 
@@ -45,7 +45,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
 
 def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
                   ) -> tuple[list[Photo], list[str]]:
-    """Give photos captions behind those that they have; each once, in the order of the files.
+    """Give photos captions after those that they have; each once, in the order of the files.
 
     Args:
         photos: the photos.
@@ -63,24 +63,24 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
     found = {photo.id: dict.fromkeys(photo.captions) for photo in photos if photo.captions}
     remarks: list[str] = []
     for path in paths:
-        strays: dict[str, int] = {}
+        unmatched: dict[str, int] = {}
         empty: list[str] = []
         taken = total = 0
         for row in read_captions(path):
             total += 1
             if row.photo not in ids:
-                strays[row.photo] = strays.get(row.photo, 0) + 1
+                unmatched[row.photo] = unmatched.get(row.photo, 0) + 1
             elif not row.caption:
-                empty.append(f"{row.photo} ({row.place})")
+                empty.append(f"{row.photo} ({row.location})")
             else:
                 found.setdefault(ids[row.photo], {})[row.caption] = None
                 taken += 1
-        _check_taken(path, total, taken, strays, ids)
-        if strays:
-            remarks.append(f"{sum(strays.values())} of {total} captions of {path} name no photo "
-                           f"that is taken, and are left out: {some(sorted(strays))}")
+        _check_taken(path, total, taken, unmatched, ids)
+        if unmatched:
+            remarks.append(f"{sum(unmatched.values())} of {total} captions of {path} name no photo "
+                           f"that is taken, and are skipped: {some(sorted(unmatched))}")
         if empty:
-            remarks.append(f"{len(empty)} captions of {path} are empty and are left out: "
+            remarks.append(f"{len(empty)} captions of {path} are empty and are skipped: "
                            f"{some(empty)}")
     bare = [photo.id for photo in photos if photo.id not in found]
     if bare:
@@ -97,7 +97,7 @@ def _ids_by_name(photos: Sequence[Photo]) -> dict[str, str]:
             | {photo.id: photo.id for photo in photos})
 
 
-def _check_taken(path: Path, total: int, taken: int, strays: Collection[str],
+def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
                  ids: Collection[str]) -> None:
     """Check that a file is of these photos.
 
@@ -106,8 +106,8 @@ def _check_taken(path: Path, total: int, taken: int, strays: Collection[str],
     """
     if not total:
         raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
-    if strays and not taken:
-        first = min(strays)
+    if unmatched and not taken:
+        first = min(unmatched)
         raise VplError(f"{path}: none of its {total} captions has a photo, such as {first}",
                        other_case(first, ids) or f"the id is a photo's, such as {min(ids)}")
 
@@ -126,7 +126,7 @@ def _of_csv(path: Path) -> Iterator[CaptionRow]:
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:
-    """Captions in COCO's layout, in which photos may be listed behind their annotations."""
+    """Captions in COCO's layout, in which photos may be listed after their annotations."""
     hint = "use captions in COCO's layout, such as captions_train2014.json; or a CSV: id,caption"
     names: dict[int, str] = {}
     captions: list[tuple[int, str, str]] = []
@@ -145,8 +145,8 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
                                      path, first, length)["caption"]))
         except ValueError as error:
             raise VplError(f"{path}: an entry of {part} is damaged: {error}", hint) from error
-    for number, place, text in captions:
-        yield CaptionRow(place, names.get(number, str(number)), clean(text))
+    for number, location, text in captions:
+        yield CaptionRow(location, names.get(number, str(number)), clean(text))
 
 
 def clean(caption: str) -> str:

@@ -77,7 +77,7 @@ def read_coco(
             continue
         if folder is None or not (path.exists() or own_tags.exists()):
             absent = path if folder else root / f"{split}2014"
-            raise VplError(f"{absent} is not there; {root} holds: {found_in(root)}"
+            raise VplError(f"{absent} does not exist; {root} holds: {found_in(root)}"
                            + _other_year(root), _DOWNLOADS)
         names = {entry.stem: entry.name for entry in folder.iterdir()
                  if entry.suffix.lower() in (".jpg", ".jpeg", ".png")}
@@ -86,7 +86,7 @@ def read_coco(
             tags, outlines[split] = _read_instances(path, names, folder, classes)
             bare = [key for key in tags if not tags[key]]
             if bare and not empty:
-                remarks.append(f"{len(bare)} photos of {split} have no instance and are left out, "
+                remarks.append(f"{len(bare)} photos of {split} have no instance and are skipped, "
                                "as in published lists (`empty=True` keeps them)")
                 tags = {key: labels for key, labels in tags.items() if labels}
         if own_tags.exists():
@@ -96,10 +96,10 @@ def read_coco(
                          (split,)) for key in sorted(tags)]
     if own_tags.exists():
         rows, _ = read_tags(own_tags, classes_known=True)
-        strays = {row.id for row in rows} - {photo.id for photo in photos}
-        if strays:
-            remarks.append(f"{len(strays)} rows of {own_tags} match no photo in use, such as "
-                           f"{min(strays)}")
+        unmatched = {row.id for row in rows} - {photo.id for photo in photos}
+        if unmatched:
+            remarks.append(f"{len(unmatched)} rows of {own_tags} match no photo in use, such as "
+                           f"{min(unmatched)}")
     if not photos:
         raise VplError(f"{root} is not a folder of COCO 2014; found: {found_in(root)}"
                        + _other_year(root), _DOWNLOADS)

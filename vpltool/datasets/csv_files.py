@@ -45,7 +45,7 @@ def read_csv_text(path: Path, wanted: Sequence[str]) -> str:
         content = path.read_bytes()
     except FileNotFoundError:
         others = [file.as_posix() for file in path.parent.glob("*.csv")]
-        raise VplError(f"{path} is not there", near_name(path.as_posix(), others) if others else
+        raise VplError(f"{path} does not exist", near_name(path.as_posix(), others) if others else
                        f"make a CSV with a row for each photo; {first}") from None
     except OSError as error:
         raise VplError(f"cannot read {path}: {error.strerror or error}",

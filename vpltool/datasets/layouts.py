@@ -124,14 +124,14 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
                        f"an id is a photo's file name, such as {names[0]}")
     if gone:
         remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
-                       f"are left out: {some(gone)}; delete these rows, or put the photos back")
+                       f"are skipped: {some(gone)}; delete these rows, or put the photos back")
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
     if unlisted and left_out:
         remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
-                       f"{labels} and are left out: {some(unlisted)}")
+                       f"{labels} and are skipped: {some(unlisted)}")
     return listed, remarks
 
 
@@ -186,7 +186,7 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for path in given:
         if not path.exists():
-            raise VplError(f"{path} is not there", "give photos, or folders of photos")
+            raise VplError(f"{path} does not exist", "give photos, or folders of photos")
         if not path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
             raise wrong_suffix(path)
         for file in photos_below(path) if path.is_dir() else [path]:
@@ -296,7 +296,7 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
             if photo.id in held else photo for photo in photos]
 
 
-def torn_photos(paths: Sequence[Path]) -> list[Path]:
+def truncated_photos(paths: Sequence[Path]) -> list[Path]:
     """Return those files that are empty, or JPEGs without an end marker: truncated downloads.
 
     The last kilobyte of each file is read. Missing files are not returned.
@@ -305,10 +305,11 @@ def torn_photos(paths: Sequence[Path]) -> list[Path]:
 
     # Threads: on a network disk each access costs a round trip.
     with ThreadPoolExecutor(16) as pool:
-        return [path for path, torn in zip(paths, pool.map(_is_torn, paths), strict=True) if torn]
+        truncated = pool.map(_is_truncated, paths)
+        return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
 
 
-def _is_torn(path: Path) -> bool:
+def _is_truncated(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

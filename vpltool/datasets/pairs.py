@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, place_of, read_tar
+from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, location_of, read_tar
 from vpltool.errors import VplError
 
 _ROOM = 1 << 28
@@ -48,7 +48,7 @@ def stream_pairs(
         start: where to begin.
 
     Yields:
-        a pair or a flaw, and the cursor behind it.
+        a pair or a flaw, and the cursor after it.
 
     Raises:
         VplError: there is no pair.
@@ -62,7 +62,7 @@ def stream_pairs(
         # A part has other tars in each epoch, so that one without a pair says little.
         if in_vain >= 2 * parts:
             raise VplError(f"not one pair of a photo and a caption in {len(tars)} tars, such as "
-                           f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one behind the other")
+                           f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one after the other")
         start = Cursor(start.epoch + 1)
 
 
@@ -75,7 +75,7 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
     by_tar = len(tars) >= parts
     own = order[part::parts] if by_tar else order
     waiting: list[Pair] = []
-    begun, done, held = start, start.done, 0
+    opened, done, held = start, start.done, 0
     for number in range(start.tar, len(own)):
         for item, pair in enumerate(_captioned(tars[own[number]])):
             if number == start.tar and item < start.item:
@@ -85,28 +85,28 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
             if isinstance(pair, Flaw):
                 # Told once, when its window is read first.
                 if not done:
-                    yield pair, begun
+                    yield pair, opened
                 continue
             waiting.append(pair)
             held += len(pair.photo)
             if len(waiting) == window or held > _ROOM:
-                yield from _shuffled(waiting, seed, part, begun, done,
+                yield from _shuffled(waiting, seed, part, opened, done,
                                      Cursor(start.epoch, number, item + 1))
-                waiting, begun, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
-    yield from _shuffled(waiting, seed, part, begun, done, Cursor(start.epoch + 1))
+                waiting, opened, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
+    yield from _shuffled(waiting, seed, part, opened, done, Cursor(start.epoch + 1))
 
 
-def _shuffled(pairs: list[Pair], seed: int, part: int, begun: Cursor, done: int, behind: Cursor
+def _shuffled(pairs: list[Pair], seed: int, part: int, opened: Cursor, done: int, behind: Cursor
               ) -> Iterator[tuple[Pair, Cursor]]:
     """Yield the pairs of a window, in an order that its beginning decides, each with a cursor."""
     import numpy as np
 
-    chance = np.random.default_rng((seed, 4, part, begun.epoch, begun.tar, begun.item))
+    chance = np.random.default_rng((seed, 4, part, opened.epoch, opened.tar, opened.item))
     order = chance.permutation(len(pairs)).tolist()
     for position in range(done, len(order)):
         last = position == len(order) - 1
         yield pairs[order[position]], behind if last else Cursor(
-            begun.epoch, begun.tar, begun.item, position + 1)
+            opened.epoch, opened.tar, opened.item, position + 1)
 
 
 def _captioned(address: str) -> Iterator[Pair | Flaw]:
@@ -116,6 +116,6 @@ def _captioned(address: str) -> Iterator[Pair | Flaw]:
         if isinstance(pair, Flaw) or pair.captions:
             yield pair
         # Where its caption is empty or no text, that was said just before.
-        elif not (isinstance(before, Flaw) and before.where == place_of(pair.tar, pair.key)):
-            yield Flaw(NO_CAPTION, place_of(pair.tar, pair.key))
+        elif not (isinstance(before, Flaw) and before.where == location_of(pair.tar, pair.key)):
+            yield Flaw(NO_CAPTION, location_of(pair.tar, pair.key))
         before = pair

@@ -45,7 +45,7 @@ def read_voc(
              if path.suffix.lower() in PHOTO_SUFFIXES}
     if "test" in listed and files.keys().isdisjoint(listed["test"]):
         remarks.append(f"no photo of test.txt is in {root / 'JPEGImages'}: the split `test` is "
-                       "left out (VOC2012test.tar holds its photos)")
+                       "skipped (VOC2012test.tar holds its photos)")
         del listed["test"]
     for split, ids in sorted(listed.items()):
         absent = [key for key in ids if key not in files]
@@ -77,7 +77,7 @@ def _check_voc_root(root: Path) -> None:
         if not (root / part).is_dir():
             inner = [folder for folder in (root / "VOCdevkit/VOC2012", root / "VOC2012")
                      if (folder / part).is_dir()]
-            raise VplError(f"{root} is not a VOC folder: {part} is not there; found: "
+            raise VplError(f"{root} is not a VOC folder: {part} does not exist; found: "
                            f"{found_in(root)}",
                            f"`prepare('voc', root={str(inner[0])!r})`" if inner else
                            "give the folder that holds JPEGImages, such as VOCdevkit/VOC2012")
@@ -88,13 +88,13 @@ def _voc_lists(root: Path, lists: Sequence[Path]) -> dict[str, list[str]]:
     found = [path for folder in LISTS for path in sorted((root / folder).glob("*.txt"))]
     listed: dict[str, list[str]] = {}
     for file in (*lists, *found):
-        lines = read_lines(file, "a list has one id a line; extract it again, or delete it")
+        lines = read_lines(file, "a list has one id per line; extract it again, or delete it")
         # Augmented lists hold file names (`/JPEGImages/x.jpg /SegmentationClassAug/x.png`).
         listed.setdefault(file.stem, list(dict.fromkeys(
             Path(line.split()[0]).stem for line in lines)))
     if not listed:
         raise VplError(f"{root / LISTS[0]} lists no photo",
-                       "it should hold train.txt and val.txt, with one id a line")
+                       "it should hold train.txt and val.txt, with one id per line")
     return listed
 
 

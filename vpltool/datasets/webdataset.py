@@ -1,6 +1,6 @@
 """Photo-caption pairs from WebDataset tars, read in order: nothing is unpacked.
 
-In such a tar the files of one pair follow each other and differ in what is behind the first dot:
+In such a tar the files of one pair follow each other and differ in what is after the first dot:
 `0001.jpg`, `0001.txt`, `0001.json`. What is wrong is yielded as a `Flaw` between the pairs, and
 reading goes on. Addresses, patterns and the grouping of files are those of the library
 `webdataset`; the tar itself is not read by it, since it ends without a word at a damaged header.
@@ -42,7 +42,7 @@ TOO_LARGE = "photos of more than 64 MB, or texts of more than 1 MB,"
 _PHOTOS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 _TEXTS = ("txt", "caption", "text")
 """Suffixes of texts with a caption a line."""
-_SPOKEN = ("captions", "caption", "text")
+_CAPTION_FIELDS = ("captions", "caption", "text")
 _TAGGED = ("labels", "tags")
 """Fields of the JSON."""
 _WANTED = _PHOTOS | {*_TEXTS, "json", "cls"}
@@ -92,17 +92,17 @@ class Flaws:
     """Counts flaws; of each kind the first five places are kept, however many there are."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    locations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, flaw: Flaw) -> None:
         """Count a flaw."""
         self.counts[flaw.what] += 1
-        if len(self.places[flaw.what]) < 6:
-            self.places[flaw.what].append(flaw.where)
+        if len(self.locations[flaw.what]) < 6:
+            self.locations[flaw.what].append(flaw.where)
 
     def remarks(self) -> list[str]:
         """Say of each kind how many there are, and where the first are."""
-        return [f"{count} {what} left out: {some(self.places[what])}"
+        return [f"skipped {count} {what}: {some(self.locations[what])}"
                 for what, count in self.counts.items()]
 
 
@@ -169,46 +169,46 @@ def read_tar(address: str) -> Iterator[Pair | Flaw]:
 def _pair(sample: Mapping[str, Any], address: str) -> Iterator[Pair | Flaw]:
     """Make a pair of the files that have one key."""
     key = str(sample["__key__"])
-    texts, flaws = _texts_of(sample, place_of(address, key))
+    texts, flaws = _texts_of(sample, location_of(address, key))
     yield from flaws
     suffix = next((name for name in sample if name in _PHOTOS), None)
     if suffix is not None:
         yield Pair(address, key, suffix, sample[suffix], *texts)
     elif texts[0]:
-        yield Flaw(NO_PHOTO, place_of(address, key))
+        yield Flaw(NO_PHOTO, location_of(address, key))
 
 
-def _texts_of(sample: Mapping[str, Any], place: str
+def _texts_of(sample: Mapping[str, Any], location: str
               ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Flaw]]:
     """Read captions and tags of a pair, from its texts and its JSON; and what is wrong."""
     flaws: list[Flaw] = []
-    said: list[str] = []
+    texts: list[str] = []
     tags: list[str] = []
-    with _noted(flaws, place):
+    with _noted(flaws, location):
         for suffix in _TEXTS:
             if suffix in sample:
-                said += sample[suffix].decode("utf-8-sig").splitlines() or [""]
-    with _noted(flaws, place):
+                texts += sample[suffix].decode("utf-8-sig").splitlines() or [""]
+    with _noted(flaws, location):
         about = parse_json(sample["json"]) if "json" in sample else {}
         if not isinstance(about, dict):
-            raise ValueError("it is no object")
-        said += _words(about, _SPOKEN)
+            raise ValueError("it is not an object")
+        texts += _words(about, _CAPTION_FIELDS)
         tags += _words(about, _TAGGED)
-    with _noted(flaws, place):
+    with _noted(flaws, location):
         tags += sample["cls"].decode().split(";") if "cls" in sample else []
-    captions = tuple(dict.fromkeys(filter(None, map(clean, said))))
-    if said and not captions:
-        flaws.append(Flaw(EMPTY, place))
+    captions = tuple(dict.fromkeys(filter(None, map(clean, texts))))
+    if texts and not captions:
+        flaws.append(Flaw(EMPTY, location))
     return (captions, tuple(dict.fromkeys(filter(None, map(clean, tags))))), flaws
 
 
 @contextlib.contextmanager
-def _noted(flaws: list[Flaw], place: str) -> Iterator[None]:
+def _noted(flaws: list[Flaw], location: str) -> Iterator[None]:
     try:
         yield
     except ValueError:
         # UnicodeDecodeError and JSONDecodeError are among them.
-        flaws.append(Flaw(NO_TEXT, place))
+        flaws.append(Flaw(NO_TEXT, location))
 
 
 def _words(about: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -217,7 +217,7 @@ def _words(about: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [str(word) for word in (found if isinstance(found, list) else [found])]
 
 
-def place_of(address: str, key: str) -> str:
+def location_of(address: str, key: str) -> str:
     """Name a pair or a file of a tar, for messages."""
     return f"{address}: {key}"
 
@@ -232,7 +232,7 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
 
 
 def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
-    """Yield the regular files that belong to pairs; behind a damaged place, the next that is whole.
+    """Yield the regular files that belong to pairs; after a damaged place, the next that is whole.
 
     Args:
         stream: the tar, compressed or not.
@@ -249,14 +249,15 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dic
             if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
                 continue
             if member.size > (_LARGEST if suffix.lower() in _PHOTOS else _LONGEST):
-                flaws.append(Flaw(TOO_LARGE, place_of(address, member.name)))
+                flaws.append(Flaw(TOO_LARGE, location_of(address, member.name)))
                 continue
             try:
                 file = tar.extractfile(member)
                 assert file is not None
                 content = file.read()
             except _TAR_ERRORS as error:
-                flaws.append(Flaw(BROKEN, f"{place_of(address, member.name)} ({_reason(error)})"))
+                where = location_of(address, member.name)
+                flaws.append(Flaw(BROKEN, f"{where} ({_reason(error)})"))
                 return
             yield {"fname": member.name, "data": content, "__url__": address}
             # A tar keeps what it knows of each member.
@@ -331,7 +332,7 @@ def _local(address: str) -> list[str]:
         return [file.as_posix() for file in tars]
     if not path.exists():
         beside = [file.as_posix() for file in path.parent.glob("*.tar*")]
-        raise VplError(f"{path} is not there", near_name(path.as_posix(), beside) if beside
+        raise VplError(f"{path} does not exist", near_name(path.as_posix(), beside) if beside
                        else _PATTERN)
     return [address]
 

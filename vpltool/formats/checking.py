@@ -56,13 +56,13 @@ def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None)
         except VplError as error:
             faults.damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
         advance()
-    for key, place in folder.packed.items():
+    for key, entry in folder.packed.items():
         # Those of other machines are checked when they are read.
-        if place.path is not None:
+        if entry.path is not None:
             try:
                 folder.read_tensors(key)
             except VplError as error:
-                faults.damaged.setdefault(place.index, error.message)
+                faults.damaged.setdefault(entry.index, error.message)
         advance()
     return faults
 
@@ -97,7 +97,7 @@ def _check_png(path: Path) -> None:
         raise VplError(f"{path} is damaged: {first_line(error)}") from error
 
 
-def told_header(path: Path) -> Header | None:
+def salvaged_header(path: Path) -> Header | None:
     """Return the header of a .safetensors whose data may be damaged; None if it has none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, VplError,
                              struct.error), path.open("rb") as file:

@@ -46,7 +46,7 @@ def current_preset() -> dict[str, Any]:
     return dict(_presets[-1])
 
 
-def spell_preset(preset: dict[str, Any]) -> str:
+def format_preset(preset: dict[str, Any]) -> str:
     """Format a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
     if not preset:
         return "no preset"
@@ -160,20 +160,20 @@ def identity_of_many(parts: dict[str, str]) -> str:
     return _short_hash(json.dumps(parts, sort_keys=True).encode())
 
 
-def join_supervision(said: Iterable[str]) -> str:
+def join_supervision(parts: Iterable[str]) -> str:
     """Join what several inputs say of their supervision, each thing once; see `Header`."""
-    return "; ".join(dict.fromkeys(filter(None, said)))
+    return "; ".join(dict.fromkeys(filter(None, parts)))
 
 
 def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def difference(asked: Header, found: Header, path: Path) -> list[str]:
+def difference(expected: Header, found: Header, path: Path) -> list[str]:
     """Describe how two configurations differ, one phrase for each difference.
 
     Args:
-        asked: the header that the artifact would get now.
+        expected: the header that the artifact would get now.
         found: the header that it has.
         path: path of the artifact; the log of the workspace around it tells what has changed.
     """
@@ -181,39 +181,40 @@ def difference(asked: Header, found: Header, path: Path) -> list[str]:
 
     work = workspace_around(path)
     phrases = []
-    if asked.command != found.command:
-        phrases.append(f"{found.command} made it, not {asked.command}")
-    if asked.kind != found.kind:
-        phrases.append(f"it holds {found.kind}, not {asked.kind}")
-    if asked.format != found.format:
-        phrases.append(f"its format is {found.format}, today's is {asked.format}")
-    for name in sorted(set(asked.options) | set(found.options)):
-        new, old = asked.options.get(name), found.options.get(name)
+    if expected.command != found.command:
+        phrases.append(f"{found.command} made it, not {expected.command}")
+    if expected.kind != found.kind:
+        phrases.append(f"it holds {found.kind}, not {expected.kind}")
+    if expected.format != found.format:
+        phrases.append(f"its format is {found.format}, today's is {expected.format}")
+    for name in sorted(set(expected.options) | set(found.options)):
+        new, old = expected.options.get(name), found.options.get(name)
         if new != old:
             phrases.append(f"{name} was {_brief(old)}, now {_brief(new)}")
-    for role in changed_inputs(asked, found):
+    for role in changed_inputs(expected, found):
         phrases.append(explain_change(work, role, found.inputs.get(role, ""))
                     or _INPUT_CHANGES.get(role)
-                    or f"{found.sources.get(role) or asked.sources.get(role) or role} has changed")
-    if asked.model != found.model:
-        old, new = _spell_model(found.model), _spell_model(asked.model)
+                    or f"{found.sources.get(role) or expected.sources.get(role) or role} "
+                       "has changed")
+    if expected.model != found.model:
+        old, new = _format_model(found.model), _format_model(expected.model)
         what = "encoder" if "encoder" in found.options else "CLIP"
         phrases.append(f"the {what} was {old}, now {new}" if old != new else
                        f"the weights of the {what} {new} have changed")
     return phrases
 
 
-def changed_inputs(asked: Header, found: Header) -> list[str]:
+def changed_inputs(expected: Header, found: Header) -> list[str]:
     """Return the roles of the inputs that have changed since a file was made."""
-    return [role for role in sorted(set(asked.inputs) | set(found.inputs))
-            if asked.inputs.get(role) != found.inputs.get(role)]
+    return [role for role in sorted(set(expected.inputs) | set(found.inputs))
+            if expected.inputs.get(role) != found.inputs.get(role)]
 
 
-def is_stale(asked: Header, found: Header) -> bool:
+def is_stale(expected: Header, found: Header) -> bool:
     """Tell whether a file was made by the same command and options, but from other inputs."""
     same = ("kind", "command", "options", "format")
-    return (all(getattr(asked, name) == getattr(found, name) for name in same)
-            and asked.config_hash != found.config_hash)
+    return (all(getattr(expected, name) == getattr(found, name) for name in same)
+            and expected.config_hash != found.config_hash)
 
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
@@ -221,7 +222,7 @@ _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags
                   "corrections": "corrected masks have changed"}
 
 
-def _spell_model(model: Mapping[str, str]) -> str:
+def _format_model(model: Mapping[str, str]) -> str:
     named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
     return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
 

@@ -22,7 +22,7 @@ from vpltool.formats.manifest import (
     read_manifest,
     shard_manifests,
 )
-from vpltool.formats.packed import Place, packed_places, read_packed
+from vpltool.formats.packed import TarSlice, packed_slices, read_packed
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import (
     Description,
@@ -77,9 +77,9 @@ class InputFolder:
         return self.path / (photo_id + KINDS[self.kind].suffix)
 
     @cached_property
-    def packed(self) -> Mapping[str, Place]:
+    def packed(self) -> Mapping[str, TarSlice]:
         """Where the files of photos are that lie in tars, by id."""
-        return packed_places(self.path)
+        return packed_slices(self.path)
 
     def holds(self, photo_id: str) -> bool:
         """Tell whether a photo's file is there, by itself or in a tar."""
@@ -91,10 +91,10 @@ class InputFolder:
         Raises:
             VplError: it is damaged.
         """
-        place, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if place is None:
+        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if entry is None:
             return describe(path)
-        return describe_bytes(read_packed(place, photo_id + path.suffix), f"{place}: {photo_id}")
+        return describe_bytes(read_packed(entry, photo_id + path.suffix), f"{entry}: {photo_id}")
 
     def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
         """Read tensors of a photo; all if no name is given.
@@ -103,10 +103,10 @@ class InputFolder:
             VplError: the file is missing or damaged, lacks a tensor, or comes from another run
                 than the folder.
         """
-        place, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if place is not None:
-            where = f"{place}: {photo_id}"
-            content = read_packed(place, photo_id + path.suffix)
+        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
+        if entry is not None:
+            where = f"{entry}: {photo_id}"
+            content = read_packed(entry, photo_id + path.suffix)
             header, tensors = tensors_of(content, self.kind, names, where, again(self.header))
             self._check_run(header, where)
             return tensors
@@ -130,7 +130,7 @@ class InputFolder:
     def _check_run(self, header: Header, path: Path | str) -> None:
         if header.config_hash != self.identity:
             reasons = "; ".join(difference(self.header, header, self.path))
-            raise VplError(f"{path} comes from another run than its folder: {reasons}",
+            raise VplError(f"{path} comes from a different run than its folder: {reasons}",
                            f"delete it; {again(self.header)} makes it again")
 
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
@@ -157,7 +157,7 @@ class InputFolder:
         if failed:
             console.warn("an earlier step failed on "
                          + counted(len(failed), "photo, which is", "photos, which are")
-                         + f" left out: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
+                         + f" skipped: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
         if wanted and not have:
             raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
         return have
@@ -166,7 +166,7 @@ class InputFolder:
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """The call that makes missing photos: a hint."""
         if self.shards == 1:
-            return f"{again(self.header)} goes on where it stopped"
+            return f"{again(self.header)} resumes where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""

@@ -114,4 +114,5 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
                        ) from None
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error,
             struct.error, Image.DecompressionBombError) as error:
-        raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})") from error
+        raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})",
+                       "delete it, and make it again or save it as a palette PNG") from error

@@ -18,7 +18,7 @@ from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
-from vpltool.formats.packed import packed_places
+from vpltool.formats.packed import packed_slices
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
 from vpltool.json_text import parse_json
@@ -123,7 +123,7 @@ def photo_ids(path: Path) -> list[str]:
     """Ids of the photos that a folder holds files of; those of nested artifacts are not its own."""
     suffix = KINDS[header_of(manifest_of(path), path / MANIFEST).kind].suffix
     return list(dict.fromkeys([
-        *packed_places(path), *(file.relative_to(path).as_posix().removesuffix(suffix)
+        *packed_slices(path), *(file.relative_to(path).as_posix().removesuffix(suffix)
                                 for file in files_of(path, suffix))]))
 
 

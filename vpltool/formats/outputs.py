@@ -27,7 +27,7 @@ from vpltool.formats.manifest import (
     shard_manifest,
     shard_manifests,
 )
-from vpltool.formats.packed import PACKED, packed_places
+from vpltool.formats.packed import PACKED, packed_slices
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
 
@@ -79,7 +79,7 @@ class OutputFolder:
     def packed(self) -> frozenset[str]:
         """Ids of the photos whose files lie in tars."""
         # Not a view of the places: worker processes get a folder pickled.
-        return frozenset(packed_places(self.path))
+        return frozenset(packed_slices(self.path))
 
     def holds(self, photo_id: str) -> bool:
         """Tell whether a photo's file is there, by itself or in a tar."""
@@ -178,7 +178,7 @@ class OutputFolder:
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
-                "fix them and run the same command again: only they are done again", result,
+                "fix them and run the same command again: only these are redone", result,
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:

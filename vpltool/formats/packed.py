@@ -31,14 +31,14 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
 
 
 @dataclass(frozen=True)
-class Place:
+class TarSlice:
     """Where the file of a photo is: a tar, and from which byte to which.
 
     Args:
         index: the file that says so.
         tar: address of the tar: the name of a file beside the index, or `SCHEME://…`.
         start: first byte of the member's header.
-        end: behind the last byte of its content.
+        end: after the last byte of its content.
     """
 
     index: Path
@@ -57,29 +57,29 @@ class Place:
         return None if "://" in self.tar else self.index.with_name(self.tar)
 
 
-def packed_places(folder: Path) -> dict[str, Place]:
+def packed_slices(folder: Path) -> dict[str, TarSlice]:
     """Return where each photo's file is that is packed, by id; empty for a folder of files.
 
     Raises:
         VplError: an index is damaged.
     """
-    return {key: place for index in sorted((folder / PACKED).glob("*.json"))
-            for key, place in _read_index(index)}
+    return {key: entry for index in sorted((folder / PACKED).glob("*.json"))
+            for key, entry in _read_index(index)}
 
 
-def _read_index(index: Path) -> Iterator[tuple[str, Place]]:
+def _read_index(index: Path) -> Iterator[tuple[str, TarSlice]]:
     try:
         content = parse_json(index.read_text("utf-8"))
         check_fields(content, {"tar": TEXT, "members": OBJECT})
         tar = content["tar"]
         if not _ADDRESS.fullmatch(tar) and (leads_out(tar) or "/" in tar):
-            raise ValueError(f"`tar` is no file beside it, and no address: {tar}")
-        for key, place in content["members"].items():
-            if not (isinstance(place, list) and len(place) == 2
-                    and all(type(number) is int for number in place)
-                    and 0 <= place[0] < place[1] < 1 << 62):
+            raise ValueError(f"`tar` is neither a file beside it nor an address: {tar}")
+        for key, entry in content["members"].items():
+            if not (isinstance(entry, list) and len(entry) == 2
+                    and all(type(number) is int for number in entry)
+                    and 0 <= entry[0] < entry[1] < 1 << 62):
                 raise ValueError(f"`members` has no bytes for {key}")
-            yield key, Place(index, tar, *place)
+            yield key, TarSlice(index, tar, *entry)
     except (ValueError, OSError) as error:
         raise VplError(f"{index} is damaged: {error}", _again(index)) from error
 
@@ -88,18 +88,18 @@ def _again(index: Path) -> str:
     return f"delete {index}; the command that made its photos' files makes them again"
 
 
-def read_packed(place: Place, name: str) -> bytes:
+def read_packed(entry: TarSlice, name: str) -> bytes:
     """Read a file out of a tar, by one request for its bytes.
 
     Args:
-        place: where it is.
+        entry: where it is.
         name: of the member that must be there.
 
     Raises:
         VplError: the tar cannot be read, or the member is another or damaged.
     """
     try:
-        part = _bytes_of(place)
+        part = _bytes_of(entry)
         with tarfile.open(fileobj=io.BytesIO(part), mode="r:") as tar:
             member = tar.next()
             if member is None or member.name != name or not member.isreg():
@@ -112,45 +112,45 @@ def read_packed(place: Place, name: str) -> bytes:
             content = file.read()
     except (ValueError, OSError, EOFError, OverflowError, RecursionError,
             tarfile.TarError) as error:
-        raise VplError(f"{place} is damaged: {error}", _again(place.index)) from error
+        raise VplError(f"{entry} is damaged: {error}", _again(entry.index)) from error
     return content
 
 
-def _bytes_of(place: Place) -> bytes:
-    """Read the bytes of a place.
+def _bytes_of(entry: TarSlice) -> bytes:
+    """Read the bytes of an entry.
 
     Raises:
         ValueError: the tar ends before.
         OSError: it is not there.
         VplError: the address cannot be read.
     """
-    if (path := place.path) is None:
-        part = _fetched(place)
+    if (path := entry.path) is None:
+        part = _fetched(entry)
     elif not path.is_file():
         raise OSError("there is no such file")
     else:
         with path.open("rb") as file:
             # Not more than there is: what is asked for would be allocated first.
             size = file.seek(0, io.SEEK_END)
-            file.seek(min(place.start, size))
-            part = file.read(min(place.end, size) - file.tell())
-    if len(part) != place.end - place.start:
+            file.seek(min(entry.start, size))
+            part = file.read(min(entry.end, size) - file.tell())
+    if len(part) != entry.end - entry.start:
         raise ValueError("it is truncated")
     return part
 
 
-def _fetched(place: Place) -> bytes:
+def _fetched(entry: TarSlice) -> bytes:
     from fsspec.core import url_to_fs
 
     try:
-        system, path = url_to_fs(place.tar)
-        return bytes(system.cat_file(path, start=place.start, end=place.end))
+        system, path = url_to_fs(entry.tar)
+        return bytes(system.cat_file(path, start=entry.start, end=entry.end))
     except Exception as error:
         # Each of fsspec's systems raises what its library does.
-        raise VplError(f"{place.tar} cannot be read: {first_line(error)}", _NEEDS) from error
+        raise VplError(f"{entry.tar} cannot be read: {first_line(error)}", _NEEDS) from error
 
 
-def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Place:
+def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
     """Pack photos' files into a tar, and write its index when the tar is whole.
 
     No date and no user is stored: the same files give the same bytes.
@@ -162,27 +162,27 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Pl
         files: id to file.
 
     Returns:
-        the place of all of them.
+        the slice that holds all of them.
 
     Raises:
         VplError: it cannot be written.
     """
     index = folder / PACKED / f"{name}.json"
     tar = f"{at.rstrip('/')}/{name}.tar" if at else f"{name}.tar"
-    place = Place(index, tar, 0, 0)
-    if place.path is None:
+    entry = TarSlice(index, tar, 0, 0)
+    if entry.path is None:
         members = _uploaded(tar, files)
     else:
-        with atomic_path(place.path) as temporary, temporary.open("wb") as stream:
+        with atomic_path(entry.path) as temporary, temporary.open("wb") as stream:
             members = _pack(stream, files)
     with atomic_path(index) as temporary:
         temporary.write_text(json.dumps({"tar": tar, "members": members}, ensure_ascii=False,
                                         separators=(",", ":")) + "\n", "utf-8")
-    return replace(place, end=_end_of(members))
+    return replace(entry, end=_end_of(members))
 
 
 def _pack(stream: IO[bytes], files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Write a tar; first byte, and behind the last, of each id's member."""
+    """Write a tar; first byte, and after the last, of each id's member."""
     members = {}
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for key, file in files.items():

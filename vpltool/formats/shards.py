@@ -20,12 +20,12 @@ class Shard:
     Args:
         index: number of the shard, from 0.
         count: number of shards.
-        told_by: what said so: a setting or environment variables; for people.
+        set_by: what chose it: a setting or environment variables; for people.
     """
 
     index: int = 0
     count: int = 1
-    told_by: str = ""
+    set_by: str = ""
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -75,7 +75,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def short_path(path: Path) -> str:
-    """Spell a path for people: as seen from the current folder, or absolute where that is shorter.
+    """Format a path for people: as seen from the current folder, or absolute where that is shorter.
 
     What is typed into a shell in that folder finds the same file.
     """
@@ -98,7 +98,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     try:
         content = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise VplError(f"{path} is not there", made_by) from None
+        raise VplError(f"{path} does not exist", made_by) from None
     except (ValueError, OSError) as error:
         raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
     if not isinstance(content, dict):
@@ -258,7 +258,8 @@ def _png_header(path: Path) -> Header | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
-            raise VplError(f"{path} is not a PNG file")
+            raise VplError(f"{path} is not a PNG file",
+                           "delete it and run the command that makes it again")
         while len(start := file.read(8)) == 8:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):

@@ -29,7 +29,7 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
         path: the folder.
         members: its files.
         form: what it is: the name of a format.
-        kept: splits whose files of the earlier folder stay, where they are not written anew.
+        kept: splits whose files of the earlier folder stay, where they are not rewritten.
 
     Raises:
         VplError: the folder holds other files or changed ones, or cannot be written.

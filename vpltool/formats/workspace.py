@@ -331,7 +331,7 @@ def read_images(path: Path) -> list[Photo]:
                 except ValueError as error:
                     raise VplError(f"{path}:{number} is not a photo ({error})", _PREPARE) from error
     except FileNotFoundError:
-        raise VplError(f"{path} is not there", _PREPARE) from None
+        raise VplError(f"{path} does not exist", _PREPARE) from None
     except UnicodeDecodeError as error:
         raise VplError(f"{path} is not UTF-8 ({error})", _PREPARE) from error
     return photos

@@ -14,8 +14,8 @@ class DamagedXml(ValueError):
         line: where.
     """
 
-    def __init__(self, said: str, line: int) -> None:
-        super().__init__(said)
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
         self.line = line
 
 

@@ -24,7 +24,7 @@ def find_reader(path: Path) -> tuple[str, ModuleType] | None:
         VplError: it is missing, a file in no format, in several, or a package is not installed.
     """
     if not path.exists():
-        raise VplError(f"{path} is not there", "give a file or folder from a labelling tool")
+        raise VplError(f"{path} does not exist", "give a file or folder from a labelling tool")
     names = {file.stem.replace("_", "-"): f"vpltool.labelling.{file.stem}"
              for file in sorted(Path(__file__).parent.glob("*.py"))
              if file.stem not in ("__init__", "request", "reading")}

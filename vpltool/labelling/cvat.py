@@ -73,11 +73,11 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
                 raise VplError(f"{where}: an image without {error}", _AGAIN) from error
             request.check_size(photo, size, where)
             canvas = np.zeros(size, np.uint8)
-            for line, shape, said in sorted(image.shapes, key=_height):
+            for line, shape, attributes in sorted(image.shapes, key=_height):
                 where = f"{file}:{line}"
-                label = request.label(said.get("label", ""), where)
+                label = request.label(attributes.get("label", ""), where)
                 try:
-                    canvas[_inside(shape, said, size)] = label
+                    canvas[_inside(shape, attributes, size)] = label
                 # pycocotools raises bare exceptions at outlines that are none.
                 except Exception as error:
                     raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN
@@ -86,8 +86,8 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
 
 def _height(shape: tuple[int, str, dict[str, str]]) -> int:
-    told = shape[2].get("z_order", "0")
-    return int(told) if told.lstrip("-").isdigit() else 0
+    order = shape[2].get("z_order", "0")
+    return int(order) if order.lstrip("-").isdigit() else 0
 
 
 def _parse(path: Path) -> list[_Image]:
@@ -128,7 +128,7 @@ def _content(path: Path) -> bytes:
         raise VplError(f"{path} cannot be read ({error})", _AGAIN) from error
 
 
-def _inside(shape: str, said: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """The region (H, W) of a shape.
 
     Raises:
@@ -139,17 +139,18 @@ def _inside(shape: str, said: dict[str, str], size: tuple[int, int]) -> npt.NDAr
     from vpltool.core.instances import region
 
     if shape == "polygon":
-        points = [float(number) for pair in said["points"].split(";")
+        points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]
         return region([points], size)
     if shape == "box":
-        left, top, right, bottom = (float(said[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+        left, top, right, bottom = (
+            float(attributes[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
         return region([[left, top, right, top, right, bottom, left, bottom]], size)
-    left, top, width, height = (int(float(said[name]))
+    left, top, width, height = (int(float(attributes[name]))
                                 for name in ("left", "top", "width", "height"))
     if min(left, top, width, height) < 0 or top + height > size[0] or left + width > size[1]:
         raise ValueError("it is not within the photo")
-    lengths = np.array([int(word) for word in said["rle"].split(",")])
+    lengths = np.array([int(word) for word in attributes["rle"].split(",")])
     if lengths.min() < 0 or lengths.max() > width * height or lengths.sum() > width * height:
         raise ValueError(f"its run lengths do not fit into {width}×{height}")
     values = np.zeros(width * height, bool)

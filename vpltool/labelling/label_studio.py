@@ -66,8 +66,8 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
     for stroke in newest["result"]:
         if "original_width" not in stroke:
             continue  # choices and texts, which have no place in the photo
-        told = (int(stroke["original_height"]), int(stroke["original_width"]))
-        request.check_size(photo, told, where)
+        request.check_size(
+            photo, (int(stroke["original_height"]), int(stroke["original_width"])), where)
         names = stroke["value"].get(stroke["type"]) or [""]
         label = request.label(names[0], where)
         canvas[_inside(stroke, size, where)] = label

@@ -119,7 +119,7 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
         request.check_size(photo, values.shape, str(path))
         odd = sorted(set(np.unique(values).tolist()) - known.keys() - {IGNORE})
         if odd:
-            raise VplError(f"{path} has the value {odd[0]}, which is no class",
+            raise VplError(f"{path} has the value {odd[0]}, which is not a class",
                            "a pixel's value is the number of its class, 0 for the background, 255 "
                            "for not said")
         yield Labelled(photo, table[values], str(path))

@@ -90,7 +90,7 @@ class LabellingRequest:
             return photo_size(self.root / photo.image)
         except OSError as error:
             raise VplError(f"{where}: the photo {photo.id} cannot be read ({error})",
-                           "put it back") from error
+                           "put the photo back, or fix it") from error
 
     def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
         """Check that labels are as large as their photo.

@@ -66,7 +66,7 @@ def _polygon(line: str, labels: Mapping[int, int], where: str
         raise VplError(f"{where}: not a polygon ({error})",
                        "a line is CLASS X Y X Y X Y …, in shares of width and height") from error
     if len(shares) < 6 or len(shares) % 2:
-        raise VplError(f"{where}: {len(shares)} numbers behind the class are no polygon"
+        raise VplError(f"{where}: {len(shares)} numbers after the class are not a polygon"
                        + (", but a box" if len(shares) == 4 else ""),
                        "export polygons (segmentation), not boxes")
     if not np.isfinite(shares).all() or shares.min() < -0.01 or shares.max() > 1.01:

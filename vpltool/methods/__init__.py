@@ -123,9 +123,9 @@ class Method:
         module = (importlib.import_module(self.module) if self.module
                   else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
         needs = KINDS[self.kind].needs
-        lacking = [name for name in needs if not hasattr(module, name)]
-        if lacking:
-            raise VplError(f"{self.path}: a method of {self.kind} needs `{lacking[0]}`",
+        missing = [name for name in needs if not hasattr(module, name)]
+        if missing:
+            raise VplError(f"{self.path}: a method of {self.kind} needs `{missing[0]}`",
                            f"it defines {', '.join(needs)}; docs/reference/methods.md says more")
         unknown = set(getattr(module, "READS", ())) - set(KINDS[self.kind].reads)
         if unknown:

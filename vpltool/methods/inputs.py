@@ -35,7 +35,7 @@ class SourceRequest:
     Args:
         classes: class names in index order, where a class file or the workspace names them; empty:
             the data set's own, or those of its tags.
-        overwrite: whether files that the method makes in the workspace are made anew.
+        overwrite: whether files that the method makes in the workspace are made again.
         captioned: whether captions are given; then neither tags nor classes need be.
     """
 
@@ -55,7 +55,7 @@ class Source:
         classes: class names in index order.
         background: words for what is no class.
         from_tags: whether the classes are those of the tags: the names that an earlier workspace
-            has come first then, and new ones behind them.
+            has come first then, and new ones after them.
         remarks: what may surprise the user later, a line each.
         paint: makes files that belong to the workspace, such as true masks of COCO's instances,
             just before the workspace is written; gives the photos with what it made, and the

@@ -58,8 +58,8 @@ def feature_batches(
         photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size))
 
 
-def moved(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-          ) -> dict[str, Tensor]:
+def to_device(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+              ) -> dict[str, Tensor]:
     """Move named tensors to a device, in one number format."""
     return {name: tensor.to(device, non_blocking=True).to(dtype)
             for name, tensor in tensors.items()}

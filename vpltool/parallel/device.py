@@ -124,9 +124,9 @@ def _seconds_in(precision: torch.dtype) -> float:
     taken = []
     # The first one chooses and prepares the kernel.
     for _ in range(4):
-        begun = time.thread_time()
+        started = time.thread_time()
         torch.nn.functional.linear(tokens, weights)
-        taken.append(time.thread_time() - begun)
+        taken.append(time.thread_time() - started)
     return max(min(taken[1:]), 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""The same work is done by one process at a time; another one is told which."""
+"""A lock: only one process of this machine does a piece of work; others get an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vpltool.errors import VplError
 
 
 @contextlib.contextmanager
-def once(folder: Path, work: str, spelled: str) -> Iterator[None]:
+def once(folder: Path, work: str, call: str) -> Iterator[None]:
     """Do a piece of work unless another process of this machine is doing it.
 
     The system gives the lock back when a process ends, however it ends. Processes of other
@@ -41,7 +41,7 @@ def once(folder: Path, work: str, spelled: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _is_running(folder, spelled, file.read()) from None
+            raise _is_running(folder, call, file.read()) from None
         except OSError:
             yield
             return
@@ -61,15 +61,15 @@ def _lock_file(folder: Path, work: str) -> Path:
     return locks / f"{name.hexdigest()[:24]}.lock"
 
 
-def _is_running(folder: Path, spelled: str, said: str) -> VplError:
+def _is_running(folder: Path, call: str, content: str) -> VplError:
     try:
-        known = json.loads(said)
+        known = json.loads(content)
         process, since = int(known["process"]), time.localtime(float(known["since"]))
         who = f"process {process}, since {time.strftime('%H:%M:%S', since)}"
     except (ValueError, KeyError, TypeError):
         # It has the lock, and has not said so yet.
         process, who = 0, "another process, since just now"
-    return VplError(f"{spelled} is running already in {folder.resolve()}: {who}",
+    return VplError(f"{call} is running already in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"
                     + (f"; kill {process} ends it, and what it has written is kept" if process
                        else "") + "; with `shard='0/2'` and `shard='1/2'` two processes share")

@@ -77,9 +77,9 @@ class Ranks:
         """Average a tensor over all processes, without gradient."""
         return tensor if self.count == 1 else self.total(tensor) / self.count
 
-    def any(self, told: bool) -> bool:
+    def any(self, value: bool) -> bool:
         """Tell whether something holds in any process; a GPU is not waited for."""
-        return told if self.count == 1 else bool(self.total(torch.tensor(int(told))) > 0)
+        return value if self.count == 1 else bool(self.total(torch.tensor(int(value))) > 0)
 
     def collect(self, item: T) -> list[T]:
         """List what each process has, by their numbers; anything that can be pickled."""
@@ -95,7 +95,7 @@ class Ranks:
             return module
         with warnings.catch_warnings():
             # Later versions have another name for it, which earlier ones do not know. Our buffers
-            # are frozen; sending them would make a GPU read them anew at each step.
+            # are frozen; sending them would make a GPU read them again at each step.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(module, broadcast_buffers=False)
 
@@ -165,9 +165,9 @@ def _exit_at_once(code: int) -> None:
 
 def _is_of_group(error: RuntimeError) -> bool:
     """Tell whether an exchange failed; gloo raises a bare RuntimeError."""
-    said = str(error).lower()
+    text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
-        word in said for word in ("gloo", "nccl", "connection closed by peer"))
+        word in text for word in ("gloo", "nccl", "connection closed by peer"))
 
 
 @contextlib.contextmanager

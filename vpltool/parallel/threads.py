@@ -62,17 +62,17 @@ def write_behind(write: Callable[..., None], waiting: int) -> Iterator[Callable[
     if not waiting:
         yield write
         return
-    begun: deque[Future[None]] = deque()
+    pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as thread:
 
         def hand_over(*args: object) -> None:
-            if len(begun) == waiting:
-                begun.popleft().result()
-            begun.append(thread.submit(write, *args))
+            if len(pending) == waiting:
+                pending.popleft().result()
+            pending.append(thread.submit(write, *args))
 
         yield hand_over
-        while begun:
-            begun.popleft().result()
+        while pending:
+            pending.popleft().result()
 
 
 def in_threads(

@@ -53,7 +53,7 @@ class Chart:
     height: int = HEIGHT
 
     @property
-    def spoken(self) -> str:
+    def description(self) -> str:
         """What it shows, for those who do not see it."""
         lines = "; ".join(f"{line.name} from {line.first} to {line.last}" for line in self.lines)
         return (f"{self.title}, {self.x_name} {self.x_ticks[0].text} to {self.x_ticks[-1].text}: "

@@ -42,7 +42,7 @@ _OKLAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468],
 def class_palette() -> list[int]:
     """Return 256 colours of class indices, flat (r, g, b, r, g, b, …); 0 and 255 have none.
 
-    A class has the same colour however many there are: behind the first seven, each is the one
+    A class has the same colour however many there are: after the first seven, each is the one
     that is farthest from all before it, in the eyes of those who see colours worst.
     """
     candidates = _candidates()

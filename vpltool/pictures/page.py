@@ -32,12 +32,12 @@ def render_page(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Spell a share as a number of percent; `-` for none."""
+    """Format a share as a number of percent; `-` for none."""
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def data_uri(path: Path) -> str:
-    """Spell a picture, a JPEG or PNG, as an address that holds it."""
+    """Format a picture, a JPEG or PNG, as an address that holds it."""
     kind = "jpeg" if path.suffix == ".jpg" else path.suffix[1:]
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 

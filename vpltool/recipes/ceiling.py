@@ -22,7 +22,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, expect_header, open_workspace, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.signals import interrupt_at_sigterm
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
@@ -89,23 +89,23 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     side = _side_of(workspace, call) if max_side is None else max_side
     split = str(expect_header(path, "decoder").options.get("split", "train"))
     if split == score:
-        raise VplError(f"{path} has learned from the split `{score}`", "score another one")
-    place = work / "tables/ceiling"
-    masks = place / "masks" / split
+        raise VplError(f"{path} was trained on the split `{score}`", "score another split")
+    target = work / "tables/ceiling"
+    masks = target / "masks" / split
     write_true_masks(workspace, workspace.photos(split), masks)
     run = api.Workspace(work)
     other = run.train_decoder(**dict(call) | {
-        "masks": str(masks), "name": path.stem, "out": place / f"{path.stem}.safetensors",
+        "masks": str(masks), "name": path.stem, "out": target / f"{path.stem}.safetensors",
         "update": True})
     found = {}
     for name, file in (("from_tags", path), ("from_true_masks", other)):
-        out = place / "predictions" / name / path.stem / score
+        out = target / "predictions" / name / path.stem / score
         run.predict(decoder=str(file), split=score, max_side=side, out=out, update=True)
         found[name] = run.eval(what=str(out), split=score,
-                               out=place / f"{path.stem}-{name}.json")["miou"]
+                               out=target / f"{path.stem}-{name}.json")["miou"]
     result = {"decoder": path.stem, "split": score, **found,
               "share": found["from_tags"] / max(found["from_true_masks"], 1e-9)}
-    write_json(place / f"{path.stem}-{score}.json", result)
+    write_json(target / f"{path.stem}-{score}.json", result)
     return result
 
 
@@ -131,10 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, and print a row of Markdown; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with console.heard_by(console.Terminal(spell=spell)):
+        with console.heard_by(console.Terminal(rewrite=to_shell)):
             found = ceiling(options.work, options.decoder, options.score, options.max_side)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted", "the same command goes on")

@@ -94,11 +94,11 @@ class Recipe:
         for name in given:
             if name not in known:
                 raise VplError(f"{self.path.stem} has no value `{name}`", near_name(name, known))
-        lacking = [value for value in self.values
+        missing = [value for value in self.values
                    if value.default is None and not given.get(value.name)]
-        if lacking:
+        if missing:
             usage = " ".join(f"{value.name}=…" for value in self.values if value.default is None)
-            raise VplError(f"{self.path.stem} needs {lacking[0].name}=… ({lacking[0].about})",
+            raise VplError(f"{self.path.stem} needs {missing[0].name}=… ({missing[0].about})",
                            f"vpltool run {self.path.stem} {usage}")
         return {"work": str(work)} | {
             value.name: given.get(value.name, value.default or "") for value in self.values}
@@ -106,7 +106,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a recipe, with its values filled in: words behind `vpltool`, or a heading."""
+    """A command of a recipe, with its values filled in: words after `vpltool`, or a heading."""
 
     line: int
     words: tuple[str, ...]

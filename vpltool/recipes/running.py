@@ -15,7 +15,7 @@ from vpltool.errors import PhotosFailed, VplError
 from vpltool.preset import Preset
 from vpltool.recipes.reading import Rounds, Step
 from vpltool.run import run_stage, setting_names
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Job:
     failed: dict[str, None] = field(default_factory=dict)
 
 
-def spelled(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
-    """Spell steps as lines for a shell; headings are comments."""
+def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
+    """Format steps as lines for a shell; headings are comments."""
     for step in steps:
         if isinstance(step, Rounds):
             for part in step.rounds:
-                yield from spelled(part, program)
+                yield from shell_lines(part, program)
         elif step.heading:
             yield f"# {step.heading}"
         else:
@@ -110,10 +110,10 @@ def _run_step(job: Job, step: Step) -> None:
         job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:
-        message, hint = (spell(text, call.found.name, job.work)
+        message, hint = (to_shell(text, call.found.name, job.work)
                          for text in (error.message, error.hint))
         error.message = f"line {step.line}, {line}: {message}"
-        error.hint = f"{hint}; then run the recipe again: it goes on from this line"
+        error.hint = f"{hint}; then run the recipe again: it resumes at this line"
         raise
     if call.found.show is not None and not call.quiet and (
             text := call.found.show(result, call.values)):
@@ -154,7 +154,7 @@ def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
     """Run a round; its title is before each message, since the rounds take turns to speak."""
     title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset)
-    with console.heard_by(console.Terminal(spell=lambda text: f"{title}: "
-                                           + spell(text, work=job.work).strip(), bars=False)):
+    with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
+                                           + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
     return job.failed

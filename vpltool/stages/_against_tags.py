@@ -33,7 +33,7 @@ _THREADS = 4
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PhotoClasses:
     """A photo: which share each class takes, how probable each is; the background left out."""
 
     shares: npt.NDArray[np.float64]
@@ -71,8 +71,8 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     for row, photo in zip(tagged, photos, strict=True):
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
     shares = np.stack([entry.shares for entry in seen])
-    said = shares >= share
-    found = agreement(said, tagged)
+    predicted = shares >= share
+    found = agreement(predicted, tagged)
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
@@ -81,14 +81,14 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         "config": source.identity, "content": identity_of_many(
             {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
         "mean": {name: _rounded(value) for name, value in found.means().items()},
-        "photos_agreeing": _mean((said == tagged).all(axis=1)),
+        "photos_agreeing": _mean((predicted == tagged).all(axis=1)),
         "foreground": _mean(shares.sum(axis=1)),
         "classes": {name: {
-            "tagged": int(tagged[:, index].sum()), "predicted": int(said[:, index].sum()),
+            "tagged": int(tagged[:, index].sum()), "predicted": int(predicted[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
         "calibration": _calibration(seen, tagged) if beside else None,
-        "worst": _worst(workspace, photos, shares, said, tagged, overlap(said, tagged))}
+        "worst": _worst(workspace, photos, shares, predicted, tagged, overlap(predicted, tagged))}
 
 
 def _check_source(source: InputFolder) -> None:
@@ -96,16 +96,16 @@ def _check_source(source: InputFolder) -> None:
         raise VplError(f"{source.path} holds CAMs, which are made of the tags",
                        "compare what needs none: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
-        console.warn(f"{source.path} was made with the tags: that it agrees with them says little; "
-                     "predictions without tags tell more")
+        console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
+                     "score predictions without tags")
 
 
 def _warn_of_learned(workspace: Workspace, source: InputFolder, split: str) -> None:
     """Warn if the segmenter has learned from the photos that are compared."""
     decoder = _decoder_behind(workspace.path, source.header)
     if decoder is not None and decoder.options.get("split") == split:
-        console.warn(f"the segmenter has learned from the photos of `{split}`: it knows them "
-                     "better than others")
+        console.warn(f"the segmenter was trained on the photos of `{split}`: it agrees with their "
+                     "tags better than with those of new photos")
 
 
 def _decoder_behind(work: Path, header: Header) -> Header | None:
@@ -133,10 +133,10 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
-              photos: Sequence[Photo], share: float) -> list[_Seen]:
+              photos: Sequence[Photo], share: float) -> list[_PhotoClasses]:
     count = len(workspace.classes)
 
-    def read(photo: Photo) -> _Seen:
+    def read(photo: Photo) -> _PhotoClasses:
         from vpltool.core.agreement import class_shares
 
         labels = source.read_labels(photo.id)
@@ -145,8 +145,8 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
                            "last class", f"{again(source.header)} makes it again")
         sure = _read_probabilities(beside, photo.id, count, share) if beside else None
-        return _Seen(class_shares(labels, count + 1)[1:], sure,
-                     identity_of_file(source.path_of(photo.id)))
+        return _PhotoClasses(class_shares(labels, count + 1)[1:], sure,
+                             identity_of_file(source.path_of(photo.id)))
 
     seen = []
     with console.progress("eval", len(photos)) as advance:
@@ -170,7 +170,7 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
     return found[1:]
 
 
-def _calibration(seen: Sequence[_Seen], tagged: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> dict[str, Any]:
     import numpy as np
 
     from vpltool.core.agreement import calibration_error, reliability
@@ -183,17 +183,17 @@ def _calibration(seen: Sequence[_Seen], tagged: npt.NDArray[np.bool_]) -> dict[s
 
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
-           said: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
+           predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
            agreeing: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
     """Photos whose classes are not those tagged: those that overlap least come first.
 
     Among equals, those come first of which untagged classes take the larger share.
     """
-    wrong = (shares * (said & ~tagged)).sum(axis=1)
+    wrong = (shares * (predicted & ~tagged)).sum(axis=1)
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
                    key=lambda index: (agreeing[index], -wrong[index], photos[index].id))
     return [{"id": photos[index].id, "score": round(float(agreeing[index]), 6),
-             "why": f"says {_names(workspace, said[index])}, "
+             "why": f"says {_names(workspace, predicted[index])}, "
                     f"tagged {_names(workspace, tagged[index])}"} for index in order[:WORST]]
 
 
@@ -236,7 +236,7 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")
     lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
-                 "which classes a photo shows, not where; look at pictures, too")
+                 "which classes a photo shows, not where; also look at pictures")
     return lines
 
 

@@ -26,8 +26,8 @@ def space_of(prototypes: _inputs.Prototypes) -> AlignedSpace | None:
     return AlignedSpace.from_tensors(prototypes.of_space, _facts(prototypes)["last_relu"])
 
 
-def behind(head: Head, space: AlignedSpace | None) -> Head:
-    """Put the map into a space behind CLIP's head; without a space, it is the head itself."""
+def head_in_space(head: Head, space: AlignedSpace | None) -> Head:
+    """Put the map into a space after CLIP's head; without a space, it is the head itself."""
     if space is None:
         return head
 
@@ -36,7 +36,7 @@ def behind(head: Head, space: AlignedSpace | None) -> Head:
     return AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
-def carried(prototypes: _inputs.Prototypes) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+def space_record(prototypes: _inputs.Prototypes) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Tensors and facts that say in which space rows lie, for others that are made from them."""
     facts = _facts(prototypes)
     return prototypes.of_space, {"aligned": facts} if facts else {}

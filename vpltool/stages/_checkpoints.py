@@ -74,8 +74,8 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
     Args:
         path: where it would be.
         header: of the result that is to come.
-        overwrite: begin anew, whatever is there.
-        update: begin anew if the same options were applied to other inputs.
+        overwrite: start over, whatever is there.
+        update: start over if the same options were applied to other inputs.
         keep: what keeps one of another configuration: a hint.
 
     Raises:
@@ -92,14 +92,14 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
         raise VplError(f"{path} was made with other settings: "
                        f"{'; '.join(difference(header, found, path))}",
                        (UPDATE_HINT if stale else "")
-                       + f"`overwrite=True` begins anew; {keep}")
+                       + f"`overwrite=True` starts over; {keep}")
     try:
         check_fields(found.facts, {"checkpoint": NUMBER, "curve": LIST, "recent": LIST})
     except ValueError as error:
-        raise VplError(f"{path} is no checkpoint: {error}", "`overwrite=True` begins anew"
+        raise VplError(f"{path} is not a checkpoint: {error}", "`overwrite=True` starts over"
                        ) from error
     step = int(found.facts["checkpoint"])
-    console.note(f"going on from step {step} of {header.options['iters']}")
+    console.note(f"resuming from step {step} of {header.options['iters']}")
     return Start(step, found.facts["curve"], found.facts["recent"], tensors, found.facts)
 
 

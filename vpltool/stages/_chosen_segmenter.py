@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.stages._group_predict import check_words, named_workspace
-from vpltool.stages._running import standing_in
+from vpltool.stages._running import stand_in_workspace
 from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
                        f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
     if "max_side" not in settings.given:
         settings = replace(settings, max_side=header.facts["max_side"])
-    workspace = standing_in(path, header.model, header.facts["classes"])
+    workspace = stand_in_workspace(path, header.model, header.facts["classes"])
     return Chosen(workspace, settings, bundle, header, scales, workspace)
 
 
@@ -85,5 +85,6 @@ def parse_scales(choice: str) -> list[float]:
     except ValueError:
         factors = []
     if not factors or min(factors) <= 0:
-        raise VplError(f"`scales={choice!r}`: no list of factors", "for example `scales='1,0.75'`")
+        raise VplError(f"`scales={choice!r}` is not a list of factors",
+                       "for example `scales='1,0.75'`")
     return factors

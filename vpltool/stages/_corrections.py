@@ -63,11 +63,11 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     if len(found) < len(there):
         odd = min(there.keys() - found.keys())
         console.warn(f"{len(there) - len(found)} of {len(there)} PNGs in {folder} are named as no "
-                     f"photo and are left out, such as {odd}.png")
+                     f"photo and are skipped, such as {odd}.png")
     edited = {key: path for key, path in found.items() if is_edited(path)}
     if len(edited) < len(found):
         console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are as vpltool "
-                     "wrote them, and are left out")
+                     "wrote them, and are skipped")
     if not edited:
         raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
                        "correct some in a paint program, and save them under the same name")
@@ -118,7 +118,7 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
             raise VplError(
                 f"{path} was taken when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
-                "correct it anew, or move it away; `prepare('folder', images='IMAGES', "
+                "correct it again, or move it away; `prepare('folder', images='IMAGES', "
                 "corrections='DIR')` takes masks of today's classes")
 
 
@@ -150,6 +150,6 @@ def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> No
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     odd = found[(found > classes) & (found != IGNORE)]
     if len(odd):
-        raise VplError(f"{path}: the value {odd[0]} is no class; the workspace has 1 to {classes}, "
-                       f"0 for the background and {IGNORE}, ignored in training",
+        raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has 1 to "
+                       f"{classes}, 0 for the background and {IGNORE}, ignored in training",
                        "a mask's value is the index of its class in workspace.json")

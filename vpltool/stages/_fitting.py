@@ -10,7 +10,7 @@ from vpltool import console
 from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
-from vpltool.stages._lessons import Lessons
+from vpltool.stages._training_data import TrainingData
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,14 @@ STEPLESS = dict.fromkeys(
 """Settings of the training that a method with `fit` does not read, and why."""
 
 
-def fit_segmenter(method: Any, network: SegmenterNetwork, lessons: Lessons,
+def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,
                   settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network from all photos; each process reads its share of them.
 
     Args:
         method: of segmenters, with a `fit`.
         network: it gets the parameters.
-        lessons: what is learned.
+        data: photos, masks and layers.
         settings: of `train-decoder`.
         ranks: the processes that work together.
 
@@ -44,7 +44,7 @@ def fit_segmenter(method: Any, network: SegmenterNetwork, lessons: Lessons,
     from vpltool.parallel.device import worker_count
 
     network.to(ranks.device)
-    own = replace(lessons, photos=[photo for photo in lessons.photos
+    own = replace(data, photos=[photo for photo in data.photos
                                    if ranks.shard.holds(photo.id)])
     with console.progress("train-decoder", len(own.photos)) as advance:
         def counted() -> Generator[LabelledPhoto, None, None]:
@@ -55,61 +55,61 @@ def fit_segmenter(method: Any, network: SegmenterNetwork, lessons: Lessons,
         method.fit(network, counted(), settings.of_method, ranks.total)
 
 
-def _whole_photos(lessons: Lessons, device: torch.device, workers: int
+def _whole_photos(data: TrainingData, device: torch.device, workers: int
                   ) -> Generator[LabelledPhoto, None, None]:
     """Give each photo as a whole, in order, on the device."""
     def read(photo: Photo) -> LabelledPhoto:
-        return (_read_pixels if lessons.frozen.features is None else _read_features)(lessons, photo)
+        return (_read_pixels if data.frozen.features is None else _read_features)(data, photo)
 
-    for photo in in_threads(read, lessons.photos, workers):
-        if lessons.frozen.features is None:
-            photo = _encoded(lessons, photo)
+    for photo in in_threads(read, data.photos, workers):
+        if data.frozen.features is None:
+            photo = _encoded(data, photo)
         yield replace(photo, labels=photo.labels.to(device),
                       layers=None if photo.layers is None else photo.layers.float().to(device),
                       patches=None if photo.patches is None else photo.patches.float().to(device))
 
 
-def _read_features(lessons: Lessons, photo: Photo) -> LabelledPhoto:
+def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
     from vpltool.core.decoder import layers_of
     from vpltool.core.training import labels_at
 
-    assert lessons.frozen.features is not None
-    wanted = lessons.frozen.layers
-    tensors = lessons.frozen.features.read_tensors(
+    assert data.frozen.features is not None
+    wanted = data.frozen.layers
+    tensors = data.frozen.features.read_tensors(
         photo.id, "grid", *(("layers", "layer_index") if wanted else ()),
-        *(("patches",) if lessons.reads_patches else ()))
+        *(("patches",) if data.reads_patches else ()))
     height, width = tensors["grid"].tolist()
     layers = None
     if wanted:
         layers = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
     return LabelledPhoto(layers, tensors.get("patches"), (height, width),
-                         labels_at(lessons.masks.read_labels(photo.id), (height, width)))
+                         labels_at(data.masks.read_labels(photo.id), (height, width)))
 
 
-def _read_pixels(lessons: Lessons, photo: Photo) -> LabelledPhoto:
+def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.training import labels_at
 
-    clip = lessons.frozen.clip
-    pixels = _inputs.read_known_photo(lessons.workspace, photo)
+    clip = data.frozen.clip
+    pixels = _inputs.read_known_photo(data.workspace, photo)
     patch = clip.vision.patch
-    height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=lessons.max_side)
+    height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     grid = (height // patch, width // patch)
     return LabelledPhoto(to_pixels(pixels, (height, width), clip.mean, clip.std)[None], None, grid,
-                         labels_at(lessons.masks.read_labels(photo.id), grid))
+                         labels_at(data.masks.read_labels(photo.id), grid))
 
 
-def _encoded(lessons: Lessons, photo: LabelledPhoto) -> LabelledPhoto:
+def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:
     """Replace the pixels that `_read_pixels` left by what the network reads."""
     import torch
 
-    vision = lessons.frozen.clip.vision
+    vision = data.frozen.clip.vision
     weight = vision.conv.weight
     assert photo.layers is not None
     with torch.no_grad():
         encoded = vision(photo.layers.to(weight.device, weight.dtype), attention=False,
-                         layers=lessons.frozen.layers,
-                         patches="block" if lessons.reads_patches else "none")
-    return replace(photo, layers=encoded.layers[0] if lessons.frozen.layers else None,
-                   patches=encoded.patches[0] if lessons.reads_patches else None)
+                         layers=data.frozen.layers,
+                         patches="block" if data.reads_patches else "none")
+    return replace(photo, layers=encoded.layers[0] if data.frozen.layers else None,
+                   patches=encoded.patches[0] if data.reads_patches else None)

@@ -14,7 +14,7 @@ from vpltool.formats import Header, Workspace
 from vpltool.settings import Settings, setting
 from vpltool.stages import _groups
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.stages._running import Seen
+from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
     import torch
@@ -39,21 +39,22 @@ class GroupSettings(Settings):
     """Settings of `predict` that only groups have."""
 
     classes: Path | None = setting(
-        None, "Words that groups are named by, a class a line; default: the workspace's classes.",
+        None, "Class names for the groups, one per line; default: the workspace's classes.",
         metavar="FILE", panel=_PANEL, record="never")
-    prompts: str = setting("single", "Prompts of the words, see text-prototypes.",
+    prompts: str = setting("single", "Prompts for the class names; see text-prototypes.",
                            metavar="NAME-OR-PATH", panel=_PANEL, record="changed")
     threshold: float = setting(
-        0.95, "Where all classes stay below, there is background; 0: nowhere.", low=0, high=1,
+        0.95, "Background threshold: where all classes are below it; 0: no background.", low=0,
+        high=1,
         panel=_PANEL, record="changed", source="PGSeg, VOC")
-    top: int = setting(5, "Classes that a window is most like; the others are out. 0: none is.",
+    top: int = setting(5, "Most likely classes per window; the others are dropped. 0: keep all.",
                        low=0, panel=_PANEL, record="changed", source="PGSeg, its code")
     short_side: int = setting(
-        0, "Pixels of a photo's shorter side; 0: twice the side in training.", low=0,
+        0, "Shorter side of a photo, in pixels; 0: twice the side in training.", low=0,
         metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448 for 224")
-    window: int = setting(0, "Pixels of a window's side; 0: the photo's shorter side.", low=0,
+    window: int = setting(0, "Side of a window, in pixels; 0: the photo's shorter side.", low=0,
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448")
-    stride: int = setting(0, "Pixels from a window to the next; 0: half a window.", low=0,
+    stride: int = setting(0, "Stride between windows, in pixels; 0: half a window.", low=0,
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 224")
     maps: bool = setting(
         True, "Also store maps of the classes, as cam does, and of the groups, for show.",
@@ -61,8 +62,8 @@ class GroupSettings(Settings):
 
 
 @dataclass(frozen=True)
-class GroupSeen(Seen):
-    """A `Seen` with maps of the classes (C, h, w), and the groups where they are wanted."""
+class SegmentedByGroups(Segmented):
+    """A `Segmented` with maps of the classes (C, h, w), and the groups where they are wanted."""
 
     maps: torch.Tensor
     groups: GroupMaps | None
@@ -77,7 +78,7 @@ def named_workspace(workspace: Workspace, file: Path | None) -> Workspace:
     named = replace(workspace, classes=read_classes(file).names) if file else workspace
     if not named.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
-                       "`classes='FILE'` has the words, a class a line")
+                       "`classes='FILE'` has the words, one class per line")
     return named
 
 
@@ -95,13 +96,13 @@ def view_of(network: GroupNetwork, settings: GroupSettings) -> tuple[int, GroupV
     stride = settings.stride or max(window // patch // 2, 1) * patch
     for name, value in (("window", window), ("stride", stride)):
         if value % patch:
-            raise VplError(f"`{name}={value}` is no multiple of the groups' patches of {patch} "
+            raise VplError(f"`{name}={value}` is not a multiple of the groups' patches of {patch} "
                            "pixels", f"`{name}={-(-value // patch) * patch}`")
     return short, GroupView(window, stride, settings.threshold, settings.top)
 
 
 @dataclass(frozen=True)
-class GroupLens:
+class GroupSegmenter:
     """Trained groups with the words that name them, ready for photos.
 
     Args:
@@ -120,7 +121,7 @@ class GroupLens:
 
     @classmethod
     def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
-           ) -> GroupLens:
+           ) -> GroupSegmenter:
         """Read groups, and encode the words.
 
         Args:
@@ -146,7 +147,7 @@ class GroupLens:
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
                    device)
 
-    def see(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
+    def segment(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
         """Segment photos (B, 3, H, W) that were made as `photos` says; see `segment_by_groups`."""
         from vpltool.core.group_segment import segment_by_groups
 
@@ -159,39 +160,40 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
     """Segment photos with trained groups.
 
     Args:
-        workspace: see `GroupLens.of`.
+        workspace: see `GroupSegmenter.of`.
         path: of the groups.
         paths: id to path of each photo.
         settings: `GroupSettings`, and how the work is done.
 
     Returns:
-        yields a `GroupSeen` for each photo, or why there is none.
+        yields a `SegmentedByGroups` for each photo, or why there is none.
 
     Raises:
-        VplError: see `GroupLens.of`.
+        VplError: see `GroupSegmenter.of`.
     """
     from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.photos import load_batches
 
-    lens = GroupLens.of(workspace, path, settings, find_device(settings.device))
+    segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))
 
-    def see(batch: Batch) -> Iterator[Made]:
+    def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
             return
-        found = lens.see(batch.pixels, groups=settings.maps)
+        found = segmenter.segment(batch.pixels, groups=settings.maps)
         for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
-            yield key, GroupSeen(photo.probabilities, size, photo.maps, photo.groups)
+            yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
 
     batches = load_batches(
-        list(paths.items()), lens.photos, batch_size=settings.batch_size,
-        workers=worker_count(settings.workers), device=lens.device, sized=count_sizes(len(paths)))
-    return run_batches(batches, see, lambda _: (
-        f"`short_side={lens.photos.short_side // 2}, overwrite=True`"))
+        list(paths.items()), segmenter.photos, batch_size=settings.batch_size,
+        workers=worker_count(settings.workers), device=segmenter.device,
+        sized=count_sizes(len(paths)))
+    return run_batches(batches, segment_batch, lambda _: (
+        f"`short_side={segmenter.photos.short_side // 2}, overwrite=True`"))
 
 
-def write_maps(output: Any, key: str, seen: GroupSeen) -> None:
+def write_maps(output: Any, key: str, seen: SegmentedByGroups) -> None:
     """Write maps of the classes that are likely somewhere, or of the groups."""
     from vpltool.core.segment import likely_classes
 

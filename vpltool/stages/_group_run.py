@@ -52,8 +52,8 @@ def words_of(workspace: Workspace, settings: TrainGroupsSettings, process: Ranks
         VplError: the CLIP cannot be had.
     """
     if settings.text == "own":
-        spell = _groups.caption_speller(settings.context)
-        return Words(lambda texts: spell(texts).to(process.device), {}, 0)
+        tokenize = _groups.caption_tokenizer(settings.context)
+        return Words(lambda texts: tokenize(texts).to(process.device), {}, 0)
     encode, model = _groups.clip_encoder(workspace, process.device)
     return Words(encode, model, encode(["a photo"]).shape[1])
 
@@ -99,27 +99,28 @@ class GroupRun:
 
         chosen, device = self.settings, self.process.device
         mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
-        steps, tell = self._steps(start, worker_count(chosen.workers), device.type == "cuda")
+        steps, warn_of_skipped = self._steps(start, worker_count(chosen.workers),
+                                             device.type == "cuda")
         try:
             for pairs in steps:
                 yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
         finally:
-            tell()
+            warn_of_skipped()
 
     def _steps(self, start: int, workers: int, pinned: bool
                ) -> tuple[Iterator[_pairs.ReadPairs], Callable[[], None]]:
-        """The pairs of each step from `start` on; and what tells in the end what was left out."""
+        """The pairs of each step from `start` on; and what warns in the end of what was skipped."""
         chosen, source = self.settings, self.source
         cut, ranks = _pairs.Cut(chosen.side, chosen.crop, chosen.mirror), self.process.count
         if isinstance(source, TarPairs):
             return read_tar_steps(
                 TarPlan(source, cut, chosen.batch_size // ranks, chosen.iters, chosen.seed,
                         self.process.rank, ranks), start, workers=workers, pinned=pinned
-            ), source.tell
+            ), source.warn_of_skipped
         plan = _pairs.Plan(source, cut, chosen.batch_size, chosen.iters, chosen.seed,
                            self.process.rank, ranks)
         return (_pairs.read_steps(plan, start, workers=workers, pinned=pinned),
-                lambda: _pairs.tell_broken(plan))
+                lambda: _pairs.warn_of_broken(plan))
 
 
 def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
@@ -152,7 +153,7 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
             for record in train(objective, network, optimizer, training, batches,
                                 start=start.step, rank=process.rank):
                 done = record.iteration + 1
-                # A step needs all processes, so all stop behind the same one.
+                # A step needs all processes, so all stop after the same one.
                 stop = process.any(interrupted())
                 # The clock of process 0 counts: what the others know is asked for, too.
                 kept = (process.any(first and rule.due(done, interrupted=stop))
@@ -215,6 +216,6 @@ class _Log:
 def _write(run: GroupRun, network: GroupNetwork, curve: list[list[float]]) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
     write_tensors(run.target, header, network.state_dict())
-    said = [f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+    losses = [f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
         _LOSSES, curve[0][1:], curve[-1][1:], strict=True) if first]
-    console.note(f"losses: {', '.join(said)}")
+    console.note(f"losses: {', '.join(losses)}")

@@ -106,19 +106,19 @@ def take_weights(network: GroupNetwork, path: Path) -> None:
         if state[name].shape == wanted[name].shape:
             taken[name] = state[name]
         elif name.startswith("vision."):
-            found, asked = ("×".join(map(str, part.shape))
-                            for part in (state[name], wanted[name]))
-            raise VplError(f"{path}: its `{name}` is {found}, not {asked}",
+            found, wanted_shape = ("×".join(map(str, part.shape))
+                                   for part in (state[name], wanted[name]))
+            raise VplError(f"{path}: its `{name}` is {found}, not {wanted_shape}",
                            "give the sizes of its network, such as `width`, `depths`, `groups`")
     if not any(name.startswith("vision.") for name in taken):
         raise VplError(f"{path} holds no weights of an encoder that groups",
                        "a file of `train_groups()`, or GroupViT's model.safetensors")
     network.load_state_dict(taken, strict=False)
-    lacking = sorted({name.split(".")[0] if not name.startswith("vision.") else
+    missing = sorted({name.split(".")[0] if not name.startswith("vision.") else
                       ".".join(name.split(".")[:3]) for name in wanted.keys() - taken.keys()
                       if "gamma_" not in name})
     console.note(f"{len(taken)} of {len(wanted)} tensors from {path}"
-                 + (f"; at random: {', '.join(lacking)}" if lacking else ""))
+                 + (f"; at random: {', '.join(missing)}" if missing else ""))
 
 
 def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
@@ -133,12 +133,12 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
 
     import torch
 
-    spell = caption_speller(groups.network.shape.caption.context)
+    tokenize = caption_tokenizer(groups.network.shape.caption.context)
     network = groups.network.to(device)
 
     def encode(prompts: Sequence[str]) -> Tensor:
         with torch.no_grad():
-            return network.embed_captions(spell(prompts).to(device))
+            return network.embed_captions(tokenize(prompts).to(device))
 
     return encode
 
@@ -164,7 +164,7 @@ def clip_encoder(workspace: Workspace, device: torch.device, fingerprint: str = 
     return clip.encode_text, clip.identity
 
 
-def caption_speller(context: int) -> Callable[[Sequence[str]], Tensor]:
+def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
     """CLIP's tokenizer, of captions of `context` tokens at most: token numbers (n, context)."""
     from vpltool.clip.catalogue import import_open_clip
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 HEAD = ".head.safetensors"
-"""End of its name, behind that of the features' folder."""
+"""End of its name, after that of the features' folder."""
 
 
 def head_path(features: Path) -> Path:

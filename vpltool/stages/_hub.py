@@ -19,7 +19,7 @@ FILE, CARD = "segmenter.safetensors", "README.md"
 _SECONDS = 10.0
 """How long the hub may take to answer at all; its client would try for minutes."""
 
-_WHY = {401: "you are not logged in", 403: "you may not do that", 404: "it is not there"}
+_WHY = {401: "you are not logged in", 403: "you may not do that", 404: "it does not exist"}
 
 
 def check_repository(name: str) -> None:
@@ -81,6 +81,6 @@ def _told(repository: str) -> Iterator[None]:
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         why = _WHY.get(status, first_line(error))
-        hint = ("hf auth login, or HF_TOKEN=TOKEN; and look at the name" if status in _WHY else
+        hint = ("hf auth login, or HF_TOKEN=TOKEN; and check the name" if status in _WHY else
                 "check the network; HF_ENDPOINT names another server")
         raise VplError(f"{repository} on the hub: {why}", hint) from error

@@ -79,7 +79,7 @@ def make_header(
 
 
 def relative_path(path: Path, base: Path) -> str:
-    """Spell a path as seen from a folder."""
+    """Format a path as seen from a folder."""
     return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
@@ -101,10 +101,10 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
         VplError: they do not; the hint is the `extract`, or `embed`, that keeps them, too.
     """
     kept = features.header.options["keep"]
-    lacking = [name for name in wanted if name not in kept]
-    if lacking:
-        raise VplError(f"{features.path} holds {', '.join(kept)}, but no {lacking[0]}",
-                       _keeping(features.header, list(dict.fromkeys([*kept, *lacking]))))
+    missing = [name for name in wanted if name not in kept]
+    if missing:
+        raise VplError(f"{features.path} holds {', '.join(kept)}, but no {missing[0]}",
+                       _keeping(features.header, list(dict.fromkeys([*kept, *missing]))))
 
 
 def _keeping(header: Header, names: Sequence[str]) -> str:
@@ -208,10 +208,10 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     wanted = {index + 1: name for index, name in enumerate(workspace.classes)}
     if named != wanted:
         old, new = set(named.values()), set(wanted.values())
-        said = [f"class `{name}` is new" for name in sorted(new - old)]
-        said += [f"class `{name}` is gone" for name in sorted(old - new)]
+        reasons = [f"class `{name}` is new" for name in sorted(new - old)]
+        reasons += [f"class `{name}` is gone" for name in sorted(old - new)]
         raise VplError(f"{path} is of other classes than the workspace: "
-                       f"{'; '.join(said) or 'their order has changed'}",
+                       f"{'; '.join(reasons) or 'their order has changed'}",
                        f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
     rows, index = tensors.pop("prototypes"), tensors.pop("class_index")
     of_space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space_")}
@@ -300,13 +300,13 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
         found = replace(found, model={key: value for key, value in found.model.items()
                                       if key != "fingerprint"})
     if found.config_hash == header.config_hash:
-        console.note(f"{path} is there already, made with the same settings")
+        console.note(f"{path} already exists, made with the same settings")
         return True
     stale = is_stale(header, found)
     if update and found.command == header.command:
         return False
-    said = "; ".join(difference(header, found, path))
-    raise OtherSettings(f"{path} was made with other settings: {said}",
+    reasons = "; ".join(difference(header, found, path))
+    raise OtherSettings(f"{path} was made with other settings: {reasons}",
                         (UPDATE_HINT if stale else "")
                         + "`overwrite=True` replaces it; `out='FILE'` keeps both")
 

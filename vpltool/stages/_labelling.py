@@ -79,7 +79,7 @@ def read_labelling(path: Path, tool: str, reader: ModuleType, request: Labelling
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
-                     + f" left out: {some(blank)}")
+                     + f" skipped: {some(blank)}")
     if untagged:
         console.warn(counted(len(untagged), "correction shows", "corrections show")
                      + f" a class that its photo has no tag of: {some(untagged)}; maps of it are "

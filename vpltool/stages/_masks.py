@@ -108,7 +108,7 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
                        f"a mask is named as its photo: {masks.path_of(ids[0])}")
     if len(have) < len(ids):
         console.warn(f"{len(ids) - len(have)} of {len(ids)} photos have no mask in {folder}; they "
-                     "are left out")
+                     "are skipped")
     return Masks(folder, masks.name, have)
 
 
@@ -168,5 +168,5 @@ def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         for _ in in_threads(check, photos, _THREADS):
             advance()
-    if said := supervision_by(masks, list(photos)):
-        console.note(f"{masks.path}: learned from {said}")
+    if supervision := supervision_by(masks, list(photos)):
+        console.note(f"{masks.path}: learned from {supervision}")

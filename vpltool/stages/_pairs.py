@@ -58,7 +58,7 @@ class WorkspacePairs:
                            "`demo()`")
         without = len(photos) - len(self.photos)
         if without:
-            console.warn(f"{without} of {len(photos)} photos have no caption and are left out")
+            console.warn(f"{without} of {len(photos)} photos have no caption and are skipped")
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -146,7 +146,8 @@ def read_steps(plan: Plan, start: int, *, workers: int, pinned: bool) -> Iterato
     def make(iteration: int) -> ReadPairs:
         parts = [_read_one(plan, position) for position in plan.positions(iteration)]
         pixels = torch.stack([part for part, _ in parts])
-        return ReadPairs(pixels.pin_memory() if pinned else pixels, [said for _, said in parts])
+        return ReadPairs(pixels.pin_memory() if pinned else pixels,
+                         [caption for _, caption in parts])
 
     return in_threads(make, range(start, plan.iterations), workers)
 
@@ -166,21 +167,22 @@ def _read_one(plan: Plan, position: int) -> tuple[Tensor, str]:
         try:
             photo, captions = plan.source.read(int(_order(plan.seed, epoch, count)[index]))
         except OSError as error:
-            _tell(plan, str(error))
+            _warn_and_skip(plan, str(error))
             continue
         return cut_photo(photo, plan.cut, rng), captions[int(rng.integers(len(captions)))]
-    raise VplError("ten photos in a row cannot be read", "are they where they were prepared?")
+    raise VplError("ten photos in a row cannot be read",
+                   "check that they are still where `prepare` found them")
 
 
-def _tell(plan: Plan, error: str) -> None:
+def _warn_and_skip(plan: Plan, error: str) -> None:
     if error in plan.broken:
         return
     plan.broken.add(error)
     if len(plan.broken) <= _TOLD:
-        console.warn(f"{error}; left out")
+        console.warn(f"{error}; skipped")
 
 
-def tell_broken(plan: Plan) -> None:
+def warn_of_broken(plan: Plan) -> None:
     """Say how many photos could not be read, if any."""
     if plan.broken:
         console.warn(f"{len(plan.broken)} of {len(plan.source)} photos could not be read; others "

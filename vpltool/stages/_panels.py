@@ -117,7 +117,7 @@ def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list
         try:
             columns.append(open_column(workspace, name, split))
         except VplError as error:
-            console.warn(f"{name} is left out: {error.message}")
+            console.warn(f"{name} is skipped: {error.message}")
     return columns
 
 

@@ -46,7 +46,7 @@ class PixelSettings(Protocol):
 
     @property
     def seed(self) -> int:
-        """Start of the random numbers."""
+        "Random seed."
 
     @property
     def split(self) -> str:
@@ -62,32 +62,34 @@ class PixelSettings(Protocol):
 
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
-    """Where seeds begin."""
-    return setting(0.4, "With seeds: a pixel is a class's where its CAM reaches this.",
+    """The CAM value at which seeds begin."""
+    return setting(0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.",
                    low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
 
 
 def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
-    """Where background seeds end."""
-    return setting(0.15, "With seeds: a pixel is background where all CAMs are below.",
+    """The CAM value below which background seeds lie."""
+    return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
+                         "below this.",
                    low=0, high=1, source="chosen", no_effect=no_effect, brief=brief)
 
 
 def max_pixels() -> Any:
-    """Pixels at most."""
-    return setting(500_000, "Pixels used at most, the same share of each photo: bounds memory and "
-                            "time.", low=1, metavar="N", source="chosen")
+    """Maximum number of pixels."""
+    return setting(500_000, "Maximum number of pixels; the same share of each photo, to bound "
+                            "memory and time.", low=1, metavar="N", source="chosen")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> Any:
-    """Maps that say which pixels are whose."""
+    """CAMs that label the pixels."""
     return setting("", "CAMs that give seeds or regions; default: text-refined, else text.",
                    metavar="NAME-OR-PATH", record="never", no_effect=no_effect, brief=brief)
 
 
 def text(*, brief: bool = True) -> Any:
-    """Text prototypes."""
-    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
+    "Text prototypes."
+    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
+                   brief=brief)
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
@@ -150,7 +152,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     inputs = (features,) if maps is None else (features, maps)
     found = set().union(*ranks.collect(list(_inputs.photos_with(
         workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
-    ids, share = spread([key for key in photos if key in found], settings.max_pixels)
+    ids, share = pixels_per_photo([key for key in photos if key in found], settings.max_pixels)
     mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
     # A GPU computes in float32 from features in half precision; on a CPU turning them to float32
     # at each step takes too long.
@@ -165,7 +167,8 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
             all_of_it = len(patches)
             patches, label = _labelled(key, patches, features, maps, settings)
             seen += all_of_it
-            patches, label = sampled(patches, label, share, settings.seed * 1_000_003 + number)
+            patches, label = sample_pixels(patches, label, share,
+                                           settings.seed * 1_000_003 + number)
             if not count:
                 # Filled photo by photo: a list of parts would be held twice when it is joined.
                 # What is not written to takes no memory.
@@ -203,7 +206,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
                       [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
-def spread(ids: list[str], most: int) -> tuple[list[str], int]:
+def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
     """Which photos give pixels, and how many each at most, so that there are `most` at most."""
     if most < len(ids):
         console.warn(f"`max_pixels={most}` is below the number of photos: {most} of {len(ids)} "
@@ -231,7 +234,7 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     return patches[labels != UNSURE], labels[labels != UNSURE]
 
 
-def sampled(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `most` of the pixels, in their order; all if they are not more."""
     import torch
 

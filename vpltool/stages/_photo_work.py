@@ -72,7 +72,7 @@ class Running(Sharded, Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Photos at a time."""
+        "Photos per batch."
 
 
 def chosen_shard(settings: Sharded) -> Shard:
@@ -83,7 +83,7 @@ def chosen_shard(settings: Sharded) -> Shard:
     """
     shard = find_shard(settings.shard)
     if shard.count > 1:
-        console.note(f"shard {shard} of the photos, {shard.told_by}")
+        console.note(f"shard {shard} of the photos, {shard.set_by}")
     return shard
 
 
@@ -123,7 +123,7 @@ def make_photos(
     title: str, outputs: Sequence[OutputFolder],
     start: Callable[[list[str]], Iterable[Made]],
     write: Callable[[OutputFolder, str, Any], None], settings: Running,
-    begun: Callable[[], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Do the work of a stage for all photos that are left, and write it down.
 
@@ -135,7 +135,7 @@ def make_photos(
             deleted before.
         write: writes what was made for a photo to one of the outputs.
         settings: device and batch size. On a GPU a thread writes, and so many results may wait.
-        begun: called when the outputs have been begun, to write what belongs beside them.
+        on_start: called when the outputs have been begun, to write what belongs beside them.
 
     Returns:
         paths of the outputs.
@@ -147,8 +147,8 @@ def make_photos(
     results = start(todo) if todo else ()
     for output in outputs:
         output.begin()
-    if begun is not None:
-        begun()
+    if on_start is not None:
+        on_start()
     pending = [(output, set(output.todo)) for output in outputs]
 
     def put(key: str, made: Any) -> None:

@@ -17,12 +17,12 @@ MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
 """Folders of what later stages make."""
 
 
-def warn_of_torn(root: Path, photos: Sequence[Photo]) -> None:
+def warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     """Warn of photos that are empty or truncated."""
     names = {root / photo.image: photo.image for photo in photos}
-    if torn := [names[path] for path in layouts.torn_photos(list(names))]:
-        console.warn(f"{len(torn)} of {len(photos)} photos are empty or end before their end: "
-                     f"{some(torn)}; extract or download them again")
+    if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
+        console.warn(f"{len(truncated)} of {len(photos)} photos are empty or end before their end: "
+                     f"{some(truncated)}; extract or download them again")
 
 
 def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool
@@ -33,7 +33,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         workspace: as it was written.
         photos: as they were written.
         words: what has changed.
-        grown: whether new classes were added behind those of an earlier call.
+        grown: whether new classes were added after those of an earlier call.
     """
     splits = Counter(split for photo in photos for split in photo.splits)
     console.note(
@@ -47,7 +47,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if grown and "classes" in words:
-        console.note("new classes come behind the known ones, which keep their numbers")
+        console.note("new classes come after the known ones, which keep their numbers")
     if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
         console.note("`update()` brings up to date what was made before")
     _warn_of_masks(photos, splits)
@@ -78,6 +78,6 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) ->
         console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
     untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
     if untagged:
-        console.warn(counted(len(untagged), "photo has no tag, and teaches",
-                             "photos have no tag, and teach")
-                     + f" nothing but background: {some(untagged)}")
+        console.warn(counted(len(untagged), "photo has no tag and counts",
+                             "photos have no tag and count")
+                     + f" as background only: {some(untagged)}")

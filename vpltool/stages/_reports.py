@@ -23,8 +23,8 @@ class Report(dict[str, Any]):
         self.classes = tuple(classes)
 
 
-def spell_table(cells: Sequence[Sequence[str]], *, markdown: bool) -> str:
-    """Spell rows as a table: the first two columns to the left, the others to the right.
+def format_table(cells: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    """Format rows as a table: the first two columns to the left, the others to the right.
 
     Args:
         cells: the heads of the columns, then a row each.

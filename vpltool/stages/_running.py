@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from vpltool.parallel.photos import Batch
 
 
-def standing_in(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
-                pretrained: str = "") -> Workspace:
+def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
+                       pretrained: str = "") -> Workspace:
     """A workspace that exists only in memory, around a segmenter that was given away.
 
     Args:
@@ -97,7 +97,7 @@ def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: to
 
 
 @dataclass(frozen=True)
-class Seen:
+class Segmented:
     """A photo's class probabilities (classes, 4h, 4w), and its (height, width)."""
 
     probabilities: Tensor
@@ -117,7 +117,7 @@ class Running(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Photos at a time."""
+        "Photos per batch."
 
     @property
     def workers(self) -> int:
@@ -147,7 +147,7 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
         settings: device and batch size.
 
     Returns:
-        yields a `Seen` for each photo.
+        yields a `Segmented` for each photo.
 
     Raises:
         VplError: the decoder cannot be read.
@@ -171,7 +171,7 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
         result = probabilities_of(network, layers, patches, batch.grid)
         for key, part in zip(batch.ids, result, strict=True):
             try:
-                yield key, Seen(part, photo_size(paths[key]))
+                yield key, Segmented(part, photo_size(paths[key]))
             except OSError as error:
                 yield key, Failed(describe_failure(paths[key], error))
 
@@ -192,7 +192,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         settings: how the work is done.
 
     Returns:
-        yields a `Seen` for each photo, or why there is none.
+        yields a `Segmented` for each photo, or why there is none.
 
     Raises:
         VplError: the CLIP cannot be had, or is not that of the decoder.
@@ -208,7 +208,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
 
-    def see(batch: Batch) -> Iterator[Made]:
+    def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
             yield key, Failed(reason)
         if not batch.ids:
@@ -217,11 +217,11 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
                          average=settings.average)
         for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
-            yield key, Seen(part, size)
+            yield key, Segmented(part, size)
 
     batches = load_batches(
         list(paths.items()),
         PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), settings.max_side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
-    return run_batches(batches, see, smaller_side_hint)
+    return run_batches(batches, segment_batch, smaller_side_hint)

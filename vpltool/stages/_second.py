@@ -33,11 +33,11 @@ class FoundEncoder:
     """Where a second encoder was found.
 
     Args:
-        spelled: the setting `encoder`, with its path as seen from the workspace.
+        setting: the setting `encoder`, with its path as seen from the workspace.
         inputs: role to its file of weights, if they are on this machine.
     """
 
-    spelled: str
+    setting: str
     inputs: Mapping[str, Path]
 
 
@@ -52,10 +52,10 @@ def load_second(workspace: Workspace, given: str, device: torch.device
 
     # A path as typed here, or as `update` has it from a header.
     source = find_encoder(given, (Path(), workspace.path))
-    spelled = source.spelled(_inputs.relative_path(source.path, workspace.path)
+    setting = source.setting(_inputs.relative_path(source.path, workspace.path)
                              if source.path else "")
     inputs = {"weights": source.weights} if source.weights else {}
-    return load_encoder(source, device), FoundEncoder(spelled, inputs)
+    return load_encoder(source, device), FoundEncoder(setting, inputs)
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]

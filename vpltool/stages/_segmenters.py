@@ -19,7 +19,7 @@ from vpltool.stages._inputs import BEST_FIRST
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.methods.inputs import SegmenterParts
-    from vpltool.stages._lessons import Frozen
+    from vpltool.stages._training_data import Frozen
     from vpltool.stages.train_decoder import TrainDecoderSettings
 
 
@@ -55,7 +55,8 @@ def find_segmenter(work: Path, choice: str) -> Path:
     here = [path for path in (work / folder / f"{choice}.safetensors"
                               for folder in ("decoder", "groups")) if path.is_file()]
     if choice and len(here) > 1:
-        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`", "give one's path")
+        raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
+                       f"name one by its path, such as {here[0]}")
     decoders, groups = ([path for path in (work / folder).glob("*.safetensors")
                          if not is_checkpoint(path)] for folder in ("decoder", "groups"))
     if here or (groups and not choice and not decoders):
@@ -151,9 +152,9 @@ def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mappin
     differ = [key for key in own.keys() | found.keys()
               if key not in own or key not in found or own[key].shape != found[key].shape]
     if differ or network.layers != other.layers or network.reads != other.reads:
-        said = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
-                         if key in ("layers", "width", "residual"))
-        raise VplError(f"{path} has another shape than this decoder", said)
+        options = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
+                            if key in ("layers", "width", "residual"))
+        raise VplError(f"{path} has another shape than this decoder", options)
     network.load_state_dict(found, strict=False)
 
 

@@ -59,7 +59,7 @@ def serving_features(workspace: Workspace, header: Header, settings: FeatureChoi
             raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
         return None
     features = _inputs.open_features(workspace, settings.features, settings.split)
-    if reason := _lacking(header, features, settings, scales, ids):
+    if reason := _reason_against_features(header, features, settings, scales, ids):
         if settings.source == "features":
             raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
         console.note(f"photos are read, since {reason}")
@@ -69,16 +69,16 @@ def serving_features(workspace: Workspace, header: Header, settings: FeatureChoi
     return features
 
 
-def _lacking(header: Header, features: InputFolder, settings: FeatureChoice,
-             scales: Sequence[float], ids: Sequence[str]) -> str:
+def _reason_against_features(header: Header, features: InputFolder, settings: FeatureChoice,
+                             scales: Sequence[float], ids: Sequence[str]) -> str:
     """Say why features cannot take the place of the photos; empty if they can."""
     held = features.header.options
     reads, layers = reads_of(header)
     if len(scales) > 1 or settings.flip:
         return "stored features are of one scale, not mirrored"
-    for name, asked in (("scale", scales[0]), ("max_side", settings.max_side)):
-        if held[name] != asked:
-            return f"{features.path} is of {name} {held[name]}, not {asked}"
+    for name, wanted in (("scale", scales[0]), ("max_side", settings.max_side)):
+        if held[name] != wanted:
+            return f"{features.path} is of {name} {held[name]}, not {wanted}"
     if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
             and ("patches" not in reads or held.get("patches", "block") == "block")):
         return f"{features.path} lacks layers or patches that the decoder reads"

@@ -13,7 +13,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
-from vpltool.stages._lessons import Lessons, crop_batches
+from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
@@ -28,7 +28,7 @@ _STEPS_UNREAD = 10
 class Training:
     """A training: what is learned, how, and the file that is to come, with its header."""
 
-    lessons: Lessons
+    data: TrainingData
     training: TrainingSettings
     header: Header
     target: Path
@@ -68,7 +68,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings:
     if not start.step and ranks.rank == 0:
         run.checkpoint.unlink(missing_ok=True)
     rule = CheckpointRule(settings.checkpoint_every)
-    with (contextlib.closing(crop_batches(run.lessons, training, start.step, device=device,
+    with (contextlib.closing(crop_batches(run.data, training, start.step, device=device,
                                           workers=worker_count(settings.workers))) as batches,
           console.progress(f"train-decoder {run.target.stem}", steps - start.step) as advance,
           explain_out_of_memory(
@@ -84,7 +84,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings:
             if logged or kept or len(unread) == _STEPS_UNREAD:
                 recent += _read_losses(unread)
                 unread.clear()
-                text = _spelled(recent[-1])
+                text = _formatted(recent[-1])
             if logged:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
@@ -98,7 +98,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings:
     return curve
 
 
-def _spelled(losses: list[float]) -> str:
+def _formatted(losses: list[float]) -> str:
     return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
         ("mask", "contrast", "affinity"), losses, strict=False))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.datasets.pairs import Cursor, stream_pairs
-from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, place_of
+from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, location_of
 from vpltool.errors import VplError
 from vpltool.formats.header import identity_of_many
 from vpltool.parallel.threads import in_threads
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 UNREAD = "photos that cannot be read"
 
-_IN_VAIN = 1000
-"""Photos in a row that cannot be read, behind which a training ends."""
+_MAX_BROKEN = 1000
+"""Photos in a row that cannot be read, after which a training ends."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class TarPairs:
     Args:
         tars: their addresses.
         window: pairs that are shuffled together.
-        cursor: place behind the pairs that the last step took.
+        cursor: place after the pairs that the last step took.
         flaws: what was left out, in one epoch.
     """
 
@@ -61,7 +61,7 @@ class TarPairs:
         """The cursor, as JSON can hold it."""
         return asdict(self.cursor)
 
-    def tell(self) -> None:
+    def warn_of_skipped(self) -> None:
         """Warn of what was left out."""
         for remark in self.flaws.remarks():
             console.warn(remark)
@@ -105,24 +105,25 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
     pairs = stream_pairs(source.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
                          window=source.window, start=source.cursor)
     held: list[tuple[Tensor, str]] = []
-    step, in_vain = start, 0
+    step, broken = start, 0
     if start >= plan.iterations:
         return
     for made, cursor in in_threads(partial(_decode, plan), pairs, workers):
         if isinstance(made, Flaw):
-            in_vain += made.what == UNREAD
+            broken += made.what == UNREAD
             if cursor.epoch == epoch:
                 source.flaws.add(made)
-            if in_vain == _IN_VAIN:
-                raise VplError(f"{_IN_VAIN} photos in a row cannot be read, the last of them "
-                               f"{made.where}", "are these the right tars?")
+            if broken == _MAX_BROKEN:
+                raise VplError(f"{_MAX_BROKEN} photos in a row cannot be read, the last of them "
+                               f"{made.where}", "check that these are the right tars")
             continue
-        in_vain = 0
+        broken = 0
         held.append(made)
         if len(held) == plan.share:
             source.cursor = cursor
             pixels = torch.stack([photo for photo, _ in held])
-            yield ReadPairs(pixels.pin_memory() if pinned else pixels, [said for _, said in held])
+            yield ReadPairs(pixels.pin_memory() if pinned else pixels,
+                            [caption for _, caption in held])
             held, step = [], step + 1
             if step == plan.iterations:
                 return
@@ -142,6 +143,6 @@ def _decode(plan: TarPlan, item: tuple[Pair | Flaw, Cursor]
     try:
         photo = read_photo(pair.photo)
     except OSError as error:
-        return Flaw(UNREAD, f"{place_of(pair.tar, pair.key)}.{pair.suffix} ({error})"), cursor
+        return Flaw(UNREAD, f"{location_of(pair.tar, pair.key)}.{pair.suffix} ({error})"), cursor
     return (cut_photo(photo, plan.cut, rng),
             pair.captions[int(rng.integers(len(pair.captions)))]), cursor

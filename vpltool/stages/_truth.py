@@ -53,7 +53,7 @@ def read_truth(
     if (labels < 0).any():
         value = int(values[labels < 0][0])
         raise VplError(
-            f"{short_path(path)}: the value {value} is no class; the workspace has "
+            f"{short_path(path)}: the value {value} is not a class; the workspace has "
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
                else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"
@@ -66,7 +66,7 @@ def read_truth(
     return labels.astype(np.uint8)
 
 
-def stray_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8]) -> str:
+def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8]) -> str:
     """Name a class that a true mask holds though its photo has no such tag; empty if there is none.
 
     A photo without any tag has no such class.
@@ -76,18 +76,18 @@ def stray_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8
     if not photo.labels:
         return ""
     there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())
-    strays = there - {0, workspace.ignore, *workspace.indices_of(photo)}
-    return workspace.class_name(min(strays)) if strays else ""
+    untagged = there - {0, workspace.ignore, *workspace.indices_of(photo)}
+    return workspace.class_name(min(untagged)) if untagged else ""
 
 
-def warn_of_strays(strays: Mapping[str, str], masks: int) -> None:
+def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
     """Warn if many true masks hold classes that are no tags: their numbers may mean others.
 
     Args:
-        strays: id to a class that is not a tag, of the photos that have one.
+        untagged: id to a class that is not a tag, of the photos that have one.
         masks: number of true masks that were read.
     """
-    if len(strays) > _FEW * masks:
-        key, name = next(iter(strays.items()))
-        console.warn(f"{len(strays)} of {masks} true masks hold classes that their photos are not "
-                     f"tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")
+    if len(untagged) > _FEW * masks:
+        key, name = next(iter(untagged.items()))
+        console.warn(f"{len(untagged)} of {masks} true masks hold classes that their photos are "
+                     f"not tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")

@@ -36,29 +36,32 @@ class AlignSettings(Settings):
     """Settings of `align`; what the paper leaves open says so in its source."""
 
     cams: str = _phase_one.cams()
-    width: int = setting(256, "Dimensions of the aligned space, and of each layer.", low=2,
+    width: int = setting(256, "Width of the aligned space and its layers.", low=2,
                          source="chosen; SSR does not say")
     depth: int = setting(2, "Layers of each stack: Linear, BatchNorm, ReLU.", low=1,
                          source="chosen; SSR does not say")
     last_relu: bool = setting(
-        False, "A ReLU behind the last layer, too: no cosine is below 0 then.",
+        False, "Also put a ReLU after the last layer; then no cosine is below 0.",
         source="chosen; SSR does not say")
     init: str = setting(
-        "shared", "Weights at the start: shared, the same for both stacks, so that what CLIP has "
-                  "aligned stays so; or independent.", choices=("shared", "independent"),
+        "shared", "Initial weights; shared: the same for both stacks, which keeps what CLIP has "
+                  "aligned; or independent.", choices=("shared", "independent"),
         source="chosen; SSR does not say")
-    iters: int = setting(600, "Steps.", low=1, source="chosen; SSR: 30000, with its decoder")
-    batch_size: int = setting(128, "Regions a step: a class of a photo, or its background.", low=2,
+    iters: int = setting(600, "Training steps.", low=1,
+                         source="chosen; SSR: 30000, with its decoder")
+    batch_size: int = setting(128, "Regions per step; a region is a class of a photo, or its "
+                                   "background.",
+                              low=2,
                               source="SSR: 128 photos")
-    patches: int = setting(16, "Patches of each region a step, as likely as their CAM is high.",
+    patches: int = setting(16, "Patches per region in a step; drawn with the CAM as probability.",
                            low=1, source="chosen")
     refresh: int = setting(
-        100, "Steps after which the prototypes are taken anew over the whole split: K-means, or "
-             "the tags' means.", low=1, source="as SSR: a sixth of the steps")
+        100, "Steps between updates of the prototypes; over the whole split, by K-means or as the "
+             "tags' means.", low=1, source="as SSR: a sixth of the steps")
     lr: float = setting(1e-3, "Learning rate of AdamW.", low=0,
                         source="chosen; SSR: 1e-5, in 30000 steps")
     weight_decay: float = setting(2e-3, "Weight decay of AdamW.", low=0, source="SSR")
-    tau: float = setting(0.05, "Temperature of the contrast, at the start if it is learned.",
+    tau: float = setting(0.05, "Temperature of the contrast; the initial one, if it is learned.",
                          low=0.01, source="SSR")
     learn_tau: bool = setting(True, "Learn the temperature.", off="--fixed-tau", source="SSR")
     labels: str = setting(
@@ -66,12 +69,12 @@ class AlignSettings(Settings):
                 "falls into, which may drift.", choices=("tags", "clusters"),
         source="chosen, since tags are known; SSR: clusters")
     background: str = setting(
-        "regions", "The background's words: regions, aligned with where all CAMs are low; words, "
-                   "only repelled; none, left out.", choices=("regions", "words", "none"),
+        "regions", "Words of the background; regions: aligned with where all CAMs are low; words: "
+                   "only repelled; none: not used.", choices=("regions", "words", "none"),
         source="chosen; SSR does not say")
     rows: str = setting(
-        "text", "The classes' rows in the result: text, mapped; or regions, the last prototypes "
-                "of the regions.", choices=("text", "regions"), source="SSR, eq. 3")
+        "text", "Prototypes of the classes in the result: text, mapped; or regions, the last "
+                "prototypes of the regions.", choices=("text", "regions"), source="SSR, eq. 3")
     phi: float = setting(0.4, "A patch counts for a class where its CAM reaches this, with the CAM "
                               "as weight; 0: everywhere.", low=0, high=1, source="as VPL, table 6")
     phi_background: float = setting(
@@ -80,8 +83,8 @@ class AlignSettings(Settings):
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     checkpoint_every: int = setting(
-        500, "Steps between checkpoints; there is one a minute in any case, and one at an "
-             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        500, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
     text: str = _phase_one.text(brief=False)
@@ -156,7 +159,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
 
     ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
-    ids, share = _phase_one.spread(ids, settings.max_pixels)
+    ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
     pixels, entries, counts, classes = [], [], [], []
     held = 0
@@ -165,8 +168,8 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
             patches = features.read_tensors(key, "patches")["patches"]
             cam = read_maps(maps, features, key, len(patches))
             weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
-            patches, weights = _phase_one.sampled(patches, weights.T, share,
-                                                  settings.seed * 1_000_003 + number)
+            patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
+                                                        settings.seed * 1_000_003 + number)
             for weight, index in zip(weights.T, class_of.tolist(), strict=True):
                 inside = weight.nonzero()[:, 0]
                 if len(inside):

@@ -11,7 +11,7 @@ from vpltool import console, options
 from vpltool.formats import InputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
+from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _photo_work, _second
@@ -27,10 +27,10 @@ class CamSettings(Settings):
 
     prototypes: str = setting("text", "text, vision, or a file of prototypes.",
                               metavar="NAME-OR-PATH")
-    method: str = setting(KINDS["cams"].default, "How maps are made.", metavar="NAME")
+    method: str = setting(KINDS["cams"].default, "Method that makes the maps.", metavar="NAME")
     split: str = options.split("train")
-    name: str = setting("", "Name of the result; default: that of the prototypes, and the method "
-                            "unless it is gradcam.", record="never")
+    name: str = setting("", "Name of the result; default: the prototypes, plus the method unless "
+                            "it is gradcam.", record="never")
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -49,7 +49,7 @@ STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head
 
 
 def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
-    """Make a class activation map of each class that a photo is tagged with.
+    """Make a class activation map for each class that a photo is tagged with.
 
     At most CLIP's last block is run; the encoder is not run again. Text and vision prototypes are
     treated alike.
@@ -108,7 +108,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     space = _aligned.space_of(prototypes)
-    head = _aligned.behind(read_head(features.path), space) if reads_head else None
+    head = _aligned.head_in_space(read_head(features.path), space) if reads_head else None
     head = head.to(device, dtype) if head else None
     space = space.to(device, dtype) if space else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)
@@ -120,8 +120,8 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
 
     def draw(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
         photos = [by_id[key] for key in batch.ids]
-        tensors = moved(batch.tensors | _second.read_batch(second, batch, method.READS), device,
-                        dtype)
+        tensors = to_device(batch.tensors | _second.read_batch(second, batch, method.READS), device,
+                            dtype)
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"])
         maps = method.make_cams(CamBatch(

@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 class CrfSettings(Settings):
     """Settings of `crf`."""
 
-    what: str = setting("", "CAMs, or predictions/NAME; default: the best CAMs there are: "
-                            "vision-refined, vision, text-refined, text.",
+    what: str = setting("", "What to refine: CAMs, or predictions/NAME; default: the first CAMs "
+                            "found of vision-refined, vision, text-refined, text.",
                         metavar="PATH-OR-NAME", record="never")
-    method: str = setting(KINDS["label_refiners"].default, "How labels are refined.",
+    method: str = setting(KINDS["label_refiners"].default, "Method that refines the labels.",
                           metavar="NAME")
     confidence: float | None = setting(
-        None, "For CAMs: pixels less sure than this become 255, ignored in training; default: 0.95 "
-              "for densecrf, 0 for par.", low=0, high=1, source="CLIP-ES and WeCLIP, their code")
+        None, "For CAMs: least confidence; pixels below it become 255, ignored in training. "
+              "Default: 0.95 for densecrf, 0 for par.", low=0, high=1,
+        source="CLIP-ES and WeCLIP, their code")
     alpha: float = setting(1.0, "For CAMs: background score (1 - max)^ALPHA.", low=0,
                            source="CLIP-ES, its code")
     max_side: int = setting(
-        2048, "Scale longer photos down to this; labels are of the photo's own size. 0: never.",
+        2048, "Scale longer photos down to this; labels keep the photo's own size. 0: never.",
         low=0, metavar="PIXELS", record="changed")
     split: str = options.split("train")
     device: str = options.device()

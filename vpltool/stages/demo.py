@@ -28,7 +28,7 @@ BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow
 class DemoSettings(Settings):
     """Settings of `demo`."""
 
-    images: int = setting(240, "Scenes of the split train; val gets a third as many more.", low=12,
+    images: int = setting(240, "Scenes in the split train; val gets a third as many.", low=12,
                           metavar="N")
     seed: int = options.seed()
     overwrite: bool = options.overwrite()
@@ -39,10 +39,10 @@ STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"
 
 
 def run(path: Path, settings: DemoSettings) -> Path:
-    """Draw a small world of scenes with tags, captions, true masks, and put a small CLIP beside it.
+    """Make a demo workspace: drawn scenes with tags, captions and true masks, and a small CLIP.
 
-    Trains run on railways, boats on water, most of the time: that is what text prototypes
-    confuse. Needs no network. The result is a workspace like any other.
+    Trains are mostly on railways and boats on water, which text prototypes confuse. Needs no
+    network. The result is a workspace like any other.
 
     Example: vpltool demo
 
@@ -66,7 +66,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
     if not settings.overwrite and _is_done(workspace, splits):
-        console.note(f"{path}: {len(splits)} scenes are there already")
+        console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
     for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
         with atomic_path(path / "clip" / file.name) as temporary:

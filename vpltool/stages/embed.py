@@ -12,7 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import EmbeddingBatch
-from vpltool.parallel.batches import FeatureBatch, feature_batches, moved
+from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
@@ -25,14 +25,14 @@ from vpltool.stages.extract import parse_kept
 class EmbedSettings(Settings):
     """Settings of `embed`."""
 
-    method: str = setting(KINDS["embeddings"].default, "How patches are embedded.",
+    method: str = setting(KINDS["embeddings"].default, "Method that embeds the patches.",
                           metavar="NAME")
     split: str = options.split("train")
-    name: str = setting("", "The result is features-NAME/SPLIT; default: the method.",
+    name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
                         record="never")
     carry: str = setting(
-        "", "Tensors that are copied from the features that are read: tokens (for cam --method "
-            "surgery), attention, attentions, layers (for train-decoder).", metavar="LIST")
+        "", "Tensors to copy from the input features; tokens for cam --method surgery, attention, "
+            "attentions, layers for train-decoder.", metavar="LIST")
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -51,10 +51,10 @@ STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("f
 
 
 def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
-    """Embed patches in another way, from stored features; the encoder is not run again.
+    """Embed patches in another way, from stored features, without running the encoder.
 
     At most CLIP's last block is run, on the stored tokens. The result is a folder of features,
-    which later commands take by --features.
+    which later commands read with --features.
 
     Example: vpltool embed --method naclip --split train
 
@@ -107,7 +107,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         f"embed {settings.method} {split}", outputs,
         lambda todo: _start(settings, method, features, second, carried, todo),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        begun=copy_head)
+        on_start=copy_head)
 
 
 def _carried(choice: str) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
         tensors = ({name: batch.tensors[name] for name in read}
                    | _second.read_batch(second, batch, method.READS))
         made = method.make_patches(EmbeddingBatch(
-            batch.ids, batch.grid, moved(tensors, device, dtype), head), settings.of_method)
+            batch.ids, batch.grid, to_device(tensors, device, dtype), head), settings.of_method)
         patches = made.to(store).cpu()
         for number, key in enumerate(batch.ids):
             yield key, {"grid": torch.tensor(batch.grid), "patches": patches[number],

@@ -31,15 +31,16 @@ class EstimateSettings(Settings):
     """Settings of `estimate`."""
 
     split: str = options.split("train")
-    max_side: int = setting(1024, "As `extract` is told.", low=0, metavar="PIXELS")
+    max_side: int = setting(1024, "Longest side in `extract`, in pixels.", low=0, metavar="PIXELS")
     layers: int = setting(4, "Number of layers that `extract` stores.", low=0)
     iters: int = setting(300, "Steps of `train-decoder`.", low=0)
-    segmenter: str = setting(KINDS["segmenters"].default, "Its method.", metavar="NAME")
-    batch_size: int = setting(6, "Its crops a step.", low=1)
-    crop: int = setting(16, "Its crops, in patches.", low=2)
-    width: int = setting(256, "Its width, of a method that has one.", low=8)
-    new: bool = setting(False, "Count only photos that have no features yet; without any, say "
-                               "nothing.", off="-")
+    segmenter: str = setting(KINDS["segmenters"].default, "Method of `train-decoder`.",
+                             metavar="NAME")
+    batch_size: int = setting(6, "Crops per step of `train-decoder`.", low=1)
+    crop: int = setting(16, "Side of its crops, in patches.", low=2)
+    width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
+    new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
+                               "say nothing.", off="-")
     device: str = options.device()
 
 
@@ -48,9 +49,9 @@ STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=
 
 
 def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
-    """Say about how long extraction, masks and training will take, and how much disk.
+    """Estimate the time for extraction, masks and training, and the disk space.
 
-    Measures each on this machine with one photo, and multiplies; it takes seconds.
+    Each is measured on this machine with one photo and extrapolated, which takes seconds.
 
     Example: vpltool estimate --max-side 512 --iters 300
 
@@ -99,7 +100,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     report = {"photos": count, "patches": mean, "pixels": pixels,
               "seconds": {name: round(value, 1) for name, value in seconds.items()},
               "total": round(sum(seconds.values()), 1), "bytes": count * stored}
-    console.note(_spelled(report))
+    console.note(_formatted(report))
     return report
 
 
@@ -108,7 +109,7 @@ def show(_result: dict[str, Any], _values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _spelled(report: Mapping[str, Any]) -> str:
+def _formatted(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {console.duration(value)}"
                       for name, value in report["seconds"].items())
     return (f"{report['photos']} photos: about {console.duration(report['total'])} on this machine "
@@ -131,7 +132,7 @@ def _sizes(workspace: Workspace, photos: Sequence[Photo]) -> list[tuple[int, int
         except OSError as error:
             last = f"{path.name}: {error}"
     if not sizes:
-        raise VplError(f"no photo can be read; {last}", "look at the photos")
+        raise VplError(f"no photo can be read; {last}", "`doctor()` checks them")
     return sizes
 
 

@@ -20,7 +20,7 @@ from vpltool.formats import (
     read_json,
     write_json,
 )
-from vpltool.formats.header import current_preset, spell_preset
+from vpltool.formats.header import current_preset, format_preset
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.threads import in_threads
@@ -29,7 +29,7 @@ from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._inputs import BEST_FIRST, naming_photo
 from vpltool.stages._reports import Report
-from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 class EvalSettings(Settings):
     """Settings of `eval`."""
 
-    what: str = setting("", "cams/NAME, masks/NAME, predictions/NAME or a folder; default: the "
-                            "furthest result of the split.", metavar="PATH-OR-NAME")
+    what: str = setting("", "What to score: cams/NAME, masks/NAME, predictions/NAME or a folder; "
+                            "default: the last result of the split in the pipeline.",
+                        metavar="PATH-OR-NAME")
     split: str = options.split("val")
-    against: str = setting("masks", "masks: the true ones; tags: those of the photos, no mask is "
-                                    "opened.", choices=("masks", "tags"))
-    share: float = setting(0.01, "Against tags: share of a photo's pixels from which a class is "
-                                 "predicted; its probability is the mean over its likeliest "
-                                 "pixels, as many.", low=0, high=1)
+    against: str = setting("masks", "Compare with masks, the true ones, or with tags; for tags no "
+                                    "mask is opened.", choices=("masks", "tags"))
+    share: float = setting(0.01, "Against tags: least share of a photo; a class that covers it "
+                                 "counts as predicted, and its probability is the mean over that "
+                                 "share of its likeliest pixels.", low=0, high=1)
     threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
                                     "the report says so.", low=0, high=1)
     threshold_from: Path | None = setting(
-        None, "Take the threshold from these scores: choose it on one split, score another.",
+        None, "Scores to take the threshold from; choose it on one split, score another.",
         metavar="FILE")
     alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
                                 "threshold.", low=0, source="CLIP-ES, official code")
@@ -73,7 +74,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
 
     The only command, with show, that opens true masks; against tags it opens none, and says how
     often the classes predicted are those tagged, how sure the segmenter is, and which photos
-    disagree most. Scores are always written anew. Under torchrun each process counts the pixels of
+    disagree most. Scores are always rewritten. Under torchrun each process counts the pixels of
     its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
@@ -110,16 +111,16 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in {
             *source.available(photo.id for photo in photos)}], split, settings.share)
         return _written(workspace, settings, report, f"{_name(source)}-{split}-tags")
-    asked = len(photos)
+    total = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
         raise VplError(f"no photo of `{split}` has a true mask",
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
-    if len(photos) < asked:
-        console.warn(f"{asked - len(photos)} of {asked} photos have no true mask and are left out")
+    if len(photos) < total:
+        console.warn(f"{total - len(photos)} of {total} photos have no true mask and are skipped")
     tally = _tally_of_all(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
-    report["photos_left_out"] = asked - len(tally.parts)
+    report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
 
 
@@ -144,10 +145,10 @@ def _given_threshold(settings: EvalSettings) -> float:
     # What is given wins over what a preset sets.
     ways = {name: ways[name] for name in ways if name in settings.given} or ways
     if len(ways) > 1:
-        said = [f"`{name}={str(value) if isinstance(value, Path) else value!r}`"
-                for name, value in ways.items()]
-        raise VplError(f"{' and '.join(said)} are different ways to cut CAMs",
-                       f"give one of them: {' or '.join(said)}")
+        given = [f"`{name}={str(value) if isinstance(value, Path) else value!r}`"
+                 for name, value in ways.items()]
+        raise VplError(f"{' and '.join(given)} are different ways to cut CAMs",
+                       f"give one of them: {' or '.join(given)}")
     if "alpha" in ways:
         from vpltool.core.metrics import threshold_of_alpha
 
@@ -165,7 +166,7 @@ def _given_threshold(settings: EvalSettings) -> float:
 class _Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
-    strays: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
     each: dict[str, Any] = field(default_factory=dict)
 
 
@@ -182,10 +183,10 @@ def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]
                 if part.parts:
                     tally.counts += part.counts
                 tally.parts |= part.parts
-                tally.strays |= part.strays
+                tally.untagged |= part.untagged
                 tally.each |= part.each
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
-    warn_of_strays(tally.strays, len(tally.parts))
+    warn_of_untagged_classes(tally.untagged, len(tally.parts))
     return tally
 
 
@@ -202,14 +203,14 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _T
             if source.kind != "cams":
                 tally.each[photo.id] = counts
             if stray:
-                tally.strays[photo.id] = stray
+                tally.untagged[photo.id] = stray
             advance()
     return tally
 
 
 def _count(workspace: Workspace, source: InputFolder, photo: Photo
            ) -> tuple[Counts | SeedHistogram, str]:
-    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `stray_class`."""
+    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `untagged_class`."""
     from vpltool.core import metrics
 
     classes = len(workspace.classes) + 1
@@ -217,7 +218,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape)
         return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
-                stray_class(workspace, photo, truth))
+                untagged_class(workspace, photo, truth))
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
     truth = read_truth(workspace, photo, label.shape, path)
@@ -225,7 +226,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} makes it again")
     return (metrics.confusion(truth, label, classes, workspace.ignore),
-            stray_class(workspace, photo, truth))
+            untagged_class(workspace, photo, truth))
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
@@ -320,7 +321,7 @@ def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[dict[str, A
 
 
 def show(report: Report, values: Mapping[str, Any]) -> str:
-    """Spell the scores as a table, and where they were written."""
+    """Format the scores as a table, and where they were written."""
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])
     width = max(len(name) for name in report["iou"])
@@ -339,9 +340,9 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
     more = report["supervision"] != "tags"
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
-              f"protocol: made by {report['made_by']} under {spell_preset(report['made_under'])}; "
+              f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
               f"{'learned from ' + report['supervision'] + '; ' if more else ''}"
-              f"scored under {spell_preset(report['scored_under'])}"]
+              f"scored under {format_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 
 

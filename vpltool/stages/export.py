@@ -29,9 +29,10 @@ class ExportSettings(Settings):
     """Settings that all formats share; the split is the method's, since its default is."""
 
     method: str = setting(help="Format.", metavar="NAME")
-    what: str = setting("", "predictions/NAME, masks/NAME or a folder; for a segmenter, its "
-                            "decoder; default: the best.", metavar="PATH-OR-NAME")
-    out: Path | None = setting(None, "Write here instead of the default path.", metavar="PATH",
+    what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; for a "
+                            "segmenter, its decoder; default: the first found of vision-refined, "
+                            "vision, text-refined, text.", metavar="PATH-OR-NAME")
+    out: Path | None = setting(None, "Output path, instead of the default.", metavar="PATH",
                                short="-o", record="never")
 
 
@@ -40,9 +41,9 @@ STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "m
 
 
 def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
-    """Write predictions, or a segmenter, as evaluation servers and other tools take them.
+    """Export predictions or a segmenter in the formats of other tools and servers.
 
-    Exports are always written anew.
+    Exports are always rewritten.
 
     Args:
         workspace: where predictions and decoders are found and exports go.

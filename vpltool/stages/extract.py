@@ -39,40 +39,43 @@ class ExtractSettings(Settings):
 
     split: str = options.split("train")
     encoder: str = setting(
-        "", "A second encoder instead of the workspace's CLIP, for methods that read it: a file of "
-            "DINO's or DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
+        "", "Run a second encoder instead of CLIP; for methods that read one: a file of DINO's or "
+            "DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
         metavar="NAME-OR-FILE", record="never")
-    scale: float = setting(1.0, "Factor on the photo's sides before the network.", low=0.05, high=8)
+    scale: float = setting(1.0, "Factor by which photos are scaled first.", low=0.05, high=8)
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
     window: int = setting(
-        0, "Encode larger photos window by window, of this side, and join the patches: memory is "
-           "then that of a window. 0: whole.", low=0, metavar="PIXELS", record="changed",
+        0, "Side of the windows in which larger photos are encoded; their patches are joined, and "
+           "memory is bounded by one window. 0: whole photos.", low=0, metavar="PIXELS",
+        record="changed",
         brief=False)
     overlap: float = setting(
-        0.25, "Share of a window that it has in common with the next one.", low=0, high=0.9,
+        0.25, "Overlap of neighbouring windows, as a share of a window.", low=0, high=0.9,
         record="changed", brief=False,
         no_effect=[NoEffect({"window": (0,)}, "photos are encoded whole")])
     keep: str = setting(
         "tokens,patches,attention",
-        "What to store: tokens (for gradcam), patches (for dense and learn-prototypes), attention "
-        "(for refine), attentions (of each block, for methods that read them), layers (for "
-        "train-decoder).", metavar="LIST")
-    attention_blocks: int = setting(8, "Last blocks whose attention is kept.", low=1,
+        "Tensors to store; tokens for gradcam, patches for dense and learn-prototypes, attention "
+        "for refine, attentions of each block for methods that read them, layers for "
+        "train-decoder.",
+        metavar="LIST")
+    attention_blocks: int = setting(8, "Number of last blocks whose attention is kept.", low=1,
                                     record="changed", source="CLIP-ES, its code")
     patches: str = setting(
-        "block", "Patch embeddings: block (the last block's output, projected), value (only its "
-                 "value path, as MaskCLIP), or calibrated (a path beside the last blocks, as "
-                 "ExCEL).", choices=("block", "value", "calibrated"), record="changed")
+        "block", "Kind of patch embeddings; block: the last block's output, projected; value: only "
+                 "its value path, as MaskCLIP; calibrated: a path beside the last blocks, as "
+                 "ExCEL.",
+        choices=("block", "value", "calibrated"), record="changed")
     calibrated_blocks: int = setting(
-        5, "With calibrated patches: last blocks beside which their path goes.", low=1,
+        5, "With calibrated patches: number of last blocks that the path runs beside.", low=1,
         record="changed", source="ExCEL, official code", brief=False, no_effect=[_UNCALIBRATED])
     calibrated_heads: str = setting(
-        "sum", "With calibrated patches: how the heads' attention becomes the one that they share: "
-               "sum, or mean.", choices=("sum", "mean"), record="changed", brief=False,
+        "sum", "With calibrated patches: how the attention of the heads is combined: sum or mean.",
+        choices=("sum", "mean"), record="changed", brief=False,
         source="ExCEL, official code", no_effect=[_UNCALIBRATED])
-    layers: str = setting("", "Blocks whose output `layers` holds, 0 is the first; spread: four of "
-                              "them, evenly; default: all but the last.", metavar="LIST")
+    layers: str = setting("", "Blocks whose output is stored as `layers`; 0 is the first; spread: "
+                              "four, evenly; default: all but the last.", metavar="LIST")
     store: str = options.store()
     device: str = options.device()
     precision: str = options.precision()
@@ -90,11 +93,11 @@ STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
 
 
 def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
-    """Run the frozen CLIP over photos once, and store what the later commands need.
+    """Run the frozen CLIP over photos once, and store what later commands need.
 
-    Photos are resized to multiples of the patch, each side on its own, without crop (CLIP-ES).
+    Photos are resized to multiples of the patch, each side on its own, without a crop (CLIP-ES).
     With --encoder, another frozen vision transformer is run, into features-second/SPLIT. With
-    --window, photos of any size fit into memory; nothing is then stored that all patches share.
+    --window, photos of any size fit into memory; tensors that span all patches are then not stored.
 
     Example: vpltool extract --split train
 
@@ -130,9 +133,9 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if second else {})})
     if source:
-        header = replace(header, call=header.call | {"encoder": source.spelled})
-    place = "features-second" if second else "features"
-    folder = settings.out or workspace.path / place / settings.split
+        header = replace(header, call=header.call | {"encoder": source.setting})
+    parent = "features-second" if second else "features"
+    folder = settings.out or workspace.path / parent / settings.split
     outputs = _photo_work.open_outputs(
         {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
                                              not settings.limit, shard), settings)
@@ -149,7 +152,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        begun=None if second else write_head)
+        on_start=None if second else write_head)
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
@@ -251,9 +254,9 @@ def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
     """What is kept of a second encoder: of what is asked for, what methods may read."""
     kept = _kept(settings.keep)
     readable = tuple(_second.SECOND.values())
-    lacking = [name for name in kept if name not in readable]
-    if lacking and ("keep" in settings.given or len(lacking) == len(kept)):
-        raise VplError(f"`keep={settings.keep!r}`: nothing reads {lacking[0]} of a second encoder",
+    missing = [name for name in kept if name not in readable]
+    if missing and ("keep" in settings.given or len(missing) == len(kept)):
+        raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",
                        f"`keep={','.join(readable)!r}`, the default with `encoder`")
     return tuple(name for name in kept if name in readable)
 
@@ -265,9 +268,9 @@ def _kept_of_windows(settings: ExtractSettings, kept: tuple[str, ...]) -> tuple[
                        f"`max_side={settings.max_side}` first, so that none is larger than that",
                        f"`window={settings.window}, max_side=0`")
     able = tuple(name for name in kept if name not in WHOLE)
-    lacking = [name for name in kept if name in WHOLE]
-    if lacking and ("keep" in settings.given or not able):
-        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {lacking[0]}, which "
+    missing = [name for name in kept if name in WHOLE]
+    if missing and ("keep" in settings.given or not able):
+        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {missing[0]}, which "
                        "all patches share", "`keep='patches'`, the default with `window`")
     return able
 

@@ -30,12 +30,12 @@ class GapSettings(Settings):
     """Settings of `gap`."""
 
     prototypes: tuple[str, ...] = setting(
-        (), "text, vision, shifted, or a file of prototypes; may be given several times. Default: "
-            "text, and vision if there is one.", metavar="NAME-OR-PATH")
+        (), "Prototypes: text, vision, shifted or a file; repeatable. Default: text, and vision if "
+            "it exists.", metavar="NAME-OR-PATH")
     cams: str = setting("", "CAMs that mark the regions; default: text-refined, else text.",
                         metavar="NAME-OR-PATH")
-    phi: float = setting(0.4, "A patch is in a class's region where its CAM is the strongest and "
-                              "reaches this.", low=0, high=1)
+    phi: float = setting(0.4, "Threshold of a region; a patch belongs to it where its CAM is the "
+                              "strongest and reaches this.", low=0, high=1)
     features: Path | None = options.features()
     split: str = options.split("train")
     limit: int = options.limit()
@@ -49,9 +49,9 @@ STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prot
 def run(workspace: Workspace, settings: GapSettings) -> Report:
     """Measure how far prototypes lie from the regions of their classes.
 
-    Of each class and of all: the distance of the centroids (Liang et al. 2022), and the mean of
-    1 - cosine. CAMs say where the regions are, never true masks. The picture beside the scores
-    shows the plane of the two principal axes. Scores and picture are always made anew.
+    Per class and overall: the distance of the centroids (Liang et al. 2022), and the mean of 1 -
+    cosine. Regions come from CAMs, never from true masks. The picture beside the scores shows the
+    plane of the two principal axes. Scores and picture are always recomputed.
 
     Example: vpltool gap --prototypes text --prototypes vision
 
@@ -157,7 +157,8 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     owner = torch.cat([classes for _, classes in parts])
     if not len(features):
         raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi:g}`",
-                       "lower it, or name other CAMs")
+                       f"lower it: `phi={round(regions.phi / 2, 3)}`; or name other CAMs by "
+                       "`cams='NAME'`")
     return _Measured(regions, features, owner, sets,
                      [modality_gap(item.rows, item.index, features, owner) for item in sets])
 
@@ -206,7 +207,7 @@ def _report(workspace: Workspace, measured: _Measured, split: str) -> dict[str, 
 
 
 def show(report: Report, _values: Mapping[str, Any]) -> str:
-    """Spell two columns for each set of prototypes, a line for each class, and one for all."""
+    """Format two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),
              "spread": report["spread"]}
@@ -227,5 +228,5 @@ def show(report: Report, _values: Mapping[str, Any]) -> str:
 def _cells(entry: dict[str, Any] | None, first: str, second: str) -> str:
     if entry is None:
         return f"  {'-':>8}  {'-':>6}"
-    spelled = entry[first] if first == "regions" else format(entry[first], ".3f")
-    return f"  {spelled:>8}  {entry[second]:6.3f}"
+    cell = entry[first] if first == "regions" else format(entry[first], ".3f")
+    return f"  {cell:>8}  {entry[second]:6.3f}"

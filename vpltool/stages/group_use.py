@@ -14,7 +14,7 @@ from vpltool.formats.inputs import find_folder
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import spell_table
+from vpltool.stages._reports import format_table
 
 STAGES = ("first", "second")
 """Of grouping, as the tensors of group maps are called."""
@@ -25,14 +25,14 @@ class GroupUseSettings(Settings):
     """Settings of `group-use`."""
 
     rows: tuple[str, ...] = setting(
-        (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or plain names, or "
+        (), "Rows: 'TITLE=NAME' or 'TITLE=NAME,NAME,…', the mean of several; or just names, or "
             "folders, of group maps. NAME may be a pattern: both-[0-9]. Default: the only ones of "
             "the split.",
         positional=True, metavar="ROW")
     split: str = options.split("val")
     limit: int = options.limit()
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
-    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+    out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
                                short="-o", record="never")
 
 
@@ -43,9 +43,9 @@ STAGE = Stage(order=97, panel="4. Scores and pictures", reads=("group-maps",), w
 def run(workspace: Workspace, settings: GroupUseSettings) -> list[dict[str, Any]]:
     """Measure how many groups a photo uses, and how far their shares overlap (PGSeg).
 
-    A group is used where it is the strongest somewhere: many are richness. The overlap of two is
-    the sum of the smaller shares over that of the larger ones: little is compactness. No true
-    masks are read.
+    A group is used if it is the strongest somewhere: many used groups mean richness. The overlap of
+    two groups is the sum of their smaller shares over that of the larger ones: little overlap means
+    compactness. No true masks are read.
 
     Example: vpltool group-use both --split val
 
@@ -107,14 +107,14 @@ def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
 
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Spell the rows as a table; in Markdown where that is asked for."""
+    """Format the rows as a table; in Markdown where that is asked for."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
-    cells += [[row["title"], row["split"], str(row["photos"]), *(_spell(row[key]) for key in keys)]
+    cells += [[row["title"], row["split"], str(row["photos"]), *(_format(row[key]) for key in keys)]
               for row in table]
-    return spell_table(cells, markdown=values.get("markdown", False))
+    return format_table(cells, markdown=values.get("markdown", False))
 
 
-def _spell(values: list[float]) -> str:
+def _format(values: list[float]) -> str:
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

@@ -35,9 +35,9 @@ STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writ
 
 
 def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
-    """Say what a file is, what made it, and from what.
+    """Describe a file: what it is, what made it, and from what.
 
-    Of a folder, say what it holds.
+    For a folder, list what it holds.
 
     Example: vpltool inspect prototypes/vision.safetensors
 
@@ -57,7 +57,7 @@ def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
     if not path.exists():
         beside = ([entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
                   if path.parent.is_dir() else [])
-        raise VplError(f"{path} is not there", near_name(path.name, beside) if beside
+        raise VplError(f"{path} does not exist", near_name(path.name, beside) if beside
                        else "give a file or a folder that vpltool wrote")
     return _describe_folder(path) if path.is_dir() else _describe_file(path)
 
@@ -170,20 +170,20 @@ def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Any], _values: Mapping[str, Any]) -> str:
-    """Spell it for people: a line each; hashes behind what they are of, many tensors in groups."""
-    said = dict(found)
-    if "inputs" in said:
-        sources = said.pop("sources", {})
-        said["inputs"] = {role: _spell_input(role, identity, sources.get(role, ""))
-                          for role, identity in said["inputs"].items()}
-    said |= {key: f"{said[key]} ({of})" for key, of in _HASHES.get(said["kind"], {}).items()
-             if key in said}
-    if len(said.get("tensors", ())) > MOST_TENSORS:
-        said["tensors"] = _groups(said["tensors"])
-    if "holds" in said:
-        said["holds"] = {name: _spell_held(entry) for name, entry in said["holds"].items()}
+    """Format it for people: a line each; hashes after what they are of, many tensors in groups."""
+    shown = dict(found)
+    if "inputs" in shown:
+        sources = shown.pop("sources", {})
+        shown["inputs"] = {role: _format_input(role, identity, sources.get(role, ""))
+                           for role, identity in shown["inputs"].items()}
+    shown |= {key: f"{shown[key]} ({of})" for key, of in _HASHES.get(shown["kind"], {}).items()
+              if key in shown}
+    if len(shown.get("tensors", ())) > MOST_TENSORS:
+        shown["tensors"] = _groups(shown["tensors"])
+    if "holds" in shown:
+        shown["holds"] = {name: _format_content(entry) for name, entry in shown["holds"].items()}
     lines = []
-    for key, value in said.items():
+    for key, value in shown.items():
         if isinstance(value, dict):
             lines.append(f"{key}:{'' if value else ' none'}")
             lines += [f"  {name}: {_brief(entry)}" for name, entry in value.items()]
@@ -200,14 +200,14 @@ _HASHES = {
 _ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "the photos"}
 
 
-def _spell_input(role: str, identity: str, source: str) -> str:
-    """Spell an input: where it was, and the hash that stands for it, with what it is a hash of."""
+def _format_input(role: str, identity: str, source: str) -> str:
+    """Format an input: where it was, and the hash that stands for it, with what it is a hash of."""
     if not source:
         return f"{_ROLES.get(role, role)} (hash {identity})"
     return f"{source} ({'content' if Path(source).suffix else 'config'} {identity})"
 
 
-def _spell_held(entry: Mapping[str, Any]) -> str:
+def _format_content(entry: Mapping[str, Any]) -> str:
     words = [entry["kind"]]
     if "photos" in entry:
         words.append(f"{entry['photos']} photos" + ("" if entry["complete"] else ", not complete"))
@@ -226,11 +226,11 @@ def _groups(tensors: Mapping[str, str]) -> dict[str, str]:
         if groups and len(deeper) > MOST_TENSORS:
             break
         groups = deeper
-    return {group: tensors[names[0]] if names == [group] else _spell_group(tensors, names)
+    return {group: tensors[names[0]] if names == [group] else _format_group(tensors, names)
             for group, names in groups.items()}
 
 
-def _spell_group(tensors: Mapping[str, str], names: list[str]) -> str:
+def _format_group(tensors: Mapping[str, str], names: list[str]) -> str:
     kinds, numbers = set(), 0
     for name in names:
         kind, _, shape = tensors[name].partition(" ")

@@ -35,26 +35,28 @@ class LearnPrototypesSettings(Settings):
         0.03, "Temperature of the vision distribution P.", low=1e-4,
         source="VPL, implementation details, table 5", no_effect=[NOT_LEARNED])
     iters: int = setting(
-        3000, "Iterations of the solver. 0: the start is the result, as seed-prototypes makes it.",
+        3000, "Iterations of the solver; 0: return the start, as seed-prototypes makes it.",
         low=0, source="VPL, implementation details, table 7")
     lr: float = setting(
         10.0, "Learning rate of pgd; halved where the gradient grows (InMaP).", low=0,
         source="VPL, implementation details", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it looks for the rate itself")])
     tolerance: float = setting(
-        0.005, "pgd stops once no row would turn by more than this, in radians, in all iterations "
-               "that are left, at the pace of the last 50; 0: it takes them all.", low=0,
+        0.005, "Tolerance of pgd, in radians; it stops once no row would turn by more than this in "
+               "all remaining iterations, at the pace of the last 50. 0: run them all.", low=0,
         brief=False, record="changed", source="chosen", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
     solver: str = setting(
-        "pgd", "pgd (the paper's); rkc: to the same prototypes in long steps, several times as "
-               "fast; or lbfgs: further down in fewer passes.", choices=("pgd", "rkc", "lbfgs"),
+        "pgd", "pgd, as in the paper; rkc, several times as fast: the same prototypes in long "
+               "steps; or lbfgs: a lower objective in fewer passes.",
+        choices=("pgd", "rkc", "lbfgs"),
         source="VPL, implementation details", no_effect=[NOT_LEARNED])
     pixels: str = setting(
-        "all", "all patches; only seeds of the CAMs; or regions: a CAM-weighted mean a class.",
+        "all", "all patches, seeds or regions; seeds: those of the CAMs; regions: a CAM-weighted "
+               "mean per class.",
         choices=("all", "seeds", "regions"), source="VPL, eq. 7")
     start: str = setting(
-        "text", "W at the start: text, seeds (of seed-prototypes), or a file of prototypes.",
+        "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
@@ -70,8 +72,8 @@ class LearnPrototypesSettings(Settings):
         None, "P': text; or seeds, one-hot by the CAMs (eq. 9). Default: text for all pixels, "
               "seeds otherwise.", choices=("text", "seeds"), brief=False, no_effect=[NOT_LEARNED])
     classes: str = setting(
-        "present", "Classes in P': those present in the photo and the background, or all (the "
-                   "paper to the letter).", choices=("present", "all"), brief=False,
+        "present", "Classes in P': present, those in the photo and the background; or all, as the "
+                   "paper is written.", choices=("present", "all"), brief=False,
         source="vpltool's reading of VPL, eq. 5", no_effect=[
             NOT_LEARNED, NoEffect({"targets": ("seeds",)}, "a target is a seed's own class")])
     student: str = setting(
@@ -84,13 +86,14 @@ class LearnPrototypesSettings(Settings):
             NOT_LEARNED, NoEffect({"targets": ("seeds",), "rounds": (1,)},
                                   "the targets are one-hot already")])
     rounds: int = setting(
-        1, "Rounds: from the second on, P' is that of the last round's W.", low=1, brief=False,
+        1, "Rounds; from the second on, P' comes from the W of the round before.", low=1,
+        brief=False,
         source="VPL, figure 2: learned once", no_effect=[
             NOT_LEARNED, NoEffect({"harden": (0.0,), "student": ("present",),
                                    "rounds": range(2, 1_000_000)},
                                   "P' would be P from the second on")])
     balance: bool = setting(
-        False, "With seeds: give each class the same weight.", brief=False, no_effect=[
+        False, "With seeds: weight all classes equally.", brief=False, no_effect=[
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
     features: Path | None = options.features()
@@ -131,9 +134,9 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         VplError: an input is missing or does not fit the others, or the settings exclude each
             other.
     """
-    asked = settings.targets
+    targets = settings.targets
     settings = replace(settings,
-                       targets=asked or ("text" if settings.pixels == "all" else "seeds"))
+                       targets=targets or ("text" if settings.pixels == "all" else "seeds"))
     _check_reading(settings)
     warn_without_effect(settings)
     features = _inputs.open_features(workspace, settings.features, settings.split)
@@ -150,7 +153,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         inputs["cams"], named["cams"] = maps, maps.name
     header = _inputs.make_header(workspace, "prototypes", "learn-prototypes", settings,
                                  inputs=inputs, model=features.header.model, options=named)
-    if asked is None:
+    if targets is None:
         header.call.pop("targets", None)
     target = settings.out or workspace.path / "prototypes/vision.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
@@ -162,7 +165,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
                                      _aligned.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = _aligned.carried(text)
+            of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {"prototypes": rows, "class_index": start.class_index, **of_space})
@@ -193,8 +196,8 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"
         raise VplError(
-            f"`start={settings.start!r}` has {_spell_rows(ours)}, the text {_spell_rows(theirs)}: "
-            "the text gives targets for its own rows only",
+            f"`start={settings.start!r}` has {_format_rows(ours)}, the text "
+            f"{_format_rows(theirs)}: the text gives targets for its own rows only",
             f"add {seeded}, or make a start with as many rows: "
             "`seed_prototypes(background='words', overwrite=True)`")
     if settings.iters and 0 not in ours:
@@ -203,7 +206,7 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     return start
 
 
-def _spell_rows(index: list[int]) -> str:
+def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
@@ -221,7 +224,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
     with console.progress(f"learn-prototypes ({settings.solver})",
                           settings.iters * settings.rounds) as advance:
 
-        def watch(record: SolverRecord) -> None:
+        def callback(record: SolverRecord) -> None:
             # A round begins at step 0 again.
             done = course[-1][0] + 1 if course and record.step > course[-1][0] else 0
             advance(int(record.step + 1 - done), text=f"objective {record.objective:.4f} "
@@ -229,7 +232,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), watch,
+        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), callback,
                                ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "

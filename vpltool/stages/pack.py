@@ -21,10 +21,10 @@ from vpltool.stages import _inputs, _photo_work
 class PackSettings(Settings):
     """Settings of `pack`."""
 
-    to: str = setting("", "Where the tars go: a folder, or an address such as s3://BUCKET/FOLDER; "
-                          "default: .packed in the folder of the features.", metavar="ADDRESS",
+    to: str = setting("", "Where the tars go; a folder, or an address such as s3://BUCKET/FOLDER. "
+                          "Default: .packed in the folder of the features.", metavar="ADDRESS",
                       record="never")
-    size: int = setting(1000, "Megabytes in a tar, before the next one is begun.", low=1,
+    size: int = setting(1000, "Size of a tar in megabytes; then the next one is started.", low=1,
                         metavar="MB", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
@@ -35,12 +35,12 @@ STAGE = Stage(order=32, panel="1. Begin", reads=("features",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: PackSettings) -> Path:
-    """Move the features of many photos into few tars, which all commands read as before.
+    """Pack the features of many photos into a few tars; all commands read them there.
 
-    A tar holds ID.safetensors of some hundred photos; an index in the folder of the features tells
-    where in it each photo lies, so that a command asks for these bytes only. A photo's own file is
-    deleted when its tar and index are whole. To have files again, unpack the tars into the folder,
-    and delete its .packed.
+    A tar holds ID.safetensors of some hundred photos. An index in the folder of the features says
+    where each photo lies, so that a command reads only the bytes it needs. A photo's own file is
+    deleted once its tar and index are complete. To get the files back, unpack the tars into the
+    folder and delete its .packed.
 
     Example: vpltool pack --split train --to s3://BUCKET/features
 
@@ -66,10 +66,10 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     number = _first_number(features.path, shard)
     with console.progress(f"pack {settings.split}", len(files)) as advance:
         for batch in _batches(files, settings.size * 1_000_000):
-            place = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
+            entry = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
                               batch)
             _delete(batch)
-            console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {place}")
+            console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {entry}")
             number += 1
             for _ in batch:
                 advance()
@@ -84,8 +84,8 @@ def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
     """
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
-        place, path = features.packed[key], files[key]
-        if read_packed(place, key + path.suffix) == path.read_bytes():
+        entry, path = features.packed[key], files[key]
+        if read_packed(entry, key + path.suffix) == path.read_bytes():
             _delete({key: files.pop(key)})
     return files
 
@@ -105,7 +105,7 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
 
 
 def _first_number(folder: Path, shard: Shard) -> int:
-    """The number behind those of the tars that earlier runs of this shard have finished."""
+    """The number after those of the tars that earlier runs of this shard have finished."""
     stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
     found = [stem.fullmatch(index.stem) for index in (folder / PACKED).glob("*.json")]
     return max((int(match[1]) + 1 for match in found if match), default=0)

@@ -25,15 +25,15 @@ from vpltool.stages._chosen_segmenter import Chosen, choose_segmenter
 from vpltool.stages._group_predict import (
     DECODER_SETTINGS,
     GROUP_SETTINGS,
-    GroupSeen,
     GroupSettings,
+    SegmentedByGroups,
     from_groups,
     without_effect,
     write_maps,
 )
 from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
-from vpltool.stages._running import Seen, from_features, from_photos
+from vpltool.stages._running import Segmented, from_features, from_photos
 from vpltool.stages._serving import serving_features
 
 
@@ -42,32 +42,34 @@ class PredictSettings(GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
-        (), "Photos or folders of photos, tagged or not; default: those of the split.",
+        (), "Photos or folders of photos; default: those of the split.",
         metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
-    decoder: str = setting("", "The segmenter: a decoder, or trained groups; default: the only "
-                               "decoder, or the furthest, else the groups.",
+    decoder: str = setting("", "Decoder, or trained groups; default: the only decoder, or the "
+                               "first of vision-refined, vision, text-refined and text, else the "
+                               "groups.",
                            metavar="NAME-OR-PATH", record="never")
     segmenter: str = setting(
-        "", "As `decoder`; or a bundle: named photos need no workspace then.",
+        "", "Decoder, trained groups, or a bundle; with a bundle, photos need no workspace.",
         metavar="NAME-OR-PATH", record="never")
     split: str = options.split("val")
-    scales: str = setting("1", "Sizes at which a photo is seen, averaged: 1,0.75 is WeCLIP's.",
+    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
                           metavar="LIST")
-    flip: bool = setting(False, "See it mirrored too, and average.")
+    flip: bool = setting(False, "Also predict the mirrored photo, and average.")
     average: str = setting(
-        "probabilities", "What is averaged over scales and mirrored copies: probabilities, or "
-                         "logits as WeCLIP.", choices=("probabilities", "logits"), record="changed")
+        "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
+        choices=("probabilities", "logits"), record="changed")
     source: str = setting(
-        "auto", "photos; or features: stored layers of the split, one scale, no flip, much "
-                "faster; auto: features where they serve.", choices=("auto", "features", "photos"))
+        "auto", "Read photos, features or auto; features: stored layers of the split, one scale, "
+                "no flip, much faster; auto: features where they suffice.",
+        choices=("auto", "features", "photos"))
     features: Path | None = options.features()
-    tags: bool = setting(False, "Let only classes that a photo is tagged with compete, as CAMs "
-                                "do.", record="changed")
+    tags: bool = setting(False, "Allow only a photo's tags, as CAMs do.",
+                         record="changed")
     probabilities: bool = setting(
-        True, "Also store class probabilities of a split, which crf prefers to labels.",
+        True, "Also store class probabilities of a split; crf prefers them to labels.",
         off="--labels-only", record="never")
-    overlay: bool = setting(False, "Also write a picture of each photo with its labels and their "
-                                   "names.", record="never")
+    overlay: bool = setting(False, "Also draw each photo with labels and names.",
+                            record="never")
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
     device: str = options.device()
@@ -306,7 +308,7 @@ def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | No
     return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 
 
-def _write(output: OutputFolder, key: str, seen: Seen) -> None:
+def _write(output: OutputFolder, key: str, seen: Segmented) -> None:
     from vpltool.core.segment import keep_likely, labels_of
 
     if output.header.kind == "predictions":
@@ -315,5 +317,5 @@ def _write(output: OutputFolder, key: str, seen: Seen) -> None:
         scores, classes = keep_likely(seen.probabilities)
         output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})
     else:
-        assert isinstance(seen, GroupSeen)
+        assert isinstance(seen, SegmentedByGroups)
         write_maps(output, key, seen)

@@ -23,7 +23,7 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
-from vpltool.stages._prepared import MADE, describe_workspace, warn_of_torn
+from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
@@ -34,32 +34,32 @@ class PrepareSettings(Settings):
     """Settings that all data sets share."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
-    model: str = setting(DEFAULT_MODEL[0], "open_clip's name of the CLIP.")
+    model: str = setting(DEFAULT_MODEL[0], "CLIP model; its name in open_clip.")
     pretrained: str = setting(
-        DEFAULT_MODEL[1], "Its weights: a tag of open_clip, hf-hub:ORG/NAME, a file, or a folder "
-                          "with open_clip_config.json.", metavar="TAG-OR-PATH")
+        DEFAULT_MODEL[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
+                          "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
     classes: Path | None = setting(
-        None, "Class names in index order, one a line; or lines VALUE NAME, where VALUE is the "
+        None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")
-    background: Path | None = setting(None, "Words for what is no class, one a line.",
+    background: Path | None = setting(None, "Background words, one per line.",
                                       metavar="FILE")
     corrections: Path | None = setting(
-        None, "Masks that you have corrected, for train-decoder: a folder of ID.png, or what Label "
-              "Studio, CVAT, COCO, YOLO and others write. Those taken earlier stay; what vpltool "
-              "wrote and nobody changed is left out.", metavar="PATH")
+        None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
+              "of Label Studio, CVAT, COCO, YOLO and others. Masks taken earlier stay; masks that "
+              "nobody changed are skipped.", metavar="PATH")
     normalise: str = setting(
-        "model", "How photos are normalised: as the model was trained, or imagenet (WeCLIP).",
+        "model", "Normalisation of photos; as the model was trained, or imagenet as in WeCLIP.",
         choices=("model", "imagenet"))
     captions: tuple[Path, ...] = setting(
-        (), "What photos show, in words: a CSV with the columns id,caption, where a photo may have "
-            "several rows, or JSON in the layout of COCO's captions. May be given again.",
+        (), "Captions of the photos; a CSV with the columns id,caption, where a photo may have "
+            "several rows, or JSON in the layout of COCO's captions. Repeatable.",
         metavar="FILE")
     halve: str = setting(
-        "", "Add the splits SPLIT-a and SPLIT-b, every second photo each: choose settings on one, "
-            "score on the other.", metavar="SPLIT")
+        "", "Add the splits SPLIT-a and SPLIT-b; each has every second photo: choose settings on "
+            "one, score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Where no photo is in val, move every Nth tagged photo of train there: nothing learns "
-           "from it, so eval can say how good the segmenter is; 0: none.", low=0, metavar="N")
+        0, "Move every Nth tagged photo of train to val; only if val is empty. Nothing is trained "
+           "on it, so eval can score the segmenter. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -80,9 +80,9 @@ class _Earlier:
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
-    Run it again to take new photos, tags, classes or masks: what is not given stays as it was.
-    Other photos or another CLIP are refused, unless all is to be overwritten; even then the CLIP
-    stays, where none is given.
+    Run it again to add photos, tags, classes or masks; settings that are not given stay as they
+    were. Other photos or another CLIP are refused unless you overwrite the workspace; even then the
+    CLIP stays unless you name one.
 
     Next: vpltool text-prototypes
 
@@ -122,7 +122,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    warn_of_torn(source.root, photos)
+    warn_of_truncated(source.root, photos)
     corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
@@ -146,7 +146,7 @@ def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier | None:
     except VplError as error:
         if overwrite:
             return None
-        raise VplError(error.message, "correct it by hand; `overwrite=True` begins anew") from error
+        raise VplError(error.message, "correct it by hand; `overwrite=True` starts over") from error
     return _Earlier(workspace, photos, last_call(path))
 
 
@@ -180,21 +180,21 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
     """The settings that a later call may leave out; paths are relative to the workspace."""
-    said: dict[str, Any] = {"method": settings.method}
-    said |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
+    call: dict[str, Any] = {"method": settings.method}
+    call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
-        said["captions"] = _to_workspace(path, settings.captions)
+        call["captions"] = _to_workspace(path, settings.captions)
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
-        said["classes"] = relative_to(settings.classes, path)
+        call["classes"] = relative_to(settings.classes, path)
     elif kept and "classes" in kept.call:
-        said["classes"] = kept.call["classes"]
+        call["classes"] = kept.call["classes"]
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
         if value != entry.default and entry.about.panel != RUNNING:
-            said[entry.name] = _to_workspace(path, value)
-    return said
+            call[entry.name] = _to_workspace(path, value)
+    return call
 
 
 def _to_workspace(path: Path, value: Any) -> Any:
@@ -220,7 +220,7 @@ def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFil
 
 
 def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
-    """Class names in index order. Those of tags come behind known ones, which keep their index."""
+    """Class names in index order. Those of tags come after known ones, which keep their index."""
     if kept is None or not source.from_tags:
         return source.classes
     known = kept.workspace.classes
@@ -294,24 +294,24 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
     Raises:
         VplError: it is not; the difference is named.
     """
-    old, said = kept.workspace, []
+    old, changes = kept.workspace, []
     worked = any((workspace.path / name).is_dir() for name in MADE)
     if old.root != workspace.root:
-        said.append(f"the photos' folder was {old.root}, now {workspace.root}")
+        changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
-        said.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
-                    f"({workspace.pretrained})")
+        changes.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
+                       f"({workspace.pretrained})")
     if worked and old.normalise != workspace.normalise:
-        said.append(f"normalise was {old.normalise}, now {workspace.normalise}")
-    if not said and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
-        said.append(f"none of its {len(kept.photos)} photos is left")
-    if said:
+        changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
+    if not changes and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
+        changes.append(f"none of its {len(kept.photos)} photos is left")
+    if changes:
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
-                       f"{'; '.join(said)}",
-                       f"{_spelled(settings)} replaces it; another workspace folder keeps both")
+                       f"{'; '.join(changes)}",
+                       f"{_formatted(settings)} replaces it; another workspace folder keeps both")
 
 
-def _spelled(settings: PrepareSettings) -> str:
+def _formatted(settings: PrepareSettings) -> str:
     """The call that replaces a workspace; with the CLIP that was given, even the default."""
     clip = settings.given & {"model", "pretrained", "normalise"}
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}

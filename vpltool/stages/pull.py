@@ -29,7 +29,7 @@ STAGE = Stage(order=102, panel="4. Scores and pictures", reads=(), writes=("bund
 
 
 def run(path: Path, settings: PullSettings) -> Path:
-    """Take a segmenter from the Hugging Face hub: NAME.safetensors.
+    """Download a segmenter from the Hugging Face hub to NAME.safetensors.
 
     Example: vpltool pull my-name/animals
 
@@ -48,7 +48,7 @@ def run(path: Path, settings: PullSettings) -> Path:
     check_repository(settings.repository)
     target = settings.out or path / f"{settings.repository.split('/')[1]}.safetensors"
     if target.exists() and not settings.overwrite:
-        raise VplError(f"{target} is there already", "`overwrite=True`, or `out='FILE'`")
+        raise VplError(f"{target} already exists", "`overwrite=True`, or `out='FILE'`")
     part = target.with_name(f".pulled-{target.name}")
     try:
         download(settings.repository, settings.revision, part)

@@ -17,12 +17,12 @@ from vpltool.stages._hub import check_repository, upload
 class PushSettings(Settings):
     """Settings of `push`."""
 
-    repository: str = setting(help="Where it goes on the hub; it is made if it is not there.",
+    repository: str = setting(help="Where it goes on the hub; it is made if it does not exist.",
                               metavar="ORGANISATION/NAME", positional=True)
     segmenter: Path | None = setting(None, "The bundle; default: the only one in exports/.",
                                      metavar="FILE")
     private: bool = setting(False, "Make the repository private.")
-    card: bool = setting(False, "Print the model card, and send nothing.")
+    card: bool = setting(False, "Print the model card and upload nothing.")
 
 
 STAGE = Stage(order=100, panel="4. Scores and pictures", reads=("bundle",), writes=(),
@@ -30,9 +30,9 @@ STAGE = Stage(order=100, panel="4. Scores and pictures", reads=("bundle",), writ
 
 
 def run(path: Path, settings: PushSettings) -> str:
-    """Put a bundle on the Hugging Face hub, with a model card made from its header.
+    """Upload a bundle to the Hugging Face hub, with a model card made from its header.
 
-    The token is the one of `hf auth login`, or HF_TOKEN.
+    The token comes from `hf auth login` or HF_TOKEN.
 
     Example: vpltool push my-name/animals --segmenter exports/segmenter.safetensors
 

@@ -27,15 +27,16 @@ UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-ref
 class RefineSettings(Settings):
     """Settings of `refine`."""
 
-    cams: str = setting("", "CAMs to refine; default: vision if there, else text.",
+    cams: str = setting("", "CAMs to refine; default: vision if it exists, else text.",
                         metavar="NAME-OR-PATH", record="never")
-    method: str = setting(KINDS["refiners"].default, "How maps are spread.",
+    method: str = setting(KINDS["refiners"].default, "Method that refines the maps.",
                           metavar="NAME", aliases=["--affinity"])
     split: str = options.split("train")
     prototypes: str = setting("vision", "Prototypes, for a method that reads them.",
                               metavar="NAME-OR-PATH", record="never", brief=False)
     decoder: str = setting("", "Decoder, for a method that reads one; default: the only one, or "
-                               "the furthest.", metavar="NAME-OR-PATH", record="never", brief=False)
+                               "the first of vision-refined, vision, text-refined and text.",
+                           metavar="NAME-OR-PATH", record="never", brief=False)
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -53,7 +54,7 @@ STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features
 
 
 def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
-    """Spread CAMs over the photo: what belongs to the object joins it.
+    """Refine CAMs: spread them from their peaks over the whole object.
 
     Example: vpltool refine --cams text --split train
 

@@ -13,7 +13,7 @@ from vpltool.formats import open_workspace, read_json
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import spell_table
+from vpltool.stages._reports import format_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,11 @@ class ScoresSettings(Settings):
     """Settings of `scores`."""
 
     rows: tuple[str, ...] = setting(
-        (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or plain files. "
+        (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or just files. "
             "Default: all in scores/. FILE may be a pattern: scores/vision-[0-9].json.",
         positional=True, metavar="ROW")
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
-    out: Path | None = setting(None, "Write the table to this file, too.", metavar="FILE",
+    out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
                                short="-o", record="never")
 
 
@@ -34,7 +34,7 @@ STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), write
 
 
 def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
-    """Put scores side by side; mean and deviation of several.
+    """Compare scores in one table; several runs as mean and deviation.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 
@@ -65,11 +65,11 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Spell the rows as a table; in Markdown where that is asked for."""
+    """Format the rows as a table; in Markdown where that is asked for."""
     cells = [["", "split", "photos", "mIoU", "foreground", "accuracy"]]
     cells += [[row["title"], row["split"], str(row["photos"]),
-               *(_spell(row[key]) for key in ("miou", "foreground", "accuracy"))] for row in table]
-    return spell_table(cells, markdown=values.get("markdown", False))
+               *(_format(row[key]) for key in ("miou", "foreground", "accuracy"))] for row in table]
+    return format_table(cells, markdown=values.get("markdown", False))
 
 
 def _row(work: Path, row: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _read(work: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _spell(values: list[float]) -> str:
+def _format(values: list[float]) -> str:
     mean = f"{100 * statistics.fmean(values):.1f}"
     if len(values) == 1:
         return mean

@@ -34,10 +34,10 @@ class SeedPrototypesSettings(Settings):
     phi: float = _phase_one.phi(_REGIONS)
     phi_background: float = _phase_one.phi_background(_REGIONS)
     pixels: str = setting(
-        "seeds", "seeds of the CAMs; or regions: a CAM-weighted mean a class and photo.",
+        "seeds", "seeds of the CAMs, or regions; regions: a CAM-weighted mean per class and photo.",
         choices=("seeds", "regions"))
     method: str = setting(KINDS["estimators"].default,
-                          "How prototypes are made of them.", metavar="NAME")
+                          "Method that estimates the prototypes.", metavar="NAME")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     seed: int = options.seed()
@@ -96,7 +96,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      _aligned.space_of(text))
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
-            of_space, facts_of_space = _aligned.carried(text)
+            of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {**tensors, **of_space})

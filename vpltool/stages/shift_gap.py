@@ -29,16 +29,18 @@ class ShiftGapSettings(Settings):
     """Settings of `shift-gap`."""
 
     share: float = setting(
-        1.0, "Share of the gap: 1 the whole, so that the centroids coincide; 0 none; below 0 the "
-             "other way.", flag="--lambda", aliases=["--shift"], source="Liang et al., section 5")
+        1.0, "Share of the gap to move by; 1: all of it, so that the centroids coincide; 0: none; "
+             "below 0: the other way.", flag="--lambda", aliases=["--shift"],
+        source="Liang et al., section 5")
     centroid: str = setting(
-        "pixels", "Of what: pixels, all patches against all rows of the text; or regions of the "
-                  "CAMs against their classes' rows, as gap measures it.",
+        "pixels", "What the centroids are of; pixels: all patches against all rows of the text; "
+                  "regions: those of the CAMs against their classes' rows, as gap measures it.",
         choices=("pixels", "regions"), source="VPL gives none")
     cams: str = setting("", "With regions: the CAMs; default: text-refined, else text.",
                         metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS])
     phi: float = setting(
-        0.4, "With regions: a patch is a class's where its CAM is the strongest and reaches this.",
+        0.4, "With regions: their threshold; a patch belongs to a class where its CAM is the "
+             "strongest and reaches this.",
         low=0, high=1, source="VPL, table 6", no_effect=[_ALL_PIXELS])
     text: str = _phase_one.text()
     features: Path | None = options.features()
@@ -57,7 +59,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     """Move the text prototypes to where the photos' features are (Liang et al. 2022).
 
     The vector of the modality gap leads from the centroid of the text to that of the features. All
-    rows move by it, and are put back on the sphere. Nothing is learned: a baseline for vision
+    rows move by it and are normalised again. Nothing is learned: this is a baseline for vision
     prototypes.
 
     Example: vpltool shift-gap --lambda 1
@@ -95,7 +97,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
                               update=settings.update):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        of_space, facts_of_space = _aligned.carried(text)
+        of_space, facts_of_space = _aligned.space_record(text)
         facts = {**facts_of_space, "space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}

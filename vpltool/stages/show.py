@@ -18,7 +18,7 @@ from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
 from vpltool.stages._panels import Column
-from vpltool.stages._truth import read_truth, stray_class, warn_of_strays
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 from vpltool.stages._worst import find_worst
 
 if TYPE_CHECKING:
@@ -30,24 +30,25 @@ class ShowSettings(Settings):
     """Settings of `show`."""
 
     what: tuple[str, ...] = setting(
-        (), "cams/NAME, masks/NAME, predictions/NAME, group-maps/NAME, folders of these, or "
-            "folders of masks; the first may be a folder of photos. Default: all there are.",
+        (), "What to show: cams/NAME, masks/NAME, predictions/NAME, group-maps/NAME, folders of "
+            "these, or folders of masks; the first may be a folder of photos. Default: everything "
+            "there is.",
         positional=True,
         metavar="WHAT")
     split: str = options.split("train")
-    ids: str = setting("", "Ids of photos, separated by commas.", flag="--id", metavar="LIST")
-    worst: int = setting(0, "Show the N worst photos by their scores, the worst first; see eval.",
+    ids: str = setting("", "Photo ids, separated by commas.", flag="--id", metavar="LIST")
+    worst: int = setting(0, "Show the N photos with the worst scores, worst first; see eval.",
                          low=0, metavar="N")
-    scores: Path | None = setting(None, "Scores that say which are the worst; default: those of "
-                                        "the first WHAT, else those against tags.", metavar="FILE")
-    tagged: str = setting("", "Only photos that are tagged with this class.", flag="--class",
+    scores: Path | None = setting(None, "Scores that rank the worst photos; default: those of the "
+                                        "first WHAT, else those against tags.", metavar="FILE")
+    tagged: str = setting("", "Show only photos tagged with this class.", flag="--class",
                           metavar="NAME")
-    photos: Path | None = setting(None, "Folder of the photos, where they are not the "
-                                        "workspace's.", metavar="DIR")
-    terminal: bool = setting(False, "Also draw it in the terminal: as a picture in kitty, "
-                                    "iTerm2, WezTerm, foot and others, else by coloured blocks.",
+    photos: Path | None = setting(None, "Folder of the photos, if they are not the workspace's.",
+                                  metavar="DIR")
+    terminal: bool = setting(False, "Also draw in the terminal; as a picture in kitty, iTerm2, "
+                                    "WezTerm, foot and others, else by coloured blocks.",
                              off="-", record="never")
-    limit: int = setting(6, "Number of photos, spread over all.", low=1, metavar="N")
+    limit: int = setting(6, "Number of photos, evenly spread over the split.", low=1, metavar="N")
     truth: bool = setting(True, "Show the true masks.")
     out: Path | None = options.out()
 
@@ -68,19 +69,19 @@ class _Row:
 
 @dataclass
 class _Remarks:
-    """Of photos, by id: why it is among the worst, why a panel is missing, its `stray_class`."""
+    """Of photos, by id: why it is among the worst, why a panel is missing, its `untagged_class`."""
 
     why: Mapping[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    strays: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
 
 
 def run(work: Path, settings: ShowSettings) -> Path:
-    """Draw a sheet of photos, maps, masks, predictions and the truth.
+    """Draw a sheet of photos, maps, masks, predictions and true masks.
 
-    Each class has its colour: a legend names them. Photos need not be in the workspace, nor need
-    there be one: name their folder, then one of masks; predictions of new photos know where these
-    are. The file is named after what it shows.
+    Each class has its own colour, which a legend names. Photos need not be in a workspace: name
+    their folder, then a folder of masks; predictions of new photos know where these are. The file
+    is named after what it shows.
 
     Example: vpltool show cams/text cams/vision masks/vision --limit 8
 
@@ -133,11 +134,11 @@ def run(work: Path, settings: ShowSettings) -> Path:
         page.save(temporary, format="PNG")
     if settings.terminal:
         console.picture(path)
-    warn_of_strays({key: name for key, name in remarks.strays.items() if name},
-                   len(remarks.strays))
+    warn_of_untagged_classes({key: name for key, name in remarks.untagged.items() if name},
+                             len(remarks.untagged))
     if failed := remarks.failed:
-        said = "; ".join(f"{key}: {why}" for key, why in failed.items())
-        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {said}",
+        reasons = "; ".join(f"{key}: {why}" for key, why in failed.items())
+        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {reasons}",
                            "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
                            path, list(failed))
     return path
@@ -249,7 +250,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
     if settings.truth and row.photo and row.photo.mask:
         try:
             truth = read_truth(workspace, row.photo, whole.shape[:2])
-            remarks.strays[row.id] = stray_class(workspace, row.photo, truth)
+            remarks.untagged[row.id] = untagged_class(workspace, row.photo, truth)
             yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
                              classes_in(truth))
         except VplError as error:

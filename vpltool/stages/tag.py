@@ -30,30 +30,34 @@ if TYPE_CHECKING:
 class TagSettings(Settings):
     """Settings of `tag`."""
 
-    prototypes: str = setting("text", "What patches are compared with: text, or a file of "
-                                      "prototypes.", metavar="NAME-OR-PATH")
+    prototypes: str = setting("text", "Prototypes to compare patches with; text, or a file.",
+                              metavar="NAME-OR-PATH")
     share: float = setting(
-        0.5, "A tag's score is at least min + SHARE·(max - min) of the photo's scores.", low=0,
+        0.5, "Relative threshold of a tag; its score is at least min + SHARE·(max - min) of the "
+             "photo's scores.", low=0,
         high=1, record="never", source="TagCLIP, its code")
     least: float = setting(
-        0.0, "And at least this. 0: every photo gets a tag, even if it shows no class.", low=0,
+        0.0, "Absolute threshold of a tag; 0: every photo gets a tag, even if it shows no class.",
+        low=0,
         high=1, record="never")
-    tau: float = setting(0.01, "Temperature of the softmax over the classes.", low=1e-6,
+    tau: float = setting(0.01, "Temperature of the softmax over classes.", low=1e-6,
                          source="CLIP's logit scale 100")
     background: bool = setting(True, "Background words compete with the classes.")
     patches: str = setting(
-        "alone", "What is classified: alone, the last block's output if each patch saw only "
-                 "itself; value, only its value path; block, its output as it is.",
+        "alone", "Patch embeddings; alone: the last block's output if each patch saw only itself; "
+                 "value: only its value path; block: its output as it is.",
         choices=("alone", "value", "block"), source="TagCLIP, its code")
-    blocks: int = setting(3, "Blocks before the last whose attention refines the scores.", low=1,
+    blocks: int = setting(3, "Blocks whose attention refines the scores; those just before the "
+                             "last.",
+                          low=1,
                           source="TagCLIP, its code: blocks 8 to 10 of 0 to 11")
     votes: int = setting(
-        4, "A patch sees another where this many of 12 blocks attend to it more than on average; "
+        4, "Blocks out of 12 that must agree on a patch; they attend to it more than on average; "
            "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, its code")
-    rescore: bool = setting(True, "Cut out what a likely class claims, and score it again.",
+    rescore: bool = setting(True, "Crop each likely class and score it again.",
                             source="TagCLIP, its code")
     crop: int = setting(
-        224, "Side in pixels to which that is scaled.", low=8, source="TagCLIP, its code",
+        224, "Side in pixels that this crop is scaled to.", low=8, source="TagCLIP, its code",
         no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
     max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
@@ -74,12 +78,11 @@ STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototy
 
 
 def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
-    """Tag photos by CLIP, where nobody has: TagCLIP (AAAI 2024).
+    """Tag photos with CLIP, from the class names alone, by TagCLIP (AAAI 2024).
 
-    Scores of all classes go to tags/SPLIT, and the tags that come of them
-    to tags/SPLIT.csv, which `prepare` takes. Look at it first, and correct
-    a copy: it is written anew each time. Tags that photos have already are
-    neither read nor changed.
+    The scores of all classes go to tags/SPLIT, and the resulting tags to tags/SPLIT.csv, which
+    `prepare` reads. Check it first, and correct a copy: the file is rewritten each time. Existing
+    tags of photos are neither read nor changed.
 
     Example: vpltool tag --split train
 
@@ -190,7 +193,7 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
             scores = scored.read_tensors(photo.id)["scores"]
             tags[photo.id] = _tags_of(workspace.classes, scores, settings)
             table.writerow([photo.id, _joined(tags[photo.id]), _joined(photo.splits),
-                            _spelled(workspace.classes, scores)])
+                            _formatted(workspace.classes, scores)])
     counts = Counter(name for names in tags.values() for name in names)
     none = sum(not names for names in tags.values())
     console.note(f"{len(tags)} photos, {sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
@@ -214,7 +217,7 @@ def _joined(names: Sequence[str]) -> str:
     return f"{joined};" if " " in joined and len(names) == 1 else joined
 
 
-def _spelled(classes: Sequence[str], scores: Tensor) -> str:
+def _formatted(classes: Sequence[str], scores: Tensor) -> str:
     """Score of every class, for people: `cat 0.912;dog 0.103`."""
     order = scores.argsort(descending=True, stable=True).tolist()
     return ";".join(f"{classes[number]} {float(scores[number]):.3f}" for number in order)

@@ -22,21 +22,22 @@ class TextPrototypesSettings(Settings):
     """Settings of `text-prototypes`."""
 
     prompts: str = setting(
-        "origami", "single, origami (CLIP-ES), seven (InMaP), ensemble (80), or a file of "
-                   "templates.", metavar="NAME-OR-FILE", source="CLIP-ES, official code")
+        "origami", "Prompt templates; single, origami as CLIP-ES, seven as InMaP, ensemble of 80, "
+                   "or a file of templates.", metavar="NAME-OR-FILE",
+        source="CLIP-ES, official code")
     synonyms: bool = setting(
-        True, "CLIP-ES's class words instead of the bare names, for VOC and COCO.",
+        True, "Use CLIP-ES's class words for VOC and COCO; else the bare names.",
         source="CLIP-ES, official code")
     words: Path | None = setting(
-        None, "Your own class words, a line each: CLASS: WORDS.", metavar="FILE")
+        None, "Your own class words, one line each: CLASS: WORDS.", metavar="FILE")
     attributes: Path | None = setting(
-        None, "Descriptions of each class, as JSON: {\"CLASS\": [\"DESCRIPTION\", …]}; each class "
-              "then takes in what it shares with them (ExCEL).", metavar="FILE", record="never")
+        None, 'Descriptions of each class, as JSON; {"CLASS": ["DESCRIPTION", …]}. Each class is '
+              "enriched with what it shares with them (ExCEL).", metavar="FILE", record="never")
     attribute_clusters: int = setting(
-        112, "Attributes that all descriptions are clustered into; ExCEL: 112 for VOC, 224 for "
-             "COCO.", low=1, record="changed", source="ExCEL, official code", brief=False)
+        112, "Number of attributes that all descriptions are clustered into; ExCEL: 112 for VOC, "
+             "224 for COCO.", low=1, record="changed", source="ExCEL, official code", brief=False)
     attribute_share: float = setting(
-        0.9, "Share of the attributes, the nearest, that a class takes in.", low=0, high=1,
+        0.9, "Share of the attributes, the nearest ones, that are added to a class.", low=0, high=1,
         record="changed", source="ExCEL, official code", brief=False)
     device: str = options.device()
     out: Path | None = options.out()
@@ -70,9 +71,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     path = settings.out or workspace.path / "prototypes/text.safetensors"
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
-                       "the same `prepare` again, with `classes='FILE'`: a class a line")
+                       "the same `prepare` again, with `classes='FILE'`: one class per line")
     templates = find_prompts(settings.prompts)
-    spoken = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
+    words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
     # The fingerprint of the model is not known before it is loaded; its name must do here.
     source = find_source(workspace.model, workspace.pretrained, workspace.path)
@@ -81,7 +82,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         model=source.names | ({"normalise": workspace.normalise}
                               if workspace.normalise != "model" else {}),
         inputs={"classes": workspace.classes_identity,
-                "vocabulary": vocabulary_identity(workspace, spoken),
+                "vocabulary": vocabulary_identity(workspace, words),
                 **({"words": settings.words} if settings.words else {}),
                 **({"attributes": settings.attributes} if settings.attributes else {})},
         options={"prompts": list(templates),
@@ -99,21 +100,21 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                      base=workspace.path, normalise=workspace.normalise)
-    vectors = text_prototypes([*spoken.values(), *workspace.background], templates,
+    vectors = text_prototypes([*words.values(), *workspace.background], templates,
                               clip.encode_text)
     if described:
         centres = attribute_centres(clip.encode_text(described).float().cpu(),
                                     settings.attribute_clusters)
-        classes = slice(len(spoken))
+        classes = slice(len(words))
         vectors[classes] = with_attributes(vectors[classes], centres, settings.attribute_share)
         console.note(f"{len(described)} descriptions in {len(centres)} attributes")
-    index = [*range(1, len(spoken) + 1), *(0 for _ in workspace.background)]
+    index = [*range(1, len(words) + 1), *(0 for _ in workspace.background)]
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background],
-        "words": list(spoken.values())})
+        "words": list(words.values())})
     write_tensors(path, header, {"prototypes": vectors, "class_index": torch.tensor(index)})
     prompts = "1 prompt" if len(templates) == 1 else f"{len(templates)} prompts"
-    console.note(f"{len(spoken)} classes and {len(workspace.background)} background words, "
+    console.note(f"{len(words)} classes and {len(workspace.background)} background words, "
                  f"{prompts} each, in {vectors.shape[1]} dimensions")
     return path
 
@@ -128,15 +129,15 @@ def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> 
             _OF_ATTRIBUTES, "there are no descriptions"))
         return []
     read = read_attributes(settings.attributes, workspace.classes)
-    lacking = [name for name in workspace.classes if name not in read]
-    if lacking:
-        console.warn(f"{settings.attributes} describes no {', '.join(lacking)}")
+    missing = [name for name in workspace.classes if name not in read]
+    if missing:
+        console.warn(f"{settings.attributes} describes no {', '.join(missing)}")
     return [text for texts in read.values() for text in texts]
 
 
-def vocabulary_identity(workspace: Workspace, spoken: Mapping[str, str]) -> str:
+def vocabulary_identity(workspace: Workspace, words: Mapping[str, str]) -> str:
     """Hash of the words of all classes and of the background."""
-    return identity_of_many(dict(spoken) | {"": "\n".join(workspace.background)})
+    return identity_of_many(dict(words) | {"": "\n".join(workspace.background)})
 
 
 def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> Mapping[str, str]:
@@ -152,13 +153,13 @@ def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> M
     """
     vocabulary = VOCABULARIES.get(workspace.name)
     known = vocabulary.synonyms if vocabulary and synonyms else SPLIT_WORDS
-    spoken = {name: known.get(name, name.replace("_", " ")) for name in workspace.classes}
+    words = {name: known.get(name, name.replace("_", " ")) for name in workspace.classes}
     hint = "`words` takes a text file with lines such as: person: a person, people"
     for line in read_lines(file, hint) if file is not None else ():
         name, colon, text = (part.strip() for part in line.partition(":"))
         if not colon or not text:
             raise VplError(f"{file}: `{line}` is not CLASS: WORDS", hint)
-        if name not in spoken:
-            raise VplError(f"{file}: `{name}` is no class", near_name(name, spoken))
-        spoken[name] = text
-    return spoken
+        if name not in words:
+            raise VplError(f"{file}: `{name}` is not a class", near_name(name, words))
+        words[name] = text
+    return words

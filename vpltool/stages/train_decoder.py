@@ -19,9 +19,9 @@ from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
 from vpltool.stages._checkpoints import Start, read_checkpoint
 from vpltool.stages._fitting import STEPLESS, fit_segmenter
-from vpltool.stages._lessons import Frozen, Lessons, frozen_layers
 from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
 from vpltool.stages._steps import Training, take_steps
+from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
@@ -34,49 +34,52 @@ _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 class TrainDecoderSettings(Settings):
     """Settings of `train-decoder`."""
 
-    masks: str = setting("", "Pseudo masks to learn from, or a folder of one's own; default: the "
-                             "furthest.", metavar="NAME-OR-PATH", record="never")
-    prototypes: str = setting("vision", "The pixel classifier: vision, text or a file.",
+    masks: str = setting("", "Pseudo masks to learn from; a name, or a folder of your own. "
+                             "Default: the first found of vision-refined, vision, text-refined, "
+                             "text.", metavar="NAME-OR-PATH", record="never")
+    prototypes: str = setting("vision", "Pixel classifier: vision, text or a file.",
                               metavar="NAME-OR-PATH", source="VPL, eq. 12")
-    method: str = setting(KINDS["segmenters"].default, "What is trained.",
+    method: str = setting(KINDS["segmenters"].default, "Kind of segmenter to train.",
                           metavar="NAME")
     source: str = setting(
-        "auto", "photos: random scale, mirror, crop, encoded at each step; features: mirror and "
-                "crop of stored layers, much faster; auto: features where they hold layers.",
+        "auto", "Train on photos, features or auto; photos: random scale, mirror, crop, encoded at "
+                "each step; features: mirror and crop of stored layers, much faster; auto: "
+                "features if they contain layers.",
         choices=("auto", "features", "photos"))
-    iters: int = setting(30000, "Steps; 0, for a residual decoder: the dense CAM over all classes, "
-                                "no tags needed.", low=0, source="VPL, implementation details")
-    batch_size: int = setting(6, "Crops a step.", low=1, source="VPL, implementation details")
+    iters: int = setting(30000, "Training steps; 0, for a residual decoder: the dense CAM over all "
+                                "classes, no tags needed.", low=0,
+                         source="VPL, implementation details")
+    batch_size: int = setting(6, "Crops per step.", low=1, source="VPL, implementation details")
     crop: int = setting(20, "Side of a crop, in patches.", low=2,
                         source="WeCLIP, its code: 320 pixels")
     lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
-    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: without.", low=0,
+    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: off.", low=0,
                                 source="VPL, eq. 14")
     lambda_aff: float = setting(
-        0.0, "Weight of WeCLIP's affinity loss, 0.1 there: patches of one label look alike to each "
-             "other in the decoder's fused features; 0: without.", low=0, record="changed")
+        0.0, "Weight of WeCLIP's affinity loss; 0.1 there: patches of one label become similar in "
+             "the decoder's fused features. 0: off.", low=0, record="changed")
     optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
                              source="VPL, implementation details")
     lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
                         source="WeCLIP, its code, for adamw; VPL gives none")
     power: float = setting(0.9, "The rate falls as (1 - t)^POWER; WeCLIP: 1.", low=0)
     balanced: bool = setting(
-        False, "Background and foreground weigh the same in the cross-entropy (WeCLIP), or each "
-               "pixel does (the paper).", off="--plain", source="VPL, eq. 14")
+        False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
+               "pixel (the paper).", off="--plain", source="VPL, eq. 14")
     max_side: int = setting(
-        1024, "Scale longer photos down to this before they are cut; 0: never. As predict sees "
-              "them.", low=0, metavar="PIXELS", record="changed")
+        1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
+        metavar="PIXELS", record="changed")
     corrected_times: int = setting(
-        1, "How many times as often as another photo one with a corrected mask is seen.", low=1,
+        1, "How many times as often photos with corrected masks are seen.", low=1,
         metavar="N", record="changed")
-    start: str = setting("", "Begin with the weights of this decoder, trained on other masks.",
+    start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
     name: str = setting("", "Name of the decoder; default: the masks'.", record="never")
     checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is one a minute in any case, and one at an "
-             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        200, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
     device: str = options.device()
@@ -150,9 +153,9 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
                  "reads": list(network.reads), "classes": list(workspace.classes),
                  "normalise": workspace.normalise}
         seen = _masks.repeated(masks, ids, settings.corrected_times)
-        lessons = Lessons(workspace, masks, [photos[key] for key in seen], frozen,
+        data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())
-        task = Training(lessons, training, replace(header, facts=facts), target)
+        task = Training(data, training, replace(header, facts=facts), target)
         start = None if stepless else read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
         _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
@@ -240,7 +243,7 @@ def _fit(run: Training, method: Any, network: SegmenterNetwork, settings: TrainD
     from vpltool.parallel.ranks import joined
 
     with joined(settings.device) as ranks:
-        fit_segmenter(method, network, run.lessons, settings, ranks)
+        fit_segmenter(method, network, run.data, settings, ranks)
         if ranks.rank == 0:
             _write_decoder(run, network, [])
 
@@ -252,7 +255,7 @@ def _train(run: Training, network: SegmenterNetwork, start: Start, settings: Tra
 
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
-          # torchrun sends a second signal behind that of the terminal.
+          # torchrun sends a second signal after that of the terminal.
           defer_interrupts(every=ranks.count > 1) as interrupted):
         curve = take_steps(run, network, start, settings, ranks, interrupted)
         if ranks.rank == 0:

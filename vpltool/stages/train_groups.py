@@ -30,34 +30,34 @@ _NO_DIM = NoEffect({"text": ("clip",)}, "the joint space is the CLIP's")
 class TrainGroupsSettings(Settings):
     """Settings of `train-groups`."""
 
-    npr: str = setting("both", "Prototypes that keep groups apart: of photos, of text, both, or "
+    npr: str = setting("both", "Prototypes that keep groups apart; of photos, of text, both, or "
                                "none, which is GroupViT.",
                        choices=("both", "photos", "text", "none"), source="PGSeg")
-    text: str = setting("clip", "The text tower: clip, that of the workspace, frozen; or own, "
-                                "trained along, as in the paper.", choices=("clip", "own"),
+    text: str = setting("clip", "Text tower; clip: the workspace's CLIP, frozen; own: trained "
+                                "along, as in the paper.", choices=("clip", "own"),
                         source="chosen: far fewer pairs are enough")
     begin: Path | None = setting(
-        None, "Begin with these weights: a .safetensors of this command, or GroupViT's in the "
-              "names of the package transformers. What it lacks begins at random.",
+        None, "Initial weights; a .safetensors of this command, or GroupViT's with the names of "
+              "the package transformers. Missing weights are random.",
         metavar="FILE", flag="--start", record="never")
-    side: int = setting(224, "Pixels of a side of the photos, a multiple of the patch.", low=2,
+    side: int = setting(224, "Side of the photos in pixels, a multiple of the patch.", low=2,
                         source="GroupViT")
-    patch: int = setting(16, "Pixels of a side of a patch.", low=1, source="GroupViT")
+    patch: int = setting(16, "Side of a patch, in pixels.", low=1, source="GroupViT")
     width: int = setting(384, "Width of a token, a multiple of the heads.", low=2,
                          source="GroupViT")
     heads: int = setting(6, "Heads of the attention.", low=1, source="GroupViT")
-    depths: str = setting("6,3,3", "Blocks before the first grouping, before the second, and "
-                                   "behind it.", metavar="A,B,C", source="GroupViT")
+    depths: str = setting("6,3,3", "Blocks before the first grouping, before the second, and after "
+                                   "it.", metavar="A,B,C", source="GroupViT")
     groups: str = setting("64,8", "Groups of the first stage and of the second.", metavar="A,B",
                           source="GroupViT")
     dim: int = setting(256, "Dimensions of the joint space.", low=2, source="GroupViT",
                        no_effect=[_NO_DIM])
     hidden: int = setting(4096, "Width of the projectors' hidden layer.", low=2, brief=False,
                           source="GroupViT")
-    npr_hidden: int = setting(4096, "Width of the hidden layer behind the prototypes.", low=2,
+    npr_hidden: int = setting(4096, "Width of the hidden layer after the prototypes.", low=2,
                               brief=False, source="PGSeg, its code", no_effect=[_NO_PHOTOS])
-    drop_path: float = setting(0.1, "Share of the photos that skip the last block in training; "
-                                    "earlier blocks fewer.", low=0, high=0.9, brief=False,
+    drop_path: float = setting(0.1, "Drop-path rate of the last block; lower for earlier blocks.",
+                               low=0, high=0.9, brief=False,
                                source="PGSeg, its code")
     text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
                               source="GroupViT", no_effect=[_NO_TOWER])
@@ -65,20 +65,20 @@ class TrainGroupsSettings(Settings):
                               source="GroupViT", no_effect=[_NO_TOWER])
     text_heads: int = setting(4, "Heads of the text tower.", low=1, brief=False,
                               source="GroupViT", no_effect=[_NO_TOWER])
-    context: int = setting(77, "Tokens of a caption at most.", low=3, brief=False,
+    context: int = setting(77, "Maximum number of tokens per caption.", low=3, brief=False,
                            source="GroupViT", no_effect=[_NO_TOWER])
-    em_rounds: int = setting(10, "Rounds of EM, T.", low=1, source="PGSeg", no_effect=[_NO_NPR])
-    momentum: float = setting(0.9, "Share of the prototypes' moving average that a step leaves.",
+    em_rounds: int = setting(10, "EM iterations, T.", low=1, source="PGSeg", no_effect=[_NO_NPR])
+    momentum: float = setting(0.9, "Momentum of the prototypes' moving average.",
                               low=0, high=1, source="PGSeg", no_effect=[_NO_NPR])
     tau: float = setting(1.0, "Temperature of EM over the tokens of a photo.", low=1e-4,
                          source="PGSeg", no_effect=[_NO_PHOTOS])
     text_tau: float = setting(0.07, "Temperature of EM over captions.", low=1e-4,
                               source="chosen: that of the pairs at the start; PGSeg's prototypes "
                                      "of text are numbers", no_effect=[_NO_TEXT])
-    reject: float = setting(0.1, "A group and its prototype do not count whose similarity, of the "
-                                 "range in the photo, is not above this.", low=0, high=1,
+    reject: float = setting(0.1, "Minimum similarity of a group and its prototype, as a share of "
+                                 "the range in the photo; other pairs do not count.", low=0, high=1,
                             source="PGSeg", no_effect=[_NO_NPR])
-    reconstruct: bool = setting(True, "Add to the tokens what their prototypes say of them.",
+    reconstruct: bool = setting(True, "Add the reconstruction from the prototypes to the tokens.",
                                 source="PGSeg", no_effect=[_NO_PHOTOS])
     lambda_first: float = setting(0.1, "Weight of the first stage's prototypes.", low=0,
                                   source="PGSeg", no_effect=[_NO_PHOTOS])
@@ -86,32 +86,35 @@ class TrainGroupsSettings(Settings):
                                    source="PGSeg", no_effect=[_NO_PHOTOS])
     lambda_text: float = setting(0.01, "Weight of the text's prototypes.", low=0, source="PGSeg",
                                  no_effect=[_NO_TEXT])
-    iters: int = setting(30000, "Steps.", low=1, source="chosen; PGSeg: 30 passes over 27 million")
-    batch_size: int = setting(256, "Pairs a step, of all processes together.", low=2,
+    iters: int = setting(30000, "Training steps.", low=1,
+                         source="chosen; PGSeg: 30 passes over 27 million")
+    batch_size: int = setting(256, "Pairs per step, over all processes.", low=2,
                               source="GroupViT, a GPU's; PGSeg: 1024 on each of four")
     lr: float = setting(1e-4, "Highest learning rate of AdamW.", low=0,
                         source="PGSeg, from GroupViT's weights; GroupViT, from none: 1.6e-3")
-    lr_start: float = setting(1e-6, "Rate of the first step.", low=0, brief=False, source="PGSeg")
-    lr_end: float = setting(1e-5, "Rate towards which it falls, as half a cosine.", low=0,
+    lr_start: float = setting(1e-6, "Learning rate of the first step.", low=0, brief=False,
+                              source="PGSeg")
+    lr_end: float = setting(1e-5, "Final learning rate; it falls as half a cosine.", low=0,
                             brief=False, source="PGSeg")
-    warmup: float = setting(1 / 3, "Share of the steps in which the rate rises.", low=0, high=1,
+    warmup: float = setting(1 / 3, "Share of the steps for the warm-up.", low=0, high=1,
                             source="PGSeg: 10 of 30 passes")
     weight_decay: float = setting(0.05, "Weight decay.", low=0, source="PGSeg")
-    clip: float = setting(5.0, "Longest gradient; 0: any.", low=0, brief=False, source="PGSeg")
-    crop: float = setting(0.5, "Least share of a photo's area that is cut out; 1: all of it.",
+    clip: float = setting(5.0, "Maximum norm of the gradient; 0: no clipping.", low=0, brief=False,
+                          source="PGSeg")
+    crop: float = setting(0.5, "Minimum share of a photo's area that is cropped; 1: all of it.",
                           low=0.01, high=1, source="chosen")
-    mirror: bool = setting(True, "Mirror every second photo.", source="GroupViT")
+    mirror: bool = setting(True, "Mirror photos at random.", source="GroupViT")
     pairs: tuple[str, ...] = setting(
-        (), "WebDataset tars with photos and captions, instead of the workspace's photos: paths, "
-            "folders, or addresses such as s3://…; {000..009} stands for ten. May be given again.",
+        (), "WebDataset tars with photos and captions, instead of the workspace's photos; paths, "
+            "folders, or addresses such as s3://…; {000..009} stands for ten. Repeatable.",
         metavar="TARS", record="never")
-    window: int = setting(512, "Pairs of tars that are shuffled together; memory holds them.",
+    window: int = setting(512, "Pairs from tars that are shuffled together, in memory.",
                           low=1, brief=False, record="changed", source="chosen")
     split: str = options.split("train")
     name: str = setting("groups", "Name of the result.", record="never")
     checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is one a minute in any case, and one at an "
-             "interrupt. A stopped run goes on from the last.", low=1, panel=RUNNING,
+        200, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
     device: str = options.device()
@@ -212,7 +215,7 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
             ("width", settings.width, "heads", settings.heads),
             ("text_width", settings.text_width, "text_heads", settings.text_heads)):
         if value % divisor:
-            raise VplError(f"`{name}={value}` is no multiple of `{of}={divisor}`",
+            raise VplError(f"`{name}={value}` is not a multiple of `{of}={divisor}`",
                            f"`{name}={-(-value // divisor) * divisor}`")
     first, second, last = _numbers(settings, "depths", 3)
     many, few = _numbers(settings, "groups", 2)

@@ -25,8 +25,9 @@ class Settings(settings.Settings):
     tau: float = setting(0.05, "Temperature of the softmax.", low=1e-6,
                          source="chosen on the drawn scenes of another seed")
     join: str = setting(
-        "sum", "Of a class's rows: sum of their probabilities; or mean, so that a class, or the "
-               "background, is not likelier because it has more rows.", choices=("sum", "mean"),
+        "sum", "How the rows of a class are combined: sum of their probabilities; or mean, so that "
+               "a class, or the background, is not likelier because it has more rows.",
+        choices=("sum", "mean"),
         record="changed")
 
 

@@ -25,7 +25,7 @@ class Settings(settings.Settings):
     tau: float = setting(0.01, "Temperature of the class scores.", low=1e-6,
                          source="CLIP: logit scale 100")
     target: str = setting(
-        "margin", "Score that is followed: margin, or softmax as in CLIP-ES. Both give the same "
+        "margin", "Score to differentiate: margin, or softmax as in CLIP-ES. Both give the same "
                   "map; the margin does not underflow.", choices=("margin", "softmax"))
 
 

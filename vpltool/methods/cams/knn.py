@@ -26,7 +26,8 @@ READS = ("patches", "photo_of")
 class Settings(settings.Settings):
     """Settings of the neighbours."""
 
-    neighbours: int = setting(30, "Rows of the bank that a patch asks.", low=1, metavar="K",
+    neighbours: int = setting(30, "Nearest rows of the bank that a patch is compared with.", low=1,
+                              metavar="K",
                               source="hummingbird evaluation, its code")
     tau: float = setting(0.02, "Temperature of their weights.", low=1e-6,
                          source="hummingbird evaluation, its code")
@@ -39,9 +40,9 @@ def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     number_of = {key: number for number, key in enumerate(batch.row_photos)}
     maps = []
     for key, patches, tags in zip(batch.ids, batch.tensors["patches"], batch.present, strict=True):
-        asked = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
-                               number_of.get(key, -1))
+        usable = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
+                                number_of.get(key, -1))
         shares = soft_labels(patches, tags, batch.prototypes, batch.class_index,
-                             asked.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
+                             usable.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
         maps.append(shares.T.reshape(len(tags), *batch.grid))
     return maps

@@ -26,7 +26,7 @@ class Settings(settings.Settings):
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32."""
-    from vpltool.core.context import less_context_cam
+    from vpltool.core.context import class_minus_context_cam
 
-    return less_context_cam(batch.tensors["patches"], batch.grid, batch.prototypes,
-                            batch.class_index, batch.of_rows["context_of"], batch.present)
+    return class_minus_context_cam(batch.tensors["patches"], batch.grid, batch.prototypes,
+                                   batch.class_index, batch.of_rows["context_of"], batch.present)

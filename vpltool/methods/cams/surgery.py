@@ -32,11 +32,12 @@ class Settings(settings.Settings):
     scale: float = setting(2.0, "Factor of the photo's class scores before their softmax.", low=0,
                            source="CLIP Surgery, official code")
     normalise: str = setting(
-        "patch", "patch: cosines; channel: each channel is divided by its norm over the photo, "
-                 "too, as in the official code.", choices=("patch", "channel"))
+        "patch", "Normalisation of the patches; patch: cosines; channel: each channel is also "
+                 "divided by its norm over the photo, as in the official code.",
+        choices=("patch", "channel"))
     pool: str = setting(
         "class", "The photo's vector: class (the class token, or the model's own pooling), or mean "
-                 "of the patches, for a CLIP that pools so.", choices=("class", "mean"),
+                 "(of the patches, for a CLIP that pools by the mean).", choices=("class", "mean"),
         source="CLIP Surgery, official code")
 
 

@@ -42,8 +42,8 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     """
     import torch
 
-    lacking = ~torch.isin(text_index, pool.labels)
-    rows = torch.cat([pool.embeddings.float(), text[lacking]])
-    index = torch.cat([pool.labels, text_index[lacking]])
-    photo_of = torch.cat([pool.photo_of, torch.full_like(text_index[lacking], -1)])
+    missing = ~torch.isin(text_index, pool.labels)
+    rows = torch.cat([pool.embeddings.float(), text[missing]])
+    index = torch.cat([pool.labels, text_index[missing]])
+    photo_of = torch.cat([pool.photo_of, torch.full_like(text_index[missing], -1)])
     return rows, index, {"photo_of": photo_of}

@@ -28,9 +28,10 @@ READS = ("patches",)
 class Settings(BackgroundSettings):
     """Settings of the context prototypes."""
 
-    per_class: int = setting(8, "Prototypes a class, at most one a region.", low=1, metavar="K",
+    per_class: int = setting(8, "Prototypes per class, at most one per region.", low=1, metavar="K",
                              source="chosen")
-    bank: int = setting(0, "Regions a class at most, drawn at random; 0: all.", low=0, metavar="N",
+    bank: int = setting(0, "Maximum number of regions per class, drawn at random; 0: all.", low=0,
+                        metavar="N",
                         source="chosen")
 
 
@@ -48,11 +49,11 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     """
     from vpltool.core.gap import photo_regions
     from vpltool.core.prototype_aware import context_prototypes
-    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+    from vpltool.core.seeds import replace_class_rows, seeded_classes
 
     rows, index = with_background(pool, text, text_index, settings, seed)
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
-    return in_place_of_classes(rows, index, {
+    return replace_class_rows(rows, index, {
         owner: context_prototypes(regions[region_class == owner], settings.per_class,
                                   bank=settings.bank, seed=seed)
         for owner in seeded_classes(region_class)})

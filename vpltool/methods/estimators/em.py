@@ -31,16 +31,18 @@ READS = ("patches",)
 class Settings(BackgroundSettings):
     """Settings of expectation-maximisation."""
 
-    per_class: int = setting(4, "Prototypes a class, at most one a seed.", low=1, metavar="K",
+    per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
                              source="chosen")
     tau: float = setting(0.05, "Temperature of EM.", low=1e-6, source="chosen")
-    rounds: int = setting(10, "Rounds of EM for each batch.", low=1, source="PGSeg, its code")
-    photos: int = setting(4, "Photos a batch.", low=1, source="chosen")
+    rounds: int = setting(10, "EM iterations per batch.", low=1, source="PGSeg, its code")
+    photos: int = setting(4, "Photos per batch.", low=1, source="chosen")
     passes: int = setting(4, "Passes over all photos of a class.", low=1, source="chosen")
-    momentum: float = setting(0.9, "Share that a batch leaves of the prototypes before it.",
+    momentum: float = setting(0.9, "Momentum of the moving average: how much of the earlier "
+                                   "prototypes each batch keeps.",
                               low=0, high=1, source="PGSeg, its code")
-    reject: float = setting(0.1, "Least similarity of a match, of the range in its batch; a "
-                                 "prototype matched worse stays.", low=0, high=1,
+    reject: float = setting(0.1, "Minimum similarity of a match, as a share of the range in its "
+                                 "batch; a prototype with a worse match stays as it is.", low=0,
+                            high=1,
                             source="PGSeg, its code")
 
 
@@ -57,7 +59,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         VplError: background clusters are wanted, and no pixel is background.
     """
     from vpltool.core.em import em_over_photos
-    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+    from vpltool.core.seeds import replace_class_rows, seeded_classes
 
     rows, index = with_background(pool, text, text_index, settings, seed)
     found = {}
@@ -67,4 +69,4 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
             pool.embeddings[own], pool.photo_of[own], settings.per_class, tau=settings.tau,
             rounds=settings.rounds, batch=settings.photos, passes=settings.passes,
             momentum=settings.momentum, reject=settings.reject, seed=seed)
-    return in_place_of_classes(rows, index, found)
+    return replace_class_rows(rows, index, found)

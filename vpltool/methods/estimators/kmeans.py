@@ -24,7 +24,7 @@ READS = ("patches",)
 class Settings(BackgroundSettings):
     """Settings of the clusters."""
 
-    per_class: int = setting(4, "Prototypes a class, at most one a seed.", low=1, metavar="K",
+    per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
                              source="chosen")
 
 

@@ -33,7 +33,8 @@ READS = ("patches",)
 class Settings(TextFilterSettings):
     """Settings of clusters and filter."""
 
-    per_class: int = setting(12, "Clusters of a class, and of its context.", low=1, metavar="K",
+    per_class: int = setting(12, "Clusters per class, and per context of a class.", low=1,
+                             metavar="K",
                              source="LPCAM, its code")
     least: float = setting(0.9, "Probability that a centre of a class must exceed.", low=0, high=1,
                            source="LPCAM, its code")
@@ -45,7 +46,7 @@ class Settings(TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Put the centres of its seeds in place of each class's row, and those of its context behind.
+    """Put the centres of its seeds in place of each class's row, and those of its context after.
 
     Args: those of `means.estimate`.
 
@@ -59,7 +60,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
     from vpltool.core.classes import allowed_rows
     from vpltool.core.context import class_and_context
-    from vpltool.core.seeds import in_place_of_classes, seeded_classes
+    from vpltool.core.seeds import replace_class_rows, seeded_classes
 
     rows, index = with_background(pool, text, text_index, settings, seed)
     owners = seeded_classes(pool.labels)
@@ -73,7 +74,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
             words=settings.rivals == "words", seed=seed)
         around.append(context)
         context_of += [owner] * len(context)
-    rows, index = in_place_of_classes(rows, index, own)
+    rows, index = replace_class_rows(rows, index, own)
     behind = index.new_tensor(context_of)
     console.note(f"{int((index > 0).sum())} centres of classes, {len(behind)} of their contexts")
     return (torch.cat([rows, *around]), torch.cat([index, torch.zeros_like(behind)]),

@@ -34,8 +34,8 @@ class Settings(TextFilterSettings):
 
     least: float = setting(0.95, "Probability of its own tag that a region must exceed.", low=0,
                            high=1, source="VDA")
-    mixture: str = setting("constant", "alpha is a constant; or exp(-|T - A|^2 / 2), by the "
-                                       "distance of text and mean.",
+    mixture: str = setting("constant", "How alpha is chosen; constant: as given; distance: exp(-|T "
+                                       "- A|^2 / 2), by the distance between text and mean.",
                            choices=("constant", "distance"), source="VDA")
     alpha: float = setting(0.6, "Share of the regions in the mixture; 1: no text.", low=0, high=1,
                            source="VDA, its best constant", no_effect=[

@@ -30,13 +30,15 @@ class LabellingSettings(settings.Settings):
     """Settings that all exports for labelling and training share."""
 
     split: str = options.split("train")
-    min_area: int = setting(0, "Pixels that a region must have; smaller ones go. 0: all stay.",
+    min_area: int = setting(0, "Minimum size of a region in pixels; smaller ones are removed. 0: "
+                               "keep all.",
                             low=0, metavar="PIXELS")
     small: str = setting(
-        "drop", "What becomes of smaller regions: background (drop), or what is around them "
-                "(merge).", choices=("drop", "merge"),
+        "drop", "What smaller regions become: background (drop), or the label around them (merge).",
+        choices=("drop", "merge"),
         no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
-    photos: str = setting("copy", "Copy the photos beside the labels, or none.", choices=PHOTOS)
+    photos: str = setting("copy", "Copy the photos beside the labels, or not (none).",
+                          choices=PHOTOS)
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
@@ -78,8 +80,8 @@ def check_labelling(settings: LabellingSettings, *modules: str) -> None:
                            "pip install 'vpltool[labelling]'")
 
 
-def tidied(predictions: Predictions, settings: LabellingSettings, *, keeps_ignored: bool
-           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
+def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *,
+                        keeps_ignored: bool) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels, without small regions.
 
     Args:
@@ -91,9 +93,10 @@ def tidied(predictions: Predictions, settings: LabellingSettings, *, keeps_ignor
     unsaid = 0
     for photo, labels in predictions.each():
         if settings.min_area:
-            from vpltool.core.outlines import without_small
+            from vpltool.core.outlines import remove_small_regions
 
-            labels = without_small(labels, settings.min_area, merge=settings.small == "merge")
+            labels = remove_small_regions(labels, settings.min_area,
+                                          merge=settings.small == "merge")
         unsaid += bool((labels == IGNORE).any())
         yield photo, labels
     if unsaid and not keeps_ignored:

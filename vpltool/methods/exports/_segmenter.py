@@ -15,14 +15,14 @@ from vpltool.settings import setting
 class SegmenterSettings(settings.Settings):
     """Settings of every export of a segmenter."""
 
-    max_side: int = setting(1024, "Side that longer photos are to be scaled down to first; 0: "
-                                  "never. As in training.", low=0, metavar="PIXELS")
+    max_side: int = setting(1024, "Longer photos are scaled down to this side first; 0: never. As "
+                                  "in training.", low=0, metavar="PIXELS")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
                                "CLIP's.", metavar="NAME")
 
 
-def said_of(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
-    """What whoever runs a segmenter elsewhere must know, as values for JSON."""
+def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
+    """Return what is needed to run a segmenter elsewhere, as values for JSON."""
     from vpltool.clip.licences import licence_of
 
     model = segmenter.header.model

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vpltool.formats import Header
 from vpltool.formats.bundles import write_bundle
-from vpltool.methods.exports._segmenter import SegmenterSettings, said_of
+from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config
 from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
 
@@ -44,7 +44,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         # Files from before there were methods do not name theirs.
         "segmenter": made.facts.get("segmenter", "weclip"), "config": made.facts["config"],
         "reads": list(segmenter.network.reads),
-        **said_of(segmenter, settings), "tower": tower_config(tower) if stored else {},
+        **inference_config(segmenter, settings), "tower": tower_config(tower) if stored else {},
         "trained": {"command": made.command, "options": made.options, "version": made.version,
                     "preset": made.preset.get("name", "")}}
     header = Header(

@@ -24,7 +24,7 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
-    tidied,
+    cleaned_predictions,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -43,12 +43,13 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 class Settings(LabellingSettings):
     """Settings of COCO's instances."""
 
-    shape: str = setting("auto", "Polygons, run lengths (rle), or polygons except where there are "
-                                 "holes (auto).", choices=("auto", "polygon", "rle"))
-    parts: str = setting("each", "Each connected part is an instance, or all of a class in a photo "
-                                 "are one.", choices=("each", "joined"))
-    tolerance: float = setting(0.0, "Leave out points of a polygon that are within so many pixels "
-                                    "of the line; 0: the exact mask.", low=0, metavar="PIXELS")
+    shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
+                                 "unless a region has holes (auto).",
+                         choices=("auto", "polygon", "rle"))
+    parts: str = setting("each", "What an instance is; each connected part, or all of a class in a "
+                                 "photo.", choices=("each", "joined"))
+    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
+                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
@@ -64,7 +65,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     for number, (photo, labels) in enumerate(
-            tidied(predictions, settings, keeps_ignored=False), 1):
+            cleaned_predictions(predictions, settings, keeps_ignored=False), 1):
         height, width = labels.shape
         images.append({"id": number, "file_name": files.name(photo), "height": height,
                        "width": width})
@@ -82,10 +83,10 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 
 def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:
-    from vpltool.core.outlines import parts_of
+    from vpltool.core.outlines import connected_parts
 
     if parts == "each":
-        yield from parts_of(inside)
+        yield from connected_parts(inside)
     else:
         yield inside
 

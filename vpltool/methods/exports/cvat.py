@@ -23,8 +23,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     hex_colour,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import NoEffect, setting
@@ -43,11 +43,11 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 class Settings(LabellingSettings):
     """Settings of CVAT's XML."""
 
-    shape: str = setting("mask", "Masks, which are exact, or polygons.",
+    shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
     tolerance: float = setting(
-        0.0, "Leave out points of a polygon that are within so many pixels of the line; 0: the "
-             "exact mask.", low=0, metavar="PIXELS",
+        0.0, "Drop polygon points that are this close to the line, in pixels; 0: the exact mask.",
+        low=0, metavar="PIXELS",
         no_effect=[NoEffect({"shape": ("mask",)}, "masks have no points")])
 
 
@@ -61,7 +61,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     files, classes = PhotoFiles(predictions, _TAKEN), predictions.workspace.classes
     text = [_head(predictions.name, classes)]
-    for number, (photo, labels) in enumerate(tidied(predictions, settings, keeps_ignored=False)):
+    cleaned = cleaned_predictions(predictions, settings, keeps_ignored=False)
+    for number, (photo, labels) in enumerate(cleaned):
         height, width = labels.shape
         text.append(f'  <image id="{number}" name={quoteattr(files.name(photo))} '
                     f'width="{width}" height="{height}">\n')
@@ -83,7 +84,7 @@ def _head(name: str, classes: tuple[str, ...]) -> str:
 
 
 def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> Iterator[str]:
-    from vpltool.core.outlines import outlines_of, parts_of
+    from vpltool.core.outlines import connected_parts, outlines_of
 
     if settings.shape == "polygon":
         for polygon in outlines_of(inside, corners=True, tolerance=settings.tolerance):
@@ -91,7 +92,7 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
             yield (f'    <polygon label={label} source="auto" occluded="0" points="{points}" '
                    'z_order="0"></polygon>\n')
         return
-    for part in parts_of(inside):
+    for part in connected_parts(inside):
         yield _mask(part, label)
 
 
@@ -102,7 +103,7 @@ def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     changes = np.flatnonzero(np.diff(box.ravel(), prepend=False, append=False))
-    # Inside the last run may end with the box; the run behind it is then left out.
+    # Inside the last run may end with the box; the run after it is then left out.
     ends = np.append(changes, box.size) if changes[-1] < box.size else changes
     lengths = ", ".join(map(str, np.diff(ends, prepend=0)))
     return (f'    <mask label={label} source="auto" occluded="0" rle="{lengths}" '

@@ -22,8 +22,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     grey_png,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 
@@ -50,7 +50,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     files, split = PhotoFiles(predictions, _TAKEN), settings.split
     names = ("background", *predictions.workspace.classes)
     rows = []
-    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         mask = f"masks/{files.names[photo.id]}.png"
         rows.append(json.dumps({
             "file_name": f"images/{files.name(photo)}", "mask_file_name": mask, "photo": photo.id,

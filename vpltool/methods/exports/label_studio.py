@@ -25,8 +25,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     hex_colour,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -51,8 +51,8 @@ class Settings(LabellingSettings):
 
     kind: str = setting("predictions", "What the strokes are to Label Studio.",
                         choices=("predictions", "annotations"))
-    address: str = setting("/data/local-files/?d=images/", "What stands before a photo's name in "
-                           "its address.", metavar="URL")
+    address: str = setting("/data/local-files/?d=images/", "Prefix of a photo's address, before "
+                                                           "its name.", metavar="URL")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
@@ -67,7 +67,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     classes = predictions.workspace.classes
     yield "config.xml", _configuration(classes).encode()
     tasks = []
-    for photo, labels in tidied(predictions, settings, keeps_ignored=False):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         strokes = list(_strokes(labels, classes))
         result: dict[str, Any] = {"result": strokes}
         if settings.kind == "predictions":
@@ -90,11 +90,11 @@ def _configuration(classes: tuple[str, ...]) -> str:
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
              ) -> Iterator[dict[str, Any]]:
     from vpltool.core.brush import brush_lengths
-    from vpltool.core.outlines import parts_of
+    from vpltool.core.outlines import connected_parts
 
     height, width = labels.shape
     for label in classes_in(labels):
-        for number, part in enumerate(parts_of(labels == label), 1):
+        for number, part in enumerate(connected_parts(labels == label), 1):
             yield {"id": f"r{label}-{number}", "type": "brushlabels", "from_name": _TOOL,
                    "to_name": _IMAGE, "original_width": width, "original_height": height,
                    "image_rotation": 0,

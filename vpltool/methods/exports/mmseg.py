@@ -21,8 +21,8 @@ from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
     check_labelling,
+    cleaned_predictions,
     grey_png,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 
@@ -53,7 +53,7 @@ def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, s
     suffixes = {split: own if split == settings.split else suffix or own
                 for split, suffix in sorted(suffixes.items())}
     yield "dataset.py", _configuration(predictions.workspace.classes, suffixes).encode()
-    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"img_dir/{settings.split}", settings.photos)
 

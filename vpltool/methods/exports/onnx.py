@@ -24,7 +24,7 @@ from typing import Any
 from vpltool import settings
 from vpltool.errors import VplError, silent
 from vpltool.formats.storage import atomic_path
-from vpltool.methods.exports._segmenter import SegmenterSettings, palette_of, said_of
+from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config, palette_of
 from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
 
@@ -40,9 +40,10 @@ _MOST_BYTES = 2_000_000_000
 class Settings(SegmenterSettings):
     """Settings of an ONNX file."""
 
-    int8: bool = setting(False, "Store the weights in 8 bits, and multiply in them.")
-    anylabeling: int = setting(0, "Side of the square input that X-AnyLabeling gives; says regions "
-                                  "and writes its YAML; 0: any size.", low=0, metavar="PIXELS")
+    int8: bool = setting(False, "Store the weights in 8 bits, and multiply in 8 bits.")
+    anylabeling: int = setting(0, "Side of X-AnyLabeling's square input, in pixels; the model then "
+                                  "returns regions, and a YAML file is written beside it. 0: any "
+                                  "size.", low=0, metavar="PIXELS")
 
 
 def check(settings: settings.Settings) -> None:
@@ -150,7 +151,7 @@ def _quantised(model: Any) -> Any:
 
 def _metadata(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
     """The file's metadata; each value is JSON. The classes begin with the background."""
-    said = said_of(segmenter, settings)
+    said = inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
     if side:
         said |= {"mean": [0.0] * 3, "std": [1.0] * 3,

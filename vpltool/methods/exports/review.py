@@ -44,8 +44,8 @@ class Settings(settings.Settings):
 
     split: str = options.split("train")
     count: int = setting(20, "Number of photos.", low=1, metavar="N")
-    by: str = setting("entropy", "Which photos: those of the largest mean entropy, or the smallest "
-                                 "mean margin, of their pixels' probabilities; or any, random.",
+    by: str = setting("entropy", "How photos are chosen: largest mean entropy, or smallest mean "
+                                 "margin, of their pixels' probabilities; or at random.",
                       choices=("entropy", "margin", "random"))
     seed: int = options.seed()
 

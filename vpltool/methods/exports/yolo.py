@@ -23,8 +23,8 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     classes_in,
+    cleaned_predictions,
     data_yaml,
-    tidied,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -44,8 +44,8 @@ TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 class Settings(LabellingSettings):
     """Settings of YOLO's polygons."""
 
-    tolerance: float = setting(0.0, "Leave out points of a polygon that are within so many pixels "
-                                    "of the line; 0: the exact mask.", low=0, metavar="PIXELS")
+    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
+                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
@@ -60,7 +60,7 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
     files = PhotoFiles(predictions, TAKEN)
     yield "data.yaml", data_yaml(predictions.workspace.classes, splits)
-    for photo, labels in tidied(predictions, settings, keeps_ignored=False):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
                "".join(_lines(labels, settings.tolerance)).encode())
     yield from files.members(f"images/{settings.split}", settings.photos)

@@ -19,9 +19,9 @@ from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
     check_labelling,
+    cleaned_predictions,
     data_yaml,
     grey_png,
-    tidied,
 )
 from vpltool.methods.exports.yolo import TAKEN
 from vpltool.methods.inputs import Predictions
@@ -48,6 +48,6 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
     files = PhotoFiles(predictions, TAKEN)
     names = ("background", *predictions.workspace.classes)
     yield "data.yaml", data_yaml(names, splits, masks_dir="masks")
-    for photo, labels in tidied(predictions, settings, keeps_ignored=True):
+    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"images/{settings.split}", settings.photos)

@@ -43,12 +43,13 @@ CONFIDENCE = 0.95
 class Settings(settings.Settings):
     """Settings of the dense CRF."""
 
-    preset: str = setting("clip-es", "Of the CRF: clip-es, weclip, or a JSON file.",
+    preset: str = setting("clip-es", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
                           metavar="NAME-OR-FILE", record="never", source="CLIP-ES, its code")
-    backend: str = setting("auto", "auto, numba, torch or pydensecrf: the same labels.",
+    backend: str = setting("auto", "Implementation: auto, numba, torch or pydensecrf. All give the "
+                                   "same labels.",
                            choices=("auto", *_PACKAGES), panel=RUNNING, record="never")
     wrap_image: bool = setting(
-        False, "Show the CRF the photo as CLIP-ES's code does: less ImageNet's mean, modulo 256.",
+        False, "Preprocess the photo as CLIP-ES's code does: minus ImageNet's mean, modulo 256.",
         off="--plain-image", record="changed")
 
 

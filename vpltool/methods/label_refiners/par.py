@@ -35,13 +35,14 @@ CONFIDENCE = 0.0
 class Settings(settings.Settings):
     """Settings of PAR."""
 
-    iterations: int = setting(20, "How often a pixel takes on what its neighbours have.", low=0,
+    iterations: int = setting(20, "Number of iterations.", low=0,
                               source="WeCLIP, its code")
-    dilations: str = setting("1,2,4,8,12,24", "Distances of the 8 neighbours, in pixels.",
+    dilations: str = setting("1,2,4,8,12,24", "Distances of the 8 neighbours, in pixels "
+                                              "(dilations).",
                              metavar="LIST", source="WeCLIP, its code")
     w1: float = setting(0.3, "Width of both kernels, in deviations among the neighbours; smaller: "
                              "only very similar pixels count.", low=1e-3, source="WeCLIP, its code")
-    w2: float = setting(0.01, "Weight of the kernel of distances beside that of colours.", low=0,
+    w2: float = setting(0.01, "Weight of the position kernel relative to the colour kernel.", low=0,
                         source="WeCLIP, its code")
 
 

@@ -22,46 +22,47 @@ class RegionSettings(BoxSettings):
     """Superpixels, and which of their regions a map stays in; beside boxes."""
 
     mask: str = setting(
-        "superpixel", "superpixel: each class stays in regions of one colour; box: in the boxes of "
-                      "its map; both: in both; none.",
+        "superpixel", "Area that each class is kept in; superpixel: regions of one colour; box: "
+                      "the boxes of its map; both; or none: anywhere.",
         choices=("superpixel", "box", "both", "none"), source="SSR, eq. 7")
     threshold: float = setting(
-        0.4, "Share of the maximum at which boxes begin; CLIP-ES: 0.4 for VOC, 0.7 for COCO.",
+        0.4, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
+             "COCO.",
         low=0, high=1, flag="--lambda", source="CLIP-ES, section 4.1", no_effect=[_NO_BOXES])
     box: str = setting(
-        "inclusive", "inclusive: boxes reach the photo's border; exclusive: never into its last "
-                     "row and column of patches, as in CLIP-ES's code.",
+        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
+                     "into its last row and column of patches, as in CLIP-ES's code.",
         choices=("inclusive", "exclusive"), record="changed", no_effect=[_NO_BOXES])
     superpixels: int = setting(
-        250, "About how many superpixels SLIC makes; SSR does not say; usual: 200 to 300.", low=1,
+        250, "Approximate number of superpixels; SSR does not say; usual: 200 to 300.", low=1,
         no_effect=[_NO_REGIONS])
     compactness: float = setting(
-        10.0, "SLIC's weight of nearness against colour; SSR does not say; usual: 10.",
+        10.0, "SLIC's compactness; SSR does not say; usual: 10.",
         low=0.01, source="scikit-image", brief=False, no_effect=[_NO_REGIONS])
     rounds: int = setting(
-        5, "Rounds of SLIC; SSR does not say; SLIC's authors: 10, in twice the time.", low=1,
+        5, "Iterations of SLIC; SSR does not say; SLIC's authors: 10, in twice the time.", low=1,
         brief=False, no_effect=[_NO_REGIONS])
     colours: int = setting(
-        8, "Clusters of the superpixels' mean colours: regions; SSR does not say; usual: 8 to 10.",
+        8, "Regions: clusters of the superpixels' mean colours; SSR does not say; usual: 8 to 10.",
         low=1, no_effect=[_NO_REGIONS])
-    space: str = setting("lab", "Space of these colours: lab, as SLIC's, or rgb.",
+    space: str = setting("lab", "Colour space of the clusters: lab, as in SLIC, or rgb.",
                          choices=("lab", "rgb"), brief=False, no_effect=[_NO_REGIONS])
     confident: float = setting(
-        0.4, "Share of its maximum above which a map's activation is sure; SSR does not say; the "
-             "default is that of the boxes.", low=0, high=1, no_effect=[_NO_REGIONS])
+        0.4, "Activation that counts as confident, as a share of the map's maximum; SSR does not "
+             "say; the default is that of the boxes.", low=0, high=1, no_effect=[_NO_REGIONS])
     share: float = setting(
-        0.05, "A region is a target where its sure activation exceeds this share of the total; SSR "
-             "does not say; usual: 0.05 to 0.1 of the map's, 0.4 of the region's.", low=0, high=1,
+        0.05, "Share of the confident activation above which a region is a target; SSR does not "
+              "say; usual: 0.05 to 0.1 of the map's, 0.4 of the region's.", low=0, high=1,
         no_effect=[_NO_REGIONS])
     total: str = setting(
-        "map", "What the share is of: map, the activation of the whole map; region, that of the "
-               "region itself.", choices=("map", "region"), brief=False,
+        "map", "What the share refers to: map, the activation of the whole map; region, that of "
+               "the region itself.", choices=("map", "region"), brief=False,
         no_effect=[_NO_REGIONS])
     coverage: float = setting(
-        0.5, "A patch is in the mask where targets cover more than this share of it.", low=0,
+        0.5, "Coverage by targets above which a patch is in the mask.", low=0,
         high=1, brief=False, no_effect=[_NO_REGIONS])
     detail: int = setting(
-        4, "Side of a patch in pixels when SLIC sees it; 16 is slower, and as ViT-B/16 sees it.",
+        4, "Pixels per side of a patch for SLIC; 16, as ViT-B/16 sees it, is slower.",
         low=1, high=64, brief=False, no_effect=[_NO_REGIONS])
 
 

@@ -29,12 +29,13 @@ READS = ("patches", "prototypes")
 class Settings(settings.Settings):
     """Settings of the prototype-aware maps."""
 
-    instance: float = setting(0.5, "Share of a CAM's maximum from which a patch is the instance's.",
+    instance: float = setting(0.5, "Threshold of the instance, as a share of a CAM's maximum.",
                               low=0, high=1, source="chosen")
-    neighbours: int = setting(4, "Context prototypes that an instance chooses; 0: all.", low=0,
+    neighbours: int = setting(4, "Number of context prototypes per instance; 0: all.", low=0,
                               metavar="K", source="chosen")
     tau: float = setting(0.05, "Temperature of their weights.", low=1e-6, source="chosen")
-    shift: float = setting(0.5, "How far they are moved to the instance; 1: their mean lies on it.",
+    shift: float = setting(0.5, "How far the prototypes move to the instance; 1: their mean lies "
+                                "on it.",
                            low=0, high=1, source="chosen")
 
 

@@ -36,9 +36,11 @@ class Settings(_boxes.BoxSettings):
     tau_text: float = setting(0.1, "Temperature of the patches' distributions.", low=1e-6,
                               source="chosen")
     classes: str = setting(
-        "present", "Rows beside the background's: those of the photo's classes, or of all.",
+        "present", "Classes whose rows are compared, beside the background's: present in the "
+                   "photo, or all.",
         choices=("present", "all"), source="CD-CLIP")
-    stretch: str = setting("row", "Cosines go from 0 to 1 for each row, or for all together.",
+    stretch: str = setting("row", "How cosines are stretched to [0, 1]: each row, or all rows "
+                                  "together.",
                            choices=("row", "all"), source="chosen")
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "

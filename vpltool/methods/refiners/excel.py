@@ -7,12 +7,13 @@ reads the attention of each block, so that their number is a setting of each run
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vpltool.errors import VplError
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import _boxes
+from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -25,21 +26,25 @@ READS = ("attentions",)
 class Settings(_boxes.BoxSettings):
     """Settings of ExCEL's affinity."""
 
-    blocks: int = setting(6, "Last blocks whose attention is averaged.", low=1,
+    blocks: int = setting(6, "Number of last blocks whose attention is averaged.", low=1,
                           source="ExCEL, official code")
     threshold: float = _boxes.threshold(0.79, "ExCEL, official code")
+
+
+def check(features: Mapping[str, Any], settings: Settings) -> None:
+    """Check that the features hold the attention of as many blocks.
+
+    Raises:
+        VplError: they do not.
+    """
+    check_blocks(features, settings.blocks)
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along the attention of the last blocks (K, h, w), float32."""
     from vpltool.core.affinity import refine as spread
 
-    each = photo.tensors["attentions"]
-    if settings.blocks > len(each):
-        raise VplError(f"`blocks={settings.blocks}`: the features hold the attention of "
-                       f"{len(each)} blocks",
-                       f"`blocks={len(each)}`, or `extract(keep='tokens,patches,attentions', "
-                       f"attention_blocks={settings.blocks}, overwrite=True)`")
-    return spread(photo.cams, each[-settings.blocks :].float().mean(dim=0), affinity="attention",
-                  mask=settings.mask, threshold=settings.threshold,
-                  exclusive=settings.box == "exclusive", normalise=settings.min_max)
+    attention = photo.tensors["attentions"][-settings.blocks :].float().mean(dim=0)
+    return spread(photo.cams, attention, affinity="attention", mask=settings.mask,
+                  threshold=settings.threshold, exclusive=settings.box == "exclusive",
+                  normalise=settings.min_max)

@@ -22,9 +22,9 @@ READS = ("patches",)
 class Settings(BoxSettings):
     """Settings of the random walk."""
 
-    steps: int = setting(1, "Steps of the walk.", low=1, record="changed", source="chosen")
-    tau: float = setting(0.1, "Temperature of its transitions: a patch goes to another by the "
-                              "softmax of their cosines / TAU.", low=1e-3, record="changed",
+    steps: int = setting(1, "Steps of the random walk.", low=1, record="changed", source="chosen")
+    tau: float = setting(0.1, "Temperature of the transitions: the softmax of the cosines / TAU.",
+                         low=1e-3, record="changed",
                          source="chosen on photos20's train-a")
 
 

@@ -29,9 +29,11 @@ READS = ("patches", "prototypes", "photo_of")
 class Settings(settings.Settings):
     """Settings of the retrieval."""
 
-    neighbours: int = setting(20, "Regions that are averaged.", low=1, metavar="K",
+    neighbours: int = setting(20, "Number of similar regions that are averaged.", low=1,
+                              metavar="K",
                               source="CorrCLIPv2, its code")
-    support: float = setting(0.5, "Weight of the support; the rest is the photo's own region's.",
+    support: float = setting(0.5, "Weight of the similar regions; the rest is the photo's own "
+                                  "region.",
                              low=0, high=1, source="CorrCLIPv2, its code")
     tau: float = setting(0.025, "Temperature of the softmax.", low=1e-6,
                          source="CorrCLIPv2, its code: scale 40")

@@ -2,8 +2,8 @@
 
 As `attention`, with R = S ⊙ mean of the kept A_l in the place of CLIP's mean attention. S =
 sigmoid(F·Fᵀ) comes from the decoder's fused features F, A_l is the attention of a block, and kept
-are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP makes labels anew for each
-crop in the second half of its training; here they are made anew for whole photos, with `crf`, and
+are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP remakes the labels of each
+crop in the second half of its training; here they are remade for whole photos, with `crf`, and
 `train-decoder --start` goes on from them. The decoder runs without dropout.
 
 Zhang et al., CVPR 2024, and its code.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.methods.refiners._boxes import BoxSettings
 from vpltool.settings import setting
 
@@ -30,22 +31,17 @@ READS = ("attentions", "layers", "decoder")
 class Settings(BoxSettings):
     """Settings of the refining module."""
 
-    blocks: int = setting(6, "Last blocks whose attention is chosen from; WeCLIP: 6 for VOC, 10 "
-                             "for COCO.", low=1, source="WeCLIP, its code")
+    blocks: int = setting(6, "Last blocks to choose from; WeCLIP: 6 for VOC, 10 for COCO.",
+                          low=1, source="WeCLIP, its code")
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:
-    """Check that features, of which these are the options, hold the attention of as many blocks.
+    """Check that the features hold the attention of as many blocks.
 
     Raises:
         VplError: they do not.
     """
-    held = features.get("attention_blocks", 8)
-    if held < settings.blocks:
-        keep, layers = (",".join(map(str, features[name])) for name in ("keep", "layers"))
-        raise VplError(f"`blocks={settings.blocks}`: the features hold the attention of {held}",
-                       f"`extract(split={features['split']!r}, keep={keep!r}, layers={layers!r}, "
-                       f"attention_blocks={settings.blocks}, overwrite=True)`")
+    check_blocks(features, settings.blocks)
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
@@ -62,7 +58,8 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     with torch.no_grad():
         fused = photo.decoder.embeddings_and_fused(layers, patches, grid)[1]
     if fused is None:
-        raise VplError("this decoder has no fused features", "`decoder='NAME'` names another")
+        raise VplError("this decoder has no fused features",
+                       "name one of `train_decoder(method='weclip')`: `decoder='NAME'`")
     chosen = refining_map(fused[0], photo.tensors["attentions"][-settings.blocks:])
     return spread(photo.cams, chosen, affinity="attention", mask=settings.mask,
                   threshold=settings.threshold, exclusive=settings.box == "exclusive",

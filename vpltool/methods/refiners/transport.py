@@ -27,13 +27,16 @@ READS = ("patches", "second_patches")
 class Settings(settings.Settings):
     """Settings of the transport."""
 
-    background: float = setting(0.4, "Patches where all maps are below are background.", low=0,
+    background: float = setting(0.4, "Background threshold: patches where all maps are below it "
+                                     "are background.", low=0,
                                 high=1, source="chosen")
-    alike: float = setting(0.8, "Cosine from which two classes of a photo look alike.", low=-1,
+    alike: float = setting(0.8, "Cosine above which two classes of a photo look alike.", low=-1,
                            high=1, source="DHR, official code")
     epsilon: float = setting(0.1, "Weight of the entropy.", low=0.01, source="DHR, official code")
-    rounds: int = setting(100, "Rounds of Sinkhorn at most.", low=1, source="DHR, official code")
-    tolerance: float = setting(0.01, "Mean change of a scaling at which they end.", low=0,
+    rounds: int = setting(100, "Maximum number of Sinkhorn iterations.", low=1,
+                          source="DHR, official code")
+    tolerance: float = setting(0.01, "Sinkhorn stops when the mean change of a scaling is below "
+                                     "this.", low=0,
                                source="DHR, official code")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ READS = ("layers",)
 class Settings(settings.Settings):
     """Settings of the linear discriminant."""
 
-    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
-                              "but the last.", metavar="LIST")
-    walk: float = setting(0.1, "Temperature of the walk between patches in use, by the tokens of "
-                               "the last of these blocks; 0: none.", low=0,
+    layers: str = _layers.layers()
+    walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
+                               "patches with similar tokens in the last of these blocks. 0: no "
+                               "walk.", low=0,
                           source="as `refine --method patches`")
     shrinkage: float = setting(
-        0.1, "How far the covariance is drawn towards a multiple of the identity: more with very "
-             "few photos.", low=1e-6, high=1, source="chosen on photos of six animals")
+        0.1, "Shrinkage of the covariance towards a multiple of the identity: more with very few "
+             "photos.", low=1e-6, high=1, source="chosen on photos of six animals")
     prior: float = setting(
-        0.5, "Exponent of how frequent a class is: 1 is Bayes' rule, 0 takes all classes for "
-             "equally likely.", low=0, source="chosen on photos of six animals")
+        0.5, "Exponent of the class frequency: 1 is Bayes' rule, 0 treats all classes as equally "
+             "likely.", low=0, source="chosen on photos of six animals")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:

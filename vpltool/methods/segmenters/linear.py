@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import settings
 from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ READS = ("layers",)
 class Settings(settings.Settings):
     """Settings of the linear classifier."""
 
-    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
-                              "but the last.", metavar="LIST", source="DINOv2 reads four")
-    walk: float = setting(0.1, "Temperature of the walk between patches in use, by the tokens of "
-                               "the last of these blocks; 0: none.", low=0,
+    layers: str = _layers.layers("DINOv2 reads four")
+    walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
+                               "patches with similar tokens in the last of these blocks. 0: no "
+                               "walk.", low=0,
                           source="as `refine --method patches`")
 
 

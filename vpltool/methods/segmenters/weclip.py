@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -32,10 +33,8 @@ class Settings(settings.Settings):
                          source="TCL, its code: where its contrast begins; VPL gives none")
     width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, its code")
     residual: bool = setting(
-        False, "Add the decoder's output to CLIP's own patch embeddings: better with few photos or "
-               "steps.")
-    layers: str = setting("", "CLIP blocks to read, 0 is the first; default: those stored, or all "
-                              "but the last.", metavar="LIST", source="WeCLIP, its code")
+        False, "Add the output to CLIP's own patch embeddings: better with few photos or steps.")
+    layers: str = _layers.layers("WeCLIP, its code")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> Decoder:

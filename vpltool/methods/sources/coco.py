@@ -34,14 +34,14 @@ class Settings(settings.Settings):
 
     root: Path = setting(help="The folder that holds train2014, val2014 and annotations.",
                          metavar="ROOT", positional=True)
-    truth: bool = setting(True, "Make the true masks, for eval and show only, from the instances. "
-                                "Needs pycocotools.")
+    truth: bool = setting(True, "Make true masks of the instances, for eval and show only. Needs "
+                                "pycocotools.")
     overlap: str = setting(
-        "smallest", "True masks, where instances overlap: the smallest wins, or what two classes "
-                    "claim is not scored.", choices=("smallest", "ignore"), source="coco2voc",
+        "smallest", "In true masks, where instances overlap: the smallest wins, or pixels of two "
+                    "classes are not scored.", choices=("smallest", "ignore"), source="coco2voc",
         no_effect=[_NO_MASKS])
     crowd: str = setting(
-        "class", "True masks, where a crowd is: its class, or not scored.",
+        "class", "In true masks, pixels of a crowd: its class, or not scored.",
         choices=("class", "ignore"), source="coco2voc", no_effect=[_NO_MASKS])
     empty: bool = setting(False, "Keep photos without any instance.")
     workers: int = options.workers()

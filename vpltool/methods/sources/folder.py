@@ -30,10 +30,10 @@ class Settings(settings.Settings):
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)
     labels: Path | None = setting(
-        None, "CSV with the columns id,labels and, if wanted, split; default: the earlier one, "
+        None, "CSV of tags; columns: id, labels and, optionally, split. Default: the earlier one, "
               "else no photo has a tag.", metavar="FILE.csv")
     untagged: bool = setting(
-        False, "Take photos without a row in the CSV too, without a tag.")
+        False, "Also take photos that the CSV does not list, without tags.")
     masks: Path | None = setting(None, "True masks ID.png, for eval and show only.", metavar="DIR")
     vocabulary: str | None = setting(
         None, "Classes, class words and background words of VOC or COCO.",

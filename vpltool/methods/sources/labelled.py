@@ -87,7 +87,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     tagged = [replace(photo, labels=tuple(classes[label - 1] for label in shown[key]))
               for key, photo in photos.items() if key in shown]
     console.note(f"{settings.path} is {name}: {len(tagged)} photos")
-    remarks = ([f"{len(unsaid)} photos of {root} are not labelled and are left out: "
+    remarks = ([f"{len(unsaid)} photos of {root} are not labelled and are skipped: "
                 f"{some(unsaid)}"] if unsaid else [])
     return Source(root.resolve().name, root, tagged, classes, VOC.background,
                   from_tags=not shared.classes, remarks=remarks,

@@ -29,8 +29,8 @@ class Settings(settings.Settings):
     root: Path = setting(help="The folder that holds JPEGImages.", metavar="ROOT",
                          positional=True)
     lists: tuple[Path, ...] = setting(
-        (), "A further list of photos, such as voc12/train_aug.txt: its name is the split's. May "
-            "be given again.", flag="--list", metavar="FILE")
+        (), "Another list of photos, such as voc12/train_aug.txt; its name becomes a split. "
+            "Repeatable.", flag="--list", metavar="FILE")
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:

@@ -1,6 +1,6 @@
 """Take photos, captions and tags from WebDataset tars.
 
-In a tar the files of one photo follow each other and differ in what is behind the first dot:
+In a tar the files of one photo follow each other and differ in what is after the first dot:
 0001.jpg; 0001.txt, a caption a line; 0001.json with captions or labels; 0001.cls, a class.
 The photos are unpacked into the workspace; train-groups reads tars as they are, too.
 
@@ -25,7 +25,7 @@ from vpltool.datasets.webdataset import (
     Pair,
     find_tars,
     folder_names,
-    place_of,
+    location_of,
     read_tar,
 )
 from vpltool.datasets.words import VOC
@@ -51,7 +51,7 @@ class Settings(settings.Settings):
     tars: tuple[str, ...] = setting(
         help="Tars of the split train, folders of tars, or addresses such as s3://…; {000..009} "
              "stands for ten.", metavar="TARS...", positional=True)
-    val: tuple[str, ...] = setting((), "Tars of the split val. May be given again.",
+    val: tuple[str, ...] = setting((), "Tars of the split val. Repeatable.",
                                    metavar="TARS")
 
 
@@ -66,7 +66,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
             for pair in _placed(tar, names[tar], flaws):
                 photo = _photo(pair, names[tar], split, shared.classes)
                 if photo.id in photos:
-                    flaws.add(Flaw(TWICE, place_of(tar, pair.key)))
+                    flaws.add(Flaw(TWICE, location_of(tar, pair.key)))
                     continue
                 photos[photo.id], sizes[photo.image] = photo, len(pair.photo)
             advance()
@@ -74,7 +74,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if not found:
         raise VplError(f"{next(iter(splits))} holds no photo"
                        + "".join(f"; {remark}" for remark in flaws.remarks()),
-                       "a photo is KEY.jpg, its caption KEY.txt behind it")
+                       "a photo is KEY.jpg, its caption KEY.txt after it")
     classes = shared.classes or tuple(sorted({tag for photo in found for tag in photo.labels}))
     check_class_count(classes, str(next(iter(splits))))
     check_labels(found, classes)
@@ -96,7 +96,7 @@ def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
         if isinstance(pair, Flaw):
             flaws.add(pair)
         elif leads_out(pair.key):
-            flaws.add(Flaw(OUTSIDE, place_of(tar, pair.key)))
+            flaws.add(Flaw(OUTSIDE, location_of(tar, pair.key)))
         else:
             yield pair
 

@@ -23,11 +23,11 @@ from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json, write_json
 from vpltool.formats.storage import atomic_path
 from vpltool.parallel.signals import interrupt_at_sigterm
-from vpltool.recipes.comparison.measuring import Field, Measured, measure
+from vpltool.recipes.comparison.measuring import Measured, Setup, measure
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
-from vpltool.recipes.tables.begin import own_workspace
-from vpltool.shell import spell
+from vpltool.recipes.tables.setup import own_workspace
+from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -50,7 +50,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
                              "takes most of the time")
     parser.add_argument("--second", default="", metavar="NAME-OR-FILE",
                         help="a second encoder, as `vpltool extract --encoder` takes it; without "
-                             "one, rows that read it are left out")
+                             "one, rows that read it are skipped")
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
                         help="another list of methods")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
@@ -61,7 +61,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _field(options: argparse.Namespace) -> Field:
+def _setup(options: argparse.Namespace) -> Setup:
     """Check splits and masks, and make the workspace of the comparison.
 
     Raises:
@@ -77,17 +77,17 @@ def _field(options: argparse.Namespace) -> Field:
                            "prepare the workspace with masks, or choose other splits by --learn, "
                            "--score and --cut")
     masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
-    return Field(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
+    return Setup(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
                  options.seeds, masked[options.masks], options.second)
 
 
-def compare(world: Field, comparison: Comparison, rows: Sequence[Row],
+def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
             ids: Sequence[str] = ()) -> str:
     """Measure row by row; the table is written down after each, the picture at
     the end.
 
     Args:
-        world: where.
+        setup: where.
         comparison: all rows; those that were measured earlier are in the table too.
         rows: those to measure now.
         ids: photos of the picture, see `draw_methods`.
@@ -95,49 +95,49 @@ def compare(world: Field, comparison: Comparison, rows: Sequence[Row],
     Returns:
         the table as Markdown.
     """
-    for line in (*comparison.begin, *(comparison.second if world.encoder else ())):
-        for split in (world.learn, world.score) if "{split}" in line else (world.learn,):
-            world.run(line, split)
-    made = _measured_before(world)
+    for line in (*comparison.begin, *(comparison.second if setup.encoder else ())):
+        for split in (setup.learn, setup.score) if "{split}" in line else (setup.learn,):
+            setup.run(line, split)
+    made = _measured_before(setup)
     text = ""
     for row in rows:
-        if row.second and not world.encoder:
-            console.note(f"\n{row.name}: left out, since it reads a second encoder: --second FILE")
+        if row.second and not setup.encoder:
+            console.note(f"\n{row.name}: skipped, since it reads a second encoder: --second FILE")
             continue
         console.note(f"\n{row.name}")
-        found = measure(world, row)
+        found = measure(setup, row)
         if found.seconds is None and row.name in made:
             found = replace(found, seconds=made[row.name].seconds)
         made[row.name] = found
-        text = spell_table(world, comparison.rows, made)
-        with atomic_path(world.work.path / "compare.md") as temporary:
+        text = format_table(setup, comparison.rows, made)
+        with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
-        write_json(world.work.path / "compare.json", _protocol(world) | {
+        write_json(setup.work.path / "compare.json", _protocol(setup) | {
             "rows": {name: vars(item) for name, item in made.items()}})
     if made:
-        with atomic_path(world.work.path / "compare.png") as temporary:
-            draw_methods(world, comparison.rows, made, ids).save(temporary, format="PNG")
+        with atomic_path(setup.work.path / "compare.png") as temporary:
+            draw_methods(setup, comparison.rows, made, ids).save(temporary, format="PNG")
     return text
 
 
-def _protocol(world: Field) -> dict[str, Any]:
+def _protocol(setup: Setup) -> dict[str, Any]:
     """What rows of one table have in common."""
-    return {"learn": world.learn, "score": world.score, "cut": world.cut,
-            "seeds": list(world.seeds), "masked": list(world.masked)}
+    return {"learn": setup.learn, "score": setup.score, "cut": setup.cut,
+            "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
-def _measured_before(world: Field) -> dict[str, Measured]:
+def _measured_before(setup: Setup) -> dict[str, Measured]:
     """Rows that an earlier run of the same protocol has measured."""
-    record = world.work.path / "compare.json"
+    record = setup.work.path / "compare.json"
     found: dict[str, Any] = read_json(record, "") if record.exists() else {}
-    if {name: found.get(name) for name in _protocol(world)} != _protocol(world):
+    if {name: found.get(name) for name in _protocol(setup)} != _protocol(setup):
         return {}
     return {name: Measured(**row) for name, row in found["rows"].items()}
 
 
-def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
-    """Spell what was measured as a table in Markdown, and what it was measured on below it."""
-    columns = [name for what in ("CAM", "refined", "mask") for split in (world.learn, world.score)
+def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
+    """Format what was measured as a table in Markdown, and what it was measured on below it."""
+    columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
     for row in rows:
@@ -145,21 +145,21 @@ def spell_table(world: Field, rows: Sequence[Row], made: Mapping[str, Measured])
             continue
         found = made[row.name]
         seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
-        lines.append([row.name, *(_spell_cell(found.miou.get(name, [])) for name in columns),
+        lines.append([row.name, *(_format_cell(found.miou.get(name, [])) for name in columns),
                       seconds, f"{found.size / 1e3:.1f}", row.published])
     table = "\n".join(["| " + " | ".join(lines[0]) + " |",
                        "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
                        *("| " + " | ".join(line) + " |" for line in lines[1:])])
-    source = open_workspace(world.work.path)
+    source = open_workspace(setup.work.path)
     counts = ", ".join(f"{len(source.photos(split)):,} of `{split}`"
-                       for split in (world.learn, world.score))
+                       for split in (setup.learn, setup.score))
     return (f"{table}\n\nmIoU in percent with the background, tags known, {counts}; learned on "
-            f"`{world.learn}`; each method cut where it scores best on `{world.cut}`; seeds "
-            f"{', '.join(map(str, world.seeds))} where anything is random. s/photo: maps and "
+            f"`{setup.learn}`; each method cut where it scores best on `{setup.cut}`; seeds "
+            f"{', '.join(map(str, setup.seeds))} where anything is random. s/photo: maps and "
             "refinement, without the encoder and what is learned once.\n")
 
 
-def _spell_cell(values: Sequence[float]) -> str:
+def _format_cell(values: Sequence[float]) -> str:
     if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -170,18 +170,18 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
             comparison = read_comparison(options.rows)
             rows = comparison.only(options.only)
             if options.list:
                 for row in rows:
                     print(f"{row.name:28} {row.source}")
                 return 0
-            world = _field(options)
+            setup = _setup(options)
             choose_photos(open_workspace(options.work).photos(options.score), options.ids)
-            print(compare(world, comparison, rows, options.ids), flush=True)
+            print(compare(setup, comparison, rows, options.ids), flush=True)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; what is written is kept",

@@ -23,8 +23,8 @@ MASKS = {"preset": "weclip", "confidence": 0.0}
 
 
 @dataclass
-class Field:
-    """Where methods are compared.
+class Setup:
+    """The workspace, splits and seeds of a comparison.
 
     Args:
         work: the workspace of the comparison.
@@ -57,10 +57,10 @@ class Field:
         words = fill(line, {"work": self.work.path, "learn": self.learn, "split": split,
                             "seed": seed, "second": self.work.path / "features-second",
                             "encoder": self.encoder})
-        spelled = f"vpltool {shlex.join(words)}"
-        if spelled in self.done:
-            return spelled
-        console.note(f"  {spelled}")
+        command = f"vpltool {shlex.join(words)}"
+        if command in self.done:
+            return command
+        console.note(f"  {command}")
         call = parse_line(words)
         before = time.time()
         try:
@@ -68,11 +68,11 @@ class Field:
         except PhotosFailed as error:
             console.warn(error.message)
             result = error.result
-        self.done.add(spelled)
+        self.done.add(command)
         made = _written_since(result, before)
         if made > 1:
-            self.seconds[spelled] = (time.time() - before) / made
-        return spelled
+            self.seconds[command] = (time.time() - before) / made
+        return command
 
 
 @dataclass(frozen=True)
@@ -91,52 +91,52 @@ class Measured:
     size: int
 
 
-def measure(world: Field, row: Row) -> Measured:
+def measure(setup: Setup, row: Row) -> Measured:
     """Run a row, and score it on both splits.
 
     Raises:
         VplError: a line failed.
     """
     for line in row.features:
-        for split in (world.learn, world.score):
-            world.run(line, split)
+        for split in (setup.learn, setup.score):
+            setup.run(line, split)
     miou: dict[str, list[float]] = {}
     timed: dict[str, list[float]] = {line: [] for line in (*row.maps, *row.refine)}
-    for seed in world.seeds if row.seeded else (0,):
+    for seed in setup.seeds if row.seeded else (0,):
         for line in row.learn:
-            world.run(line, world.learn, seed)
-        for split in (world.learn, world.score):
+            setup.run(line, setup.learn, seed)
+        for split in (setup.learn, setup.score):
             for line, seconds in timed.items():
-                spelled = world.run(line, split, seed)
-                seconds += [world.seconds[spelled]] if spelled in world.seconds else []
-        for column, value in _scores(world, row, seed):
+                command = setup.run(line, split, seed)
+                seconds += [setup.seconds[command]] if command in setup.seconds else []
+        for column, value in _scores(setup, row, seed):
             miou.setdefault(column, []).append(value)
     result = (row.refined or row.cams).format(seed=0)
     # Without the time of a line whose maps were there already, the sum would be too small.
     return Measured(miou, sum(map(fmean, timed.values())) if all(timed.values()) else None,
-                    _bytes_a_photo(world.work.path / "cams" / result / world.score))
+                    _bytes_a_photo(setup.work.path / "cams" / result / setup.score))
 
 
-def _scores(world: Field, row: Row, seed: int) -> Iterator[tuple[str, float]]:
+def _scores(setup: Setup, row: Row, seed: int) -> Iterator[tuple[str, float]]:
     """Yield column and percent mIoU of a seed's maps and masks."""
     names = {"CAM": row.cams, **({"refined": row.refined} if row.refined else {})}
     cut = Path()
     for column, name in names.items():
         cams = name.format(seed=seed)
-        cut = score_path(world, f"{cams}-cut")
-        world.work.eval(what=str(world.work.path / "cams" / cams / world.learn), split=world.cut,
+        cut = score_path(setup, f"{cams}-cut")
+        setup.work.eval(what=str(setup.work.path / "cams" / cams / setup.learn), split=setup.cut,
                         out=cut)
-        for split in (world.learn, world.score):
-            report = world.work.eval(
-                what=str(world.work.path / "cams" / cams / split), split=split, threshold_from=cut,
-                out=score_path(world, f"{cams}-{split}"))
+        for split in (setup.learn, setup.score):
+            report = setup.work.eval(
+                what=str(setup.work.path / "cams" / cams / split), split=split, threshold_from=cut,
+                out=score_path(setup, f"{cams}-{split}"))
             yield f"{column}, {split}", 100 * float(report["miou"])
     final = (row.refined or row.cams).format(seed=seed)
     alpha = background_power(float(_threshold(cut)))
-    for split in world.masked:
-        world.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
-        report = world.work.eval(what=f"masks/{final}-full", split=split,
-                                 out=score_path(world, f"{final}-masks-{split}"))
+    for split in setup.masked:
+        setup.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
+        report = setup.work.eval(what=f"masks/{final}-full", split=split,
+                                 out=score_path(setup, f"{final}-masks-{split}"))
         yield f"mask, {split}", 100 * float(report["miou"])
 
 
@@ -160,9 +160,9 @@ def _threshold(scores: Path) -> float:
     return float(found["threshold"])
 
 
-def score_path(world: Field, name: str) -> Path:
+def score_path(setup: Setup, name: str) -> Path:
     """Path of the scores of maps or masks."""
-    return world.work.path / "scores" / f"{name}.json"
+    return setup.work.path / "scores" / f"{name}.json"
 
 
 def _written_since(result: Any, before: float) -> int:

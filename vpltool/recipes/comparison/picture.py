@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
-from vpltool.recipes.comparison.measuring import Field, Measured, score_path
+from vpltool.recipes.comparison.measuring import Measured, Setup, score_path
 from vpltool.recipes.comparison.rows import Row
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def choose_photos(photos: Sequence[Photo], ids: Sequence[str]) -> list[Photo]:
     return found[::max(1, len(found) // PHOTOS)][:PHOTOS]
 
 
-def draw_methods(world: Field, rows: Sequence[Row], made: Mapping[str, Measured],
+def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured],
                  ids: Sequence[str] = ()) -> Image.Image:
     """Draw each method's last maps as labels, cut as they were scored; the photos come first.
 
     Args:
-        world: where the maps and scores lie.
+        setup: where the maps and scores lie.
         rows: the methods, in order; of those that were not measured nothing is drawn.
         made: what was measured.
         ids: photos of the split that is scored; none: some of several classes.
@@ -63,20 +63,20 @@ def draw_methods(world: Field, rows: Sequence[Row], made: Mapping[str, Measured]
     from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import SheetPanel, fit_panel, sheet
 
-    workspace = open_workspace(world.work.path)
-    photos = choose_photos(workspace.photos(world.score), ids)
+    workspace = open_workspace(setup.work.path)
+    photos = choose_photos(workspace.photos(setup.score), ids)
     pictures = {photo.id: fit_panel(read_photo(workspace.image_path(photo)), _WIDTH)
                 for photo in photos}
     blocks = [[SheetPanel("photos" if not number else "", picture)
                for number, picture in enumerate(pictures.values())]]
-    blocks += [list(_panels(world, row, made[row.name], pictures))
+    blocks += [list(_panels(setup, row, made[row.name], pictures))
                for row in rows if row.name in made]
     return sheet((sum(blocks[start:start + _ACROSS], []) for start in
                   range(0, len(blocks), _ACROSS)),
                  class_palette(), dict(enumerate(("background", *workspace.classes))), _WIDTH)
 
 
-def _panels(world: Field, row: Row, measured: Measured, pictures: Mapping[str, Rgb]
+def _panels(setup: Setup, row: Row, measured: Measured, pictures: Mapping[str, Rgb]
             ) -> Iterator[SheetPanel]:
     """A method's labels of each photo, by its first seed."""
     import torch.nn.functional as F
@@ -85,11 +85,11 @@ def _panels(world: Field, row: Row, measured: Measured, pictures: Mapping[str, R
     from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import SheetPanel, classes_in, labels_over
 
-    name = (row.refined or row.cams).format(seed=world.seeds[0] if row.seeded else 0)
-    threshold = float(read_json(score_path(world, f"{name}-cut"), "")["threshold"])
-    source = find_folder(world.work.path, ("cams",), name, world.score, ("cams",),
+    name = (row.refined or row.cams).format(seed=setup.seeds[0] if row.seeded else 0)
+    threshold = float(read_json(score_path(setup, f"{name}-cut"), "")["threshold"])
+    source = find_folder(setup.work.path, ("cams",), name, setup.score, ("cams",),
                          "run the comparison again")
-    column = f"{'refined' if row.refined else 'CAM'}, {world.score}"
+    column = f"{'refined' if row.refined else 'CAM'}, {setup.score}"
     title = f"{row.name}: {fmean(measured.miou[column]):.1f}"
     for key, picture in pictures.items():
         tensors = source.read_tensors(key)

@@ -21,7 +21,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.recipes.figures.figure1 import figure1
 from vpltool.recipes.figures.figure4 import figure4
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 
 def _pair_of_names(text: str) -> str:
@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     """Draw, and print what was written; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with console.heard_by(console.Terminal(spell=spell)):
+        with console.heard_by(console.Terminal(rewrite=to_shell)):
             print(options.draw(options))
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     return 0
 

@@ -29,7 +29,11 @@ from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.preset import read_preset
-from vpltool.recipes.tables.begin import (
+from vpltool.recipes.tables.chains import Chains, Protocol
+from vpltool.recipes.tables.report import write_table
+from vpltool.recipes.tables.rows import TABLES
+from vpltool.recipes.tables.scores import made_scored
+from vpltool.recipes.tables.setup import (
     QUICK,
     check,
     default_preset,
@@ -37,11 +41,7 @@ from vpltool.recipes.tables.begin import (
     keep_protocol,
     own_workspace,
 )
-from vpltool.recipes.tables.chains import Chains, Protocol
-from vpltool.recipes.tables.report import write_table
-from vpltool.recipes.tables.rows import TABLES
-from vpltool.recipes.tables.scores import made_scored
-from vpltool.shell import spell
+from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -123,13 +123,13 @@ def main(argv: list[str] | None = None) -> int:
     """Print the tables that were asked for; 0, or 1 with a line that says what to do."""
     options = _options(argv)
     try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(spell=spell)):
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
             chains = _chains(options)
             for number in dict.fromkeys(options.tables):
                 console.note(f"Table {number}")
                 print(_measure(chains, number), flush=True)
     except VplError as error:
-        console.error(spell(error.message), spell(error.hint))
+        console.error(to_shell(error.message), to_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted; what is written is kept",
@@ -146,7 +146,7 @@ def _measure(chains: Chains, number: int) -> str:
     for row in TABLES[number](chains):
         rows.append(row)
         text = write_table(chains, number, title, scored, rows)
-        console.note(f"{row.spell()}  (table {number}, after "
+        console.note(f"{row.to_line()}  (table {number}, after "
                      f"{console.duration(time.monotonic() - started)})")
     return text
 

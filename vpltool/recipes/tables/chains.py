@@ -132,7 +132,7 @@ class Chains:
         return "refine" in self.protocol.preset.defaults
 
     def text(self, name: str = "text", **values: Any) -> str:
-        """Text prototypes."""
+        "Text prototypes."
         self.call("text-prototypes", **values, out=self._prototypes(name))
         return name
 
@@ -214,8 +214,8 @@ class Chains:
     def _announce(self, values: Mapping[str, Any]) -> None:
         """Say how long a training will take, from a few steps of it; nothing if it is short."""
         steps = int(self.setting("train-decoder", "iters"))
-        begun = (self.path / "decoder").glob(f"{values['name']}.*safetensors")
-        if not is_long(steps) or any(begun):
+        started = (self.path / "decoder").glob(f"{values['name']}.*safetensors")
+        if not is_long(steps) or any(started):
             return
         console.note("  timing a few steps of the training")
         given = dict(self.protocol.given.get("train-decoder", {})) | dict(values)

@@ -39,9 +39,9 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
     """Why features are not those that settings ask for; empty if they are."""
     header, values = features.header, values_of(wanted)
     held = header.options
-    lacking = {*_listed(values["keep"])} - {*held["keep"]}
-    if lacking:
-        return f"they lack {', '.join(sorted(lacking))}"
+    absent = {*_listed(values["keep"])} - {*held["keep"]}
+    if absent:
+        return f"they lack {', '.join(sorted(absent))}"
     for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
         found = held.get(name, _default(wanted, name))
         if found != values[name]:
@@ -68,8 +68,8 @@ def _default(settings: Settings, name: str) -> Any:
 
 def _same_layers(header: Header, choice: str) -> bool:
     """Whether the stored layers are those that are asked for; empty: all but the last."""
-    if not choice:
-        return not header.call.get("layers")
+    if choice in ("", "spread"):
+        return header.call.get("layers", "") == choice
     return sorted(map(int, _listed(choice))) == header.options["layers"]
 
 

@@ -26,10 +26,10 @@ class Row:
     paper: Mapping[str, float]
     measured: Mapping[str, Cell]
 
-    def spell(self) -> str:
-        """Spell it as a line: what was measured, and the paper's numbers."""
-        here = ", ".join(f"{name} {spell_cell(cell)}" for name, cell in self.measured.items())
-        paper = ", ".join(f"{name} {spell_cell([value], 2)}" for name, value in self.paper.items())
+    def to_line(self) -> str:
+        """Format it as a line: what was measured, and the paper's numbers."""
+        here = ", ".join(f"{name} {format_cell(cell)}" for name, cell in self.measured.items())
+        paper = ", ".join(f"{name} {format_cell([value], 2)}" for name, value in self.paper.items())
         return f"{self.title}: {here or 'not measured'} (paper: {paper})"
 
 
@@ -47,7 +47,7 @@ def write_table(chains: Chains, number: int, title: str, scored: str, rows: Sequ
     # Table 2's columns name their data set themselves; all others are VOC's.
     named = number == 2 or chains.source.classes == VOC.classes
     text = (f"Table {number}. {title}\n\n{_markdown(rows, 'paper' if named else 'paper (VOC)')}\n"
-            f"Protocol: {_spell_protocol(chains, scored)}.\n{_quick(chains)}\n{_why(chains)}\n"
+            f"Protocol: {_format_protocol(chains, scored)}.\n{_quick(chains)}\n{_why(chains)}\n"
             + "".join(f"\nLeft out by {what}\n" for what in chains.failed))
     with atomic_path(chains.path / f"table{number}.md") as temporary:
         temporary.write_text(text, "utf-8")
@@ -65,7 +65,7 @@ def write_table(chains: Chains, number: int, title: str, scored: str, rows: Sequ
     return text
 
 
-def _spell_protocol(chains: Chains, scored: str) -> str:
+def _format_protocol(chains: Chains, scored: str) -> str:
     protocol = chains.protocol
     given = "".join(f"; {command_line(stage, values, ())}"
                     for stage, values in sorted(protocol.given.items()))
@@ -95,8 +95,8 @@ def _why(chains: Chains) -> str:
             "row I of two ladders differs for the same photos and the same CLIP.\n")
 
 
-def spell_cell(cell: Cell, digits: int = 3) -> str:
-    """Spell a number, or mean ± deviation; percent with one digit, a gap (below 2) with more."""
+def format_cell(cell: Cell, digits: int = 3) -> str:
+    """Format a number, or mean ± deviation; percent with one digit, a gap (below 2) with more."""
     if not cell:
         return "-"
     mean, digits = statistics.fmean(cell), digits if statistics.fmean(cell) < 2 else 1
@@ -111,14 +111,14 @@ def _markdown(rows: Sequence[Row], source: str) -> str:
     lines = [["", *(f"{name}, {source}" for name in paper), *(
         name if name == "here" else f"{name}, here" for name in here)]]
     for row in rows:
-        lines.append([row.title, *(spell_cell([row.paper[name]], 2) if name in row.paper else "-"
+        lines.append([row.title, *(format_cell([row.paper[name]], 2) if name in row.paper else "-"
                                    for name in paper),
-                      *(spell_cell(row.measured.get(name, [])) for name in here)])
+                      *(format_cell(row.measured.get(name, [])) for name in here)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    spelled = ["| " + " | ".join(
+    formatted = ["| " + " | ".join(
         cell.ljust(width) if column == 0 else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
         for line in lines]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if column == 0 else ":")
                           for column, width in enumerate(widths)) + "|"
-    return "\n".join([spelled[0], rule, *spelled[1:]]) + "\n"
+    return "\n".join([formatted[0], rule, *formatted[1:]]) + "\n"

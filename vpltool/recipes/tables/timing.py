@@ -56,6 +56,6 @@ class _Watch:
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[console.Advance]:
-        """Begin anew."""
+        """Start over."""
         self.times = []
         yield lambda steps=1, text="": self.times.append(time.monotonic())

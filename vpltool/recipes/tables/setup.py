@@ -68,7 +68,7 @@ def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
 def keep_protocol(path: Path, protocol: Protocol) -> None:
     """Write down the protocol of a folder; if one is there, check that it is the same.
 
-    Otherwise what a first run made would be made anew under a second protocol, file by file.
+    Otherwise what a first run made would be made again under a second protocol, file by file.
 
     Raises:
         OtherSettings: the folder was made under another one.
@@ -79,7 +79,7 @@ def keep_protocol(path: Path, protocol: Protocol) -> None:
                for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changes:
         raise OtherSettings(f"{path} was made under another protocol: {'; '.join(changes)}",
-                            f"--name {path.name}-2 begins anew beside it; or take away {path}")
+                            f"--name {path.name}-2 starts over beside it; or take away {path}")
     write_json(file, now)
 
 
@@ -109,6 +109,6 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
         return
     needed = expected_bytes(source, photos, chains.settings("extract"))
     free = shutil.disk_usage(chains.path).free
-    told = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
-            f"{free / 1e9:.0f} GB are free at {chains.path}")
-    (console.warn if needed > free else console.note)(told)
+    message = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
+               f"{free / 1e9:.0f} GB are free at {chains.path}")
+    (console.warn if needed > free else console.note)(message)

@@ -1,4 +1,4 @@
-"""What a segmenter learns from: stored layers, or crops that the frozen CLIP encodes on the way."""
+"""What a segmenter is trained on: stored layers, or crops that the frozen CLIP encodes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def frozen_layers(
         features: their folder, if it is not that of the split.
         split: of the photos.
         reads: what the method reads of the frozen CLIP: `layers`, `patches`.
-        layers: list of blocks; empty: those stored, or all but the last.
+        layers: list of blocks; `spread`: four, evenly; empty: those stored, or all but the last.
         device: of the model.
         precision: of the model.
 
@@ -104,12 +104,40 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
     if layers is None:
         return Frozen("features", name, (), 0, model, features), ids
     stored = tuple(features.header.options["layers"])
-    wanted = tuple(parse_numbers(layers)) if layers else stored
+    wanted = _wanted_layers(features, layers, split) if layers else stored
     if not set(wanted) <= set(stored):
-        raise VplError(f"{features.path} holds the layers {list(stored)}, not {layers}",
+        raise VplError(f"{features.path} holds the layers {_formatted(stored)}, not "
+                       f"{_formatted(wanted)}",
                        f"{_extract(split, layers)}, or `source='photos'`")
     width = features.describe(ids[0]).shapes["layers"][1][2]
     return Frozen("features", name, wanted, width, model, features), ids
+
+
+def _wanted_layers(features: InputFolder, layers: str, split: str) -> tuple[int, ...]:
+    """Resolve a list of blocks, or `spread`, for features that `extract` has stored.
+
+    Features do not say how many blocks their model has, but the call that made them may: with its
+    default it stored all but the last, and with `spread` what is wanted here.
+
+    Raises:
+        VplError: it is no list, or the number of blocks is not known.
+    """
+    if layers != "spread":
+        return tuple(parse_numbers(layers))
+    stored = features.header.options["layers"]
+    made_with = features.header.call.get("layers", "")
+    if made_with == "spread":
+        return tuple(stored)
+    if not made_with:
+        return tuple(parse_layers("spread", len(stored) + 1))
+    raise VplError(
+        f"`layers='spread'`: {features.path} holds the layers {_formatted(stored)} and does not "
+        "say how many blocks the model has", f"`layers={_formatted(stored)!r}` takes these; or "
+        f"{_extract(split, layers)}, or `source='photos'`")
+
+
+def _formatted(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))
 
 
 def _extract(split: str, layers: str = "") -> str:
@@ -119,8 +147,8 @@ def _extract(split: str, layers: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What a segmenter learns from.
+class TrainingData:
+    """What a segmenter is trained on.
 
     Args:
         workspace: where photos are found, and their tags.
@@ -149,7 +177,7 @@ class Lessons:
         return range(self.rank * share, (self.rank + 1) * share)
 
 
-def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int, *,
+def crop_batches(data: TrainingData, settings: TrainingSettings, start: int, *,
                  device: torch.device, workers: int) -> Generator[CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on.
 
@@ -157,72 +185,72 @@ def crop_batches(lessons: Lessons, settings: TrainingSettings, start: int, *,
     steps at a time as there are threads. A photo's encoding stays here, in order.
 
     Args:
-        lessons: what is learned.
+        data: photos, masks and layers.
         settings: of the training.
         start: first step.
         device: where the batches will go; for a GPU they come in pinned memory.
         workers: number of threads; 0: none.
     """
-    cut = _cut_photos if lessons.frozen.features is None else _cut_features
+    cut = _cut_photos if data.frozen.features is None else _cut_features
 
     def make(iteration: int) -> CropBatch:
-        batch = cut(lessons, settings, iteration)
+        batch = cut(data, settings, iteration)
         return batch.pin_memory() if device.type == "cuda" else batch
 
     batches = in_threads(make, range(start, settings.iterations), workers)
-    yield from batches if lessons.frozen.features is not None else _encoded(lessons, batches)
+    yield from batches if data.frozen.features is not None else _encoded(data, batches)
 
 
-def _photos_of(lessons: Lessons, settings: TrainingSettings, iteration: int) -> list[Photo]:
+def _photos_of(data: TrainingData, settings: TrainingSettings, iteration: int) -> list[Photo]:
     from vpltool.core.training import chosen_photos
 
-    return [lessons.photos[number]
-            for number in chosen_photos(len(lessons.photos), settings, iteration)]
+    return [data.photos[number]
+            for number in chosen_photos(len(data.photos), settings, iteration)]
 
 
-def _tags_of(lessons: Lessons, photos: list[Photo]) -> list[Tensor]:
+def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
     import torch
 
-    return [torch.tensor(lessons.workspace.indices_of(photo), dtype=torch.long)
+    return [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long)
             for photo in photos]
 
 
-def _cut_features(lessons: Lessons, settings: TrainingSettings, iteration: int) -> CropBatch:
+def _cut_features(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
     """Read and cut what is stored for the photos of a step; only what the network reads."""
     import torch
 
     from vpltool.core.decoder import layers_of
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
-    features, wanted = lessons.frozen.features, lessons.frozen.layers
+    features, wanted = data.frozen.features, data.frozen.layers
     assert features is not None
     rng = generator_of(settings, iteration)
-    photos = _photos_of(lessons, settings, iteration)
+    photos = _photos_of(data, settings, iteration)
     names = ("grid", *(("layers", "layer_index") if wanted else ()),
-             *(("patches",) if lessons.reads_patches else ()))
+             *(("patches",) if data.reads_patches else ()))
     crops, layers, patches = [], [], []
-    own = lessons.own(len(photos))
+    own = data.own(len(photos))
     for number, photo in enumerate(photos):
         tensors = features.read_tensors(photo.id, *(names if number in own else ("grid",)))
         height, width = tensors["grid"].tolist()
         window = choose_window((height, width), settings.crop, rng)
-        labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
+        labels = labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number not in own:
             continue
         if wanted:
             stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
             layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
-        if lessons.reads_patches:
+        if data.reads_patches:
             field = tensors["patches"].unflatten(0, window.grid)
             patches.append(window.cut(field[None], 1)[0].flatten(0, 1))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
     return CropBatch(torch.stack(layers) if layers else None,
                      torch.stack(patches) if patches else None, labels, valid,
-                     _tags_of(lessons, photos))
+                     _tags_of(data, photos))
 
 
-def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) -> CropBatch:
+def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
     """Read, scale and cut the photos of a step.
 
     In place of layers the batch holds pixels (B, 3, crop·patch, crop·patch) uint8: `_encoded` makes
@@ -234,25 +262,25 @@ def _cut_photos(lessons: Lessons, settings: TrainingSettings, iteration: int) ->
     from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
-    patch = lessons.frozen.clip.vision.patch
+    patch = data.frozen.clip.vision.patch
     rng = generator_of(settings, iteration)
-    photos = _photos_of(lessons, settings, iteration)
+    photos = _photos_of(data, settings, iteration)
     crops, images = [], []
-    own = lessons.own(len(photos))
+    own = data.own(len(photos))
     for number, photo in enumerate(photos):
-        path = lessons.workspace.image_path(photo)
+        path = data.workspace.image_path(photo)
         with _inputs.naming_photo(photo, path):
             size = photo_size(path)
         height, width = fit_size(size, patch,
-                                 scale=float(rng.uniform(0.5, 2.0)), max_side=lessons.max_side)
+                                 scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
         window = choose_window((height // patch, width // patch), settings.crop, rng)
-        labels = labels_at(lessons.masks.read_labels(photo.id), window.grid)
+        labels = labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number in own:
-            pixels = _inputs.read_known_photo(lessons.workspace, photo)
+            pixels = _inputs.read_known_photo(data.workspace, photo)
             images.append(_cut_pixels(pixels, window, patch))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return CropBatch(torch.stack(images), None, labels, valid, _tags_of(lessons, photos))
+    return CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
 
 
 def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
@@ -271,11 +299,11 @@ def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Ten
     return window.cut(torch.from_numpy(np.array(resized)).permute(2, 0, 1), patch).contiguous()
 
 
-def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
+def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
     import torch
 
-    clip = lessons.frozen.clip
+    clip = data.frozen.clip
     vision, weight = clip.vision, clip.vision.conv.weight
     mean, std = torch.tensor([clip.mean, clip.std], device=weight.device).view(2, 1, 3, 1, 1)
     for batch in batches:
@@ -284,11 +312,11 @@ def _encoded(lessons: Lessons, batches: Iterator[CropBatch]) -> Iterator[CropBat
         pixels = (images.float().div_(255) - mean) / std
         # Padding is 0 for the network, not black.
         side = pixels.shape[2] // vision.patch
-        own = lessons.own(len(batch.valid))
+        own = data.own(len(batch.valid))
         inside = batch.valid[own.start : own.stop].to(weight.device, non_blocking=True).view(
             -1, 1, side, 1, side, 1)
         tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
         tiles.masked_fill_(~inside, 0)
-        encoded = vision(pixels.to(weight.dtype), attention=False, layers=lessons.frozen.layers,
-                         patches="block" if lessons.reads_patches else "none")
+        encoded = vision(pixels.to(weight.dtype), attention=False, layers=data.frozen.layers,
+                         patches="block" if data.reads_patches else "none")
         yield replace(batch, layers=encoded.layers, patches=encoded.patches)

@@ -1,0 +1,13 @@
+"""The setting of segmenters that says which layers of the frozen CLIP they read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vpltool.settings import setting
+
+
+def layers(source: str = "") -> Any:
+    """Blocks whose output is read."""
+    return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly; default: those "
+                       "stored, or all but the last.", metavar="LIST", source=source)
