@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats.storage import short_path
 from vpltool.shell import to_shell
 
@@ -63,4 +63,4 @@ def named(words: Iterable[str]) -> str:
 
 def files_are(count: int) -> str:
     """Format a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
-    return f"{count} {'file is' if count == 1 else 'files are'}"
+    return counted(count, "file is", "files are")

@@ -18,7 +18,7 @@ from typing import Any
 from vpltool import __version__
 from vpltool.commands._findings import BROKEN, NOTE, OK, Finding
 from vpltool.commands._tree import size
-from vpltool.errors import first_line
+from vpltool.errors import counted, first_line
 from vpltool.formats.storage import short_path
 from vpltool.parallel.processes import core_count
 
@@ -204,7 +204,7 @@ def _cache() -> list[Finding]:
         return [_found(NOTE, "model cache", f"{len(unfinished)} downloads were cut off, "
                        f"{size(sum(file.stat().st_size for file in unfinished))}",
                        shlex.join(["find", str(cache), "-name", "*.incomplete", "-delete"]))]
-    return [_found(OK, "model cache", f"{cache}: {models} {'model' if models == 1 else 'models'}")]
+    return [_found(OK, "model cache", f"{cache}: {counted(models, 'model', 'models')}")]
 
 
 def _shared_memory() -> list[Finding]:

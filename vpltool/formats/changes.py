@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool.errors import counted
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.storage import atomic_path
 from vpltool.json_text import parse_json
@@ -157,4 +158,4 @@ def _mask_words(old: Workspace, old_photos: Sequence[Photo], new: Workspace,
 
 def count_photos(count: int) -> str:
     """Return `1 photo`, `2 photos`, and so on."""
-    return f"{count} photo{'' if count == 1 else 's'}"
+    return counted(count, "photo", "photos")

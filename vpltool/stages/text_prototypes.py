@@ -10,7 +10,7 @@ from vpltool import console, options
 from vpltool.datasets.attributes import read_attributes
 from vpltool.datasets.prompts import find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -113,7 +113,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         "space": "text", "rows": [*workspace.classes, *workspace.background],
         "words": list(words.values())})
     write_tensors(path, header, {"prototypes": vectors, "class_index": torch.tensor(index)})
-    prompts = "1 prompt" if len(templates) == 1 else f"{len(templates)} prompts"
+    prompts = counted(len(templates), "prompt", "prompts")
     console.note(f"{len(words)} classes and {len(workspace.background)} background words, "
                  f"{prompts} each, in {vectors.shape[1]} dimensions")
     return path
