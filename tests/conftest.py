@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from vpltool import cli
+from vpltool.clip import tower_cache
 
 # Two threads on tensors this small only wait for each other: one is up to 80 times as fast.
 torch.set_num_threads(1)
@@ -175,6 +176,13 @@ def run_chain(base: Path, chain: tuple[tuple[object, ...], ...] = CHAIN) -> None
     for command in chain:
         result = run_in_process(*command, work=base / "work")
         assert result.code == 0, f"{command}: {result.err}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache of towers is the run's own, in this process and in those that it starts."""
+    with mock.patch.dict(os.environ, {tower_cache.FOLDER: str(tmp_path_factory.mktemp("cache"))}):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

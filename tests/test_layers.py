@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "console": set(),
     "json_text": set(),
     "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors", "json_text"},
+    "clip": {"clip", "core", "errors", "json_text", "__version__"},
     "pictures": {"pictures", "core", "errors"},
     "parallel": {"parallel", "core", "formats", "errors", "console"},
     "demo": {"demo", "core", "clip"},

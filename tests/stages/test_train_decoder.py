@@ -176,7 +176,7 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
         for photo in photos:
             labels = data.masks.read_labels(photo.id)
             if source == "photos":
-                clip = data.frozen.clip
+                clip = data.frozen.encoder
                 pixels = read_photo(data.workspace.image_path(photo))
                 patch = clip.vision.patch
                 size = fit_size((pixels.shape[0], pixels.shape[1]), patch,
@@ -197,7 +197,7 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
         assert [tags.tolist() for tags in found.tags] == [
             data.workspace.indices_of(photo) for photo in photos]
         if source == "photos":
-            seen = data.frozen.clip.vision(image, attention=False, layers=(0, 1))
+            seen = data.frozen.encoder.vision(image, attention=False, layers=(0, 1))
             layers, patches = seen.layers, seen.patches
         else:
             field = image.flatten(2).transpose(1, 2)
@@ -223,7 +223,7 @@ def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Pa
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     data = training_data_of(layered, "photos", residual=True)
-    side = 3 * data.frozen.clip.vision.patch
+    side = 3 * data.frozen.encoder.vision.patch
     batches: list[CropBatch] = list(crop_batches(
         data, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
         device=torch.device(device), workers=1))
@@ -550,9 +550,9 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
         sizes.append(size), resize(self, size, *rest, **more))[1])
     found = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     assert len(found) == 2
-    assert max(max(size) for size in sizes) <= 20 * data.frozen.clip.vision.patch
+    assert max(max(size) for size in sizes) <= 20 * data.frozen.encoder.vision.patch
     monkeypatch.undo()
-    patch, seen = data.frozen.clip.vision.patch, []
+    patch, seen = data.frozen.encoder.vision.patch, []
     for iteration in range(2):
         rng = generator_of(settings, iteration)
         for number in chosen_photos(6, settings, iteration):

@@ -1,4 +1,4 @@
-"""Loading a second encoder: any vision tower, of a CLIP, of timm, or of DINO's family."""
+"""Loading vision encoders: the CLIP's own tower, or a second one of a CLIP, of timm, or of DINO."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpltool.clip import tower_cache
 from vpltool.clip.catalogue import import_timm
-from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip
-from vpltool.clip.models import HUB, find_weights
+from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip, normalised
+from vpltool.clip.models import HUB, find_source, find_weights
 from vpltool.clip.state_towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
@@ -73,6 +74,23 @@ class Encoder:
     identity: dict[str, str]
 
 
+def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
+                normalise: str = "model") -> Encoder:
+    """Load the vision tower of a CLIP; of a model that was loaded before, without open_clip.
+
+    The arguments are those of `load_clip`.
+
+    Raises:
+        VplError: as `load_clip`.
+    """
+    known = tower_cache.read_entry(find_source(model, pretrained, base))
+    if known is None:
+        clip = load_clip(model, pretrained, device, base=base, normalise=normalise)
+        return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
+    vision, colours, identity = known
+    return Encoder(vision.to(device), *normalised(colours, identity, normalise))
+
+
 def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     """Tell what the setting `encoder` means; only names and files are looked at.
 
@@ -112,8 +130,7 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
         VplError: there is no such model or weights, or its tower cannot be used.
     """
     if source.form == "clip":
-        clip = load_clip(source.model, str(source.path or source.pretrained), device)
-        return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
+        return load_vision(source.model, str(source.path or source.pretrained), device)
     file = source.path or Path()
     load = _load_timm if source.form == "timm" else _load_state
     with without_random_init():

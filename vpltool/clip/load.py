@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.clip import tower_cache
 from vpltool.clip.catalogue import check_source, import_open_clip, locate
 from vpltool.clip.models import ModelSource, find_source, read_config
+from vpltool.clip.tower_cache import Colour, Colours
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, without_random_init
 from vpltool.core.vit import VisionTower
@@ -101,15 +103,27 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     _fill(open_clip, whole, state, source, weights.path)
     whole = whole.float().eval().requires_grad_(False)
     with without_random_init():
-        vision = tower_from_open_clip(whole.visual).to(device)
+        vision = tower_from_open_clip(whole.visual)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
-    mean, std = NORMALISATIONS.get(normalise, own)
     identity = {**source.names, "fingerprint": fingerprint(whole)}
-    if normalise in NORMALISATIONS:
-        identity["normalise"] = normalise
+    tower_cache.write_entry(source, weights, state, vision, own, identity)
     whole.visual = nn.Identity()
-    return Clip(vision, whole.to(device), _tokenizer_loader(open_clip, name, source), mean, std,
-                identity)
+    return Clip(vision.to(device), whole.to(device), _tokenizer_loader(open_clip, name, source),
+                *normalised(own, identity, normalise))
+
+
+def normalised(own: Colours, identity: Mapping[str, str], normalise: str
+               ) -> tuple[Colour, Colour, dict[str, str]]:
+    """Return the mean, the standard deviation and the identity of a model that is normalised so.
+
+    Args:
+        own: the model's own mean and standard deviation of RGB.
+        identity: of the model with these.
+        normalise: `model`, or one of `NORMALISATIONS`.
+    """
+    if normalise not in NORMALISATIONS:
+        return *own, dict(identity)
+    return *NORMALISATIONS[normalise], {**identity, "normalise": normalise}
 
 
 def _fill(open_clip: Any, whole: Any, state: dict[str, Tensor], source: ModelSource,

@@ -16,7 +16,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,23 +139,28 @@ def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
     return dict(entries)
 
 
-def read_weights(file: WeightFile) -> dict[str, Tensor]:
+def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Read a state dict: name, as in open_clip, to tensor, without OpenAI's extra entries.
 
     Checkpoints of a training run (a dict with `state_dict`, names prefixed with `module.`) are
     unwrapped.
 
+    Args:
+        file: the file.
+        names: the tensors that are wanted, where the format allows reading only some.
+
     Raises:
         VplError: the file is damaged, or holds more than tensors.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = file.path
     try:
         if file.form == "safetensors":
-            found: Any = load_file(path)
+            with safe_open(path, "pt") as entries:
+                found: Any = {name: entries.get_tensor(name) for name in entries.keys()  # noqa: SIM118
+                              if names is None or name.removeprefix("module.") in names}
         elif file.form == "torchscript":
             found = _read_archive(path)
         else:

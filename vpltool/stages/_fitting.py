@@ -91,12 +91,13 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.training import labels_at
 
-    clip = data.frozen.clip
+    encoder = data.frozen.encoder
     pixels = _inputs.read_known_photo(data.workspace, photo)
-    patch = clip.vision.patch
+    patch = encoder.vision.patch
     height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     grid = (height // patch, width // patch)
-    return LabelledPhoto(to_pixels(pixels, (height, width), clip.mean, clip.std)[None], None, grid,
+    normalised = to_pixels(pixels, (height, width), encoder.mean, encoder.std)
+    return LabelledPhoto(normalised[None], None, grid,
                          labels_at(data.masks.read_labels(photo.id), grid))
 
 
@@ -104,7 +105,7 @@ def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:
     """Replace the pixels that `_read_pixels` left by what the network reads."""
     import torch
 
-    vision = data.frozen.clip.vision
+    vision = data.frozen.encoder.vision
     weight = vision.conv.weight
     assert photo.layers is not None
     with torch.no_grad():

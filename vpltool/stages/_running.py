@@ -80,20 +80,19 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
 
 def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: torch.device
                     ) -> Encoder:
-    from vpltool.clip.encoders import Encoder
-    from vpltool.clip.load import load_clip
+    from vpltool.clip.encoders import load_vision
 
     try:
-        clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                         normalise=workspace.normalise)
+        encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                              normalise=workspace.normalise)
     except VplError as error:
         if header.kind != "bundle":
             raise
         raise VplError(f"{path} only names its CLIP: {error.message}",
                        "`export('bundle')` without `clip='identity'` puts it into the file"
                        ) from error
-    _inputs.check_same_model(clip.identity, header.model, f"{workspace.pretrained} and {path}")
-    return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
+    _inputs.check_same_model(encoder.identity, header.model, f"{workspace.pretrained} and {path}")
+    return encoder
 
 
 @dataclass(frozen=True)

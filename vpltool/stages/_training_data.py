@@ -39,7 +39,7 @@ class Frozen:
         input_width: width of their outputs; 0 if none are read.
         model: identity of the CLIP.
         features: the stored features.
-        clip: the model that encodes crops.
+        encoder: what encodes crops.
     """
 
     source: str
@@ -48,7 +48,7 @@ class Frozen:
     input_width: int
     model: Mapping[str, str]
     features: InputFolder | None = None
-    clip: Any = None
+    encoder: Any = None
 
 
 def frozen_layers(
@@ -83,17 +83,17 @@ def frozen_layers(
         raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
                        f"{_extract(split)}, or `source='photos'`")
 
-    from vpltool.clip.load import load_clip
+    from vpltool.clip.encoders import load_vision
     from vpltool.parallel.device import find_device, find_precision
 
     on = find_device(device)
     dtype = find_precision(precision, on, console.warn)
-    clip = load_clip(workspace.model, workspace.pretrained, on, base=workspace.path,
-                     normalise=workspace.normalise)
-    clip.vision.to(dtype)
-    wanted = tuple(parse_layers(layers, clip.vision.depth)) if "layers" in reads else ()
-    return Frozen("photos", workspace.model, wanted, clip.vision.width if wanted else 0,
-                  clip.identity, clip=clip), ids
+    encoder = load_vision(workspace.model, workspace.pretrained, on, base=workspace.path,
+                          normalise=workspace.normalise)
+    encoder.vision.to(dtype)
+    wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
+    return Frozen("photos", workspace.model, wanted, encoder.vision.width if wanted else 0,
+                  encoder.identity, encoder=encoder), ids
 
 
 def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None
@@ -262,7 +262,7 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
-    patch = data.frozen.clip.vision.patch
+    patch = data.frozen.encoder.vision.patch
     rng = generator_of(settings, iteration)
     photos = _photos_of(data, settings, iteration)
     crops, images = [], []
@@ -303,9 +303,9 @@ def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropB
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
     import torch
 
-    clip = data.frozen.clip
-    vision, weight = clip.vision, clip.vision.conv.weight
-    mean, std = torch.tensor([clip.mean, clip.std], device=weight.device).view(2, 1, 3, 1, 1)
+    encoder = data.frozen.encoder
+    vision, weight = encoder.vision, encoder.vision.conv.weight
+    mean, std = torch.tensor([encoder.mean, encoder.std], device=weight.device).view(2, 1, 3, 1, 1)
     for batch in batches:
         assert batch.layers is not None
         images = batch.layers.to(weight.device, non_blocking=True)

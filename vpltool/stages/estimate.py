@@ -19,7 +19,7 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     import torch
 
-    from vpltool.clip.load import Clip
+    from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
 
 _LOOKED_AT = 40
@@ -76,14 +76,14 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
             return {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
     sizes = _sizes(workspace, photos)
 
-    from vpltool.clip.load import load_clip
+    from vpltool.clip.encoders import load_vision
     from vpltool.core.photos import fit_size
     from vpltool.parallel.device import find_device, worker_count
 
     device = find_device(settings.device)
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                     normalise=workspace.normalise)
-    patch = clip.vision.patch
+    encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                          normalise=workspace.normalise)
+    patch = encoder.vision.patch
     grids = [tuple(side // patch for side in fit_size(size, patch, max_side=settings.max_side))
              for size in sizes]
     mean = round(sum(height * width for height, width in grids) / len(grids))
@@ -93,10 +93,10 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     # A GPU does the CRF of all photos in one process.
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
     seconds = {
-        "extract": count * _encoder_seconds(clip, side, device),
+        "extract": count * _encoder_seconds(encoder, side, device),
         "crf": count * _crf_seconds(pixels, device) / processes,
-        "train-decoder": _training_seconds(clip, settings, device, count, mean)}
-    stored = 2 * (mean * (settings.layers * clip.vision.width + _dim(clip)))
+        "train-decoder": _training_seconds(encoder, settings, device, count, mean)}
+    stored = 2 * (mean * (settings.layers * encoder.vision.width + _dim(encoder)))
     report = {"photos": count, "patches": mean, "pixels": pixels,
               "seconds": {name: round(value, 1) for name, value in seconds.items()},
               "total": round(sum(seconds.values()), 1), "bytes": count * stored}
@@ -147,21 +147,21 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
     return min(times)
 
 
-def _dim(clip: Clip) -> int:
+def _dim(encoder: Encoder) -> int:
     """Dimensions of the joint space."""
     import torch
 
-    weight = clip.vision.conv.weight
-    pixels = torch.zeros(1, 3, 2 * clip.vision.patch, 2 * clip.vision.patch, device=weight.device)
+    side, weight = 2 * encoder.vision.patch, encoder.vision.conv.weight
+    pixels = torch.zeros(1, 3, side, side, device=weight.device)
     with torch.no_grad():
-        return int(clip.vision(pixels, attention=False).patches.shape[-1])
+        return int(encoder.vision(pixels, attention=False).patches.shape[-1])
 
 
-def _encoder_seconds(clip: Clip, side: int, device: torch.device) -> float:
+def _encoder_seconds(encoder: Encoder, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches."""
     import torch
 
-    vision = clip.vision
+    vision = encoder.vision
     pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
     with torch.no_grad():
         return _seconds(lambda: vision(pixels, attention=False,
@@ -184,23 +184,24 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
     return _seconds(lambda: method.refine_labels(scored, used, where), 1)
 
 
-def _training_seconds(clip: Clip, settings: EstimateSettings, device: torch.device, photos: int,
-                      patches: int) -> float:
+def _training_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device,
+                      photos: int, patches: int) -> float:
     """Seconds of the training: its steps, or one pass where the method needs none."""
     method = find_method("segmenters", settings.segmenter).load()
     if hasattr(method, "fit"):
-        return photos * _fit_seconds(method, clip, settings, device, patches)
-    return settings.iters * _step_seconds(clip, settings, device)
+        return photos * _fit_seconds(method, encoder, settings, device, patches)
+    return settings.iters * _step_seconds(encoder, settings, device)
 
 
-def _fit_seconds(method: Any, clip: Clip, settings: EstimateSettings, device: torch.device,
+def _fit_seconds(method: Any, encoder: Encoder, settings: EstimateSettings, device: torch.device,
                  patches: int) -> float:
     """Seconds a photo of a method that is fitted in one pass."""
     import torch
 
-    network = _network(clip, settings).to(device)
+    network = _network(encoder, settings).to(device)
+    layers = torch.randn(settings.layers, patches, encoder.vision.width, device=device)
     photo = LabelledPhoto(
-        torch.randn(settings.layers, patches, clip.vision.width, device=device), None, (1, patches),
+        layers, None, (1, patches),
         torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
     def seconds(photos: int) -> float:
         return _seconds(lambda: method.fit(
@@ -210,7 +211,7 @@ def _fit_seconds(method: Any, clip: Clip, settings: EstimateSettings, device: to
     return max(seconds(4) - seconds(1), 0.0) / 3
 
 
-def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) -> float:
+def _step_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device) -> float:
     """Seconds a step of the segmenter."""
     import torch
 
@@ -218,8 +219,8 @@ def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) 
 
     if not settings.iters:
         return 0.0
-    vision, side = clip.vision, settings.crop
-    network = _network(clip, settings).to(device)
+    vision, side = encoder.vision, settings.crop
+    network = _network(encoder, settings).to(device)
     dim = network.prototypes.shape[1]
     steps = 4
     used = TrainingSettings(iterations=steps, batch_size=settings.batch_size, crop=side,
@@ -239,16 +240,16 @@ def _step_seconds(clip: Clip, settings: EstimateSettings, device: torch.device) 
     return min(times[1:])
 
 
-def _network(clip: Clip, settings: EstimateSettings) -> SegmenterNetwork:
+def _network(encoder: Encoder, settings: EstimateSettings) -> SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
     import torch
 
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}
-    prototypes = torch.nn.functional.normalize(torch.randn(24, _dim(clip)), dim=-1)
+    prototypes = torch.nn.functional.normalize(torch.randn(24, _dim(encoder)), dim=-1)
     network: SegmenterNetwork = method.build(
-        SegmenterParts(tuple(range(settings.layers)), clip.vision.width, prototypes,
+        SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
                        torch.arange(24) % 7),
         method.Settings(**{name: value for name, value in wanted.items() if name in known}))
     return network

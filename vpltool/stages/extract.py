@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from vpltool.clip.encoders import Encoder
-    from vpltool.clip.load import Clip
     from vpltool.parallel.photos import Batch
 
 KEPT = ("tokens", "patches", "attention", "attentions", "layers")
@@ -156,7 +155,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
-          ) -> tuple[Clip | Encoder, _second.FoundEncoder | None]:
+          ) -> tuple[Encoder, _second.FoundEncoder | None]:
     """Load the workspace's CLIP, or the second encoder that is named, and where it was found."""
     if settings.encoder:
         warn_without_effect(settings, without=dict.fromkeys(
@@ -164,13 +163,13 @@ def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
         return _second.load_second(workspace, settings.encoder, device)
     warn_without_effect(settings)
 
-    from vpltool.clip.load import load_clip
+    from vpltool.clip.encoders import load_vision
 
-    return load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                     normalise=workspace.normalise), None
+    return load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                       normalise=workspace.normalise), None
 
 
-def _start(encoder: Clip | Encoder, settings: ExtractSettings, kept: tuple[str, ...],
+def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[_photo_work.Made]:
     """Move the tower to the device; the result yields each photo's features."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vpltool.clip.load import Clip
+    from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 
 
@@ -126,30 +126,30 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
 def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prototypes,
            paths: Mapping[str, Path]) -> Iterator[_photo_work.Made]:
     """Load the tower; the result yields each photo's scores."""
-    from vpltool.clip.load import load_clip
+    from vpltool.clip.encoders import load_vision
     from vpltool.core.tagging import Vocabulary
     from vpltool.parallel.device import find_device, find_precision
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path,
-                     normalise=workspace.normalise)
-    _inputs.check_same_model(clip.identity, prototypes.header.model,
+    encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                          normalise=workspace.normalise)
+    _inputs.check_same_model(encoder.identity, prototypes.header.model,
                              f"the workspace's CLIP and {prototypes.path}")
-    clip.vision.to(dtype)
+    encoder.vision.to(dtype)
     words = Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
                           background=settings.background)
-    return _scored(clip, settings, words, paths, device)
+    return _scored(encoder, settings, words, paths, device)
 
 
-def _scored(clip: Clip, settings: TagSettings, words: Any, paths: Mapping[str, Path],
+def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[str, Path],
             device: torch.device) -> Iterator[_photo_work.Made]:
     from vpltool.core import tagging
     from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.device import worker_count
     from vpltool.parallel.photos import load_batches
 
-    vision = clip.vision
+    vision = encoder.vision
     used = tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
                                crop=settings.crop if settings.rescore else 0,
                                patches=settings.patches)
@@ -164,7 +164,7 @@ def _scored(clip: Clip, settings: TagSettings, words: Any, paths: Mapping[str, P
 
     batches = load_batches(
         list(paths.items()),
-        PhotoSettings(vision.patch, clip.mean, clip.std, max_side=settings.max_side),
+        PhotoSettings(vision.patch, encoder.mean, encoder.std, max_side=settings.max_side),
         device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
         sized=_photo_work.count_sizes(len(paths)))
     return _photo_work.run_batches(batches, score, smaller_side_hint)

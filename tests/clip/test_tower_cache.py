@@ -1,0 +1,192 @@
+"""Towers from the cache: the same as from open_clip, and only for the files that they are of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from conftest import draw_scenes, prepare, save_clip, write_scenes
+from safetensors.torch import load_file, save_file
+from test_towers import build
+
+from vpltool.clip import encoders, load, tower_cache
+from vpltool.clip.encoders import Encoder, load_vision
+from vpltool.clip.models import find_source
+from vpltool.clip.weights import recognise
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(tower_cache.FOLDER, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_clip(tmp_path / "clip")
+
+
+def read(folder: Path, **options: Any) -> Encoder:
+    """Load a tower while open_clip cannot be imported."""
+    with mock.patch.object(encoders, "load_clip", side_effect=AssertionError("open_clip")):
+        return load_vision("", str(folder), CPU, **options)
+
+
+def entry(cache: Path) -> Path:
+    found, = (cache / "towers").iterdir()
+    return found
+
+
+@pytest.mark.parametrize("normalise", ["model", "imagenet"])
+def test_the_second_time_it_is_the_same_without_open_clip(folder: Path, normalise: str) -> None:
+    first = load_vision("", str(folder), CPU, normalise=normalise)
+    second = read(folder, normalise=normalise)
+    assert (second.mean, second.std, second.identity) == (first.mean, first.std, first.identity)
+    state = second.vision.state_dict()
+    assert list(state) == list(first.vision.state_dict())
+    pixels = torch.randn(2, 3, 40, 48)
+    for (name, wanted) in first.vision.state_dict().items():
+        assert torch.equal(state[name], wanted), name
+    wanted, found = first.vision(pixels), second.vision(pixels)
+    assert torch.equal(found.patches, wanted.patches)
+    assert torch.equal(found.attention, wanted.attention)
+    assert not second.vision.training
+    assert not any(tensor.requires_grad for tensor in second.vision.parameters())
+
+
+def test_an_entry_serves_any_normalisation(folder: Path) -> None:
+    own = load_vision("", str(folder), CPU)
+    other = read(folder, normalise="imagenet")
+    assert other.identity == {**own.identity, "normalise": "imagenet"}
+    assert other.mean == load.NORMALISATIONS["imagenet"][0] != own.mean
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-quickgelu", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
+def test_every_kind_of_tower(name: str, tmp_path: Path) -> None:
+    """SigLIP's query and positions are computed from several tensors: the entry holds them."""
+    model = build(name)
+    path = tmp_path / "weights.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    source, state = find_source("ViT-B-16", str(path)), load_file(path)
+    tower = load.tower_from_open_clip(model.visual)
+    tower_cache.write_entry(source, recognise(path), state, tower, ((0, 0, 0), (1, 1, 1)), {})
+    found = tower_cache.read_entry(source)
+    assert found is not None
+    pixels = torch.randn(1, 3, *(tower.patch * side for side in tower.grid))
+    assert torch.equal(found[0].embed_photos(pixels), tower.embed_photos(pixels))
+
+
+def test_half_precision_weights_are_read_as_the_model_has_them(folder: Path) -> None:
+    path = folder / "open_clip_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    first, second = load_vision("", str(folder), CPU), read(folder)
+    for name, tensor in first.vision.state_dict().items():
+        assert torch.equal(second.vision.state_dict()[name], tensor), name
+
+
+def test_an_entry_holds_no_weights(folder: Path, cache: Path) -> None:
+    load_vision("", str(folder), CPU)
+    weights = (folder / "open_clip_model.safetensors").stat().st_size
+    assert entry(cache).stat().st_size < min(weights, 20_000)
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_config.json"])
+def test_another_file_of_the_name_is_loaded_anew(file: str, folder: Path, tmp_path: Path,
+                                                 cache: Path) -> None:
+    """Same path, same size: the time of change tells."""
+    first = load_vision("", str(folder), CPU)
+    other = save_clip(tmp_path / "other", seed=1)
+    (folder / file).write_bytes((other / file).read_bytes())
+    with pytest.raises(AssertionError, match="open_clip"):
+        read(folder)
+    again = load_vision("", str(folder), CPU)
+    assert (again.identity == first.identity) == (file == "open_clip_config.json")
+    assert read(folder).identity == again.identity
+    entry(cache)
+
+
+def damage_text(path: Path) -> None:
+    path.write_text("{")
+
+
+def damage_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def damage_config(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'\\"width\\": 32', b'\\"width\\": 33'))
+
+
+@pytest.mark.parametrize("damage", [damage_text, damage_end, damage_config])
+def test_a_damaged_entry_is_made_again(damage: Any, folder: Path, cache: Path) -> None:
+    load_vision("", str(folder), CPU)
+    whole = entry(cache).read_bytes()
+    damage(entry(cache))
+    assert entry(cache).read_bytes() != whole
+    with pytest.raises(AssertionError, match="open_clip"):
+        read(folder)
+    load_vision("", str(folder), CPU)
+    assert entry(cache).read_bytes() == whole
+
+
+def test_weights_that_vanished_are_the_usual_error(folder: Path) -> None:
+    load_vision("", str(folder), CPU)
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(load.VplError, match="has no weights"):
+        read(folder)
+
+
+def test_an_empty_name_means_no_cache(folder: Path, cache: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tower_cache.FOLDER, "")
+    load_vision("", str(folder), CPU)
+    assert not cache.exists()
+    with pytest.raises(AssertionError, match="open_clip"):
+        read(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(folder: Path, cache: Path) -> None:
+    cache.write_text("a file")
+    load_vision("", str(folder), CPU)
+    assert cache.read_text() == "a file"
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tower_cache.FOLDER)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert tower_cache.cache_folder() == Path.home() / ".cache/vpltool"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert tower_cache.cache_folder() == Path("/elsewhere/vpltool")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    write_scenes(tmp_path, draw_scenes(2))
+    save_clip(tmp_path / "clip") if not (tmp_path / "clip").exists() else None
+    assert prepare(tmp_path).code == 0
+    return tmp_path / "work"
+
+
+def test_the_second_extract_imports_no_open_clip(workspace: Path) -> None:
+    code = ("import sys; from vpltool import cli\n"
+            "try: cli.main()\n"
+            "finally: print([name for name in ('open_clip', 'torchvision', 'timm') "
+            "if name in sys.modules])")
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-C", str(workspace), "extract", "--split", "val", "--overwrite"],
+            capture_output=True, text=True, env=os.environ, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines()[-1])
+    assert "open_clip" in said[0]
+    assert said[1] == "[]"
