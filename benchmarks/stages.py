@@ -477,11 +477,11 @@ def decoder(bench: Bench) -> Iterator[Row]:
     pair = side_by_side(old, new, bench.sizes.rounds, bench.loaded)
     shape = shape_of(world, 1)
     tokens, width, layers = 6.0 * crop**2, 256, shape.depth - 1
-    # Forward, and twice as much back; the first layer's input needs no gradient.
+    # Forward, and twice as much back; the frozen layers need no gradient. Per token, the second map
+    # of each layer folded into the fusing one; three blocks, each with its attention in a crop.
     products = layers * (2 * shape.width * width + 3 * width**2) + 3 * (
-        layers * width**2 + 3 * 12 * width**2 + width * shape.dim)
-    work = Work(2 * tokens * (products + layers * shape.width * width), tokens * layers
-                * shape.width * 2)
+        3 * (12 * width**2 + 2 * crop**2 * width) + width * shape.dim)
+    work = Work(2 * tokens * products, tokens * layers * shape.width * 2, bench.precision)
     yield compared(
         "train-decoder (step of 6 crops)", pair, {"cpu": 5},
         share=bench.share(work, pair.ours.best), reason=_bound(bench, pair, work),
@@ -506,7 +506,7 @@ def _crop(bench: Bench) -> int:
 def _train_command(bench: Bench) -> tuple[object, ...]:
     return ("train-decoder", "--masks", "drawn", "--prototypes", "text", "--name", "bench",
             "--crop", _crop(bench), "--limit", bench.sizes.decoder_photos, "--iters",
-            bench.sizes.decoder_steps[1], "--overwrite")
+            bench.sizes.decoder_steps[1], "--precision", bench.precision, "--overwrite")
 
 
 def _train_ready(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpltool.core import training
+from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
     CropBatch,
@@ -586,13 +587,56 @@ def test_max_side_is_recorded_where_it_counts(run: Run, layered: Path, tmp_path:
     assert found[4] == (24, [])
 
 
-def test_precision_without_an_encoder_is_told(run: Run, layered: Path, tmp_path: Path) -> None:
-    result = run(*TRAIN, "--iters", 1, "--precision", "bf16", "--out", tmp_path / "x",
+@pytest.mark.parametrize("options", [("--precision", "bf16", "--method", "discriminant"),
+                                     ("--precision", "fp16", "--iters", 1)])
+def test_precision_without_an_encoder_is_told(options: tuple[object, ...], run: Run,
+                                              layered: Path, tmp_path: Path) -> None:
+    result = run("train-decoder", "--prototypes", "text", *options, "--out", tmp_path / "x",
                  work=layered / "work")
     assert result.code == 0, result.err
-    assert result.lines("warning:") == [
-        "--precision bf16 has no effect: no encoder is run; --source photos runs it"]
+    warning, = [line for line in result.lines("warning:") if "precision" in line]
+    assert warning.startswith(f"--precision {options[1]}")
+    assert "no encoder is run; --source photos runs it" in warning
     assert "precision" not in header_of(tmp_path / "x").options
+
+
+@pytest.mark.parametrize("method", ["weclip", "linear"])
+def test_steps_in_bf16_follow_those_in_float32(method: str, run: Run, layered: Path, tmp_path: Path
+                                               ) -> None:
+    """Losses to a hundredth; parameters stay in float32, and the header says so."""
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.safetensors"
+        result = run("train-decoder", "--method", method, "--prototypes", "text", "--iters", 30,
+                     "--crop", 3, "--lambda-rsc", int(method == "weclip"), "--precision", precision, "--out", out, work=layered / "work")
+        assert (result.code, result.lines("warning:")) == (0, []), result.err
+        header, tensors = read_tensors(out, "decoder")
+        assert header.options.get("precision") == (None if precision == "fp32" else "bf16")
+        assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {
+            torch.float32}
+        curves[precision] = torch.tensor(header.facts["curve"])
+    assert not torch.equal(curves["fp32"], curves["bf16"])
+    assert float(curves["fp32"][0, 1] - curves["fp32"][-1, 1]) > 0.1
+    torch.testing.assert_close(curves["bf16"], curves["fp32"], atol=0.01, rtol=0.01)
+
+
+def test_the_folded_layers_are_the_reduced_and_fused_ones() -> None:
+    """In training two linear maps are one: the same values, and the same gradients."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderShape((0, 1, 2), 24, 16, width=8, blocks=1, heads=1),
+                      torch.randn(4, 16), torch.tensor([1, 2, 0, 0])).double()
+    layers = torch.randn(2, 3, 5, 24, dtype=torch.double)
+    found, gradients = [], []
+    for reduce in (decoder._reduce, decoder._reduce_folded):
+        decoder.zero_grad()
+        fused = reduce(layers)
+        (fused ** 2).sum().backward()
+        found.append(fused.detach())
+        gradients.append([part.grad.clone() for part in [*decoder.reduce.parameters(),
+                                                         *decoder.fuse.parameters()]])
+    torch.testing.assert_close(found[1], found[0])
+    for own, wanted in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(own, wanted)
 
 
 def test_an_untrained_decoder_is_kept_only_where_it_means_something(

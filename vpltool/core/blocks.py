@@ -99,7 +99,10 @@ class Block(nn.Module):
         """Mix values (B, heads, N, head width) by attention; its matrix is not returned."""
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             # For bfloat16 on a CPU, torch's fused attention takes twice as long as plain products.
-            return _weigh(query, key, value)
+            if not torch.is_grad_enabled():
+                return _weigh(query, key, value)
+            scaled = query * query.shape[-1] ** -0.5
+            return torch.softmax(scaled @ key.transpose(-2, -1), dim=-1) @ value
         return F.scaled_dot_product_attention(query, key, value)
 
     def _weigh_and_average(self, normed: Tensor, *, values: bool) -> tuple[Tensor, Tensor]:

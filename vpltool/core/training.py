@@ -7,6 +7,7 @@ to their rounding.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class TrainingSettings:
         lambda_rsc: weight of the regional semantic contrast.
         lambda_aff: weight of the affinity loss; a network without fused features has none.
         seed: where chance begins.
+        precision: number format of the network's products, forwards and backwards; parameters
+            and losses are in float32.
     """
 
     iterations: int
@@ -59,6 +62,7 @@ class TrainingSettings:
     lambda_rsc: float = 1.0
     lambda_aff: float = 0.0
     seed: int = 0
+    precision: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,15 @@ class CropBatch:
         return CropBatch(layers, patches, self.labels.pin_memory(), self.valid.pin_memory(),
                          self.tags)
 
-    def to(self, device: torch.device) -> CropBatch:
-        """The same in float32 on a device, for `step_losses`.
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> CropBatch:
+        """The same on a device, for `step_losses`: layers in `dtype`, patches in float32.
 
         A crop may have lost some of its photo's classes; what the masks show is what counts. That
         is asked for here, on the host: the labels on a GPU would have to be waited for.
         """
-        layers, patches = (None if frozen is None else frozen.to(device, non_blocking=True).float()
-                           for frozen in (self.layers, self.patches))
+        layers, patches = (
+            None if frozen is None else frozen.to(device, non_blocking=True).to(kind)
+            for frozen, kind in ((self.layers, dtype), (self.patches, torch.float32)))
         shown = [tags[labels.flatten().bincount(minlength=256)[tags] > 0]
                  for tags, labels in zip(self.tags, self.labels, strict=True)]
         return CropBatch(layers, patches, self.labels.to(device, non_blocking=True),
@@ -292,7 +297,7 @@ def train(
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for part in optimizer.param_groups:
             part["lr"] = learning_rate(settings, iteration)
-        losses = losses_of(batch.to(device))
+        losses = losses_of(batch.to(device, settings.precision))
         optimizer.zero_grad(set_to_none=True)
         weights = (settings.lambda_ce, settings.lambda_rsc, settings.lambda_aff)
         sum((weight * loss for weight, loss in zip(weights, losses, strict=False)),
@@ -332,7 +337,11 @@ def step_losses(
         mask loss and regional contrast; and the affinity loss where it has a weight.
     """
     grid = (settings.crop, settings.crop)
-    embeddings, fused = network.embeddings_and_fused(batch.layers, batch.patches, grid)
+    lower = settings.precision != torch.float32
+    with (torch.autocast(batch.valid.device.type, settings.precision) if lower
+          else contextlib.nullcontext()):
+        embeddings, fused = network.embeddings_and_fused(batch.layers, batch.patches, grid)
+    embeddings, fused = embeddings.float(), None if fused is None else fused.float()
     if group.count > 1:
         embeddings = group.gather(embeddings)
         fused = None if fused is None or not settings.lambda_aff else group.gather(fused)

@@ -95,8 +95,7 @@ STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "mask
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
               together=True)
 
-_UNREAD = dict.fromkeys(("precision", "max_side"),
-                        "no encoder is run; `source='photos'` runs it")
+_ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
 
 def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
@@ -119,6 +118,8 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
+    import torch
+
     from vpltool.core.training import TrainingSettings
 
     method = find_method("segmenters", settings.method).load()
@@ -134,13 +135,14 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         device=settings.device, precision=settings.precision)
     _inputs.check_same_model(frozen.model, prototypes.header.model,
                              f"{frozen.name} and {prototypes.path}")
-    unread = (_UNREAD if frozen.features else {}) | (STEPLESS if stepless else {})
+    unread = _unread(settings, frozen, stepless)
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
-        lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed)
+        lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
+        precision=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     network = build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
     name = settings.name or masks.name
@@ -165,6 +167,17 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         else:
             _train(task, network, start, settings)
     return target
+
+
+def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> dict[str, str]:
+    """Settings that are not read, and why."""
+    unread = dict(STEPLESS) if stepless else {}
+    if frozen.features:
+        unread["max_side"] = _ENCODER_ONLY
+        # Steps in float16 would need their losses scaled: only bfloat16 reaches the decoder.
+        if stepless or settings.precision == "fp16":
+            unread["precision"] = _ENCODER_ONLY
+    return unread
 
 
 def _check_divides(settings: TrainDecoderSettings) -> None:
