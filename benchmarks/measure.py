@@ -171,7 +171,8 @@ class Row:
         rates: pieces a second, plain and ours.
         memory: peak in MiB, plain and ours.
         disk: bytes that ours leaves on disk for one piece; 0: none.
-        share: of the machine's peak, what ours made of it; 0: not counted.
+        share: of the machine's peak, what ours made of it; where the encoder runs, of a bare loop
+            of the same products. 0: not counted.
         reason: why it may fall short; shown where it does.
         check: how near ours is to plain, in words.
         same: share of the labels that are the plain way's, or 1 less the mean difference of values.
@@ -255,6 +256,30 @@ def peaks(device: torch.device, *, side: int = 2048, seconds: float = 1.0) -> Pe
     other = torch.empty_like(block)
     copied = 2 * block.nbytes
     return Peaks(flops, copied / _fastest(lambda: other.copy_(block), seconds))
+
+
+def products_rate(device: torch.device, dtype: torch.dtype, tokens: int, width: int, heads: int,
+                  *, seconds: float = 1.0) -> float:
+    """Measure a bare loop of a block's own products, as FLOP/s: those of its maps and attention.
+
+    They are smaller than `peaks` has them, and of other shapes: libraries reach less.
+    """
+    def some(*size: int) -> torch.Tensor:
+        return torch.rand(*size, device=device).to(dtype)
+
+    count, inside = tokens, width // heads
+    narrow, wide = some(count, width), some(count, 4 * width)
+    maps = [(narrow, some(width, 3 * width)), (narrow, some(width, width)),
+            (narrow, some(width, 4 * width)), (wide, some(4 * width, width))]
+    query, weights = some(count, inside), some(count, count)
+    attention = [(query, query.T)] * heads + [(weights, query)] * heads
+
+    def job() -> None:
+        for left, right in (*maps, *attention):
+            left @ right
+
+    flops = 24 * count * width**2 + 4 * count**2 * width
+    return flops / _fastest(job, seconds)
 
 
 def _fastest(job: Callable[[], object], seconds: float) -> float:
