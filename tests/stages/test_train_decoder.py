@@ -608,7 +608,8 @@ def test_steps_in_bf16_follow_those_in_float32(method: str, run: Run, layered: P
     for precision in ("fp32", "bf16"):
         out = tmp_path / f"{precision}.safetensors"
         result = run("train-decoder", "--method", method, "--prototypes", "text", "--iters", 30,
-                     "--crop", 3, "--lambda-rsc", int(method == "weclip"), "--precision", precision, "--out", out, work=layered / "work")
+                     "--crop", 3, "--lambda-rsc", int(method == "weclip"), "--precision",
+                     precision, "--out", out, work=layered / "work")
         assert (result.code, result.lines("warning:")) == (0, []), result.err
         header, tensors = read_tensors(out, "decoder")
         assert header.options.get("precision") == (None if precision == "fp32" else "bf16")
