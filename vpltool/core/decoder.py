@@ -142,7 +142,8 @@ class Decoder(SegmenterNetwork):
         The tokens of a step are many more than the rows of a weight: one product over them is
         saved forwards, and two backwards.
         """
-        firsts, lasts = zip(*((reduce[0], reduce[2]) for reduce in self.reduce), strict=True)
+        stacks: Any = self.reduce
+        firsts, lasts = [stack[0] for stack in stacks], [stack[2] for stack in stacks]
         hidden = torch.cat([F.relu(first(layers[:, index])) for index, first in enumerate(firsts)],
                            dim=-1)
         parts = self.fuse.weight.chunk(len(lasts), dim=1)
