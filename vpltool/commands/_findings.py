@@ -42,9 +42,10 @@ def in_workspace(level: str, about: str, says: str, repair: str = "") -> Finding
     return Finding("workspace", level, about, says, repair)
 
 
-def refused(about: str, error: VplError) -> Finding:
+def refused(about: str, error: VplError, work: Path) -> Finding:
     """A finding of an error that any command would meet, in the words of the command line."""
-    return Finding("workspace", BROKEN, about, to_shell(error.message), to_shell(error.hint))
+    return Finding("workspace", BROKEN, about, *(
+        to_shell(text, work=Path(short_path(work))) for text in (error.message, error.hint)))
 
 
 def removal(files: Iterable[Path], folder: Path | None = None) -> str:

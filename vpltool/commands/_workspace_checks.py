@@ -62,7 +62,7 @@ def workspace_findings(path: Path) -> list[Finding]:
         photos = workspace.photos()
     except VplError as error:
         return [refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
-                        error)]
+                        error, path)]
     folders, files = _parts(path)
     orphans = orphaned_files(workspace, folders)
     known, count = {photo.id for photo in photos}, len(files)
@@ -153,7 +153,7 @@ def _clip(workspace: Workspace) -> Iterator[Finding]:
     try:
         source = find_source(workspace.model, workspace.pretrained, workspace.path)
     except VplError as error:
-        finding = refused("CLIP", error)
+        finding = refused("CLIP", error, workspace.path)
         yield replace(finding, repair=f"{_prepare_line(workspace)} --pretrained FILE-OR-TAG")
     else:
         yield in_workspace(OK, "CLIP", " ".join(dict.fromkeys(source.names.values())))

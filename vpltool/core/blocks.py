@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.products import Linear, linear
+
 
 def _quick_gelu(x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
@@ -44,11 +46,11 @@ class Block(nn.Module):
         super().__init__()
         self.shape = shape
         self.ln_1 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
+        self.qkv = Linear(shape.width, 3 * shape.width)
+        self.out = Linear(shape.width, shape.width)
         self.ln_2 = nn.LayerNorm(shape.width, eps=shape.eps)
-        self.fc = nn.Linear(shape.width, shape.hidden)
-        self.proj = nn.Linear(shape.hidden, shape.width)
+        self.fc = Linear(shape.width, shape.hidden)
+        self.proj = Linear(shape.hidden, shape.width)
         self.gamma_1 = nn.Parameter(torch.ones(shape.width))
         self.gamma_2 = nn.Parameter(torch.ones(shape.width))
 
@@ -92,7 +94,7 @@ class Block(nn.Module):
     def values(self, normed: Tensor) -> Tensor:
         """Map ln_1's output (B, N, width) to the values only (B, heads, N, head width)."""
         width = self.shape.width
-        value = F.linear(normed, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :])
+        value = linear(normed, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :])
         return value.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,12 @@ def _side_of(workspace: Workspace, call: Mapping[str, Any]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print a row of Markdown; 0, or 1 with a line that says what to do."""
     options = _options(argv)
+    in_shell = partial(to_shell, work=options.work)
     try:
-        with console.heard_by(console.Terminal(rewrite=to_shell)):
+        with console.heard_by(console.Terminal(rewrite=in_shell)):
             found = ceiling(options.work, options.decoder, options.score, options.max_side)
     except VplError as error:
-        console.error(to_shell(error.message), to_shell(error.hint))
+        console.error(in_shell(error.message), in_shell(error.hint))
         return 1
     except KeyboardInterrupt:
         console.error("interrupted", "the same command goes on")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from vpltool import console
@@ -66,11 +67,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Draw, and print what was written; 0, or 1 with a line that says what to do."""
     options = _options(argv)
+    in_shell = partial(to_shell, work=options.work)
     try:
-        with console.heard_by(console.Terminal(rewrite=to_shell)):
+        with console.heard_by(console.Terminal(rewrite=in_shell)):
             print(options.draw(options))
     except VplError as error:
-        console.error(to_shell(error.message), to_shell(error.hint))
+        console.error(in_shell(error.message), in_shell(error.hint))
         return 1
     return 0
 
