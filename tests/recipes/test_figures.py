@@ -222,12 +222,12 @@ REFUSED: dict[str, tuple[tuple[object, ...], str, str]] = {
     "tag": (("figure1", "--split", "train", "--id", "scene0:cat"), "cat", ""),
     "cams": (("figure1", "--split", "train", "--text", "tekst", "--vision", "vision"), "tekst",
              "text"),
-    "no pair": (("figure1", "--split", "tset"), "`tset`", "vpltool cam"),
+    "no pair": (("figure1", "--split", "tset"), "`tset`", "work cam"),
     "decoder": (("figure4", "--decoders", "plain,tyni"), "tyni", "tiny"),
     "a decoder without embeddings": (("figure4", "--decoders", "plain,linear"), "no embeddings",
                                      "train-decoder"),
     "masks of the split": (("figure4", "--decoders", "plain,tiny", "--split", "val"),
-                           "masks/text-refined", "vpltool crf --what text-refined --split val"),
+                           "masks/text-refined", "work crf --what text-refined --split val"),
 }
 
 
