@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.group import ALONE, Group
+from vpltool.core.products import Linear
 from vpltool.core.segmenter import SegmenterNetwork
 
 
@@ -86,13 +87,13 @@ class Decoder(SegmenterNetwork):
         self.shape = shape
         self.serves_untrained = shape.residual
         self.reduce = nn.ModuleList(
-            nn.Sequential(nn.Linear(shape.input_width, shape.width), nn.ReLU(),
-                          nn.Linear(shape.width, shape.width)) for _ in shape.layers)
-        self.fuse = nn.Linear(len(shape.layers) * shape.width, shape.width)
+            nn.Sequential(Linear(shape.input_width, shape.width), nn.ReLU(),
+                          Linear(shape.width, shape.width)) for _ in shape.layers)
+        self.fuse = Linear(len(shape.layers) * shape.width, shape.width)
         self.dropout = ChannelDropout(shape.dropout)
         block = BlockShape(shape.width, 4 * shape.width, shape.heads, 1e-5, "quick_gelu")
         self.blocks = nn.ModuleList(Block(block) for _ in range(shape.blocks))
-        self.project = nn.Linear(shape.width, shape.dim)
+        self.project = Linear(shape.width, shape.dim)
         if shape.residual:
             nn.init.zeros_(self.project.weight)
             nn.init.zeros_(self.project.bias)
