@@ -36,7 +36,8 @@ GOALS = (
 
 ELSEWHERE = (
     ("extract + cam + refine against CLIP-ES's own code, float32",
-     "1.14x a photo, 1.0x as commands", "≥ 1.5x, ≥ 1.4x", "1.34x and 1.35x, 1.46x (`make peers CLIP_ES=dir`)",
+     "1.14x a photo, 1.0x as commands", "≥ 1.5x, ≥ 1.4x",
+     "1.34x and 1.35x, 1.46x (`make peers CLIP_ES=dir`)",
      "both spend nearly all of a photo in the same products, ours by oneDNN on AMD's CPUs"),
     ("exponent of the seconds in photos", "", "≤ 1", "1.0 to 1.1 (`make growth`)",
      "nothing is done for pairs of photos; caches and lists cost more as they grow"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,14 @@ def test_a_damaged_entry_is_made_again(damage: Any, folder: Path, cache: Path) -
         read(folder)
     load_vision("", str(folder), CPU)
     assert entry(cache).read_bytes() == whole
+
+
+def test_entries_of_vanished_weights_are_dropped(folder: Path, tmp_path: Path, cache: Path) -> None:
+    load_vision("", str(folder), CPU)
+    gone = entry(cache)
+    shutil.rmtree(folder)
+    load_vision("", str(save_clip(tmp_path / "other", seed=1)), CPU)
+    assert entry(cache) != gone
 
 
 def test_weights_that_vanished_are_the_usual_error(folder: Path) -> None:

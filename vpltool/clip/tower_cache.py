@@ -36,6 +36,10 @@ FOLDER = "VPLTOOL_CACHE"
 _SAMPLE = 64
 """Numbers of two tensors that are compared before all are."""
 
+_DAMAGED = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, LookupError,
+            RuntimeError)
+"""What a damaged entry raises."""
+
 Colour = tuple[float, float, float]
 Colours = tuple[Colour, Colour]
 """Mean and standard deviation of RGB in [0, 1]."""
@@ -73,6 +77,7 @@ def write_entry(source: ModelSource, weights: WeightFile, state: Mapping[str, Te
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_vanished(path.parent)
         save_file(computed, part, {"tower": json.dumps(content)})
         part.replace(path)
     except (OSError, SafetensorError):
@@ -92,7 +97,7 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
         return None
     try:
         with safe_open(path, "pt") as file:
-            content = parse_json(file.metadata()["tower"])
+            content = _content(file)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if content["files"] != [_stamp(Path(name)) for name, *_ in content["files"]]:
             return None
@@ -103,10 +108,25 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
         state |= {ours: weights[theirs].float().clone() for ours, theirs in names.items()}
         tower = tower_from_config(content["config"], state)
         identity = {str(name): str(value) for name, value in content["identity"].items()}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, VplError,
-            RuntimeError):
+    except (*_DAMAGED, OSError, VplError):
         return None
     return tower, ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])), identity
+
+
+def _content(file: Any) -> dict[str, Any]:
+    """What an open entry says in addition to its tensors."""
+    content = parse_json(file.metadata()["tower"])
+    return dict(content)
+
+
+def _drop_vanished(folder: Path) -> None:
+    """Delete the entries of weights that are no longer there."""
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(*_DAMAGED, OSError):
+            with safe_open(path, "pt") as file:
+                weights = Path(_content(file)["files"][0][0])
+            if not weights.exists():
+                path.unlink()
 
 
 def _entry(source: ModelSource) -> Path | None:
