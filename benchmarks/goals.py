@@ -39,6 +39,8 @@ ELSEWHERE = (
      "1.14x a photo, 1.0x as commands", "≥ 1.5x, ≥ 1.4x",
      "1.34x and 1.35x, 1.46x (`make peers CLIP_ES=dir`)",
      "both spend nearly all of a photo in the same products, ours by oneDNN on AMD's CPUs"),
+    ("predict, one scale, ViT-S/14 at 364 px (photo)", "", "≥ 4 a second",
+     "5.9 to 6.3 a second in bf16, 3.7 in float32 (benchmarks/README.md)", ""),
     ("exponent of the seconds in photos", "", "≤ 1", "1.0 to 1.1 (`make growth`)",
      "nothing is done for pairs of photos; caches and lists cost more as they grow"),
     ("a command's start: extract on one photo, cam", "9.0 s, 3.5 s", "≤ 4.5 s, ≤ 2.6 s",
