@@ -148,10 +148,13 @@ def gradcam(visual: Any, pixels: Tensor, rows: Tensor, own: Sequence[int],
         output.retain_grad()
         kept.append(output)
 
-    x = embed(visual, pixels)
-    hook = visual.transformer.resblocks[-1].ln_1.register_forward_hook(keep)
-    for block in visual.transformer.resblocks:
-        x = block(x)
+    *frozen, last = visual.transformer.resblocks
+    with torch.no_grad():
+        x = embed(visual, pixels)
+        for block in frozen:
+            x = block(x)
+    hook = last.ln_1.register_forward_hook(keep)
+    x = last(x)
     hook.remove()
     logits = scale * pooled(visual, x)[0] @ rows.T
     probability(logits, own, literal=literal).backward()
