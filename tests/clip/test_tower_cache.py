@@ -19,8 +19,8 @@ from test_towers import build
 
 from vpltool.clip import encoders, load, tower_cache
 from vpltool.clip.encoders import Encoder, load_vision
-from vpltool.clip.models import find_source
-from vpltool.clip.weights import recognise
+from vpltool.clip.models import ModelSource, find_source
+from vpltool.clip.weights import read_weights, recognise
 
 CPU = torch.device("cpu")
 
@@ -79,7 +79,8 @@ def test_every_kind_of_tower(name: str, tmp_path: Path) -> None:
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
     source, state = find_source("ViT-B-16", str(path)), load_file(path)
     tower = load.tower_from_open_clip(model.visual)
-    tower_cache.write_entry(source, recognise(path), state, tower, ((0, 0, 0), (1, 1, 1)), {})
+    made_from = tower_cache.stamps(source, recognise(path))
+    tower_cache.write_entry(source, made_from, state, tower, ((0, 0, 0), (1, 1, 1)), {})
     found = tower_cache.read_entry(source)
     assert found is not None
     pixels = torch.randn(1, 3, *(tower.patch * side for side in tower.grid))
@@ -115,6 +116,58 @@ def test_another_file_of_the_name_is_loaded_anew(file: str, folder: Path, tmp_pa
     entry(cache)
 
 
+def test_a_file_that_comes_first_now(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "open_clip_model.safetensors"
+    weights.rename(folder / "model.safetensors")
+    load_vision("", str(folder), CPU)
+    shutil.copy(save_clip(tmp_path / "other", seed=1) / weights.name, weights)
+    with pytest.raises(AssertionError, match="open_clip"):
+        read(folder)
+
+
+def test_a_copy_that_keeps_its_time(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "open_clip_model.safetensors"
+    other = save_clip(tmp_path / "other", seed=1) / weights.name
+    for path in (weights, other):
+        os.utime(path, (1, 1))
+    load_vision("", str(folder), CPU)
+    shutil.copy2(other, weights)
+    assert weights.stat().st_mtime == 1
+    with pytest.raises(AssertionError, match="open_clip"):
+        read(folder)
+
+
+def test_a_revision_that_is_no_longer_the_hub_s(folder: Path, tmp_path: Path) -> None:
+    """Its client keeps both, and takes the one that `refs/main` names."""
+    shutil.copytree(folder, tmp_path / "hub/snapshots/old")
+    main = tmp_path / "hub/refs/main"
+    main.parent.mkdir()
+    main.write_text("old")
+    path = tmp_path / "hub/snapshots/old/open_clip_model.safetensors"
+    source = ModelSource("clip", "hf-hub:a/clip", "hub")
+    clip = load.load_clip("", str(folder), CPU)
+    tower_cache.write_entry(source, tower_cache.stamps(source, recognise(path)), load_file(path),
+                            clip.vision, (clip.mean, clip.std), clip.identity)
+    assert tower_cache.read_entry(source) is not None
+    main.write_text("new")
+    assert tower_cache.read_entry(source) is None
+
+
+def test_weights_that_change_while_they_are_loaded(folder: Path, tmp_path: Path, cache: Path
+                                                   ) -> None:
+    """The new file under the old one's fingerprint would be taken for that for ever."""
+    other = save_clip(tmp_path / "other", seed=1) / "open_clip_model.safetensors"
+
+    def read_and_replace(*given: Any) -> Any:
+        state = {name: tensor.clone() for name, tensor in read_weights(*given).items()}
+        shutil.copy(other, folder / other.name)
+        return state
+
+    with mock.patch.object(load, "read_weights", read_and_replace):
+        load_vision("", str(folder), CPU)
+    assert not cache.exists()
+
+
 def damage_text(path: Path) -> None:
     path.write_text("{")
 
@@ -127,7 +180,14 @@ def damage_config(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'\\"width\\": 32', b'\\"width\\": 33'))
 
 
-@pytest.mark.parametrize("damage", [damage_text, damage_end, damage_config])
+def damage_colours(path: Path) -> None:
+    content = path.read_bytes()
+    at = content.index(b'\\"colours\\": [[') + len(b'\\"colours\\": [[')
+    end = content.index(b"]", at)
+    path.write_bytes(content[:at] + b"0, 1".ljust(end - at) + content[end:])
+
+
+@pytest.mark.parametrize("damage", [damage_text, damage_end, damage_config, damage_colours])
 def test_a_damaged_entry_is_made_again(damage: Any, folder: Path, cache: Path) -> None:
     load_vision("", str(folder), CPU)
     whole = entry(cache).read_bytes()
@@ -167,6 +227,22 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder: Path, cache: Path) 
     cache.write_text("a file")
     load_vision("", str(folder), CPU)
     assert cache.read_text() == "a file"
+
+
+def test_a_folder_that_cannot_be_read_is_no_error(folder: Path, cache: Path) -> None:
+    """As where a container runs as another user than the one whose home it has."""
+    source = find_source("", str(folder))
+    with mock.patch.object(tower_cache, "safe_open", side_effect=PermissionError):
+        assert tower_cache.read_entry(source) is None
+    with mock.patch.object(Path, "mkdir", side_effect=PermissionError):
+        load_vision("", str(folder), CPU)
+    assert not cache.exists()
+
+
+def test_the_home_of_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tower_cache.FOLDER, "~no-such-user/cache")
+    assert tower_cache.cache_folder() is None
+    load_vision("", str(folder), CPU)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     check_source(source)
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
+    made_from = tower_cache.stamps(source, weights)
     state = read_weights(weights)
     with silent(), without_random_init():
         try:
@@ -106,7 +107,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
         vision = tower_from_open_clip(whole.visual)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
     identity = {**source.names, "fingerprint": fingerprint(whole)}
-    tower_cache.write_entry(source, weights, state, vision, own, identity)
+    tower_cache.write_entry(source, made_from, state, vision, own, identity)
     whole.visual = nn.Identity()
     return Clip(vision.to(device), whole.to(device), _tokenizer_loader(open_clip, name, source),
                 *normalised(own, identity, normalise))

@@ -3,7 +3,8 @@
 Importing open_clip takes longer than encoding a photo. It is needed to build a model, and to check
 that our copy of its tower gives what the original gives (`towers`). An entry holds the outcome:
 the tower's configuration, and which tensor of the weight file is which of the tower's. Weights are
-not copied: an entry has some kilobytes, and is good only for the very files that it was made from.
+not copied, only what is computed from them: an entry has some kilobytes, of SigLIP some megabytes.
+It is good only for the very files that it was made from.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vpltool import __version__
-from vpltool.clip.models import CONFIG, ModelSource
+from vpltool.clip.models import CONFIG, ModelSource, find_weights
 from vpltool.clip.stored_towers import tower_config, tower_from_config
 from vpltool.clip.weights import WeightFile, read_weights, recognise
 from vpltool.core.vit import VisionTower
@@ -36,33 +37,49 @@ FOLDER = "VPLTOOL_CACHE"
 _SAMPLE = 64
 """Numbers of two tensors that are compared before all are."""
 
-_DAMAGED = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, LookupError,
-            RuntimeError)
-"""What a damaged entry raises."""
+_UNUSABLE = (SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+             RuntimeError, OSError, VplError)
+"""What a damaged entry raises, and a folder that cannot be read or written."""
 
 Colour = tuple[float, float, float]
 Colours = tuple[Colour, Colour]
 """Mean and standard deviation of RGB in [0, 1]."""
 
+Stamps = list[list[Any]]
+"""Of each file: what changes with its content."""
+
 
 def cache_folder() -> Path | None:
     """The folder of the cache, `~/.cache/vpltool` unless the environment names another."""
     chosen = os.environ.get(FOLDER)
-    if chosen is not None:
-        return Path(chosen).expanduser() if chosen else None
+    # A home folder that nobody knows is an error of expanduser.
     with contextlib.suppress(RuntimeError):
+        if chosen is not None:
+            return Path(chosen).expanduser() if chosen else None
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vpltool"
     return None
 
 
-def write_entry(source: ModelSource, weights: WeightFile, state: Mapping[str, Tensor],
+def stamps(source: ModelSource, weights: WeightFile) -> Stamps:
+    """Path, size, times and inode of the files that a tower is made from, its weights first."""
+    files = [weights.path]
+    if source.form in ("folder", "hub"):
+        files.append(weights.path.with_name(CONFIG))
+    if weights.path.parent.parent.name == "snapshots":
+        # The hub's client keeps old revisions beside the one that it would take now.
+        files.append(weights.path.parents[2] / "refs" / "main")
+    return [_stamp(file) for file in files]
+
+
+def write_entry(source: ModelSource, made_from: Stamps, state: Mapping[str, Tensor],
                 tower: VisionTower, colours: Colours, identity: Mapping[str, str]) -> None:
     """Remember how a tower was made; nothing happens where the folder cannot be written.
 
     Args:
         source: the model.
-        weights: the file that the state was read from.
-        state: its tensors.
+        made_from: `stamps` from before its files were read; nothing is written if they are others
+            now.
+        state: the tensors of the weights.
         tower: made from it, and found equal to open_clip's.
         colours: how photos are normalised.
         identity: of the model, for headers.
@@ -70,17 +87,18 @@ def write_entry(source: ModelSource, weights: WeightFile, state: Mapping[str, Te
     path = _entry(source)
     if path is None:
         return
-    names, computed = _match(tower.state_dict(), state)
-    content = {"files": [_stamp(file) for file in _files(source, weights.path)],
-               "config": tower_config(tower), "names": names, "colours": colours,
-               "identity": dict(identity)}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        if made_from != [_stamp(Path(name)) for name, *_ in made_from]:
+            return
+        names, computed = _match(tower.state_dict(), state)
+        content = {"files": made_from, "config": tower_config(tower), "names": names,
+                   "colours": colours, "identity": dict(identity)}
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_vanished(path.parent)
         save_file(computed, part, {"tower": json.dumps(content)})
         part.replace(path)
-    except (OSError, SafetensorError):
+    except _UNUSABLE:
         with contextlib.suppress(OSError):
             part.unlink()
 
@@ -92,25 +110,42 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
         the tower, frozen and in evaluation mode; mean and standard deviation of RGB; the model's
         identity.
     """
-    path = _entry(source)
-    if path is None or not path.is_file():
-        return None
     try:
+        path = _entry(source)
+        if path is None:
+            return None
         with safe_open(path, "pt") as file:
             content = _content(file)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if content["files"] != [_stamp(Path(name)) for name, *_ in content["files"]]:
-            return None
+            # Fresh memory: how a file's tensors are aligned may change a product's last bits.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        file_now = _weights_now(source, Path(content["files"][0][0]))
         names = {str(ours): str(theirs) for ours, theirs in content["names"].items()}
-        weights = read_weights(recognise(Path(content["files"][0][0])), set(names.values()))
-        mean, std = (tuple(map(float, colour)) for colour in content["colours"])
-        # Fresh memory: how a file's tensors are aligned may change the last bits of a product.
+        weights = read_weights(file_now, set(names.values()))
         state |= {ours: weights[theirs].float().clone() for ours, theirs in names.items()}
+        if content["files"] != stamps(source, file_now):
+            return None
         tower = tower_from_config(content["config"], state)
         identity = {str(name): str(value) for name, value in content["identity"].items()}
-    except (*_DAMAGED, OSError, VplError):
+        mean, std = (_colour(values) for values in content["colours"])
+    except _UNUSABLE:
         return None
-    return tower, ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])), identity
+    return tower, (mean, std), identity
+
+
+def _weights_now(source: ModelSource, remembered: Path) -> WeightFile:
+    """The file that a model's weights are in today; of a download, the one that is remembered.
+
+    Raises:
+        VplError: there is none.
+    """
+    if source.path is None:
+        return recognise(remembered)
+    return find_weights(source.path) if source.form == "folder" else recognise(source.path)
+
+
+def _colour(values: Any) -> Colour:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _content(file: Any) -> dict[str, Any]:
@@ -122,7 +157,7 @@ def _content(file: Any) -> dict[str, Any]:
 def _drop_vanished(folder: Path) -> None:
     """Delete the entries of weights that are no longer there."""
     for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(*_DAMAGED, OSError):
+        with contextlib.suppress(*_UNUSABLE):
             with safe_open(path, "pt") as file:
                 weights = Path(_content(file)["files"][0][0])
             if not weights.exists():
@@ -130,28 +165,35 @@ def _drop_vanished(folder: Path) -> None:
 
 
 def _entry(source: ModelSource) -> Path | None:
-    """The file of a model's entry; a new vpltool or open_clip makes a new one."""
+    """The file of a model's entry; another version of what made it, and it is another."""
     folder = cache_folder()
     if folder is None:
         return None
-    versions = [__version__, torch.__version__]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        versions.append(importlib.metadata.version("open_clip_torch"))
+    versions = [__version__, torch.__version__, _conversion()]
+    for package in ("open_clip_torch", "timm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(importlib.metadata.version(package))
     where = str(source.path.absolute()) if source.path else ""
     key = json.dumps([versions, source.model, source.pretrained, source.form, where])
     return folder / "towers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _files(source: ModelSource, weights: Path) -> list[Path]:
-    """The files that a tower is made from, its weights first."""
-    config = weights.with_name(CONFIG)
-    return [weights, config] if source.form in ("folder", "hub") else [weights]
+def _conversion() -> str:
+    """A hash of the code that makes towers, which a checkout changes without a new version."""
+    content = b"".join(Path(__file__).with_name(name).read_bytes()
+                       for name in ("towers.py", "stored_towers.py", "tower_cache.py"))
+    return hashlib.sha256(content).hexdigest()
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes with a file's content: its path, bytes, and time of change."""
-    found = path.stat()
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns]
+    """What changes with a file's content; of one that is missing, its path alone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path.absolute())]
+    # Copies may keep the time of change of the content, not that of the inode.
+    return [str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+            found.st_ino]
 
 
 def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]
