@@ -173,7 +173,8 @@ BY_INPUT: tuple[tuple[tuple[object, ...], tuple[str, ...], str], ...] = (
       for words, why in ((("--alpha", "2"), "predictions have a background"),
                          (("--confidence", "0.5"), "predictions keep every pixel"))),
     (("predict", "--decoder", "tiny", "--split", "val"), ("--precision", "bf16"), NO_ENCODER),
-    (TRAIN, ("--precision", "fp16"), NO_ENCODER), (TRAIN, ("--max-side", "24"), NO_ENCODER),
+    (TRAIN, ("--precision", "fp16"), "steps are not computed in fp16; --precision bf16"),
+    (TRAIN, ("--max-side", "24"), NO_ENCODER),
 )
 """Command, option without effect, and why: it depends on what is read."""
 

@@ -30,6 +30,7 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_workspace, read_tensors
+from vpltool.parallel import device
 from vpltool.stages._masks import find_masks
 from vpltool.stages._training_data import TrainingData, crop_batches, frozen_layers
 
@@ -587,17 +588,32 @@ def test_max_side_is_recorded_where_it_counts(run: Run, layered: Path, tmp_path:
     assert found[4] == (24, [])
 
 
-@pytest.mark.parametrize("options", [("--precision", "bf16", "--method", "discriminant"),
-                                     ("--precision", "fp16", "--iters", 1)])
-def test_precision_without_an_encoder_is_told(options: tuple[object, ...], run: Run,
+@pytest.mark.parametrize(("options", "why"), [
+    (("--precision", "bf16", "--method", "discriminant"),
+     "no encoder is run; --source photos runs it"),
+    (("--precision", "fp16", "--iters", 1), "steps are not computed in fp16; --precision bf16")])
+def test_precision_without_an_encoder_is_told(options: tuple[object, ...], why: str, run: Run,
                                               layered: Path, tmp_path: Path) -> None:
     result = run("train-decoder", "--prototypes", "text", *options, "--out", tmp_path / "x",
                  work=layered / "work")
     assert result.code == 0, result.err
     warning, = [line for line in result.lines("warning:") if "precision" in line]
     assert warning.startswith(f"--precision {options[1]}")
-    assert "no encoder is run; --source photos runs it" in warning
+    assert why in warning
     assert "precision" not in header_of(tmp_path / "x").options
+
+
+@pytest.mark.parametrize("source", ["features", "photos"])
+def test_steps_in_a_slow_format_are_warned_of_once(source: str, run: Run, layered: Path,
+                                                   tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "slowdown_of", lambda _precision: 12.0)
+    result = run("train-decoder", "--prototypes", "text", "--precision", "bf16", "--iters", 1,
+                 "--source", source, "--workers", 0, "--out", tmp_path / "x",
+                 work=layered / "work")
+    assert result.code == 0, result.err
+    warning, = [line for line in result.lines("warning:") if "bf16" in line]
+    assert "about 12 times slower than fp32" in warning
 
 
 @pytest.mark.parametrize("method", ["weclip", "linear"])

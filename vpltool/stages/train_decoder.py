@@ -24,6 +24,8 @@ from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
+    import torch
+
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
 
@@ -118,8 +120,6 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    import torch
-
     from vpltool.core.training import TrainingSettings
 
     method = find_method("segmenters", settings.method).load()
@@ -142,7 +142,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
         lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
-        precision=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+        precision=_precision_of_steps(settings, frozen, stepless))
     network = build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
     name = settings.name or masks.name
@@ -174,10 +174,26 @@ def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> d
     unread = dict(STEPLESS) if stepless else {}
     if frozen.features:
         unread["max_side"] = _ENCODER_ONLY
-        # Steps in float16 would need their losses scaled: only bfloat16 reaches the decoder.
-        if stepless or settings.precision == "fp16":
+        if stepless:
             unread["precision"] = _ENCODER_ONLY
+        elif settings.precision == "fp16":
+            # They would need their losses scaled.
+            unread["precision"] = "steps are not computed in fp16; `precision='bf16'`"
     return unread
+
+
+def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool
+                        ) -> torch.dtype:
+    """The number format that the decoder's steps are computed in."""
+    import torch
+
+    from vpltool.parallel.device import find_device, find_precision
+
+    if stepless or settings.precision != "bf16":
+        return torch.float32
+    # Where there is an encoder, it has warned of a format that is slow.
+    warn = console.warn if frozen.features else None
+    return find_precision("bf16", find_device(settings.device), warn)
 
 
 def _check_divides(settings: TrainDecoderSettings) -> None:
