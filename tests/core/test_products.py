@@ -46,8 +46,9 @@ def test_rows_that_lie_apart(convolved: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_formats_are_left_to_torch(dtype: torch.dtype, convolved: bool) -> None:
     x, weight = torch.randn(5, 24).to(dtype), torch.randn(16, 24).to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(F, "conv2d", wraps=F.conv2d) as convolution:
         assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert not convolution.called
 
 
 def test_gradients_are_torchs(convolved: bool) -> None:
@@ -56,7 +57,17 @@ def test_gradients_are_torchs(convolved: bool) -> None:
     like = nn.Linear(24, 16)
     like.load_state_dict(own.state_dict())
     x = torch.randn(3, 5, 24)
-    for layer in (own, like):
-        (layer(x) ** 2).sum().backward()
+    with mock.patch.object(F, "conv2d", wraps=F.conv2d) as convolution:
+        for layer in (own, like):
+            (layer(x) ** 2).sum().backward()
+    assert not convolution.called
     assert torch.equal(own.weight.grad, like.weight.grad)
     assert torch.equal(own.bias.grad, like.bias.grad)
+
+
+def test_a_graph_has_linear_maps(convolved: bool) -> None:
+    """What is exported runs on other machines."""
+    with torch.no_grad():
+        program = torch.export.export(Linear(24, 16).eval(), (torch.randn(3, 5, 24),))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert called == {"aten.linear.default"}

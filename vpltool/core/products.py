@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     mapped = F.conv2d(rows, weight[..., None, None], bias)
-    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    return mapped.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
 
 
 @functools.cache
