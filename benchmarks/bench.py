@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from budget import budget
@@ -21,6 +23,8 @@ from groups import groups
 from measure import Row, failed, table
 from methods import Cost, costs, methods
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
+
+from vpltool.clip import tower_cache
 
 HERE = Path(__file__).parent
 ALL = {**STAGES, "groups": groups, "methods": methods}
@@ -98,7 +102,8 @@ def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
     """
     started = time.perf_counter()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, \
+            mock.patch.dict(os.environ, {tower_cache.FOLDER: str(Path(folder) / "cache")}):
         bench = Bench(sizes, device, precision, Path(folder))
         for name, stage in stages.items():
             begun = time.perf_counter()

@@ -129,7 +129,7 @@ class Bench:
         """What part of the time the machine at its peak would need."""
         return self.peaks.least(work) / seconds
 
-    def products(self, work: Work, shape: Shape) -> float:
+    def products_seconds(self, work: Work, shape: Shape) -> float:
         """Seconds of a bare loop of the encoder's own products, as many as the work has."""
         device, dtype = self.device, machine.PRECISIONS[work.precision]
         rate = products_rate(device, dtype, 1 + round(shape.patches), shape.width, shape.heads,
@@ -213,10 +213,10 @@ def features(bench: Bench) -> Iterator[Row]:
     cam = Work(shape.block + tags * (18 * tokens * shape.width**2 + 2 * tokens**2 * shape.width),
                disk + 2 * maps, bench.precision)
     whole = Work((shape.depth - 1) * shape.block + cam.flops, 2 * disk + 3 * maps, bench.precision)
-    bare = bench.products(whole, shape)
+    bare = bench.products_seconds(whole, shape)
     yield compared(
         "extract + cam + refine (photo)", pair, {"cpu": 3, "cuda": 25}, disk=disk + maps,
-        share=bare / pair.ours.best,
+        share=bench.share(whole, pair.ours.best), bare=bare / pair.ours.best,
         same=1 - float(apart.mean()),
         check=f"CAM values differ from plain float32 by {float(apart.mean()):.4f} in the mean, "
               f"{float(apart.max()):.3f} at most",
@@ -224,7 +224,8 @@ def features(bench: Bench) -> Iterator[Row]:
     own, pair_again = Pair(pair.ours, again), Pair(pair.plain, again)
     yield compared(
         "cam + refine again, other prototypes (photo)", pair_again,
-        {"cpu": 8, "cuda": 50}, disk=maps, share=bare / whole.flops * cam.flops / again.best,
+        {"cpu": 8, "cuda": 50}, disk=maps, share=bench.share(cam, again.best),
+        bare=bare / whole.flops * cam.flops / again.best,
         reason=_bound(pair_again, bare / whole.flops * cam.flops),
         check=f"{pair_again.ratio:.1f} times as fast as the plain way, whose second time is its "
               f"first over again, and the aim is taken against that; {own.ratio:.1f} times as fast "
@@ -584,10 +585,11 @@ def predict(bench: Bench) -> Iterator[Row]:
     same = _agreement(chosen, *folders)
     work = [Work(2 * (shape.block * (shape.depth - 1) + _decoder_flops(shape)),
                  precision=bench.precision) for shape in views]
-    bare = sum(map(bench.products, work, views))
+    bare = sum(map(bench.products_seconds, work, views))
     yield compared(
         f"predict, scales {SCALES}, mirrored (photo)", pair, {"cpu": 2, "cuda": 10},
-        disk=bytes_of(folders[0]) / many, share=bare / pair.ours.best,
+        disk=bytes_of(folders[0]) / many, bare=bare / pair.ours.best,
+        share=sum(map(bench.peaks.least, work)) / pair.ours.best,
         reason=_bound(pair, bare),
         same=same, check=f"{same:.2%} of the labels are those of the plain way; features of random "
                          "weights leave little to tell apart, see tests/test_benchmarks.py for a "

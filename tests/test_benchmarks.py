@@ -128,10 +128,10 @@ def test_a_method_that_fails_loses_no_line(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_table_tells_what_falls_short() -> None:
-    row = measure.Row("s", 2.0, (1.0, 3.0), {"cpu": 3}, (1, 2), (10, 20), 2.5e6, 0.5, "a reason",
-                      "a check")
+    row = measure.Row("s", 2.0, (1.0, 3.0), {"cpu": 3}, (1, 2), (10, 20), 2.5e6, 0.5, 0.7,
+                      "a reason", "a check")
     text = measure.table([row], "cpu")
-    assert "| s | 2x (1 to 3) | ≥ 3x **short** | 1 | 2 | 2.5 MB | 10 / 20 | 50% |" in text
+    assert "| s | 2x (1 to 3) | ≥ 3x **short** | 1 | 2 | 2.5 MB | 10 / 20 | 50% | 70% |" in text
     assert "falls short: a reason." in text
     assert "a check." in text
     assert "short" not in measure.table([row], "cuda")
