@@ -154,7 +154,8 @@ def test_a_tar_that_was_cut_off(tmp_path: Path, cut: str, keys: int, said: str) 
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8 no tar at all" * 100,
-                                     gzip.compress(b"no tar" * 99), b"\x1f\x8b torn gzip"])
+                                     gzip.compress(b"no tar" * 99), b"\x1f\x8b torn gzip"],
+                         ids=["empty", "a photo", "gzip", "torn gzip"])
 def test_what_is_no_tar_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(content)
