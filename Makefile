@@ -74,7 +74,7 @@ lint: setup
 	$(BIN)/ruff check .
 
 types: setup
-	$(BIN)/mypy vpltool
+	$(BIN)/mypy vpltool benchmarks
 
 check: lint types test
 

@@ -45,11 +45,11 @@ def main() -> None:
             yield from photos
             print(time.perf_counter() - started, file=told, flush=True)
 
-    tqdm.tqdm = bar  # type: ignore[assignment,misc]
+    tqdm.tqdm = bar
     source = (checkout / script).read_text("utf-8")
     if not torch.cuda.is_available():
         source = NAMED_GPU.sub('"cpu"', source)
-        torch.Tensor.half = lambda tensor, *_, **__: tensor  # type: ignore[assignment,method-assign]
+        torch.Tensor.half = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
     os.chdir(checkout)
     sys.path[0], sys.argv = str(checkout), [script, *sys.argv[4:]]
     exec(compile(source, script, "exec"), {"__name__": "__main__", "__file__": script})

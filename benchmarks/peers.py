@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from measure import Pair, Side
 from PIL import Image
 from world import DATA, GRAIN, World, size_of
 
-from vpltool.clip.load import import_open_clip
+from vpltool.clip.catalogue import import_open_clip
 from vpltool.datasets.words import VOC
 from vpltool.demo.scenes import draw_scene
 from vpltool.formats import open_input
@@ -110,7 +110,8 @@ def allowed() -> float:
 def measured(task: Task, options: argparse.Namespace) -> Iterator[tuple[str, Pair]]:
     """Each comparison: a photo without the starts, in three readings; and whole commands."""
     fast = ("--precision", options.precision)
-    lines = {"the same CAMs, float32": EXACT, "default options, float32": USUAL}
+    lines: dict[str, Mapping[str, Sequence[object]]] = {
+        "the same CAMs, float32": EXACT, "default options, float32": USUAL}
     if options.precision != "fp32":
         lines[f"default options, {options.precision}"] = USUAL | {
             "extract": (*USUAL["extract"], *fast), "cam": fast}
@@ -169,7 +170,7 @@ def started(task: Task, rounds: int) -> Iterator[Callable[[], float]]:
                 process.kill()
 
 
-def ours(task: Task, commands: dict[str, tuple[object, ...]]) -> float:
+def ours(task: Task, commands: Mapping[str, Sequence[object]]) -> float:
     """Run our commands in this process, files and all; their seconds."""
     return sum(task.world.run(name, *more, "--overwrite") for name, more in commands.items())
 

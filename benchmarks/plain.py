@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vpltool.clip.load import import_open_clip
+from vpltool.clip.catalogue import import_open_clip
 from vpltool.core.affinity import box_mask
 from vpltool.core.crf import CrfSettings, mean_field, with_background
 from vpltool.core.decoder import Decoder

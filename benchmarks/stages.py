@@ -380,8 +380,8 @@ def _draw_cams(world: World, count: int) -> None:
         truth = torch.from_numpy(read_labels(world.masks[key]))
         owners = torch.tensor(world.tags[key])
         shown = (truth == owners[:, None, None]).float()[None]
-        grid = tuple(-(-side // 16) for side in truth.shape)
-        maps = F.avg_pool2d(F.adaptive_avg_pool2d(shown, grid), 3, 1, 1)[0]
+        height, width = (-(-side // 16) for side in truth.shape)
+        maps = F.avg_pool2d(F.adaptive_avg_pool2d(shown, (height, width)), 3, 1, 1)[0]
         output.write_tensors(key, {"cam": (0.9 * maps).half(), "classes": owners})
     output.finish()
 

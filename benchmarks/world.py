@@ -18,7 +18,7 @@ from PIL import Image
 
 import vpltool.demo
 from vpltool import console
-from vpltool.clip.load import import_open_clip
+from vpltool.clip.catalogue import import_open_clip
 from vpltool.command import parse_line
 from vpltool.core.photos import photo_size
 from vpltool.demo.scenes import CLASSES, draw_scene
@@ -108,7 +108,9 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
     """
     shares, least = DATA[data]
     rng = np.random.default_rng(0)
-    photos, masks, tags = {}, {}, {}
+    photos: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    tags: dict[str, list[int]] = {}
     for folder in ("photos", "masks"):
         (base / folder).mkdir(parents=True)
     for number in range(count):

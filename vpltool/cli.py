@@ -14,7 +14,7 @@ from vpltool.command import Globals, stage_command
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
-from vpltool.errors import VplError, first_line, is_out_of_memory
+from vpltool.errors import VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
@@ -147,34 +147,6 @@ def _reader_is_gone(stop: SystemExit) -> bool:
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return gone
-
-
-_KILLED = ("DataLoader worker (pid", "process pool was terminated")
-"""What torch and Python say where a worker process has gone."""
-
-_DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_", "HIP error")
-"""What torch says where a GPU has gone, or has failed at work."""
-
-
-def explain(error: Exception) -> VplError | None:
-    """What to tell the user about an exception; None where only a traceback helps."""
-    if isinstance(error, VplError):
-        return error
-    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
-        where = f" ({error.filename})" if error.filename else ""
-        return VplError(f"{error.strerror or error}{where}",
-                        "VPLTOOL_DEBUG=1 shows the traceback")
-    if any(words in str(error) for words in _KILLED):
-        return VplError("a worker process was killed, most likely for lack of memory",
-                        "use fewer workers: `workers=0`; the same command goes on where it "
-                        "stopped")
-    if is_out_of_memory(error):
-        return VplError(str(error).partition("\n")[0] or "out of memory",
-                        "close other programs, or `device='cpu'`; what is written is kept")
-    if any(words in str(error) for words in _DEVICE_FAILED):
-        return VplError(f"the device has failed: {first_line(error)}",
-                        "the same command resumes where it stopped; `device='cpu'` does without it")
-    return None
 
 
 def _interrupted() -> None:

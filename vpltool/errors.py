@@ -124,3 +124,31 @@ def first_line(error: Exception) -> str:
     """Return the first line of an exception's text, or the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+_KILLED = ("DataLoader worker (pid", "process pool was terminated")
+"""What torch and Python say where a worker process has gone."""
+
+_DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_", "HIP error")
+"""What torch says where a GPU has gone, or has failed at work."""
+
+
+def explain(error: Exception) -> VplError | None:
+    """What to tell the user about an exception; None where only a traceback helps."""
+    if isinstance(error, VplError):
+        return error
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        where = f" ({error.filename})" if error.filename else ""
+        return VplError(f"{error.strerror or error}{where}",
+                        "VPLTOOL_DEBUG=1 shows the traceback")
+    if any(words in str(error) for words in _KILLED):
+        return VplError("a worker process was killed, most likely for lack of memory",
+                        "use fewer workers: `workers=0`; the same command goes on where it "
+                        "stopped")
+    if is_out_of_memory(error):
+        return VplError(str(error).partition("\n")[0] or "out of memory",
+                        "close other programs, or `device='cpu'`; what is written is kept")
+    if any(words in str(error) for words in _DEVICE_FAILED):
+        return VplError(f"the device has failed: {first_line(error)}",
+                        "the same command resumes where it stopped; `device='cpu'` does without it")
+    return None

@@ -114,8 +114,7 @@ def find_in(read: Callable[[Path], object], base: Path) -> tuple[str, str]:
     Returns:
         what was found and where it happened, empty if all is well; and the traceback.
     """
-    from vpltool.cli import explain
-    from vpltool.errors import is_out_of_memory
+    from vpltool.errors import explain, is_out_of_memory
     from vpltool.shell import to_shell
 
     def late(*_: object) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from vpltool import api, console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, expect_header, open_workspace, write_json
 from vpltool.formats.storage import atomic_path
-from vpltool.parallel.signals import interrupt_at_sigterm
-from vpltool.shell import to_shell
+from vpltool.recipes._program import run_program
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
@@ -131,23 +129,17 @@ def _side_of(workspace: Workspace, call: Mapping[str, Any]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Measure, and print a row of Markdown; 0, or 1 with a line that says what to do."""
     options = _options(argv)
-    in_shell = partial(to_shell, work=options.work)
-    try:
-        with console.heard_by(console.Terminal(rewrite=in_shell)):
-            found = ceiling(options.work, options.decoder, options.score, options.max_side)
-    except VplError as error:
-        console.error(in_shell(error.message), in_shell(error.hint))
-        return 1
-    except KeyboardInterrupt:
-        console.error("interrupted", "the same command goes on")
-        return 130
-    print("| segmenter | split | from tags | from true masks | share |\n"
-          "| --- | --- | ---: | ---: | ---: |\n"
-          f"| {found['decoder']} | {found['split']} | {100 * found['from_tags']:.1f} | "
-          f"{100 * found['from_true_masks']:.1f} | {100 * found['share']:.0f} % |")
-    return 0
+    return run_program(options.work, lambda: print(_row(ceiling(
+        options.work, options.decoder, options.score, options.max_side))))
+
+
+def _row(found: Mapping[str, Any]) -> str:
+    """Format what `ceiling` has found as a table of Markdown."""
+    return ("| segmenter | split | from tags | from true masks | share |\n"
+            "| --- | --- | ---: | ---: | ---: |\n"
+            f"| {found['decoder']} | {found['split']} | {100 * found['from_tags']:.1f} | "
+            f"{100 * found['from_true_masks']:.1f} | {100 * found['share']:.0f} % |")
 
 
 if __name__ == "__main__":
-    with interrupt_at_sigterm():
-        sys.exit(main())
+    sys.exit(main())

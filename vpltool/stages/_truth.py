@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.formats.storage import short_path
+from vpltool.parallel.threads import in_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,3 +93,23 @@ def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
         key, name = next(iter(untagged.items()))
         console.warn(f"{len(untagged)} of {masks} true masks hold classes that their photos are "
                      f"not tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")
+
+
+def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
+    """Check that the true masks of photos can be scored with; photos that are not there are not.
+
+    Raises:
+        VplError: a mask is missing, damaged, of another size than its photo, or has a value that
+            is no class; it is named.
+    """
+    from vpltool.core.photos import photo_size
+
+    def check(photo: Photo) -> None:
+        try:
+            size = photo_size(workspace.image_path(photo))
+        except OSError:
+            return
+        read_truth(workspace, photo, size)
+
+    for _ in in_threads(check, photos, min(8, os.cpu_count() or 1)):
+        pass

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +11,24 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
-    Photo,
     Workspace,
     find_folder,
-    identity_of_file,
     identity_of_many,
     read_json,
     write_json,
 )
 from vpltool.formats.header import current_preset, format_preset
-from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
-from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
-from vpltool.stages._inputs import BEST_FIRST, naming_photo
+from vpltool.stages._inputs import BEST_FIRST
+from vpltool.stages._pixel_counts import Tally, count_pixels
 from vpltool.stages._reports import Report
-from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
-    from vpltool.core.metrics import Counts, SeedHistogram
+    from vpltool.core.metrics import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +111,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
                        "choose another split: `split='train'`; or prepare with `masks='DIR'`")
     if len(photos) < total:
         console.warn(f"{total - len(photos)} of {total} photos have no true mask and are skipped")
-    tally = _tally_of_all(workspace, source, photos)
+    tally = count_pixels(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
@@ -162,119 +155,7 @@ def _given_threshold(settings: EvalSettings) -> float:
     return float(found)
 
 
-@dataclass
-class _Tally:
-    counts: Any = 0
-    parts: dict[str, str] = field(default_factory=dict)
-    untagged: dict[str, str] = field(default_factory=dict)
-    each: dict[str, Any] = field(default_factory=dict)
-
-
-def _tally_of_all(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
-    """Count the pixels of all photos, whole numbers; of several processes each does its shard."""
-    if rank_of_process()[1] == 1:
-        tally = _tally(workspace, source, photos)
-    else:
-        from vpltool.parallel.ranks import joined
-        with joined("cpu") as ranks:
-            mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
-            tally = _Tally()
-            for part in ranks.collect(_tally(workspace, source, mine)):
-                if part.parts:
-                    tally.counts += part.counts
-                tally.parts |= part.parts
-                tally.untagged |= part.untagged
-                tally.each |= part.each
-        tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
-    warn_of_untagged_classes(tally.untagged, len(tally.parts))
-    return tally
-
-
-def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> _Tally:
-    have = set(source.available(photo.id for photo in photos))
-    photos = [photo for photo in photos if photo.id in have]
-    tally = _Tally()
-    threads = min(8, os.cpu_count() or 1)
-    with console.progress("eval", len(photos)) as advance:
-        for photo, (counts, stray) in zip(photos, in_threads(
-                lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
-            tally.counts += counts
-            tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
-            if source.kind != "cams":
-                tally.each[photo.id] = counts
-            if stray:
-                tally.untagged[photo.id] = stray
-            advance()
-    return tally
-
-
-def _count(workspace: Workspace, source: InputFolder, photo: Photo
-           ) -> tuple[Counts | SeedHistogram, str]:
-    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `untagged_class`."""
-    from vpltool.core import metrics
-
-    classes = len(workspace.classes) + 1
-    if source.kind == "cams":
-        truth = read_truth(workspace, photo, _size_of(workspace, photo))
-        best, best_class = _strongest(source, photo.id, truth.shape)
-        return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
-                untagged_class(workspace, photo, truth))
-    path = source.path_of(photo.id)
-    label = source.read_labels(photo.id)
-    truth = read_truth(workspace, photo, label.shape, path)
-    if (label[label != workspace.ignore] >= classes).any():
-        raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
-                       f"correct it, or delete it: {again(source.header)} makes it again")
-    return (metrics.confusion(truth, label, classes, workspace.ignore),
-            untagged_class(workspace, photo, truth))
-
-
-def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
-    from vpltool.core.photos import photo_size
-
-    path = workspace.image_path(photo)
-    with naming_photo(photo, path):
-        return photo_size(path)
-
-
-def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
-    """Check that the true masks of photos can be scored with; photos that are not there are not.
-
-    Raises:
-        VplError: a mask is missing, damaged, of another size than its photo, or has a value that
-            is no class; it is named.
-    """
-    from vpltool.core.photos import photo_size
-
-    def check(photo: Photo) -> None:
-        try:
-            size = photo_size(workspace.image_path(photo))
-        except OSError:
-            return
-        read_truth(workspace, photo, size)
-
-    for _ in in_threads(check, photos, min(8, os.cpu_count() or 1)):
-        pass
-
-
-def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...]
-               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Value and class of the strongest map at each pixel, both (H, W)."""
-    import torch.nn.functional as F
-
-    from vpltool.core.metrics import strongest
-
-    tensors = source.read_tensors(photo_id)
-    if not len(tensors["classes"]):
-        import numpy as np
-
-        return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
-    cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
-                        align_corners=False)[0]
-    return strongest(cam.numpy(), tensors["classes"].tolist())
-
-
-def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str, given: float
+def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str, given: float
             ) -> dict[str, Any]:
     from vpltool.core import metrics
 

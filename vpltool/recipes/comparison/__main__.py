@@ -22,12 +22,11 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json, write_json
 from vpltool.formats.storage import atomic_path
-from vpltool.parallel.signals import interrupt_at_sigterm
+from vpltool.recipes._program import run_program
 from vpltool.recipes.comparison.measuring import Measured, Setup, measure
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
 from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
 from vpltool.recipes.tables.setup import own_workspace
-from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -169,25 +168,19 @@ def _format_cell(values: Sequence[float]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 0, or 1 with a line that says what to do."""
     options = _options(argv)
-    try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
-            comparison = read_comparison(options.rows)
-            rows = comparison.only(options.only)
-            if options.list:
-                for row in rows:
-                    print(f"{row.name:28} {row.source}")
-                return 0
-            setup = _setup(options)
-            choose_photos(open_workspace(options.work).photos(options.score), options.ids)
-            print(compare(setup, comparison, rows, options.ids), flush=True)
-    except VplError as error:
-        console.error(to_shell(error.message), to_shell(error.hint))
-        return 1
-    except KeyboardInterrupt:
-        console.error("interrupted; what is written is kept",
-                      "run the same command again to go on")
-        return 130
-    return 0
+
+    def table() -> None:
+        comparison = read_comparison(options.rows)
+        rows = comparison.only(options.only)
+        if options.list:
+            for row in rows:
+                print(f"{row.name:28} {row.source}")
+            return
+        setup = _setup(options)
+        choose_photos(open_workspace(options.work).photos(options.score), options.ids)
+        print(compare(setup, comparison, rows, options.ids), flush=True)
+
+    return run_program(options.work, table)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
-from vpltool import console
-from vpltool.errors import VplError
+from vpltool.recipes._program import run_program
 from vpltool.recipes.figures.figure1 import figure1
 from vpltool.recipes.figures.figure4 import figure4
-from vpltool.shell import to_shell
 
 
 def _pair_of_names(text: str) -> str:
@@ -67,14 +64,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Draw, and print what was written; 0, or 1 with a line that says what to do."""
     options = _options(argv)
-    in_shell = partial(to_shell, work=options.work)
-    try:
-        with console.heard_by(console.Terminal(rewrite=in_shell)):
-            print(options.draw(options))
-    except VplError as error:
-        console.error(in_shell(error.message), in_shell(error.hint))
-        return 1
-    return 0
+    return run_program(options.work, lambda: print(options.draw(options)))
 
 
 if __name__ == "__main__":

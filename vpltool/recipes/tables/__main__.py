@@ -27,8 +27,8 @@ from vpltool import console
 from vpltool.command import parse_line
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
-from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.preset import read_preset
+from vpltool.recipes._program import run_program
 from vpltool.recipes.tables.chains import Chains, Protocol
 from vpltool.recipes.tables.report import write_table
 from vpltool.recipes.tables.rows import TABLES
@@ -41,7 +41,6 @@ from vpltool.recipes.tables.setup import (
     keep_protocol,
     own_workspace,
 )
-from vpltool.shell import to_shell
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -122,20 +121,14 @@ def _chains(options: argparse.Namespace) -> Chains:
 def main(argv: list[str] | None = None) -> int:
     """Print the tables that were asked for; 0, or 1 with a line that says what to do."""
     options = _options(argv)
-    try:
-        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=to_shell)):
-            chains = _chains(options)
-            for number in dict.fromkeys(options.tables):
-                console.note(f"Table {number}")
-                print(_measure(chains, number), flush=True)
-    except VplError as error:
-        console.error(to_shell(error.message), to_shell(error.hint))
-        return 1
-    except KeyboardInterrupt:
-        console.error("interrupted; what is written is kept",
-                      "run the same command again to go on")
-        return 130
-    return 0
+
+    def tables() -> None:
+        chains = _chains(options)
+        for number in dict.fromkeys(options.tables):
+            console.note(f"Table {number}")
+            print(_measure(chains, number), flush=True)
+
+    return run_program(options.work, tables)
 
 
 def _measure(chains: Chains, number: int) -> str:

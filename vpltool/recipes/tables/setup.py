@@ -23,7 +23,7 @@ from vpltool.recipes.tables.chains import Chains, Protocol
 from vpltool.recipes.tables.features import expected_bytes
 from vpltool.recipes.tables.rows import unmasked
 from vpltool.recipes.tables.scores import made_scored
-from vpltool.stages.eval import check_truth
+from vpltool.stages._truth import check_truth
 
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "learn-prototypes": {"iters": 300, "max_pixels": 20_000},

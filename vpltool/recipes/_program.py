@@ -1,0 +1,37 @@
+"""Running a recipe as a program: `python -m vpltool.recipes.NAME WORK`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from vpltool import console
+from vpltool.errors import VplError, explain
+from vpltool.parallel.signals import interrupt_at_sigterm
+from vpltool.shell import to_shell
+
+
+def run_program(work: Path, recipe: Callable[[], object]) -> int:
+    """Exit code of a recipe: 0 done, 1 something the user can fix, 130 interrupted.
+
+    Args:
+        work: the workspace, which the lines in messages name.
+        recipe: does the work, and prints what it has found.
+    """
+    in_shell = partial(to_shell, work=work)
+    try:
+        with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=in_shell)):
+            recipe()
+    except KeyboardInterrupt:
+        console.error("interrupted; what is written is kept",
+                      "run the same command again to go on")
+        return 130
+    except (VplError, OSError, RuntimeError, MemoryError) as error:
+        shown = explain(error)
+        if shown is None or os.environ.get("VPLTOOL_DEBUG"):
+            raise
+        console.error(in_shell(shown.message), in_shell(shown.hint))
+        return 1
+    return 0

@@ -1,0 +1,139 @@
+"""Counting pixels for `eval`: of CAMs, masks or predictions, beside the true masks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
+from vpltool.formats.manifest import again
+from vpltool.formats.shards import rank_of_process
+from vpltool.parallel.threads import in_threads
+from vpltool.stages._inputs import naming_photo
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from vpltool.core.metrics import Counts, SeedHistogram
+
+
+@dataclass
+class Tally:
+    """What is counted over the photos of a split.
+
+    Args:
+        counts: confusion matrix, or `SeedHistogram` of CAMs; 0 before the first photo.
+        parts: id to identity of the file, of each photo that is scored.
+        untagged: id to a class that the true mask holds and the tags do not.
+        each: id to its own confusion matrix; none of CAMs.
+    """
+
+    counts: Any = 0
+    parts: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
+    each: dict[str, Any] = field(default_factory=dict)
+
+
+def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> Tally:
+    """Count how the pixels of all photos are labelled, beside their true masks.
+
+    Under torchrun each process counts its shard of the photos; the sums are whole numbers, so they
+    do not depend on how many there are.
+
+    Args:
+        workspace: its true masks and classes.
+        source: CAMs, masks or predictions.
+        photos: they have true masks; those that `source` lacks are left out.
+
+    Returns:
+        the counts, whole in every process.
+
+    Raises:
+        VplError: a file or a true mask is missing, damaged or of another size, or holds a label
+            that is no class.
+    """
+    if rank_of_process()[1] == 1:
+        tally = _tally(workspace, source, photos)
+    else:
+        from vpltool.parallel.ranks import joined
+        with joined("cpu") as ranks:
+            mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
+            tally = Tally()
+            for part in ranks.collect(_tally(workspace, source, mine)):
+                if part.parts:
+                    tally.counts += part.counts
+                tally.parts |= part.parts
+                tally.untagged |= part.untagged
+                tally.each |= part.each
+        tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
+    warn_of_untagged_classes(tally.untagged, len(tally.parts))
+    return tally
+
+
+def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> Tally:
+    have = set(source.available(photo.id for photo in photos))
+    photos = [photo for photo in photos if photo.id in have]
+    tally = Tally()
+    threads = min(8, os.cpu_count() or 1)
+    with console.progress("eval", len(photos)) as advance:
+        for photo, (counts, stray) in zip(photos, in_threads(
+                lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
+            tally.counts += counts
+            tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
+            if source.kind != "cams":
+                tally.each[photo.id] = counts
+            if stray:
+                tally.untagged[photo.id] = stray
+            advance()
+    return tally
+
+
+def _count(workspace: Workspace, source: InputFolder, photo: Photo
+           ) -> tuple[Counts | SeedHistogram, str]:
+    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `untagged_class`."""
+    from vpltool.core import metrics
+
+    classes = len(workspace.classes) + 1
+    if source.kind == "cams":
+        truth = read_truth(workspace, photo, _size_of(workspace, photo))
+        best, best_class = _strongest(source, photo.id, truth.shape)
+        return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
+                untagged_class(workspace, photo, truth))
+    path = source.path_of(photo.id)
+    label = source.read_labels(photo.id)
+    truth = read_truth(workspace, photo, label.shape, path)
+    if (label[label != workspace.ignore] >= classes).any():
+        raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
+                       f"correct it, or delete it: {again(source.header)} makes it again")
+    return (metrics.confusion(truth, label, classes, workspace.ignore),
+            untagged_class(workspace, photo, truth))
+
+
+def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
+    from vpltool.core.photos import photo_size
+
+    path = workspace.image_path(photo)
+    with naming_photo(photo, path):
+        return photo_size(path)
+
+
+def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...]
+               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Value and class of the strongest map at each pixel, both (H, W)."""
+    import torch.nn.functional as F
+
+    from vpltool.core.metrics import strongest
+
+    tensors = source.read_tensors(photo_id)
+    if not len(tensors["classes"]):
+        import numpy as np
+
+        return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+    cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
+                        align_corners=False)[0]
+    return strongest(cam.numpy(), tensors["classes"].tolist())
