@@ -114,7 +114,7 @@ def test_a_split_that_the_tags_lack(run: Run, tmp_path: Path, tiny_clip: Path) -
     assert prepare(tmp_path).code == 0
     result = run("extract", "--split", "val", work=tmp_path / "work")
     assert result.lines("error:") == ["no photo is in the split `val`"]
-    assert "a third column `split` in the CSV of tags says train or val" in result.lines("hint:")[0]
+    assert "add a column `split` with train or val to the CSV of tags" in result.lines("hint:")[0]
 
 
 def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tmp_path: Path,

@@ -48,8 +48,8 @@ def test_its_lines_lead_from_photos_to_the_report(run: Run, tmp_path: Path, tiny
         "text-prototypes", "extract", "cam", "crf", "train-decoder", "predict", "eval", "report"]
     assert taken[4][1:] == ["--prototypes", "text"], "the masks come from text prototypes"
     assert taken[6][1:] == ["--what", "predictions/text", "--split", "val"]
-    assert reasons[:4] == ["no text prototypes:", "text prototypes are there, no features:",
-                           "features are there, no CAMs:", "CAMs are there, no masks:"]
+    assert reasons[:4] == ["no text prototypes:", "text prototypes exist, but no features:",
+                           "features exist, but no CAMs:", "CAMs exist, but no masks:"]
     assert line_of(run, work) == ("all steps are done; segment new photos:",
                                   ["predict", "PHOTOS", "--overlay"])
 

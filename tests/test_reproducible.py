@@ -102,7 +102,8 @@ def test_the_whole_demo(run: Run, lines: Lines, tmp_path: Path, alone: dict[str,
 def test_what_was_compared(alone: dict[str, str]) -> None:
     kinds = {name.split("/")[0] for name in alone}
     assert kinds >= {"features", "prototypes", "cams", "masks", "decoder", "predictions", "scores",
-                     "photos", "truth", "images.jsonl", "workspace.json", "ladder.md", "sheet.png"}
+                     "photos", "truth", "images.jsonl", "workspace.json", "ablation.md",
+                     "sheet.png"}
     assert len(alone) > 120
 
 

@@ -102,7 +102,7 @@ def test_status_lists_what_each_shard_lacks(run: Run, begun: Path, tmp_path: Pat
     assert all(line in run("status", work=work).out for line in lines)
     assert lines[0].endswith(f"extract --shard {features['shards'][0]['shard']} --update")
     assert run("cam", work=work).lines("hint:")[0].startswith(
-        f"vpltool extract --split train --shard {features['shards'][0]['shard']} goes on")
+        f"vpltool extract --split train --shard {features['shards'][0]['shard']} continues")
     for line in lines[:-1]:
         assert run(*line.split()[1:]).code == 0
     assert run("update", work=work).code == 0
@@ -136,7 +136,7 @@ def test_tags_are_written_with_the_last_shard(run: Run, begun: Path, tmp_path: P
                                               tiny_clip: Path) -> None:
     work = copy_workspace(begun, tmp_path / "base", tiny_clip) / "work"
     first = run("tag", "--shard", "0/2", "--workers", 0, work=work)
-    assert "train.csv is written with the last shard" in first.err
+    assert "train.csv will be written by the last shard" in first.err
     assert not (work / "tags/train.csv").exists()
     assert run("tag", "--shard", "1/2", "--workers", 0, work=work).code == 0
     assert len((work / "tags/train.csv").read_text().splitlines()) == 9

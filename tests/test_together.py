@@ -138,7 +138,7 @@ def test_an_incomplete_set_of_ids_is_refused(layered: Path, tmp_path: Path, tiny
     said = [rank[0] for rank in result.said]
     assert [one.code for one in said] == [1, 1]
     assert "scene2 is missing" in said[missing].err
-    assert "vpltool extract --split train resumes" in said[missing].err
+    assert "vpltool extract --split train continues" in said[missing].err
     assert "since another one has ended" in said[1 - missing].err
     assert not (base / "work/prototypes/vision.safetensors").exists()
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_divided_is_refused(run: Run, copied: Path,
     assert "--batch-size 8" in result.lines("hint:")[0]
     result = run("run", "demo", work=work)
     assert "a recipe has steps over all photos" in result.lines("error:")[0]
-    assert "--dry-run prints its lines" in result.lines("hint:")[0]
+    assert "--dry-run prints its commands" in result.lines("hint:")[0]
     result = run("learn-prototypes", "--iters", 1, work=work)
     assert "no MASTER_ADDR" in result.lines("error:")[0]
 

@@ -88,7 +88,7 @@ def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
 
 def _preset_values(choice: str, found: FoundStage, values: Mapping[str, Any]
                    ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a preset sets for a call, and the record for headers, as the command line has both."""
+    """Return the settings that a preset gives a call, and its record for headers."""
     preset = read_preset(choice)
     sets = preset.values(found, str(values.get("method", "")))
     kind = found.stage.methods

@@ -23,11 +23,11 @@ from vpltool.stages import find_stages
 _HELP = """Photos with image-level tags in, a trained segmenter out.
 
 The commands are listed in the order of the pipeline. Each reads files and writes files, and
-`vpltool COMMAND --help` says what comes next. A recipe runs them all:
+`vpltool COMMAND --help` names the next command. A recipe runs them all:
 
     vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv
 
-or, without photos or a network, on drawn scenes:
+or, without photos or a network, on synthetic scenes:
 
     vpltool -C work/demo run demo
 """
@@ -45,15 +45,15 @@ def _global_options(
         Path,
         typer.Option(
             "-C", "--work", envvar="VPLTOOL_WORK", metavar="DIR", autocompletion=workspaces,
-            help="Workspace: where inputs are looked for and outputs go.",
+            help="Workspace: folder of inputs and outputs.",
         ),
     ] = Path(),
     preset: Annotated[
         str,
         typer.Option(
             "--preset", envvar="VPLTOOL_PRESET", metavar="NAME-OR-FILE",
-            help="Protocol: replaces the commands' defaults; `vpltool presets` lists them. An "
-                 "option that is given wins.",
+            help="Protocol: replaces the commands' defaults; `vpltool presets` lists them. "
+                 "Explicit options take precedence.",
         ),
     ] = "",
     quiet: Annotated[
@@ -77,7 +77,7 @@ def _global_options(
 
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
-    """Without a command: in a workspace the next one, elsewhere all of them."""
+    """Print the next command in a workspace, or elsewhere all commands."""
     if not (work / "workspace.json").exists():
         print(ctx.get_help())
         raise typer.Exit(2)
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def _reader_is_gone(stop: SystemExit) -> bool:
-    """Tell whether who read our stdout (`| head`) has what it wanted, and has left."""
+    """Tell whether the reader of our stdout has closed it, as in `| head`."""
     try:
         # Here, since an error at the interpreter's exit would be printed, and be exit code 120.
         sys.stdout.flush()
@@ -153,5 +153,6 @@ def _interrupted() -> None:
     if rank_of_process()[0]:
         # The first of the processes that torchrun has started says it for all.
         sys.exit(130)
-    console.error("interrupted; what is written is kept", "run the same command again to go on")
+    console.error("interrupted; finished results are kept",
+                  "run the same command again to continue")
     sys.exit(130)

@@ -97,9 +97,9 @@ def near_name(wanted: str, known: Iterable[str]) -> str:
 
 
 def other_case(wanted: str, known: Iterable[str]) -> str:
-    """Say that a name is known in other case; empty if it is not."""
+    """Return a hint if a name is known in a different case; else an empty string."""
     alike = [name for name in known if name.casefold() == wanted.casefold()]
-    return f"did you mean `{min(alike)}`? Upper and lower case count" if alike else ""
+    return f"did you mean `{min(alike)}`? Names are case-sensitive" if alike else ""
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ _DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_"
 
 
 def explain(error: Exception) -> VplError | None:
-    """What to tell the user about an exception; None where only a traceback helps."""
+    """Return the error to show the user for an exception; None if only a traceback helps."""
     if isinstance(error, VplError):
         return error
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
@@ -143,12 +143,12 @@ def explain(error: Exception) -> VplError | None:
                         "VPLTOOL_DEBUG=1 shows the traceback")
     if any(words in str(error) for words in _KILLED):
         return VplError("a worker process was killed, most likely for lack of memory",
-                        "use fewer workers: `workers=0`; the same command goes on where it "
-                        "stopped")
+                        "use fewer workers: `workers=0`; the same command continues where "
+                        "it stopped")
     if is_out_of_memory(error):
         return VplError(str(error).partition("\n")[0] or "out of memory",
-                        "close other programs, or `device='cpu'`; what is written is kept")
+                        "close other programs, or `device='cpu'`; finished results are kept")
     if any(words in str(error) for words in _DEVICE_FAILED):
         return VplError(f"the device has failed: {first_line(error)}",
-                        "the same command resumes where it stopped; `device='cpu'` does without it")
+                        "the same command continues where it stopped; `device='cpu'` avoids it")
     return None

@@ -44,7 +44,8 @@ def next_step(workspace: Workspace, state: State) -> Step:
     last = ""
     for kind, noun, stage in _PIPELINE:
         if kind not in there:
-            before = f"{last} {'is' if last.startswith('a ') else 'are'} there, " if last else ""
+            verb = "exists" if last.startswith("a ") else "exist"
+            before = f"{last} {verb}, but " if last else ""
             return Step(f"{before}no {noun.removeprefix('a ')}", stage,
                         _values(workspace, state, stage))
         last = noun
@@ -73,7 +74,7 @@ def _looking(workspace: Workspace, state: State) -> Step:
     scored = any((workspace.path / "scores").glob("*.json"))
     if not scored and found and found.path.name in _splits(workspace) and any(
             photo.mask for photo in workspace.photos(found.path.name)):
-        return Step("predictions are there, no scores", "eval",
+        return Step("predictions exist, but no scores", "eval",
                     {"what": f"predictions/{found.path.parent.name}", "split": found.path.name})
     if not (workspace.path / "report/index.html").exists():
         return Step("all steps are done; look at the photos in a browser", "report")
@@ -118,4 +119,4 @@ def advice(work: Path) -> str:
     return "\n".join([
         f"{workspace.name}: {len(photos)} photos ({', '.join(counts)}), "
         f"{len(workspace.classes)} classes", f"{step.why}:", "", f"    {step.line(work)}", "",
-        "What is there: vpltool status. All commands: vpltool --help"])
+        "Results: vpltool status. All commands: vpltool --help"])

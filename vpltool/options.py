@@ -33,8 +33,8 @@ def device(*, brief: bool = True) -> Any:
 
 def precision(*no_effect: NoEffect) -> Any:
     """Number format of the network."""
-    return setting("fp32", "fp32, bf16 or fp16, for the network; auto: bf16 where this machine "
-                           "computes in it, else fp32.", choices=PRECISIONS,
+    return setting("fp32", "fp32, bf16 or fp16, for the network; auto: bf16 if this machine "
+                           "supports it, else fp32.", choices=PRECISIONS,
                    panel=RUNNING, record="changed", no_effect=no_effect)
 
 
@@ -79,9 +79,9 @@ def overwrite() -> Any:
 
 
 def update(*, brief: bool = True) -> Any:
-    """Whether to make again what is outdated."""
-    return setting(False, "Remake results that are outdated: made with other settings, or from "
-                          "inputs that have changed since. Masks corrected by hand are kept.",
+    """Whether to recompute stale results."""
+    return setting(False, "Recompute stale results: made with other settings, or from inputs that "
+                          "have changed since. Masks corrected by hand are kept.",
                    panel=RUNNING, record="never", off="-", brief=brief)
 
 

@@ -65,7 +65,7 @@ def read_preset(choice: str) -> Preset:
         content = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise VplError(f"{path} is not TOML: {error}",
-                       "a table a command, a line an option: [refine], lambda = 0.4") from error
+                       "a table per command, a line per option: [refine], lambda = 0.4") from error
     stages = find_stages()
     defaults = {}
     for key, table in content.items():

@@ -70,7 +70,7 @@ def _command(found: FoundStage) -> str:
     own = [] if stage.subcommands else [_table(stage.settings)]
     if stage.methods and stage.subcommands:
         shared = {entry.name for entry in described(stage.settings)}
-        parts += ["All of the following take these settings too.",
+        parts += ["All of the following also accept these settings.",
                   _table(stage.settings, skip={"method"})] if shared - {"method"} else []
         for method in find_methods(stage.methods).values():
             parts += [f"#### {found.name} {method.name}", paragraphs(method.docstring),
@@ -87,8 +87,8 @@ def _table(kind: type[Settings], skip: set[str] | frozenset[str] = frozenset()) 
 
 
 def _kinds() -> str:
-    return _page("Every kind of file", "What files hold, and which command makes them. [The guide "
-                 "to the files](../files.md) says where they are, and what headers have.",
+    return _page("Every kind of file", "What each kind of file contains, and what writes it. [The "
+                 "guide to the files](../files.md) lists their paths and headers.",
                  [_kind(kind) for kind in KINDS.values()])
 
 
@@ -133,8 +133,8 @@ def _flat(values: Mapping[str, Any], command: str = "") -> list[tuple[str, str, 
 
 
 def _recipes() -> str:
-    return _page("Every recipe", "Jobs that are written down, with the values that they take; "
-                 "`vpltool recipes NAME` prints one, as a start for your own.",
+    return _page("Every recipe", "All included recipes, with their parameters; "
+                 "`vpltool recipes NAME` prints one, as a template for your own.",
                  [_recipe(name, path) for name, path in recipe_files().items()])
 
 

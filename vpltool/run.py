@@ -82,8 +82,8 @@ def _settled(values: Mapping[str, Any]) -> str:
 
     count = find_shard(str(values.get("shard") or "")).count
     if max(count, rank_of_process()[1]) > 1:
-        raise VplError("`precision='auto'`: the machines that share this work may settle on "
-                       "different ones", "`precision='bf16'`, or `precision='fp32'`")
+        raise VplError("`precision='auto'`: the machines that share this work may choose "
+                       "different precisions", "`precision='bf16'`, or `precision='fp32'`")
     taken = settle_precision("auto", find_device(str(values.get("device") or "auto")))
     console.note(f"precision: {taken}")
     return taken

@@ -90,7 +90,7 @@ class Segmenter:
             return cls(_load_groups(path, named, chosen, device), named.classes)
         probabilities, own = _load_network(path, named, device, precision, max_side)
         if classes and tuple(classes) != tuple(own):
-            raise VplError(f"{path} is a decoder of {', '.join(own)}, and of nothing else",
+            raise VplError(f"{path} is a decoder for {', '.join(own)} only",
                            "`train_groups()` makes what any word can name")
         return cls(probabilities, own)
 
@@ -171,7 +171,7 @@ def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspa
     """
     words = tuple(classes) or named.classes
     if not words:
-        raise VplError(f"{file} can be named by any words, and none is given",
+        raise VplError(f"{file} needs class names, and none are given",
                        "`classes=['cat', 'dog']`")
     return replace(named, classes=words)
 

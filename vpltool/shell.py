@@ -23,7 +23,7 @@ def program(work: Path = Path()) -> list[str]:
 
 
 def to_shell(text: str, stage: str = "", work: Path = Path()) -> str:
-    """Format the Python in a message's backticks as the command line takes it.
+    """Translate the Python in a message's backticks to the syntax of the command line.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
     `vpltool -C work extract --split train`. Backticks around anything else stay.

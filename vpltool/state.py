@@ -1,4 +1,4 @@
-"""The state of a workspace: which artifacts are there, from what, and which are stale."""
+"""The state of a workspace: its artifacts, their inputs, and which of them are stale."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Artifact:
         return sorted(self.folder.left_out(self.folder.failed))
 
     def call(self) -> dict[str, Any]:
-        """Setting to value of the call that makes it again; paths as seen from the current folder.
+        """Setting to value of the call that recomputes it; paths as seen from the current folder.
         """
         entries = {entry.name: entry for entry in settings_with(
             self.stage, str(self.header.call.get("method", "")))}
@@ -79,7 +79,7 @@ class Artifact:
         return call
 
     def line(self, shard: str = "") -> str:
-        """The shell line that makes it again where it is stale, or a shard of it."""
+        """The shell command that recomputes it where it is stale, or a shard of it."""
         more = {"shard": shard} if shard else {}
         return command_line(self.stage.name, self.call() | {"update": True} | more,
                             program(self.work))

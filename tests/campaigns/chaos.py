@@ -389,7 +389,7 @@ def two_at_once(case: Case, base: Path, room: Path, chance: Random, figures: Fig
     for outcome in refused:
         figures.counts[case.name, "second told"] += 1
         check_told(case, outcome, figures, f"{case.name}, two at once")
-        if "is running already" not in outcome.said:
+        if "is already running" not in outcome.said:
             figures.damage.append(f"{case.name}, two at once: {outcome.said[-300:]}")
     if len(refused) == 2:
         figures.damage.append(f"{case.name}, two at once: neither was done")

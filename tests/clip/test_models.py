@@ -200,7 +200,7 @@ def test_no_code_of_a_file_is_run(model: Any, tmp_path: Path) -> None:
             trap = entry.endswith("/data.pkl")
             bad.writestr(entry, pickle.dumps(_Trap(sprung)) if trap else good.read(entry))
     for name in ("trap.pt", "archive.pt"):
-        with pytest.raises(VplError, match="Python objects, which are not run") as caught:
+        with pytest.raises(VplError, match="Python objects, which are not loaded") as caught:
             read_weights(recognise(tmp_path / name))
         assert "\n" not in caught.value.message
         assert len(caught.value.message) < 250
@@ -239,12 +239,12 @@ NO_WEIGHTS: dict[str, tuple[str, str, Callable[[Any, Path], None]]] = {
         "version https://git-lfs.github.com/spec/v1\noid sha256:01ab\nsize 598597605\n")),
     "text": ("a.pt", "is text that begins `Not found`", save_text("Not found")),
     "JSON": ("a.bin", "is text that begins", save_text('{"error": "Entry not found"}')),
-    "half a safetensors": ("a.safetensors", "is cut off", save_cut("weights.safetensors")),
-    "safetensors' header alone": ("a.safetensors", "is cut off", lambda model, path: (
+    "half a safetensors": ("a.safetensors", "is truncated", save_cut("weights.safetensors")),
+    "safetensors' header alone": ("a.safetensors", "is truncated", lambda model, path: (
         FORMS["weights.safetensors"](model, path),
         path.write_bytes(path.read_bytes()[:200]), None)[2]),
-    "half a checkpoint": ("a.bin", "is damaged or cut off", save_cut("weights.bin")),
-    "half an archive": ("a.pt", "is damaged or cut off", save_cut("ViT-T.pt")),
+    "half a checkpoint": ("a.bin", "is damaged or truncated", save_cut("weights.bin")),
+    "half an archive": ("a.pt", "is damaged or truncated", save_cut("ViT-T.pt")),
     "NumPy": ("a.npz", "is a NumPy archive", save_arrays),
     "bytes": ("a.bin", "is in no known format of weights", lambda _model, path: (
         path.write_bytes(bytes(range(200, 256)) * 9), None)[1]),
@@ -579,7 +579,7 @@ def test_a_files_name_tells_its_activation(model_name: str, file: str, quick: bo
     elif quick == model_name.endswith("quickgelu"):
         assert check_source(source) == []
     else:
-        with pytest.raises(VplError, match="would quietly give worse features") as caught:
+        with pytest.raises(VplError, match="would silently give worse features") as caught:
             check_source(source)
         assert "--model" in to_shell(caught.value.hint)
 

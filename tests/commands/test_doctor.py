@@ -123,7 +123,7 @@ def test_what_killed_commands_leave(run: Run, copied: Path) -> None:
     shutil.copy(done, work / "decoder/other.checkpoint.safetensors")
     found = {entry["about"]: entry for entry in findings(run, work) if entry["about"] != ".part-*"}
     assert {entry["level"] for entry in found.values()} == {"note"}
-    assert found["cams/text/val"]["says"] == "has all its photos, but was not finished"
+    assert found["cams/text/val"]["says"] == "has all its photos, but is not marked complete"
     assert "was left behind" in found["decoder/tiny.checkpoint.safetensors"]["says"]
     assert "training stopped at step" in found["decoder/other.checkpoint.safetensors"]["says"]
     assert "--iters 5" in found["decoder/other.checkpoint.safetensors"]["repair"]

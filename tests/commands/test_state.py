@@ -160,7 +160,7 @@ def test_a_new_class_is_named_and_brought_up_to_date(run: Run, copied: Path) -> 
     refused = run("cam", work=work)
     assert refused.code == 1
     assert "`goat` is new" in refused.lines("error:")[0]
-    assert "vpltool update brings everything up to date" in refused.lines("hint:")[0]
+    assert "vpltool update recomputes everything that is stale" in refused.lines("hint:")[0]
     assert any("`goat` is new" in reason for reasons in stale(work).values() for reason in reasons)
     made = run("update", work=work)
     assert made.code == 0, made.err

@@ -217,16 +217,16 @@ def test_settings_of_json_are_those_of_a_preset() -> None:
 
 
 @pytest.mark.parametrize(("values", "told"), [
-    ({"smooth_sxy": "3"}, "smooth_sxy is '3': it takes a number above 0"),
-    ({"smooth_sxy": 0}, "smooth_sxy is 0: it takes a number above 0"),
-    ({"bilateral_srgb": -3.5}, "bilateral_srgb is -3.5: it takes a number above 0"),
-    ({"bilateral_weight": -1}, "bilateral_weight is -1: it takes a number from 0 on"),
+    ({"smooth_sxy": "3"}, "smooth_sxy is '3': expected a number above 0"),
+    ({"smooth_sxy": 0}, "smooth_sxy is 0: expected a number above 0"),
+    ({"bilateral_srgb": -3.5}, "bilateral_srgb is -3.5: expected a number above 0"),
+    ({"bilateral_weight": -1}, "bilateral_weight is -1: expected a number of 0 or more"),
     ({"bilateral_weight": float("nan")}, "bilateral_weight is nan"),
     ({"smooth_weight": float("inf")}, "smooth_weight is inf"),
     ({"smooth_weight": True}, "smooth_weight is True"),
     ({"smooth_weight": None}, "smooth_weight is None"),
     ({"bilateral_sxy": [1]}, "bilateral_sxy is [1]"),
-    ({"iterations": 2.5}, "iterations is 2.5: it takes a whole number from 0 on"),
+    ({"iterations": 2.5}, "iterations is 2.5: expected a whole number of 0 or more"),
     ({"sxy": 3}, "sxy is not a setting of a CRF: smooth_sxy, smooth_weight"),
 ])
 def test_settings_of_json_are_checked(values: dict[str, Any], told: str) -> None:

@@ -166,7 +166,7 @@ def test_voc_truncated_photos_are_warned_of(voc: Path, tmp_path: Path, run: Run)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     result = run("prepare", "voc", voc, "--classes", tmp_path / "classes.txt", work=tmp_path / "w")
     assert result.code == 0
-    warning, = (line for line in result.lines("warning:") if "end before their end" in line)
+    warning, = (line for line in result.lines("warning:") if "truncated" in line)
     assert "2 of 3 photos" in warning
     assert "2007_01.jpg, " in warning
     assert "2007_03.jpg; " in warning
@@ -256,7 +256,7 @@ def test_csv_masks(folder: Path) -> None:
 
 
 CSV_ERRORS = {
-    "no photo": ("id,labels\nd,cat\nsub/d,dog\n", ["tags.csv", "no row has a photo", "d, sub/d"]),
+    "no photo": ("id,labels\nd,cat\nsub/d,dog\n", ["tags.csv", "matches a photo", "d, sub/d"]),
     "twice": ("id,labels\na,cat\nb,cat\na.jpg,dog\n", ["tags.csv", "a is listed twice"]),
     "columns": ("name,tags\na,cat\n", ["tags.csv", "name", "tags"]),
     "columns and no rows": ("name,tags\n", ["tags.csv"]),

@@ -122,7 +122,7 @@ def test_what_cannot_be_taken_is_named(sets: Path, run: Run, tmp_path: Path, tin
     (tmp_path / "two/labels/same.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
     (tmp_path / "empty").mkdir()
     for path, said in ((tmp_path / "two", "would both be the photo same"),
-                       (tmp_path / "empty", "is in no format that is known"),
+                       (tmp_path / "empty", "is in no known format"),
                        (tmp_path / "absent", "does not exist")):
         result = run("prepare", "labelled", path, "--pretrained", tiny_clip,
                      work=tmp_path / "work")

@@ -148,7 +148,7 @@ def test_a_folder_with_captions_needs_neither_tags_nor_classes(
     call = ("prepare", "folder", tars / "photos", "--pretrained", tiny_clip)
     work = tars / "work"
     assert run(*call, work=work).lines("error:") == [
-        "there are neither tags nor names of classes"]
+        "neither tags nor class names are given"]
     result = run(*call, "--captions", tars / "captions.csv", work=work)
     assert result.code == 0, result.err
     assert "2 photos with captions, 3 in all" in result.err

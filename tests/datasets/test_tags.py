@@ -73,7 +73,7 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
     "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
                    "leave the tag out"),
-    "no label": (b"id,labels\na,\nb, \n", ["0 classes", "2 rows"], "column labels"),
+    "no label": (b"id,labels\na,\nb, \n", ["no classes", "2 rows"], "column labels"),
 }
 
 
@@ -235,7 +235,7 @@ def test_a_row_of_a_file_that_is_not_taken(folder: Path, file: str, key: str, hi
     (folder / "photos" / file).touch()
     with pytest.raises(VplError) as caught:
         remarks_of(folder, *ALL, f"{key},cat,train")
-    assert f"{file}: {Path(file).suffix} is not taken; photos end in .bmp, .gif, " in (
+    assert f"{file}: {Path(file).suffix} is not supported; photos end in .bmp, .gif, " in (
         caught.value.message)
     assert "tags.csv:6" in caught.value.message
     assert hint in caught.value.hint
@@ -253,7 +253,7 @@ def test_named_photos(folder: Path) -> None:
     for name, hint in (("README.md", "give photos"), ("phone.heic", "convert .heic to JPEG")):
         with pytest.raises(VplError) as caught:
             named_photos([photos, folder / name])
-        assert f"{name}: {Path(name).suffix} is not taken" in caught.value.message
+        assert f"{name}: {Path(name).suffix} is not supported" in caught.value.message
         assert all(suffix in caught.value.message for suffix in PHOTO_SUFFIXES)
         assert hint in caught.value.hint
     with pytest.raises(VplError, match="nowhere does not exist"):

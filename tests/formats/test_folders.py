@@ -254,7 +254,7 @@ def test_available_refuses_an_incomplete_folder(tmp_path: Path) -> None:
 
 def test_available_refuses_a_folder_without_any(tmp_path: Path) -> None:
     made(tmp_path, ["a"], failing=("a",))
-    with pytest.raises(VplError, match="none of the photos"):
+    with pytest.raises(VplError, match="none of the selected photos"):
         open_input(tmp_path, ("cams",)).available(["a"])
 
 

@@ -59,7 +59,7 @@ def test_halved_until_it_fits_and_told_once(error: Callable[[], Exception]) -> N
     assert torch.cat([result for _, result in done]).tolist() == [2 * n for n in range(17)]
     assert seen[:2] == [8, 4], "the first trials"
     assert max(seen[2:]) == 2, "the size that fits is kept"
-    assert told == ["out of memory with 8 photos of 48×32 pixels: going on with 2 at a time; "
+    assert told == ["out of memory with 8 photos of 48×32 pixels: continuing with 2 at a time; "
                     "next time `batch_size=2`"]
 
 

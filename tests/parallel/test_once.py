@@ -16,7 +16,7 @@ from vpltool.run import _once, find_stage, stage_settings
 
 def test_the_second_is_told_which_is_the_first(tmp_path: Path) -> None:
     """The error names the process, and the lock ends with the work."""
-    said = rf"`cam\(\)` is running already.*process {os.getpid()}"
+    said = rf"`cam\(\)` is already running.*process {os.getpid()}"
     with (once(tmp_path, "cam", "`cam()`"), once(tmp_path, "refine", "`refine()`"),
           once(tmp_path.parent, "cam", "`cam()`"), pytest.raises(VplError, match=said),
           once(tmp_path, "cam", "`cam()`")):
@@ -50,7 +50,7 @@ def test_stages(name: str, words: dict[str, str], free: dict[str, str], tmp_path
         result = run(name, *options, "--device", "cpu", *quick, work=work)
         assert result.code == 1
         assert f"vpltool {name}" in result.lines("error:")[0]
-        assert "is running already" in result.lines("error:")[0]
+        assert "is already running" in result.lines("error:")[0]
         assert sorted(work.rglob("*")) == before
         assert run(name, *others, *quick, work=work).code == 0
     assert run(name, *options, *quick, work=work).code == 0

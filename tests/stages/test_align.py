@@ -267,10 +267,10 @@ def test_it_is_stale_with_its_inputs(run: Run, aligned: Path) -> None:
 
 
 REFUSED: dict[str, tuple[tuple[object, ...], str, str]] = {
-    "aligned twice": ((*ALIGN, "--text", "aligned", "--overwrite"), "space of an alignment",
+    "aligned twice": ((*ALIGN, "--text", "aligned", "--overwrite"), "lies in an aligned space",
                       "text"),
     "a decoder": (("train-decoder", "--masks", "text-refined", "--prototypes", "aligned"),
-                  "space of an alignment", "vision"),
+                  "lies in an aligned space", "vision"),
     "two spaces": (("gap", "--prototypes", "text", "--prototypes", "aligned"),
                    "different spaces", "one space"),
     "a start of another space": (("learn-prototypes", "--start", "aligned", "--iters", 2),

@@ -72,7 +72,7 @@ def test_they_are_learned_from_and_every_header_says_so(base: Path, run: Run) ->
         assert header_of(work / made).supervision == "tags and 2 corrected masks"
     assert "supervision: tags and 2 corrected masks" in run("inspect", decoder, work=work).out
     scored = run("eval", "--what", "predictions/text-refined", work=work)
-    assert "learned from tags and 2 corrected masks" in scored.out
+    assert "supervised by tags and 2 corrected masks" in scored.out
     report = json.loads((work / "scores/predictions-text-refined-val.json").read_text())
     assert report["supervision"] == "tags and 2 corrected masks"
 
@@ -161,4 +161,4 @@ def test_other_classes_make_them_void(base: Path, run: Run) -> None:
     path.write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
     refused = run(*TRAIN, "--name", "new", work=work)
     assert refused.code == 1
-    assert "corrections/scene0.png was taken when the classes were" in refused.lines("error:")[0]
+    assert "corrections/scene0.png was imported when the classes were" in refused.lines("error:")[0]

@@ -139,7 +139,7 @@ def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Pa
     result = run("crf", "--workers", workers, "--out", tmp_path / "x", work=ready / "work")
     assert result.code == 0, result.err
     (told,) = result.lines("warning:")
-    assert f"{max(workers, 1)} are worked on at a time" in told
+    assert f"{max(workers, 1)} are processed at a time" in told
     assert "--max-side 1024" in told
     monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e12)
     result = run("crf", "--workers", workers, "--out", tmp_path / "y", work=ready / "work")
@@ -268,6 +268,6 @@ def test_par_refuses_distances_that_are_none(run: Run, copied: Path) -> None:
     result = run(*CRF, "--method", "par", "--dilations", "0,2", "--overwrite",
                  work=copied / "work")
     assert result.code == 1
-    assert result.lines("error:")[0].startswith("--dilations 0,2 is not a list of 20 distances")
+    assert result.lines("error:")[0].startswith("--dilations 0,2 is not a list of at most")
     assert result.lines("hint:") == ["--dilations 1,2,4,8,12,24"]
     assert len(labels(copied / "work/masks/text-refined/train")) == 6

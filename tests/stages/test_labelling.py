@@ -68,7 +68,7 @@ def test_there_and_back(form: str, work: Path, run: Run) -> None:
     path = exported(run, work, form, *AS_SUBMITTED.get(form, ()))
     result = take_back(work, path)
     assert result.code == 0, result.err
-    assert "6 corrected masks are taken; 6 are there" in result.err
+    assert "6 corrected masks are imported; 6 in total" in result.err
     wanted, found = masks_of(work / "masks/drawn/train"), masks_of(work / "corrections")
     assert wanted.keys() == found.keys() and "sub/scene0" in found
     for key, labels in wanted.items():
@@ -90,8 +90,8 @@ def test_other_shapes_lose_nothing(form: str, options: tuple[str, ...], work: Pa
 def test_formats_without_255_say_so(work: Path, run: Run) -> None:
     result = run("export", "yolo", "--what", "drawn", work=work)
     assert result.lines("warning:") == [
-        "6 of 6 photos have pixels of no known class (255); this format cannot say that, and takes "
-        "them for background"]
+        "6 of 6 photos have pixels of no known class (255); this format cannot express "
+        "that: they become background"]
     assert not run("export", "mmseg", "--what", "drawn", work=work).lines("warning:")
 
 
@@ -287,7 +287,7 @@ def test_nothing_is_written_if_something_is_wrong(work: Path, exports: Path, tmp
 def test_unknown_formats_and_missing_files(work: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("x")
     for name, said in (("none.json", "does not exist"),
-                       ("thesis.doc", "in no format that is known")):
+                       ("thesis.doc", "in no known format")):
         result = take_back(work, tmp_path / name)
         assert result.code == 1
         assert said in result.lines("error:")[0]

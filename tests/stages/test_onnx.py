@@ -196,7 +196,7 @@ def test_as_x_anylabeling_takes_it(work: Path, run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("options", "said", "hint"), [
-    (("--anylabeling", 41), "no multiple of the patch, 8", "--anylabeling 48"),
+    (("--anylabeling", 41), "not a multiple of the patch, 8", "--anylabeling 48"),
     (("--what", "none"), "no decoder called `none`", ""),
 ])
 def test_what_is_refused(options: tuple[object, ...], said: str, hint: str, work: Path, run: Run,

@@ -237,5 +237,5 @@ def test_auto_is_not_for_machines_that_share_the_photos(run: Run, copied: Path) 
     result = run("cam", "--precision", "auto", "--shard", "0/2", "--overwrite",
                  work=copied / "work")
     assert result.code == 1
-    assert "may settle on different ones" in result.lines("error:")[0]
+    assert "may choose different precisions" in result.lines("error:")[0]
     assert (copied / "work/cams/text/train/scene0.safetensors").exists()

@@ -107,7 +107,7 @@ def test_a_class_that_lost_its_photos_stays(base: Path, run: Run) -> None:
     assert workspace_of(base).classes == ("bar", "box", "disc")
     assert result.lines("warning:") == [
         "no photo has the tag `box`; it stays a class, so that the others keep their numbers; "
-        "--overwrite drops it"]
+        "--overwrite removes it"]
     taken(again(base, run, "--overwrite"))
     assert workspace_of(base).classes == ("bar", "disc")
 
@@ -291,7 +291,7 @@ def test_another_clip_is_taken_where_nothing_was_computed(tmp_path: Path, run: R
 def test_a_model_beside_a_folder_that_names_its_own_is_told(base: Path, run: Run) -> None:
     result = taken(again(base, run, "--pretrained", base / "clip", "--model", "ViT-B-16"))
     assert result.lines("warning:") == [
-        f"--model ViT-B-16 has no effect: `{base / 'clip'}` says itself which model it holds"]
+        f"--model ViT-B-16 has no effect: `{base / 'clip'}` already determines the model"]
     assert taken(again(base, run, "--pretrained", base / "clip")).lines("warning:") == []
 
 

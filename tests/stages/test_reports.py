@@ -123,7 +123,7 @@ def test_a_cut_of_masks_is_told_to_have_no_effect(option: str, copied: Path, run
                  work=copied / "work")
     assert result.code == 0, result.err
     (warning,) = result.lines("warning:")
-    assert warning == f"{option} has no effect: only CAMs are cut, and these are masks"
+    assert warning == f"{option} has no effect: only CAMs are thresholded, and these are masks"
 
 
 def test_a_map_of_another_run_is_refused(copied: Path, run: Run) -> None:
@@ -411,7 +411,7 @@ def test_one_broken_file_does_not_end_the_sheet(broken: str, copied: Path, run: 
     result = run(*line, work=copied / "work")
     assert result.code == 1
     (error,) = result.lines("error:")
-    assert "1 of 2 photos are not shown whole" in error
+    assert "1 of 2 photos were not fully drawn" in error
     assert "scene0" in error
     assert result.lines("hint:")
     assert result.out == whole.out, "the sheet is there, and its path is printed"

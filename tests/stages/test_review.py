@@ -92,7 +92,7 @@ def test_photos_that_taught_it_are_told(work: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (("--what", "cams/text"), "holds CAMs, which are made of the tags"),
+    (("--what", "cams/text"), "holds CAMs, which are made from the tags"),
     (("--what", "predictions/tinny"), "no predictions or masks or cams called")])
 def test_what_cannot_be_compared_is_refused(options: tuple[str, ...], said: str, work: Path,
                                             run: Run) -> None:

@@ -116,7 +116,7 @@ def test_a_clip_as_second_encoder(root: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "error", "hint"), [
-    (("--encoder", "none.pth"), "--encoder none.pth: there is no such file",
+    (("--encoder", "none.pth"), "--encoder none.pth: no such file",
      "--encoder timm:MODEL"),
     (("--encoder", "dino.pth", "--keep", "tokens,patches"),
      "nothing reads tokens of a second encoder", "--keep patches,attention"),

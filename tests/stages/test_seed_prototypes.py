@@ -149,7 +149,7 @@ def test_a_class_without_seeds_keeps_its_text(run: Run, copied: Path) -> None:
     listing.write_text("".join(json.dumps(line) + "\n" for line in rest))
     result = run("seed-prototypes", *SEEDED, "--phi", 0, "--phi-background", 0, work=work)
     assert result.code == 0, result.err
-    assert "no seeds for disc: the text prototype stays" in result.lines("warning:")
+    assert "no seeds for disc: the text prototype is kept" in result.lines("warning:")
     _, tensors = read_tensors(work / "prototypes/seeds.safetensors", "prototypes")
     text, index = text_of(work)
     assert torch.equal(tensors["prototypes"][index.index(3)], text[index.index(3)])

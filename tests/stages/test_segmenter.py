@@ -357,7 +357,7 @@ def test_what_is_no_photo_is_named(run: Run, work: Path, tmp_path: Path) -> None
     (tmp_path / "README.md").write_text("# Photos")
     result = run(*PREDICT, tmp_path / "README.md", work=work)
     assert result.code == 1
-    assert "README.md: .md is not taken" in result.lines("error:")[0]
+    assert "README.md: .md is not supported" in result.lines("error:")[0]
     assert not (work / "predictions").exists()
 
 

@@ -100,7 +100,7 @@ def test_a_photo_that_cannot_be_read(run: Run, own: Path) -> None:
 def test_neither_tags_nor_names(run: Run, own: Path, tiny_clip: Path) -> None:
     result = run("prepare", "folder", own / "photos", "--pretrained", tiny_clip, work=own / "new")
     assert result.code == 1
-    assert result.lines("error:") == ["there are neither tags nor names of classes"]
+    assert result.lines("error:") == ["neither tags nor class names are given"]
     assert "--classes FILE" in result.lines("hint:")[0]
 
 

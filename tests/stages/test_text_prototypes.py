@@ -125,7 +125,7 @@ def test_what_is_not_described_is_told(run: Run, copied: Path) -> None:
     file.write_text(json.dumps({"disc": ["a plate"]}))
     result = run("text-prototypes", "--attributes", file, "--overwrite", work=copied / "work")
     assert result.code == 0, result.err
-    assert result.lines("warning:") == [f"{file} describes no bar, box"]
+    assert result.lines("warning:") == [f"{file} does not describe bar, box"]
 
 
 def test_attribute_settings_without_attributes(run: Run, copied: Path) -> None:
@@ -145,7 +145,7 @@ def test_attribute_settings_without_attributes(run: Run, copied: Path) -> None:
     ('{"disc": []}', "`disc` has no descriptions", "leave the class out"),
     ('{"bar": ["a"], "disc": ["a", 3]}', "description 2 of `disc` is not a text: 3", "for example"),
     ('{"disc": [" "]}', 'description 1 of `disc` is not a text: " "', "for example"),
-    ('{"disc": ["a"], "disc": ["b"]}', "`disc` is there twice", "one list"),
+    ('{"disc": ["a"], "disc": ["b"]}', "`disc` occurs twice", "one list"),
     ("[]", "is not a JSON object", "for example"), ("{}", "is not a JSON object", "for example"),
     ('{"disc"', "cannot read", "for example"), (None, "cannot read", "for example")])
 def test_refused_attributes(text: str | None, said: str, hint: str, run: Run, copied: Path

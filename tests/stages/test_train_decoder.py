@@ -453,7 +453,7 @@ def test_masks_corrected_by_hand_are_learned_from(run: Run, work: Path) -> None:
     assert path.read_bytes() == before
     updated = run(*TRAIN, "--update", work=work)
     assert updated.code == 0, updated.err
-    assert "masks/text-refined/train: learned from tags and 1 corrected mask" in updated.err
+    assert "masks/text-refined/train: supervised by tags and 1 corrected mask" in updated.err
     assert path.read_bytes() != before
     assert "already exists" in run(*TRAIN, work=work).err
 

@@ -181,7 +181,7 @@ def test_a_broken_photo_is_named_and_another_takes_its_place(run: Run, work: Pat
     result = run(*TRAIN, work=work)
     assert result.code == 0, result.err
     assert any("scene2.png" in line for line in result.lines("warning:"))
-    assert "1 of 5 photos could not be read; others took their place" in result.err
+    assert "1 of 5 photos could not be read, and were replaced by others" in result.err
     for path in (work.parent / "photos").iterdir():
         path.write_bytes(b"no photo")
     result = run(*TRAIN, "--overwrite", work=work)
@@ -227,7 +227,7 @@ def test_weights_to_begin_with(run: Run, work: Path, tmp_path: Path) -> None:
     result = run(*TRAIN, "--start", first, "--iters", 1, "--lr", "1e-9", "--lr-start", "1e-9",
                  "--lr-end", 0, "--out", second, work=work)
     assert result.code == 0, result.err
-    assert "at random: " in result.err
+    assert "randomly initialised: " in result.err
     assert "project_vision" in result.err
     taken, given = weights_of(second), weights_of(first)
     assert torch.allclose(taken["vision.first.tokens"], given["vision.first.tokens"], atol=1e-6)
@@ -287,7 +287,7 @@ def test_a_file_of_something_else_is_no_start(run: Run, captioned: Path, tmp_pat
     write_tensors(other, Header(kind="decoder", command="train-decoder"), {"x": torch.ones(3)})
     result = run(*TRAIN, "--start", other, work=captioned)
     assert result.code == 1
-    assert "holds no weights of an encoder that groups" in result.lines("error:")[0]
+    assert "holds no weights of a grouping encoder" in result.lines("error:")[0]
 
 
 def test_two_processes(work: Path) -> None:

@@ -158,7 +158,7 @@ def _other_activation(what: str, model: str, twin: str, *, trained: bool) -> Vpl
             f"its only {model} has {_activation(not trained)}", INSTEAD)
     return VplError(
         f"{what} were trained with {_activation(trained)}; {model} has "
-        f"{_activation(not trained)} and would quietly give worse features",
+        f"{_activation(not trained)} and would silently give worse features",
         f"`model={twin!r}`")
 
 

@@ -118,7 +118,7 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         return EncoderSource("clip", pretrained=given)
     model, colon, pretrained = given.partition(":")
     if not colon or not pretrained:
-        raise VplError(f"`encoder={given!r}`: there is no such file, and it is no MODEL:PRETRAINED",
+        raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
                        f"give {FORMS}")
     return EncoderSource("clip", model, pretrained, find(pretrained))
 

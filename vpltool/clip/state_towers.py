@@ -89,7 +89,7 @@ def tower_from_state(
     if patch != across:
         raise VplError(f"{where}: patches of {patch}×{across} are not square", INSTEAD)
     if not heads and width % HEAD_WIDTH:
-        raise VplError(f"{where}: {width} channels are not heads of {HEAD_WIDTH}",
+        raise VplError(f"{where}: {width} channels are not a multiple of {HEAD_WIDTH} per head",
                        "name the model, which says how many there are: `encoder='timm:MODEL,FILE'`")
     before = [part[0] for part in (parts.take_any("cls_token"),
                                    parts.take_any("register_tokens", "reg_token"))
@@ -130,7 +130,7 @@ def _positions(table: Tensor, prefix: int, grid: tuple[int, int] | None, where: 
         if own <= prefix and patches > 0 and found[0] * found[1] == patches:
             none = table.new_zeros(prefix - own, table.shape[1])
             return torch.cat([table[:own], none, table[own:]]), found
-    raise VplError(f"{where}: {len(table)} positions are those of no square", INSTEAD)
+    raise VplError(f"{where}: {len(table)} positions do not form a square grid", INSTEAD)
 
 
 def _block(parts: _Parts, number: int, width: int, heads: int, eps: float, activation: str

@@ -104,7 +104,7 @@ def write_entry(source: ModelSource, made_from: Stamps, state: Mapping[str, Tens
 
 
 def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str]] | None:
-    """Make a tower as it was made before; None if it was not, or if a file is another one now.
+    """Rebuild a tower from its cache entry; None if there is none, or if a file has changed.
 
     Returns:
         the tower, frozen and in evaluation mode; mean and standard deviation of RGB; the model's

@@ -263,4 +263,4 @@ def expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
     wanted = wanted.to(found)
     if (found.shape != wanted.shape
             or not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())):
-        raise VplError(f"{part} of this tower does something that vpltool does not know", INSTEAD)
+        raise VplError(f"vpltool does not support how this tower computes {part}", INSTEAD)

@@ -106,7 +106,7 @@ def _recognise_zip(path: Path) -> WeightFile:
                                "use open_clip's own file of this model, .safetensors or .bin")
             openai = OPENAI_MARK.encode() in archive.read(content[0])
     except _ZIP_ERRORS:
-        raise VplError(f"{path} is damaged or cut off ({path.stat().st_size} bytes)",
+        raise VplError(f"{path} is damaged or truncated ({path.stat().st_size} bytes)",
                        _AGAIN) from None
     script = any(name.endswith("/constants.pkl") for name in names)
     return WeightFile(path, "torchscript" if script else "torch", openai)
@@ -120,7 +120,7 @@ def _check_packed(path: Path, archive: zipfile.ZipFile) -> None:
     """
     held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
     if held > _ROOM + 8 * size:
-        raise VplError(f"{path} would unfold from {size} bytes to {held}: these are not weights",
+        raise VplError(f"{path} would expand from {size} bytes to {held}: these are not weights",
                        _AGAIN)
 
 
@@ -135,7 +135,7 @@ def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
             raise VplError(f"{path} is in no known format of weights", _AGAIN) from None
     if entries is None or 8 + length + max(ends, default=0) != size:
         expected = 8 + length + max(ends, default=0)
-        raise VplError(f"{path} is cut off: {size} bytes of at least {expected}", _AGAIN)
+        raise VplError(f"{path} is truncated: {size} bytes of at least {expected}", _AGAIN)
     return dict(entries)
 
 
@@ -168,7 +168,7 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
             content = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
             found = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise VplError(f"{path} holds Python objects, which are not run ({_brief(error)})",
+        raise VplError(f"{path} holds Python objects, which are not loaded ({_brief(error)})",
                        "if you trust it, save its state_dict() as .safetensors") from error
     except (SafetensorError, *_BROKEN) as error:
         raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
@@ -222,7 +222,7 @@ class _Module:
 
 
 def _within_itself(content: bytes) -> bytes:
-    """Return a pickle, all of whose lengths and places are smaller than it is.
+    """Return a pickle after checking that its lengths and offsets lie within it.
 
     C's unpickler makes room for what a length says before it reads on.
 

@@ -59,13 +59,13 @@ def without_manifest(workspace: Workspace, found: Mapping[Path, Header]) -> Iter
 
 
 def remake(workspace: Workspace, folder: Path) -> str:
-    """The line that makes a folder again whose manifest is lost, by the header of a file in it."""
+    """Return the command that recomputes a folder without manifest, from a header in it."""
     line, header = shlex.join(["rm", "-r", short_path(folder)]), first_header(folder)
     return line if header is None else f"{line} && {line_of(workspace, folder, header)}"
 
 
 def line_of(workspace: Workspace, path: Path, header: Header) -> str:
-    """The line that makes again what a header tells of."""
+    """Return the command that recomputes the file of a header."""
     if header.command.split()[0] not in find_stages():
         return shlex.join([*program(workspace.path), "status"])
     name = path.relative_to(workspace.path).as_posix()
@@ -103,4 +103,4 @@ def temporary_files(work: Path) -> Iterator[Finding]:
     if young:
         yield in_workspace(
             NOTE, ".part-*", f"{files_are(young)} being written, or left by a command that was "
-            "killed less than an hour ago; the next command deletes them then")
+            "killed less than an hour ago; a later command deletes them")

@@ -129,8 +129,8 @@ def judge_driver(built: str | None, driver: str, newest: str) -> Finding:
         return _found(NOTE, "GPU", f"hidden by CUDA_VISIBLE_DEVICES={hidden}",
                       "unset CUDA_VISIBLE_DEVICES")
     if built and _numbers(built) <= _numbers(newest):
-        return _found(NOTE, "GPU", f"the driver {driver} is there, and torch, built for CUDA "
-                      f"{built}, sees no GPU", "nvidia-smi")
+        return _found(NOTE, "GPU", f"the driver {driver} is installed, but torch, built for "
+                      f"CUDA {built}, finds no GPU", "nvidia-smi")
     fits = next((wheel for wheel in _WHEELS if wheel <= _numbers(newest)), None)
     if fits is None:
         return _found(NOTE, "GPU", f"the driver {driver} is older than any CUDA of torch "
@@ -145,8 +145,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-_CRF = (("numba", "numba", "numba", "crf takes it on a CPU",
-         "on a CPU crf takes pydensecrf or torch, which give the same masks and take longer"),
+_CRF = (("numba", "numba", "numba", "crf uses it on a CPU",
+         "on a CPU, crf uses pydensecrf or torch, which give the same masks but are slower"),
         ("pydensecrf", "pydensecrf.densecrf", "pydensecrf2", "for `crf --backend pydensecrf`",
          "only `crf --backend pydensecrf` needs it"))
 """Package, module, pip's name, what it is for, and what is without it."""
@@ -183,7 +183,7 @@ def _disk(work: Path) -> list[Finding]:
                        f"du -sh {shlex.quote(short_path(work))}/* | sort -h")]
     # File systems without a table of files say 0.
     if 0 < room < 100_000:
-        return [_found(NOTE, about, f"{says}, but room for {room} more files only",
+        return [_found(NOTE, about, f"{says}, but room for only {room} more files",
                        f"df -i {shlex.quote(short_path(folder))}")]
     return [_found(OK, about, says)]
 
@@ -201,7 +201,7 @@ def _cache() -> list[Finding]:
     models = len(list(cache.glob("models--*")))
     unfinished = list(cache.glob("models--*/blobs/*.incomplete"))
     if unfinished:
-        return [_found(NOTE, "model cache", f"{len(unfinished)} downloads were cut off, "
+        return [_found(NOTE, "model cache", f"{len(unfinished)} downloads are incomplete, "
                        f"{size(sum(file.stat().st_size for file in unfinished))}",
                        shlex.join(["find", str(cache), "-name", "*.incomplete", "-delete"]))]
     return [_found(OK, "model cache", f"{cache}: {counted(models, 'model', 'models')}")]

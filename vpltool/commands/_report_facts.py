@@ -42,7 +42,7 @@ def about(workspace: Workspace) -> list[tuple[str, str]]:
 
 
 def read_scores(work: Path) -> list[dict[str, Any]]:
-    """Scores that `eval` wrote, the lowest first on each split: a ladder."""
+    """Scores that `eval` wrote, the lowest first on each split."""
     found = []
     for path in sorted((work / "scores").glob("*.json")):
         content = _read(path)

@@ -216,11 +216,11 @@ def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
     if artifact.failed:
         yield in_workspace(
             NOTE, artifact.name, f"without {count_photos(len(artifact.failed))}, which failed: "
-            f"{named(artifact.failed)}; mend them first", artifact.line())
+            f"{named(artifact.failed)}; fix them first", artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
     if total and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(
             (artifact.path / ".shards").iterdir())):
-        yield in_workspace(NOTE, artifact.name, "has all its photos, but was not finished",
+        yield in_workspace(NOTE, artifact.name, "has all its photos, but is not marked complete",
                      artifact.line())
 
 
@@ -240,7 +240,7 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
     if target is None:
         step, last = header.facts.get("checkpoint", "?"), header.options.get("iters", "?")
         yield in_workspace(
-            NOTE, name, f"a training stopped at step {step} of {last}; this goes on",
+            NOTE, name, f"a training stopped at step {step} of {last}; this continues it",
             line_of(workspace, path, header))
     else:
         yield in_workspace(NOTE, name, f"was left behind; {target.name} is there",

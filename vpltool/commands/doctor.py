@@ -30,10 +30,10 @@ STAGE = Stage(order=6, panel="1. Begin", reads=(), writes=(),
 def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
     """Check the machine and the workspace, and say how to repair what is broken.
 
-    Of the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
-    shared memory. Of the workspace: every file against its header and its folder, photos missing
+    On the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
+    shared memory. In the workspace: every file against its header and its folder, photos missing
     from results, files made with other settings, leftovers of killed commands. Nothing is changed.
-    The exit code is 1 if something is broken, so that a command would refuse it or stop.
+    The exit code is 1 if something is broken, that is, if a command would refuse it or stop.
 
     Example: vpltool doctor
 

@@ -141,9 +141,9 @@ A stage that can do its work in several ways takes a method. A method is one fil
 docstring, whose first sentence is its line here and in `--help`; `Settings`, whose fields are its
 options; `READS`, what it needs of a photo; and one function. The file of your own method is found
 in a folder that the environment variable `{FOLDERS}` names, or by an entry point `vpltool.KIND`.
-Nothing else has to be changed: options, headers and checks follow from the file. What the function
-is given is described in `vpltool/methods/inputs.py`. `vpltool methods` lists all methods, yours
-included, and `vpltool methods KIND NAME` prints what is below about one of them."""
+Nothing else has to be changed: options, headers and checks follow from the file. The arguments of
+the function are described in `vpltool/methods/inputs.py`. `vpltool methods` lists all methods,
+including yours, and `vpltool methods KIND NAME` prints the section below about one of them."""
 
 
 def _page(kinds: list[Entry], *, whole: bool) -> str:

@@ -83,7 +83,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     if failed:
         raise PhotosFailed(
             f"{len(failed)} photos failed, the others are done: {some(list(failed))}",
-            "fix them and run the same line again: only these are redone", list(said),
+            "fix them and run the same command again: only these are processed", list(said),
             list(failed))
     return list(said)
 
@@ -207,7 +207,7 @@ def _outcome(ray: Any, done: Any, shard: str, retries: int) -> Outcome:
         return Outcome(error=(f"{who}: {error.cause or error}", "VPLTOOL_DEBUG=1 shows more"))
     except ray.exceptions.RayError as error:
         return Outcome(error=(f"{who} died {retries + 1} times: {type(error).__name__}",
-                              "the same line goes on from what is there"))
+                              "the same command continues from the existing files"))
     if outcome.error is not None and shard:
         return Outcome(error=(f"{who}: {outcome.error[0]}", outcome.error[1]))
     return outcome

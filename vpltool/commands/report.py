@@ -50,7 +50,7 @@ PAGE = "index.html"
 def run(workspace: Workspace, settings: ReportSettings) -> Path:
     """Write an HTML report: scores, confusion, curves, what was run, and all photos.
 
-    Over each photo, results can be switched and zoomed; photos are sorted by IoU, uncertainty or
+    Results can be toggled and zoomed over each photo; photos can be sorted by IoU, uncertainty or
     disagreement with the tags, and filtered by class. The page needs no network and no server.
     Without true masks it shows everything but scores. It is always rewritten.
 

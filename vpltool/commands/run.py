@@ -29,7 +29,7 @@ class RunSettings(Settings):
     values: tuple[str, ...] = setting((), "The recipe's values: photos=DIR tags=FILE …",
                                       positional=True,
                                       metavar="[NAME=VALUE]", record="never")
-    preset: str = setting("", "Protocol for all lines; as `vpltool --preset NAME COMMAND`.",
+    preset: str = setting("", "Preset for all commands; as `vpltool --preset NAME COMMAND`.",
                           metavar="NAME-OR-FILE", record="never")
     dry_run: bool = setting(False, "Print the command lines without running them.",
                             off="-", record="never")
@@ -43,10 +43,10 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettin
 def run(path: Path, settings: RunSettings) -> list[str]:
     """Run a recipe, a text file of vpltool commands, in one process.
 
-    Steps that are up to date are skipped, and stale ones are made again. So the same command
-    resumes after an interrupt, and updates a workspace after photos or tags were added.
+    Up-to-date steps are skipped, and stale ones are recomputed. So the same command continues
+    after an interruption, and updates a workspace after you add photos or tags.
 
-    A recipe runs in a single process: under torchrun or a Slurm array it is refused.
+    A recipe runs in a single process: it refuses to start under torchrun or in a Slurm array.
 
     Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
 
@@ -61,7 +61,7 @@ def run(path: Path, settings: RunSettings) -> list[str]:
 
     Raises:
         VplError: a line is wrong (before anything is run), or failed.
-        PhotosFailed: some photos failed; the recipe went on with the others.
+        PhotosFailed: some photos failed; the recipe processed the others.
     """
     recipe = read_recipe(find_recipe(settings.recipe))
     steps = steps_of(recipe, _given(settings.values), path)
@@ -83,7 +83,7 @@ def run(path: Path, settings: RunSettings) -> list[str]:
         ids = list(job.failed)
         raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
                            "a warning above says why; fix them and run the recipe again: only "
-                           "these are redone", [], ids)
+                           "these are processed", [], ids)
     return []
 
 

@@ -19,7 +19,7 @@ from vpltool.state import read_state, settings_shown
 class StatusSettings(Settings):
     """Settings of `status`."""
 
-    stale: bool = setting(False, "Only what is not up to date.", off="-", record="never")
+    stale: bool = setting(False, "Show only stale results.", off="-", record="never")
 
 
 STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), writes=(),
@@ -43,7 +43,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
-        (ids of photos), `line`, which makes it again, `bytes` and `written` (seconds since 1970);
+        (ids of photos), `line`, which recomputes it, `bytes` and `written` (seconds since 1970);
         each after those that it was made from. Where several processes are making it, `shards`
         has `shard`, `missing` and `line` of each that is not complete. What is damaged comes
         last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
@@ -69,9 +69,9 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
 
 def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Format a tree, and below it what is stale: why, and the line that makes it again."""
+    """Format a tree, and below it what is stale: why, and the command that recomputes it."""
     if not result:
-        return "everything is up to date" if values.get("stale") else "nothing has been made yet"
+        return "everything is up to date" if values.get("stale") else "no results yet"
     if values.get("stale"):
         return _format_list(result)
     stale = [entry for entry in result if entry["stale"] or entry["failed"] or entry["damaged"]]
@@ -96,7 +96,7 @@ def _format_list(result: list[dict[str, Any]]) -> str:
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
             for shard in entry["shards"]:
-                lines.append(f"       shard {shard['shard']}: {shard['missing']} to be done")
+                lines.append(f"       shard {shard['shard']}: {shard['missing']} photos missing")
                 lines.append(f"       {shard['line']}")
             if not entry["shards"]:
                 lines.append(f"       {entry['line']}")

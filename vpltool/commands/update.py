@@ -1,4 +1,4 @@
-"""`update`: everything that is stale, made again."""
+"""`update`: everything that is stale, recomputed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
-    """Remake whatever is stale, with the settings it was made with.
+    """Recompute stale results with their original settings.
 
     Example: vpltool update
 
@@ -39,7 +39,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         settings: whether to print the lines only.
 
     Returns:
-        names of what was made again; for a dry run, the lines.
+        names of what was recomputed; for a dry run, the lines.
 
     Raises:
         VplError: a line failed.
@@ -66,16 +66,16 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
             console.warn(error.message)
             failed.append(error)
         except VplError as error:
-            error.hint = f"{error.hint}; then `update()` goes on"
+            error.hint = f"{error.hint}; then `update()` continues"
             raise
     if failed:
         raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
     left = read_state(open_workspace(workspace.path))
     console.note("everything is up to date" if not any(map(left.stale, left.in_order))
-                 else "`status(stale=True)` lists what could not be made again")
+                 else "`status(stale=True)` lists what could not be recomputed")
     return made
 
 
 def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Format what was made again, a line each."""
+    """Format what was recomputed, a line each."""
     return "\n".join(result)

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
     """Share of a photo's pixels that each class takes (classes,), from labels (H, W).
 
-    Pixels that are not said, 255, count among the pixels and for no class.
+    Unlabelled pixels, 255, count among the pixels and for no class.
     """
     return np.bincount(labels.ravel(), minlength=256)[:classes] / max(labels.size, 1)
 

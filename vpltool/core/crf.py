@@ -74,8 +74,8 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
     right = (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
              and math.isfinite(value) and value >= 0 and (value > 0 or not positive))
     if not right:
-        raise ValueError(f"{name} is {value!r}: it takes a {kind} "
-                         + ("above 0" if positive else "from 0 on"))
+        raise ValueError(f"{name} is {value!r}: expected a {kind} "
+                         + ("above 0" if positive else "of 0 or more"))
 
 
 PRESETS: dict[str, CrfSettings] = {
@@ -107,7 +107,7 @@ def wrap_image(photo: Image) -> Image:
 
 
 def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
-    """Put a background score (1 − max_c cam)^α before CAMs (K, H, W): (1 + K, H, W), CLIP-ES."""
+    """Prepend CLIP-ES's background score (1 − max_c cam)^α to CAMs (K, H, W): (1 + K, H, W)."""
     strongest = cams.amax(dim=0, keepdim=True) if len(cams) else cams.new_zeros(1, *cams.shape[1:])
     return torch.cat([(1 - strongest).clamp_min(0) ** alpha, cams])
 
@@ -160,7 +160,7 @@ def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfS
 
 
 def fastest_backend(device: torch.device) -> str:
-    """The backend to take on a device, of those that are installed."""
+    """Return the fastest installed backend for a device."""
     if device.type != "cpu":
         return "torch"
     return next((name for name in ("numba", "pydensecrf") if importlib.util.find_spec(name)),

@@ -39,7 +39,7 @@ def shrink_photo(photo: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def shrink_labels(labels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Take labels (H, W) to `size` by nearest neighbour."""
+    """Resize labels (H, W) to `size` by nearest neighbour."""
     return _resize(labels, size, Image.Resampling.NEAREST)
 
 

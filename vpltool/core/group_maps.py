@@ -54,7 +54,7 @@ def group_maps(network: GroupNetwork, pixels: Tensor) -> list[GroupMaps]:
 
 
 def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int = 5) -> Tensor:
-    """How likely each group is each class: softmax over the photo's likeliest, times that over all.
+    """Return class probabilities of groups: softmax over the top classes times that over all.
 
     Args:
         maps: groups of a photo.

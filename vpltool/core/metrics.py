@@ -91,7 +91,7 @@ class SeedHistogram:
         return SeedHistogram(self.classes, rows)
 
     def __radd__(self, nothing: int) -> SeedHistogram:
-        """What a sum begins with is 0."""
+        """Allow `sum`, which starts from 0."""
         return self if nothing == 0 else NotImplemented
 
     @cached_property

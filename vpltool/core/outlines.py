@@ -141,7 +141,7 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
 
 
 def _most_around(view: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_], ignore: int) -> int:
-    """The label that most pixels around a region have; its own, where all are ignored."""
+    """Return the most frequent label around a region; its own if all neighbours are ignored."""
     ring = cv2.dilate(region.astype(np.uint8), _RING).astype(bool) & ~region
     counts = np.bincount(view[ring], minlength=256)
     counts[ignore] = 0

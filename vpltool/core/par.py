@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement (PAR) of scores: each pixel takes on what similar pixels near it have.
+"""Pixel-adaptive refinement (PAR) of scores: each pixel averages similar pixels nearby.
 
 From AFA (Ru et al., CVPR 2022), with the constants of WeCLIP (CVPR 2024). Neighbours are
 done one after the other: the differences of colour to all of them are never held at once.

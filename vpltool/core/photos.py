@@ -100,7 +100,7 @@ def _check_density(width: int, height: int, photo: Path | bytes) -> None:
     """
     size = len(photo) if isinstance(photo, bytes) else photo.stat().st_size
     if width * height > _BLANK + _DENSEST * size:
-        raise OSError(f"{width}×{height} pixels in {size} bytes: that is no photo")
+        raise OSError(f"{width}×{height} pixels in {size} bytes: this is not a photo")
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
     except UnidentifiedImageError:
-        raise OSError(f"this is no image that can be read{_container(photo)}") from None
+        raise OSError(f"this is not a readable image{_container(photo)}") from None
     except OSError:
         raise
     except Exception as error:

@@ -113,7 +113,7 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
 
 def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor, count: int,
                    *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return several rows a class, by spherical k-means of its seeds (the idea of CPAL, CVPR 2024).
+    """Return several prototypes per class: spherical k-means of its seeds (after CPAL, CVPR 2024).
 
     Args:
         pixels: L2-normed (N, dim).

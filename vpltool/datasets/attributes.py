@@ -39,7 +39,7 @@ def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
         if name not in classes:
             raise VplError(f"{path}: `{name}` is not a class", near_name(name, classes))
         if name in found:
-            raise VplError(f"{path}: `{name}` is there twice", "put its descriptions into one list")
+            raise VplError(f"{path}: `{name}` occurs twice", "put its descriptions into one list")
         found[name] = _texts(path, name, texts)
     return found
 

@@ -1,4 +1,4 @@
-"""CSV files as spreadsheets of all countries write them; and what a file is that is not one."""
+"""Reading CSV files as spreadsheets write them, and telling what other files are."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def rows_of(path: Path, text: str, delimiter: str, wanted: Sequence[str], *,
             line = reader.line_num + 1
     except csv.Error as error:
         raise VplError(f"{path}:{line} cannot be read: {error}",
-                       "close each quotation mark; one within a caption is written twice"
+                       "close each quotation mark; double those inside a caption"
                        if long_fields else first_line(wanted)) from error

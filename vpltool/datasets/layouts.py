@@ -120,7 +120,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         if row.id == key and by_key[key][1:]:
             either.append(" or ".join(by_key[key]))
     if not listed:
-        raise VplError(f"{labels}: no row has a photo in {images}, such as {some(gone)}",
+        raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
     if gone:
         remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
@@ -203,7 +203,7 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
 
 def wrong_suffix(path: Path) -> VplError:
     """Return the error for a file with a suffix that photos do not have."""
-    return VplError(f"{path}: {path.suffix or 'a name without suffix'} is not taken; {TAKEN}",
+    return VplError(f"{path}: {path.suffix or 'a name without suffix'} is not supported; {TAKEN}",
                     _convert([path]) or "give photos, or folders of photos")
 
 
@@ -275,7 +275,7 @@ def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[
 
 
 def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
-    """Move every so-many-th tagged photo from `train` to `val`, unless the data set has a `val`.
+    """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
 
     Args:
         photos: all photos.
@@ -297,7 +297,7 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
 
 
 def truncated_photos(paths: Sequence[Path]) -> list[Path]:
-    """Return those files that are empty, or JPEGs without an end marker: truncated downloads.
+    """Return the files that are empty, or JPEGs without an end marker (truncated downloads).
 
     The last kilobyte of each file is read. Missing files are not returned.
     """

@@ -61,7 +61,7 @@ def stream_pairs(
             yield pair, cursor
         # A part has other tars in each epoch, so that one without a pair says little.
         if in_vain >= 2 * parts:
-            raise VplError(f"not one pair of a photo and a caption in {len(tars)} tars, such as "
+            raise VplError(f"no pair of a photo and a caption in {len(tars)} tars, such as "
                            f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one after the other")
         start = Cursor(start.epoch + 1)
 

@@ -72,7 +72,7 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     if classes_known:
         return rows, []
     if not any(row.labels for row in rows):
-        raise VplError(f"{path} has 0 classes: not one of its {len(rows)} rows has a label",
+        raise VplError(f"{path} has no classes: none of its {len(rows)} rows has a label",
                        "write what each photo shows in the column labels")
     return rows, [*_odd_labels(path, rows), *_split_at_spaces(path, at_spaces),
                   *_splits_like_labels(path, rows)]

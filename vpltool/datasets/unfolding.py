@@ -1,4 +1,4 @@
-"""Compressed streams, unfolded as they are read, and no further than they can mean."""
+"""Compressed streams, decompressed as they are read, with a limit on their size."""
 
 from __future__ import annotations
 

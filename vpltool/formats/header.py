@@ -130,19 +130,19 @@ class Header:
             check_fields(content, {"kind": TEXT, "command": TEXT}, _FIELDS)
             unknown = sorted(set(content) - {entry.name for entry in fields(cls)})
             if unknown:
-                raise VplError(f"{where}: its header has `{unknown[0]}`, which this vpltool does "
-                               f"not know; vpltool {content.get('version', '?')} wrote it",
+                raise VplError(f"{where}: its header has `{unknown[0]}`, which this version "
+                               f"does not know; vpltool {content.get('version', '?')} wrote it",
                                "pip install -U vpltool")
             if content.get("preset"):
                 check_fields(content["preset"], {"name": TEXT, "hash": TEXT, "given": OBJECT})
             header = cls(**({"preset": {}} | content))
         except ValueError as error:
             raise VplError(f"{where}: its vpltool header cannot be read ({error})",
-                           "make the file again") from error
+                           "recompute the file") from error
         newest = KINDS[header.kind].version if header.kind in KINDS else 0
         if header.format > newest:
             raise VplError(f"{where}: {header.kind} format {header.format}, made by vpltool "
-                           f"{header.version}; this one reads {newest}", "pip install -U vpltool")
+                           f"{header.version}; this reads up to {newest}", "pip install -U vpltool")
         return header
 
 

@@ -131,7 +131,7 @@ class InputFolder:
         if header.config_hash != self.identity:
             reasons = "; ".join(difference(self.header, header, self.path))
             raise VplError(f"{path} comes from a different run than its folder: {reasons}",
-                           f"delete it; {again(self.header)} makes it again")
+                           f"delete it; {again(self.header)} recomputes it")
 
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
         """Return id to reason, of those photos that failed here or in an earlier command."""
@@ -159,19 +159,19 @@ class InputFolder:
                          + counted(len(failed), "photo, which is", "photos, which are")
                          + f" skipped: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
         if wanted and not have:
-            raise VplError(f"{self.path} holds none of the photos asked for", again(self.header))
+            raise VplError(f"{self.path} holds none of the selected photos", again(self.header))
         return have
 
 
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
-        """The call that makes missing photos: a hint."""
+        """Return a hint: the call that computes the missing photos."""
         if self.shards == 1:
-            return f"{again(self.header)} resumes where it stopped"
+            return f"{again(self.header)} continues where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
-        return (f"{again(self.header, shard=f'{lacking[0]}/{self.shards}')} goes on with the first "
-                f"shard that is not complete, of {named}{more}; `status()` prints all their lines")
+        return (f"{again(self.header, shard=f'{lacking[0]}/{self.shards}')} continues with the "
+                f"first incomplete shard of {named}{more}; `status()` prints all commands")
 
 
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:

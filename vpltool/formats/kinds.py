@@ -59,9 +59,9 @@ _STORED = ("F16", "F32")
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace",
          _PREPARE, {}),
-    Kind("images", "jsonl", "one photo a line: id, image, labels, splits, mask, captions",
+    Kind("images", "jsonl", "one line per photo: id, image, labels, splits, mask, captions",
          _PREPARE, {}),
-    Kind("changes", "jsonl", "what changed in a workspace, a line each time it was prepared",
+    Kind("changes", "jsonl", "what changed in a workspace, one line per `prepare`",
          _PREPARE, {}),
     Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
          "`extract()`", {
@@ -85,7 +85,7 @@ _ALL = (
              "space_further": TensorSpec(("F32",), ("further", "dim", "dim"), optional=True),
              "space_bias": TensorSpec(("F32",), ("layers", "dim"), optional=True),
          }),
-    Kind("alignment", "tensors", "the training of an alignment that was stopped", "`align()`", {}),
+    Kind("alignment", "tensors", "checkpoint of an interrupted alignment", "`align()`", {}),
     Kind("tags", "tensors-folder", "how sure CLIP is of each class in a photo", "`tag()`", {
         "scores": TensorSpec(("F32",), ("classes",)),
     }),
@@ -97,11 +97,11 @@ _ALL = (
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
     Kind("corrections", "labels-folder", "masks that a person has corrected: palette PNG",
          "`prepare('folder', images='IMAGES', corrections='DIR')`", {}),
-    Kind("decoder", "tensors", "a trained decoder and all that rebuilds it",
+    Kind("decoder", "tensors", "a trained decoder, with everything needed to rebuild it",
          "`train_decoder()`", {}),
     Kind("bundle", "tensors", "a segmenter with all that it needs: decoder, classes, CLIP",
          "`export('bundle')`", {}),
-    Kind("groups", "tensors", "encoders that cut photos into groups which words can name",
+    Kind("groups", "tensors", "encoders that divide photos into groups, which words can name",
          "`train_groups()`", {}),
     Kind("group-maps", "tensors-folder", "which groups of both stages a photo's patches belong to",
          "`predict()`", {
@@ -171,4 +171,4 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
 
 
 def _remake(kind: Kind) -> str:
-    return f"make it again with `overwrite=True`: {kind.made_by}"
+    return f"recompute it with `overwrite=True`: {kind.made_by}"

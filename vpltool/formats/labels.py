@@ -115,4 +115,4 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error,
             struct.error, Image.DecompressionBombError) as error:
         raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})",
-                       "delete it, and make it again or save it as a palette PNG") from error
+                       "delete it, and recompute it or save it as a palette PNG") from error

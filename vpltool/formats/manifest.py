@@ -30,7 +30,7 @@ _SHARDS = ".shards"
 
 _OF_PHOTOS = {"failed": TEXT_OF, "own": TEXT_OF}
 
-UPDATE_HINT = "`update()` brings everything up to date; "
+UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Beginning of the hint if only inputs have changed."""
 
 
@@ -115,7 +115,7 @@ def _read_shard(file: Path) -> dict[str, Any]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
     except ValueError as error:
         raise VplError(f"{file} is damaged: {error}",
-                       "delete it; the same shard again writes it") from error
+                       "delete it and run the same shard again") from error
     return dict(content)
 
 

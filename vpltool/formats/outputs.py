@@ -154,7 +154,7 @@ class OutputFolder:
         write_labels(self.path_of(photo_id), labels, self.header)
 
     def fail(self, photo_id: str, reason: str) -> None:
-        """Record that a photo failed; the others go on."""
+        """Record that a photo failed; the others are processed."""
         self.failed[photo_id] = reason
 
     def finish(self) -> None:
@@ -178,7 +178,7 @@ class OutputFolder:
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
-                "fix them and run the same command again: only these are redone", result,
+                "fix them and run the same command again: only these are processed", result,
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:

@@ -85,7 +85,7 @@ def _read_index(index: Path) -> Iterator[tuple[str, TarSlice]]:
 
 
 def _again(index: Path) -> str:
-    return f"delete {index}; the command that made its photos' files makes them again"
+    return f"delete {index}; the command that made its photos' files recomputes them"
 
 
 def read_packed(entry: TarSlice, name: str) -> bytes:
@@ -209,7 +209,7 @@ def _uploaded(address: str, files: Mapping[str, Path]) -> dict[str, tuple[int, i
             members = _pack(stream, files)
         system.invalidate_cache()
         if system.info(path)["size"] < _end_of(members):
-            raise OSError("it has not arrived whole")
+            raise OSError("the upload is incomplete")
     except Exception as error:
         raise VplError(f"{address} cannot be written: {first_line(error)}", _NEEDS) from error
     return members

@@ -89,7 +89,7 @@ def shard_of_environment() -> Shard:
         raise VplError(
             f"a Slurm array of {tasks} tasks, {first or 0} to {index if last is None else last}, "
             f"does not number its shards 0 to {tasks - 1}",
-            f"number the array 0-{tasks - 1}; to do some of N shards again, say which they are: "
+            f"number the array 0-{tasks - 1}; to repeat some of N shards, name them: "
             f"`shard='{index}/N'`")
     return Shard(index, tasks, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")
 
@@ -106,10 +106,10 @@ def check_alone(what: str) -> None:
         variable = "SLURM_ARRAY_TASK_COUNT"
     else:
         return
-    raise VplError(f"{what} has steps over all photos, and this is one of "
+    raise VplError(f"{what} has steps over all photos, but this is one of "
                    f"{os.environ[variable]} processes ({variable})",
-                   "`dry_run=True` prints its lines: those on single photos take a shard each; to "
-                   f"do all of it in this process, unset {variable}")
+                   "`dry_run=True` prints its commands, of which those on single photos take "
+                   f"shards; to run it all in this process, unset {variable}")
 
 
 def rank_of_process() -> tuple[int, int]:

@@ -202,7 +202,7 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= size - 8:
         raise VplError(f"{where} is damaged: its {size} bytes are not a .safetensors file",
-                       "delete it and run the command that makes it again")
+                       "delete it and run the command that recomputes it")
     try:
         entries = parse_json(file.read(length))
         shapes = _tensor_shapes(entries)
@@ -212,10 +212,10 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
             ) as error:
         raise VplError(f"{where} is not a .safetensors file ({error})",
-                       "delete it and run the command that makes it again") from error
+                       "delete it and run the command that recomputes it") from error
     if 8 + length + max(ends, default=0) != size:
         raise VplError(f"{where} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
-                       "expected", "delete it and run the command that makes it again")
+                       "expected", "delete it and run the command that recomputes it")
     return Description(Header.from_json(text, where) if text else None, shapes)
 
 
@@ -259,7 +259,7 @@ def _png_header(path: Path) -> Header | None:
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
             raise VplError(f"{path} is not a PNG file",
-                           "delete it and run the command that makes it again")
+                           "delete it and run the command that recomputes it")
         while len(start := file.read(8)) == 8:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):

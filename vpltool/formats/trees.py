@@ -90,6 +90,6 @@ def _check_untouched(path: Path) -> dict[str, int]:
                      if known[name] and zlib.crc32((path / name).read_bytes()) != known[name])
     if changed:
         raise VplError(f"{len(changed)} files in {path} were changed since vpltool wrote them, "
-                       f"such as {changed[0]}", "corrections come back by `prepare` with "
+                       f"such as {changed[0]}", "import corrections by `prepare` with "
                        f"`corrections={str(path)!r}`; then {hint}")
     return {name: known[name] for name in sorted(there & known.keys())}

@@ -198,8 +198,8 @@ class Workspace:
             if not photos:
                 raise VplError(
                     f"no photo is in the split `{split}`",
-                    "all are in `train`; a third column `split` in the CSV of tags says train or "
-                    "val: prepare again" if known == {"train"} else near_name(split, known))
+                    "all are in `train`; add a column `split` with train or val to the CSV of "
+                    "tags, and prepare again" if known == {"train"} else near_name(split, known))
         if not photos:
             raise VplError(f"{self.path / 'images.jsonl'} lists no photo", _PREPARE)
         unknown = {label for photo in photos for label in photo.labels} - set(self.classes)
@@ -210,7 +210,7 @@ class Workspace:
 
 
 def open_workspace(path: Path) -> Workspace:
-    """Read `workspace.json` in a folder.
+    """Return the workspace in a folder.
 
     Raises:
         VplError: it is missing or damaged; workspaces below the folder are named.
@@ -228,7 +228,7 @@ def open_workspace(path: Path) -> Workspace:
                          for value, label in content.get("mask_values", {}).items()},
             normalise=content.get("normalise", "model"))
     except ValueError as error:
-        raise VplError(f"{path / 'workspace.json'} describes no workspace: {error}", _PREPARE
+        raise VplError(f"{path / 'workspace.json'} is not valid: {error}", _PREPARE
                        ) from error
 
 

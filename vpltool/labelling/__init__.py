@@ -34,7 +34,7 @@ def find_reader(path: Path) -> tuple[str, ModuleType] | None:
         return None
     if len(found) != 1:
         raise VplError(f"{path} may be {' or '.join(found)}" if found else
-                       f"{path} is in no format that is known ({', '.join(readers)})",
+                       f"{path} is in no known format ({', '.join(readers)})",
                        "docs/labelling.md says what each format looks like")
     reader = readers[found[0]]
     for module in reader.NEEDS:

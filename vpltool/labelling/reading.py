@@ -73,7 +73,7 @@ def _plain_loader(yaml: Any) -> Any:
     class Plain(yaml.SafeLoader):  # type: ignore[misc]
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("an alias is not taken")
+                raise yaml.YAMLError("aliases are not allowed")
             return super().compose_node(parent, index)
 
     return Plain
@@ -101,7 +101,7 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
 
     Args:
         images: name of a photo, and its label image.
-        labels: value to label; empty: values are the workspace's labels. 255 is not said.
+        labels: value to label; empty: values are the workspace's labels. 255 is unlabelled.
         request: knows photos and classes.
 
     Raises:
@@ -121,7 +121,7 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
         if odd:
             raise VplError(f"{path} has the value {odd[0]}, which is not a class",
                            "a pixel's value is the number of its class, 0 for the background, 255 "
-                           "for not said")
+                           "for unlabelled")
         yield Labelled(photo, table[values], str(path))
 
 

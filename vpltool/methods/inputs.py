@@ -35,7 +35,7 @@ class SourceRequest:
     Args:
         classes: class names in index order, where a class file or the workspace names them; empty:
             the data set's own, or those of its tags.
-        overwrite: whether files that the method makes in the workspace are made again.
+        overwrite: whether files that the method makes in the workspace are recomputed.
         captioned: whether captions are given; then neither tags nor classes need be.
     """
 

@@ -39,7 +39,7 @@ def find_device(choice: str) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise VplError(f"{choice}: {torch.cuda.device_count()} CUDA devices are there",
+        raise VplError(f"{choice}: {torch.cuda.device_count()} CUDA devices found",
                        "`device='cpu'`")
     return device
 
@@ -91,7 +91,7 @@ def find_precision(choice: str, device: torch.device,
     if choice not in PRECISIONS:
         raise VplError(f"`{choice}` is not a precision", "one of fp32, bf16, fp16 or auto")
     if choice == "fp16" and device.type == "cpu":
-        raise VplError("fp16 is not computed on a CPU", "`precision='fp32'`, or `precision='bf16'`")
+        raise VplError("fp16 is not available on CPUs", "`precision='fp32'`, or `precision='bf16'`")
     if choice == "bf16" and device.type == "cpu" and warn is not None:
         slower = slowdown_of(PRECISIONS[choice])
         if slower > _SLOW:

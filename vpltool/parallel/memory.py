@@ -35,7 +35,7 @@ def run_within_memory(
     batches: Iterable[Part], run: Callable[[Part], Result], *, warn: Callable[[str], None],
     lower: Callable[[Part], str],
 ) -> Iterator[tuple[Part, Result]]:
-    """Run batches; one for which the memory does not suffice is halved, and so are all later ones.
+    """Run batches; one that does not fit into memory is halved, and so are all later ones.
 
     The results are those of a smaller batch size.
 
@@ -66,7 +66,7 @@ def run_within_memory(
                                    lower(part)) from error
             else:
                 if refused:
-                    warn(f"out of memory with {refused}: going on with {most} at a time; "
+                    warn(f"out of memory with {refused}: continuing with {most} at a time; "
                          f"next time `batch_size={most}`")
                     refused = ""
                 yield waiting.pop(0), result

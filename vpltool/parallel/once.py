@@ -17,7 +17,7 @@ from vpltool.errors import VplError
 
 @contextlib.contextmanager
 def once(folder: Path, work: str, call: str) -> Iterator[None]:
-    """Do a piece of work unless another process of this machine is doing it.
+    """Run a block unless another process on this machine is running the same work.
 
     The system gives the lock back when a process ends, however it ends. Processes of other
     machines are not seen; nor do they harm, since files are written whole.
@@ -56,7 +56,7 @@ def _lock_file(folder: Path, work: str) -> Path:
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"
     locks.mkdir(mode=0o700, exist_ok=True)
     if locks.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{locks} is somebody else's")
+        raise PermissionError(f"{locks} belongs to another user")
     name = hashlib.sha256(f"{folder.resolve()}\n{work}".encode("utf-8", "surrogateescape"))
     return locks / f"{name.hexdigest()[:24]}.lock"
 
@@ -69,7 +69,7 @@ def _is_running(folder: Path, call: str, content: str) -> VplError:
     except (ValueError, KeyError, TypeError):
         # It has the lock, and has not said so yet.
         process, who = 0, "another process, since just now"
-    return VplError(f"{call} is running already in {folder.resolve()}: {who}",
+    return VplError(f"{call} is already running in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"
                     + (f"; kill {process} ends it, and what it has written is kept" if process
-                       else "") + "; with `shard='0/2'` and `shard='1/2'` two processes share")
+                       else "") + "; with `shard='0/2'` and `shard='1/2'` two processes share it")

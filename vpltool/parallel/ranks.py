@@ -151,7 +151,7 @@ def joined(choice: str) -> Iterator[Ranks]:
             if not (isinstance(error, RuntimeError) and _is_of_group(error)):
                 raise
             raise VplError(f"rank {rank} of {count} ends, since another one has ended",
-                           "what that one said, above or below, is the reason; then run the same "
+                           "its message, above or below, gives the reason; then run the same "
                            "command again") from error
         dist.destroy_process_group()
 

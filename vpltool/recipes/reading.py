@@ -146,7 +146,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         body, rest = _blocks(kept, path)
     except RecursionError:
-        raise VplError(f"{path}: blocks within hundreds of blocks", "write fewer") from None
+        raise VplError(f"{path}: blocks are nested too deeply", "nest fewer blocks") from None
     if rest:
         raise VplError(f"{path}:{rest[0].number}: `end` without a block", "delete the line")
     return Recipe(path, title, tuple(values), body)
@@ -226,7 +226,7 @@ def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iter
             words = shlex.split(part)
         except ValueError as error:
             raise VplError(f"{path}:{line.number}: `{part[:60]}` cannot be read ({error})",
-                           "close each quotation mark, and end no line in a backslash") from error
+                           "close each quotation mark, and end no line with a backslash") from error
         for word in words:
             yield _fill(word, values, path, line)
 

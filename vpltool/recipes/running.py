@@ -26,7 +26,7 @@ class Job:
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
         processes: rounds that run side by side at most.
-        failed: ids of photos that failed in a line; the others went on.
+        failed: ids of photos that failed in a line; the others were processed.
     """
 
     work: Path
@@ -66,7 +66,7 @@ def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None) -> None:
 
 
 def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
-    """Run steps in order; what is done already is skipped, what is stale is made again.
+    """Run steps in order; what is done already is skipped, what is stale is recomputed.
 
     Photos that fail do not end the job; they are listed in `job.failed`.
 
@@ -86,7 +86,7 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
 
 
 def run_call(call: Call, work: Path) -> Any:
-    """Run a line; what an earlier run made from other inputs is made again.
+    """Run a line; what an earlier run made from other inputs is recomputed.
 
     Raises:
         VplError: what the stage raises.

@@ -93,8 +93,8 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
 
 def _check_source(source: InputFolder) -> None:
     if source.kind == "cams":
-        raise VplError(f"{source.path} holds CAMs, which are made of the tags",
-                       "compare what needs none: `what='predictions/NAME'`")
+        raise VplError(f"{source.path} holds CAMs, which are made from the tags",
+                       "compare predictions instead: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
         console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
                      "score predictions without tags")
@@ -143,7 +143,7 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
-                           "last class", f"{again(source.header)} makes it again")
+                           "last class", f"{again(source.header)} recomputes it")
         sure = _read_probabilities(beside, photo.id, count, share) if beside else None
         return _PhotoClasses(class_shares(labels, count + 1)[1:], sure,
                              identity_of_file(source.path_of(photo.id)))

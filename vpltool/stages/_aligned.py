@@ -86,7 +86,7 @@ def check_one_space(first: _inputs.Prototypes, second: _inputs.Prototypes) -> No
     if (_facts(first) != _facts(second) or set(ours) != set(theirs)
             or not all(ours[name].equal(theirs[name]) for name in ours)):
         raise VplError(f"{first.path} and {second.path} lie in different spaces",
-                       "an alignment has a space of its own: name prototypes of one space only")
+                       "each alignment has its own space: name prototypes of one space only")
 
 
 def read_patches(features: InputFolder, key: str, space: AlignedSpace | None) -> Tensor:

@@ -41,7 +41,7 @@ Label 0 is the background.
 - The segmenter: {licence}.
 - CLIP's weights: {clip_licence}.
 
-The photos that it learned from may have licences of their own.
+The training photos may have their own licences.
 """
 
 

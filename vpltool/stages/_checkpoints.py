@@ -42,7 +42,7 @@ class Start:
 
 
 def checkpoint_of(target: Path) -> Path:
-    """Where the checkpoint of the training is whose result is to come."""
+    """Return the path of the checkpoint of a training, from that of its result."""
     return target.with_name(f"{target.stem}{_SUFFIX}")
 
 

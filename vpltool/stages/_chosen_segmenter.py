@@ -51,7 +51,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
         return _choose_bundle(path, Path(choice), settings, scales)
     named = choice.endswith(".safetensors")
     if named and not any(file.is_file() for file in (Path(choice), path / choice)):
-        raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes one for anywhere")
+        raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes a portable one")
     workspace = open_workspace(path)
     file = find_segmenter(workspace.path, choice)
     header = segmenter_header(file)

@@ -59,15 +59,15 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
         raise VplError(
             f"{folder} holds no mask of a photo of the workspace" + (
                 f", only such as {next(iter(there.values()))}" if there else ""),
-            f"a mask is named as its photo: {next(iter(known))}.png")
+            f"a mask has its photo's name: {next(iter(known))}.png")
     if len(found) < len(there):
         odd = min(there.keys() - found.keys())
         console.warn(f"{len(there) - len(found)} of {len(there)} PNGs in {folder} are named as no "
                      f"photo and are skipped, such as {odd}.png")
     edited = {key: path for key, path in found.items() if is_edited(path)}
     if len(edited) < len(found):
-        console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are as vpltool "
-                     "wrote them, and are skipped")
+        console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are "
+                     "unchanged, and are skipped")
     if not edited:
         raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
                        "correct some in a paint program, and save them under the same name")
@@ -94,8 +94,8 @@ def take_corrections(workspace: Workspace,
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
         write_labels(folder / f"{key}.png", labels(), header)
-    console.note(f"{len(found)} corrected masks are taken; {len(list(folder.rglob('*.png')))} are "
-                 "there now; `train_decoder()` learns from them")
+    console.note(f"{len(found)} corrected masks are imported; {len(list(folder.rglob('*.png')))} "
+                 "in total; `train_decoder()` trains on them")
     return [folder]
 
 
@@ -116,10 +116,10 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
         names = tuple(header.facts.get("classes", ())) if header else ()
         if names != workspace.classes[:len(names)]:
             raise VplError(
-                f"{path} was taken when the classes were {', '.join(names)}; now they are "
+                f"{path} was imported when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
                 "correct it again, or move it away; `prepare('folder', images='IMAGES', "
-                "corrections='DIR')` takes masks of today's classes")
+                "corrections='DIR')` imports masks of the current classes")
 
 
 def check_mask(path: Path, photo: Path, classes: int) -> None:

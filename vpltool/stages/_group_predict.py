@@ -48,7 +48,7 @@ class GroupSettings(Settings):
         high=1,
         panel=_PANEL, record="changed", source="PGSeg, VOC")
     top: int = setting(5, "Most likely classes per window; the others are dropped. 0: keep all.",
-                       low=0, panel=_PANEL, record="changed", source="PGSeg, its code")
+                       low=0, panel=_PANEL, record="changed", source="PGSeg, official code")
     short_side: int = setting(
         0, "Shorter side of a photo, in pixels; 0: twice the side in training.", low=0,
         metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448 for 224")

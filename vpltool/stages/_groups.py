@@ -111,14 +111,14 @@ def take_weights(network: GroupNetwork, path: Path) -> None:
             raise VplError(f"{path}: its `{name}` is {found}, not {wanted_shape}",
                            "give the sizes of its network, such as `width`, `depths`, `groups`")
     if not any(name.startswith("vision.") for name in taken):
-        raise VplError(f"{path} holds no weights of an encoder that groups",
+        raise VplError(f"{path} holds no weights of a grouping encoder",
                        "a file of `train_groups()`, or GroupViT's model.safetensors")
     network.load_state_dict(taken, strict=False)
     missing = sorted({name.split(".")[0] if not name.startswith("vision.") else
                       ".".join(name.split(".")[:3]) for name in wanted.keys() - taken.keys()
                       if "gamma_" not in name})
     console.note(f"{len(taken)} of {len(wanted)} tensors from {path}"
-                 + (f"; at random: {', '.join(missing)}" if missing else ""))
+                 + (f"; randomly initialised: {', '.join(missing)}" if missing else ""))
 
 
 def text_encoder(workspace: Workspace, groups: Groups, device: torch.device

@@ -210,13 +210,13 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
         old, new = set(named.values()), set(wanted.values())
         reasons = [f"class `{name}` is new" for name in sorted(new - old)]
         reasons += [f"class `{name}` is gone" for name in sorted(old - new)]
-        raise VplError(f"{path} is of other classes than the workspace: "
+        raise VplError(f"{path} has other classes than the workspace: "
                        f"{'; '.join(reasons) or 'their order has changed'}",
                        f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
     rows, index = tensors.pop("prototypes"), tensors.pop("class_index")
     of_space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space_")}
     if of_space and not aligned:
-        raise VplError(f"{path} lies in the space of an alignment, and prototypes in CLIP's joint "
+        raise VplError(f"{path} lies in an aligned space, but prototypes in CLIP's joint "
                        "space are needed", "name others, such as `text` or `vision`; `cam`, "
                        "`seed_prototypes` and `gap` take aligned ones")
     return Prototypes(path, header, rows, index, tensors, of_space)

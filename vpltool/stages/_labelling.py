@@ -82,8 +82,8 @@ def read_labelling(path: Path, tool: str, reader: ModuleType, request: Labelling
                      + f" skipped: {some(blank)}")
     if untagged:
         console.warn(counted(len(untagged), "correction shows", "corrections show")
-                     + f" a class that its photo has no tag of: {some(untagged)}; maps of it are "
-                     "made if it gets one")
+                     + f" a class that is not among the photo's tags: {some(untagged)}; add the "
+                     "tag to get its CAM")
     return found
 
 

@@ -100,12 +100,12 @@ def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[s
 def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
     if workspace.has_true_masks_in(folder):
         raise VplError(f"{folder} holds the true masks of this workspace, which are for `eval`",
-                       "learn from the masks of `crf()`, or from other ones")
+                       "train on the masks of `crf()`, or on others")
     masks = Masks(folder, folder.resolve().name, ids)
     have = [key for key in ids if masks.path_of(key).is_file()]
     if ids and not have:
-        raise VplError(f"{folder} holds no mask of the photos asked for",
-                       f"a mask is named as its photo: {masks.path_of(ids[0])}")
+        raise VplError(f"{folder} holds no mask of the selected photos",
+                       f"a mask has its photo's name: {masks.path_of(ids[0])}")
     if len(have) < len(ids):
         console.warn(f"{len(ids) - len(have)} of {len(ids)} photos have no mask in {folder}; they "
                      "are skipped")
@@ -127,7 +127,7 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
 
 
 def repeated(masks: Masks, ids: Sequence[str], times: int) -> list[str]:
-    """Return the photos of an epoch: those with a corrected mask several times."""
+    """Return the photos of an epoch, with corrected photos repeated `times` times."""
     return [key for key in ids for _ in range(times if key in masks.corrected else 1)]
 
 
@@ -169,4 +169,4 @@ def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
         for _ in in_threads(check, photos, _THREADS):
             advance()
     if supervision := supervision_by(masks, list(photos)):
-        console.note(f"{masks.path}: learned from {supervision}")
+        console.note(f"{masks.path}: supervised by {supervision}")

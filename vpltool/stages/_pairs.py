@@ -114,7 +114,7 @@ class Plan:
     broken: set[str] = field(default_factory=set)
 
     def positions(self, iteration: int) -> range:
-        """Where this process's pairs of a step are in the endless row of all pairs."""
+        """Return the positions of this process's pairs of a step in the stream of all pairs."""
         share = self.batch_size // self.ranks
         first = iteration * self.batch_size + self.rank * share
         return range(first, first + share)
@@ -185,8 +185,8 @@ def _warn_and_skip(plan: Plan, error: str) -> None:
 def warn_of_broken(plan: Plan) -> None:
     """Say how many photos could not be read, if any."""
     if plan.broken:
-        console.warn(f"{len(plan.broken)} of {len(plan.source)} photos could not be read; others "
-                     "took their place")
+        console.warn(f"{len(plan.broken)} of {len(plan.source)} photos could not be read, and "
+                     "were replaced by others")
 
 
 @functools.lru_cache(maxsize=4)

@@ -71,13 +71,13 @@ def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
     """The CAM value below which background seeds lie."""
     return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
                          "below this.",
-                   low=0, high=1, source="chosen", no_effect=no_effect, brief=brief)
+                   low=0, high=1, source="vpltool", no_effect=no_effect, brief=brief)
 
 
 def max_pixels() -> Any:
     """Maximum number of pixels."""
     return setting(500_000, "Maximum number of pixels; the same share of each photo, to bound "
-                            "memory and time.", low=1, metavar="N", source="chosen")
+                            "memory and time.", low=1, metavar="N", source="vpltool")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a photo could not be done; the others go on."""
+    """Why a photo could not be done; the others are processed."""
 
     reason: str
 
@@ -64,7 +64,7 @@ class Running(Sharded, Protocol):
 
     @property
     def update(self) -> bool:
-        """Whether to make again what is stale."""
+        """Whether to recompute stale results."""
 
     @property
     def device(self) -> str:

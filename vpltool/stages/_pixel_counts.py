@@ -109,7 +109,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
     truth = read_truth(workspace, photo, label.shape, path)
     if (label[label != workspace.ignore] >= classes).any():
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
-                       f"correct it, or delete it: {again(source.header)} makes it again")
+                       f"correct it, or delete it: {again(source.header)} recomputes it")
     return (metrics.confusion(truth, label, classes, workspace.ignore),
             untagged_class(workspace, photo, truth))
 

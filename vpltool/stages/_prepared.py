@@ -21,7 +21,7 @@ def warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     """Warn of photos that are empty or truncated."""
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
-        console.warn(f"{len(truncated)} of {len(photos)} photos are empty or end before their end: "
+        console.warn(f"{len(truncated)} of {len(photos)} photos are empty or truncated: "
                      f"{some(truncated)}; extract or download them again")
 
 
@@ -49,7 +49,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
     if grown and "classes" in words:
         console.note("new classes come after the known ones, which keep their numbers")
     if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
-        console.note("`update()` brings up to date what was made before")
+        console.note("`update()` recomputes the stale results")
     _warn_of_masks(photos, splits)
     _warn_of_tags(workspace, photos, grown)
 
@@ -70,7 +70,7 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) ->
         console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
         return
     unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
-    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` drops it"
+    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` removes it"
            if grown else "")
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")

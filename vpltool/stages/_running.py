@@ -73,7 +73,7 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
         tower = tower_from_config(facts["tower"], read_part(path, "tower")[1])
     except (ValueError, KeyError, TypeError) as error:
         raise VplError(f"{path} does not hold the tower that its header names",
-                       "`export('bundle')` makes it again") from error
+                       "`export('bundle')` writes it again") from error
     return Encoder(tower.to(device), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
                    header.model)
 

@@ -48,8 +48,8 @@ def find_worst(workspace: Workspace, what: str, split: str, scores: Path | None,
                        "that do")
     listed = {str(entry["id"]): str(entry["why"]) for entry in content["worst"][:count]}
     if not listed:
-        raise VplError(f"{path}: every photo shows just the classes that it is tagged with",
-                       "`show()` without `worst` shows any")
+        raise VplError(f"{path}: the classes of every photo match its tags",
+                       "`show()` without `worst` shows any photo")
     kind = str(content["scored"])
     named = f"{kind}/{str(content['what']).removeprefix(f'{kind}-')}"
     return Worst(what or named, str(content["split"]), listed)

@@ -37,29 +37,29 @@ class AlignSettings(Settings):
 
     cams: str = _phase_one.cams()
     width: int = setting(256, "Width of the aligned space and its layers.", low=2,
-                         source="chosen; SSR does not say")
+                         source="vpltool; SSR does not say")
     depth: int = setting(2, "Layers of each stack: Linear, BatchNorm, ReLU.", low=1,
-                         source="chosen; SSR does not say")
+                         source="vpltool; SSR does not say")
     last_relu: bool = setting(
         False, "Also put a ReLU after the last layer; then no cosine is below 0.",
-        source="chosen; SSR does not say")
+        source="vpltool; SSR does not say")
     init: str = setting(
         "shared", "Initial weights; shared: the same for both stacks, which keeps what CLIP has "
                   "aligned; or independent.", choices=("shared", "independent"),
-        source="chosen; SSR does not say")
+        source="vpltool; SSR does not say")
     iters: int = setting(600, "Training steps.", low=1,
-                         source="chosen; SSR: 30000, with its decoder")
+                         source="vpltool; SSR: 30000, with its decoder")
     batch_size: int = setting(128, "Regions per step; a region is a class of a photo, or its "
                                    "background.",
                               low=2,
                               source="SSR: 128 photos")
     patches: int = setting(16, "Patches per region in a step; drawn with the CAM as probability.",
-                           low=1, source="chosen")
+                           low=1, source="vpltool")
     refresh: int = setting(
         100, "Steps between updates of the prototypes; over the whole split, by K-means or as the "
              "tags' means.", low=1, source="as SSR: a sixth of the steps")
     lr: float = setting(1e-3, "Learning rate of AdamW.", low=0,
-                        source="chosen; SSR: 1e-5, in 30000 steps")
+                        source="vpltool; SSR: 1e-5, in 30000 steps")
     weight_decay: float = setting(2e-3, "Weight decay of AdamW.", low=0, source="SSR")
     tau: float = setting(0.05, "Temperature of the contrast; the initial one, if it is learned.",
                          low=0.01, source="SSR")
@@ -67,11 +67,11 @@ class AlignSettings(Settings):
     labels: str = setting(
         "tags", "Class of a region: tags, its own; or clusters, that of the K-means cluster it "
                 "falls into, which may drift.", choices=("tags", "clusters"),
-        source="chosen, since tags are known; SSR: clusters")
+        source="vpltool, since tags are known; SSR: clusters")
     background: str = setting(
         "regions", "Words of the background; regions: aligned with where all CAMs are low; words: "
                    "only repelled; none: not used.", choices=("regions", "words", "none"),
-        source="chosen; SSR does not say")
+        source="vpltool; SSR does not say")
     rows: str = setting(
         "text", "Prototypes of the classes in the result: text, mapped; or regions, the last "
                 "prototypes of the regions.", choices=("text", "regions"), source="SSR, eq. 3")
@@ -79,11 +79,11 @@ class AlignSettings(Settings):
                               "as weight; 0: everywhere.", low=0, high=1, source="as VPL, table 6")
     phi_background: float = setting(
         0.15, "A patch counts for the background where all CAMs are at most this, with 1 - CAM as "
-              "weight; 1: everywhere.", low=0, high=1, source="chosen", no_effect=[_NO_REGIONS])
+              "weight; 1: everywhere.", low=0, high=1, source="vpltool", no_effect=[_NO_REGIONS])
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     checkpoint_every: int = setting(
-        500, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+        500, "Steps between checkpoints; there is also one every minute, and one on interruption. "
              "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
@@ -101,11 +101,11 @@ STAGE = Stage(order=47, panel="2. Maps and prototypes", reads=("features", "prot
 
 
 def run(workspace: Workspace, settings: AlignSettings) -> Path:
-    """Align patches and text prototypes in a space of their own (CMPA of SSR).
+    """Align patches and text prototypes in a new joint space (SSR's CMPA).
 
-    Two small networks map both; they learn from the regions that CAMs mark. The result holds
-    prototypes in that space and the map of patches into it: cam, gap and seed-prototypes take it
-    as any other prototypes.
+    Two small networks map both; they are trained on the regions that CAMs mark. The result holds
+    prototypes in that space and the mapping of patches into it: cam, gap and seed-prototypes accept
+    it like any other prototypes.
 
     Example: vpltool align --cams text-refined --iters 600
 
@@ -199,8 +199,8 @@ def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -
               for name in photo.labels}
     if len(tagged) < 2:
         found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
-        raise VplError(f"the photos of the split `{settings.split}` have {found}; an alignment "
-                       "tells classes apart", "choose a split with more tags: `split='NAME'`")
+        raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
+                       "needs two classes", "choose a split with more tags: `split='NAME'`")
 
 
 def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
@@ -210,8 +210,8 @@ def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi
         VplError: fewer than two have one.
     """
     if len(shown) < 2:
-        raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; an alignment "
-                       "tells classes apart", f"lower it: `phi={round(phi / 2, 3)}`")
+        raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; alignment "
+                       "needs two", f"lower it: `phi={round(phi / 2, 3)}`")
     absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
     if absent:
         console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")

@@ -38,11 +38,11 @@ class CrfSettings(Settings):
     method: str = setting(KINDS["label_refiners"].default, "Method that refines the labels.",
                           metavar="NAME")
     confidence: float | None = setting(
-        None, "For CAMs: least confidence; pixels below it become 255, ignored in training. "
+        None, "For CAMs: minimum confidence; pixels below it become 255, ignored in training. "
               "Default: 0.95 for densecrf, 0 for par.", low=0, high=1,
-        source="CLIP-ES and WeCLIP, their code")
+        source="CLIP-ES and WeCLIP, official code")
     alpha: float = setting(1.0, "For CAMs: background score (1 - max)^ALPHA.", low=0,
-                           source="CLIP-ES, its code")
+                           source="CLIP-ES, official code")
     max_side: int = setting(
         2048, "Scale longer photos down to this; labels keep the photo's own size. 0: never.",
         low=0, metavar="PIXELS", record="changed")
@@ -68,14 +68,14 @@ _THREADS = 8
 
 
 def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
-    """Turn CAMs into pseudo masks, or sharpen predictions, by a dense CRF or PAR.
+    """Turn CAMs into pseudo masks, or sharpen predictions, with a dense CRF or PAR.
 
-    Only over the classes present. On a CPU a photo at a time in each
-    worker process; on a GPU photos of one size together.
+    It runs over the classes present only. On a CPU, each worker process
+    handles one photo at a time; on a GPU, photos of the same size run together.
 
-    CAMs give two folders: masks/NAME, with 255 where it is unsure, to
-    train on; and masks/NAME-full, without, to score. With --confidence 0,
-    the default of par, they are the same. Predictions give
+    CAMs become two folders: masks/NAME, for training, with 255 where the
+    CRF is unsure; and masks/NAME-full, for scoring, without 255. With
+    --confidence 0, the default of par, they are the same. Predictions become
     predictions/NAME-crf.
 
     Example: vpltool crf --what vision-refined --split train
@@ -245,7 +245,7 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
     needs = sorted(in_threads(needed, jobs, _THREADS))[-processes:]
     if sum(needs) > 0.8 * physical_memory():
         console.warn(f"the largest photos need about {needs[-1] / 1e9:.1f} GB each, and "
-                     f"{len(needs)} are worked on at a time; if that is too much, "
+                     f"{len(needs)} are processed at a time; if that is too much, "
                      "`workers=1` or `max_side=1024`")
 
 

@@ -39,10 +39,10 @@ STAGE = Stage(order=5, panel="1. Begin", reads=(), writes=("workspace", "images"
 
 
 def run(path: Path, settings: DemoSettings) -> Path:
-    """Make a demo workspace: drawn scenes with tags, captions and true masks, and a small CLIP.
+    """Make a demo workspace: synthetic scenes, tags, captions, true masks, and a small CLIP.
 
-    Trains are mostly on railways and boats on water, which text prototypes confuse. Needs no
-    network. The result is a workspace like any other.
+    Trains are usually on rails and boats on water, so text prototypes confuse objects with their
+    background. No network is needed. The result is a workspace like any other.
 
     Example: vpltool demo
 

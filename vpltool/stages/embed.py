@@ -51,7 +51,7 @@ STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("f
 
 
 def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
-    """Embed patches in another way, from stored features, without running the encoder.
+    """Compute other patch embeddings from stored features, without running the encoder.
 
     At most CLIP's last block is run, on the stored tokens. The result is a folder of features,
     which later commands read with --features.

@@ -40,7 +40,7 @@ class EstimateSettings(Settings):
     crop: int = setting(16, "Side of its crops, in patches.", low=2)
     width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
     new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
-                               "say nothing.", off="-")
+                               "print nothing.", off="-")
     device: str = options.device()
 
 

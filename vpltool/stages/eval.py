@@ -41,9 +41,9 @@ class EvalSettings(Settings):
     split: str = options.split("val")
     against: str = setting("masks", "Compare with masks, the true ones, or with tags; for tags no "
                                     "mask is opened.", choices=("masks", "tags"))
-    share: float = setting(0.01, "Against tags: least share of a photo; a class that covers it "
+    share: float = setting(0.01, "Against tags: minimum share of a photo; a class that covers it "
                                  "counts as predicted, and its probability is the mean over that "
-                                 "share of its likeliest pixels.", low=0, high=1)
+                                 "share of its most likely pixels.", low=0, high=1)
     threshold: float = setting(0.0, "Background threshold of CAMs; 0: the best of the sweep, and "
                                     "the report says so.", low=0, high=1)
     threshold_from: Path | None = setting(
@@ -65,10 +65,10 @@ _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 def run(workspace: Workspace, settings: EvalSettings) -> Report:
     """Score CAMs, masks or predictions against the true masks, or predictions against tags.
 
-    The only command, with show, that opens true masks; against tags it opens none, and says how
-    often the classes predicted are those tagged, how sure the segmenter is, and which photos
-    disagree most. Scores are always rewritten. Under torchrun each process counts the pixels of
-    its shard of the photos.
+    Only this command, show and report open true masks. Against tags, it opens none: it reports how
+    often the predicted classes match the tags, how well calibrated the segmenter is, and which
+    photos disagree most. Scores are always rewritten. Under torchrun, each process counts the
+    pixels of its shard of the photos.
 
     Example: vpltool eval --split val --what predictions/vision-refined
 
@@ -95,7 +95,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         "`cam()`, `crf()` or `predict()` makes something to score",
         preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "-full", "")])
     workspace.check_classes(source.header, source.path)
-    why = f"only CAMs are cut, and these are {source.kind}"
+    why = f"only CAMs are thresholded, and these are {source.kind}"
     warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
         (*_CUTS, "sweep"), why))
     warn_without_effect(settings, without={} if settings.against == "tags" else {
@@ -151,7 +151,7 @@ def _given_threshold(settings: EvalSettings) -> float:
     path = ways["threshold_from"]
     found = read_json(path, "`eval(split='SPLIT')` writes scores").get("threshold", 0)
     if not found:
-        raise VplError(f"{path} has no threshold", "take scores of CAMs")
+        raise VplError(f"{path} has no threshold", "use the scores of CAMs")
     return float(found)
 
 
@@ -222,7 +222,7 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
               f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
-              f"{'learned from ' + report['supervision'] + '; ' if more else ''}"
+              f"{'supervised by ' + report['supervision'] + '; ' if more else ''}"
               f"scored under {format_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 

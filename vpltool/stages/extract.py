@@ -60,11 +60,11 @@ class ExtractSettings(Settings):
         "train-decoder.",
         metavar="LIST")
     attention_blocks: int = setting(8, "Number of last blocks whose attention is kept.", low=1,
-                                    record="changed", source="CLIP-ES, its code")
+                                    record="changed", source="CLIP-ES, official code")
     patches: str = setting(
         "block", "Kind of patch embeddings; block: the last block's output, projected; value: only "
-                 "its value path, as MaskCLIP; calibrated: a path beside the last blocks, as "
-                 "ExCEL.",
+                 "its value path (MaskCLIP); calibrated: a path parallel to the last blocks "
+                 "(ExCEL).",
         choices=("block", "value", "calibrated"), record="changed")
     calibrated_blocks: int = setting(
         5, "With calibrated patches: number of last blocks that the path runs beside.", low=1,
@@ -74,7 +74,7 @@ class ExtractSettings(Settings):
         choices=("sum", "mean"), record="changed", brief=False,
         source="ExCEL, official code", no_effect=[_UNCALIBRATED])
     layers: str = setting("", "Blocks whose output is stored as `layers`; 0 is the first; spread: "
-                              "four, evenly; default: all but the last.", metavar="LIST")
+                              "four, evenly spaced; default: all but the last.", metavar="LIST")
     store: str = options.store()
     device: str = options.device()
     precision: str = options.precision()
@@ -94,8 +94,8 @@ STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
 def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """Run the frozen CLIP over photos once, and store what later commands need.
 
-    Photos are resized to multiples of the patch, each side on its own, without a crop (CLIP-ES).
-    With --encoder, another frozen vision transformer is run, into features-second/SPLIT. With
+    Photos are resized to multiples of the patch, each side separately, without a crop (CLIP-ES).
+    --encoder runs another frozen vision transformer and writes to features-second/SPLIT. With
     --window, photos of any size fit into memory; tensors that span all patches are then not stored.
 
     Example: vpltool extract --split train

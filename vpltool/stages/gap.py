@@ -49,9 +49,9 @@ STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prot
 def run(workspace: Workspace, settings: GapSettings) -> Report:
     """Measure how far prototypes lie from the regions of their classes.
 
-    Per class and overall: the distance of the centroids (Liang et al. 2022), and the mean of 1 -
-    cosine. Regions come from CAMs, never from true masks. The picture beside the scores shows the
-    plane of the two principal axes. Scores and picture are always recomputed.
+    It reports, per class and overall, the distance between the centroids (Liang et al. 2022), and
+    the mean of 1 - cosine. Regions come from CAMs, never from true masks. The picture beside the
+    scores shows the plane of the two principal axes. Scores and picture are always recomputed.
 
     Example: vpltool gap --prototypes text --prototypes vision
 
@@ -121,7 +121,7 @@ def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: In
         name = found.path.stem
         if name in sets:
             raise VplError(f"two of the prototypes are called `{name}`",
-                           "give each once; files need names of their own")
+                           "name each once; files need distinct names")
         sets[name] = PrototypeSet(name, found.header.facts["space"], identity_of_file(found.path),
                                   found.rows, found.class_index)
     return list(sets.values()), _aligned.space_of(first) if first else None

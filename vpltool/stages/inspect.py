@@ -72,7 +72,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {"kind": "images", "photos": len(lines)}
     if path.suffix not in (".safetensors", ".png"):
-        raise VplError(f"{path} is of no kind that vpltool writes",
+        raise VplError(f"{path} is not a kind of file that vpltool writes",
                        "it writes .safetensors, .png, .json and .jsonl")
     described = describe(path)
     result: dict[str, Any] = {"kind": "unknown: no vpltool header"}

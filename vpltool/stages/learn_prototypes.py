@@ -38,13 +38,13 @@ class LearnPrototypesSettings(Settings):
         3000, "Iterations of the solver; 0: return the start, as seed-prototypes makes it.",
         low=0, source="VPL, implementation details, table 7")
     lr: float = setting(
-        10.0, "Learning rate of pgd; halved where the gradient grows (InMaP).", low=0,
+        10.0, "Learning rate of pgd; halved when the gradient grows (InMaP).", low=0,
         source="VPL, implementation details", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it looks for the rate itself")])
     tolerance: float = setting(
         0.005, "Tolerance of pgd, in radians; it stops once no row would turn by more than this in "
                "all remaining iterations, at the pace of the last 50. 0: run them all.", low=0,
-        brief=False, record="changed", source="chosen", no_effect=[
+        brief=False, record="changed", source="vpltool", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
     solver: str = setting(
         "pgd", "pgd, as in the paper; rkc, several times as fast: the same prototypes in long "
@@ -114,10 +114,10 @@ STAGE = Stage(
 def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     """Learn a vector per class in the vision space, guided by the text (VPL).
 
-    The defaults are the paper's reading: all pixels, text targets, the text as start. With
-    --pixels seeds the CAMs say which pixels count; the objective, its gradient and the modality
-    gap are shown and stored. Under torchrun each process reads the features of its shard of the
-    photos, and gradients are added up.
+    The defaults follow the paper: all pixels, text targets, initialised from the text prototypes.
+    With --pixels seeds, the CAMs select the pixels. The objective, its gradient and the modality
+    gap are shown and stored. Under torchrun, each process reads the features of its shard of the
+    photos, and gradients are summed.
 
     Example: vpltool learn-prototypes --tau-i 0.03 --iters 3000
 

@@ -35,10 +35,10 @@ STAGE = Stage(order=32, panel="1. Begin", reads=("features",), writes=(), settin
 
 
 def run(workspace: Workspace, settings: PackSettings) -> Path:
-    """Pack the features of many photos into a few tars; all commands read them there.
+    """Pack the features of many photos into a few tars; all commands can read them.
 
-    A tar holds ID.safetensors of some hundred photos. An index in the folder of the features says
-    where each photo lies, so that a command reads only the bytes it needs. A photo's own file is
+    A tar holds the ID.safetensors of several hundred photos. An index in the features folder says
+    where each photo is, so that a command reads only the bytes it needs. A photo's own file is
     deleted once its tar and index are complete. To get the files back, unpack the tars into the
     folder and delete its .packed.
 
@@ -117,4 +117,4 @@ def _delete(files: Mapping[str, Path]) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise VplError(f"cannot delete {path}, which is packed: {error.strerror}",
-                       "the same line again deletes it") from error
+                       "run the same command again to delete it") from error

@@ -63,7 +63,7 @@ class PredictSettings(GroupSettings):
                 "no flip, much faster; auto: features where they suffice.",
         choices=("auto", "features", "photos"))
     features: Path | None = options.features()
-    tags: bool = setting(False, "Allow only a photo's tags, as CAMs do.",
+    tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
         True, "Also store class probabilities of a split; crf prefers them to labels.",
@@ -89,7 +89,7 @@ STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "group
 
 
 def run(path: Path, settings: PredictSettings) -> list[Path]:
-    """Segment photos: palette PNGs at the photo's own size. They need no tags.
+    """Segment photos, which need no tags; write palette PNGs at the photo's own size.
 
     Photos of a split go to predictions/NAME/SPLIT, those of a folder to
     predictions/NAME/FOLDER, single ones to predictions/NAME/photos; later
@@ -268,7 +268,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 
     settings, count = work.settings, sum(len(task.photos.ids) for task in tasks)
     if count != 1:
-        raise VplError(f"{out} is one file, for {count} photos", "`out='DIR'` takes them all")
+        raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
     header = replace(header, inputs=header.inputs | photo_identities(task.paths))

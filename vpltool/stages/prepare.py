@@ -45,10 +45,10 @@ class PrepareSettings(Settings):
                                       metavar="FILE")
     corrections: Path | None = setting(
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
-              "of Label Studio, CVAT, COCO, YOLO and others. Masks taken earlier stay; masks that "
-              "nobody changed are skipped.", metavar="PATH")
+              "of Label Studio, CVAT, COCO, YOLO and others. Masks imported earlier are kept; "
+              "unchanged masks are skipped.", metavar="PATH")
     normalise: str = setting(
-        "model", "Normalisation of photos; as the model was trained, or imagenet as in WeCLIP.",
+        "model", "Normalisation of photos; model: as in its training; imagenet: as in WeCLIP.",
         choices=("model", "imagenet"))
     captions: tuple[Path, ...] = setting(
         (), "Captions of the photos; a CSV with the columns id,caption, where a photo may have "
@@ -58,8 +58,8 @@ class PrepareSettings(Settings):
         "", "Add the splits SPLIT-a and SPLIT-b; each has every second photo: choose settings on "
             "one, score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Move every Nth tagged photo of train to val; only if val is empty. Nothing is trained "
-           "on it, so eval can score the segmenter. 0: none.", low=0, metavar="N")
+        0, "Move every Nth tagged photo of train to val; only if val is empty. They are not used "
+           "for training, so eval can score the segmenter. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -80,7 +80,7 @@ class _Earlier:
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
-    Run it again to add photos, tags, classes or masks; settings that are not given stay as they
+    Run it again to add photos, tags, classes or masks; omitted settings stay as they
     were. Other photos or another CLIP are refused unless you overwrite the workspace; even then the
     CLIP stays unless you name one.
 
@@ -258,8 +258,8 @@ def _choose_model(path: Path, settings: PrepareSettings, earlier: _Earlier | Non
         return earlier.workspace.model, earlier.workspace.pretrained
     source = find_source(settings.model, settings.pretrained)
     if "model" in settings.given and settings.model not in (source.model, source.pretrained):
-        console.warn(f"`model={settings.model!r}` has no effect: `{settings.pretrained}` says "
-                     "itself which model it holds")
+        console.warn(f"`model={settings.model!r}` has no effect: `{settings.pretrained}` "
+                     "already determines the model")
     if (source.form in ("tag", "file")
             and (settings.model, settings.pretrained) != DEFAULT_MODEL):
         from vpltool.clip.catalogue import check_source

@@ -34,7 +34,7 @@ STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), write
 
 
 def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
-    """Compare scores in one table; several runs as mean and deviation.
+    """Compare scores in one table; several runs as mean and standard deviation.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 

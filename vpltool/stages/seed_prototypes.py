@@ -56,9 +56,9 @@ STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prot
 
 
 def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
-    """Make vision prototypes of the pixels that CAMs are sure of; nothing is learned.
+    """Make vision prototypes from the most confident pixels of CAMs; nothing is trained.
 
-    They serve as they are, or as the start of learn-prototypes. Classes without seeds keep their
+    Use them as they are, or to initialise learn-prototypes. Classes without seeds keep their
     text prototype. Under torchrun each process reads the features of its shard of the photos, for
     --method means.
 
@@ -143,4 +143,4 @@ def _warn_of_missing_seeds(workspace: Workspace, labels: Sequence[Sequence[int]]
     without = [workspace.class_name(item) for item in text_index.unique().tolist()
                if item and item not in seeded]
     if without:
-        console.warn(f"no seeds for {', '.join(without)}: the text prototype stays")
+        console.warn(f"no seeds for {', '.join(without)}: the text prototype is kept")

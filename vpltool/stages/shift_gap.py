@@ -56,11 +56,11 @@ STAGE = Stage(order=46, panel="2. Maps and prototypes", reads=("features", "prot
 
 
 def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
-    """Move the text prototypes to where the photos' features are (Liang et al. 2022).
+    """Shift the text prototypes towards the photos' features (Liang et al. 2022).
 
     The vector of the modality gap leads from the centroid of the text to that of the features. All
-    rows move by it and are normalised again. Nothing is learned: this is a baseline for vision
-    prototypes.
+    prototypes are shifted by it and normalised again. Nothing is trained: this is a baseline for
+    vision prototypes.
 
     Example: vpltool shift-gap --lambda 1
 

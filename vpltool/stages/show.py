@@ -46,7 +46,7 @@ class ShowSettings(Settings):
     photos: Path | None = setting(None, "Folder of the photos, if they are not the workspace's.",
                                   metavar="DIR")
     terminal: bool = setting(False, "Also draw in the terminal; as a picture in kitty, iTerm2, "
-                                    "WezTerm, foot and others, else by coloured blocks.",
+                                    "WezTerm, foot and others, otherwise in coloured blocks.",
                              off="-", record="never")
     limit: int = setting(6, "Number of photos, evenly spread over the split.", low=1, metavar="N")
     truth: bool = setting(True, "Show the true masks.")
@@ -80,8 +80,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
     """Draw a sheet of photos, maps, masks, predictions and true masks.
 
     Each class has its own colour, which a legend names. Photos need not be in a workspace: name
-    their folder, then a folder of masks; predictions of new photos know where these are. The file
-    is named after what it shows.
+    their folder, then a folder of masks; predictions of new photos record where the photos
+    are. The file is named after its contents.
 
     Example: vpltool show cams/text cams/vision masks/vision --limit 8
 
@@ -138,8 +138,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
                              len(remarks.untagged))
     if failed := remarks.failed:
         reasons = "; ".join(f"{key}: {why}" for key, why in failed.items())
-        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos are not shown whole: {reasons}",
-                           "the sheet has all the rest; fix them, or name others by `ids='ID,ID'`",
+        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos were not fully drawn: {reasons}",
+                           "the sheet shows the rest; fix them, or choose others: `ids='ID,ID'`",
                            path, list(failed))
     return path
 
@@ -164,7 +164,7 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
     if not rows:
         raise VplError(f"{', '.join(str(column.path) for column in columns)}: no file of a photo "
                        f"such as {next(iter(paths.values()))}",
-                       "a photo and its mask have one name, with other suffixes")
+                       "a photo and its mask share a name, with different suffixes")
     return _chosen(rows, settings, remarks)
 
 

@@ -35,29 +35,29 @@ class TagSettings(Settings):
     share: float = setting(
         0.5, "Relative threshold of a tag; its score is at least min + SHARE·(max - min) of the "
              "photo's scores.", low=0,
-        high=1, record="never", source="TagCLIP, its code")
+        high=1, record="never", source="TagCLIP, official code")
     least: float = setting(
         0.0, "Absolute threshold of a tag; 0: every photo gets a tag, even if it shows no class.",
         low=0,
         high=1, record="never")
     tau: float = setting(0.01, "Temperature of the softmax over classes.", low=1e-6,
                          source="CLIP's logit scale 100")
-    background: bool = setting(True, "Background words compete with the classes.")
+    background: bool = setting(True, "Let background words compete with the classes.")
     patches: str = setting(
-        "alone", "Patch embeddings; alone: the last block's output if each patch saw only itself; "
-                 "value: only its value path; block: its output as it is.",
-        choices=("alone", "value", "block"), source="TagCLIP, its code")
+        "alone", "Patch embeddings; alone: the last block's output when each patch "
+                 "attends only to itself; value: only its value path; block: its output as it is.",
+        choices=("alone", "value", "block"), source="TagCLIP, official code")
     blocks: int = setting(3, "Blocks whose attention refines the scores; those just before the "
                              "last.",
                           low=1,
-                          source="TagCLIP, its code: blocks 8 to 10 of 0 to 11")
+                          source="TagCLIP, official code: blocks 8 to 10 of 0 to 11")
     votes: int = setting(
         4, "Blocks out of 12 that must agree on a patch; they attend to it more than on average; "
-           "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, its code")
+           "of a deeper tower, the same share.", low=0, high=12, source="TagCLIP, official code")
     rescore: bool = setting(True, "Crop each likely class and score it again.",
-                            source="TagCLIP, its code")
+                            source="TagCLIP, official code")
     crop: int = setting(
-        224, "Side in pixels that this crop is scaled to.", low=8, source="TagCLIP, its code",
+        224, "Side in pixels that this crop is scaled to.", low=8, source="TagCLIP, official code",
         no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
     max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
@@ -78,7 +78,7 @@ STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototy
 
 
 def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
-    """Tag photos with CLIP, from the class names alone, by TagCLIP (AAAI 2024).
+    """Tag photos with CLIP from the class names alone (TagCLIP, AAAI 2024).
 
     The scores of all classes go to tags/SPLIT, and the resulting tags to tags/SPLIT.csv, which
     `prepare` reads. Check it first, and correct a copy: the file is rewritten each time. Existing
@@ -180,8 +180,8 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
     waiting = [photo.id for photo in photos
                if photo.id not in scored.failed and not scored.path_of(photo.id).exists()]
     if waiting:
-        console.note(f"{path} is written with the last shard: {len(waiting)} of {len(photos)} "
-                     "photos are to be done")
+        console.note(f"{path} will be written by the last shard: {len(waiting)} of {len(photos)} "
+                     "photos remain")
         return [folder]
     tags: dict[str, list[str]] = {}
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

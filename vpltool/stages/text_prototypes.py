@@ -131,7 +131,7 @@ def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> 
     read = read_attributes(settings.attributes, workspace.classes)
     missing = [name for name in workspace.classes if name not in read]
     if missing:
-        console.warn(f"{settings.attributes} describes no {', '.join(missing)}")
+        console.warn(f"{settings.attributes} does not describe {', '.join(missing)}")
     return [text for texts in read.values() for text in texts]
 
 

@@ -36,7 +36,7 @@ _DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 class TrainDecoderSettings(Settings):
     """Settings of `train-decoder`."""
 
-    masks: str = setting("", "Pseudo masks to learn from; a name, or a folder of your own. "
+    masks: str = setting("", "Pseudo masks to train on; a name, or a folder of your own. "
                              "Default: the first found of vision-refined, vision, text-refined, "
                              "text.", metavar="NAME-OR-PATH", record="never")
     prototypes: str = setting("vision", "Pixel classifier: vision, text or a file.",
@@ -53,7 +53,7 @@ class TrainDecoderSettings(Settings):
                          source="VPL, implementation details")
     batch_size: int = setting(6, "Crops per step.", low=1, source="VPL, implementation details")
     crop: int = setting(20, "Side of a crop, in patches.", low=2,
-                        source="WeCLIP, its code: 320 pixels")
+                        source="WeCLIP, official code: 320 pixels")
     lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
     lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: off.", low=0,
                                 source="VPL, eq. 14")
@@ -63,8 +63,8 @@ class TrainDecoderSettings(Settings):
     optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
                              source="VPL, implementation details")
     lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
-                        source="WeCLIP, its code, for adamw; VPL gives none")
-    power: float = setting(0.9, "The rate falls as (1 - t)^POWER; WeCLIP: 1.", low=0)
+                        source="WeCLIP, official code, for adamw; VPL gives none")
+    power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER; WeCLIP: 1.", low=0)
     balanced: bool = setting(
         False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
                "pixel (the paper).", off="--plain", source="VPL, eq. 14")
@@ -72,15 +72,15 @@ class TrainDecoderSettings(Settings):
         1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
         metavar="PIXELS", record="changed")
     corrected_times: int = setting(
-        1, "How many times as often photos with corrected masks are seen.", low=1,
+        1, "How many times each photo with a corrected mask is used per epoch.", low=1,
         metavar="N", record="changed")
     start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
-    name: str = setting("", "Name of the decoder; default: the masks'.", record="never")
+    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never")
     checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
              "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
@@ -205,8 +205,8 @@ def _check_divides(settings: TrainDecoderSettings) -> None:
     count = rank_of_process()[1]
     if settings.batch_size % count:
         raise VplError(f"{count} processes cannot share `batch_size={settings.batch_size}` evenly",
-                       f"`batch_size={-(-settings.batch_size // count) * count}`, or other "
-                       "processes")
+                       f"`batch_size={-(-settings.batch_size // count) * count}`, or another "
+                       "number of processes")
 
 
 def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,

@@ -34,8 +34,8 @@ class TrainGroupsSettings(Settings):
                                "none, which is GroupViT.",
                        choices=("both", "photos", "text", "none"), source="PGSeg")
     text: str = setting("clip", "Text tower; clip: the workspace's CLIP, frozen; own: trained "
-                                "along, as in the paper.", choices=("clip", "own"),
-                        source="chosen: far fewer pairs are enough")
+                                "jointly, as in the paper.", choices=("clip", "own"),
+                        source="vpltool: far fewer pairs are enough")
     begin: Path | None = setting(
         None, "Initial weights; a .safetensors of this command, or GroupViT's with the names of "
               "the package transformers. Missing weights are random.",
@@ -55,10 +55,10 @@ class TrainGroupsSettings(Settings):
     hidden: int = setting(4096, "Width of the projectors' hidden layer.", low=2, brief=False,
                           source="GroupViT")
     npr_hidden: int = setting(4096, "Width of the hidden layer after the prototypes.", low=2,
-                              brief=False, source="PGSeg, its code", no_effect=[_NO_PHOTOS])
+                              brief=False, source="PGSeg, official code", no_effect=[_NO_PHOTOS])
     drop_path: float = setting(0.1, "Drop-path rate of the last block; lower for earlier blocks.",
                                low=0, high=0.9, brief=False,
-                               source="PGSeg, its code")
+                               source="PGSeg, official code")
     text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
                               source="GroupViT", no_effect=[_NO_TOWER])
     text_depth: int = setting(12, "Blocks of the text tower.", low=1, brief=False,
@@ -73,7 +73,7 @@ class TrainGroupsSettings(Settings):
     tau: float = setting(1.0, "Temperature of EM over the tokens of a photo.", low=1e-4,
                          source="PGSeg", no_effect=[_NO_PHOTOS])
     text_tau: float = setting(0.07, "Temperature of EM over captions.", low=1e-4,
-                              source="chosen: that of the pairs at the start; PGSeg's prototypes "
+                              source="vpltool: that of the pairs at the start; PGSeg's prototypes "
                                      "of text are numbers", no_effect=[_NO_TEXT])
     reject: float = setting(0.1, "Minimum similarity of a group and its prototype, as a share of "
                                  "the range in the photo; other pairs do not count.", low=0, high=1,
@@ -87,33 +87,33 @@ class TrainGroupsSettings(Settings):
     lambda_text: float = setting(0.01, "Weight of the text's prototypes.", low=0, source="PGSeg",
                                  no_effect=[_NO_TEXT])
     iters: int = setting(30000, "Training steps.", low=1,
-                         source="chosen; PGSeg: 30 passes over 27 million")
+                         source="vpltool; PGSeg: 30 passes over 27 million")
     batch_size: int = setting(256, "Pairs per step, over all processes.", low=2,
                               source="GroupViT, a GPU's; PGSeg: 1024 on each of four")
-    lr: float = setting(1e-4, "Highest learning rate of AdamW.", low=0,
+    lr: float = setting(1e-4, "Peak learning rate of AdamW.", low=0,
                         source="PGSeg, from GroupViT's weights; GroupViT, from none: 1.6e-3")
     lr_start: float = setting(1e-6, "Learning rate of the first step.", low=0, brief=False,
                               source="PGSeg")
-    lr_end: float = setting(1e-5, "Final learning rate; it falls as half a cosine.", low=0,
+    lr_end: float = setting(1e-5, "Final learning rate, after half-cosine decay.", low=0,
                             brief=False, source="PGSeg")
-    warmup: float = setting(1 / 3, "Share of the steps for the warm-up.", low=0, high=1,
+    warmup: float = setting(1 / 3, "Share of the steps used for warm-up.", low=0, high=1,
                             source="PGSeg: 10 of 30 passes")
     weight_decay: float = setting(0.05, "Weight decay.", low=0, source="PGSeg")
     clip: float = setting(5.0, "Maximum norm of the gradient; 0: no clipping.", low=0, brief=False,
                           source="PGSeg")
-    crop: float = setting(0.5, "Minimum share of a photo's area that is cropped; 1: all of it.",
-                          low=0.01, high=1, source="chosen")
+    crop: float = setting(0.5, "Minimum share of a photo's area in a crop; 1: all of it.",
+                          low=0.01, high=1, source="vpltool")
     mirror: bool = setting(True, "Mirror photos at random.", source="GroupViT")
     pairs: tuple[str, ...] = setting(
         (), "WebDataset tars with photos and captions, instead of the workspace's photos; paths, "
             "folders, or addresses such as s3://…; {000..009} stands for ten. Repeatable.",
         metavar="TARS", record="never")
     window: int = setting(512, "Pairs from tars that are shuffled together, in memory.",
-                          low=1, brief=False, record="changed", source="chosen")
+                          low=1, brief=False, record="changed", source="vpltool")
     split: str = options.split("train")
     name: str = setting("groups", "Name of the result.", record="never")
     checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one at an interrupt. "
+        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
              "A stopped run resumes from the last.", low=1, panel=RUNNING,
         record="never", brief=False)
     seed: int = options.seed()
@@ -131,9 +131,9 @@ STAGE = Stage(order=72, panel="3. Masks and segmenter", reads=("workspace", "ima
 
 
 def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
-    """Train an encoder that cuts photos into groups, from captions alone.
+    """Train an encoder that divides photos into groups, from captions alone.
 
-    The groups can be named by any words. Needs no tags and no masks. Started by torchrun, several
+    Any words can name the groups. Neither tags nor masks are needed. Under torchrun, several
     processes share each step.
 
     Example: vpltool train-groups --npr both --iters 30000
@@ -165,7 +165,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         raise VplError(f"{ranks} processes cannot share `batch_size={settings.batch_size}` evenly",
                        f"`batch_size={-(-settings.batch_size // ranks) * ranks}`")
     if settings.precision == "fp16":
-        raise VplError("`precision='fp16'`: gradients are too small for it", "`precision='bf16'`")
+        raise VplError("`precision='fp16'`: gradients underflow", "`precision='bf16'`")
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")

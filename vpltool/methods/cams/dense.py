@@ -23,7 +23,7 @@ class Settings(settings.Settings):
     """Settings of the dense maps."""
 
     tau: float = setting(0.05, "Temperature of the softmax.", low=1e-6,
-                         source="chosen on the drawn scenes of another seed")
+                         source="vpltool, chosen on the demo scenes of another seed")
     join: str = setting(
         "sum", "How the rows of a class are combined: sum of their probabilities; or mean, so that "
                "a class, or the background, is not likelier because it has more rows.",

@@ -28,9 +28,9 @@ class Settings(settings.Settings):
 
     neighbours: int = setting(30, "Nearest rows of the bank that a patch is compared with.", low=1,
                               metavar="K",
-                              source="hummingbird evaluation, its code")
+                              source="hummingbird evaluation, official code")
     tau: float = setting(0.02, "Temperature of their weights.", low=1e-6,
-                         source="hummingbird evaluation, its code")
+                         source="hummingbird evaluation, official code")
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:

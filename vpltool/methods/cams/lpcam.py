@@ -1,4 +1,4 @@
-"""Cosine to the prototypes of a class, less that to those of its context (LPCAM, CVPR 2023).
+"""Cosine to the prototypes of a class minus that to its context's (LPCAM, CVPR 2023).
 
 ReLU(mean cosine to the class's rows − mean cosine to its context's rows), divided by the maximum of
 the map. `seed-prototypes --method lpcam` makes the prototypes. LPCAM adds maps of four scales and

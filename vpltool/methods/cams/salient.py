@@ -1,4 +1,4 @@
-"""Border saliency, shared among the photo's classes by the prototypes; made for seeds.
+"""Border saliency, divided among the photo's classes by the prototypes; meant for seeds.
 
 Patches that do not look like the photo's border are salient (the border prior of Zhu et al., CVPR
 2014); the prototypes say which class each of them shows.
@@ -24,7 +24,7 @@ class Settings(settings.Settings):
     """Settings of the salient maps."""
 
     tau: float = setting(0.05, "Temperature of the class probabilities.", low=1e-6,
-                         source="chosen on the drawn scenes of another seed")
+                         source="vpltool, chosen on the demo scenes of another seed")
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""CLIP Surgery's similarity: what a class has beyond all others, from 0 to 1 (as used by ExCEL).
+"""CLIP Surgery's similarity: class scores minus their mean over all classes (as used by ExCEL).
 
 Each class is weighted by the photo's own vector, and the mean over all classes and background words
 is taken off (Li et al., CLIP Surgery, 2023; ExCEL, CVPR 2025). All rows of the prototypes take

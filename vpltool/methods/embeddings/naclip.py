@@ -1,4 +1,4 @@
-"""Attention of keys to keys in the last block, drawn to the neighbourhood (NACLIP, WACV 2025).
+"""Key-key attention in the last block, biased towards nearby patches (NACLIP, WACV 2025).
 
 The attention is softmax(k kᵀ / √d + Gaussian of the distance), without the block's residual and
 MLP. As in the official code, the Gaussian's maximum is 1, and the class token is one of the keys.

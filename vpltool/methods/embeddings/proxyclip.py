@@ -1,4 +1,4 @@
-"""Attention from a second encoder's similar patches, on CLIP's values (ProxyCLIP, ECCV 2024).
+"""Attention from a second encoder's patch similarity, on CLIP's values (ProxyCLIP, ECCV 2024).
 
 The attention is softmax(γ (cos − β·mean)) over the patches where this is not negative, without the
 block's residual and MLP. Here the second encoder's patches are resampled to CLIP's grid; the

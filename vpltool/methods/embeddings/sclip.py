@@ -1,4 +1,4 @@
-"""Attention of queries to queries and of keys to keys in the last block (SCLIP, ECCV 2024).
+"""Query-query plus key-key attention in the last block (SCLIP, ECCV 2024).
 
 The attention is softmax(q qᵀ / √d) + softmax(k kᵀ / √d), a sum; the block's residual and MLP stay.
 """

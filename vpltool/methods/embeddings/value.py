@@ -1,4 +1,4 @@
-"""Value path of the last block: no patch sees another there (MaskCLIP, ECCV 2022).
+"""Value path of the last block: each patch sees only itself (MaskCLIP, ECCV 2022).
 
 The result is more precise in location, but less certain about the class. `extract --patches value`
 makes the same while it runs the encoder.

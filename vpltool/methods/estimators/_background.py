@@ -23,7 +23,7 @@ class BackgroundSettings(Settings):
                  "phi-background.", choices=("words", "clusters"),
         source="vpltool's reading: GradCAM needs the background in the same space")
     clusters: int = setting(
-        24, "Number of background clusters.", low=1, source="chosen",
+        24, "Number of background clusters.", low=1, source="vpltool",
         no_effect=[NoEffect({"background": ("words",)}, "there is a row for each word")])
 
 

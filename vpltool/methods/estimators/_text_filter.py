@@ -16,4 +16,4 @@ class TextFilterSettings(BackgroundSettings):
                          source="CLIP: logit scale 100")
     rivals: str = setting("classes", "Rows in the text's softmax: classes, or those and the words "
                                      "of the background.", choices=("classes", "words"),
-                          source="chosen")
+                          source="vpltool")

@@ -29,10 +29,10 @@ class Settings(BackgroundSettings):
     """Settings of the context prototypes."""
 
     per_class: int = setting(8, "Prototypes per class, at most one per region.", low=1, metavar="K",
-                             source="chosen")
+                             source="vpltool")
     bank: int = setting(0, "Maximum number of regions per class, drawn at random; 0: all.", low=0,
                         metavar="N",
-                        source="chosen")
+                        source="vpltool")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int

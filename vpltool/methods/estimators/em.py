@@ -1,4 +1,4 @@
-"""Several prototypes a class, by EM and a moving average over photos (PGSeg, NeurIPS 2023).
+"""Several prototypes per class, by EM and a moving average over photos (PGSeg, NeurIPS 2023).
 
 PGSeg's non-learnable prototypes: z = softmax(x μᵀ / τ), μ = L2(zᵀ x), ten rounds for each batch; an
 exponential moving average over the batches, in which the best matching keeps each prototype what
@@ -32,18 +32,18 @@ class Settings(BackgroundSettings):
     """Settings of expectation-maximisation."""
 
     per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
-                             source="chosen")
-    tau: float = setting(0.05, "Temperature of EM.", low=1e-6, source="chosen")
-    rounds: int = setting(10, "EM iterations per batch.", low=1, source="PGSeg, its code")
-    photos: int = setting(4, "Photos per batch.", low=1, source="chosen")
-    passes: int = setting(4, "Passes over all photos of a class.", low=1, source="chosen")
+                             source="vpltool")
+    tau: float = setting(0.05, "Temperature of EM.", low=1e-6, source="vpltool")
+    rounds: int = setting(10, "EM iterations per batch.", low=1, source="PGSeg, official code")
+    photos: int = setting(4, "Photos per batch.", low=1, source="vpltool")
+    passes: int = setting(4, "Passes over all photos of a class.", low=1, source="vpltool")
     momentum: float = setting(0.9, "Momentum of the moving average: how much of the earlier "
                                    "prototypes each batch keeps.",
-                              low=0, high=1, source="PGSeg, its code")
+                              low=0, high=1, source="PGSeg, official code")
     reject: float = setting(0.1, "Minimum similarity of a match, as a share of the range in its "
                                  "batch; a prototype with a worse match stays as it is.", low=0,
                             high=1,
-                            source="PGSeg, its code")
+                            source="PGSeg, official code")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int

@@ -1,4 +1,4 @@
-"""Several prototypes a class: spherical k-means in its seeds (CPAL, CVPR 2024).
+"""Several prototypes per class: spherical k-means of its seeds (CPAL, CVPR 2024).
 
 Only the idea is CPAL's: a class that looks different from photo to photo has a prototype for each
 look.
@@ -25,7 +25,7 @@ class Settings(BackgroundSettings):
     """Settings of the clusters."""
 
     per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
-                             source="chosen")
+                             source="vpltool")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int

@@ -1,4 +1,4 @@
-"""Clusters of each class and of its context, told apart by the text (LPCAM, CVPR 2023).
+"""Clusters of each class and of its context, separated by the text (LPCAM, CVPR 2023).
 
 For each class: cosine k-means on its seeds, and on the other pixels of the photos that show it.
 Centres of the class stay where the classifier is sure of them (p > 0.9), at least the surest; those
@@ -35,13 +35,13 @@ class Settings(TextFilterSettings):
 
     per_class: int = setting(12, "Clusters per class, and per context of a class.", low=1,
                              metavar="K",
-                             source="LPCAM, its code")
+                             source="LPCAM, official code")
     least: float = setting(0.9, "Probability that a centre of a class must exceed.", low=0, high=1,
-                           source="LPCAM, its code")
+                           source="LPCAM, official code")
     context_least: float = setting(0.05, "Probability that a centre of a context must exceed.",
-                                   low=0, high=1, source="LPCAM, its code")
+                                   low=0, high=1, source="LPCAM, official code")
     context_most: float = setting(0.9, "Probability that a centre of a context must stay below.",
-                                  low=0, high=1, source="LPCAM, its code")
+                                  low=0, high=1, source="LPCAM, official code")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int

@@ -1,4 +1,4 @@
-"""Text mixed with the mean of the regions that the text takes for their own tag (VDA, CVPR 2026).
+"""Text mixed with the mean of regions that it assigns to their own tag (VDA, CVPR 2026).
 
 A region is the mean of a class's pixels in a photo. It counts where softmax(P·T / τ) gives its own
 tag more than 0.95, as VDA filters its instance prototypes. The prototypes are Q = (1 − α) T + α A

@@ -42,7 +42,7 @@ class LabellingSettings(settings.Settings):
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
-    """Class indices in labels (H, W), ascending; without the background and what is not said."""
+    """Class indices in labels (H, W), ascending; without background and unlabelled pixels."""
     import numpy as np
 
     return [int(label) for label in np.unique(labels) if label not in (0, IGNORE)]
@@ -101,7 +101,7 @@ def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *
         yield photo, labels
     if unsaid and not keeps_ignored:
         console.warn(f"{unsaid} of {len(predictions.photos)} photos have pixels of no known class "
-                     f"({IGNORE}); this format cannot say that, and takes them for background")
+                     f"({IGNORE}); this format cannot express that: they become background")
 
 
 

@@ -1,9 +1,9 @@
-"""Write a COCO data set of one's own classes: photos, and instances as polygons or run lengths.
+"""Write a COCO data set of your own classes: photos, and instances as polygons or run lengths.
 
-Each connected part of a class is an instance, or all parts are one (--parts joined). Polygons are
+Each connected region of a class is an instance, or all are one (--parts joined). Polygons are
 those of COCO's own tools: with --tolerance 0 they give the same mask. A region with holes becomes
-run lengths, since several polygons of an instance are added up; --shape polygon cuts the holes in
-by a bridge instead, for tools that read polygons only. Needs OpenCV and pycocotools.
+run lengths, since COCO takes the union of an instance's polygons; --shape polygon connects holes to
+the outline with a bridge instead, for tools that read only polygons. Needs OpenCV and pycocotools.
 
 Example: vpltool export coco --split train
 
@@ -46,8 +46,8 @@ class Settings(LabellingSettings):
     shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
                                  "unless a region has holes (auto).",
                          choices=("auto", "polygon", "rle"))
-    parts: str = setting("each", "What an instance is; each connected part, or all of a class in a "
-                                 "photo.", choices=("each", "joined"))
+    parts: str = setting("each", "What an instance is; each connected region, or all of a "
+                                 "class in a photo.", choices=("each", "joined"))
     tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
                                     "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 

@@ -1,6 +1,6 @@
 """Write predictions as COCO's results JSON: a region for each class of a photo.
 
-The regions are run lengths, as in COCO's stuff task. Other classes than COCO's are numbered from 1,
+The regions are run lengths, as in COCO's stuff task. Classes other than COCO's are numbered from 1,
 and so are their photos; a second JSON says what the numbers mean. Needs pycocotools.
 
 Example: vpltool export coco-rle --split val

@@ -1,8 +1,8 @@
 """Write annotations for CVAT: its XML 1.1, and the photos.
 
-Each connected part is a mask of its own, holes included, so that the import neither breaks on
-disconnected parts nor loses what lies in a hole. --shape polygon writes polygons, which can be
-dragged; holes are cut in by a bridge. Needs OpenCV.
+Each connected region is its own mask, holes included, so that the import neither breaks on
+disconnected regions nor loses what lies in a hole. --shape polygon writes polygons, which can be
+dragged; holes are connected with a bridge. Needs OpenCV.
 
 Example: vpltool export cvat --split train
 

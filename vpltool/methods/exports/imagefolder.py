@@ -1,8 +1,8 @@
 """Write a data set for Hugging Face `datasets`: an imagefolder with masks.
 
 metadata.jsonl in SPLIT/ names each photo, its mask and its tags; `datasets` gives the columns
-`image` and `mask`. A pixel's value is its class, 0 the background, 255 not said; classes.json names
-the classes.
+`image` and `mask`. A pixel's value is its class, 0 the background, 255 unlabelled; classes.json
+names the classes.
 
 Example: vpltool export imagefolder --split train
 

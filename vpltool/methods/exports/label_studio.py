@@ -1,9 +1,9 @@
 """Write tasks for Label Studio: brush strokes, the labelling configuration, and the photos.
 
-tasks.json has a task a photo, with a stroke for each connected part; config.xml is the labelling
-configuration that shows them. Photos are found by Label Studio's local files, below /data; another
-address is --address. Strokes are predictions, which count once a person has corrected and submitted
-them, or annotations, which count as they are.
+tasks.json has one task per photo, with a stroke for each connected region; config.xml is the
+labelling configuration that shows them. Label Studio serves the photos as local files, below /data;
+--address sets another address. Strokes are predictions, which count once a person has corrected and
+submitted them, or annotations, which count as they are.
 
 Example: vpltool export label-studio --split train
 

@@ -1,7 +1,7 @@
 """Write predictions as plain indexed PNGs, with classes.txt and a palette for paint programs.
 
-A pixel's value is the line of its class in classes.txt, counted from 0, the background; 255 is not
-said. palette.gpl is what GIMP and Krita read. An earlier export of the same name is replaced.
+A pixel's value is the line of its class in classes.txt, counted from 0, the background; 255 is
+unlabelled. palette.gpl is what GIMP and Krita read. An earlier export of the same name is replaced.
 
 Example: vpltool export masks --split val
 """

@@ -1,8 +1,8 @@
 """Write a segmenter as an ONNX file: encoder and decoder in one graph, for photos of any size.
 
-`pixels` (1, 3, H, W) are a photo in RGB, each side rounded up to a multiple of the patch, values in
-[0, 1], less `mean`, over `std`. `logits` (1, classes, 4h, 4w) are for h×w patches; `labels`
-(1, H, W) are the likeliest classes, 0 is the background. The file's metadata says the classes, a
+`pixels` (1, 3, H, W) is a photo in RGB, each side rounded up to a multiple of the patch, values in
+[0, 1], minus `mean`, divided by `std`. `logits` (1, classes, 4h, 4w) are for h×w patches; `labels`
+(1, H, W) are the most likely classes, 0 is the background. The file's metadata gives the classes, a
 palette, mean, std, patch, max_side, licences. With `--int8`, onnxruntime's dynamic quantiser stores
 the weights in a quarter of the space. With `--anylabeling PIXELS`, the input is a square of this
 side with values in [0, 1], the outputs are `regions` and `masks` as those of YOLO26's instance
@@ -70,10 +70,10 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
                    for weight in part.state_dict().values())
     if size > _MOST_BYTES:
-        raise VplError(f"{segmenter.name} with its CLIP is {size / 1e9:.1f} GB; a file of ONNX "
-                       "holds 2", "`export('bundle')` takes any; or train over a smaller CLIP")
+        raise VplError(f"{segmenter.name} with its CLIP is {size / 1e9:.1f} GB; an ONNX file "
+                       "holds 2", "`export('bundle')` has no limit; or train on a smaller CLIP")
     if settings.anylabeling % vision.patch:
-        raise VplError(f"`anylabeling={settings.anylabeling}`: no multiple of the patch, "
+        raise VplError(f"`anylabeling={settings.anylabeling}`: not a multiple of the patch, "
                        f"{vision.patch} pixels",
                        f"`anylabeling={-(-settings.anylabeling // vision.patch) * vision.patch}`")
     with silent():

@@ -1,7 +1,7 @@
 """Write the photos that the segmenter is least sure of, with its masks, for a person to correct.
 
-A folder with photos/ID, masks/ID.png (palette PNGs: the value is the line of the class in
-classes.txt, counted from 0), palette.gpl, review.csv and a README. Corrected masks come back by
+The folder holds photos/ID, masks/ID.png (palette PNGs: the value is the line of the class in
+classes.txt, counted from 0), palette.gpl, review.csv and a README. Import corrected masks with
 prepare --corrections DIR/masks. Photos that were corrected already are left out. An earlier folder
 is replaced, unless its masks have been changed. Uncertainty: Settles, Active Learning Literature
 Survey, 2009.
@@ -61,7 +61,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
-        raise VplError(f"all {len(done)} photos of `{settings.split}` were corrected already",
+        raise VplError(f"all {len(done)} photos of `{settings.split}` have already been corrected",
                        "choose another split: `split='NAME'`")
     unsure = _uncertainties(predictions, photos, settings)
     chosen = dict(sorted(unsure.items(), key=lambda entry: (-entry[1], entry[0]))[:settings.count])
@@ -83,7 +83,7 @@ def _earlier(path: Path) -> tuple[str, ...]:
     if changed:
         raise VplError(f"{len(changed)} masks in {path} were corrected, such as {changed[0].name}",
                        f"`prepare('folder', images='IMAGES', corrections={str(path / 'masks')!r})` "
-                       "takes them; then move the folder away, or choose another: `out='DIR'`")
+                       "imports them; then move the folder away, or choose another: `out='DIR'`")
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
         listed = [row["photo"] for row in csv.DictReader(file)]
     return (*_FILES, *(name for name in listed if not name.endswith(".png")))
@@ -166,15 +166,15 @@ def _readme(settings: Settings, count: int) -> str:
 {count} photos of `{settings.split}`, {how}. review.csv lists them, the least sure first.
 
 1. Open a photo of `photos/` and its mask in `masks/`, which has the same name. A pixel's value is
-   the line of its class in classes.txt, counted from 0: 0 is the background. 255 means "not said",
-   and teaches nothing. palette.gpl has the colours, for GIMP and Krita.
+   the line of its class in classes.txt, counted from 0: 0 is the background. 255 is unlabelled, and
+   is not used for training. palette.gpl has the colours, for GIMP and Krita.
 2. Correct the mask and save it under its name, as a PNG with a palette or with grey values: of the
    photo's size, without smoothing, since values between two classes are other classes.
-3. You need not do all. Masks that nobody changed are left out.
-4. Take them back, with the folder of your photos in place of PHOTOS:
+3. You need not correct all of them. Unchanged masks are left out.
+4. Import them. Replace PHOTOS with the folder of your photos:
 
        vpltool prepare folder PHOTOS --corrections FOLDER/masks
        vpltool update
 
-   FOLDER is this folder. The segmenter then learns from your masks in place of its own.
+   FOLDER is this folder. The segmenter is then trained on your masks instead of its own.
 """

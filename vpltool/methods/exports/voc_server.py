@@ -1,6 +1,6 @@
 """Pack predictions for VOC's server: results/VOC2012/Segmentation/comp6_test_cls/ID.png.
 
-comp6 is the competition with other training data than VOC's own, as CLIP's are. 255 becomes
+comp6 is the competition for methods trained on data other than VOC's, such as CLIP's. 255 becomes
 background, as in eval.
 
 Example: vpltool export voc-server --split test

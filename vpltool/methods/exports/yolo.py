@@ -1,8 +1,8 @@
 """Write a data set for YOLO segmentation: photos, polygons in text files, and data.yaml.
 
 A line is a class, from 0 without the background, and a polygon: `2 0.31 0.42 …`, as shares of the
-width and height. Each connected part is a line. A line cannot hold a hole: the polygon runs to the
-hole, around it and back on the same way. With --tolerance 0, what Ultralytics fills is the same
+width and height. Each connected region is a line. A line cannot hold a hole: the polygon runs to
+the hole, around it and back the same way. With --tolerance 0, what Ultralytics fills is the same
 mask. Needs OpenCV.
 
 Example: vpltool export yolo --split train

@@ -1,4 +1,4 @@
-"""Fully connected CRF with Gaussian edges, by mean field (Krähenbühl and Koltun, NIPS 2011).
+"""Fully connected CRF with Gaussian edges; mean field (Krähenbühl and Koltun, NIPS 2011).
 
 Kernels and weights are CLIP-ES's, or WeCLIP's. By torch, photos of one size are done together on a
 GPU; by Numba or pydensecrf one at a time, each on one core. All give the same labels.
@@ -36,7 +36,7 @@ _COMPILED = 6
 """Labels up to which the loops are compiled beforehand; they are those of all others, too."""
 
 CONFIDENCE = 0.95
-"""Where the stage's `confidence` is not given; source: CLIP-ES, its code."""
+"""Where the stage's `confidence` is not given; source: CLIP-ES, official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Settings(settings.Settings):
     """Settings of the dense CRF."""
 
     preset: str = setting("clip-es", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
-                          metavar="NAME-OR-FILE", record="never", source="CLIP-ES, its code")
+                          metavar="NAME-OR-FILE", record="never", source="CLIP-ES, official code")
     backend: str = setting("auto", "Implementation: auto, numba, torch or pydensecrf. All give the "
                                    "same labels.",
                            choices=("auto", *_PACKAGES), panel=RUNNING, record="never")
@@ -83,7 +83,7 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
     from vpltool.core import crf, crf_loops
 
     if not crf_loops.are_compiled():
-        console.note("compiling the loops of the CRF, once on this machine")
+        console.note("compiling the CRF (once per machine)")
     for count in range(2, min(labels, _COMPILED) + 1):
         crf.mean_field(np.zeros((2, 2, 3), np.uint8), np.full((count, 2, 2), 0.5, np.float32),
                        _kernels(settings.preset), backend="numba")

@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement: scores spread to near pixels of similar colour (AFA, WeCLIP).
+"""Pixel-adaptive refinement: scores spread to nearby pixels of similar colour (AFA, WeCLIP).
 
 From AFA (Ru et al., CVPR 2022), with the constants of WeCLIP's code (Zhang et al., CVPR 2024). A
 pixel's new scores are a weighted mean over 8 neighbours at each of six distances; beyond the border
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 READS = ("photo",)
 
 CONFIDENCE = 0.0
-"""Where the stage's `confidence` is not given; source: WeCLIP, its code."""
+"""Where the stage's `confidence` is not given; source: WeCLIP, official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,15 @@ class Settings(settings.Settings):
     """Settings of PAR."""
 
     iterations: int = setting(20, "Number of iterations.", low=0,
-                              source="WeCLIP, its code")
+                              source="WeCLIP, official code")
     dilations: str = setting("1,2,4,8,12,24", "Distances of the 8 neighbours, in pixels "
                                               "(dilations).",
-                             metavar="LIST", source="WeCLIP, its code")
-    w1: float = setting(0.3, "Width of both kernels, in deviations among the neighbours; smaller: "
-                             "only very similar pixels count.", low=1e-3, source="WeCLIP, its code")
+                             metavar="LIST", source="WeCLIP, official code")
+    w1: float = setting(0.3, "Width of both kernels, in standard deviations of the neighbours; "
+                             "smaller: only very similar pixels count.", low=1e-3,
+                        source="WeCLIP, official code")
     w2: float = setting(0.01, "Weight of the position kernel relative to the colour kernel.", low=0,
-                        source="WeCLIP, its code")
+                        source="WeCLIP, official code")
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
@@ -82,6 +83,6 @@ def _parameters(settings: Settings) -> ParSettings:
     try:
         dilations = parse_dilations(settings.dilations)
     except ValueError:
-        raise VplError(f"`dilations={settings.dilations!r}` is not a list of 20 distances at most, "
-                       "each a whole number from 1 on", "`dilations='1,2,4,8,12,24'`") from None
+        raise VplError(f"`dilations={settings.dilations!r}` is not a list of at most 20 distances, "
+                       "each a whole number of 1 or more", "`dilations='1,2,4,8,12,24'`") from None
     return ParSettings(settings.iterations, dilations, settings.w1, settings.w2)

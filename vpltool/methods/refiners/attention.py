@@ -1,6 +1,6 @@
-"""CLIP's attention, doubly stochastic, squared, in the boxes of each class (CLIP-ES, eq. 5 to 7).
+"""CLIP's doubly stochastic attention, squared, in boxes of each class (CLIP-ES, eq. 5 to 7).
 
-What attends to the object joins it; a map stays inside the boxes of what it shows.
+Patches that attend to the object join it; a CAM stays inside the boxes of its class.
 """
 
 from __future__ import annotations

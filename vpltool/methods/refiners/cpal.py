@@ -1,4 +1,4 @@
-"""Cosine to the context prototypes of a class that suit the photo, moved to it (CPAL, CVPR 2024).
+"""Cosine to the context prototypes that fit the photo, shifted towards it (CPAL, CVPR 2024).
 
 The photo's instance prototype is the mean of the patches that its CAM marks. It chooses the context
 prototypes of its class that are most similar (soft positive neighbours), and they are moved towards
@@ -30,13 +30,13 @@ class Settings(settings.Settings):
     """Settings of the prototype-aware maps."""
 
     instance: float = setting(0.5, "Threshold of the instance, as a share of a CAM's maximum.",
-                              low=0, high=1, source="chosen")
+                              low=0, high=1, source="vpltool")
     neighbours: int = setting(4, "Number of context prototypes per instance; 0: all.", low=0,
-                              metavar="K", source="chosen")
-    tau: float = setting(0.05, "Temperature of their weights.", low=1e-6, source="chosen")
+                              metavar="K", source="vpltool")
+    tau: float = setting(0.05, "Temperature of their weights.", low=1e-6, source="vpltool")
     shift: float = setting(0.5, "How far the prototypes move to the instance; 1: their mean lies "
                                 "on it.",
-                           low=0, high=1, source="chosen")
+                           low=0, high=1, source="vpltool")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

@@ -1,4 +1,4 @@
-"""CLIP's attention between patches that the classes explain alike (CD-CLIP, CVPR 2026).
+"""CLIP's attention between patches with similar class scores (CD-CLIP, CVPR 2026).
 
 Patches get a distribution over the photo's classes and the background rows, by their cosines, each
 row's stretched to [0, 1]. With the Jensen-Shannon divergence JS of two patches, S = softmax((1 −
@@ -31,20 +31,20 @@ READS = ("attention", "patches", "prototypes")
 class Settings(_boxes.BoxSettings):
     """Settings of the divergence affinity."""
 
-    tau: float = setting(0.01, "Temperature of the affinity.", low=1e-6, source="chosen")
-    steps: int = setting(1, "Power of the affinity.", low=1, source="chosen")
+    tau: float = setting(0.01, "Temperature of the affinity.", low=1e-6, source="vpltool")
+    steps: int = setting(1, "Power of the affinity.", low=1, source="vpltool")
     tau_text: float = setting(0.1, "Temperature of the patches' distributions.", low=1e-6,
-                              source="chosen")
+                              source="vpltool")
     classes: str = setting(
         "present", "Classes whose rows are compared, beside the background's: present in the "
                    "photo, or all.",
         choices=("present", "all"), source="CD-CLIP")
     stretch: str = setting("row", "How cosines are stretched to [0, 1]: each row, or all rows "
                                   "together.",
-                           choices=("row", "all"), source="chosen")
+                           choices=("row", "all"), source="vpltool")
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "
-                   "entries.", choices=("product", "entries"), source="chosen")
+                   "entries.", choices=("product", "entries"), source="vpltool")
     mask: str = _boxes.mask("none", "CD-CLIP")
 
 

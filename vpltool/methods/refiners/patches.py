@@ -22,10 +22,10 @@ READS = ("patches",)
 class Settings(BoxSettings):
     """Settings of the random walk."""
 
-    steps: int = setting(1, "Steps of the random walk.", low=1, record="changed", source="chosen")
+    steps: int = setting(1, "Steps of the random walk.", low=1, record="changed", source="vpltool")
     tau: float = setting(0.1, "Temperature of the transitions: the softmax of the cosines / TAU.",
                          low=1e-3, record="changed",
-                         source="chosen on photos20's train-a")
+                         source="vpltool, chosen on photos20's train-a")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

@@ -1,4 +1,4 @@
-"""Softmax of each patch over a photo's regions and what supports them elsewhere (after CorrCLIPv2).
+"""Softmax of each patch over the photo's regions and similar ones elsewhere (after CorrCLIPv2).
 
 A region is the CAM-weighted mean of a photo's patches, one for each tag and one for the rest. For
 each, the 20 most similar regions of the same class in other photos are averaged; the background's
@@ -31,12 +31,12 @@ class Settings(settings.Settings):
 
     neighbours: int = setting(20, "Number of similar regions that are averaged.", low=1,
                               metavar="K",
-                              source="CorrCLIPv2, its code")
+                              source="CorrCLIPv2, official code")
     support: float = setting(0.5, "Weight of the similar regions; the rest is the photo's own "
                                   "region.",
-                             low=0, high=1, source="CorrCLIPv2, its code")
+                             low=0, high=1, source="CorrCLIPv2, official code")
     tau: float = setting(0.025, "Temperature of the softmax.", low=1e-6,
-                         source="CorrCLIPv2, its code: scale 40")
+                         source="CorrCLIPv2, official code: scale 40")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

@@ -4,7 +4,7 @@ As `attention`, with R = S ⊙ mean of the kept A_l in the place of CLIP's mean 
 sigmoid(F·Fᵀ) comes from the decoder's fused features F, A_l is the attention of a block, and kept
 are the blocks whose Σ(S − A_l) is at most the mean of these sums. WeCLIP remakes the labels of each
 crop in the second half of its training; here they are remade for whole photos, with `crf`, and
-`train-decoder --start` goes on from them. The decoder runs without dropout.
+`train-decoder --start` continues from them. The decoder runs without dropout.
 
 Zhang et al., CVPR 2024, and its code.
 """
@@ -32,7 +32,7 @@ class Settings(BoxSettings):
     """Settings of the refining module."""
 
     blocks: int = setting(6, "Last blocks to choose from; WeCLIP: 6 for VOC, 10 for COCO.",
-                          low=1, source="WeCLIP, its code")
+                          low=1, source="WeCLIP, official code")
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:

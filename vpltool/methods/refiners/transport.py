@@ -29,7 +29,7 @@ class Settings(settings.Settings):
 
     background: float = setting(0.4, "Background threshold: patches where all maps are below it "
                                      "are background.", low=0,
-                                high=1, source="chosen")
+                                high=1, source="vpltool")
     alike: float = setting(0.8, "Cosine above which two classes of a photo look alike.", low=-1,
                            high=1, source="DHR, official code")
     epsilon: float = setting(0.1, "Weight of the entropy.", low=0.01, source="DHR, official code")

@@ -9,5 +9,5 @@ from vpltool.settings import setting
 
 def layers(source: str = "") -> Any:
     """Blocks whose output is read."""
-    return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly; default: those "
-                       "stored, or all but the last.", metavar="LIST", source=source)
+    return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly spaced; default: "
+                       "those stored, or all but the last.", metavar="LIST", source=source)

@@ -1,10 +1,10 @@
-"""Fisher's linear discriminant of layers of the frozen CLIP: no steps, one pass over the features.
+"""Fisher's linear discriminant on layers of the frozen CLIP: one pass over the features, no steps.
 
 The network is that of `linear`: an affine map of the tokens of several layers, whose scores are
 averaged over patches that look alike. Here the map is not trained but computed, from the mean token
 of each class and the covariance that all share (Fisher 1936). So there is no learning rate, no
-number of steps and no chance, and it needs fewer photos: a mean is known from few patches, and the
-covariance from all. Patches that are partly of a class count for it by their share.
+number of steps and nothing random, and it needs fewer photos: few patches determine a mean, and
+all patches the covariance. Patches that are partly of a class count for it by their share.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Settings(settings.Settings):
                           source="as `refine --method patches`")
     shrinkage: float = setting(
         0.1, "Shrinkage of the covariance towards a multiple of the identity: more with very few "
-             "photos.", low=1e-6, high=1, source="chosen on photos of six animals")
+             "photos.", low=1e-6, high=1, source="vpltool, chosen on photos of six animals")
     prior: float = setting(
         0.5, "Exponent of the class frequency: 1 is Bayes' rule, 0 treats all classes as equally "
-             "likely.", low=0, source="chosen on photos of six animals")
+             "likely.", low=0, source="vpltool, chosen on photos of six animals")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:

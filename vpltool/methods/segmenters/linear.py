@@ -1,4 +1,4 @@
-"""A linear classifier over layers of the frozen CLIP, with rows of its own for each class.
+"""A linear classifier on layers of the frozen CLIP, with its own weights for each class.
 
 The linear probe of DINOv2 (Oquab et al., TMLR 2024, dense recognition), taught by pseudo masks: one
 affine map of the tokens of several layers side by side, and its scores enlarged bilinearly. DINOv2

@@ -30,11 +30,11 @@ class Settings(settings.Settings):
     """Settings of the decoder."""
 
     tau: float = setting(0.07, "Temperature of the pixel classifier.", low=1e-3,
-                         source="TCL, its code: where its contrast begins; VPL gives none")
-    width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, its code")
+                         source="TCL, official code: where its contrast begins; VPL gives none")
+    width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, official code")
     residual: bool = setting(
         False, "Add the output to CLIP's own patch embeddings: better with few photos or steps.")
-    layers: str = _layers.layers("WeCLIP, its code")
+    layers: str = _layers.layers("WeCLIP, official code")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> Decoder:

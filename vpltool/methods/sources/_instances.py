@@ -58,7 +58,7 @@ def make_masks(
         if not error.stale:
             raise VplError(error.message, "`overwrite=True` replaces it; another workspace folder "
                                           "keeps both") from error
-        # Masks of other annotations are made again: nothing but scores depends on them.
+        # Masks of other annotations are recomputed: nothing but scores depends on them.
         output = open_output(folder, header, ids, update=True)
     output.begin()
     task = _Task(output, replace(outlines, sizes={}, spans={}), overlap, crowd)

@@ -1,8 +1,8 @@
-"""Take photos, splits and tags from a COCO 2014 folder.
+"""Import photos, splits and tags from a COCO 2014 folder.
 
 Tags are the categories of a photo's instances, or those of labels.csv in the folder.
 
-True masks go to ground-truth/ in the workspace; a stopped run goes on.
+True masks go to ground-truth/ in the workspace; the same command continues an interrupted run.
 
 Example: vpltool prepare coco COCO2014
 
@@ -34,8 +34,8 @@ class Settings(settings.Settings):
 
     root: Path = setting(help="The folder that holds train2014, val2014 and annotations.",
                          metavar="ROOT", positional=True)
-    truth: bool = setting(True, "Make true masks of the instances, for eval and show only. Needs "
-                                "pycocotools.")
+    truth: bool = setting(True, "Make true masks from the instances, for eval, show and report "
+                                "only. Needs pycocotools.")
     overlap: str = setting(
         "smallest", "In true masks, where instances overlap: the smallest wins, or pixels of two "
                     "classes are not scored.", choices=("smallest", "ignore"), source="coco2voc",

@@ -1,8 +1,9 @@
-"""Take photos from a folder, tags from a CSV.
+"""Import photos from a folder, and tags from a CSV.
 
-The CSV has the columns id,labels and, if wanted, split; labels are separated by ; or by spaces.
-Classes are the sorted union of the labels unless --classes names them. Without a CSV all photos of
-the folder are taken, without tags: `tag` finds some, and train-groups needs none, but captions.
+The CSV has the columns id,labels and, optionally, split; labels are separated by ; or by spaces.
+Classes are the sorted union of the labels unless --classes names them. Without a CSV,
+all photos of the folder are imported without tags: `tag` can find tags, and train-groups uses
+captions instead of tags.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -33,8 +34,9 @@ class Settings(settings.Settings):
         None, "CSV of tags; columns: id, labels and, optionally, split. Default: the earlier one, "
               "else no photo has a tag.", metavar="FILE.csv")
     untagged: bool = setting(
-        False, "Also take photos that the CSV does not list, without tags.")
-    masks: Path | None = setting(None, "True masks ID.png, for eval and show only.", metavar="DIR")
+        False, "Also import photos that the CSV does not list, without tags.")
+    masks: Path | None = setting(None, "True masks ID.png, for eval, show and report only.",
+                                 metavar="DIR")
     vocabulary: str | None = setting(
         None, "Classes, class words and background words of VOC or COCO.",
         choices=tuple(VOCABULARIES))
@@ -45,9 +47,9 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
     if settings.labels is None and not named and not shared.captioned:
-        raise VplError("there are neither tags nor names of classes",
-                       "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has a "
-                       "class a line, and `tag()` finds which photo shows it")
+        raise VplError("neither tags nor class names are given",
+                       "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has "
+                       "one class per line, and `tag()` tags the photos")
     photos, found, remarks = layouts.read_folder(settings.images, settings.labels, settings.masks,
                                                  classes_known=bool(named),
                                                  untagged=settings.untagged)

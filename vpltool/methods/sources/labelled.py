@@ -1,9 +1,9 @@
-"""Take photos that are labelled already: YOLO, COCO, CVAT, Label Studio, mmsegmentation and others.
+"""Import labelled photos: YOLO, COCO, CVAT, Label Studio, mmsegmentation and others.
 
-The format is found by the files, as for --corrections; tags are the classes of a photo's regions.
-Photos below a folder train, val or test are in that split, others in train. Of val and test the
-masks become the true masks, for eval, show and report only; those of train teach nothing, unless
-they are also given as --corrections.
+The format is detected, as for --corrections; tags are the classes of a photo's regions.
+Photos in a folder train, val or test belong to that split, all others to train. The masks of val
+and test become true masks, for eval, show and report only. The masks of train are not used for
+training unless they are also given as --corrections.
 
 Example: vpltool prepare labelled exports/yolo
 
@@ -56,7 +56,7 @@ class Settings(settings.Settings):
 
     path: Path = setting(help="Folder or file that a labelling tool wrote.", metavar="PATH",
                          positional=True)
-    images: Path | None = setting(None, "Folder of the photos; default: PATH, or where it lies.",
+    images: Path | None = setting(None, "Folder of the photos; default: PATH, or its parent.",
                                   metavar="DIR")
 
 
@@ -66,7 +66,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
     tool = find_reader(settings.path)
     if tool is None:
-        raise VplError(f"{settings.path} is in no format that is known",
+        raise VplError(f"{settings.path} is in no known format",
                        "docs/labelling.md says what each format looks like")
     name, reader = tool
     root = settings.images or (settings.path if settings.path.is_dir() else settings.path.parent)

@@ -1,6 +1,6 @@
-"""Take photos, splits and tags from a VOC2012 folder.
+"""Import photos, splits and tags from a VOC2012 folder.
 
-Splits are the lists in ImageSets/Segmentation, train_aug or trainaug among them. Tags come from
+Splits are the lists in ImageSets/Segmentation, including train_aug or trainaug. Tags come from
 labels.csv beside JPEGImages if there is one, else from the XML, never from masks.
 
 Example: vpltool prepare voc VOCdevkit/VOC2012

@@ -1,8 +1,8 @@
-"""Take photos, captions and tags from WebDataset tars.
+"""Import photos, captions and tags from WebDataset tars.
 
-In a tar the files of one photo follow each other and differ in what is after the first dot:
-0001.jpg; 0001.txt, a caption a line; 0001.json with captions or labels; 0001.cls, a class.
-The photos are unpacked into the workspace; train-groups reads tars as they are, too.
+In a tar, the files of one photo follow each other and differ only after the first dot: 0001.jpg;
+0001.txt, one caption per line; 0001.json with captions or labels; 0001.cls, a class. The photos are
+unpacked into the workspace; train-groups can also read the tars directly.
 
 Example: vpltool prepare webdataset 'tars/{000..009}.tar' --val tars/010.tar
 

@@ -141,7 +141,7 @@ def _scores(setup: Setup, row: Row, seed: int) -> Iterator[tuple[str, float]]:
 
 
 def background_power(threshold: float) -> float:
-    """The power α for which the background score (1 − m)^α is m where maps are cut.
+    """Return the α for which the background score (1 − m)^α equals m at the threshold.
 
     So the CRF begins with the labels that the threshold gives to a photo of one class.
 

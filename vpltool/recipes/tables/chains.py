@@ -59,7 +59,7 @@ class Chains:
         source: the workspace that the photos come from; its features may serve.
         protocol: what all rows share.
         made: calls, spelled for a shell, and what they returned.
-        failed: what photos failed in which stage; the others went on.
+        failed: what photos failed in which stage; the others were processed.
         stored: splits that were asked for, and the features of `source` that serve, if any.
     """
 
@@ -100,7 +100,7 @@ class Chains:
         if line in self.made:
             return self.made[line]
         console.note(f"  {line}")
-        # The protocol is that of an earlier run; what it made of other inputs is made again.
+        # The protocol is that of an earlier run; what it made of other inputs is recomputed.
         again = {"update": True} if "update" in known else {}
         try:
             result = getattr(self.work, found.function_name)(**values, **again)

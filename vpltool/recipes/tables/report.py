@@ -83,16 +83,16 @@ def _quick(chains: Chains) -> str:
 
 
 def _why(chains: Chains) -> str:
-    """Why these numbers are not those of another run over the same photos."""
+    """Return why these numbers differ from those of another run on the same photos."""
     method = str(values_of(chains.settings("cam"))["method"])
     alpha = float(chains.setting("eval", "alpha"))
     cut = (f"where the text's score best on `{chains.protocol.cut}`" if chains.protocol.cut
            else f"where (1 - max)^{alpha:g}, the background's score, is the higher one" if alpha
            else "where they score best")
     return (f"Only numbers of one protocol can be compared. Here CAMs are made by `{method}`"
-            f"{', refined,' if chains.refines else ''} and cut {cut}. A recipe makes and cuts "
-            "them as its own lines say, such as dense CAMs cut at 0.32 in the README's ladder: so "
-            "row I of two ladders differs for the same photos and the same CLIP.\n")
+            f"{', refined,' if chains.refines else ''} and cut {cut}. A recipe has its "
+            "own method and threshold, such as dense CAMs at 0.32 in the README: so row I of two "
+            "ablations differs for the same photos and the same CLIP.\n")
 
 
 def format_cell(cell: Cell, digits: int = 3) -> str:

@@ -58,7 +58,7 @@ def unmasked(chains: Chains, split: str) -> int:
 
 
 def table3(chains: Chains) -> Iterator[Row]:
-    """The ladder of components."""
+    """The ablation of components."""
     split = chains.split
     text = chains.cams(chains.text(), split)
     yield _row("I text CAM", 63.3, [seed_score(chains, text, split)])
@@ -67,10 +67,10 @@ def table3(chains: Chains) -> Iterator[Row]:
         mask_score(chains, chains.masks(cams, split), split)), split)
     yield _row("II vision CAM", 68.2, seeds)
     yield _row("III II + CRF", 71.3, masks)
-    ladder: tuple[tuple[str, float, float | None, bool], ...] = (
+    steps: tuple[tuple[str, float, float | None, bool], ...] = (
         ("IV decoder", 75.5, 0.0, False), ("V IV + RSC", 77.2, None, False),
         ("VI V + CRF at test", 78.5, None, True))
-    for title, paper, rsc, crf in ladder:
+    for title, paper, rsc, crf in steps:
         yield _row(title, paper, [prediction_score(chains, chains.segmenter(seed, rsc), crf=crf)
                                   for seed in chains.seeds])
 

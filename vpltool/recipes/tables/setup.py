@@ -68,7 +68,7 @@ def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
 def keep_protocol(path: Path, protocol: Protocol) -> None:
     """Write down the protocol of a folder; if one is there, check that it is the same.
 
-    Otherwise what a first run made would be made again under a second protocol, file by file.
+    Otherwise what a first run made would be recomputed under a second protocol, file by file.
 
     Raises:
         OtherSettings: the folder was made under another one.
