@@ -180,7 +180,7 @@ def test_an_onnx_file_that_runs(reader: Reader) -> None:
     photo = sorted(Path("photos").iterdir())[1]
     shutil.copyfile(photo, "photo.jpg")
     exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
-    told = reader.run("-C", WORK, "predict", photo, "--decoder", "segmenter", "--max-side", 512,
+    told = reader.run("-C", WORK, "predict", photo, "--decoder", "segmenter",
                       "--out", "torch.png")
     assert told.code == 0, told.err
     with Image.open("labels.png") as ours, Image.open("torch.png") as theirs:

@@ -71,8 +71,8 @@ class Segmenter:
                 default: as the workspace around it says, or as its header names them.
             device: auto, cpu, cuda or cuda:N.
             precision: fp32, bf16, fp16 or auto, for the CLIP; groups compute in fp32.
-            max_side: longer photos are scaled down to this first; 0: never; default: what the
-                bundle says, 1024 for a decoder.
+            max_side: longer photos are scaled down to this first; 0: never; default: as in
+                training.
             threshold: of groups: where all classes stay below, there is background.
             prompts: of groups: prompts of the words, a name or a file.
 
@@ -125,13 +125,14 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
     from vpltool.core.segment import segment
     from vpltool.parallel.device import find_device, find_precision
     from vpltool.stages._running import load_trained
+    from vpltool.stages._segmenters import side_of
 
     where = find_device(device)
     dtype = find_precision(precision, where, console.warn)
     trained = load_trained(path, named, where)
     encoder, network = trained.encoder, trained.network
     vision = encoder.vision.to(dtype)
-    side = trained.header.facts.get("max_side", 1024) if max_side is None else max_side
+    side = side_of(trained.header) if max_side is None else max_side
 
     def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),

@@ -68,7 +68,7 @@ def test_there_and_back(form: str, work: Path, run: Run) -> None:
     path = exported(run, work, form, *AS_SUBMITTED.get(form, ()))
     result = take_back(work, path)
     assert result.code == 0, result.err
-    assert "6 corrected masks are imported; 6 in total" in result.err
+    assert "6 corrected masks are imported, 6 in total" in result.err
     wanted, found = masks_of(work / "masks/drawn/train"), masks_of(work / "corrections")
     assert wanted.keys() == found.keys() and "sub/scene0" in found
     for key, labels in wanted.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,9 +177,25 @@ def test_eval_without_true_masks(copied: Path, run: Run) -> None:
     path = copied / "work/images.jsonl"
     lines = [json.loads(line) | {"mask": None} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = run("eval", "--split", "train", work=copied / "work")
+    result = run("eval", "--split", "train", "--what", "cams/text", work=copied / "work")
     assert result.code == 1
     assert "has a true mask" in result.lines("error:")[0]
+    assert result.lines("hint:") == ["--masks DIR of prepare names a folder of true masks"]
+    masks = run("eval", "--split", "train", "--what", "masks/text-refined", work=copied / "work")
+    hint, = masks.lines("hint:")
+    line = hint.partition(" compares")[0]
+    assert line.endswith("eval --what masks/text-refined --split train --against tags")
+    assert run(*shlex.split(line)[1:], work=copied / "work").code == 0
+
+
+def test_eval_names_a_split_with_true_masks(copied: Path, run: Run) -> None:
+    path = copied / "work/images.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["mask"] = line["mask"] if "val" in line["splits"] else None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("eval", "--split", "train", work=copied / "work")
+    assert result.lines("hint:") == ["--split val has true masks"]
 
 
 def test_true_mask_of_another_size(copied: Path, run: Run) -> None:
@@ -205,6 +222,23 @@ def test_scores_side_by_side(copied: Path, run: Run) -> None:
     assert len(table) == 4
     assert all(line.startswith("|") and line.endswith("|") for line in table)
     assert run("scores", "one=scores/none.json", work=work).code == 1
+
+
+def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    assert "--against tags" in run("scores", work=work).lines("hint:")[0]
+    call = ("eval", "--split", "train", "--what", "masks/text-refined")
+    assert run(*call, "--against", "tags", work=work).code == 0
+    alone = run("scores", work=work).out.splitlines()
+    assert alone[0].split() == ["against", "tags", "split", "photos", "precision", "recall", "F1"]
+    mean = json.loads((work / "scores/masks-text-refined-train-tags.json").read_text())["mean"]
+    assert alone[1].split()[-1] == f"{100 * mean['f1']:.1f}"
+    assert run(*call, work=work).code == 0
+    both = run("scores", work=work).out
+    assert both.split("\n\n")[1].splitlines() == alone
+    assert "mIoU" in both.split("\n\n")[0]
+    mixed = run("scores", "x=scores/masks-text-refined-train*.json", work=work)
+    assert "against masks and tags" in mixed.lines("error:")[0]
 
 
 def test_inspect_knows_every_file(ready: Path, run: Run) -> None:
@@ -481,7 +515,7 @@ def test_show_of_predictions_of_new_photos(layered: Path, tmp_path: Path, tiny_c
         made = run("predict", *images, "--workers", 0, work=work)
         assert made.code == 0, made.err
     shown = {}
-    for name, rows in (("predictions/tiny/holiday", 3), ("predictions/tiny/photos", 2),
+    for name, rows in (("predictions/tiny/holiday", 3), ("predictions/tiny/files", 2),
                        (tmp_path / "elsewhere", 3)):
         result = run("show", name, "--split", "val", work=work)
         assert result.code == 0, result.err

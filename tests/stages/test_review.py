@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,17 @@ def test_corrected_masks_are_not_lost_and_not_asked_for_again(work: Path, run: R
     write_with(path, labels, text["vpltool"])
     lost = run(*REVIEW, work=work)
     assert lost.code == 1
-    assert "1 masks in" in lost.lines("error:")[0]
-    assert "--corrections" in lost.lines("hint:")[0]
-    taken = run("prepare", "folder", work.parent / "photos", "--corrections", folder / "masks",
-                work=work)
+    assert "1 mask in" in lost.lines("error:")[0]
+    line, = (line.strip() for line in (folder / "README.md").read_text().splitlines()
+             if "--corrections" in line)
+    assert lost.lines("hint:")[0].startswith(
+        f"vpltool {line.split(maxsplit=3)[3]} imports")
+    taken = run(*shlex.split(line)[3:], work=work)
     assert taken.code == 0, taken.err
+    assert "1 corrected mask is imported, 1 in total" in taken.err
+    assert taken.err.strip().endswith("update trains on them")
+    # Its masks are in the workspace now, so nothing is lost.
+    assert run(*REVIEW, work=work).code == 0
     assert [mask.stem for mask in (work / "corrections").iterdir()] == [first[1]]
     assert run(*TRAIN, "--name", "tiny", "--corrected-times", 3, "--overwrite", work=work).code == 0
     assert run("predict", "--decoder", "tiny", "--split", "train", "--overwrite",

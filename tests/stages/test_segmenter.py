@@ -13,6 +13,7 @@ import pytest
 from conftest import TRAIN, Run, copy_workspace, save_clip
 from PIL import Image
 
+from vpltool import Segmenter
 from vpltool.formats import read_tensors, write_tensors
 
 PREDICT = ("predict", "--decoder", "tiny", "--workers", 0)
@@ -135,7 +136,7 @@ def test_a_broken_photo_among_them(broken: bytes, run: Run, work: Path, holiday:
     assert len(result.lines("error:")) == 1
     assert "1 of 2" in result.lines("error:")[0]
     assert "hill" in result.lines("error:")[0]
-    folder = work / "predictions/tiny/photos"
+    folder = work / "predictions/tiny/files"
     assert {key: label.shape for key, label in labels(folder).items()} == {"sea": (30, 52)}
     first = (folder / "sea.png").stat().st_mtime_ns
     (holiday / "hill.png").write_bytes(whole)
@@ -290,9 +291,30 @@ def test_folders_are_added_to(run: Run, work: Path, holiday: Path, tmp_path: Pat
     assert "flip was False, now True" in refused.lines("error:")[0]
 
 
+def test_two_folders_of_one_name_keep_their_masks(run: Run, work: Path, holiday: Path,
+                                                  tmp_path: Path) -> None:
+    """Each has a photo `sea`; single files go to a folder of their own."""
+    assert run(*PREDICT, holiday, work=work).code == 0
+    before = mtimes(work / "predictions/tiny/holiday")
+    other = tmp_path / "other/holiday"
+    other.mkdir(parents=True)
+    shutil.copy(holiday / "hill.png", other / "sea.png")
+    refused = run(*PREDICT, other, work=work)
+    assert refused.code == 1
+    assert "holds the masks of" in refused.lines("error:")[0]
+    assert "which also has a photo sea" in refused.lines("error:")[0]
+    assert run(*PREDICT, other / "sea.png", work=work).code == 0
+    assert mtimes(work / "predictions/tiny/holiday") == before
+    # What else would be deleted is said.
+    assert run(*PREDICT, holiday / "hill.png", work=work).code == 0
+    refused = run(*PREDICT, holiday / "hill.png", "--flip", work=work)
+    assert refused.lines("hint:") == [
+        "--overwrite replaces it and deletes 1 file of other photos; --out DIR keeps both"]
+
+
 def test_a_photo_of_the_same_name_is_another_photo(run: Run, work: Path, holiday: Path) -> None:
     assert run(*PREDICT, holiday / "sea.jpg", holiday / "hill.png", work=work).code == 0
-    folder = work / "predictions/tiny/photos"
+    folder = work / "predictions/tiny/files"
     first = mtimes(folder)
     assert run(*PREDICT, holiday / "day 2/sea.jpeg", work=work).code == 0
     assert labels(folder)["sea"].shape == (9, 70)
@@ -389,11 +411,11 @@ def test_features_of_another_size_do_not_serve(option: str, value: object, run: 
     name = option.removeprefix("--").replace("-", "_")
     refused = run(*PREDICT, "--source", "features", work=work)
     assert refused.code == 1
-    assert f"is of {name} {value}" in refused.lines("error:")[0]
+    assert f"was made with {option} {value}, not {option} " in refused.lines("error:")[0]
     result = run(*PREDICT, "--out", tmp_path / "auto", work=work)
     assert result.code == 0, result.err
     assert manifest(tmp_path / "auto")["header"]["options"]["source"] == "photos"
-    assert f"is of {name} {value}" in result.err
+    assert f"was made with {option} {value}" in result.err
     # Asked for that size, they do.
     asked = ("--scales", 2) if name == "scale" else ("--max-side", 32)
     for source in ("features", "photos"):
@@ -404,6 +426,21 @@ def test_features_of_another_size_do_not_serve(option: str, value: object, run: 
                                                         else ([1], 32))
     first, second = labels(tmp_path / "features"), labels(tmp_path / "photos")
     assert all((first[key] == second[key]).mean() > 0.98 for key in SIZES)
+
+
+def test_photos_are_seen_at_the_size_of_the_training(run: Run, work: Path, tmp_path: Path) -> None:
+    made = run("extract", "--split", "train", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers", "--max-side", 32, "--overwrite", work=work)
+    assert made.code == 0, made.err
+    assert run(*TRAIN, "--name", "small", work=work).code == 0
+    call = ("predict", "--decoder", "small", "--workers", 0, "--source", "photos")
+    assert run(*call, "--out", tmp_path / "same", work=work).code == 0
+    assert manifest(tmp_path / "same")["header"]["options"]["max_side"] == 32
+    decoder, photo = work / "decoder/small.safetensors", work.parent / "photos/scene6.png"
+    own, same, large = (Segmenter.load(decoder, max_side=side)(photo) for side in (None, 32, 0))
+    assert (own.probabilities == same.probabilities).all()
+    assert (own.probabilities != large.probabilities).any()
+    assert (own.labels == labels(tmp_path / "same")["scene6"]).all()
 
 
 def test_features_without_patches_serve_a_decoder_that_reads_none(run: Run, work: Path) -> None:

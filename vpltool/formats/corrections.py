@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from vpltool.formats.labels import identity_of_labels, read_labels
-from vpltool.formats.storage import describe
+from vpltool.formats.storage import describe, short_path
+from vpltool.formats.workspace import Workspace
 
 FOLDER = "corrections"
 """Where they are in the workspace."""
@@ -22,6 +24,31 @@ def corrections_of(work: Path, ids: Iterable[str]) -> dict[str, Path]:
         return {}
     paths = {key: folder / f"{key}.png" for key in ids}
     return {key: path for key, path in paths.items() if path.is_file()}
+
+
+def import_call(workspace: Workspace, masks: Path | str) -> str:
+    """Return the call that imports corrected masks, for a hint."""
+    return f"`prepare('folder', images={_images(workspace)!r}, corrections={str(masks)!r})`"
+
+
+def import_line(workspace: Workspace, masks: Path) -> str:
+    """Return the shell command that imports corrected masks, from the current folder."""
+    return shlex.join(["vpltool", "-C", short_path(workspace.path), "prepare", "folder",
+                       _images(workspace), "--corrections", short_path(masks)])
+
+
+def _images(workspace: Workspace) -> str:
+    """The folder of the photos; a placeholder if another source than `folder` listed them."""
+    alike = all(Path(photo.image).with_suffix("").as_posix() == photo.id
+                for photo in workspace.photos())
+    return short_path(workspace.path / workspace.root) if alike else "IMAGES"
+
+
+def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
+    """Tell whether a workspace holds a corrected mask with the labels of a file."""
+    held = corrections_of(workspace.path, [photo_id]).get(photo_id)
+    return held is not None and (identity_of_labels(read_labels(held))
+                                 == identity_of_labels(read_labels(path)))
 
 
 def is_edited(path: Path) -> bool:

@@ -209,7 +209,7 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
 
 def find_folder(
     work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
-    hint: str, preferred: Iterable[str] = (),
+    hint: str, preferred: Iterable[str] = (), full: bool = False,
 ) -> InputFolder:
     """Find the per-photo folder that a command reads.
 
@@ -222,6 +222,7 @@ def find_folder(
         kinds: the accepted kinds.
         hint: command that makes one.
         preferred: NAMEs to try if `what` is empty.
+        full: whether, if `what` is empty, masks without unlabelled pixels are preferred.
 
     Raises:
         VplError: there is none, or only one of another kind, or several to choose from.
@@ -244,7 +245,8 @@ def find_folder(
             raise VplError(f"{work / folder} holds several for the split `{split}`: "
                            f"{', '.join(chosen)}", f"name one, such as {folder}/{chosen[0]}")
         if chosen:
-            return open_input(work / folder / chosen[0] / split, kinds, hint)
+            name = f"{chosen[0]}-full" if full and f"{chosen[0]}-full" in names else chosen[0]
+            return open_input(work / folder / name / split, kinds, hint)
     raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
 
 

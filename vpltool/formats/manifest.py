@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
@@ -153,6 +153,14 @@ def files_of(path: Path, suffix: str) -> Iterator[Path]:
         elif (entry.name.endswith(suffix) and entry.name != MANIFEST
               and not entry.name.startswith(".part-")):
             yield entry
+
+
+def and_others(path: Path, kind: str, ids: Collection[str]) -> str:
+    """Say how many files of other photos than `ids` are deleted with a folder; empty if none."""
+    suffix = KINDS[kind].suffix
+    known = {f"{key}{suffix}" for key in ids}
+    others = sum(file.relative_to(path).as_posix() not in known for file in files_of(path, suffix))
+    return f" and deletes {counted(others, 'file', 'files')} of other photos" if others else ""
 
 
 def clear_folder(path: Path, kept: Collection[Path]) -> None:

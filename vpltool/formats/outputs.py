@@ -18,6 +18,7 @@ from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
     UPDATE_HINT,
+    and_others,
     clear_folder,
     files_of,
     header_of,
@@ -312,8 +313,8 @@ def open_output(
             raise OtherSettings(
                 f"{path} was made with other settings: "
                 f"{'; '.join(difference(header, found, path))}",
-                (UPDATE_HINT if stale else "")
-                + "`overwrite=True` replaces it; `out='DIR'` keeps both", stale=stale)
+                (UPDATE_HINT if stale else "") + f"`overwrite=True` replaces it"
+                f"{and_others(path, found.kind, ids)}; `out='DIR'` keeps both", stale=stale)
         else:
             known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
             before = content.get("own", {})

@@ -10,7 +10,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.stages._group_predict import check_words, named_workspace
 from vpltool.stages._running import stand_in_workspace
-from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
+from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header, side_of
 
 if TYPE_CHECKING:
     from vpltool.stages.predict import PredictSettings
@@ -58,7 +58,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     check_words(settings, header, file)
     words = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
     workspace.check_classes(header, file)
-    return Chosen(workspace, settings, file, header, scales, words)
+    return Chosen(workspace, _sized(settings, header), file, header, scales, words)
 
 
 def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: list[float]
@@ -68,10 +68,15 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
     if not settings.images:
         raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
                        f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
-    if "max_side" not in settings.given:
-        settings = replace(settings, max_side=header.facts["max_side"])
     workspace = stand_in_workspace(path, header.model, header.facts["classes"])
-    return Chosen(workspace, settings, bundle, header, scales, workspace)
+    return Chosen(workspace, _sized(settings, header), bundle, header, scales, workspace)
+
+
+def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
+    """Have photos scaled down as in training, unless a side is given."""
+    if settings.max_side is not None:
+        return settings
+    return replace(settings, max_side=side_of(header))
 
 
 def parse_scales(choice: str) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import (
     Header,
     Photo,
@@ -22,7 +22,7 @@ from vpltool.formats import (
     read_labels,
     write_labels,
 )
-from vpltool.formats.corrections import FOLDER, is_edited
+from vpltool.formats.corrections import FOLDER, import_call, is_edited
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,8 +94,10 @@ def take_corrections(workspace: Workspace,
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
         write_labels(folder / f"{key}.png", labels(), header)
-    console.note(f"{len(found)} corrected masks are imported; {len(list(folder.rglob('*.png')))} "
-                 "in total; `train_decoder()` trains on them")
+    trained = any((workspace.path / "decoder").glob("*.safetensors"))
+    console.note(f"{counted(len(found), 'corrected mask is', 'corrected masks are')} imported, "
+                 f"{len(list(folder.rglob('*.png')))} in total; "
+                 f"{'`update()`' if trained else '`train_decoder()`'} trains on them")
     return [folder]
 
 
@@ -118,8 +120,8 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
             raise VplError(
                 f"{path} was imported when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
-                "correct it again, or move it away; `prepare('folder', images='IMAGES', "
-                "corrections='DIR')` imports masks of the current classes")
+                f"correct it again, or move it away; {import_call(workspace, 'DIR')} imports masks "
+                "of the current classes")
 
 
 def check_mask(path: Path, photo: Path, classes: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import glob
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.datasets.layouts import named_photos
+from vpltool.errors import VplError
 from vpltool.formats import identity_of_file
+from vpltool.formats.manifest import MANIFEST, header_of, joined_manifest
+from vpltool.formats.storage import short_path
 from vpltool.parallel.threads import in_threads
 
 _THREADS = 8
@@ -19,7 +23,7 @@ class NamedPhotos:
     """Photos that belong together.
 
     Args:
-        name: of their folder; `photos` for single files.
+        name: of their folder; `files` for single files.
         paths: id to path; an id is the file's name below the folder, without suffix.
         images: what was named: the folder, or the files.
     """
@@ -45,8 +49,35 @@ def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
     groups: dict[str, list[Path]] = {}
     for path in images:
         own = path.resolve().name if path.is_dir() and not together else ""
-        groups.setdefault(own or "photos", []).append(path)
+        groups.setdefault(own or "files", []).append(path)
     return [NamedPhotos(name, named_photos(members), members) for name, members in groups.items()]
+
+
+def check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path) -> None:
+    """Check that photos of one folder do not replace the masks of another one's.
+
+    Photos of a second folder of the same name are added, unless both have photos of one name.
+
+    Args:
+        masks: where they go.
+        images: what is named; only a single folder is checked.
+        ids: its photos.
+        base: folder that paths in headers are relative to.
+
+    Raises:
+        VplError: `masks` holds the mask of a photo of another folder, which still exists.
+    """
+    manifest = masks / MANIFEST
+    if len(images) != 1 or not images[0].is_dir() or not manifest.exists():
+        return
+    before = header_of(joined_manifest(masks, "predict"), manifest).sources.get("images", "")
+    other = base / before
+    if not before or not other.is_dir() or other.samefile(images[0]):
+        return
+    for key in ids:
+        if (masks / f"{key}.png").exists() and any(other.glob(f"{glob.escape(key)}.*")):
+            raise VplError(f"{masks} holds the masks of {short_path(other)}, which also has a "
+                           f"photo {key}", "`out='DIR'` keeps both")
 
 
 def photo_identities(paths: Mapping[str, Path]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.stages._segmenters import read_segmenter
+from vpltool.stages._segmenters import read_segmenter, side_of
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ class Running(Protocol):
         """Processes that read photos."""
 
     @property
-    def max_side(self) -> int:
-        """Longer photos are scaled down to this first; 0: never."""
+    def max_side(self) -> int | None:
+        """Longer photos are scaled down to this first; 0: never; None: as in training."""
 
     @property
     def flip(self) -> bool:
@@ -206,6 +206,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     trained = load_trained(decoder, workspace, device)
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
+    side = side_of(trained.header) if settings.max_side is None else settings.max_side
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():
@@ -220,7 +221,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
 
     batches = load_batches(
         list(paths.items()),
-        PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), settings.max_side),
+        PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
     return run_batches(batches, segment_batch, smaller_side_hint)

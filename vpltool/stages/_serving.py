@@ -10,7 +10,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.stages import _inputs
-from vpltool.stages._segmenters import reads_of
+from vpltool.stages._segmenters import reads_of, side_of
 
 
 class FeatureChoice(Protocol):
@@ -33,8 +33,8 @@ class FeatureChoice(Protocol):
         """Whether to see photos mirrored, too."""
 
     @property
-    def max_side(self) -> int:
-        """Longer photos are scaled down to this first; 0: never."""
+    def max_side(self) -> int | None:
+        """Longer photos are scaled down to this first; 0: never; None: as in training."""
 
 
 def serving_features(workspace: Workspace, header: Header, settings: FeatureChoice,
@@ -76,9 +76,11 @@ def _reason_against_features(header: Header, features: InputFolder, settings: Fe
     reads, layers = reads_of(header)
     if len(scales) > 1 or settings.flip:
         return "stored features are of one scale, not mirrored"
-    for name, wanted in (("scale", scales[0]), ("max_side", settings.max_side)):
+    side = side_of(header) if settings.max_side is None else settings.max_side
+    for name, wanted in (("scale", scales[0]), ("max_side", side)):
         if held[name] != wanted:
-            return f"{features.path} is of {name} {held[name]}, not {wanted}"
+            return (f"{features.path} was made with `{name}={held[name]}`, not "
+                    f"`{name}={wanted}`")
     if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
             and ("patches" not in reads or held.get("patches", "block") == "block")):
         return f"{features.path} lacks layers or patches that the decoder reads"

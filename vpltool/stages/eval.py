@@ -108,13 +108,25 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
         raise VplError(f"no photo of `{split}` has a true mask",
-                       "choose another split: `split='train'`; or prepare with `masks='DIR'`")
+                       _without_masks(workspace, source, split))
     if len(photos) < total:
         console.warn(f"{total - len(photos)} of {total} photos have no true mask and are skipped")
     tally = count_pixels(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
+
+
+def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str:
+    """Say what can be scored where no photo of a split has a true mask."""
+    others = sorted({name for photo in workspace.photos() if photo.mask for name in photo.splits})
+    if others:
+        return f"`split='{others[0]}'` has true masks"
+    own = "`masks='DIR'` of prepare names a folder of true masks"
+    if source.kind == "cams":
+        return own
+    return (f"`eval(what='{source.kind}/{source.name}', split='{split}', against='tags')` "
+            f"compares with the tags; {own}")
 
 
 def _written(workspace: Workspace, settings: EvalSettings, report: dict[str, Any], name: str

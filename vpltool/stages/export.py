@@ -80,10 +80,12 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Any) ->
     split = values_of(settings)["split"]
     _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
     photos = workspace.photos(split)
+    kinds = (("predictions",) if getattr(method, "EXPORTS", "") == "predictions"
+             else ("predictions", "masks"))
     source = find_folder(
-        workspace.path, ("predictions", "masks"), settings.what, split, ("predictions", "masks"),
-        f"`predict(split={split!r})`",
-        preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")])
+        workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
+        preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
+        full=getattr(method, "FULL", False))
     workspace.check_classes(source.header, source.path)
     _check_complete(source, photos, split)
     path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"

@@ -31,7 +31,12 @@ from vpltool.stages._group_predict import (
     without_effect,
     write_maps,
 )
-from vpltool.stages._named_photos import NamedPhotos, find_photos, photo_identities
+from vpltool.stages._named_photos import (
+    NamedPhotos,
+    check_same_folder,
+    find_photos,
+    photo_identities,
+)
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._running import Segmented, from_features, from_photos
 from vpltool.stages._serving import serving_features
@@ -70,8 +75,9 @@ class PredictSettings(GroupSettings):
         off="--labels-only", record="never")
     overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")
-    max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
-                            metavar="PIXELS")
+    max_side: int | None = setting(
+        None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
+        metavar="PIXELS")
     device: str = options.device()
     precision: str = options.precision()
     batch_size: int = options.batch_size(4)
@@ -92,7 +98,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """Segment photos, which need no tags; write palette PNGs at the photo's own size.
 
     Photos of a split go to predictions/NAME/SPLIT, those of a folder to
-    predictions/NAME/FOLDER, single ones to predictions/NAME/photos; later
+    predictions/NAME/FOLDER, single files to predictions/NAME/files; later
     ones are added.
 
     Example: vpltool predict --split val --scales 1,0.75 --flip
@@ -227,8 +233,10 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.path.stem, work.settings
-    folders = {settings.out or base / "predictions" / name / task.name:
-               _make_header(work, task, "predictions")}
+    masks = settings.out or base / "predictions" / name / task.name
+    if not settings.overwrite:
+        check_same_folder(masks, task.images, task.paths, base)
+    folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images):
         more = ["probabilities"] if settings.probabilities else []
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []

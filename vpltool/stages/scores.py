@@ -33,8 +33,16 @@ STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), write
               settings=ScoresSettings, begins=True)
 
 
+_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "masks": {"miou": "mIoU", "foreground": "foreground", "accuracy": "accuracy"},
+    "tags": {"precision": "precision", "recall": "recall", "f1": "F1"}}
+"""What was compared with: key of a score to the title of its column."""
+
+
 def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
     """Compare scores in one table; several runs as mean and standard deviation.
+
+    Scores against tags, which have other columns, are in a second table.
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 
@@ -43,7 +51,8 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
         settings: which scores.
 
     Returns:
-        title, split, photos and scores of each row; scores are lists, one of each file.
+        title, split, photos, what was compared with, and scores of each row; scores are lists, one
+        of each file.
 
     Raises:
         VplError: a file is missing or holds no scores, there is no workspace to look into, or a
@@ -53,10 +62,12 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
     if not rows:
         # `gap` writes there, too.
         rows = [str(file) for file in sorted((path / "scores").glob("*.json"))
-                if read_json(file, "`eval()`").get("kind") == "scores"]
+                if read_json(file, "`eval()`").get("kind") in ("scores", "agreement")]
         if not rows:
             open_workspace(path)
-            raise VplError(f"no scores in {path / 'scores'}", "`eval()` writes them")
+            raise VplError(f"no scores in {path / 'scores'}",
+                           "`eval(split='SPLIT')` writes those of photos with true masks; "
+                           "`eval(split='SPLIT', against='tags')` those of others")
     table = [_row(path, row) for row in rows]
     if settings.out is not None:
         with atomic_path(settings.out) as temporary:
@@ -65,28 +76,32 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
 
 
 def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
-    """Format the rows as a table; in Markdown where that is asked for."""
-    cells = [["", "split", "photos", "mIoU", "foreground", "accuracy"]]
-    cells += [[row["title"], row["split"], str(row["photos"]),
-               *(_format(row[key]) for key in ("miou", "foreground", "accuracy"))] for row in table]
-    return format_table(cells, markdown=values.get("markdown", False))
+    """Format the rows as a table, or one for each thing compared with; in Markdown if asked for."""
+    tables = []
+    for against, columns in _COLUMNS.items():
+        rows = [row for row in table if row["against"] == against]
+        cells = [["" if against == "masks" else f"against {against}", "split", "photos",
+                  *columns.values()]]
+        cells += [[row["title"], row["split"], str(row["photos"]),
+                   *(_format(row[key]) for key in columns)] for row in rows]
+        if rows:
+            tables.append(format_table(cells, markdown=values.get("markdown", False)))
+    return "\n\n".join(tables)
 
 
 def _row(work: Path, row: str) -> dict[str, Any]:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
     found = [_read(work, name) for pattern in names for name in _matching(work, pattern)]
-    kinds = {(entry["split"], entry["photos"]) for entry in found}
+    kinds = {(entry["against"], entry["split"], entry["photos"]) for entry in found}
     if len(kinds) > 1:
-        raise VplError(f"`{row}` mixes scores of several splits or numbers of photos",
-                       "one row for each")
-    foreground = [[value for name, value in entry["iou"].items()
-                   if name != "background" and value is not None] for entry in found]
-    return {
-        "title": title if equals else f"{found[0]['what']}", "split": found[0]["split"],
-        "photos": found[0]["photos"], "miou": [entry["miou"] for entry in found],
-        "foreground": [sum(values) / max(len(values), 1) for values in foreground],
-        "accuracy": [entry["accuracy"] for entry in found]}
+        raise VplError(f"`{row}` mixes scores of several splits or numbers of photos"
+                       + (", and against masks and tags" if len({kind[0] for kind in kinds}) > 1
+                          else ""), "one row for each")
+    ((against, split, photos),) = kinds
+    return {"title": title if equals else f"{found[0]['what']}", "split": split, "photos": photos,
+            "against": against, **{key: [entry[key] for entry in found]
+                                   for key in _COLUMNS[against]}}
 
 
 def _matching(work: Path, pattern: str) -> list[str]:
@@ -97,15 +112,24 @@ def _matching(work: Path, pattern: str) -> list[str]:
 
 
 def _read(work: Path, name: str) -> dict[str, Any]:
+    """Read the scores of a file under the keys of `_COLUMNS`."""
     path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
     content = read_json(path, "`eval()` writes scores")
+    if content.get("kind") == "agreement":
+        return {**content, **content["mean"]}
     if content.get("kind") != "scores":
         raise VplError(f"{path} holds no scores", "`eval()` writes them")
-    return content
+    foreground = [value for name, value in content["iou"].items()
+                  if name != "background" and value is not None]
+    return {**content, "against": "masks",
+            "foreground": sum(foreground) / max(len(foreground), 1)}
 
 
-def _format(values: list[float]) -> str:
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    if len(values) == 1:
+def _format(values: list[float | None]) -> str:
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return "-"
+    mean = f"{100 * statistics.fmean(numbers):.1f}"
+    if len(numbers) == 1:
         return mean
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(numbers):.1f}"

@@ -153,7 +153,9 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     if not _is_done(target, header, settings, masks, ids):
         facts = {"segmenter": settings.method, "config": network.config,
                  "reads": list(network.reads), "classes": list(workspace.classes),
-                 "normalise": workspace.normalise}
+                 "normalise": workspace.normalise,
+                 "max_side": (frozen.features.header.options.get("max_side", 1024)
+                              if frozen.features else settings.max_side)}
         seen = _masks.repeated(masks, ids, settings.corrected_times)
         data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())

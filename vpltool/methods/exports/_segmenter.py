@@ -15,8 +15,9 @@ from vpltool.settings import setting
 class SegmenterSettings(settings.Settings):
     """Settings of every export of a segmenter."""
 
-    max_side: int = setting(1024, "Longer photos are scaled down to this side first; 0: never. As "
-                                  "in training.", low=0, metavar="PIXELS")
+    max_side: int | None = setting(
+        None, "Longer photos are scaled down to this side first; 0: never; default: as in "
+              "training.", low=0, metavar="PIXELS")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
                                "CLIP's.", metavar="NAME")
 
@@ -29,7 +30,8 @@ def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -
     return {
         "classes": list(segmenter.classes),
         "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
-        "max_side": settings.max_side,
+        "max_side": (segmenter.header.facts.get("max_side", 1024) if settings.max_side is None
+                     else settings.max_side),
         "licence": {"segmenter": settings.licence or "not stated",
                     "clip": licence_of(model) or "not known: ask whoever published it"}}
 

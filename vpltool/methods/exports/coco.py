@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 READS = ()
 SUFFIX = "-coco"
+FULL = True
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 READS = ()
 SUFFIX = "-cvat"
+FULL = True
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 READS = ()
 SUFFIX = "-label-studio"
+FULL = True
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 """Suffixes of photos that browsers show."""

@@ -15,16 +15,25 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options, settings
-from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, Photo, open_input
+from vpltool.errors import VplError, counted
+from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
 from vpltool.formats.archives import write_folder
-from vpltool.formats.corrections import PIXELS, corrections_of, is_edited
+from vpltool.formats.corrections import (
+    PIXELS,
+    corrections_of,
+    import_call,
+    import_line,
+    is_edited,
+    is_imported,
+)
+from vpltool.formats.storage import short_path
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
 
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 
 READS = ()
 SUFFIX = "-review"
+EXPORTS = "predictions"
 
 _LIST = "review.csv"
 _FILES = (_LIST, "README.md", "classes.txt", "palette.gpl")
@@ -57,7 +67,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
         VplError: there are no probabilities beside the predictions, all photos were corrected
             already, or the folder holds corrected masks.
     """
-    marks = _earlier(path)
+    marks = _earlier(predictions.workspace, path)
     done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
@@ -67,23 +77,28 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     chosen = dict(sorted(unsure.items(), key=lambda entry: (-entry[1], entry[0]))[:settings.count])
     if len(chosen) < settings.count:
         console.warn(f"there are only {len(chosen)} photos to review")
-    write_folder(path, _members(predictions, photos, chosen, settings), marks)
+    write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
+    console.note(f"correct masks in {path / 'masks'}; then "
+                 f"{import_call(predictions.workspace, path / 'masks')}, and `update()`")
     return [path]
 
 
-def _earlier(path: Path) -> tuple[str, ...]:
+def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
     """Files, besides PNGs, of the earlier folder that is to be replaced.
 
     Raises:
-        VplError: masks in it were corrected, and would be lost.
+        VplError: masks in it were corrected and not imported, and would be lost.
     """
     if not (path / _LIST).is_file():
         return _FILES
-    changed = [mask for mask in sorted((path / "masks").rglob("*.png")) if is_edited(mask)]
+    masks = path / "masks"
+    changed = [mask for mask in sorted(masks.rglob("*.png")) if is_edited(mask) and not is_imported(
+        workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
     if changed:
-        raise VplError(f"{len(changed)} masks in {path} were corrected, such as {changed[0].name}",
-                       f"`prepare('folder', images='IMAGES', corrections={str(path / 'masks')!r})` "
-                       "imports them; then move the folder away, or choose another: `out='DIR'`")
+        raise VplError(f"{counted(len(changed), 'mask', 'masks')} in {path} had been corrected and "
+                       f"not imported, such as {changed[0].name}",
+                       f"{import_call(workspace, masks)} imports corrected masks; or choose "
+                       "another folder: `out='DIR'`")
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
         listed = [row["photo"] for row in csv.DictReader(file)]
     return (*_FILES, *(name for name in listed if not name.endswith(".png")))
@@ -114,8 +129,8 @@ def _probabilities(predictions: Predictions, settings: Settings) -> InputFolder:
     path = work / "probabilities" / predictions.name / settings.split
     if not (path / "artifact.json").exists():
         raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
-                       f"`predict(decoder='NAME', split={settings.split!r})` stores them; or "
-                       "`by='random'`")
+                       f"`predict(decoder={predictions.name!r}, split={settings.split!r})` stores "
+                       "them; or `by='random'`")
     return open_input(path, ("probabilities",))
 
 
@@ -124,7 +139,7 @@ def _read(folder: InputFolder, photo: Photo) -> Tensor:
 
 
 def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[str, float],
-             settings: Settings) -> Iterator[tuple[str, bytes]]:
+             settings: Settings, path: Path) -> Iterator[tuple[str, bytes]]:
     from vpltool.formats.labels import gimp_palette, identity_of_labels, png_bytes
 
     workspace = predictions.workspace
@@ -132,7 +147,7 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
     known = {photo.id: photo for photo in photos}
     yield "classes.txt", "".join(f"{name}\n" for name in names).encode()
     yield "palette.gpl", gimp_palette(predictions.name, names)
-    yield "README.md", _readme(settings, len(chosen)).encode()
+    yield "README.md", _readme(workspace, settings, len(chosen), path).encode()
     yield _LIST, _listed(chosen, known).encode()
     for key in chosen:
         yield _name_of(known[key]), workspace.image_path(known[key]).read_bytes()
@@ -157,7 +172,7 @@ def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo]) -> str:
     return table.getvalue()
 
 
-def _readme(settings: Settings, count: int) -> str:
+def _readme(workspace: Workspace, settings: Settings, count: int, path: Path) -> str:
     how = {"entropy": "those that the segmenter is least sure of (mean entropy)",
            "margin": "those that the segmenter is least sure of (mean margin)",
            "random": "chosen at random"}[settings.by]
@@ -171,10 +186,10 @@ def _readme(settings: Settings, count: int) -> str:
 2. Correct the mask and save it under its name, as a PNG with a palette or with grey values: of the
    photo's size, without smoothing, since values between two classes are other classes.
 3. You need not correct all of them. Unchanged masks are left out.
-4. Import them. Replace PHOTOS with the folder of your photos:
+4. Import them, and train again, in the folder {Path.cwd()}:
 
-       vpltool prepare folder PHOTOS --corrections FOLDER/masks
-       vpltool update
+       {import_line(workspace, path / "masks")}
+       {shlex.join(["vpltool", "-C", short_path(workspace.path), "update"])}
 
-   FOLDER is this folder. The segmenter is then trained on your masks instead of its own.
+   The segmenter is then trained on your masks instead of its own.
 """

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 READS = ()
 SUFFIX = "-yolo"
+FULL = True
 
 TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of photos that Ultralytics and we both take."""
