@@ -16,6 +16,7 @@ from conftest import Run
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, find_folder, finish_all, open_input, open_output
+from vpltool.formats.manifest import again
 from vpltool.formats.outputs import OutputFolder
 from vpltool.shell import to_shell
 
@@ -314,3 +315,16 @@ def test_features_that_lack_a_tensor_are_refused_before_anything_is_written(
     assert result.lines("hint:") == [
         f"vpltool extract --split train --keep patches,{lacking} --overwrite"]
     assert before == {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+
+
+@pytest.mark.parametrize(("command", "options", "sources", "call"), [
+    ("crf", {"method": "densecrf", "split": "train"}, {"what": "cams/seeds-0-dense/train"},
+     "`crf(method='densecrf', split='train', what='cams/seeds-0-dense')`"),
+    ("refine", {"split": "val"}, {"cams": "cams/text/val", "features": "features/val"},
+     "`refine(split='val', cams='cams/text')`"),
+    ("predict", {"split": "val"}, {"decoder": "decoder/segmenter.safetensors"},
+     "`predict(split='val', decoder='segmenter')`"),
+    ("extract", {"split": "train"}, {}, "`extract(split='train')`")])
+def test_the_call_names_what_it_reads(command: str, options: dict[str, str],
+                                      sources: dict[str, str], call: str) -> None:
+    assert again(Header(kind="cams", command=command, options=options, sources=sources)) == call

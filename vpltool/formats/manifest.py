@@ -140,6 +140,12 @@ def again(header: Header, shard: str = "") -> str:
     """Return the call that makes an artifact again, or resumes it; or only a shard of it."""
     used = [f"{key}={header.options[key]!r}" for key in ("prototypes", "method", "split")
             if header.options.get(key)]
+    split = f"/{header.options.get('split', '')}"
+    # Of several inputs a command would not know which.
+    used += [f"{key}={header.sources[key].removesuffix(split)!r}" for key in ("cams", "what")
+             if key in header.sources]
+    if "decoder" in header.sources:
+        used.append(f"decoder={Path(header.sources['decoder']).stem!r}")
     used += [f"shard={shard!r}"] if shard else []
     return f"`{header.command.replace('-', '_')}({', '.join(used)})`"
 

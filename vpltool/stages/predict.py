@@ -39,6 +39,7 @@ from vpltool.stages._named_photos import (
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._running import Segmented, from_features, from_photos
+from vpltool.stages._segmenters import side_of
 from vpltool.stages._serving import serving_features
 
 
@@ -259,7 +260,11 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=work.header.model, skip=skip, options=options)
     images = [_inputs.relative_path(path, workspace.path) for path in task.images]
-    call = {key: value for key, value in header.call.items() if key not in ("images", "classes")}
+    # The same call finds the side of the training again.
+    implied = ({"max_side"} - settings.given
+               if settings.max_side == side_of(work.header) else set())
+    call = {key: value for key, value in header.call.items()
+            if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
         sources["classes"] = _inputs.relative_path(settings.classes, workspace.path)
