@@ -234,7 +234,7 @@ def find_folder(
         for path in paths:
             if (path / "artifact.json").exists():
                 return open_input(path, kinds, hint)
-        raise VplError(f"no {' or '.join(kinds)} called `{what}` for the split `{split}`",
+        raise VplError(f"no {_any_of(kinds)} called `{what}` for the split `{split}`",
                        _near_folder(work, kind_folders, what, split) or hint)
     for folder in kind_folders:
         names = _names(work / folder, split)
@@ -247,7 +247,12 @@ def find_folder(
         if chosen:
             name = f"{chosen[0]}-full" if full and f"{chosen[0]}-full" in names else chosen[0]
             return open_input(work / folder / name / split, kinds, hint)
-    raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
+    raise VplError(f"no {_any_of(kinds)} for the split `{split}` in {work}", hint)
+
+
+def _any_of(kinds: Sequence[str]) -> str:
+    """Name kinds of results in words: cams, masks or predictions."""
+    return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
