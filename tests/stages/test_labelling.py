@@ -355,3 +355,13 @@ def test_photos_that_nobody_looked_at_are_left_out(work: Path, run: Run) -> None
     assert result.code == 0
     assert "1 photo has tags, but no region, and is skipped" in " ".join(result.lines("warning:"))
     assert "scene2" not in masks_of(work / "corrections")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_without_255_take_the_full_masks(form: str, copied: Path, run: Run) -> None:
+    result = run("export", form, "--split", "train", "--photos", "none", work=copied / "work")
+    assert result.code == 0, result.err
+    assert not result.lines("warning:")
+    name = Path(result.out.strip()).name
+    assert name.startswith("text-refined-train" if form in KEEPS_IGNORED else
+                           "text-refined-full-train")
