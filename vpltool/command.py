@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -19,7 +20,7 @@ from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
-from vpltool.parameters import setting_parameter, switch_parameter
+from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
 from vpltool.settings import described
@@ -113,7 +114,11 @@ class _StageCommand(TyperCommand):
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
         _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
-        return super().parse_args(ctx, take_help_topic(ctx, args)[0])
+        try:
+            return super().parse_args(ctx, take_help_topic(ctx, args)[0])
+        except Exception as error:
+            name_numbers(error)
+            raise
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
@@ -195,6 +200,8 @@ def _check_values(ctx: Any, args: list[str], command: Any) -> None:
     known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
     for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
         if flag not in known:
+            if near := difflib.get_close_matches(flag, known, n=1, cutoff=0.85):
+                ctx.fail(f"{flag} is no option of run; did you mean `{near[0]}`?")
             ctx.fail(f"{flag} is no option of run; values of a recipe are written NAME=VALUE, "
                      f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
+from vpltool.shell import program
 
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _VALUE = re.compile(r"(\w+)\s*=\s*([^#]*?)\s*(?:#\s*(.*))?$")
@@ -84,6 +85,16 @@ class Recipe:
     values: tuple[Value, ...]
     body: tuple[Line | Block, ...]
 
+    @property
+    def name(self) -> str:
+        """What `vpltool run` takes: the name of one that comes with vpltool, else its file."""
+        return self.path.stem if self.path.parent == Path(__file__).parent else str(self.path)
+
+    def missing(self, given: Mapping[str, str]) -> list[Value]:
+        """The values that must be given and are not."""
+        return [value for value in self.values
+                if value.default is None and not given.get(value.name)]
+
     def filled(self, given: Mapping[str, str], work: Path) -> dict[str, str]:
         """Name to value, defaults filled in, and the workspace folder as `work`.
 
@@ -94,12 +105,13 @@ class Recipe:
         for name in given:
             if name not in known:
                 raise VplError(f"{self.path.stem} has no value `{name}`", near_name(name, known))
-        missing = [value for value in self.values
-                   if value.default is None and not given.get(value.name)]
-        if missing:
-            usage = " ".join(f"{value.name}=…" for value in self.values if value.default is None)
+        if missing := self.missing(given):
+            words = {value.name: "…" for value in missing} | dict(given)
+            usage = [shlex.quote(f"{name}={value}") if value != "…" else f"{name}=…"
+                     for name, value in words.items() if value]
+            line = shlex.join([*program(work), "run", self.name])
             raise VplError(f"{self.path.stem} needs {missing[0].name}=… ({missing[0].about})",
-                           f"vpltool run {self.path.stem} {usage}")
+                           " ".join([line, *usage]))
         return {"work": str(work)} | {
             value.name: given.get(value.name, value.default or "") for value in self.values}
 
