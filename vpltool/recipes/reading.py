@@ -7,6 +7,9 @@
     if new                # lines up to `end` run where the value is not empty
     vpltool predict $new
     end
+    if held not 0         # as above, and where it is not this word
+    vpltool eval --split val
+    end
     unless tags           # lines up to `end` run where it is empty
     vpltool tag
     end
@@ -58,7 +61,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`)."""
+    """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`).
+
+    Args:
+        line: that opens it.
+        name: of the value.
+        words: of `each`; or the word that counts as empty, of `if NAME not WORD`.
+        body: its lines.
+    """
 
     line: Line
     name: str
@@ -189,7 +199,8 @@ def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...],
                 raise VplError(f"{path}:{row.number}: `{row.text}` is never closed",
                                "add a line: end")
             rows = rows[1:]
-            name, words = (each[1], each[2]) if each else (row.text.partition(" ")[2].strip(), "")
+            name, _, words = ((each[1], "", each[2]) if each else
+                              row.text.partition(" ")[2].strip().partition(" not "))
             found.append(Block(row, name, words, body))
         elif row.text.startswith(("vpltool ", "say ")):
             found.append(row)
@@ -222,7 +233,8 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
             words = _fill(item.words, values, path, item.line).split()
             yield Rounds(item.name, tuple(words), tuple(
                 tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
-        elif bool(_fill(f"${item.name}", values, path, item.line)) != item.runs_where_empty:
+        elif (_fill(f"${item.name}", values, path, item.line)
+              in ("", item.words)) == item.runs_where_empty:
             yield from _steps(path, item.body, values)
 
 
