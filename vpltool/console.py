@@ -170,6 +170,30 @@ def warn(message: str) -> None:
     _listeners[-1].warn(message)
 
 
+_guided: list[bool] = []
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Leave out advice while the block runs: a recipe takes the next step by itself."""
+    _guided.append(True)
+    try:
+        yield
+    finally:
+        _guided.pop()
+
+
+def advise(message: str, say: Callable[[str], None] = note) -> None:
+    """Say which command comes next, unless a recipe is at work.
+
+    Args:
+        message: names the command.
+        say: `note`, or `warn`.
+    """
+    if not _guided:
+        say(message)
+
+
 def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
     """Show how far a piece of work has come.
 

@@ -118,7 +118,8 @@ def _run_step(job: Job, step: Step) -> None:
     console.note(f"  {line}")
     call = parse_line(step.words, job.preset)
     try:
-        result = run_call(call, job.work)
+        with console.without_advice():
+            result = run_call(call, job.work)
     except PhotosFailed as error:
         # Of photos that failed before, enough has been said.
         if not error.photos or set(error.photos) - job.failed.keys():
