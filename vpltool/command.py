@@ -20,6 +20,7 @@ from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
 from vpltool.errors import PhotosFailed, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
+from vpltool.parallel.signals import check_interrupts
 from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
@@ -211,7 +212,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
-    listener = console.Terminal(quiet=quiet,
+    listener = console.Terminal(quiet=quiet, check=check_interrupts,
                                 rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)

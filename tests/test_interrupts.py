@@ -1,0 +1,85 @@
+"""Ctrl-C at any time: while the program is imported, and where Python or a library drops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+import vpltool
+
+IMPORTING = """
+import runpy, sys
+
+class Stop:
+    def find_spec(self, name, *_rest):
+        if name == {name!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Stop())
+{start}
+"""
+
+
+@pytest.mark.parametrize("start", ["runpy.run_module('vpltool', run_name='__main__')",
+                                   "from vpltool.__main__ import main; main()"])
+@pytest.mark.parametrize("name", ["vpltool.cli", "typer", "vpltool.parallel.signals"])
+def test_during_the_imports_it_is_one_line(name: str, start: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING.format(name=name, start=start)], check=False,
+        capture_output=True, text=True, env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["error: interrupted; finished results are kept",
+                                        "hint: run the same command again to continue"]
+
+
+def interrupt_and_drop() -> None:
+    """What a bare `except` in a library does with Ctrl-C."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001
+        return
+
+
+def test_dropped_before_the_work_it_ends_the_work(run: Run, copied: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    from vpltool.parallel.device import find_device
+
+    def find(name: str) -> object:
+        interrupt_and_drop()
+        return find_device(name)
+
+    monkeypatch.setattr("vpltool.parallel.device.find_device", find)
+    result = run("extract", "--overwrite", "--workers", 0, work=copied / "work")
+    assert result.code == 130
+    assert result.lines("error:") == ["interrupted; finished results are kept"]
+    assert not list((copied / "work/features/train").glob("scene5*"))
+
+
+def test_what_a_half_imported_library_raises_is_not_shown(
+        run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> str:
+        interrupt_and_drop()
+        raise AttributeError("module 'numpy' has no attribute 'multiply'")
+
+    monkeypatch.setattr("vpltool.commands.status.show", fail)
+    result = run("status", work=ready / "work")
+    assert result.code == 130
+    assert "numpy" not in result.err
+
+
+def test_dropped_at_the_end_the_exit_code_tells(run: Run, ready: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(*_args: object) -> str:
+        interrupt_and_drop()
+        return "all"
+
+    monkeypatch.setattr("vpltool.commands.status.show", show)
+    assert run("status", work=ready / "work").code == 130
+    monkeypatch.undo()
+    assert run("status", work=ready / "work").code == 0, "the next command is another one"
