@@ -1,4 +1,4 @@
-"""Ctrl-C at any time: while the program is imported, and where Python or a library drops it."""
+"""Ctrl-C at any time, also where Python or a library drops it; and a reader that goes away."""
 
 from __future__ import annotations
 
@@ -83,3 +83,30 @@ def test_dropped_at_the_end_the_exit_code_tells(run: Run, ready: Path,
     assert run("status", work=ready / "work").code == 130
     monkeypatch.undo()
     assert run("status", work=ready / "work").code == 0, "the next command is another one"
+
+
+def exit_code_without_reader(work: Path, *words: str, stderr_too: bool) -> int:
+    """Exit code of a command whose output nobody reads any more, as behind `| head`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "vpltool", "-C", str(work), *words], check=False, stdout=write,
+        stderr=write if stderr_too else subprocess.DEVNULL,
+        env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    os.close(write)
+    return done.returncode
+
+
+def test_work_that_stops_since_its_reader_has_gone_is_not_done(copied: Path) -> None:
+    recipe = copied / "maps.recipe"
+    recipe.write_text("# Maps.\nvpltool cam --method dense\n")
+    work = copied / "work"
+    assert exit_code_without_reader(work, "run", str(recipe), stderr_too=True) == 1
+    assert not (work / "cams/text-dense").exists()
+    assert exit_code_without_reader(work, "cam", "--method", "dense", stderr_too=True) == 1
+
+
+@pytest.mark.parametrize("words", [("status",), ("eval", "--what", "cams/text", "--split", "val")])
+def test_only_printing_into_a_closed_pipe_is_no_failure(words: tuple[str, ...], copied: Path
+                                                        ) -> None:
+    assert exit_code_without_reader(copied / "work", *words, stderr_too=False) == 0

@@ -14,7 +14,7 @@ from vpltool.command import Globals, stage_command
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
-from vpltool.errors import VplError, explain
+from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.parallel.signals import (
     interrupt_at_sigterm,
@@ -126,7 +126,7 @@ def main() -> None:
         if stop.code == 130 or (not stop.code and was_interrupted()):
             _interrupted()
         if _reader_is_gone(stop):
-            sys.exit(0)
+            sys.exit(1 if isinstance(stop.__context__, ReaderGone) else 0)
         raise
     except Exception as error:
         # A library that Ctrl-C has left half imported may fail in any way.

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from vpltool import console
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
-from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parallel.signals import check_interrupts
 from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
@@ -216,14 +216,17 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
                                 rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)
-        if record:
-            assert shared.preset is not None
-            console.note(_preset_note(found, shared.preset, values))
         try:
+            if record:
+                assert shared.preset is not None
+                console.note(_preset_note(found, shared.preset, values))
             result = run_stage(found, shared.work, values, given=given, preset=record)
         except PhotosFailed as error:
             _print(found, error.result, as_json, values)
             raise
+        except BrokenPipeError as error:
+            # The work has stopped; a pipe that is closed while results are printed is no failure.
+            raise ReaderGone(*error.args) from error
         except VplError as error:
             error.message = to_shell(error.message, found.name, shared.work)
             error.hint = to_shell(error.hint, found.name, shared.work)

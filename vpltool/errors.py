@@ -48,6 +48,10 @@ class PhotosFailed(VplError):
         self.photos = tuple(photos)
 
 
+class ReaderGone(BrokenPipeError):
+    """Whoever reads our output has closed it before the work was done, as in `2>&1 | head`."""
+
+
 class OtherSettings(VplError):
     """A file or folder is there already, made with other settings than those asked for now.
 

@@ -42,6 +42,7 @@ def remember_interrupts() -> Iterator[None]:
     Python drops what is raised in a destructor, some of which run at every import, and libraries
     drop it by a bare `except`. So whoever runs for long calls `check_interrupts` now and then.
     """
+    _come.clear()
     if not in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -50,7 +51,6 @@ def remember_interrupts() -> Iterator[None]:
         _come.append(number)
         raise KeyboardInterrupt
 
-    _come.clear()
     signal.signal(signal.SIGINT, note)
     try:
         yield
