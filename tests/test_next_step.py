@@ -152,3 +152,27 @@ def test_a_damaged_record_of_a_recipe(text: str, run: Run, copied: Path) -> None
 def test_the_workspace_is_named_behind_the_advice(run: Run, copied: Path) -> None:
     assert run(work=copied / "work").out.splitlines()[-1] == (
         f"Results: vpltool -C {copied / 'work'} status. All commands: vpltool --help")
+
+
+@pytest.mark.parametrize("command", [(), ("status",), ("extract",)])
+def test_a_workspace_of_a_near_name(command: tuple[str, ...], run: Run, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work/photos").mkdir(parents=True)
+    (tmp_path / "work/photos/workspace.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    result = run("-C", "work/photo", *command)
+    assert result.code == 1
+    assert result.lines("hint:") == ["did you mean `vpltool -C work/photos COMMAND`?"]
+
+
+@pytest.mark.parametrize("command", [(), ("status",), ("extract",), ("demo",),
+                                     ("prepare", "folder", "photos", "--labels", "tags.csv"),
+                                     ("run", "own-photos", "photos=photos", "tags=tags.csv")])
+def test_a_file_is_no_workspace(command: tuple[str, ...], run: Run, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path, draw_scenes())
+    monkeypatch.chdir(tmp_path)
+    result = run("-C", "tags.csv", *command)
+    assert result.code == 1
+    assert result.lines("error:") == ["tags.csv is a file; a workspace is a folder"]
+    assert result.lines("hint:") == ["name the workspace folder, as in `vpltool -C DIR COMMAND`"]

@@ -16,6 +16,7 @@ from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
+from vpltool.formats.whereabouts import check_folder, near_workspace
 from vpltool.parallel.signals import (
     interrupt_at_sigterm,
     remember_interrupts,
@@ -82,8 +83,15 @@ def _global_options(
 
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
-    """Print the next command in a workspace, or elsewhere all commands."""
+    """Print the next command in a workspace, or elsewhere all commands.
+
+    Raises:
+        VplError: another workspace is meant.
+    """
+    check_folder(work)
     if not (work / "workspace.json").exists():
+        if near := near_workspace(work):
+            raise VplError(f"no workspace in {work}", near)
         print(ctx.get_help())
         raise typer.Exit(2)
     from vpltool.next_step import advice
