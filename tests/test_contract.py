@@ -128,6 +128,14 @@ def test_an_unknown_option_is_a_usage_error(line: str, run: Run) -> None:
     assert "--no-such-option" in result.err
 
 
+@pytest.mark.parametrize("name", [name for name, found in COMMANDS.items()
+                                  if found.stage.subcommands])
+def test_a_group_alone_lists_its_commands(name: str, run: Run) -> None:
+    result = run(name)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == run(name, "--help").out
+
+
 def test_an_unknown_command_is_a_usage_error(run: Run) -> None:
     assert run("no-such-command").code == 2
 

@@ -96,3 +96,83 @@ def test_elsewhere_it_lists_the_commands(run: Run, tmp_path: Path,
     result = run()
     assert result.code == 2
     assert result.out.strip() == run("--help").out.strip()
+
+
+@pytest.fixture
+def begun(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace in which a recipe was interrupted after its first step."""
+    from vpltool.formats import OutputFolder
+
+    (copied / "maps.recipe").write_text(
+        "# Maps.\nphotos = ?\ncut = 0.4\nvpltool prepare folder $photos\nvpltool cam --split train"
+        " --method dense\nvpltool eval --what cams/text-dense --split train --threshold $cut\n")
+
+    def stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(copied)
+    with monkeypatch.context() as patched:
+        patched.setattr(OutputFolder, "write_tensors", stop)
+        line = ("run", "maps.recipe", "photos=photos", "cut=0.3", "--jobs", 1)
+        assert run(*line, work=Path("work")).code == 130
+    return copied
+
+
+def test_an_interrupted_recipe_comes_first(run: Run, begun: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    why, words = line_of(run, Path("work"))
+    assert why == "the recipe maps.recipe is not finished:"
+    assert words == ["run", "maps.recipe", "photos=photos", "cut=0.3", "--jobs", "1"]
+    assert str(begun) not in (begun / "work/recipe.json").read_text()
+    monkeypatch.chdir(begun / "work")
+    assert line_of(run, begun / "work")[1][1:3] == ["../maps.recipe", "photos=../photos"]
+    result = run(*line_of(run, begun / "work")[1], work=begun / "work")
+    assert result.code == 0, result.err
+    assert line_of(run, begun / "work")[1][0] == "train-decoder", "as without a recipe"
+
+
+def test_a_first_step_that_fails_is_no_recipe_at_work(run: Run, begun: Path) -> None:
+    before = (begun / "work/recipe.json").read_bytes()
+    (begun / "other").mkdir()
+    assert run("run", "maps.recipe", "photos=other", work=begun / "work").code == 1
+    assert (begun / "work/recipe.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"recipe": 1}',
+                                  '{"recipe": "x", "done": false, "words": [1]}',
+                                  '{"recipe": "x", "done": false, "words": 1}'])
+def test_a_damaged_record_of_a_recipe(text: str, run: Run, copied: Path) -> None:
+    (copied / "work/recipe.json").write_text(text)
+    result = run(work=copied / "work")
+    assert result.code == 1
+    assert "recipe.json" in result.lines("error:")[0]
+    assert "delete" in result.lines("hint:")[0]
+
+
+def test_the_workspace_is_named_behind_the_advice(run: Run, copied: Path) -> None:
+    assert run(work=copied / "work").out.splitlines()[-1] == (
+        f"Results: vpltool -C {copied / 'work'} status. All commands: vpltool --help")
+
+
+@pytest.mark.parametrize("command", [(), ("status",), ("extract",)])
+def test_a_workspace_of_a_near_name(command: tuple[str, ...], run: Run, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work/photos").mkdir(parents=True)
+    (tmp_path / "work/photos/workspace.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    result = run("-C", "work/photo", *command)
+    assert result.code == 1
+    assert result.lines("hint:") == ["did you mean `vpltool -C work/photos COMMAND`?"]
+
+
+@pytest.mark.parametrize("command", [(), ("status",), ("extract",), ("demo",),
+                                     ("prepare", "folder", "photos", "--labels", "tags.csv"),
+                                     ("run", "own-photos", "photos=photos", "tags=tags.csv")])
+def test_a_file_is_no_workspace(command: tuple[str, ...], run: Run, tmp_path: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path, draw_scenes())
+    monkeypatch.chdir(tmp_path)
+    result = run("-C", "tags.csv", *command)
+    assert result.code == 1
+    assert result.lines("error:") == ["tags.csv is a file; a workspace is a folder"]
+    assert result.lines("hint:") == ["name the workspace folder, as in `vpltool -C DIR COMMAND`"]

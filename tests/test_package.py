@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
                      if name.endswith("entry_points.txt"))
     assert held == wanted
     assert {"vpltool/py.typed", "vpltool/demo/clip/open_clip_model.safetensors"} <= held
-    assert "vpltool = vpltool.cli:main" in points
+    assert "vpltool = vpltool.__main__:main" in points
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,14 @@ from vpltool.command import Globals, stage_command
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
-from vpltool.errors import VplError, explain
+from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
+from vpltool.formats.whereabouts import check_folder, near_workspace
+from vpltool.parallel.signals import (
+    interrupt_at_sigterm,
+    remember_interrupts,
+    was_interrupted,
+)
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
 from vpltool.stages import find_stages
@@ -77,8 +83,15 @@ def _global_options(
 
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
-    """Print the next command in a workspace, or elsewhere all commands."""
+    """Print the next command in a workspace, or elsewhere all commands.
+
+    Raises:
+        VplError: another workspace is meant.
+    """
+    check_folder(work)
     if not (work / "workspace.json").exists():
+        if near := near_workspace(work):
+            raise VplError(f"no workspace in {work}", near)
         print(ctx.get_help())
         raise typer.Exit(2)
     from vpltool.next_step import advice
@@ -110,22 +123,25 @@ def main() -> None:
     0 done; 1 something the user can fix; 2 usage; 130 interrupted (the next run goes on).
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
-    from vpltool.parallel.signals import interrupt_at_sigterm
-
     try:
-        with interrupt_at_sigterm():
+        with interrupt_at_sigterm(), remember_interrupts():
             build_app()(prog_name="vpltool")
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
-        # Typer turns Ctrl-C into this exit code by itself, without a word.
-        if stop.code == 130:
+        # Typer turns Ctrl-C into this exit code by itself, without a word. What follows the
+        # command in a script must not run if Ctrl-C was dropped, even if all its work was done.
+        if stop.code == 130 or (not stop.code and was_interrupted()):
             _interrupted()
         if _reader_is_gone(stop):
-            sys.exit(0)
+            sys.exit(1 if isinstance(stop.__context__, ReaderGone) else 0)
         raise
-    except (VplError, OSError, RuntimeError, MemoryError) as error:
-        shown = explain(error)
+    except Exception as error:
+        # A library that Ctrl-C has left half imported may fail in any way.
+        if was_interrupted():
+            _interrupted()
+        shown = (explain(error) if isinstance(error, (VplError, OSError, RuntimeError, MemoryError))
+                 else None)
         if shown is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
         rank, count = rank_of_process()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -17,9 +18,10 @@ from typer.core import TyperCommand
 from vpltool import console
 from vpltool.command_group import CommandGroup, MadeOnce
 from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
-from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
-from vpltool.parameters import setting_parameter, switch_parameter
+from vpltool.parallel.signals import check_interrupts
+from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
 from vpltool.settings import described
@@ -113,7 +115,11 @@ class _StageCommand(TyperCommand):
             _check_values(ctx, args, self)
         # Now that the method's options are known: crf's own preset is one of them.
         _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
-        return super().parse_args(ctx, take_help_topic(ctx, args)[0])
+        try:
+            return super().parse_args(ctx, take_help_topic(ctx, args)[0])
+        except Exception as error:
+            name_numbers(error)
+            raise
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
@@ -195,6 +201,8 @@ def _check_values(ctx: Any, args: list[str], command: Any) -> None:
     known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
     for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
         if flag not in known:
+            if near := difflib.get_close_matches(flag, known, n=1, cutoff=0.85):
+                ctx.fail(f"{flag} is no option of run; did you mean `{near[0]}`?")
             ctx.fail(f"{flag} is no option of run; values of a recipe are written NAME=VALUE, "
                      f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
@@ -204,18 +212,21 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: d
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
-    listener = console.Terminal(quiet=quiet,
+    listener = console.Terminal(quiet=quiet, check=check_interrupts,
                                 rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
         record = _preset_record(shared.preset, found, values)
-        if record:
-            assert shared.preset is not None
-            console.note(_preset_note(found, shared.preset, values))
         try:
+            if record:
+                assert shared.preset is not None
+                console.note(_preset_note(found, shared.preset, values))
             result = run_stage(found, shared.work, values, given=given, preset=record)
         except PhotosFailed as error:
             _print(found, error.result, as_json, values)
             raise
+        except BrokenPipeError as error:
+            # The work has stopped; a pipe that is closed while results are printed is no failure.
+            raise ReaderGone(*error.args) from error
         except VplError as error:
             error.message = to_shell(error.message, found.name, shared.work)
             error.hint = to_shell(error.hint, found.name, shared.work)

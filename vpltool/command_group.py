@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +18,14 @@ class CommandGroup(TyperGroup):
     """A group of commands that says which one may be meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for."""
+        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for.
+
+        Without a command, print the list of them: on stderr, as a usage error.
+        """
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            # Typer's own way prints nothing since our help is no page of rich.
+            print(self.get_help(ctx), file=sys.stderr)
+            ctx.exit(2)
         args, topic = take_help_topic(ctx, args, before=self.commands)
         if topic in self.commands:
             args = [topic, "--help"]

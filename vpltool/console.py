@@ -78,13 +78,15 @@ class Terminal:
         quiet: no notes and no progress (`--quiet`); warnings and errors are still shown.
         rewrite: turns a message's Python names into what the command line calls them.
         bars: whether progress is a bar on a terminal; not where several processes share it.
+        check: called at every step of progress; may raise what ends the work.
     """
 
     def __init__(self, *, quiet: bool = False, rewrite: Callable[[str], str] = str,
-                 bars: bool = True) -> None:
+                 bars: bool = True, check: Callable[[], None] = lambda: None) -> None:
         self.quiet = quiet
         self.rewrite = rewrite
         self.bars = bars
+        self.check = check
         self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
@@ -102,6 +104,7 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
         """Show a bar on a terminal; elsewhere a line now and then, and one at the end."""
+        self.check()
         started = time.monotonic()
         count = 0
         with contextlib.ExitStack() as stack:
@@ -115,6 +118,7 @@ class Terminal:
 
             def advance(steps: int = 1, text: str = "") -> None:
                 nonlocal count, reported
+                self.check()
                 count += steps
                 if bar is not None:
                     _move(bar, steps, text)
@@ -168,6 +172,30 @@ def note(message: str) -> None:
 def warn(message: str) -> None:
     """Say something that may surprise the user later."""
     _listeners[-1].warn(message)
+
+
+_guided: list[bool] = []
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Leave out advice while the block runs: a recipe takes the next step by itself."""
+    _guided.append(True)
+    try:
+        yield
+    finally:
+        _guided.pop()
+
+
+def advise(message: str, say: Callable[[str], None] = note) -> None:
+    """Say which command comes next, unless a recipe is at work.
+
+    Args:
+        message: names the command.
+        say: `note`, or `warn`.
+    """
+    if not _guided:
+        say(message)
 
 
 def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advance]:

@@ -7,6 +7,7 @@ import difflib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 
 class VplError(Exception):
@@ -45,6 +46,10 @@ class PhotosFailed(VplError):
         super().__init__(message, hint)
         self.result = result
         self.photos = tuple(photos)
+
+
+class ReaderGone(BrokenPipeError):
+    """Whoever reads our output has closed it before the work was done, as in `2>&1 | head`."""
 
 
 class OtherSettings(VplError):
@@ -94,6 +99,24 @@ def near_name(wanted: str, known: Iterable[str]) -> str:
         return f"did you mean `{close[0]}`?"
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
     return f"one of: {shown}" if shown else "there are none"
+
+
+def near_path(path: Path) -> str:
+    """Say which path is meant: "did you mean `work/photos`?"; empty if none beside it is near."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return ""
+    alike = [name for name in names if name.casefold() == path.name.casefold()]
+    close = alike or difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean `{(path.parent / close[0]).as_posix()}`?" if close else ""
+
+
+def then(hint: str, further: str) -> str:
+    """Return a hint with what to do after it; a question ends as one."""
+    if hint.endswith("?"):
+        return f"{hint} Then {further}"
+    return f"{hint}; then {further}" if hint else further
 
 
 def other_case(wanted: str, known: Iterable[str]) -> str:

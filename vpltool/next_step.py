@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.started import read_started
 from vpltool.shell import command_line, program
 from vpltool.stages._inputs import BEST_FIRST
 from vpltool.state import Artifact, State, read_state
@@ -21,19 +23,25 @@ _PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
 
 @dataclass(frozen=True)
 class Step:
-    """A step to take: why, and a call of a stage."""
+    """A step to take: why, and a call of a stage; or, in its place, the words of a line."""
 
     why: str
-    stage: str
+    stage: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def line(self, work: Path) -> str:
         """The line for a shell."""
+        if self.words:
+            return shlex.join([*program(work), *self.words])
         return command_line(self.stage, self.values, program(work))
 
 
 def next_step(workspace: Workspace, state: State) -> Step:
-    """Find the next step: what is stale, then what is missing, then looking at it."""
+    """Find the next step: an unfinished recipe, what is stale, what is missing, looking at it."""
+    started = read_started(workspace.path)
+    if started and not started.done:
+        return Step(f"the recipe {started.name} is not finished", words=started.words)
     stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
     if stale:
         return Step(f"{stale} of {len(state.artifacts)} results are stale or not finished",
@@ -119,4 +127,4 @@ def advice(work: Path) -> str:
     return "\n".join([
         f"{workspace.name}: {len(photos)} photos ({', '.join(counts)}), "
         f"{len(workspace.classes)} classes", f"{step.why}:", "", f"    {step.line(work)}", "",
-        "Results: vpltool status. All commands: vpltool --help"])
+        f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])

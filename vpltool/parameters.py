@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +48,17 @@ def setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
         default = inspect.Parameter.empty
     return inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=default,
                              annotation=Annotated[wanted, info])
+
+
+def name_numbers(error: Exception) -> None:
+    """Have typer's error of a word that is no number say so: it calls a number `int range`."""
+    # Typer's own errors are not among its public names.
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = _NO_NUMBER.sub(  # type: ignore[attr-defined]
+            lambda match: f"is not a {'whole ' if match[1] == 'int' else ''}number", message)
+
+
+_NO_NUMBER = re.compile(r"is not a valid (int|float)\w*(?: range)?")
 
 
 def _completer(setting: str) -> Callable[..., list[str]]:

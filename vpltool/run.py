@@ -13,6 +13,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
+from vpltool.formats.whereabouts import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.parallel.once import once
 from vpltool.settings import Settings, make, names_of, values_of
@@ -46,6 +47,7 @@ def run_stage(
     listener = (contextlib.nullcontext() if prints_results(found)
                 else console.heard_by(console.Silence()))
     with under_preset(preset or {}), listener, _once(found, path, settings):
+        check_folder(path)
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         return found.run(where, settings)
 

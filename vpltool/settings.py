@@ -281,6 +281,8 @@ def make(kind: type[S], values: Mapping[str, Any], given: Iterable[str],
          of_method: Settings | None = None) -> S:
     """Make settings from values; paths may be strings, lists any sequence.
 
+    An empty path stands for none: it takes back what an earlier call has given.
+
     Raises:
         VplError: a value is not taken, a setting is missing, or a name is unknown.
     """
@@ -296,6 +298,11 @@ def make(kind: type[S], values: Mapping[str, Any], given: Iterable[str],
 
 
 def _converted(entry: Described, value: Any) -> Any:
+    if entry.type is Path and value == "":
+        # Path("") would be the folder in which the command is typed.
+        if entry.default is not None:
+            raise VplError(f"`{entry.name}=''`: expected a path", entry.about.help)
+        return None
     convert: Callable[[Any], Any] = (
         (lambda item: Path(item) if isinstance(item, str) else item) if entry.type is Path
         else (lambda item: str(item) if entry.type is str and isinstance(item, Path) else item))

@@ -22,7 +22,8 @@ def program(work: Path = Path()) -> list[str]:
     return ["vpltool", *(["-C", str(work)] if work != Path() else [])]
 
 
-def to_shell(text: str, stage: str = "", work: Path = Path()) -> str:
+def to_shell(text: str, stage: str = "", work: Path = Path(),
+             names: Mapping[str, str] | None = None) -> str:
     """Translate the Python in a message's backticks to the syntax of the command line.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
@@ -32,11 +33,14 @@ def to_shell(text: str, stage: str = "", work: Path = Path()) -> str:
         text: a message or a hint, see `VplError`.
         stage: command whose settings are meant; the settings of all others are known too.
         work: the workspace of the lines, as seen from here.
+        names: setting to the value of a recipe that fills it: `` `labels='FILE'` `` becomes
+            `tags=FILE`.
     """
-    return _CODE.sub(lambda match: _translated(match[1], stage, work) or match[0], text)
+    return _CODE.sub(lambda match: _translated(match[1], stage, work, names or {}) or match[0],
+                     text)
 
 
-def _translated(code: str, stage: str, work: Path) -> str:
+def _translated(code: str, stage: str, work: Path, names: Mapping[str, str]) -> str:
     try:
         call = ast.parse(code if re.match(r"\w+\(", code) else f"_({code})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -49,7 +53,11 @@ def _translated(code: str, stage: str, work: Path) -> str:
     if call.func.id == "_":
         if positional or not values:
             return ""
-        words = [_option(name, value, stage) for name, value in values.items()]
+        if any(name in names and values[name] != "" for name in values):
+            # A recipe that runs again replaces by itself what another value changes.
+            values.pop("overwrite", None)
+        words = [shlex.quote(f"{names[name]}={value}") if name in names and value != ""
+                 else _option(name, value, stage) for name, value in values.items()]
         return " ".join(words) if all(words) else ""
     name = call.func.id.replace("_", "-")
     if name not in find_stages():

@@ -93,6 +93,21 @@ def test_lines_where_a_value_is_empty(tmp_path: Path) -> None:
     assert flat(steps_of(found, {"tags": "x.csv"}, Path("w"))) == ["cam"]
 
 
+@pytest.mark.parametrize(("held", "lines"), [("", ["tag"]), ("0", ["tag"]), ("10", ["cam"])])
+def test_lines_where_a_value_is_a_word(held: str, lines: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "choice.recipe"
+    path.write_text("# t\nheld = 10\nif held not 0\nvpltool cam\nend\n"
+                    "unless held not 0\nvpltool tag\nend\n")
+    assert flat(steps_of(read_recipe(path), {"held": held}, Path("w"))) == lines
+
+
+@pytest.mark.parametrize("held", ["held=", "held=0"])
+def test_own_photos_without_held_out_photos(held: str, run: Run, tmp_path: Path) -> None:
+    lines = run("run", "own-photos", "photos=p", "tags=t.csv", held, "--dry-run", work=tmp_path)
+    assert lines.code == 0
+    assert "--split val" not in lines.out
+
+
 @pytest.mark.parametrize(("given", "message", "hint"), [
     ({}, "small needs photos=… (the photos)", "photos=…"),
     ({"photo": "x"}, "small has no value `photo`", "`photos`"),

@@ -404,3 +404,42 @@ def test_the_log_names_no_folder_of_this_machine(base: Path, run: Run) -> None:
     assert str(base) not in text
     assert json.loads(text.splitlines()[-1])["call"] == {
         "method": "folder", "images": "../photos", "labels": "../tags.csv", "masks": "../masks"}
+
+
+def test_masks_that_do_not_exist_are_refused(base: Path, run: Run) -> None:
+    before = files_of(base / "work")
+    result = again(base, run, "--masks", base / "nomasks")
+    assert result.code == 1
+    assert result.lines("error:") == [f"{base / 'nomasks'} does not exist"]
+    assert result.lines("hint:") == [f"did you mean `{base / 'masks'}`?"]
+    assert files_of(base / "work") == before
+
+
+def test_photos_that_do_not_exist(base: Path, run: Run) -> None:
+    result = run("prepare", "folder", base / "fotos", work=base / "other")
+    assert result.lines("error:") == ["neither tags nor class names are given"]
+    result = run("prepare", "folder", base / "fotos", "--vocabulary", "voc", work=base / "other")
+    assert result.lines("error:") == [f"{base / 'fotos'} does not exist"]
+    assert result.lines("hint:") == [f"did you mean `{base / 'photos'}`?"]
+    assert not (base / "other").exists()
+
+
+def test_masks_that_have_gone_can_be_forgotten(base: Path, run: Run) -> None:
+    taken(again(base, run, "--masks", base / "masks"))
+    assert all(photo.mask for photo in photos_of(base).values())
+    shutil.move(base / "masks", base / "truth")
+    result = again(base, run)
+    assert result.lines("error:")[0].endswith("masks does not exist")
+    hint = result.lines("hint:")[0]
+    assert "an earlier call has named it; vpltool prepare folder " in hint
+    line = hint.partition("vpltool ")[2].partition(" forgets it")[0]
+    taken(run(*shlex.split(line), work=base / "work"))
+    assert not any(photo.mask for photo in photos_of(base).values())
+    assert "masks" not in last_call(base / "work")
+    taken(again(base, run))
+
+
+def test_an_empty_path_is_no_photos(base: Path, run: Run) -> None:
+    result = run("prepare", "folder", "", "--labels", base / "tags.csv", work=base / "other")
+    assert result.code == 1
+    assert "expected a path" in result.lines("error:")[0]

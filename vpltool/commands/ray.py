@@ -21,6 +21,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.recipes import find_recipe
 from vpltool.recipes.reading import read_recipe, steps_of
 from vpltool.recipes.running import check_steps, run_call, shell_lines
+from vpltool.recipes.terms import check_paths, terms_of
 from vpltool.run import run_stage, setting_names
 from vpltool.settings import Settings, setting
 from vpltool.shell import to_shell
@@ -110,7 +111,8 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
     recipe = read_recipe(find_recipe(call.values["recipe"]))
     given = dict(word.partition("=")[::2] for word in call.values.get("values", ()))
     steps = steps_of(recipe, given, path.resolve())
-    check_steps(steps, None)
+    check_steps(steps, None, terms_of(recipe, given))
+    check_paths(recipe, given)
     preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
     return True, [[*preset, *shlex.split(text)] for text in shell_lines(steps, [])
                   if not text.startswith("# ")]

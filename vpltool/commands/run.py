@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats.shards import check_alone
+from vpltool.formats.started import LineWord, write_started
 from vpltool.preset import read_preset
-from vpltool.recipes import find_recipe
-from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes import find_recipe, recipe_files
+from vpltool.recipes.reading import Recipe, Rounds, read_recipe, steps_of
 from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
+from vpltool.recipes.terms import check_paths, path_names, terms_of
 from vpltool.settings import RUNNING, Settings, setting
+from vpltool.shell import program
 from vpltool.stage import Stage
 
 
@@ -37,7 +41,8 @@ class RunSettings(Settings):
                         low=0, panel=RUNNING, record="never")
 
 
-STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=(), settings=RunSettings, begins=True)
+STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=("recipe",), settings=RunSettings,
+              begins=True)
 
 
 def run(path: Path, settings: RunSettings) -> list[str]:
@@ -64,21 +69,32 @@ def run(path: Path, settings: RunSettings) -> list[str]:
         PhotosFailed: some photos failed; the recipe processed the others.
     """
     recipe = read_recipe(find_recipe(settings.recipe))
-    steps = steps_of(recipe, _given(settings.values), path)
+    given = _given(recipe, settings.values, path)
+    steps = steps_of(recipe, given, path)
     preset = read_preset(settings.preset) if settings.preset else None
-    check_steps(steps, preset)
+    terms = terms_of(recipe, given)
+    check_steps(steps, preset, terms)
     if settings.dry_run:
-        given = ["--preset", settings.preset] if preset else []
-        return list(shell_lines(steps, ["vpltool", "-C", str(path), *given]))
+        protocol = ["--preset", settings.preset] if preset else []
+        return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
     check_alone("a recipe")
+    check_paths(recipe, given)
 
     from vpltool.parallel.device import find_device
     from vpltool.parallel.processes import core_count
 
     on_cpu = find_device("auto").type == "cpu"
-    job = Job(path, preset, processes=settings.jobs or (core_count() + 1 if on_cpu else 1))
+    job = Job(path, preset, processes=settings.jobs or (core_count() + 1 if on_cpu else 1),
+              terms=terms)
     console.note(recipe.title)
-    run_steps(job, steps)
+    words = _line(recipe, settings, given)
+    first = next((number for number, step in enumerate(steps, 1)
+                  if isinstance(step, Rounds) or not step.heading), len(steps))
+    # Until the first step is done, there may be no workspace, or one of other photos.
+    run_steps(job, steps[:first])
+    write_started(path, recipe.name, words, done=False)
+    run_steps(job, steps[first:])
+    write_started(path, recipe.name, words, done=True)
     if job.failed:
         ids = list(job.failed)
         raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
@@ -92,12 +108,35 @@ def show(result: list[str], _values: Mapping[str, Any]) -> str:
     return "\n".join(result)
 
 
-def _given(words: tuple[str, ...]) -> dict[str, str]:
-    given = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise VplError(f"{word}: expected NAME=VALUE",
-                           f"vpltool run RECIPE {shlex.quote(f'photos={word}')}")
-        given[name] = value
-    return given
+def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[LineWord]:
+    """The words that run the recipe again; what is a path is told, so that it can be moved."""
+    paths = path_names(recipe)
+    file = None if recipe.name in recipe_files() else recipe.path
+    words = [LineWord("run"), LineWord(path=file) if file else LineWord(recipe.name)]
+    for name, value in given.items():
+        # Weights are a tag or a path: there is no telling but to look.
+        is_path = bool(value) and (name in paths or os.path.exists(value))  # noqa: PTH110
+        words.append(LineWord(f"{name}=", Path(value)) if is_path else LineWord(f"{name}={value}"))
+    if settings.preset:
+        path = Path(settings.preset)
+        words += [LineWord("--preset"),
+                  LineWord(path=path) if path.is_file() else LineWord(settings.preset)]
+    return [*words, *(map(LineWord, ["--jobs", str(settings.jobs)]) if settings.jobs else ())]
+
+
+def _given(recipe: Recipe, words: tuple[str, ...], work: Path) -> dict[str, str]:
+    """Name to value; the hint of an error is the whole line, corrected as far as it is clear."""
+    given = {name: value for name, equals, value in (word.partition("=") for word in words)
+             if equals}
+    bare = [word for word in words if "=" not in word]
+    if not bare:
+        return given
+    # A word without a name is most likely the first value that must be given.
+    missing = recipe.missing(given)
+    names = [value.name for value in missing or recipe.values]
+    fixed = {names[0]: bare[0]} if len(missing) == 1 and len(bare) == 1 else {}
+    line = [*program(work), "run", recipe.name,
+            *(f"{name}={value}" for name, value in (fixed | given).items())]
+    raise VplError(f"{bare[0]}: expected NAME=VALUE",
+                   shlex.join(line) if fixed else
+                   f"NAME is one of: {', '.join(names)}; {shlex.join(line)} …")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpltool import console
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.run import run_stage
@@ -66,7 +66,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
             console.warn(error.message)
             failed.append(error)
         except VplError as error:
-            error.hint = f"{error.hint}; then `update()` continues"
+            error.hint = then(error.hint, "`update()` continues")
             raise
     if failed:
         raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)

@@ -63,6 +63,8 @@ _ALL = (
          _PREPARE, {}),
     Kind("changes", "jsonl", "what changed in a workspace, one line per `prepare`",
          _PREPARE, {}),
+    Kind("recipe", "json", "the recipe that was started last, and whether it is finished",
+         "`run(recipe='own-photos')`", {}),
     Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
          "`extract()`", {
              "grid": TensorSpec(("I64",), ("2",)),

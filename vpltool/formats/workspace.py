@@ -31,6 +31,7 @@ from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import UPDATE_HINT, again
 from vpltool.formats.storage import atomic_path, read_json, write_json
+from vpltool.formats.whereabouts import check_folder, where_else
 from vpltool.json_text import parse_json
 
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
@@ -215,8 +216,9 @@ def open_workspace(path: Path) -> Workspace:
     Raises:
         VplError: it is missing or damaged; workspaces below the folder are named.
     """
+    check_folder(path)
     if not (path / "workspace.json").exists():
-        raise VplError(f"no workspace in {path.resolve()}", _where_else(path))
+        raise VplError(f"no workspace in {path.resolve()}", where_else(path))
     content = read_json(path / "workspace.json", _PREPARE)
     try:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT})
@@ -230,17 +232,6 @@ def open_workspace(path: Path) -> Workspace:
     except ValueError as error:
         raise VplError(f"{path / 'workspace.json'} is not valid: {error}", _PREPARE
                        ) from error
-
-
-def _where_else(path: Path) -> str:
-    """Say how to name a workspace: one of those below a folder, if there are any."""
-    found = sorted(str(file.parent) for depth in ("*", "*/*")
-                   for file in path.glob(f"{depth}/workspace.json"))
-    if found:
-        return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
-                f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
-                + (", …" if found[5:] else ""))
-    return f"name yours, as in `vpltool -C DIR COMMAND`; or make one: {_PREPARE}"
 
 
 def write_workspace(

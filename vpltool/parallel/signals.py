@@ -31,6 +31,48 @@ def interrupt_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+_come: list[int] = []
+"""Ctrl-C that has raised KeyboardInterrupt since `remember_interrupts` began."""
+
+
+@contextlib.contextmanager
+def remember_interrupts() -> Iterator[None]:
+    """Remember Ctrl-C while the block runs: its KeyboardInterrupt may be dropped on its way.
+
+    Python drops what is raised in a destructor, some of which run at every import, and libraries
+    drop it by a bare `except`. So whoever runs for long calls `check_interrupts` now and then.
+    """
+    _come.clear()
+    if not in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def note(number: int, _frame: object) -> None:
+        _come.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def was_interrupted() -> bool:
+    """Tell whether Ctrl-C has come since `remember_interrupts` began."""
+    return bool(_come)
+
+
+def check_interrupts() -> None:
+    """Raise KeyboardInterrupt in the main thread if Ctrl-C has come and was dropped.
+
+    Raises:
+        KeyboardInterrupt: whoever is still at work has not heard of it.
+    """
+    if _come and in_main_thread():
+        raise KeyboardInterrupt
+
+
 def interrupt(_signal: int, _frame: object) -> None:
     """Raise KeyboardInterrupt: what a signal handler may do."""
     raise KeyboardInterrupt

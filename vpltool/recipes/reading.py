@@ -7,6 +7,9 @@
     if new                # lines up to `end` run where the value is not empty
     vpltool predict $new
     end
+    if held not 0         # as above, and where it is not this word
+    vpltool eval --split val
+    end
     unless tags           # lines up to `end` run where it is empty
     vpltool tag
     end
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
+from vpltool.shell import program
 
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _VALUE = re.compile(r"(\w+)\s*=\s*([^#]*?)\s*(?:#\s*(.*))?$")
@@ -57,7 +61,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`)."""
+    """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`).
+
+    Args:
+        line: that opens it.
+        name: of the value.
+        words: of `each`; or the word that counts as empty, of `if NAME not WORD`.
+        body: its lines.
+    """
 
     line: Line
     name: str
@@ -84,6 +95,16 @@ class Recipe:
     values: tuple[Value, ...]
     body: tuple[Line | Block, ...]
 
+    @property
+    def name(self) -> str:
+        """What `vpltool run` takes: the name of one that comes with vpltool, else its file."""
+        return self.path.stem if self.path.parent == Path(__file__).parent else str(self.path)
+
+    def missing(self, given: Mapping[str, str]) -> list[Value]:
+        """The values that must be given and are not."""
+        return [value for value in self.values
+                if value.default is None and not given.get(value.name)]
+
     def filled(self, given: Mapping[str, str], work: Path) -> dict[str, str]:
         """Name to value, defaults filled in, and the workspace folder as `work`.
 
@@ -94,12 +115,13 @@ class Recipe:
         for name in given:
             if name not in known:
                 raise VplError(f"{self.path.stem} has no value `{name}`", near_name(name, known))
-        missing = [value for value in self.values
-                   if value.default is None and not given.get(value.name)]
-        if missing:
-            usage = " ".join(f"{value.name}=…" for value in self.values if value.default is None)
+        if missing := self.missing(given):
+            words = {value.name: "…" for value in missing} | dict(given)
+            usage = [shlex.quote(f"{name}={value}") if value != "…" else f"{name}=…"
+                     for name, value in words.items() if value]
+            line = shlex.join([*program(work), "run", self.name])
             raise VplError(f"{self.path.stem} needs {missing[0].name}=… ({missing[0].about})",
-                           f"vpltool run {self.path.stem} {usage}")
+                           " ".join([line, *usage]))
         return {"work": str(work)} | {
             value.name: given.get(value.name, value.default or "") for value in self.values}
 
@@ -177,7 +199,8 @@ def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...],
                 raise VplError(f"{path}:{row.number}: `{row.text}` is never closed",
                                "add a line: end")
             rows = rows[1:]
-            name, words = (each[1], each[2]) if each else (row.text.partition(" ")[2].strip(), "")
+            name, _, words = ((each[1], "", each[2]) if each else
+                              row.text.partition(" ")[2].strip().partition(" not "))
             found.append(Block(row, name, words, body))
         elif row.text.startswith(("vpltool ", "say ")):
             found.append(row)
@@ -210,7 +233,8 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
             words = _fill(item.words, values, path, item.line).split()
             yield Rounds(item.name, tuple(words), tuple(
                 tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
-        elif bool(_fill(f"${item.name}", values, path, item.line)) != item.runs_where_empty:
+        elif (_fill(f"${item.name}", values, path, item.line)
+              in ("", item.words)) == item.runs_where_empty:
             yield from _steps(path, item.body, values)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from vpltool import console
 from vpltool.command import Call, parse_line
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.preset import Preset
 from vpltool.recipes.reading import Rounds, Step
+from vpltool.recipes.terms import Terms
 from vpltool.run import run_stage, setting_names
 from vpltool.shell import to_shell
 
@@ -27,12 +28,14 @@ class Job:
         preset: protocol whose values replace the defaults.
         processes: rounds that run side by side at most.
         failed: ids of photos that failed in a line; the others were processed.
+        terms: what the user calls the values of the recipe.
     """
 
     work: Path
     preset: Preset | None = None
     processes: int = 1
     failed: dict[str, None] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
 
 
 def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
@@ -47,8 +50,13 @@ def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Itera
             yield shlex.join([*program, *step.words])
 
 
-def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None) -> None:
+def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None, terms: Terms) -> None:
     """Check every line before the first is run.
+
+    Args:
+        steps: the lines.
+        preset: protocol whose values replace the defaults.
+        terms: what the user calls the values of the recipe.
 
     Raises:
         VplError: a line is not a command, or has a wrong option; the line is named.
@@ -56,13 +64,21 @@ def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None) -> None:
     for step in steps:
         if isinstance(step, Rounds):
             for part in step.rounds:
-                check_steps(part, preset)
+                check_steps(part, preset, terms)
         elif not step.heading:
             try:
                 parse_line(step.words, preset)
             except VplError as error:
-                raise VplError(f"line {step.line}: vpltool {shlex.join(step.words)}: "
-                               f"{error.message}", error.hint) from error
+                raise _wrong_line(step, terms, error) from error
+
+
+def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:
+    """The error for a line that is not a command: it names the value that is wrong, or the line."""
+    line = f"{terms.where(step.line)}: vpltool {shlex.join(step.words)}"
+    stage = step.words[0]
+    if by_value := terms.value_error(error.message, stage):
+        return VplError(f"{by_value.message} ({line})", by_value.hint)
+    return VplError(f"{line}: {terms.spell(error.message, stage)}", terms.spell(error.hint, stage))
 
 
 def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
@@ -102,7 +118,8 @@ def _run_step(job: Job, step: Step) -> None:
     console.note(f"  {line}")
     call = parse_line(step.words, job.preset)
     try:
-        result = run_call(call, job.work)
+        with console.without_advice():
+            result = run_call(call, job.work)
     except PhotosFailed as error:
         # Of photos that failed before, enough has been said.
         if not error.photos or set(error.photos) - job.failed.keys():
@@ -110,10 +127,10 @@ def _run_step(job: Job, step: Step) -> None:
         job.failed.update(dict.fromkeys(error.photos))
         result = error.result
     except VplError as error:
-        message, hint = (to_shell(text, call.found.name, job.work)
+        message, hint = (job.terms.spell(text, call.found.name, job.work)
                          for text in (error.message, error.hint))
-        error.message = f"line {step.line}, {line}: {message}"
-        error.hint = f"{hint}; then run the recipe again: it resumes at this line"
+        error.message = f"{job.terms.where(step.line)}, {line}: {message}"
+        error.hint = then(hint, "run the recipe again: it resumes at this line")
         raise
     if call.found.show is not None and not call.quiet and (
             text := call.found.show(result, call.values)):
@@ -145,7 +162,7 @@ def _start_round(job: Job) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
 
-    _jobs[:] = [Job(job.work, job.preset)]
+    _jobs[:] = [Job(job.work, job.preset, terms=job.terms)]
     # The workers share the cores; a thread each does not get into the others' way.
     torch.set_num_threads(1)
 
@@ -153,7 +170,7 @@ def _start_round(job: Job) -> None:
 def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
     """Run a round; its title is before each message, since the rounds take turns to speak."""
     title, steps = titled
-    job = Job(_jobs[0].work, _jobs[0].preset)
+    job = Job(_jobs[0].work, _jobs[0].preset, terms=_jobs[0].terms)
     with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
                                            + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)

@@ -49,7 +49,7 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
     if grown and "classes" in words:
         console.note("new classes come after the known ones, which keep their numbers")
     if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
-        console.note("`update()` recomputes the stale results")
+        console.advise("`update()` recomputes the stale results")
     _warn_of_masks(photos, splits)
     _warn_of_tags(workspace, photos, grown)
 
@@ -64,10 +64,11 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
     if not workspace.classes:
-        console.note("no classes: `train_groups()` needs none; `classes='FILE'` names some")
+        console.advise("no classes: `train_groups()` needs none; `classes='FILE'` names some")
         return
     if not any(photo.labels for photo in photos):
-        console.warn("no photo has a tag; after `text_prototypes()`, `tag()` finds some")
+        console.advise("no photo has a tag; after `text_prototypes()`, `tag()` finds some",
+                       console.warn)
         return
     unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
     why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` removes it"

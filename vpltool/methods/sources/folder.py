@@ -18,7 +18,7 @@ from pathlib import Path
 from vpltool import settings
 from vpltool.datasets import layouts
 from vpltool.datasets.words import VOC, VOCABULARIES
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_path
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
@@ -50,6 +50,14 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         raise VplError("neither tags nor class names are given",
                        "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has "
                        "one class per line, and `tag()` tags the photos")
+    if not settings.images.exists():
+        raise VplError(f"{settings.images} does not exist",
+                       near_path(settings.images) or "give the folder that holds the photos")
+    if settings.masks and not settings.masks.exists():
+        given = near_path(settings.masks) or "give the folder of true masks ID.png, or none"
+        raise VplError(f"{settings.masks} does not exist", given if "masks" in settings.given else
+                       f"an earlier call has named it; `prepare('folder', "
+                       f"images={str(settings.images)!r}, masks='')` forgets it")
     photos, found, remarks = layouts.read_folder(settings.images, settings.labels, settings.masks,
                                                  classes_known=bool(named),
                                                  untagged=settings.untagged)

@@ -1,0 +1,145 @@
+"""The values of a recipe in messages: `tags=FILE` for what a command calls `--labels FILE`.
+
+Which value fills which option is read from the recipe's lines: `vpltool prepare --labels $tags`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vpltool.errors import VplError, near_path
+from vpltool.recipes.reading import Block, Line, Recipe
+from vpltool.settings import Described
+from vpltool.shell import all_settings, settings_with, to_shell
+from vpltool.stages import find_stages
+
+_VALUE = re.compile(r"\$\{?(\w+)\}?")
+_USAGE = re.compile(r"Invalid value for '(-[\w-]+)'[^:]*: (.*?)\.?$")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the user of a recipe calls things.
+
+    Args:
+        recipe: its name, or its file.
+        names: stage to the settings that values fill: setting to the name of the value.
+        values: name to value.
+        about: name to the meaning of the value.
+    """
+
+    recipe: str = ""
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def where(self, line: int) -> str:
+        """Name a line of the recipe, of which the user may not have seen the file."""
+        return f"{self.recipe}, line {line}".removeprefix(", ")
+
+    def spell(self, text: str, stage: str, work: Path = Path()) -> str:
+        """Translate the Python in a message, see `to_shell`, with the values of the recipe."""
+        # Of a setting that the stage has itself, another stage's is not meant.
+        own = {entry.name for entry in all_settings(find_stages()[stage])}
+        others = {setting: name for names in self.names.values()
+                  for setting, name in names.items() if setting not in own}
+        return to_shell(text, stage, work, others | dict(self.names.get(stage, {})))
+
+    def value_error(self, message: str, stage: str) -> VplError | None:
+        """Return the error for a value of the recipe that an option does not take.
+
+        Args:
+            message: typer's own, which names the option.
+            stage: whose option it is.
+
+        Returns:
+            None if no value fills this option.
+        """
+        match = _USAGE.match(message)
+        entry = _entry_of(match[1], all_settings(find_stages()[stage])) if match else None
+        name = self.names.get(stage, {}).get(entry.name, "") if entry else ""
+        if not match or not name:
+            return None
+        return VplError(f"{name}={self.values.get(name, '')}: {match[2]}",
+                        f"{name} is: {self.about[name]}" if self.about.get(name) else
+                        f"give {name} another value")
+
+
+def terms_of(recipe: Recipe, given: Mapping[str, str]) -> Terms:
+    """Return what the user of a recipe calls things, from the recipe's lines.
+
+    Args:
+        recipe: the recipe.
+        given: name to value, where it is not the default.
+    """
+    names: dict[str, dict[str, str]] = {}
+    for stage, entry, name in _filled(recipe):
+        names.setdefault(stage, {}).setdefault(entry.name, name)
+    return Terms(recipe.name, names,
+                 {value.name: given.get(value.name, value.default or "")
+                  for value in recipe.values},
+                 {value.name: value.about for value in recipe.values})
+
+
+def path_names(recipe: Recipe) -> list[str]:
+    """Return the names of the values that are paths which must exist.
+
+    They are those that fill a setting which is a path, unless one is the path of a result.
+    """
+    filled = list(_filled(recipe))
+    made = {name for _, entry, name in filled if entry.name == "out"}
+    return list(dict.fromkeys(name for _, entry, name in filled
+                              if entry.type is Path and name not in made))
+
+
+def check_paths(recipe: Recipe, given: Mapping[str, str]) -> None:
+    """Check that the paths exist which are given to a recipe.
+
+    Raises:
+        VplError: one does not; the value is named.
+    """
+    for name in path_names(recipe):
+        if given.get(name) and not Path(given[name]).exists():
+            about = next(value.about for value in recipe.values if value.name == name)
+            raise VplError(f"{name}={given[name]}: {given[name]} does not exist",
+                           near_path(Path(given[name])) or f"{name} is: {about}")
+
+
+def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
+    """Stage, setting and name of each value that alone fills a setting in a line."""
+    known = {value.name for value in recipe.values}
+    stages = find_stages()
+    for text in _lines(recipe.body):
+        words = re.sub(r"[\[\]]", " ", text).replace("=$", " $").split()[1:]
+        words = words[2:] if words[:1] == ["--preset"] else words
+        if not words or words[0] not in stages:
+            continue
+        found = stages[words[0]]
+        entries = (settings_with(found, words[1]) if found.stage.subcommands and words[1:]
+                   else all_settings(found))
+        places = [entry for entry in entries if entry.about.positional]
+        for before, word in zip(words, words[1:], strict=False):
+            match = _VALUE.fullmatch(word)
+            if match and match[1] in known:
+                entry = _entry_of(before, entries)
+                if entry is None or entry.type is bool:
+                    entry = places.pop(0) if places else None
+                if entry is not None:
+                    yield found.name, entry, match[1]
+
+
+def _lines(body: Sequence[Line | Block]) -> Iterator[str]:
+    """The commands of a recipe, also of blocks that do not run."""
+    for item in body:
+        if isinstance(item, Block):
+            yield from _lines(item.body)
+        elif item.text.startswith("vpltool "):
+            yield item.text
+
+
+def _entry_of(flag: str, entries: Sequence[Described]) -> Described | None:
+    return next((entry for entry in entries if not entry.about.positional
+                 and flag in (entry.flag, entry.about.short, *entry.about.aliases)), None)
