@@ -120,6 +120,19 @@ def test_a_photo_that_cannot_be_read_does_not_end_it(run: Run, own: Path, tiny_c
     assert (own / "work/decoder/segmenter.safetensors").exists()
 
 
+def test_an_unreadable_photo_that_comes_later_does_not_stop_it(
+        recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:
+    (own / "photos/later.png").write_bytes(b"")
+    with (own / "tags.csv").open("a") as file:
+        file.write("later,box,train\n")
+    for _ in range(2):
+        result = again(run, own, tiny_clip)
+        assert result.lines("error:") == ["1 photo failed, the others are done: later"]
+        assert "nothing remains to be encoded: 1 new photo cannot be read: later.png: " \
+            in result.err
+    assert run("status", "--stale", work=own / "work").out.strip() == "everything is up to date"
+
+
 def test_masks_corrected_by_hand_are_learned_from_and_kept(
     recipe: Result, run: Run, own: Path, tiny_clip: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats.shards import check_alone
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe
@@ -81,7 +81,8 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     run_steps(job, steps)
     if job.failed:
         ids = list(job.failed)
-        raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
+        raise PhotosFailed(f"{counted(len(ids), 'photo', 'photos')} failed, the others are done: "
+                           f"{some(ids)}",
                            "a warning above says why; fix them and run the recipe again: only "
                            "these are processed", [], ids)
     return []
