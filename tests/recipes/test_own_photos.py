@@ -133,6 +133,27 @@ def test_an_unreadable_photo_that_comes_later_does_not_stop_it(
     assert run("status", "--stale", work=own / "work").out.strip() == "everything is up to date"
 
 
+def test_a_mended_photo_is_learned_from(run: Run, own: Path, tiny_clip: Path) -> None:
+    """What is made from all photos is as if the photo had never been broken."""
+    photo = own / "photos/scene2.png"
+    good = photo.read_bytes()
+    photo.write_bytes(good[:200])
+    assert again(run, own, tiny_clip, "masks=").code == 1
+    work = own / "work"
+    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    names = [f"prototypes/{name}.safetensors" for name in ("seeds-0", "seeds-1", "seeds")]
+    names.append("decoder/segmenter.safetensors")
+    before = [(work / name).read_bytes() for name in names]
+    photo.write_bytes(good)
+    result = again(run, own, tiny_clip, "masks=")
+    assert result.code == 0, result.err
+    mended = [(work / name).read_bytes() for name in names]
+    assert not {*before} & {*mended}
+    work.rename(own / "earlier")
+    assert again(run, own, tiny_clip, "masks=").code == 0
+    assert [(work / name).read_bytes() for name in names] == mended
+
+
 def test_masks_corrected_by_hand_are_learned_from_and_kept(
     recipe: Result, run: Run, own: Path, tiny_clip: Path
 ) -> None:

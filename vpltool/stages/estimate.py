@@ -135,7 +135,8 @@ def _sizes(workspace: Workspace, photos: Sequence[Photo]
     """(height, width) of some photos, spread over all; and what is wrong with those unreadable."""
     from vpltool.core.photos import describe_failure, photo_size
 
-    sizes, failed = [], []
+    sizes: list[tuple[int, int]] = []
+    failed: list[str] = []
     spread = photos[:: max(1, len(photos) // _LOOKED_AT)]
     seen = {photo.id for photo in spread}
     for photo in [*spread, *(photo for photo in photos if photo.id not in seen)]:
