@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vpltool.errors import counted
+from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.shell import command_line, program
 from vpltool.stages._inputs import BEST_FIRST
@@ -112,11 +114,17 @@ def advice(work: Path) -> str:
         VplError: a file of it is damaged.
     """
     workspace = open_workspace(work)
-    step = next_step(workspace, read_state(workspace))
+    state = read_state(workspace)
+    step = next_step(workspace, state)
     photos = workspace.photos()
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
+    failed = {name for failure in failures_of(state) for name in failure.photos}
+    told = [counted(len(failed), "photo", "photos") + " failed and "
+            + ("is" if len(failed) == 1 else "are")
+            + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
     return "\n".join([
-        f"{workspace.name}: {len(photos)} photos ({', '.join(counts)}), "
-        f"{len(workspace.classes)} classes", f"{step.why}:", "", f"    {step.line(work)}", "",
+        f"{workspace.name}: {counted(len(photos), 'photo', 'photos')} ({', '.join(counts)}), "
+        f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
+        f"{step.why}:", "", f"    {step.line(work)}", "",
         "Results: vpltool status. All commands: vpltool --help"])
