@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from vpltool.datasets.duplicates import same_photos
@@ -244,56 +243,6 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
                                if whole in known else
                                "separate labels by ;" if ODD.search(label) else
                                near_name(label, known))
-
-
-def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
-    """Put every second photo of a split into each half, SPLIT-a and SPLIT-b.
-
-    Args:
-        photos: all photos.
-        split: what is halved; empty: nothing.
-        before: photos as they were before; they keep the half that they were in.
-
-    Raises:
-        VplError: there is no such split.
-    """
-    if not split:
-        return list(photos)
-    if not any(split in photo.splits for photo in photos):
-        known = {name for photo in photos for name in photo.splits}
-        raise VplError(f"`halve={split!r}`: no such split", near_name(split, known))
-    halves = (f"{split}-a", f"{split}-b")
-    chosen = {photo.id: name for photo in before for name in halves if name in photo.splits}
-    wanted = [photo.id for photo in photos if split in photo.splits]
-    sizes = Counter(chosen[key] for key in wanted if key in chosen)
-    for key in wanted:
-        if key not in chosen:
-            chosen[key] = min(halves, key=lambda name: sizes[name])
-            sizes[chosen[key]] += 1
-    return [replace(photo, splits=(*photo.splits, chosen[photo.id]))
-            if split in photo.splits else photo for photo in photos]
-
-
-def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
-    """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
-
-    Args:
-        photos: all photos.
-        every: one photo of so many is moved; 0: none.
-        before: photos as they were before; they stay where they were, and new ones fill up.
-    """
-    if not every or any("val" in photo.splits for photo in photos):
-        return list(photos)
-    earlier = {photo.id: photo.splits for photo in before}
-    wanted = [photo.id for photo in photos if "train" in photo.splits and photo.labels]
-    if len(wanted) < 2:
-        return list(photos)
-    held = {key for key in wanted if "val" in earlier.get(key, ())}
-    new = [key for key in wanted if key not in earlier] if held else wanted
-    held.update(new[::every][:max(0, -(-len(wanted) // every) - len(held))])
-    return [replace(photo, splits=tuple("val" if split == "train" else split
-                                        for split in photo.splits))
-            if photo.id in held else photo for photo in photos]
 
 
 def truncated_photos(paths: Sequence[Path]) -> list[Path]:
