@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import counted
+from vpltool.errors import counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.shell import command_line, program
@@ -38,8 +38,8 @@ def next_step(workspace: Workspace, state: State) -> Step:
     """Find the next step: what is stale, then what is missing, then looking at it."""
     stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
     if stale:
-        return Step(f"{stale} of {len(state.artifacts)} results are stale or not finished",
-                    "update")
+        return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
+                    + " stale or not finished", "update")
     there = {artifact.header.kind for artifact in state.in_order}
     if "prototypes" in there and not any(photo.labels for photo in workspace.photos()):
         return Step("no photo has a tag", "tag")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -245,7 +245,7 @@ class State:
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
         total, todo = self.to_do(artifact)
-        return [f"{len(todo)} of {total} photos are to be done"] if todo else []
+        return [part_of(len(todo), total, "photos", "is", "are") + " to be done"] if todo else []
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
         """What is to be done in each shard, where several processes are making an artifact.

@@ -171,7 +171,7 @@ def test_photos_that_are_gone_and_ids_that_come_twice(run: Run, copied: Path) ->
     lines = (work / "images.jsonl").read_text().splitlines()
     (work / "images.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
     found = {entry["about"]: entry for entry in findings(run, work)}
-    assert "1 of 9 photos are not in" in found["photos"]["says"]
+    assert "1 of 9 photos is not in" in found["photos"]["says"]
     assert "scene3" in found["photos"]["says"]
     assert "1 photo listed twice: scene0" in found["images.jsonl"]["says"]
     assert shlex.split(found["photos"]["repair"])[3:5] == ["prepare", "folder"]

@@ -123,7 +123,7 @@ def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:
     told = stale(work)
     assert set(told) == {"cams/text/train", "cams/text-refined/train", "masks/text-refined/train",
                          "masks/text-refined-full/train"}
-    assert told["cams/text/train"] == ["1 of 6 photos are to be done"]
+    assert told["cams/text/train"] == ["1 of 6 photos is to be done"]
     before = times(work)
     made = run("update", work=work)
     assert made.code == 0, made.err
@@ -162,7 +162,7 @@ def test_a_photo_that_failed_and_was_mended(run: Run, copied: Path) -> None:
         assert "already exists" in again.err, (name, again.err)
     assert run("extract", "--workers", 0, work=work).code == 0
     told = stale(work)
-    assert told["cams/text/train"] == ["1 of 6 photos are to be done"]
+    assert told["cams/text/train"] == ["1 of 6 photos is to be done"]
     assert "prototypes/vision.safetensors" in told
     assert told["prototypes/vision.safetensors"] == [
         "other photos can be read than it was made from"]

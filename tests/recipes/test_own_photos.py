@@ -175,7 +175,7 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
             for name in ("artifact.json", f"scene6.{suffix}", f"scene7.{suffix}"))}
     result = again(run, own, tiny_clip, "alpha=1")
     assert result.code == 0, result.err
-    assert "1 of 6 were corrected by hand and are kept; --overwrite replaces them" in result.err
+    assert "1 of 6 was corrected by hand and is kept; --overwrite replaces it" in result.err
     assert mask.read_bytes() == corrected
     header = describe(mask.with_name("scene1.png")).header
     assert header is not None

@@ -177,7 +177,7 @@ def test_corrected_masks_are_not_lost_and_not_asked_for_again(work: Path, run: R
     write_with(path, labels, text["vpltool"])
     lost = run(*REVIEW, work=work)
     assert lost.code == 1
-    assert "1 masks in" in lost.lines("error:")[0]
+    assert "1 mask in" in lost.lines("error:")[0]
     assert "--corrections" in lost.lines("hint:")[0]
     taken = run("prepare", "folder", work.parent / "photos", "--corrections", folder / "masks",
                 work=work)

@@ -389,11 +389,11 @@ def test_features_of_another_size_do_not_serve(option: str, value: object, run: 
     name = option.removeprefix("--").replace("-", "_")
     refused = run(*PREDICT, "--source", "features", work=work)
     assert refused.code == 1
-    assert f"is of {name} {value}" in refused.lines("error:")[0]
+    assert f"was made with {option} {value}" in refused.lines("error:")[0]
     result = run(*PREDICT, "--out", tmp_path / "auto", work=work)
     assert result.code == 0, result.err
     assert manifest(tmp_path / "auto")["header"]["options"]["source"] == "photos"
-    assert f"is of {name} {value}" in result.err
+    assert f"was made with {option} {value}" in result.err
     # Asked for that size, they do.
     asked = ("--scales", 2) if name == "scale" else ("--max-side", 32)
     for source in ("features", "photos"):

@@ -29,7 +29,7 @@ from vpltool.commands._leftovers import (
     temporary_files,
     without_manifest,
 )
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.changes import count_photos, last_call
@@ -130,8 +130,9 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     if gone:
         root = short_path(workspace.path / workspace.root)
         yield in_workspace(
-            BROKEN, "photos", f"{len(gone)} of {count_photos(len(photos))} are not in {root}: "
-            f"{named(gone)}. If they have moved, give their new folder", _prepare_line(workspace))
+            BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
+            + f" not in {root}: {named(gone)}. If they have moved, give their new folder",
+            _prepare_line(workspace))
 
 
 def _prepare_line(workspace: Workspace) -> str:
@@ -182,8 +183,9 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
     surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
     if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
         found.append(in_workspace(
-            NOTE, name, f"{len(surplus)} files of photos that the workspace does not have: "
-            f"{named(surplus)}", removal([artifact.folder.path_of(key) for key in surplus])))
+            NOTE, name, counted(len(surplus), "file", "files") + " of photos that the workspace "
+            f"does not have: {named(surplus)}",
+            removal([artifact.folder.path_of(key) for key in surplus])))
     return len(ids), found
 
 

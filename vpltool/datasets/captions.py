@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool.datasets.csv_files import columns_of, read_csv_text, rows_of
 from vpltool.datasets.tags import some
-from vpltool.errors import VplError, other_case
+from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -80,11 +80,13 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
             remarks.append(f"{sum(unmatched.values())} of {total} captions of {path} name no photo "
                            f"that is taken, and are skipped: {some(sorted(unmatched))}")
         if empty:
-            remarks.append(f"{len(empty)} captions of {path} are empty and are skipped: "
-                           f"{some(empty)}")
+            remarks.append(counted(len(empty), f"caption of {path} is empty and is skipped: ",
+                                   f"captions of {path} are empty and are skipped: ")
+                           + some(empty))
     bare = [photo.id for photo in photos if photo.id not in found]
     if bare:
-        remarks.append(f"{len(bare)} of {len(photos)} photos have no caption: {some(bare)}")
+        remarks.append(part_of(len(bare), len(photos), "photos", "has", "have")
+                       + f" no caption: {some(bare)}")
     return [replace(photo, captions=tuple(found.get(photo.id, ()))) for photo in photos], remarks
 
 
@@ -108,7 +110,7 @@ def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
         raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
     if unmatched and not taken:
         first = min(unmatched)
-        raise VplError(f"{path}: none of its {total} captions has a photo, such as {first}",
+        raise VplError(f"{path}: no caption has a photo, such as {first}",
                        other_case(first, ids) or f"the id is a photo's, such as {min(ids)}")
 
 

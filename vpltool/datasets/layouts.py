@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, counted, near_name, other_case
+from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -122,15 +122,20 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
     if gone:
-        remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
-                       f"are skipped: {some(gone)}; delete these rows, or put the photos back")
+        one = len(gone) == 1
+        remarks.append(part_of(len(gone), len(rows), f"rows of {labels}",
+                               f"has no photo in {images} and is skipped: ",
+                               f"have no photo in {images} and are skipped: ") + some(gone)
+                       + ("; delete the row, or put the photo back" if one else
+                          "; delete these rows, or put the photos back"))
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
     if unlisted and left_out:
-        remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
-                       f"{labels} and are skipped: {some(unlisted)}")
+        remarks.append(part_of(len(unlisted), len(names), f"photos in {images}",
+                               f"has no row in {labels} and is skipped: ",
+                               f"have no row in {labels} and are skipped: ") + some(unlisted))
     return listed, remarks
 
 

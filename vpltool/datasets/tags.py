@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, rows_of
-from vpltool.errors import VplError, other_case
+from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 
 _BACKGROUND = ("background", "_background_")
@@ -72,7 +72,8 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     if classes_known:
         return rows, []
     if not any(row.labels for row in rows):
-        raise VplError(f"{path} has no classes: none of its {len(rows)} rows has a label",
+        raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
+                                                    if rows[1:] else "its only row has no label"),
                        "write what each photo shows in the column labels")
     return rows, [*_odd_labels(path, rows), *_split_at_spaces(path, at_spaces),
                   *_splits_like_labels(path, rows)]
@@ -118,7 +119,8 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
         remarks.append(f"names that look like one class count as two: {some(shown, '; ')}")
     rare = sorted(name for name, count in counts.items() if count == 1)
     if rare:
-        remarks.append(f"{len(rare)} of {len(counts)} classes have only one photo: {some(rare)}")
+        remarks.append(part_of(len(rare), len(counts), "classes", "has", "have")
+                       + f" only one photo: {some(rare)}")
     return remarks
 
 
@@ -164,8 +166,9 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
     if not fields:
         return []
     parts = " and ".join(f"`{part}`" for part in dict.fromkeys(fields[0].split()))
-    return [f"{path}: labels of {len(fields)} rows are split at spaces, such as `{fields[0]}` into "
-            f"{parts}; a name with a space needs a semicolon: `{fields[0]};`"]
+    return [f"{path}: labels of {counted(len(fields), 'row', 'rows')} are split at spaces, "
+            f"such as `{fields[0]}` into {parts}; a name with a space needs a semicolon: "
+            f"`{fields[0]};`"]
 
 
 def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:

@@ -145,8 +145,11 @@ class OutputFolder:
                           and describe(self.path_of(key)).header is None}
         self.todo = [key for key in self.todo if key not in self.corrected]
         if self.corrected:
-            console.note(f"{self.path}: {len(self.corrected)} of {self.total} were corrected by "
-                         "hand and are kept; `overwrite=True` replaces them")
+            one = len(self.corrected) == 1
+            console.note(f"{self.path}: {len(self.corrected)} of {self.total} "
+                         f"{'was' if one else 'were'} corrected by hand and "
+                         f"{'is' if one else 'are'} kept; `overwrite=True` replaces "
+                         f"{'it' if one else 'them'}")
 
     def write_tensors(self, photo_id: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a photo's tensors."""

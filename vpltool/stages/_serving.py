@@ -78,7 +78,7 @@ def _reason_against_features(header: Header, features: InputFolder, settings: Fe
         return "stored features are of one scale, not mirrored"
     for name, wanted in (("scale", scales[0]), ("max_side", settings.max_side)):
         if held[name] != wanted:
-            return f"{features.path} is of {name} {held[name]}, not {wanted}"
+            return f"{features.path} was made with `{name}={held[name]}`, not {wanted}"
     if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
             and ("patches" not in reads or held.get("patches", "block") == "block")):
         return f"{features.path} lacks layers or patches that the decoder reads"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options, settings
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Photo, open_input
 from vpltool.formats.archives import write_folder
 from vpltool.formats.corrections import PIXELS, corrections_of, is_edited
@@ -61,12 +61,14 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
-        raise VplError(f"all {len(done)} photos of `{settings.split}` have already been corrected",
+        raise VplError(f"all photos of `{settings.split}` have already been corrected, "
+                       f"{len(done)} in total",
                        "choose another split: `split='NAME'`")
     unsure = _uncertainties(predictions, photos, settings)
     chosen = dict(sorted(unsure.items(), key=lambda entry: (-entry[1], entry[0]))[:settings.count])
     if len(chosen) < settings.count:
-        console.warn(f"there are only {len(chosen)} photos to review")
+        console.warn(f"there {'is' if len(chosen) == 1 else 'are'} only "
+                     f"{counted(len(chosen), 'photo', 'photos')} to review")
     write_folder(path, _members(predictions, photos, chosen, settings), marks)
     return [path]
 
@@ -81,7 +83,9 @@ def _earlier(path: Path) -> tuple[str, ...]:
         return _FILES
     changed = [mask for mask in sorted((path / "masks").rglob("*.png")) if is_edited(mask)]
     if changed:
-        raise VplError(f"{len(changed)} masks in {path} were corrected, such as {changed[0].name}",
+        raise VplError(counted(len(changed), "mask", "masks") + f" in {path} "
+                       f"{'was' if len(changed) == 1 else 'were'} corrected, such as "
+                       f"{changed[0].name}",
                        f"`prepare('folder', images='IMAGES', corrections={str(path / 'masks')!r})` "
                        "imports them; then move the folder away, or choose another: `out='DIR'`")
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
