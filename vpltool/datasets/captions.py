@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool.datasets.csv_files import columns_of, read_csv_text, rows_of
+from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
@@ -117,14 +117,22 @@ def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
 def _of_csv(path: Path) -> Iterator[CaptionRow]:
     text = read_csv_text(path, COLUMNS)
     delimiter, columns = columns_of(path, text, COLUMNS)
-    for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
-        if any(fields[len(columns):]):
-            raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns",
-                           f'put a caption that has `{delimiter}` in quotes: "…"')
-        entry = dict(zip(columns, fields, strict=False))
-        if not entry.get("id"):
-            raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
-        yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
+    refused = []
+    try:
+        for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
+            entry = dict(zip(columns, fields, strict=False))
+            if any(fields[len(columns):]):
+                refused.append(VplError(
+                    f"{path}:{line}: the row of {fields[0]} has more fields than columns",
+                    f'put a caption that has `{delimiter}` in quotes: "…"'))
+            elif not entry.get("id"):
+                refused.append(VplError(f"{path}:{line} has no id", "an id is a photo's file name"))
+            else:
+                yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
+    except VplError as error:
+        # What follows cannot be read.
+        refused.append(error)
+    refuse_rows(path, refused)
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:

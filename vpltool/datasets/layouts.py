@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vpltool.datasets.csv_files import refuse_rows
 from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, counted, near_name, other_case, part_of
@@ -106,18 +107,21 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     listed: dict[str, TagRow] = {}
     first: dict[str, str] = {}
     either, gone, remarks = list[str](), list[str](), list[str]()
+    refused = list[VplError]()
     for row in rows:
         if row.id not in known:
-            _check_misnamed(images, labels, row, known)
+            refused += _misnamed(images, labels, row, known)
             gone.append(row.id)
             continue
         name = known[row.id]
         key = _key(name)
         if key in first:
-            raise _listed_twice(labels, listed[first[key]], row, first[key], name)
+            refused.append(_listed_twice(labels, listed[first[key]], row, first[key], name))
+            continue
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
             either.append(" or ".join(by_key[key]))
+    refuse_rows(labels, refused)
     if not listed:
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
@@ -139,20 +143,17 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     return listed, remarks
 
 
-def _check_misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> None:
-    """Check that a row without a photo does not mean a file that is there.
-
-    Raises:
-        VplError: it means one of another suffix, or in other case.
-    """
+def _misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> list[VplError]:
+    """What is wrong with a row without a photo that means a file of other suffix, or case."""
     near = images / row.id
     for file in [near, *sorted(near.parent.glob("*"))]:
         if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
                 and near in (file, file.with_suffix(""))):
             error = wrong_suffix(file)
-            raise VplError(f"{labels}:{row.line}: {error.message}", error.hint)
-    if hint := other_case(row.id, known):
-        raise VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+            return [VplError(f"{labels}:{row.line}: {error.message}", error.hint)]
+    hint = other_case(row.id, known)
+    return [VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+            ] if hint else []
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
