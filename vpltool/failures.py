@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.state import State
+from vpltool.state import Artifact, State
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,27 @@ class Failure:
     line: str
 
 
+def failed_here(state: State, artifact: Artifact) -> list[str]:
+    """Return the photos that the step of an artifact failed on, without those it never got.
+
+    Args:
+        state: of a workspace.
+        artifact: of it.
+    """
+    if artifact.folder is None or not artifact.failed:
+        return []
+    sources = [state.artifacts.get(source) for source in artifact.header.sources.values()]
+    # What an input outside the workspace lacks is told here, or nowhere.
+    told = any(source and source.folder for source in sources)
+    _, todo = state.to_do(artifact)
+    return sorted({*artifact.failed} - {*todo} - (artifact.folder.waiting if told else set()))
+
+
 def failures_of(state: State) -> list[Failure]:
     """Return what failed, by reason, with the first step that failed on it.
 
     Later steps only pass a failure on, and need no line of their own: `update` makes them again.
+    Manifests of earlier versions do not say which these are: a photo's reason is told once.
 
     Args:
         state: of a workspace.
@@ -35,10 +52,9 @@ def failures_of(state: State) -> list[Failure]:
     known: set[tuple[str, str]] = set()
     found: dict[tuple[str, str], list[str]] = {}
     for artifact in state.in_order:
-        if artifact.folder is None or not artifact.failed:
+        if artifact.folder is None:
             continue
-        _, todo = state.to_do(artifact)
-        for key in sorted({*artifact.failed} - {*todo}):
+        for key in failed_here(state, artifact):
             why = artifact.folder.failed[key]
             if (key, why) in known:
                 continue

@@ -89,6 +89,8 @@ def test_photos_that_failed_are_told_once(run: Run, copied: Path) -> None:
     for name, content in good.items():
         (photos / f"{name}.png").write_bytes(content)
     repair(run, found[0]["repair"])
+    assert "left out" not in run(work=work).out
+    assert "which failed" not in run("status", work=work).out
     (stale,) = (entry for entry in findings(run, work) if entry["about"] == "results")
     repair(run, stale["repair"])
     assert findings(run, work) == []

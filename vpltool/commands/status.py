@@ -9,6 +9,7 @@ from typing import Any
 from vpltool.commands._tree import format_tree, measured
 from vpltool.datasets.tags import some
 from vpltool.errors import counted
+from vpltool.failures import failed_here
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
 from vpltool.shell import command_line, program, to_shell
@@ -44,10 +45,11 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
-        (ids of photos), `line`, which recomputes it, `bytes` and `written` (seconds since 1970);
-        each after those that it was made from. Where several processes are making it, `shards`
-        has `shard`, `missing` and `line` of each that is not complete. What is damaged comes
-        last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
+        (ids of photos), `failed_here` (those that no earlier step failed on), `line`, which
+        recomputes it, `bytes` and `written` (seconds since 1970); each after those that it was
+        made from. Where several processes are making it, `shards` has `shard`, `missing` and `line`
+        of each that is not complete. What is damaged comes last: `damaged` says what is wrong, and
+        `line` is that of `doctor`, which repairs it.
     """
     state = read_state(workspace, passes_over=True)
     listed: list[dict[str, Any]] = []
@@ -58,12 +60,14 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path),
+                "failed": artifact.failed, "failed_here": failed_here(state, artifact),
+                "line": artifact.line(), **measured(artifact.path),
                 "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)],
                 "damaged": ""})
     for name, error in sorted(state.damaged.items()):
         listed.append({
             "name": name, "made_by": "", "settings": "", "sources": [], "stale": [], "failed": [],
+            "failed_here": [],
             "line": command_line("doctor", {}, program(workspace.path)),
             **measured(workspace.path / name), "shards": [], "damaged": error.message})
     return listed
@@ -85,8 +89,8 @@ def _failed_once(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: set[str] = set()
     told = []
     for entry in result:
-        told.append({**entry, "failed": [key for key in entry["failed"] if key not in seen]})
-        seen.update(entry["failed"])
+        told.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
+        seen.update(entry["failed_here"])
     return told
 
 
