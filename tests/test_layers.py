@@ -46,8 +46,8 @@ LOWEST = {"errors", "console", "json_text", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
-RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "recipes", "command",
-                 "segmenter"}
+RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "failures", "recipes",
+                 "command", "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
@@ -78,7 +78,8 @@ MAY_IMPORT = {
     "command_help": STAGES | {"help_pages"},
     "command_group": {"errors", "command_help"},
     "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
-    "next_step": STAGES | {"shell", "state"},
+    "failures": STAGES | {"state"},
+    "next_step": STAGES | {"shell", "state", "failures"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,

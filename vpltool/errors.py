@@ -143,6 +143,11 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
+def part_of(part: int, whole: int, things: str, one: str, many: str) -> str:
+    """Return a part of things with the words that agree with it: `1 of 48 rows has`."""
+    return f"{part} of {whole} {things} {one if part == 1 else many}"
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's text, or the name of its class."""
     lines = str(error).strip().splitlines()

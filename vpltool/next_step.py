@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vpltool.errors import counted, part_of
+from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.started import read_started
 from vpltool.shell import command_line, program
@@ -44,8 +46,8 @@ def next_step(workspace: Workspace, state: State) -> Step:
         return Step(f"the recipe {started.name} is not finished", words=started.words)
     stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
     if stale:
-        return Step(f"{stale} of {len(state.artifacts)} results are stale or not finished",
-                    "update")
+        return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
+                    + " stale or not finished", "update")
     there = {artifact.header.kind for artifact in state.in_order}
     if "prototypes" in there and not any(photo.labels for photo in workspace.photos()):
         return Step("no photo has a tag", "tag")
@@ -120,11 +122,17 @@ def advice(work: Path) -> str:
         VplError: a file of it is damaged.
     """
     workspace = open_workspace(work)
-    step = next_step(workspace, read_state(workspace))
+    state = read_state(workspace)
+    step = next_step(workspace, state)
     photos = workspace.photos()
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
+    failed = {name for failure in failures_of(state) for name in failure.photos}
+    told = [counted(len(failed), "photo", "photos") + " failed and "
+            + ("is" if len(failed) == 1 else "are")
+            + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
     return "\n".join([
-        f"{workspace.name}: {len(photos)} photos ({', '.join(counts)}), "
-        f"{len(workspace.classes)} classes", f"{step.why}:", "", f"    {step.line(work)}", "",
+        f"{workspace.name}: {counted(len(photos), 'photo', 'photos')} ({', '.join(counts)}), "
+        f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
+        f"{step.why}:", "", f"    {step.line(work)}", "",
         f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -27,6 +27,7 @@ from vpltool.formats.storage import short_path
 from vpltool.settings import described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
+from vpltool.stages._all_photos import given_again, other_photos
 from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._group_predict import named_workspace
@@ -147,7 +148,8 @@ class State:
             self._reasons[artifact.name] = []
             try:
                 self._reasons[artifact.name] = [
-                    *self._changed(artifact), *self._corrections_changed(artifact.header),
+                    *self._changed(artifact), *other_photos(self.workspace, artifact.header),
+                    *self._corrections_changed(artifact.header),
                     *self._unfinished(artifact)]
             except VplError as error:
                 # A file that it was made from is damaged.
@@ -243,7 +245,7 @@ class State:
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
         total, todo = self.to_do(artifact)
-        return [f"{len(todo)} of {total} photos are to be done"] if todo else []
+        return [part_of(len(todo), total, "photos", "is", "are") + " to be done"] if todo else []
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
         """What is to be done in each shard, where several processes are making an artifact.
@@ -269,7 +271,10 @@ class State:
         if artifact.path.name != split:
             return 0, []
         own = tags_of(self.workspace, photos) if artifact.folder.own else {}
-        todo = [photo.id for photo in photos if photo.id not in artifact.folder.failed
+        lost = artifact.folder.failed.keys() - given_again(artifact.folder, [
+            found.folder for source in artifact.header.sources.values()
+            if (found := self.artifacts.get(source)) and found.folder])
+        todo = [photo.id for photo in photos if photo.id not in lost
                 and (not artifact.folder.holds(photo.id)
                      or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
         return len(photos), todo

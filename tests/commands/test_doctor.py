@@ -64,6 +64,39 @@ def test_all_is_well(run: Run, copied: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (copied / "work").rglob("*")} == before
 
 
+def test_photos_that_failed_are_told_once(run: Run, copied: Path) -> None:
+    """By reason, with the line that tries them again; `vpltool` alone counts them."""
+    work, photos = copied / "work", copied / "photos"
+    names = ("scene0", "scene2", "scene3")
+    good = {name: (photos / f"{name}.png").read_bytes() for name in names}
+    for name in good:
+        (photos / f"{name}.png").write_bytes(b"" if name != "scene2" else b"no photo")
+    for command in (("extract", "--workers", 0), ("cam",), ("refine",), ("crf", "--workers", 0)):
+        run(*command, "--overwrite", work=work)
+    found = findings(run, work)
+    assert [(entry["level"], entry["about"]) for entry in found] == [("note", "photos")] * 2
+    says = [entry["says"] for entry in found]
+    assert says[0] == "2 photos failed (the file is empty): scene0.png, scene3.png; mend them first"
+    assert says[1].startswith("1 photo failed (")
+    assert says[1].endswith("): scene2.png; mend it first")
+    line = f"vpltool -C {work} extract --update"
+    assert [entry["repair"] for entry in found] == [line, line]
+    told = run(work=work).out
+    assert f"3 photos failed and are left out; this says why: vpltool -C {work} doctor\n" in told
+    status = run("status", work=work).out
+    assert status.count("which failed") == 1
+    assert status.count("; without 3 photos") == 5
+    for name, content in good.items():
+        (photos / f"{name}.png").write_bytes(content)
+    repair(run, found[0]["repair"])
+    assert "left out" not in run(work=work).out
+    assert "which failed" not in run("status", work=work).out
+    (stale,) = (entry for entry in findings(run, work) if entry["about"] == "results")
+    repair(run, stale["repair"])
+    assert findings(run, work) == []
+    assert "left out" not in run(work=work).out
+
+
 DAMAGES: dict[str, tuple[str, Any, str]] = {
     "features/train": ("features/train/scene0.safetensors", truncate, "1 file is damaged: scene0"),
     "features/val": ("features/val.head.safetensors", Path.unlink, "val.head.safetensors is not"),
@@ -140,7 +173,7 @@ def test_photos_that_are_gone_and_ids_that_come_twice(run: Run, copied: Path) ->
     lines = (work / "images.jsonl").read_text().splitlines()
     (work / "images.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
     found = {entry["about"]: entry for entry in findings(run, work)}
-    assert "1 of 9 photos are not in" in found["photos"]["says"]
+    assert "1 of 9 photos is not in" in found["photos"]["says"]
     assert "scene3" in found["photos"]["says"]
     assert "1 photo listed twice: scene0" in found["images.jsonl"]["says"]
     assert shlex.split(found["photos"]["repair"])[3:5] == ["prepare", "folder"]

@@ -8,13 +8,14 @@ import re
 import shlex
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
 
 from vpltool.commands._tree import size
-from vpltool.formats import open_workspace
+from vpltool.formats import open_workspace, read_tensors, write_tensors
 from vpltool.state import read_state
 
 
@@ -122,7 +123,7 @@ def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:
     told = stale(work)
     assert set(told) == {"cams/text/train", "cams/text-refined/train", "masks/text-refined/train",
                          "masks/text-refined-full/train"}
-    assert told["cams/text/train"] == ["1 of 6 photos are to be done"]
+    assert told["cams/text/train"] == ["1 of 6 photos is to be done"]
     before = times(work)
     made = run("update", work=work)
     assert made.code == 0, made.err
@@ -130,6 +131,60 @@ def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:
     after = times(work)
     assert {name for name in after if after[name] != before[name]} == {
         "cams/text/train/scene0.safetensors", "cams/text-refined/train/scene0.safetensors"}
+
+
+def test_a_photo_that_failed_and_was_mended(run: Run, copied: Path) -> None:
+    """What is made from all photos is made again, and all that follows; not while it fails."""
+    work, photo = copied / "work", copied / "photos/scene0.png"
+    good = photo.read_bytes()
+    photo.write_bytes(b"")
+    for command in (("extract", "--workers", 0), ("cam",), ("refine",), ("crf", "--workers", 0)):
+        run(*command, "--overwrite", work=work)
+    made = {"seeds": ("seed-prototypes", "--phi", 0.5),
+            "vision": ("learn-prototypes", "--iters", 2),
+            "shifted": ("shift-gap", "--centroid", "pixels"),
+            "aligned": ("align", "--iters", 2)}
+    for command in made.values():
+        result = run(*command, work=work)
+        assert result.code == 0, result.err
+    assert run("cam", "--prototypes", "seeds", work=work).code == 0
+    assert stale(work) == {}
+    # A file of an earlier version does not say which photos it was made from.
+    old = work / "prototypes/old.safetensors"
+    header, tensors = read_tensors(work / "prototypes/seeds.safetensors", "prototypes")
+    inputs = {role: value for role, value in header.inputs.items() if role != "photos"}
+    write_tensors(old, replace(header, inputs=inputs, call={**header.call, "out": str(old)}),
+                  tensors)
+    before = read_tensors(work / "prototypes/vision.safetensors", "prototypes")[1]["prototypes"]
+    photo.write_bytes(good)
+    for name, command in made.items():
+        again = run(*command, work=work)
+        assert "already exists" in again.err, (name, again.err)
+    assert run("extract", "--workers", 0, work=work).code == 0
+    told = stale(work)
+    assert told["cams/text/train"] == ["1 of 6 photos is to be done"]
+    assert "prototypes/vision.safetensors" in told
+    assert told["prototypes/vision.safetensors"] == [
+        "other photos can be read than it was made from"]
+    assert told["prototypes/seeds.safetensors"] == ["cams/text-refined/train is not up to date"]
+    assert "cams/seeds/train" in told
+    assert run("cam", work=work).code == run("refine", work=work).code == 0
+    told = stale(work)
+    for name in made:
+        assert told[f"prototypes/{name}.safetensors"] == [
+            "other photos can be read than it was made from"]
+        refused = run(*made[name], work=work)
+        assert "was made with other settings: other photos can be read" in \
+            refused.lines("error:")[0]
+    assert "prototypes/old.safetensors" not in told
+    assert run(*made["seeds"], "--out", old, work=work).code == 0
+    old.unlink()
+    result = run("update", work=work)
+    assert result.code == 0, result.err
+    assert stale(work) == {}
+    after = read_tensors(work / "prototypes/vision.safetensors", "prototypes")[1]["prototypes"]
+    assert not before.equal(after)
+    assert (work / "cams/seeds/train/scene0.safetensors").exists()
 
 
 def test_the_same_command_does_one_more_photo(run: Run, copied: Path) -> None:

@@ -67,12 +67,19 @@ def test_files_add_up_and_what_is_wrong_is_named_and_counted(tmp_path: Path) -> 
     assert remarks == [
         f"2 of 5 captions of {one} name no photo that is taken, and are skipped: x",
         f"2 captions of {one} are empty and are skipped: a (line 4), sub/b (line 7)",
-        "1 of 4 photos have no caption: sub/b"]
+        "1 of 4 photos has no caption: sub/b"]
+
+
+def test_all_rows_that_cannot_be_used_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("id,caption\n,a cat\na,a cat, asleep\nb,a dog\n")
+    with pytest.raises(VplError, match=r"2 rows cannot be used: line 2 has no id; line 3: the row"):
+        with_captions(PHOTOS, [path])
 
 
 WRONG: dict[str, tuple[str, str, str, str]] = {
     "no row": ("c.csv", "id,caption\n", "has no captions", "id,caption"),
-    "another data set": ("c.csv", "id,caption\nx,a cat\n", "none of its 1 captions has a photo, "
+    "another data set": ("c.csv", "id,caption\nx,a cat\n", "no caption has a photo, "
                          "such as x", "such as a"),
     "other case": ("c.csv", "id,caption\nA.JPG,a cat\n", "such as A.JPG", "`a.jpg`"),
     "no id": ("c.csv", "id,caption\n,a cat\n", ":2 has no id", "file name"),

@@ -89,7 +89,7 @@ def test_tags_and_splits(coco: Path) -> None:
          ("person", "toothbrush"), ("train",)),
         ("COCO_val2014_000000000042", "val2014/COCO_val2014_000000000042.jpg",
          ("dining table",), ("val",))]
-    assert "1 photos of train have no instance" in remarks[0]
+    assert "1 photo of train has no instance" in remarks[0]
     assert outlines["train"].labels[90] == 80, "labels are contiguous, ids are not"
     kept, remarks, _ = read_coco(coco, COCO.classes, empty=True)
     assert [photo.labels for photo in kept] == [("person", "toothbrush"), (), ("dining table",)]
@@ -379,7 +379,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
                   ["val2014 does not exist", "train2014, val"], "val2014.zip"),
     "truncated": (truncate, ["instances_val2014.json is truncated"], "extract it again"),
     "categories": (other_categories, ["`diningtable`"], "`dining table`"),
-    "foreign instances": (foreign_instances, ["1 photos that it does not list"],
+    "foreign instances": (foreign_instances, ["1 photo that it does not list"],
                           "instances_val2014.json"),
     "captions": (captions, ["an entry of annotations is damaged: it has no `category_id`"],
                  "instances_val2014.json"),

@@ -104,7 +104,7 @@ def test_voc_train_must_not_hold_val(voc: Path) -> None:
     """As the lists of SBD do."""
     (voc / "ImageSets/Segmentation/train_aug.txt").write_text("2007_01\n2007_02\n")
     remark, = read_voc(voc, CLASSES)[1]
-    assert "1 photos of train_aug.txt are in val.txt" in remark
+    assert "1 photo of train_aug.txt is in val.txt" in remark
 
 
 def test_voc_test_photos_have_no_tags(voc: Path) -> None:
@@ -136,7 +136,7 @@ def test_voc_through_the_command_opens_no_mask(voc: Path, tmp_path: Path, run: R
     assert [line["id"] for line in lines] == ["2007_01", "2007_02", "2007_03"]
     assert lines[0]["mask"] == "SegmentationClass/2007_01.png"
     assert "1 photo has no tag" in result.err
-    assert "1 of 1 photos of `val` have no true mask" in result.err
+    assert "1 of 1 photos of `val` has no true mask" in result.err
 
 
 def refused(root: Path, *said: str) -> VplError:

@@ -61,7 +61,7 @@ def test_again_writes_only_what_is_not_there(tars: Path) -> None:
     lost, kept = tars / "work/unpacked/000/a/0.jpg", tars / "work/unpacked/001/a/0.jpg"
     lost.unlink()
     time = kept.stat().st_mtime_ns
-    assert "writing 1 photos" in prepared(tars).err
+    assert "writing 1 photo" in prepared(tars).err
     assert lost.read_bytes() == jpeg(0)
     assert kept.stat().st_mtime_ns == time
     assert "writing" not in prepared(tars).err

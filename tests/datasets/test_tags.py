@@ -88,6 +88,34 @@ def test_a_file_that_will_not_do_is_told_what_it_is(tags: Path, case: str) -> No
     assert hint in caught.value.hint
 
 
+def test_all_rows_that_cannot_be_used_are_told_at_once(tags: Path) -> None:
+    tags.write_text("id,labels\na,cat\n,dog\na,dog\nb,dog,cat\nc,background\nb,cat\nd,cat\n")
+    with pytest.raises(VplError) as caught:
+        read_tags(tags)
+    assert caught.value.message == (
+        f"{tags}: 5 rows cannot be used: line 3 has no id; "
+        "line 4: a is listed twice, first in line 2; "
+        "line 5: the row of b has more fields than columns, such as cat; "
+        "line 6 has the tag `background`; the background is not a class but index 0; "
+        "line 7: b is listed twice, first in line 5")
+    assert caught.value.hint.count("join the rows") == 1
+    assert "an id is a photo's file name; join" in caught.value.hint
+    tags.write_text("id,labels\n" + 9 * ",dog\n" + 'a,"cat\nb,dog\n')
+    with pytest.raises(VplError) as caught:
+        read_tags(tags)
+    assert "10 rows cannot be used: line 2 has no id; " in caught.value.message
+    assert caught.value.message.endswith("line 6 has no id; and 5 more")
+
+
+def test_all_rows_without_a_photo_of_their_name_are_told_at_once(folder: Path) -> None:
+    (folder / "tags.csv").write_text("id,labels\nA,cat\nB,cat\nb,cat\nb.png,cat\nc,cat\n")
+    with pytest.raises(VplError) as caught:
+        read_folder(folder / "photos", folder / "tags.csv", None)
+    assert "tags.csv: 3 rows cannot be used: line 2: no photo called A in " in caught.value.message
+    assert "; line 5: b is listed twice, as b.png here and as b in line 4" in caught.value.message
+    assert "did you mean `a`? " in caught.value.hint
+
+
 def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(VplError, match=r"tags.csv does not exist") as caught:
         read_tags(tmp_path / "tags.csv")
@@ -106,6 +134,7 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
     ("a,\"['cat', 'dog']\"\n", [":2 ", "by ;"]),
     ("a,cat\nb,traffic light\nc,dog cat\n",
      ["2 rows", "`traffic light` into `traffic` and `light`", "`traffic light;`"]),
+    ("a,cat\nb,traffic light\n", ["labels of 1 row are split"]),
     ("a,cat,dog\nb,dog,train\n", [":2 ", "the split `dog`", "by ;"]),
 ])
 def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:

@@ -235,6 +235,22 @@ def test_a_fixed_photo_is_no_failure(tmp_path: Path) -> None:
     assert open_input(tmp_path, ("cams",)).available(["a", "b"]) == ["a", "b"]
 
 
+def test_it_is_told_which_photos_only_an_earlier_step_failed_on(tmp_path: Path) -> None:
+    output = begun(tmp_path, HEADER, ["a", "b"], left_out={"c": "it is torn", "d": "it is empty"})
+    output.fail("b", "it is odd")
+    output.write_tensors("a", CAM)
+    output.finish()
+    assert manifest(tmp_path)["failed"] == {"b": "it is odd", "c": "it is torn",
+                                            "d": "it is empty"}
+    assert open_input(tmp_path, ("cams",)).waiting == {"c", "d"}
+    # A run for some photos forgets nothing; one that makes a photo does.
+    made(tmp_path, ["a", "c"])
+    assert open_input(tmp_path, ("cams",)).waiting == {"d"}
+    made(tmp_path, ["d"], failing=("d",))
+    assert open_input(tmp_path, ("cams",)).waiting == set()
+    assert open_input(tmp_path, ("cams",)).failed.keys() == {"b", "d"}
+
+
 def test_available_drops_failed_ones_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,40 @@ def test_a_photo_that_cannot_be_read_does_not_end_it(run: Run, own: Path, tiny_c
     assert (own / "work/decoder/segmenter.safetensors").exists()
 
 
+def test_an_unreadable_photo_that_comes_later_does_not_stop_it(
+        recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:
+    (own / "photos/later.png").write_bytes(b"")
+    with (own / "tags.csv").open("a") as file:
+        file.write("later,box,train\n")
+    for _ in range(2):
+        result = again(run, own, tiny_clip)
+        assert result.lines("error:") == ["1 photo failed, the others are done: later"]
+        assert "nothing remains to be encoded: 1 new photo cannot be read: later.png: " \
+            in result.err
+    assert run("status", "--stale", work=own / "work").out.strip() == "everything is up to date"
+
+
+def test_a_mended_photo_is_learned_from(run: Run, own: Path, tiny_clip: Path) -> None:
+    """What is made from all photos is as if the photo had never been broken."""
+    photo = own / "photos/scene2.png"
+    good = photo.read_bytes()
+    photo.write_bytes(good[:200])
+    assert again(run, own, tiny_clip, "masks=").code == 1
+    work = own / "work"
+    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    names = [f"prototypes/{name}.safetensors" for name in ("seeds-0", "seeds-1", "seeds")]
+    names.append("decoder/segmenter.safetensors")
+    before = [(work / name).read_bytes() for name in names]
+    photo.write_bytes(good)
+    result = again(run, own, tiny_clip, "masks=")
+    assert result.code == 0, result.err
+    mended = [(work / name).read_bytes() for name in names]
+    assert not {*before} & {*mended}
+    work.rename(own / "earlier")
+    assert again(run, own, tiny_clip, "masks=").code == 0
+    assert [(work / name).read_bytes() for name in names] == mended
+
+
 def test_masks_corrected_by_hand_are_learned_from_and_kept(
     recipe: Result, run: Run, own: Path, tiny_clip: Path
 ) -> None:
@@ -141,7 +175,7 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
             for name in ("artifact.json", f"scene6.{suffix}", f"scene7.{suffix}"))}
     result = again(run, own, tiny_clip, "alpha=1")
     assert result.code == 0, result.err
-    assert "1 of 6 were corrected by hand and are kept; --overwrite replaces them" in result.err
+    assert "1 of 6 was corrected by hand and is kept; --overwrite replaces it" in result.err
     assert mask.read_bytes() == corrected
     header = describe(mask.with_name("scene1.png")).header
     assert header is not None

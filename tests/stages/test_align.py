@@ -52,7 +52,7 @@ def test_the_file(aligned: Path) -> None:
     rows, index, space = parts_of(aligned / "prototypes/aligned.safetensors")
     text = header_of(aligned / "prototypes/text.safetensors")
     assert header.command == "align"
-    assert set(header.inputs) == {"features", "text", "tags", "cams"}
+    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos"}
     assert header.facts["space"] == "text"
     assert header.facts["rows"] == text.facts["rows"]
     assert header.facts["aligned"] == {"last_relu": False, "patches": "block"}

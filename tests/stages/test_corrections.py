@@ -123,7 +123,13 @@ def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
     refused = take(run, base, folder)
     assert "no mask was changed" in refused.lines("error:")[0]
     shutil.copy(corrected(base, "scene2") / "scene2.png", folder)
-    assert take(run, base, folder).code == 0
+    shutil.copy(folder / "scene2.png", folder / "nobody.png")
+    taken = take(run, base, folder)
+    assert taken.code == 0
+    assert ("does not have a photo's name and is skipped, such as nobody.png"
+            in taken.lines("warning:")[0])
+    assert "1 corrected mask is imported; 1 in total; train-decoder trains on it" in (
+        taken.err.replace(f"vpltool -C {work} ", ""))
     assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
 
 

@@ -86,6 +86,24 @@ def test_photos_that_cannot_be_read_are_named(run: Run, copied: Path) -> None:
     assert "no photo can be read" in result.lines("error:")[0]
 
 
+def test_new_photos_that_cannot_be_read_leave_nothing_to_encode(run: Run, copied: Path) -> None:
+    """The others have their features: a recipe goes on."""
+    work = copied / "work"
+    for name, content in (("scene0", b""), ("scene3", b"no photo")):
+        (work / f"features/train/{name}.safetensors").unlink()
+        (copied / f"photos/{name}.png").write_bytes(content)
+    result = run("estimate", "--new", work=work)
+    assert (result.code, result.out) == (0, ""), result.err
+    said = result.err.strip()
+    assert said.startswith("nothing remains to be encoded: 2 new photos cannot be read: "
+                           "scene0.png: the file is empty; scene3.png: ")
+    report = json.loads(run("estimate", "--new", "--json", work=work).out)
+    assert report["photos"] == 0
+    (work / "features/train/scene4.safetensors").unlink()
+    result = run("estimate", "--new", "--iters", 10, "--crop", 4, "--width", 16, work=work)
+    assert result.err.startswith("1 photo: about ")
+
+
 def test_the_crf_is_timed_as_it_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the method, with the backend that it takes by itself."""
     from vpltool.methods.label_refiners import densecrf

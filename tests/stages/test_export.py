@@ -161,7 +161,7 @@ def test_none_is_written_if_one_is_missing(voc: Path, run: Run) -> None:
     (voc / "predictions/vision/test/2008_000011.png").unlink()
     result = run("export", "voc-server", work=voc)
     assert result.code == 1
-    assert "1 of 2 photos of `test` have no prediction" in result.lines("error:")[0]
+    assert "1 of 2 photos of `test` has no prediction" in result.lines("error:")[0]
     assert "2008_000011" in result.lines("error:")[0]
     assert result.lines("hint:") == ["vpltool predict --split test"]
     assert not (voc / "exports").exists()

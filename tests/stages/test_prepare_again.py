@@ -67,7 +67,7 @@ def test_masks_later(copied: Path, run: Run) -> None:
     result = taken(again(copied, run, "--masks", copied / "masks"))
     assert workspace_of(copied) == before
     assert all(photo.mask for photo in photos_of(copied).values())
-    assert "true masks of 8 photos changed" in result.err
+    assert "true masks of 8 photos are new" in result.err
     assert "update" not in result.err, "nothing but scores depends on masks"
     assert "done already" in taken(run("cam", work=copied / "work")).err
     # Masks stay where they were named.
@@ -394,8 +394,12 @@ def test_words_of_changes() -> None:
         "photos": ["splits of 1 photo changed", "files of 1 photo changed",
                    "captions of 1 photo changed"],
         "words": ["the background words changed"],
-        "masks": ["true masks of 1 photo changed", "the values of true masks changed"]}
+        "masks": ["true masks of 1 photo are new", "the values of true masks changed"]}
     assert describe_change(old, [CAT, DOG], old, [DOG, CAT]) == {}
+    first, other = ([replace(CAT, mask=name), DOG] for name in ("m.png", "n.png"))
+    for before, after, words in ((first, other, "changed"), (first, [CAT, DOG], "are gone")):
+        assert describe_change(old, before, old, after) == {
+            "masks": [f"true masks of 1 photo {words}"]}
 
 
 def test_the_log_names_no_folder_of_this_machine(base: Path, run: Run) -> None:

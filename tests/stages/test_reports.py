@@ -445,7 +445,7 @@ def test_one_broken_file_does_not_end_the_sheet(broken: str, copied: Path, run: 
     result = run(*line, work=copied / "work")
     assert result.code == 1
     (error,) = result.lines("error:")
-    assert "1 of 2 photos were not fully drawn" in error
+    assert "1 of 2 photos was not fully drawn" in error
     assert "scene0" in error
     assert result.lines("hint:")
     assert result.out == whole.out, "the sheet is there, and its path is printed"

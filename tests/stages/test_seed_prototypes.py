@@ -95,7 +95,7 @@ def test_header_and_facts(run: Run, ready: Path, tmp_path: Path) -> None:
     seed(run, ready / "work", out, "--background", "clusters", "--clusters", 2)
     header = describe(out).header
     assert header is not None
-    assert set(header.inputs) == {"features", "text", "tags", "cams"}
+    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos"}
     assert header.sources["cams"] == "cams/text/train"
     assert {name: header.options[name] for name in ("cams", "text", "method", "background")} == {
         "cams": "text", "text": "text", "method": "means", "background": "clusters"}

@@ -448,7 +448,7 @@ def test_masks_corrected_by_hand_are_learned_from(run: Run, work: Path) -> None:
     refused = run(*TRAIN, work=work)
     assert refused.code == 1
     assert "masks/text-refined/train has changed" in refused.lines("error:")[0]
-    assert "1 of 6 masks are newer" in refused.lines("error:")[0]
+    assert "1 of 6 masks is newer" in refused.lines("error:")[0]
     assert "update" in refused.lines("hint:")[0]
     assert path.read_bytes() == before
     updated = run(*TRAIN, "--update", work=work)

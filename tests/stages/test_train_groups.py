@@ -64,7 +64,7 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     assert result.code == 0, result.err
     path = work / "groups/groups.safetensors"
     assert result.out.splitlines() == [str(path)]
-    assert result.lines("warning:") == ["1 of 6 photos have no caption and are skipped"]
+    assert result.lines("warning:") == ["1 of 6 photos has no caption and is skipped"]
     header = header_of(path)
     assert (header.kind, header.command) == ("groups", "train-groups")
     assert set(header.inputs) == {"captions"}
@@ -181,7 +181,7 @@ def test_a_broken_photo_is_named_and_another_takes_its_place(run: Run, work: Pat
     result = run(*TRAIN, work=work)
     assert result.code == 0, result.err
     assert any("scene2.png" in line for line in result.lines("warning:"))
-    assert "1 of 5 photos could not be read, and were replaced by others" in result.err
+    assert "1 of 5 photos could not be read, and was replaced by another" in result.err
     for path in (work.parent / "photos").iterdir():
         path.write_bytes(b"no photo")
     result = run(*TRAIN, "--overwrite", work=work)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.console import duration
+from vpltool.errors import counted
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -53,7 +54,8 @@ def format_tree(listed: Sequence[Mapping[str, Any]]) -> str:
         others = [source for source in entry["sources"] if source != parent]
         notes = [entry["made_by"] + (f", also from {', '.join(others)}" if others else "")
                  ] if entry["made_by"] else []
-        notes += [f"without {len(entry['failed'])} photos"] if entry["failed"] else []
+        notes += [f"without {counted(len(entry['failed']), 'photo', 'photos')}"
+                  ] if entry["failed"] else []
         notes += ["STALE"] if entry["stale"] else []
         notes += ["DAMAGED"] if entry["damaged"] else []
         lines.append(f"{name:{width}}  {size(entry['bytes']):>7}  "

@@ -29,7 +29,8 @@ from vpltool.commands._leftovers import (
     temporary_files,
     without_manifest,
 )
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted, part_of
+from vpltool.failures import failures_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.changes import count_photos, last_call
 from vpltool.formats.checking import Faults, check_file, faults_in, salvaged_header
@@ -79,9 +80,11 @@ def workspace_findings(path: Path) -> list[Finding]:
             advance()
     positions = _positions(workspace, [*folders, *files, *orphans])
     made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
-    found += [*made, *_scores(path), *temporary_files(path)]
+    # What is damaged is told by others.
+    found += [*made, *_failed(read_state(workspace, passes_over=True)), *_scores(path),
+              *temporary_files(path)]
     if not any(finding.level == BROKEN for finding in found):
-        found += _stale(workspace)
+        found += _stale(read_state(workspace))
     return [in_workspace(OK, workspace.name,
                          f"{count_photos(len(photos))}, {count} files checked"), *found]
 
@@ -127,8 +130,9 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     if gone:
         root = short_path(workspace.path / workspace.root)
         yield in_workspace(
-            BROKEN, "photos", f"{len(gone)} of {count_photos(len(photos))} are not in {root}: "
-            f"{named(gone)}. If they have moved, give their new folder", _prepare_line(workspace))
+            BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
+            + f" not in {root}: {named(gone)}. If they have moved, give their new folder",
+            _prepare_line(workspace))
 
 
 def _prepare_line(workspace: Workspace) -> str:
@@ -179,8 +183,9 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
     surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
     if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
         found.append(in_workspace(
-            NOTE, name, f"{len(surplus)} files of photos that the workspace does not have: "
-            f"{named(surplus)}", removal([artifact.folder.path_of(key) for key in surplus])))
+            NOTE, name, counted(len(surplus), "file", "files") + " of photos that the workspace "
+            f"does not have: {named(surplus)}",
+            removal([artifact.folder.path_of(key) for key in surplus])))
     return len(ids), found
 
 
@@ -206,17 +211,13 @@ def _bad_files(artifact: Artifact, faults: Faults) -> Iterator[Finding]:
 
 
 def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
-    """Photos that a folder lacks, those that failed, and a mark that was never set."""
+    """Photos that a folder lacks, and a mark that was never set."""
     total, todo = state.to_do(artifact)
     shards = state.unfinished_shards(artifact)
     if todo:
         yield in_workspace(BROKEN, artifact.name, f"lacks {len(todo)} of {count_photos(total)}: "
                      f"{named(todo)}",
                      "\n".join(shard.line for shard in shards) or artifact.line())
-    if artifact.failed:
-        yield in_workspace(
-            NOTE, artifact.name, f"without {count_photos(len(artifact.failed))}, which failed: "
-            f"{named(artifact.failed)}; fix them first", artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
     if total and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(
             (artifact.path / ".shards").iterdir())):
@@ -273,10 +274,18 @@ def _scores(work: Path) -> Iterator[Finding]:
                          error.message.removeprefix(str(file)).strip(), removal([file]))
 
 
-def _stale(workspace: Workspace) -> Iterator[Finding]:
-    state = read_state(workspace)
+def _failed(state: State) -> Iterator[Finding]:
+    """Photos that cannot be used: why, and the line that tries them again once they are mended."""
+    for failure in failures_of(state):
+        them = "it" if len(failure.photos) == 1 else "them"
+        yield in_workspace(NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
+                           f"({failure.reason}): {named(failure.photos)}; mend {them} first",
+                           failure.line)
+
+
+def _stale(state: State) -> Iterator[Finding]:
     stale = [artifact.name for artifact in state.in_order if state.stale(artifact)]
     if stale:
         yield in_workspace(NOTE, "results", f"{len(stale)} of {len(state.artifacts)} are stale: "
                      f"{named(stale)}",
-                     shlex.join([*program(workspace.path), "update"]))
+                     shlex.join([*program(state.workspace.path), "update"]))

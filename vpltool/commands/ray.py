@@ -15,7 +15,7 @@ from typing import Any
 from vpltool import console
 from vpltool.command import parse_line
 from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.recipes import find_recipe
@@ -83,7 +83,8 @@ def run(path: Path, settings: RaySettings) -> list[str]:
                 failed.update(dict.fromkeys(outcome.photos))
     if failed:
         raise PhotosFailed(
-            f"{len(failed)} photos failed, the others are done: {some(list(failed))}",
+            f"{counted(len(failed), 'photo', 'photos')} failed, the others are done: "
+            f"{some(list(failed))}",
             "fix them and run the same command again: only these are processed", list(said),
             list(failed))
     return list(said)

@@ -11,7 +11,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, write_started
 from vpltool.preset import read_preset
@@ -97,7 +97,8 @@ def run(path: Path, settings: RunSettings) -> list[str]:
     write_started(path, recipe.name, words, done=True)
     if job.failed:
         ids = list(job.failed)
-        raise PhotosFailed(f"{len(ids)} photos failed, the others are done: {some(ids)}",
+        raise PhotosFailed(f"{counted(len(ids), 'photo', 'photos')} failed, the others are done: "
+                           f"{some(ids)}",
                            "a warning above says why; fix them and run the recipe again: only "
                            "these are processed", [], ids)
     return []

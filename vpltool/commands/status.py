@@ -8,6 +8,8 @@ from typing import Any
 
 from vpltool.commands._tree import format_tree, measured
 from vpltool.datasets.tags import some
+from vpltool.errors import counted
+from vpltool.failures import failed_here
 from vpltool.formats import Workspace
 from vpltool.settings import Settings, setting
 from vpltool.shell import command_line, program, to_shell
@@ -43,10 +45,11 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
 
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
-        (ids of photos), `line`, which recomputes it, `bytes` and `written` (seconds since 1970);
-        each after those that it was made from. Where several processes are making it, `shards`
-        has `shard`, `missing` and `line` of each that is not complete. What is damaged comes
-        last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
+        (ids of photos), `failed_here` (those that no earlier step failed on), `line`, which
+        recomputes it, `bytes` and `written` (seconds since 1970); each after those that it was
+        made from. Where several processes are making it, `shards` has `shard`, `missing` and `line`
+        of each that is not complete. What is damaged comes last: `damaged` says what is wrong, and
+        `line` is that of `doctor`, which repairs it.
     """
     state = read_state(workspace, passes_over=True)
     listed: list[dict[str, Any]] = []
@@ -57,12 +60,14 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "line": artifact.line(), **measured(artifact.path),
+                "failed": artifact.failed, "failed_here": failed_here(state, artifact),
+                "line": artifact.line(), **measured(artifact.path),
                 "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)],
                 "damaged": ""})
     for name, error in sorted(state.damaged.items()):
         listed.append({
             "name": name, "made_by": "", "settings": "", "sources": [], "stale": [], "failed": [],
+            "failed_here": [],
             "line": command_line("doctor", {}, program(workspace.path)),
             **measured(workspace.path / name), "shards": [], "damaged": error.message})
     return listed
@@ -73,9 +78,20 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"
     if values.get("stale"):
-        return _format_list(result)
-    stale = [entry for entry in result if entry["stale"] or entry["failed"] or entry["damaged"]]
-    return format_tree(result) + (f"\n\n{_format_list(stale)}" if stale else "")
+        return _format_list(_failed_once(result))
+    once = _failed_once(result)
+    listed = [entry for entry in once if entry["stale"] or entry["failed"] or entry["damaged"]]
+    return format_tree(result) + (f"\n\n{_format_list(listed)}" if listed else "")
+
+
+def _failed_once(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries with each failed photo in the first of them only: the others pass it on."""
+    seen: set[str] = set()
+    told = []
+    for entry in result:
+        told.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
+        seen.update(entry["failed_here"])
+    return told
 
 
 def _format_list(result: list[dict[str, Any]]) -> str:
@@ -91,15 +107,18 @@ def _format_list(result: list[dict[str, Any]]) -> str:
         mark = "stale" if entry["stale"] else "ok"
         lines.append(f"{mark:5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
         if entry["failed"]:
-            lines.append(f"       without {len(entry['failed'])} photos, which failed: "
-                         f"{some(entry['failed'])}")
+            lines.append(f"       without {counted(len(entry['failed']), 'photo', 'photos')}, "
+                         f"which failed: {some(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
             for shard in entry["shards"]:
-                lines.append(f"       shard {shard['shard']}: {shard['missing']} photos missing")
+                lines.append(f"       shard {shard['shard']}: "
+                             f"{counted(shard['missing'], 'photo', 'photos')} missing")
                 lines.append(f"       {shard['line']}")
             if not entry["shards"]:
                 lines.append(f"       {entry['line']}")
+    if any(entry["failed"] for entry in result):
+        lines.append("the command doctor says why photos failed")
     stale = sum(bool(entry["stale"]) for entry in result)
     if stale:
         lines.append(f"{stale} {'is' if stale == 1 else 'are'} stale; the command update makes "

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool.datasets.csv_files import columns_of, read_csv_text, rows_of
+from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
 from vpltool.datasets.tags import some
-from vpltool.errors import VplError, other_case
+from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -80,11 +80,13 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
             remarks.append(f"{sum(unmatched.values())} of {total} captions of {path} name no photo "
                            f"that is taken, and are skipped: {some(sorted(unmatched))}")
         if empty:
-            remarks.append(f"{len(empty)} captions of {path} are empty and are skipped: "
-                           f"{some(empty)}")
+            remarks.append(counted(len(empty), f"caption of {path} is empty and is skipped: ",
+                                   f"captions of {path} are empty and are skipped: ")
+                           + some(empty))
     bare = [photo.id for photo in photos if photo.id not in found]
     if bare:
-        remarks.append(f"{len(bare)} of {len(photos)} photos have no caption: {some(bare)}")
+        remarks.append(part_of(len(bare), len(photos), "photos", "has", "have")
+                       + f" no caption: {some(bare)}")
     return [replace(photo, captions=tuple(found.get(photo.id, ()))) for photo in photos], remarks
 
 
@@ -108,21 +110,29 @@ def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
         raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
     if unmatched and not taken:
         first = min(unmatched)
-        raise VplError(f"{path}: none of its {total} captions has a photo, such as {first}",
+        raise VplError(f"{path}: no caption has a photo, such as {first}",
                        other_case(first, ids) or f"the id is a photo's, such as {min(ids)}")
 
 
 def _of_csv(path: Path) -> Iterator[CaptionRow]:
     text = read_csv_text(path, COLUMNS)
     delimiter, columns = columns_of(path, text, COLUMNS)
-    for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
-        if any(fields[len(columns):]):
-            raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns",
-                           f'put a caption that has `{delimiter}` in quotes: "…"')
-        entry = dict(zip(columns, fields, strict=False))
-        if not entry.get("id"):
-            raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
-        yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
+    refused = []
+    try:
+        for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
+            entry = dict(zip(columns, fields, strict=False))
+            if any(fields[len(columns):]):
+                refused.append(VplError(
+                    f"{path}:{line}: the row of {fields[0]} has more fields than columns",
+                    f'put a caption that has `{delimiter}` in quotes: "…"'))
+            elif not entry.get("id"):
+                refused.append(VplError(f"{path}:{line} has no id", "an id is a photo's file name"))
+            else:
+                yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
+    except VplError as error:
+        # What follows cannot be read.
+        refused.append(error)
+    refuse_rows(path, refused)
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
-from vpltool.errors import VplError, near_name, other_case
+from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -86,8 +86,9 @@ def read_coco(
             tags, outlines[split] = _read_instances(path, names, folder, classes)
             bare = [key for key in tags if not tags[key]]
             if bare and not empty:
-                remarks.append(f"{len(bare)} photos of {split} have no instance and are skipped, "
-                               "as in published lists (`empty=True` keeps them)")
+                remarks.append(counted(len(bare), f"photo of {split} has no instance and is",
+                                       f"photos of {split} have no instance and are")
+                               + " skipped, as in published lists (`empty=True` keeps them)")
                 tags = {key: labels for key, labels in tags.items() if labels}
         if own_tags.exists():
             tags = {key: labels for key, labels in tags_of(own_tags, tags).items()
@@ -98,8 +99,9 @@ def read_coco(
         rows, _ = read_tags(own_tags, classes_known=True)
         unmatched = {row.id for row in rows} - {photo.id for photo in photos}
         if unmatched:
-            remarks.append(f"{len(unmatched)} rows of {own_tags} match no photo in use, such as "
-                           f"{min(unmatched)}")
+            remarks.append(counted(len(unmatched), f"row of {own_tags} matches",
+                                   f"rows of {own_tags} match")
+                           + f" no photo in use, such as {min(unmatched)}")
     if not photos:
         raise VplError(f"{root} is not a folder of COCO 2014; found: {found_in(root)}"
                        + _other_year(root), _DOWNLOADS)
@@ -139,7 +141,8 @@ def _read_instances(
                            near_name(name, classes))
     stray = found.seen.keys() - found.images.keys()
     if stray or not found.images:
-        raise VplError(f"{path} has instances of {len(stray)} photos that it does not list"
+        raise VplError(f"{path} has instances of {counted(len(stray), 'photo', 'photos')} that it "
+                       "does not list"
                        if stray else f"{path} lists no photo", f"use COCO's own {path.name}")
     ids = {number: Path(name).stem for number, (name, _, _) in found.images.items()}
     _check_names(path, ids.values(), names, folder)
@@ -185,8 +188,9 @@ def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], fol
         year = "2017" if bare else "2014"
         raise VplError(f"{path} names its photos as COCO {year} does ({absent[0]}), but {folder} "
                        f"holds {names[here]}", "use photos and annotations of COCO 2014")
-    raise VplError(f"{len(absent)} of {len(wanted)} photos in {path} are not in {folder}, such as "
-                   f"{absent[0]}; it holds {len(names)} photos" + (f", such as {names[here]}"
+    raise VplError(part_of(len(absent), len(wanted), f"photos in {path}", "is", "are")
+                   + f" not in {folder}, such as {absent[0]}; it holds "
+                   + counted(len(names), "photo", "photos") + (f", such as {names[here]}"
                                                                    if here else ""),
                    other_case(absent[0], names) or f"extract {folder.name}.zip again")
 

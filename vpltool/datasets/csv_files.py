@@ -24,6 +24,10 @@ _OTHER_FILES = (
 """First bytes of a file, what such a file is, and what to do."""
 
 
+_SHOWN = 5
+"""Rows that an error tells of; of more it gives the number."""
+
+
 def first_line(wanted: Sequence[str]) -> str:
     """Say what the first line of a CSV with these columns must be."""
     names = ",".join(wanted)
@@ -69,6 +73,26 @@ def read_csv_text(path: Path, wanted: Sequence[str]) -> str:
         raise VplError(f"{path} is {'XML or HTML' if '<' in text.lstrip()[:1] else 'JSON'}, not a "
                        "CSV", f"make a CSV with a row for each photo; {first}")
     return text
+
+
+def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
+    """Check that no row was refused; one error tells of all of them, so that one look mends all.
+
+    Args:
+        path: the file.
+        errors: of each refused row, in order; they begin with `PATH:LINE`.
+
+    Raises:
+        VplError: there are some.
+    """
+    if not errors:
+        return
+    if not errors[1:]:
+        raise errors[0]
+    shown = [f"line {error.message.removeprefix(f'{path}:')}" for error in errors[:_SHOWN]]
+    more = [f"and {len(errors) - _SHOWN} more"] if errors[_SHOWN:] else []
+    raise VplError(f"{path}: {len(errors)} rows cannot be used: {'; '.join([*shown, *more])}",
+                   "; ".join(dict.fromkeys(error.hint for error in errors[:_SHOWN])))
 
 
 def columns_of(path: Path, text: str, wanted: Sequence[str]) -> tuple[str, list[str]]:

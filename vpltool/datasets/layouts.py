@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from vpltool.datasets.csv_files import refuse_rows
 from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, counted, near_name, other_case
+from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -107,48 +107,53 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     listed: dict[str, TagRow] = {}
     first: dict[str, str] = {}
     either, gone, remarks = list[str](), list[str](), list[str]()
+    refused = list[VplError]()
     for row in rows:
         if row.id not in known:
-            _check_misnamed(images, labels, row, known)
+            refused += _misnamed(images, labels, row, known)
             gone.append(row.id)
             continue
         name = known[row.id]
         key = _key(name)
         if key in first:
-            raise _listed_twice(labels, listed[first[key]], row, first[key], name)
+            refused.append(_listed_twice(labels, listed[first[key]], row, first[key], name))
+            continue
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
             either.append(" or ".join(by_key[key]))
+    refuse_rows(labels, refused)
     if not listed:
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
     if gone:
-        remarks.append(f"{len(gone)} of {len(rows)} rows of {labels} have no photo in {images} and "
-                       f"are skipped: {some(gone)}; delete these rows, or put the photos back")
+        one = len(gone) == 1
+        remarks.append(part_of(len(gone), len(rows), f"rows of {labels}",
+                               f"has no photo in {images} and is skipped: ",
+                               f"have no photo in {images} and are skipped: ") + some(gone)
+                       + ("; delete the row, or put the photo back" if one else
+                          "; delete these rows, or put the photos back"))
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
     if unlisted and left_out:
-        remarks.append(f"{len(unlisted)} of {len(names)} photos in {images} have no row in "
-                       f"{labels} and are skipped: {some(unlisted)}")
+        remarks.append(part_of(len(unlisted), len(names), f"photos in {images}",
+                               f"has no row in {labels} and is skipped: ",
+                               f"have no row in {labels} and are skipped: ") + some(unlisted))
     return listed, remarks
 
 
-def _check_misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> None:
-    """Check that a row without a photo does not mean a file that is there.
-
-    Raises:
-        VplError: it means one of another suffix, or in other case.
-    """
+def _misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> list[VplError]:
+    """What is wrong with a row without a photo that means a file of other suffix, or case."""
     near = images / row.id
     for file in [near, *sorted(near.parent.glob("*"))]:
         if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
                 and near in (file, file.with_suffix(""))):
             error = wrong_suffix(file)
-            raise VplError(f"{labels}:{row.line}: {error.message}", error.hint)
-    if hint := other_case(row.id, known):
-        raise VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+            return [VplError(f"{labels}:{row.line}: {error.message}", error.hint)]
+    hint = other_case(row.id, known)
+    return [VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+            ] if hint else []
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
@@ -244,56 +249,6 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
                                if whole in known else
                                "separate labels by ;" if ODD.search(label) else
                                near_name(label, known))
-
-
-def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
-    """Put every second photo of a split into each half, SPLIT-a and SPLIT-b.
-
-    Args:
-        photos: all photos.
-        split: what is halved; empty: nothing.
-        before: photos as they were before; they keep the half that they were in.
-
-    Raises:
-        VplError: there is no such split.
-    """
-    if not split:
-        return list(photos)
-    if not any(split in photo.splits for photo in photos):
-        known = {name for photo in photos for name in photo.splits}
-        raise VplError(f"`halve={split!r}`: no such split", near_name(split, known))
-    halves = (f"{split}-a", f"{split}-b")
-    chosen = {photo.id: name for photo in before for name in halves if name in photo.splits}
-    wanted = [photo.id for photo in photos if split in photo.splits]
-    sizes = Counter(chosen[key] for key in wanted if key in chosen)
-    for key in wanted:
-        if key not in chosen:
-            chosen[key] = min(halves, key=lambda name: sizes[name])
-            sizes[chosen[key]] += 1
-    return [replace(photo, splits=(*photo.splits, chosen[photo.id]))
-            if split in photo.splits else photo for photo in photos]
-
-
-def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
-    """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
-
-    Args:
-        photos: all photos.
-        every: one photo of so many is moved; 0: none.
-        before: photos as they were before; they stay where they were, and new ones fill up.
-    """
-    if not every or any("val" in photo.splits for photo in photos):
-        return list(photos)
-    earlier = {photo.id: photo.splits for photo in before}
-    wanted = [photo.id for photo in photos if "train" in photo.splits and photo.labels]
-    if len(wanted) < 2:
-        return list(photos)
-    held = {key for key in wanted if "val" in earlier.get(key, ())}
-    new = [key for key in wanted if key not in earlier] if held else wanted
-    held.update(new[::every][:max(0, -(-len(wanted) // every) - len(held))])
-    return [replace(photo, splits=tuple("val" if split == "train" else split
-                                        for split in photo.splits))
-            if photo.id in held else photo for photo in photos]
 
 
 def truncated_photos(paths: Sequence[Path]) -> list[Path]:

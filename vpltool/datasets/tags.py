@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, rows_of
-from vpltool.errors import VplError, other_case
+from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, refuse_rows, rows_of
+from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 
 _BACKGROUND = ("background", "_background_")
@@ -52,27 +52,32 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     text = read_csv_text(path, TAGS)
     delimiter, columns = columns_of(path, text, TAGS)
     separators = ";" if delimiter == "," else ";,|"
-    rows, first_lines, at_spaces = [], dict[str, int](), []
-    for line, fields in rows_of(path, text, delimiter, TAGS):
-        entry = _entry(path, line, fields, columns, delimiter)
-        key, field = entry["id"], entry["labels"]
-        if not key:
-            raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
-        if key in first_lines:
-            raise VplError(f"{path}:{line}: {key} is listed twice, first in line "
-                           f"{first_lines[key]}", "join the rows: labels separated by ;")
-        first_lines[key] = line
-        labels = _parts(field, separators)
-        _check_no_background(path, line, labels)
-        if len(labels) > 1 and not any(mark in field for mark in separators):
-            at_spaces.append(field)
-        rows.append(TagRow(line, key, labels, _parts(entry.get("split") or "train", separators)))
+    rows, first_lines, at_spaces, refused = [], dict[str, int](), [], list[VplError]()
+    try:
+        for line, fields in rows_of(path, text, delimiter, TAGS):
+            try:
+                entry = _entry(path, line, fields, columns, delimiter, first_lines)
+                field = entry["labels"]
+                labels = _parts(field, separators)
+                _check_no_background(path, line, labels)
+            except VplError as error:
+                refused.append(error)
+                continue
+            if len(labels) > 1 and not any(mark in field for mark in separators):
+                at_spaces.append(field)
+            rows.append(TagRow(line, entry["id"], labels,
+                               _parts(entry.get("split") or "train", separators)))
+    except VplError as error:
+        # What follows cannot be read.
+        refused.append(error)
+    refuse_rows(path, refused)
     if not rows:
         raise VplError(f"{path} has no rows", "add a row for each photo: id,labels")
     if classes_known:
         return rows, []
     if not any(row.labels for row in rows):
-        raise VplError(f"{path} has no classes: none of its {len(rows)} rows has a label",
+        raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
+                                                    if rows[1:] else "its only row has no label"),
                        "write what each photo shows in the column labels")
     return rows, [*_odd_labels(path, rows), *_split_at_spaces(path, at_spaces),
                   *_splits_like_labels(path, rows)]
@@ -118,7 +123,8 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
         remarks.append(f"names that look like one class count as two: {some(shown, '; ')}")
     rare = sorted(name for name, count in counts.items() if count == 1)
     if rare:
-        remarks.append(f"{len(rare)} of {len(counts)} classes have only one photo: {some(rare)}")
+        remarks.append(part_of(len(rare), len(counts), "classes", "has", "have")
+                       + f" only one photo: {some(rare)}")
     return remarks
 
 
@@ -164,8 +170,9 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
     if not fields:
         return []
     parts = " and ".join(f"`{part}`" for part in dict.fromkeys(fields[0].split()))
-    return [f"{path}: labels of {len(fields)} rows are split at spaces, such as `{fields[0]}` into "
-            f"{parts}; a name with a space needs a semicolon: `{fields[0]};`"]
+    return [f"{path}: labels of {counted(len(fields), 'row', 'rows')} are split at spaces, "
+            f"such as `{fields[0]}` into {parts}; a name with a space needs a semicolon: "
+            f"`{fields[0]};`"]
 
 
 def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
@@ -181,14 +188,26 @@ def _check_no_background(path: Path, line: int, labels: Sequence[str]) -> None:
                            "but index 0", "leave the tag out; the field may be empty")
 
 
-def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str
-           ) -> dict[str, str]:
+def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str,
+           first_lines: dict[str, int]) -> dict[str, str]:
+    """Name the fields of a row, and note in `first_lines` where its id was met first.
+
+    Raises:
+        VplError: the row has no id, or that of an earlier row, or more fields than columns.
+    """
+    entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
+    key = entry["id"]
+    if key and (first := first_lines.setdefault(key, line)) != line:
+        raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
+                       "join the rows: labels separated by ;")
     extra = [field for field in fields[len(columns):] if field]
     if extra:
-        raise VplError(f"{path}:{line}: the row of {fields[0]} has more fields than columns, such "
-                       f"as {extra[0]}",
+        raise VplError(f"{path}:{line}: the row of {key or fields[0]} has more fields than "
+                       f"columns, such as {extra[0]}",
                        f"separate labels by {';' if delimiter == ',' else ','} or by spaces")
-    return dict(zip(columns, fields + [""] * len(columns), strict=False))
+    if not key:
+        raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
+    return entry
 
 
 def _parts(field: str, separators: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.tags import tags_of
-from vpltool.errors import VplError, other_case
+from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.xml_stream import parse_xml
 
@@ -50,8 +50,8 @@ def read_voc(
     for split, ids in sorted(listed.items()):
         absent = [key for key in ids if key not in files]
         if absent:
-            raise VplError(f"{len(absent)} of {len(ids)} photos of {split}.txt are not in "
-                           f"{root / 'JPEGImages'}, such as {absent[0]}",
+            raise VplError(part_of(len(absent), len(ids), f"photos of {split}.txt", "is", "are")
+                           + f" not in {root / 'JPEGImages'}, such as {absent[0]}",
                            other_case(absent[0], files) or
                            "extract VOCtrainval_11-May-2012.tar again, or shorten the list")
     splits: dict[str, list[str]] = {}
@@ -106,7 +106,9 @@ def _voc_remarks(listed: Mapping[str, Sequence[str]]) -> list[str]:
         # The lists of SBD itself (8,498 photos) contain photos of VOC's val.
         shared = len(held_out.intersection(ids))
         if shared and split.startswith(("train", "aug")) and "val" not in split:
-            remarks.append(f"{shared} photos of {split}.txt are in val.txt too: scores on `val` "
+            remarks.append(counted(shared, f"photo of {split}.txt is",
+                                   f"photos of {split}.txt are")
+                           + " in val.txt too: scores on `val` "
                            f"after training on `{split}` would be too good")
     return remarks
 

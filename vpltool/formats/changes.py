@@ -149,8 +149,11 @@ def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
 def _mask_words(old: Workspace, old_photos: Sequence[Photo], new: Workspace,
                 new_photos: Sequence[Photo]) -> list[str]:
     before = {photo.id: photo.mask for photo in old_photos}
-    count = sum(before.get(photo.id) != photo.mask for photo in new_photos)
-    phrases = [f"true masks of {count_photos(count)} changed"] if count else []
+    pairs = [(before.get(photo.id), photo.mask) for photo in new_photos]
+    counts = ((sum(new is not None and was is None for was, new in pairs), "are new"),
+              (sum(None not in (was, new) and was != new for was, new in pairs), "changed"),
+              (sum(new is None and was is not None for was, new in pairs), "are gone"))
+    phrases = [f"true masks of {count_photos(count)} {words}" for count, words in counts if count]
     if old.mask_values != new.mask_values:
         phrases.append("the values of true masks changed")
     return phrases

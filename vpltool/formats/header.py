@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
     from vpltool.formats.changes import explain_change, workspace_around
 
     work = workspace_around(path)
-    phrases = []
+    phrases, roles = [], changed_inputs(expected, found)
     if expected.command != found.command:
         phrases.append(f"{found.command} made it, not {expected.command}")
     if expected.kind != found.kind:
@@ -191,7 +191,10 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
         new, old = expected.options.get(name), found.options.get(name)
         if new != old:
             phrases.append(f"{name} was {_brief(old)}, now {_brief(new)}")
-    for role in changed_inputs(expected, found):
+    for role in roles:
+        if role == "photos" and "tags" in roles:
+            # Other photos have other tags: one phrase is enough.
+            continue
         phrases.append(explain_change(work, role, found.inputs.get(role, ""))
                     or _INPUT_CHANGES.get(role)
                     or f"{found.sources.get(role) or expected.sources.get(role) or role} "
@@ -202,6 +205,17 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
         phrases.append(f"the {what} was {old}, now {new}" if old != new else
                        f"the weights of the {what} {new} have changed")
     return phrases
+
+
+def as_recorded(expected: Header, found: Header) -> Header:
+    """Return a header to compare with one that was found: without inputs it does not record.
+
+    Earlier versions did not record the photos that a file is made from. Their files stay valid.
+    """
+    if "photos" in found.inputs or "photos" not in expected.inputs:
+        return expected
+    return replace(expected, inputs={role: identity for role, identity in expected.inputs.items()
+                                     if role != "photos"})
 
 
 def changed_inputs(expected: Header, found: Header) -> list[str]:
@@ -218,7 +232,7 @@ def is_stale(expected: Header, found: Header) -> bool:
 
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
-                  "photos": "the photos have changed",
+                  "photos": "other photos can be read",
                   "corrections": "corrected masks have changed"}
 
 

@@ -48,6 +48,7 @@ class InputFolder:
         failed: id to reason, of photos that a step failed on.
         own: id to the photo's own inputs that its file depends on.
         shards: number of shards that processes are, or were, making it in; 1: none.
+        waiting: ids of those that failed, but only in an earlier step.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class InputFolder:
     failed: Mapping[str, str]
     own: Mapping[str, str] = field(default_factory=dict)
     shards: int = 1
+    waiting: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -204,7 +206,7 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
         raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
     counts = [part["shards"] for part in parts if part["config"] == content.get("config")]
     return InputFolder(path, header, content["failed"], content.get("own", {}),
-                       counts[-1] if counts else 1)
+                       counts[-1] if counts else 1, frozenset(content["left_out"]))
 
 
 def find_folder(

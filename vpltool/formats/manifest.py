@@ -1,9 +1,10 @@
 """`artifact.json`, the manifest of a folder with one file a photo.
 
-It holds the header, the ids that failed, what of its own each photo depends on, and `complete`, set
-last. Where several processes do a shard of the photos each, each writes a manifest of its own below
-`.shards`, so that none overwrites what another has found out; readers join them, and so does the
-process that finishes last.
+It holds the header, the ids that failed (and in `left_out` those of them that only an earlier
+command failed on), what of its own each photo depends on, and `complete`, set last. Where several
+processes do a shard of the photos each, each writes a manifest of its own below `.shards`, so that
+none overwrites what another has found out; readers join them, and so does the process that finishes
+last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, counted
-from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
+from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.packed import packed_slices
@@ -63,7 +64,8 @@ def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
     """
     content = read_json(manifest, hint)
     try:
-        check_fields(content, {"header": OBJECT}, {"config": TEXT, "complete": FLAG} | _OF_PHOTOS)
+        check_fields(content, {"header": OBJECT},
+                     {"config": TEXT, "complete": FLAG, "left_out": TEXTS} | _OF_PHOTOS)
     except ValueError as error:
         raise VplError(f"{manifest} is damaged: {error}", hint) from error
     return {"complete": False, "failed": {}, **content}
@@ -78,11 +80,31 @@ def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]
         parts: of the shards, the newest last: what it says of a photo holds.
     """
     failed, own = dict(content.get("failed", {})), dict(content.get("own", {}))
+    left_out = {*content.get("left_out", ())}
     for part in parts:
         if part.get("config") == content.get("config"):
             failed |= part["failed"]
             own |= part["own"]
-    return {**content, "failed": failed, **({"own": own} if own else {})}
+            left_out = (left_out - part["failed"].keys()) | {*part.get("left_out", ())}
+    return {**content, "failed": failed, "left_out": sorted(left_out),
+            **({"own": own} if own else {})}
+
+
+def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str],
+                     own: Mapping[str, str], left_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return what an `artifact.json` says.
+
+    Args:
+        header: of the folder.
+        complete: whether no photo is to be done.
+        failed: id to reason of the photos that it lacks.
+        own: id to the photo's own inputs.
+        left_out: ids of photos that an earlier command failed on; others are of no interest.
+    """
+    waiting = sorted(key for key in failed if key in left_out)
+    return {"header": header.to_dict(), "config": header.config_hash, "complete": complete,
+            "failed": dict(sorted(failed.items())), **({"left_out": waiting} if waiting else {}),
+            **({"own": dict(sorted(own.items()))} if own else {})}
 
 
 def shard_manifest(path: Path, shard: Shard) -> Path:
@@ -110,7 +132,7 @@ def _read_shard(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(file.read_text("utf-8"))
         check_fields(content, {"config": TEXT, "shard": NUMBER, "shards": NUMBER, "whole": FLAG,
-                               "complete": FLAG} | _OF_PHOTOS)
+                               "complete": FLAG} | _OF_PHOTOS, {"left_out": TEXTS})
         if not 0 <= content["shard"] < content["shards"]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
     except ValueError as error:

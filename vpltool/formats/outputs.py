@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError
@@ -24,6 +24,7 @@ from vpltool.formats.manifest import (
     header_of,
     join_manifests,
     joined_manifest,
+    manifest_content,
     read_manifest,
     shard_manifest,
     shard_manifests,
@@ -55,6 +56,7 @@ class OutputFolder:
         corrected: ids whose labels were corrected by hand; they are kept.
         failed: id to reason, of photos that failed in this run.
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
+        left_out: ids of photos that only an earlier command failed on.
         shard: which of the folder's photos this process does; others may do the rest meanwhile.
     """
 
@@ -70,6 +72,7 @@ class OutputFolder:
     corrected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     known_failed: dict[str, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
     shard: Shard = WHOLE
 
     def path_of(self, photo_id: str) -> Path:
@@ -121,7 +124,7 @@ class OutputFolder:
         for key in self.todo if self.clears else self.outdated:
             self.path_of(key).unlink(missing_ok=True)
         if found is None or found.config_hash != self.header.config_hash:
-            write_json(manifest, self._content(complete=False, failed={}, own={}))
+            write_json(manifest, manifest_content(self.header, complete=False, failed={}, own={}))
 
     def _is_of_another_run(self, file: Path) -> bool:
         try:
@@ -143,8 +146,11 @@ class OutputFolder:
                           and describe(self.path_of(key)).header is None}
         self.todo = [key for key in self.todo if key not in self.corrected]
         if self.corrected:
-            console.note(f"{self.path}: {len(self.corrected)} of {self.total} were corrected by "
-                         "hand and are kept; `overwrite=True` replaces them")
+            one = len(self.corrected) == 1
+            console.note(f"{self.path}: {len(self.corrected)} of {self.total} "
+                         f"{'was' if one else 'were'} corrected by hand and "
+                         f"{'is' if one else 'are'} kept; `overwrite=True` replaces "
+                         f"{'it' if one else 'them'}")
 
     def write_tensors(self, photo_id: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a photo's tensors."""
@@ -191,8 +197,9 @@ class OutputFolder:
         there = manifest.exists()
         before = read_manifest(manifest, "") if there else {}
         own = joined_manifest(self.path, "").get("own", {}) if there and not self.clears else {}
-        content = self._content(complete=finished and self.whole, failed=self._all_failed(),
-                                own={**own, **self.own})
+        content = manifest_content(
+            self.header, complete=finished and self.whole, failed=self._all_failed(),
+            own={**own, **self.own}, left_out=self.left_out - self.failed.keys())
         if before != content:
             write_json(manifest, content)
 
@@ -201,23 +208,18 @@ class OutputFolder:
         return {key: why for key, why in self.known_failed.items()
                 if not self.holds(key)} | self.failed
 
-    def _content(self, *, complete: bool, failed: Mapping[str, str], own: Mapping[str, str]
-                 ) -> dict[str, Any]:
-        """What `artifact.json` says."""
-        return {"header": self.header.to_dict(), "config": self.header.config_hash,
-                "complete": complete, "failed": dict(sorted(failed.items())),
-                **({"own": dict(sorted(own.items()))} if own else {})}
-
     def _write_shard_manifest(self, *, finished: bool) -> None:
         """Write the shard's manifest, unless the whole folder's says as much already."""
         known, failed = read_manifest(self.path / MANIFEST, ""), self._all_failed()
         if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
                 and self.own.items() <= known.get("own", {}).items()):
             return
+        waiting = sorted(self.left_out & (failed.keys() - self.failed.keys()))
         write_json(shard_manifest(self.path, self.shard), {
             "config": self.header.config_hash, "shard": self.shard.index,
             "shards": self.shard.count, "whole": self.whole, "complete": finished,
-            "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items()))})
+            "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items())),
+            **({"left_out": waiting} if waiting else {})})
 
     def _join_shards(self) -> None:
         """Make one manifest of those of all shards, once each of them is complete.
@@ -237,9 +239,9 @@ class OutputFolder:
         content = join_manifests(known, [part for _, part in parts])
         failed = {key: why for key, why in content["failed"].items()
                   if not self.holds(key)}
-        write_json(self.path / MANIFEST, self._content(
-            complete=all(part["whole"] for part in alike), failed=failed,
-            own=content.get("own", {})))
+        write_json(self.path / MANIFEST, manifest_content(
+            self.header, complete=all(part["whole"] for part in alike), failed=failed,
+            own=content.get("own", {}), left_out=content["left_out"]))
         for file, _ in parts:
             file.unlink(missing_ok=True)
 
@@ -296,6 +298,7 @@ def open_output(
     manifest = path / MANIFEST
     output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard)
     known: dict[str, str] = {}
+    waiting: Collection[str] = ()
     if manifest.exists():
         content = joined_manifest(path, kind_named(header.kind).made_by)
         found = header_of(content, manifest)
@@ -317,7 +320,7 @@ def open_output(
                 f"{and_others(path, found.kind, ids)}; `out='DIR'` keeps both", stale=stale)
         else:
             known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
-            before = content.get("own", {})
+            before, waiting = content.get("own", {}), content["left_out"]
             changed = {key for key in output.own if before.get(key) != output.own[key]}
             there = {key for key in ids if output.holds(key)}
             output.todo = [key for key in ids if key not in there or key in changed]
@@ -332,6 +335,7 @@ def open_output(
                        f"delete {path / PACKED} first, or choose another folder with `out='DIR'`")
     todo = set(output.todo)
     output.known_failed = {key: known[key] for key in known.keys() - todo} | dict(left_out or {})
+    output.left_out = {*(left_out or ()), *(known.keys() & waiting)} - todo
     return output
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
 from vpltool.formats.storage import atomic_folder, atomic_path
 from vpltool.json_text import parse_json
@@ -89,7 +89,8 @@ def _check_untouched(path: Path) -> dict[str, int]:
     changed = sorted(name for name in there & known.keys()
                      if known[name] and zlib.crc32((path / name).read_bytes()) != known[name])
     if changed:
-        raise VplError(f"{len(changed)} files in {path} were changed since vpltool wrote them, "
-                       f"such as {changed[0]}", "import corrections by `prepare` with "
+        raise VplError(counted(len(changed), f"file in {path} was changed since vpltool wrote it",
+                               f"files in {path} were changed since vpltool wrote them")
+                       + f", such as {changed[0]}", "import corrections by `prepare` with "
                        f"`corrections={str(path)!r}`; then {hint}")
     return {name: known[name] for name in sorted(there & known.keys())}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import (
     Header,
     Photo,
@@ -62,12 +62,14 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
             f"a mask has its photo's name: {next(iter(known))}.png")
     if len(found) < len(there):
         odd = min(there.keys() - found.keys())
-        console.warn(f"{len(there) - len(found)} of {len(there)} PNGs in {folder} are named as no "
-                     f"photo and are skipped, such as {odd}.png")
+        console.warn(part_of(len(there) - len(found), len(there), f"PNGs in {folder}",
+                             "does not have a photo's name and is skipped",
+                             "do not have a photo's name and are skipped")
+                     + f", such as {odd}.png")
     edited = {key: path for key, path in found.items() if is_edited(path)}
     if len(edited) < len(found):
-        console.note(f"{len(found) - len(edited)} of {len(found)} masks in {folder} are "
-                     "unchanged, and are skipped")
+        console.note(part_of(len(found) - len(edited), len(found), f"masks in {folder}",
+                             "is unchanged, and is skipped", "are unchanged, and are skipped"))
     if not edited:
         raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
                        "correct some in a paint program, and save them under the same name")
@@ -94,10 +96,12 @@ def take_corrections(workspace: Workspace,
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
         write_labels(folder / f"{key}.png", labels(), header)
+    total = len(list(folder.rglob("*.png")))
     trained = any((workspace.path / "decoder").glob("*.safetensors"))
-    console.note(f"{counted(len(found), 'corrected mask is', 'corrected masks are')} imported, "
-                 f"{len(list(folder.rglob('*.png')))} in total; "
-                 f"{'`update()`' if trained else '`train_decoder()`'} trains on them")
+    console.note(counted(len(found), "corrected mask is", "corrected masks are")
+                 + f" imported, {total} in total; "
+                 f"{'`update()`' if trained else '`train_decoder()`'} trains on "
+                 + ("it" if total == 1 else "them"))
     return [folder]
 
 

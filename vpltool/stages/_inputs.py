@@ -22,7 +22,7 @@ from vpltool.formats import (
     open_input,
     read_tensors,
 )
-from vpltool.formats.header import difference, is_stale
+from vpltool.formats.header import as_recorded, difference, is_stale
 from vpltool.formats.inputs import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.shards import WHOLE, Shard
@@ -296,6 +296,7 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
     if overwrite or not path.exists():
         return False
     found = expect_header(path, header.kind)
+    header = as_recorded(header, found)
     if by_model_name:
         found = replace(found, model={key: value for key, value in found.model.items()
                                       if key != "fingerprint"})

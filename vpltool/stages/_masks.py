@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
     Photo,
@@ -107,8 +107,9 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
         raise VplError(f"{folder} holds no mask of the selected photos",
                        f"a mask has its photo's name: {masks.path_of(ids[0])}")
     if len(have) < len(ids):
-        console.warn(f"{len(ids) - len(have)} of {len(ids)} photos have no mask in {folder}; they "
-                     "are skipped")
+        console.warn(part_of(len(ids) - len(have), len(ids), "photos",
+                             f"has no mask in {folder}; it is skipped",
+                             f"have no mask in {folder}; they are skipped"))
     return Masks(folder, masks.name, have)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import Workspace
 from vpltool.parallel.threads import in_threads
 
@@ -58,7 +58,8 @@ class WorkspacePairs:
                            "`demo()`")
         without = len(photos) - len(self.photos)
         if without:
-            console.warn(f"{without} of {len(photos)} photos have no caption and are skipped")
+            console.warn(part_of(without, len(photos), "photos", "has no caption and is skipped",
+                                 "have no caption and are skipped"))
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -185,8 +186,8 @@ def _warn_and_skip(plan: Plan, error: str) -> None:
 def warn_of_broken(plan: Plan) -> None:
     """Say how many photos could not be read, if any."""
     if plan.broken:
-        console.warn(f"{len(plan.broken)} of {len(plan.source)} photos could not be read, and "
-                     "were replaced by others")
+        console.warn(part_of(len(plan.broken), len(plan.source), "photos could not be read, and",
+                             "was replaced by another", "were replaced by others"))
 
 
 @functools.lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.datasets import layouts
 from vpltool.datasets.tags import class_counts, some
-from vpltool.errors import counted
+from vpltool.errors import counted, part_of
 from vpltool.formats import Photo, Workspace
 from vpltool.formats.changes import Words, count_photos
 
@@ -21,8 +21,9 @@ def warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     """Warn of photos that are empty or truncated."""
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
-        console.warn(f"{len(truncated)} of {len(photos)} photos are empty or truncated: "
-                     f"{some(truncated)}; extract or download them again")
+        console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
+                     + f" empty or truncated: {some(truncated)}; extract or download "
+                     + ("it again" if len(truncated) == 1 else "them again"))
 
 
 def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool
@@ -37,9 +38,9 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
     """
     splits = Counter(split for photo in photos for split in photo.splits)
     console.note(
-        f"{len(photos)} photos, {len(workspace.classes)} classes, {len(workspace.background)} "
-        "background words; " + ", ".join(f"{split}: {count}"
-                                         for split, count in sorted(splits.items())))
+        f"{count_photos(len(photos))}, {counted(len(workspace.classes), 'class', 'classes')}, "
+        f"{counted(len(workspace.background), 'background word', 'background words')}; "
+        + ", ".join(f"{split}: {count}" for split, count in sorted(splits.items())))
     if captions := [len(photo.captions) for photo in photos if photo.captions]:
         console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
     if workspace.classes:
@@ -58,8 +59,9 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
     masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
     for split, count in sorted(splits.items()):
         if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
-            console.warn(f"{count - masked[split]} of {count} photos of `{split}` have no true "
-                         "mask; eval leaves them out")
+            console.warn(part_of(count - masked[split], count, f"photos of `{split}`",
+                                 "has no true mask; eval leaves it out",
+                                 "have no true mask; eval leaves them out"))
 
 
 def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:

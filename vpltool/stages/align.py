@@ -13,6 +13,7 @@ from vpltool.formats import Header, InputFolder, Workspace, write_tensors
 from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
+from vpltool.stages._all_photos import photos_identity
 from vpltool.stages._checkpoints import (
     Start,
     checkpoint_of,
@@ -129,7 +130,9 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     header = _inputs.make_header(
         workspace, "prototypes", "align", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
-                "tags": workspace.tags_identity(settings.split)},
+                "tags": workspace.tags_identity(settings.split),
+                "photos": photos_identity(workspace, settings.split, settings.limit, features,
+                                          maps)},
         options={"text": text.path.stem, "cams": maps.name})
     target = settings.out or workspace.path / "prototypes/aligned.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,

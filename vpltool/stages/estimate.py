@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
+
+_NOTHING: dict[str, Any] = {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
+"""The report where no photo is to be encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class EstimateSettings(Settings):
     crop: int = setting(16, "Side of its crops, in patches.", low=2)
     width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
     new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
-                               "print nothing.", off="-")
+                               "print nothing. Unreadable ones are named, not counted.", off="-")
     device: str = options.device()
 
 
@@ -65,7 +68,8 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         `photos`, `seconds` by stage and `total`, and `bytes` of features.
 
     Raises:
-        VplError: there is no such segmenter, no photo can be read, or the CLIP cannot be had.
+        VplError: there is no such segmenter, the CLIP cannot be had, or no photo can be read;
+            where only new ones count, nothing is left to encode then, which is no error.
     """
     find_method("segmenters", settings.segmenter)
     photos = workspace.photos(settings.split)
@@ -73,8 +77,17 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         folder = workspace.path / "features" / settings.split
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
-            return {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
-    sizes = _sizes(workspace, photos)
+            return dict(_NOTHING)
+    sizes, failed = _sizes(workspace, photos)
+    if not sizes:
+        named = "; ".join(failed[:5]) + (" …" if failed[5:] else "")
+        if not settings.new:
+            raise VplError(f"no photo can be read; {named}", "`doctor()` checks them")
+        # The photos that have features are as good as before: a recipe goes on with them.
+        console.note("nothing remains to be encoded: "
+                     + counted(len(failed), "new photo", "new photos")
+                     + f" cannot be read: {named}")
+        return dict(_NOTHING)
 
     from vpltool.clip.encoders import load_vision
     from vpltool.core.photos import fit_size
@@ -89,7 +102,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     mean = round(sum(height * width for height, width in grids) / len(grids))
     side = max(2, round(mean ** 0.5))
     pixels = round(sum(height * width for height, width in sizes) / len(sizes))
-    count = len(photos)
+    count = len(photos) - len(failed)
     # A GPU does the CRF of all photos in one process.
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
     seconds = {
@@ -112,28 +125,29 @@ def show(_result: dict[str, Any], _values: Mapping[str, Any]) -> str:
 def _formatted(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {console.duration(value)}"
                       for name, value in report["seconds"].items())
-    return (f"{report['photos']} photos: about {console.duration(report['total'])} on this machine "
-            f"({parts}), {report['bytes'] / 1e9:.1f} GB of features")
+    return (f"{counted(report['photos'], 'photo', 'photos')}: about "
+            f"{console.duration(report['total'])} on this machine ({parts}), "
+            f"{report['bytes'] / 1e9:.1f} GB of features")
 
 
-def _sizes(workspace: Workspace, photos: Sequence[Photo]) -> list[tuple[int, int]]:
-    """(height, width) of some photos, spread over all of them.
+def _sizes(workspace: Workspace, photos: Sequence[Photo]
+           ) -> tuple[list[tuple[int, int]], list[str]]:
+    """(height, width) of some photos, spread over all; and what is wrong with those unreadable."""
+    from vpltool.core.photos import describe_failure, photo_size
 
-    Raises:
-        VplError: none can be read.
-    """
-    from vpltool.core.photos import photo_size
-
-    sizes, last = [], ""
-    for photo in photos[:: max(1, len(photos) // _LOOKED_AT)]:
+    sizes: list[tuple[int, int]] = []
+    failed: list[str] = []
+    spread = photos[:: max(1, len(photos) // _LOOKED_AT)]
+    seen = {photo.id for photo in spread}
+    for photo in [*spread, *(photo for photo in photos if photo.id not in seen)]:
+        if sizes and photo.id not in seen:
+            break
         path: Path = workspace.image_path(photo)
         try:
             sizes.append(photo_size(path))
         except OSError as error:
-            last = f"{path.name}: {error}"
-    if not sizes:
-        raise VplError(f"no photo can be read; {last}", "`doctor()` checks them")
-    return sizes
+            failed.append(describe_failure(path, error))
+    return sizes, failed
 
 
 def _seconds(work: Callable[[], object], rounds: int = 2) -> float:

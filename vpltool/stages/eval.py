@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     InputFolder,
     Workspace,
@@ -110,7 +110,9 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         raise VplError(f"no photo of `{split}` has a true mask",
                        _without_masks(workspace, source, split))
     if len(photos) < total:
-        console.warn(f"{total - len(photos)} of {total} photos have no true mask and are skipped")
+        console.warn(part_of(total - len(photos), total, "photos",
+                             "has no true mask and is skipped",
+                             "have no true mask and are skipped"))
     tally = count_pixels(workspace, source, photos)
     report = _report(workspace, source, tally, split, given)
     report["photos_left_out"] = total - len(tally.parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.manifest import again
 from vpltool.methods import find_method
@@ -112,8 +112,9 @@ def _check_complete(source: InputFolder, photos: Sequence[Photo], split: str) ->
     absent = [photo.id for photo in photos if not source.path_of(photo.id).exists()]
     if absent:
         why = source.failed.get(absent[0], "")
-        raise VplError(f"{len(absent)} of {len(photos)} photos of `{split}` have no prediction in "
-                       f"{source.path}, such as {absent[0]}{f' ({why})' if why else ''}",
+        raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
+                       + f" no prediction in {source.path}, such as {absent[0]}"
+                       + (f" ({why})" if why else ""),
                        again(source.header))
 
 

@@ -12,6 +12,7 @@ from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
+from vpltool.stages._all_photos import photos_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +152,8 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     if settings.pixels != "all":
         maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
         inputs["cams"], named["cams"] = maps, maps.name
+    inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
+                                       *([maps] if maps else []))
     header = _inputs.make_header(workspace, "prototypes", "learn-prototypes", settings,
                                  inputs=inputs, model=features.header.model, options=named)
     if targets is None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.datasets import layouts
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
+from vpltool.datasets.splits import halve, hold_out
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import last_call
@@ -59,7 +59,8 @@ class PrepareSettings(Settings):
             "one, score on the other.", metavar="SPLIT")
     hold_out: int = setting(
         0, "Move every Nth tagged photo of train to val; only if val is empty. They are not used "
-           "for training, so eval can score the segmenter. 0: none.", low=0, metavar="N")
+           "for training, so eval can score the segmenter. The last photo of a class "
+           "stays in train. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -118,8 +119,8 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
     photos = _with_earlier(photos, kept.photos) if kept else photos
-    photos = layouts.hold_out(photos, settings.hold_out, kept.photos if kept else ())
-    photos = layouts.halve(photos, settings.halve, kept.photos if kept else ())
+    photos = hold_out(photos, settings.hold_out, kept.photos if kept else ())
+    photos = halve(photos, settings.halve, kept.photos if kept else ())
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     warn_of_truncated(source.root, photos)

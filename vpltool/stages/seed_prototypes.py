@@ -16,6 +16,7 @@ from vpltool.methods import KINDS, find_method
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
+from vpltool.stages._all_photos import photos_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,9 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     header = _inputs.make_header(
         workspace, "prototypes", "seed-prototypes", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
-                "tags": workspace.tags_identity(settings.split)},
+                "tags": workspace.tags_identity(settings.split),
+                "photos": photos_identity(workspace, settings.split, settings.limit, features,
+                                          maps)},
         options={"text": text.path.stem, "cams": maps.name})
     target = settings.out or workspace.path / "prototypes/seeds.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,

@@ -14,6 +14,7 @@ from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
+from vpltool.stages._all_photos import photos_identity
 from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
                                settings.limit, _aligned.space_of(text))
         inputs |= {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
         named["cams"] = regions.maps.name
+    inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
+                                       *([regions.maps] if regions else []))
     header = _inputs.make_header(workspace, "prototypes", "shift-gap", settings, inputs=inputs,
                                  model=features.header.model, options=named)
     target = settings.out or workspace.path / "prototypes/shifted.safetensors"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.datasets.layouts import named_photos
-from vpltool.errors import PhotosFailed, VplError, near_name
+from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, open_workspace
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting, warn_without_effect
@@ -138,7 +138,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
                              len(remarks.untagged))
     if failed := remarks.failed:
         reasons = "; ".join(f"{key}: {why}" for key, why in failed.items())
-        raise PhotosFailed(f"{len(failed)} of {len(rows)} photos were not fully drawn: {reasons}",
+        raise PhotosFailed(part_of(len(failed), len(rows), "photos", "was", "were")
+                           + f" not fully drawn: {reasons}",
                            "the sheet shows the rest; fix them, or choose others: `ids='ID,ID'`",
                            path, list(failed))
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import PhotosFailed
+from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Photo, Workspace, open_input
 from vpltool.formats.storage import atomic_path
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
@@ -196,7 +196,8 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
                             _formatted(workspace.classes, scores)])
     counts = Counter(name for names in tags.values() for name in names)
     none = sum(not names for names in tags.values())
-    console.note(f"{len(tags)} photos, {sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
+    console.note(f"{counted(len(tags), 'photo', 'photos')}, "
+                 f"{sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
                  + ", ".join(f"{name} {counts[name]}" for name in workspace.classes)
                  + (f"; {none} without a tag" if none else ""))
     return [path, folder]

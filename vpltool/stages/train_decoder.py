@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.formats.shards import rank_of_process
@@ -265,7 +265,7 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)
-            error.message += f" ({newer} of {len(ids)} masks are newer than it)"
+            error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
         raise
 
 

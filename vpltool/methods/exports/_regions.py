@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options, settings
-from vpltool.errors import VplError
+from vpltool.errors import VplError, part_of
 from vpltool.formats import IGNORE, Photo
 from vpltool.formats.trees import Member
 from vpltool.methods.inputs import Predictions
@@ -100,8 +100,9 @@ def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *
         unsaid += bool((labels == IGNORE).any())
         yield photo, labels
     if unsaid and not keeps_ignored:
-        console.warn(f"{unsaid} of {len(predictions.photos)} photos have pixels of no known class "
-                     f"({IGNORE}); this format cannot express that: they become background")
+        console.warn(part_of(unsaid, len(predictions.photos), "photos", "has", "have")
+                     + f" pixels of no known class ({IGNORE}); this format cannot express "
+                     "that: they become background")
 
 
 

@@ -71,12 +71,14 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
-        raise VplError(f"all {len(done)} photos of `{settings.split}` have already been corrected",
+        raise VplError(f"all photos of `{settings.split}` have already been corrected, "
+                       f"{len(done)} in total",
                        "choose another split: `split='NAME'`")
     unsure = _uncertainties(predictions, photos, settings)
     chosen = dict(sorted(unsure.items(), key=lambda entry: (-entry[1], entry[0]))[:settings.count])
     if len(chosen) < settings.count:
-        console.warn(f"there are only {len(chosen)} photos to review")
+        console.warn(f"there {'is' if len(chosen) == 1 else 'are'} only "
+                     f"{counted(len(chosen), 'photo', 'photos')} to review")
     write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
     console.note(f"correct masks in {path / 'masks'}; then "
                  f"{import_call(predictions.workspace, path / 'masks')}, and `update()`")

@@ -21,7 +21,7 @@ from vpltool import console, settings
 from vpltool.datasets.layouts import check_class_count, photos_below, relative_name
 from vpltool.datasets.tags import some
 from vpltool.datasets.words import VOC
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import (
     IGNORE,
     Header,
@@ -86,9 +86,10 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     unsaid = [key for key in photos if key not in shown]
     tagged = [replace(photo, labels=tuple(classes[label - 1] for label in shown[key]))
               for key, photo in photos.items() if key in shown]
-    console.note(f"{settings.path} is {name}: {len(tagged)} photos")
-    remarks = ([f"{len(unsaid)} photos of {root} are not labelled and are skipped: "
-                f"{some(unsaid)}"] if unsaid else [])
+    console.note(f"{settings.path} is {name}: {counted(len(tagged), 'photo', 'photos')}")
+    remarks = ([counted(len(unsaid), f"photo of {root} is not labelled and is skipped: ",
+                        f"photos of {root} are not labelled and are skipped: ")
+                + some(unsaid)] if unsaid else [])
     return Source(root.resolve().name, root, tagged, classes, VOC.background,
                   from_tags=not shared.classes, remarks=remarks,
                   paint=lambda workspace, listed: _paint(workspace, listed, settings.path, root,

@@ -29,7 +29,7 @@ from vpltool.datasets.webdataset import (
     read_tar,
 )
 from vpltool.datasets.words import VOC
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import OutputFolder, Photo, Workspace
 from vpltool.formats.fields import leads_out
 from vpltool.formats.storage import atomic_path
@@ -114,7 +114,7 @@ def _unpack(folder: Path, names: Mapping[str, str], sizes: Mapping[str, int]) ->
     todo = {image for image, size in sizes.items() if not _has_size(folder / image, size)}
     if not todo:
         return
-    console.note(f"writing {len(todo)} photos to {folder}")
+    console.note(f"writing {counted(len(todo), 'photo', 'photos')} to {folder}")
     with console.progress("unpack", len(todo)) as advance:
         for tar, name in names.items():
             if not any(image.startswith(f"{name}/") for image in todo):
@@ -134,7 +134,8 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _of_captions(photos: Sequence[Photo]) -> list[str]:
     bare = [photo.id for photo in photos if not photo.captions]
-    return [f"{len(bare)} of {len(photos)} photos have no caption, such as {bare[0]}"
+    return [part_of(len(bare), len(photos), "photos", "has", "have")
+            + f" no caption, such as {bare[0]}"
             ] if bare else []
 
 

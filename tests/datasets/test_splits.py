@@ -1,0 +1,67 @@
+"""Photos that are held out from training: every Nth, but never the last of a class."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from vpltool.datasets.splits import hold_out
+from vpltool.formats import Photo
+
+
+def photos_of(*labels: str) -> list[Photo]:
+    return [Photo(f"p{number}", f"p{number}.png", tuple(names.split()), ("train",))
+            for number, names in enumerate(labels)]
+
+
+def held(photos: Sequence[Photo]) -> list[str]:
+    return [photo.id for photo in photos if photo.splits == ("val",)]
+
+
+def test_every_nth_where_all_classes_are_frequent() -> None:
+    assert held(hold_out(photos_of(*["cat", "dog"] * 10), 5, ())) == ["p0", "p5", "p10", "p15"]
+
+
+def test_the_last_photo_of_a_class_stays_and_the_next_goes() -> None:
+    photos = photos_of("emu", "cat", "cat", "cat emu fox", "gnu", "cat", "cat", "cat")
+    assert held(hold_out(photos, 4, ())) == ["p0", "p5"]
+    assert held(hold_out(photos[1:], 4, ())) == ["p1", "p5"]
+
+
+def test_no_photo_can_be_spared() -> None:
+    assert held(hold_out(photos_of("cat", "dog", "emu"), 2, ())) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_class_keeps_a_photo_and_the_same_call_changes_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    names = "abcdefgh"
+    tags = [" ".join(sorted({rng.choice(names[: 1 + number % 8])
+                             for _ in range(rng.randint(1, 3))})) for number in range(30)]
+    photos, more = photos_of(*tags[:20]), photos_of(*tags)
+    first = hold_out(photos, 3, ())
+    assert hold_out(photos, 3, first) == first == hold_out(photos, 3, ())
+    later = hold_out(more, 3, first)
+    assert set(held(first)) <= set(held(later))
+    for some in (first, later):
+        there = {label for photo in some if photo.splits == ("train",) for label in photo.labels}
+        assert there == {label for photo in some for label in photo.labels}
+
+
+def test_a_split_of_an_earlier_version_stays() -> None:
+    """It may hold out the only photo of a class; nothing changes unless that does."""
+    photos = photos_of("emu", "cat", "cat", "cat")
+    before = [Photo("p0", "p0.png", ("emu",), ("val",)), *photos[1:]]
+    assert held(hold_out(photos, 4, before)) == ["p0"]
+
+
+def test_a_photo_returns_where_it_has_become_the_last_of_its_class() -> None:
+    photos = photos_of("emu", "emu", "cat", "cat", "cat", "cat")
+    first = hold_out(photos, 6, ())
+    assert held(first) == ["p0"]
+    tagged_otherwise = [photos[0], Photo("p1", "p1.png", ("cat",), ("train",)), *photos[2:]]
+    again = hold_out(tagged_otherwise, 6, first)
+    assert "p0" not in held(again)
+    assert hold_out(tagged_otherwise, 6, again) == again

@@ -1,0 +1,87 @@
+"""Splits that `prepare` makes: halves, and photos held out from training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from vpltool.errors import VplError, near_name
+from vpltool.formats import Photo
+
+
+def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
+    """Put every second photo of a split into each half, SPLIT-a and SPLIT-b.
+
+    Args:
+        photos: all photos.
+        split: what is halved; empty: nothing.
+        before: photos as they were before; they keep the half that they were in.
+
+    Raises:
+        VplError: there is no such split.
+    """
+    if not split:
+        return list(photos)
+    if not any(split in photo.splits for photo in photos):
+        known = {name for photo in photos for name in photo.splits}
+        raise VplError(f"`halve={split!r}`: no such split", near_name(split, known))
+    halves = (f"{split}-a", f"{split}-b")
+    chosen = {photo.id: name for photo in before for name in halves if name in photo.splits}
+    wanted = [photo.id for photo in photos if split in photo.splits]
+    sizes = Counter(chosen[key] for key in wanted if key in chosen)
+    for key in wanted:
+        if key not in chosen:
+            chosen[key] = min(halves, key=lambda name: sizes[name])
+            sizes[chosen[key]] += 1
+    return [replace(photo, splits=(*photo.splits, chosen[photo.id]))
+            if split in photo.splits else photo for photo in photos]
+
+
+def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
+    """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
+
+    A photo stays where it is the last one of a class in `train`, since a class without photos there
+    has no seeds; the next photo is moved in its place.
+
+    Args:
+        photos: all photos.
+        every: one photo of so many is moved; 0: none.
+        before: photos as they were before; they stay where they were, and new ones fill up. Only
+            where a class has lost its last photo in `train` since, one goes back.
+    """
+    if not every or any("val" in photo.splits for photo in photos):
+        return list(photos)
+    earlier = {photo.id: photo for photo in before}
+    wanted = [photo for photo in photos if "train" in photo.splits and photo.labels]
+    if len(wanted) < 2:
+        return list(photos)
+    held = {photo.id for photo in wanted
+            if photo.id in earlier and "val" in earlier[photo.id].splits}
+    left = _photos_of_class(photo for photo in wanted if photo.id not in held)
+    missing = _without_photos(before)
+    for photo in wanted:
+        if photo.id in held and any(not left[label] and label not in missing
+                                    for label in photo.labels):
+            held.remove(photo.id)
+            left.update(photo.labels)
+    new = [photo for photo in wanted if photo.id not in earlier] if held else wanted
+    for start in range(0, len(new), every)[:max(0, -(-len(wanted) // every) - len(held))]:
+        free = (photo for photo in new[start : start + every]
+                if all(left[label] > 1 for label in photo.labels))
+        if chosen := next(free, None):
+            held.add(chosen.id)
+            left.subtract(chosen.labels)
+    return [replace(photo, splits=tuple("val" if split == "train" else split
+                                        for split in photo.splits))
+            if photo.id in held else photo for photo in photos]
+
+
+def _photos_of_class(photos: Iterable[Photo]) -> Counter[str]:
+    return Counter(label for photo in photos for label in photo.labels)
+
+
+def _without_photos(before: Sequence[Photo]) -> set[str]:
+    """Classes that had no photo in `train` before: earlier versions did not look after them."""
+    there = _photos_of_class(photo for photo in before if "train" in photo.splits)
+    return {label for photo in before for label in photo.labels} - there.keys()
