@@ -76,9 +76,9 @@ def test_photos_that_failed_are_told_once(run: Run, copied: Path) -> None:
     found = findings(run, work)
     assert [(entry["level"], entry["about"]) for entry in found] == [("note", "photos")] * 2
     says = [entry["says"] for entry in found]
-    assert says[0] == "2 photos failed (the file is empty): scene0.png, scene3.png; mend them first"
+    assert says[0] == "2 photos failed (the file is empty): scene0.png, scene3.png; fix them first"
     assert says[1].startswith("1 photo failed (")
-    assert says[1].endswith("): scene2.png; mend it first")
+    assert says[1].endswith("): scene2.png; fix it first")
     line = f"vpltool -C {work} extract --update"
     assert [entry["repair"] for entry in found] == [line, line]
     told = run(work=work).out

@@ -128,7 +128,7 @@ def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
     assert taken.code == 0
     assert ("does not have a photo's name and is skipped, such as nobody.png"
             in taken.lines("warning:")[0])
-    assert "1 corrected mask is imported; 1 in total; train-decoder trains on it" in (
+    assert "1 corrected mask is imported, 1 in total; update trains on it" in (
         taken.err.replace(f"vpltool -C {work} ", ""))
     assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
 

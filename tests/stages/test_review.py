@@ -94,7 +94,7 @@ def test_photos_that_taught_it_are_told(work: Path, run: Run) -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     (("--what", "cams/text"), "holds CAMs, which are made from the tags"),
-    (("--what", "predictions/tinny"), "no predictions or masks or cams called")])
+    (("--what", "predictions/tinny"), "no predictions, masks or cams called")])
 def test_what_cannot_be_compared_is_refused(options: tuple[str, ...], said: str, work: Path,
                                             run: Run) -> None:
     result = run("eval", "--against", "tags", *options, work=work)
@@ -186,7 +186,7 @@ def test_corrected_masks_are_not_lost_and_not_asked_for_again(work: Path, run: R
     taken = run(*shlex.split(line)[3:], work=work)
     assert taken.code == 0, taken.err
     assert "1 corrected mask is imported, 1 in total" in taken.err
-    assert taken.err.strip().endswith("update trains on them")
+    assert taken.err.strip().endswith("update trains on it")
     # Its masks are in the workspace now, so nothing is lost.
     assert run(*REVIEW, work=work).code == 0
     assert [mask.stem for mask in (work / "corrections").iterdir()] == [first[1]]

@@ -275,11 +275,11 @@ def _scores(work: Path) -> Iterator[Finding]:
 
 
 def _failed(state: State) -> Iterator[Finding]:
-    """Photos that cannot be used: why, and the line that tries them again once they are mended."""
+    """Photos that cannot be used: why, and the line that tries them again once they are fixed."""
     for failure in failures_of(state):
         them = "it" if len(failure.photos) == 1 else "them"
         yield in_workspace(NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
-                           f"({failure.reason}): {named(failure.photos)}; mend {them} first",
+                           f"({failure.reason}): {named(failure.photos)}; fix {them} first",
                            failure.line)
 
 

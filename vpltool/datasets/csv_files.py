@@ -76,7 +76,7 @@ def read_csv_text(path: Path, wanted: Sequence[str]) -> str:
 
 
 def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
-    """Check that no row was refused; one error tells of all of them, so that one look mends all.
+    """Check that no row was refused; one error names all of them.
 
     Args:
         path: the file.
