@@ -28,7 +28,8 @@ def corrections_of(work: Path, ids: Iterable[str]) -> dict[str, Path]:
 
 def import_call(workspace: Workspace, masks: Path | str) -> str:
     """Return the call that imports corrected masks, for a hint."""
-    return f"`prepare('folder', images={_images(workspace)!r}, corrections={str(masks)!r})`"
+    given = masks if isinstance(masks, str) else short_path(masks)
+    return f"`prepare('folder', images={_images(workspace)!r}, corrections={given!r})`"
 
 
 def import_line(workspace: Workspace, masks: Path) -> str:
