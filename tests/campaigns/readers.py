@@ -37,6 +37,7 @@ from vpltool.formats.changes import explain_change, last_call
 from vpltool.formats.corrections import is_edited
 from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
+from vpltool.formats.started import read_started
 from vpltool.formats.trees import write_tree
 from vpltool.labelling import find_reader
 from vpltool.labelling.request import LabellingRequest
@@ -134,6 +135,9 @@ def _make_texts(base: Path) -> None:
         "# A recipe.\nphotos = ?  # where\nseeds = 0 1\nvpltool prepare folder $photos [--labels "
         "$seeds]\nif photos\nsay Hello ${photos}\nend\neach seed in $seeds\nvpltool cam \\\n "
         "--split train\nend\n")
+    (base / "work/recipe.json").write_text(json.dumps({
+        "recipe": "own-photos", "done": False,
+        "words": ["run", "own-photos", {"text": "photos=", "path": "../photos"}, "alpha=3"]}))
     (base / "rows.toml").write_text(
         'begin = ["extract --split {split}"]\n[[row]]\nname = "a"\nsource = "b"\n'
         'maps = ["cam --split {split}"]\ncams = "text"\n')
@@ -387,6 +391,7 @@ READERS = (
            lambda base: read_preset(str(base / "protocol.toml")), weight=5),
     Reader("recipe", "mine.recipe", "lines", lambda base: steps_of(
         read_recipe(base / "mine.recipe"), {"photos": "x"}, base / "work")),
+    Reader("started recipe", "work/recipe.json", "json", lambda base: read_started(base / "work")),
     Reader("comparison", "rows.toml", "lines",
            lambda base: read_comparison(base / "rows.toml"), weight=2),
     Reader("clip config", "clip/open_clip_config.json", "json",

@@ -77,7 +77,9 @@ def read_started(work: Path) -> StartedRecipe | None:
             else:
                 check_fields({"word": word}, {"word": TEXT})
                 words.append(word)
-    except (ValueError, TypeError) as error:
+        if odd := next((word for word in words if not word.isprintable()), ""):
+            raise ValueError(f"the word {odd!r} cannot be typed")
+    except (ValueError, TypeError, RuntimeError) as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
     return StartedRecipe(content["recipe"], tuple(words), content["done"])
 
