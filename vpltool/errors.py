@@ -165,6 +165,9 @@ def explain(error: Exception) -> VplError | None:
     """Return the error to show the user for an exception; None if only a traceback helps."""
     if isinstance(error, VplError):
         return error
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        # safetensors' own, whose text names the file.
+        return VplError(first_line(error), "VPLTOOL_DEBUG=1 shows the traceback")
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         where = f" ({error.filename})" if error.filename else ""
         return VplError(f"{error.strerror or error}{where}",

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, explain
 from vpltool.formats import (
     KINDS,
     Header,
@@ -25,6 +26,7 @@ from vpltool.formats import (
     open_output,
     read_labels,
     read_tensors,
+    storage,
     voc_palette,
     write_json,
     write_labels,
@@ -315,3 +317,28 @@ def test_open_output_of_a_missing_folder(tmp_path: Path) -> None:
         output.write_tensors(key, example(CAMS))
     assert torch.equal(open_input(tmp_path / "cams", ("cams",)).read_tensors("sub/b")["classes"],
                        example(CAMS)["classes"])
+
+
+def test_a_file_that_goes_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                            ) -> None:
+    """Its header was read; safetensors then finds nothing, and says so without an errno."""
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, header_of(), example(CAMS))
+    whole = storage.expect_header
+
+    def then_gone(*given: Any) -> Header:
+        found = whole(*given)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(storage, "expect_header", then_gone)
+    with pytest.raises(VplError, match=r"no cams at .*a\.safetensors"):
+        read_tensors(path, "cams")
+
+
+def test_safetensors_own_error_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised, safe_open(tmp_path / "none", framework="pt"):
+        pass
+    told = explain(raised.value)
+    assert told is not None
+    assert str(tmp_path / "none") in told.message

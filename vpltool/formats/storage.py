@@ -152,6 +152,9 @@ def read_tensors(
             if missing:
                 raise VplError(f"{path} holds no `{missing[0]}`", hint)
             return header, {name: file.get_tensor(name) for name in sorted(names or present)}
+    except FileNotFoundError as error:
+        # It was there a moment ago; safetensors' own error has no errno.
+        raise VplError(f"no {kind} at {path}", hint) from error
     except SafetensorError as error:
         raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
 
