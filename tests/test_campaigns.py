@@ -133,7 +133,7 @@ def test_a_command_that_is_killed_or_disturbed(tmp_path: Path) -> None:
 def test_the_figures_of_a_campaign() -> None:
     figures = chaos.Figures()
     figures.counts["cam", "kills"] += 3
-    figures.twice, figures.kept = 1, 9
+    figures.twice, figures.kept = ["cam, kill 1: a"], 9
     table = chaos.as_markdown(figures, ["full disk: no disk can be mounted"])
     assert "| cam | 3 |" in table
     assert "Of 10 files" in table and "1 were written again" in table

@@ -82,7 +82,7 @@ class Figures:
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     damage: list[str] = field(default_factory=list)
-    twice: int = 0
+    twice: list[str] = field(default_factory=list)
     kept: int = 0
     left: int = 0
 
@@ -257,7 +257,7 @@ def kill_once(case: Case, base: Path, chance: Random, figures: Figures) -> bool:
     _run_again(case, base, figures, where)
     later = stamps(base)
     again = [name for name in whole if earlier[name] != later.get(name)]
-    figures.twice += len(again)
+    figures.twice += [f"{where}: {name}" for name in again]
     figures.kept += len(whole) - len(again)
     figures.left += sum(path.stat().st_size for path in base.rglob(f"{_LEFT}*") if path.is_file())
     return True
@@ -448,9 +448,10 @@ def as_markdown(figures: Figures, skipped: Sequence[str]) -> str:
     total = [sum(count for (_, own), count in figures.counts.items() if own == column)
              for column in columns]
     lines.append("| **all** | " + " | ".join(map(str, total)) + " |")
-    lines += ["", f"Damage: {len(figures.damage)}. Of {figures.kept + figures.twice} files that "
-              f"were whole when their command was killed, {figures.twice} were written again. "
-              f"Unfinished files left behind: {figures.left} bytes.",
+    lines += ["", f"Damage: {len(figures.damage)}. Of {figures.kept + len(figures.twice)} files "
+              f"that were whole when their command was killed, {len(figures.twice)} were written "
+              f"again. Unfinished files left behind: {figures.left} bytes.",
+              *(f"Written again: {line}" for line in figures.twice),
               *(f"Skipped: {line}" for line in skipped)]
     return "\n".join(lines) + "\n"
 
