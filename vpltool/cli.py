@@ -169,6 +169,5 @@ def _interrupted() -> None:
     if rank_of_process()[0]:
         # The first of the processes that torchrun has started says it for all.
         sys.exit(130)
-    console.error("interrupted; finished results are kept",
-                  "run the same command again to continue")
+    console.interrupted()
     sys.exit(130)

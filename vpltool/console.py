@@ -234,6 +234,11 @@ def error(message: str, hint: str = "") -> None:
     sys.stderr.flush()
 
 
+def interrupted() -> None:
+    """Print that Ctrl-C or SIGTERM has ended the program; `vpltool.__main__` has the same words."""
+    error("interrupted; finished results are kept", "run the same command again to continue")
+
+
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))
              if chr(code) not in "\t\n"}
 

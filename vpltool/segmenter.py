@@ -123,16 +123,16 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.segment import segment
+    from vpltool.methods.inputs import side_of
     from vpltool.parallel.device import find_device, find_precision
     from vpltool.stages._running import load_trained
-    from vpltool.stages._segmenters import side_of
 
     where = find_device(device)
     dtype = find_precision(precision, where, console.warn)
     trained = load_trained(path, named, where)
     encoder, network = trained.encoder, trained.network
     vision = encoder.vision.to(dtype)
-    side = side_of(trained.header) if max_side is None else max_side
+    side = side_of(trained.header, max_side)
 
     def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),

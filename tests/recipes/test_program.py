@@ -26,9 +26,9 @@ def test_a_hint_names_the_workspace(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    error = OSError(28, "No space left on device", "/work/table.md")
+    error = OSError(28, "No space left on device", "out/table.md")
     assert run_program(Path("work"), lambda: _raises(error)) == 1
-    assert "No space left on device (/work/table.md)" in capsys.readouterr().err
+    assert "No space left on device (out/table.md)" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -81,10 +81,10 @@ def workspace_findings(path: Path) -> list[Finding]:
     positions = _positions(workspace, [*folders, *files, *orphans])
     made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
     # What is damaged is told by others.
-    found += [*made, *_failed(read_state(workspace, passes_over=True)), *_scores(path),
-              *temporary_files(path)]
+    state = read_state(workspace, passes_over=True)
+    found += [*made, *_failed(state), *_scores(path), *temporary_files(path)]
     if not any(finding.level == BROKEN for finding in found):
-        found += _stale(read_state(workspace))
+        found += _stale(state)
     return [in_workspace(OK, workspace.name,
                          f"{count_photos(len(photos))}, {count} files checked"), *found]
 

@@ -6,14 +6,13 @@ as they are seen from the current folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, TEXT, check_fields
-from vpltool.formats.storage import read_json, write_json
+from vpltool.formats.storage import read_json, short_path, write_json
 from vpltool.formats.workspace import relative_to
 
 FILE = "recipe.json"
@@ -73,7 +72,7 @@ def read_started(work: Path) -> StartedRecipe | None:
         for word in content.get("words", []):
             if isinstance(word, dict):
                 check_fields(word, {"text": TEXT, "path": TEXT})
-                words.append(word["text"] + _from_here(work / word["path"]))
+                words.append(word["text"] + short_path(work / word["path"]))
             else:
                 check_fields({"word": word}, {"word": TEXT})
                 words.append(word)
@@ -82,10 +81,3 @@ def read_started(work: Path) -> StartedRecipe | None:
     except (ValueError, TypeError, RuntimeError) as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
     return StartedRecipe(content["recipe"], tuple(words), content["done"])
-
-
-def _from_here(path: Path) -> str:
-    """A path as it is typed in the current folder: the shorter of both ways to spell it."""
-    whole = path.resolve()
-    near = os.path.relpath(whole)
-    return near if not near.startswith("..") or len(near) < len(str(whole)) else str(whole)

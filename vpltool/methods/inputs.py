@@ -268,3 +268,16 @@ class LabelledPhoto:
     patches: Tensor | None
     grid: tuple[int, int]
     labels: Tensor
+
+
+def side_of(header: Header, given: int | None = None) -> int:
+    """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
+
+    Decoders of earlier versions do not say how they were trained; they get 1,024, the default of
+    `extract`.
+
+    Args:
+        header: of the segmenter.
+        given: what the user wants; None: as in training.
+    """
+    return int(header.facts.get("max_side", 1024)) if given is None else given

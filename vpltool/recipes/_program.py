@@ -25,8 +25,7 @@ def run_program(work: Path, recipe: Callable[[], object]) -> int:
         with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=in_shell)):
             recipe()
     except KeyboardInterrupt:
-        console.error("interrupted; finished results are kept",
-                      "run the same command again to continue")
+        console.interrupted()
         return 130
     except (VplError, OSError, RuntimeError, MemoryError) as error:
         shown = explain(error)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
+from vpltool.methods.inputs import side_of
 from vpltool.stages._group_predict import check_words, named_workspace
 from vpltool.stages._running import stand_in_workspace
-from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header, side_of
+from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
 
 if TYPE_CHECKING:
     from vpltool.stages.predict import PredictSettings
@@ -74,9 +75,7 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
     """Have photos scaled down as in training, unless a side is given."""
-    if settings.max_side is not None:
-        return settings
-    return replace(settings, max_side=side_of(header))
+    return replace(settings, max_side=side_of(header, settings.max_side))
 
 
 def parse_scales(choice: str) -> list[float]:

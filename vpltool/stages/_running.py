@@ -11,11 +11,11 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
-from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.stages._segmenters import read_segmenter, side_of
+from vpltool.stages._segmenters import read_segmenter
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     trained = load_trained(decoder, workspace, device)
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
-    side = side_of(trained.header) if settings.max_side is None else settings.max_side
+    side = side_of(trained.header, settings.max_side)
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
         for key, reason in batch.failed.items():

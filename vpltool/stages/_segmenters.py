@@ -83,14 +83,6 @@ def decoder_header(path: Path) -> Header:
     return header
 
 
-def side_of(header: Header) -> int:
-    """Return the side that longer photos were scaled down to in training; 0: never.
-
-    Decoders of earlier versions do not say; they get 1,024, the default of `extract`.
-    """
-    return int(header.facts.get("max_side", 1024))
-
-
 def segmenter_header(path: Path) -> Header:
     """Read the header of a decoder, a bundle, or trained groups.
 

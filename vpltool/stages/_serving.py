@@ -9,8 +9,9 @@ from typing import Protocol
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
+from vpltool.methods.inputs import side_of
 from vpltool.stages import _inputs
-from vpltool.stages._segmenters import reads_of, side_of
+from vpltool.stages._segmenters import reads_of
 
 
 class FeatureChoice(Protocol):
@@ -76,7 +77,7 @@ def _reason_against_features(header: Header, features: InputFolder, settings: Fe
     reads, layers = reads_of(header)
     if len(scales) > 1 or settings.flip:
         return "stored features are of one scale, not mirrored"
-    side = side_of(header) if settings.max_side is None else settings.max_side
+    side = side_of(header, settings.max_side)
     for name, wanted in (("scale", scales[0]), ("max_side", side)):
         if held[name] != wanted:
             return (f"{features.path} was made with `{name}={held[name]}`, not "

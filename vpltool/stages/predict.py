@@ -18,6 +18,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
+from vpltool.methods.inputs import side_of
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
@@ -39,7 +40,6 @@ from vpltool.stages._named_photos import (
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._running import Segmented, from_features, from_photos
-from vpltool.stages._segmenters import side_of
 from vpltool.stages._serving import serving_features
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vpltool import settings
 from vpltool.formats import voc_palette
-from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
 
 
@@ -30,8 +30,7 @@ def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -
     return {
         "classes": list(segmenter.classes),
         "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
-        "max_side": (segmenter.header.facts.get("max_side", 1024) if settings.max_side is None
-                     else settings.max_side),
+        "max_side": side_of(segmenter.header, settings.max_side),
         "licence": {"segmenter": settings.licence or "not stated",
                     "clip": licence_of(model) or "not known: ask whoever published it"}}
 
