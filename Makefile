@@ -7,6 +7,7 @@
 # make table1 … table7   a table of the paper over WORKSPACE, the paper's numbers beside it;
 #                 OPTIONS=--quick takes fewer iterations
 # make compare    every method over WORKSPACE, in one table; OPTIONS='--seeds 0 --masks none' is faster
+# make encoders   own-photos with each of ENCODERS on PHOTOS, beside its own ceiling; by default on small real photos
 # make ceiling    a segmenter of WORKSPACE beside the same one trained with true masks
 # make voc12      VOC=dir: the whole of VOC 2012, and table 3; make coco14 COCO=dir: COCO 2014, and table 2
 # make bench      speed of every stage against a plain way of doing it; make bench-gpu: on a GPU
@@ -14,8 +15,8 @@
 # make peers      CLIP_ES=dir: extract, cam and refine against CLIP-ES's own code in a checkout of it
 # make check      lint, types, tests
 # make docs       build/site: the documentation as pages that work from disk; needs no network
-# make chaos      200 kills and all faults: every command is disturbed and run again; KILLS=n
-# make fuzz       a million hostile files to all readers; EXECUTIONS=n
+# make chaos      200 kills, all faults, and a kill at every change of a file: commands are disturbed and run again; KILLS=n
+# make fuzz       a million hostile files to all readers and stages; EXECUTIONS=n
 # make package    dist/: sdist and wheel; the wheel is installed into a fresh environment and tried there
 # make readers    exports read back by Ultralytics, Label Studio's SDK, Datumaro and `datasets`
 #
@@ -43,7 +44,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare encoders ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -152,6 +153,15 @@ $(TABLES): setup
 # OPTIONS are those of `python -m vpltool.recipes.comparison`, such as OPTIONS='--second dino.pth'.
 compare: setup
 	$(BIN)/python -m vpltool.recipes.comparison $(WORKSPACE) $(OPTIONS)
+
+PHOTOS ?= $(REALDATA)/animals
+ENCODERS ?= $(REALDATA)/vlm-s14 timm:vit_tiny_patch16_224,$(REALDATA)/vit-ti16/model.safetensors \
+	timm:vit_small_patch14_dinov2,$(REALDATA)/dav2-s14/model.safetensors
+
+# PHOTOS is a folder with photos/, tags.csv, masks/ and classes.txt.
+encoders: setup
+	$(BIN)/python -m vpltool.recipes.encoders work/encoders $(ENCODERS) --photos $(PHOTOS)/photos \
+		--tags $(PHOTOS)/tags.csv --masks $(PHOTOS)/masks --classes $(PHOTOS)/classes.txt $(OPTIONS)
 
 # OPTIONS are those of `python -m vpltool.recipes.ceiling`, such as OPTIONS='--decoder segmenter'.
 ceiling: setup

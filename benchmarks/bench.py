@@ -24,7 +24,7 @@ from measure import Row, failed, table
 from methods import Cost, costs, methods
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
-from vpltool.clip import tower_cache
+from vpltool import file_hashes
 
 HERE = Path(__file__).parent
 ALL = {**STAGES, "groups": groups, "methods": methods}
@@ -103,7 +103,7 @@ def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,
     started = time.perf_counter()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, \
-            mock.patch.dict(os.environ, {tower_cache.FOLDER: str(Path(folder) / "cache")}):
+            mock.patch.dict(os.environ, {file_hashes.FOLDER: str(Path(folder) / "cache")}):
         bench = Bench(sizes, device, precision, Path(folder))
         for name, stage in stages.items():
             begun = time.perf_counter()

@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vpltool import cli
-from vpltool.clip import tower_cache
+from vpltool import cli, file_hashes
+from vpltool.formats import atomic
 
 # Two threads on tensors this small only wait for each other: one is up to 80 times as fast.
 torch.set_num_threads(1)
@@ -181,7 +181,18 @@ def run_chain(base: Path, chain: tuple[tuple[object, ...], ...] = CHAIN) -> None
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The cache of towers is the run's own, in this process and in those that it starts."""
-    with mock.patch.dict(os.environ, {tower_cache.FOLDER: str(tmp_path_factory.mktemp("cache"))}):
+    with mock.patch.dict(os.environ, {file_hashes.FOLDER: str(tmp_path_factory.mktemp("cache")),
+                                      # No power loss is tested: disks need not be waited for.
+                                      atomic.FSYNC: "0"}):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bf16_is_as_fast_everywhere() -> Iterator[None]:
+    """What is said of a slow precision depends on the CPU; tests of that set a figure."""
+    from vpltool.parallel import device
+
+    with mock.patch.object(device, "slowdown_of", lambda _precision: 1.0):
         yield
 
 

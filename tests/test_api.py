@@ -155,3 +155,47 @@ def test_a_preset_is_what_it_is_on_the_command_line(run: Run, copied: Path) -> N
     header = describe(work / "cams/b/train/scene0.safetensors").header
     assert header.preset["given"] == {"target": "margin"}
     assert header.options["target"] == "margin"
+
+
+def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "maps.recipe").write_text(
+        "# Maps.\nphotos = ?\ncut = 0.4\nvpltool prepare folder $photos\n"
+        "vpltool cam --split train --method dense\n"
+        "vpltool eval --what cams/text-dense --split train --threshold $cut\n")
+    monkeypatch.chdir(copied)
+    work = vpltool.Workspace("work")
+    made = work.run("maps.recipe", photos=Path("photos"), cut=0.3)
+    assert made == [Path("work/workspace.json"), Path("work/cams/text-dense/train"),
+                    Path("work/scores/cams-text-dense-train.json")]
+    assert all(path.exists() for path in made)
+    lines = work.run("maps.recipe", "photos=photos", "cut=0.2", dry_run=True)
+    assert lines[-1].endswith("--threshold 0.2")
+    with pytest.raises(vpltool.VplError, match="has no value `fotos`"):
+        work.run("maps.recipe", fotos="photos")
+
+
+NOTES = """
+import sys
+from vpltool import console
+sys.stderr.isatty = lambda: {watched}
+{setup}
+console.note("a note")
+with console.progress("work", 2) as advance:
+    advance()
+    advance()
+"""
+
+
+@pytest.mark.parametrize(("watched", "setup", "told"), [
+    (True, "", True), (False, "", False), (False, "sys.modules['ipykernel'] = sys", True)])
+def test_notes_and_a_bar_without_set_up(watched: bool, setup: str, told: bool) -> None:
+    """Where a person looks on: at a terminal, or in a notebook."""
+    code = NOTES.format(watched=watched, setup=setup)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("a note" in done.stderr) == told
+    assert ("work:" in done.stderr) == told
+    logged = subprocess.run(
+        [sys.executable, "-c", f"import logging\nlogging.basicConfig(level='ERROR')\n{code}"],
+        capture_output=True, text=True, check=True)
+    assert "a note" not in logged.stderr, "whoever sets up logging decides"

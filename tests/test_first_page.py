@@ -81,7 +81,7 @@ class Reader:
         """Run the page's lines up to this one, each once; after the second, correct masks."""
         for line in page_lines()[len(self.done):step + 1]:
             # The default CLIP would be downloaded.
-            more = [f"pretrained={self.clip}"] if len(self.done) == 0 else []
+            more = [f"pretrained={self.clip}", "rounds=0"] if len(self.done) == 0 else []
             result = self.run(*shlex.split(line)[1:], *more)
             assert result.code == 0, f"{line}: {result.err}"
             self.done.append(result)
@@ -123,7 +123,7 @@ def test_the_page_has_a_line_for_each_step() -> None:
 
 def test_masks_and_a_segmenter(reader: Reader) -> None:
     told = reader.reach(0)
-    assert len(list((WORK / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 54
+    assert len(list((WORK / "masks/seeds-refined-full/train").glob("*.png"))) == 54
     assert (WORK / "pictures/masks.png").exists()
     assert "on `val`: of 6 photos" in told.out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import Run
@@ -99,3 +100,14 @@ def test_an_option_of_another_method_is_found(run: Run) -> None:
     assert first.splitlines()[1].startswith("--per-class  whole number")
     assert any("--method kmeans" in part.splitlines()[0] for part in others)
     assert run("cam", "--help", "split").out.startswith("--split")
+
+
+@pytest.mark.parametrize("words", [("nosuch", "--help"), ("nosuch", "-h"),
+                                   ("nosuch", "--help-all"), ("prepare", "nosuch", "--help")])
+def test_help_about_a_command_that_there_is_not(run: Run, words: tuple[str, ...],
+                                                tmp_path: Path) -> None:
+    """The same error as without `--help`; help that is asked for before a word stays help."""
+    result = run(*words, work=tmp_path)
+    assert result.code == 2 and not result.out
+    assert "no command `nosuch`" in result.err
+    assert run("--help", "cam", work=tmp_path).code == 0

@@ -42,18 +42,20 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "json_text", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
-RUNS = STAGES | {"setting_text", "run", "shell", "preset", "state", "failures", "recipes",
-                 "command", "segmenter"}
+RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
+                 "recipes", "command", "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
     "json_text": set(),
+    "file_hashes": {"console", "json_text"},
+    "names": set(),
     "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors", "json_text", "__version__"},
+    "clip": {"clip", "core", "errors", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors"},
     "parallel": {"parallel", "core", "formats", "errors", "console"},
     "demo": {"demo", "core", "clip"},
@@ -61,8 +63,8 @@ MAY_IMPORT = {
     "options": {"settings"},
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
-    "datasets": {"datasets", "formats", "errors", "json_text"},
-    "labelling": {"labelling", "core", "formats", "errors", "json_text"},
+    "datasets": {"datasets", "formats", "console", "errors", "json_text", "names"},
+    "labelling": {"labelling", "core", "formats", "errors", "json_text", "names"},
     "presets": {"presets", "errors"},
     "methods": FILES | WORK | {"methods", "presets", "labelling"},
     "stages": STAGES,
@@ -70,7 +72,8 @@ MAY_IMPORT = {
     "shell": STAGES,
     "preset": STAGES,
     "segmenter": STAGES,
-    "state": STAGES | {"run", "shell"},
+    "provenance": STAGES | {"shell"},
+    "state": STAGES | {"run", "shell", "provenance"},
     "completion": {"json_text"},
     "parameters": {"settings", "completion"},
     "setting_text": {"settings"},

@@ -29,8 +29,8 @@ from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
 from vpltool.core.crf import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import TrainingSettings, make_optimizer
-from vpltool.core.vit import ATTENTION_BLOCKS
 from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors

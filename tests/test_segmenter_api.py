@@ -68,3 +68,24 @@ def test_what_is_not_a_photo_is_named(photo: object, message: str, layered: Path
 def test_what_is_not_a_decoder_is_named(layered: Path) -> None:
     with pytest.raises(VplError, match="holds prototypes, expected decoder"):
         Segmenter.load(layered / "work/prototypes/text.safetensors")
+
+
+def test_a_result_is_drawn_and_saved(layered: Path, tmp_path: Path) -> None:
+    photo = layered / "photos/scene6.png"
+    result = Segmenter.load(layered / "work/decoder/tiny.safetensors")(photo)
+    picture = result.overlay()
+    assert picture.width >= result.labels.shape[1] and picture.height > result.labels.shape[0]
+    assert result.save(tmp_path / "deep/labels.png") == tmp_path / "deep/labels.png"
+    with Image.open(tmp_path / "deep/labels.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), result.labels)
+    with pytest.raises(VplError, match="saved as PNG"):
+        result.save(tmp_path / "labels.jpg")
+
+
+@pytest.mark.parametrize("name", ["nope", "decoder"])
+def test_a_segmenter_that_is_not_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "decoder").mkdir()
+    with pytest.raises(VplError, match=name) as caught:
+        Segmenter.load(tmp_path / name)
+    assert caught.value.hint

@@ -56,6 +56,34 @@ class Workspace:
         """
         return open_workspace(self.path).photos(split)
 
+    def run(self, recipe: str | Path, *values: str, preset: str = "", dry_run: bool = False,
+            jobs: int = 0, **named: Any) -> list[Any]:
+        """Run a recipe: `work.run("own-photos", photos="photos", tags="tags.csv")`.
+
+        Args:
+            recipe: name of a recipe, or its file.
+            values: values of the recipe, as the command line has them: `"photos=photos"`.
+            preset: preset for all commands; default: the workspace's.
+            dry_run: return the command lines without running them.
+            jobs: rounds that run in parallel; 0: depends on the number of cores.
+            named: values of the recipe by name.
+
+        Returns:
+            paths of what the recipe made, or found made; the lines, for a dry run.
+
+        Raises:
+            VplError: a line is wrong (before anything is run), or failed.
+            PhotosFailed: some photos failed; the recipe processed the others.
+        """
+        words = (*values, *(f"{name}={'' if value is None else value}"
+                            for name, value in named.items()))
+        settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
+        given = {name: value for name, value in settings.items() if value}
+        found = find_stage("run")
+        result: list[Any] = run_stage(found, self.path,
+                                      {"recipe": str(recipe), "values": words} | given)
+        return result
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """The function of a stage, bound to this workspace."""
         if name.startswith("_"):

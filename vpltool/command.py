@@ -287,6 +287,9 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
             raise
         raise VplError(error.format_message(), f"vpltool {name} --help") from error
     values, given = _values_of(ctx, method)
+    if "allow_pipe" in given:
+        raise VplError("`allow_pipe=True` is only taken from a command line of its own",
+                       f"type it yourself: vpltool {' '.join(words)}")
     stage_settings(found, values, given)
     return Call(found, values, frozenset(given), _preset_record(preset, found, values),
                 bool(ctx.params.get("quiet")))

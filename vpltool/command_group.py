@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from typer.core import TyperGroup
@@ -26,6 +26,7 @@ class CommandGroup(TyperGroup):
             # Typer's own way prints nothing since our help is no page of rich.
             print(self.get_help(ctx), file=sys.stderr)
             ctx.exit(2)
+        self._check_name(ctx, self._first_word(args))
         args, topic = take_help_topic(ctx, args, before=self.commands)
         if topic in self.commands:
             args = [topic, "--help"]
@@ -37,10 +38,26 @@ class CommandGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is named first; a usage error names the nearest."""
-        name = args[0] if args else ""
+        self._check_name(ctx, args[0] if args else "")
+        return super().resolve_command(ctx, args)
+
+    def _first_word(self, args: Sequence[str]) -> str:
+        """The word that names a command; empty if help is asked for before it."""
+        taking = {option for param in self.params if not getattr(param, "is_flag", False)
+                  for option in param.opts}
+        words = iter(args)
+        for word in words:
+            if word in ("--help", "-h", "--help-all"):
+                break
+            if word in taking:
+                next(words, "")
+            elif not word.startswith("-"):
+                return word
+        return ""
+
+    def _check_name(self, ctx: Any, name: str) -> None:
         if name and not name.startswith("-") and name not in self.commands:
             ctx.fail(f"no command `{name}`: {_suggestion(name, self.commands, ctx.command_path)}")
-        return super().resolve_command(ctx, args)
 
 
 def _suggestion(name: str, known: Iterable[str], path: str) -> str:

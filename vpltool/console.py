@@ -1,7 +1,8 @@
 """Notes, warnings and progress; where they go depends on who listens.
 
 On the command line they go to stderr, by `Terminal`. In a notebook or a program notes go to the
-logger `vpltool`, warnings to Python's own, and progress is a bar where one can be seen. Data goes
+logger `vpltool` if logging is set up, else to where a person sees them; warnings go to Python's
+own, and progress is a bar where one can be seen. Data goes
 to stdout, and never through here.
 """
 
@@ -40,8 +41,12 @@ class Library:
     """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar."""
 
     def note(self, message: str) -> None:
-        """Log it."""
-        logging.getLogger("vpltool").info(message)
+        """Log it; where nobody has set up logging, print it on a terminal and in a notebook."""
+        logger = logging.getLogger("vpltool")
+        if not logger.hasHandlers() and logger.level == logging.NOTSET and _is_watched():
+            print(_plain(message), file=sys.stderr, flush=True)
+        else:
+            logger.info(message)
 
     def warn(self, message: str) -> None:
         """Warn by Python's `warnings`."""
@@ -52,9 +57,13 @@ class Library:
         """Show a bar in a notebook or on a terminal."""
         from tqdm.auto import tqdm
 
-        # None: no bar where nobody would see it.
-        with tqdm(total=total, desc=title, leave=False, disable=None) as bar:
+        with tqdm(total=total, desc=title, leave=False, disable=not _is_watched()) as bar:
             yield lambda steps=1, text="": _move(bar, steps, text)
+
+
+def _is_watched() -> bool:
+    """Whether a person sees stderr: a terminal, or a notebook's kernel."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Silence:

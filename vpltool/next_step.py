@@ -16,6 +16,9 @@ from vpltool.shell import command_line, program
 from vpltool.stages._inputs import BEST_FIRST
 from vpltool.state import Artifact, State, read_state
 
+_WORDLESS = (("features", "features", "extract"), ("prototypes", "prototypes", "tag-prototypes"))
+"""How the pipeline begins where an encoder takes the CLIP's place."""
+
 _PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
              ("features", "features", "extract"), ("cams", "CAMs", "cam"),
              ("masks", "masks", "crf"), ("decoder", "a segmenter", "train-decoder"),
@@ -48,11 +51,12 @@ def next_step(workspace: Workspace, state: State) -> Step:
     if stale:
         return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
                     + " stale or not finished", "update")
-    there = {artifact.header.kind for artifact in state.in_order}
-    if "prototypes" in there and not any(photo.labels for photo in workspace.photos()):
-        return Step("no photo has a tag", "tag")
+    there = _kinds(workspace, state)
+    if not any(photo.labels for photo in workspace.photos()) and (
+            found := _tagging(workspace, state)):
+        return found
     last = ""
-    for kind, noun, stage in _PIPELINE:
+    for kind, noun, stage in (*_WORDLESS, *_PIPELINE[2:]) if workspace.encoder else _PIPELINE:
         if kind not in there:
             verb = "exists" if last.startswith("a ") else "exist"
             before = f"{last} {verb}, but " if last else ""
@@ -60,6 +64,23 @@ def next_step(workspace: Workspace, state: State) -> Step:
                         _values(workspace, state, stage))
         last = noun
     return _looking(workspace, state)
+
+
+def _tagging(workspace: Workspace, state: State) -> Step | None:
+    """What gives photos tags; None where text prototypes come first, as in any workspace."""
+    why = "no photo has a tag"
+    if not workspace.has_words:
+        return Step(why, words=("prepare", "folder", "PHOTOS", "--labels", "FILE.csv"))
+    if any(artifact.header.kind == "prototypes" for artifact in state.in_order):
+        return Step(why, "tag")
+    return Step(f"{why}, and no text prototypes find some",
+                "text-prototypes") if workspace.encoder else None
+
+
+def _kinds(workspace: Workspace, state: State) -> set[str]:
+    """Kinds of what the pipeline has made; a CLIP beside an encoder makes its own beside it."""
+    return {artifact.header.kind for artifact in state.in_order if not workspace.encoder or (
+        artifact.header.command != "text-prototypes" and "encoder" not in artifact.header.options)}
 
 
 def _values(workspace: Workspace, state: State, stage: str) -> dict[str, Any]:
@@ -72,10 +93,12 @@ def _values(workspace: Workspace, state: State, stage: str) -> dict[str, Any]:
         masks = _last(state, "masks")
         made_of = _source(state, _source(state, masks, "what"), "prototypes")
         rows = Path(made_of.name).stem if made_of else "vision"
-        return _named("masks", masks) | ({} if rows == "vision" else {"prototypes": rows}) | split
+        return (_named("masks", masks) | ({} if rows == "vision" else {"prototypes": rows}) | split
+                | ({"method": "discriminant"} if workspace.encoder else {}))
     if stage == "predict":
         return {} if "val" in splits else {"images": ["PHOTOS"], "overlay": True}
-    return split if stage in ("extract", "cam") else {}
+    salient = {"method": "salient"} if stage == "cam" and workspace.encoder else {}
+    return salient | split if stage in ("extract", "cam") else {}
 
 
 def _looking(workspace: Workspace, state: State) -> Step:

@@ -69,23 +69,29 @@ def limit(record: str = "never", *, brief: bool = True) -> Any:
 def out() -> Any:
     """Where the result goes."""
     return setting(None, "Output path, instead of the default.", metavar="PATH", short="-o",
-                   record="never")
+                   record="never", by_hand=True)
 
 
 def overwrite() -> Any:
     """Whether to replace what is there."""
     return setting(False, "Replace existing results, even if made with other settings.",
-                   panel=RUNNING, record="never", off="-")
+                   panel=RUNNING, record="never", by_hand=True, off="-")
 
 
 def update(*, brief: bool = True) -> Any:
     """Whether to recompute stale results."""
     return setting(False, "Recompute stale results: made with other settings, or from inputs that "
                           "have changed since. Masks corrected by hand are kept.",
-                   panel=RUNNING, record="never", off="-", brief=brief)
+                   panel=RUNNING, record="never", by_hand=True, off="-", brief=brief)
 
 
 def features() -> Any:
     """Folder of features."""
     return setting(None, "Folder of features; default: features/SPLIT.", metavar="DIR",
                    record="never", brief=False)
+
+
+def allow_pipe() -> Any:
+    """Whether addresses may start programs."""
+    return setting(False, "Take addresses that start a program: pipe:COMMAND. Only those of this "
+                          "command line.", record="never", by_hand=True, off="-", brief=False)

@@ -103,6 +103,9 @@ def _check(entries: tuple[Described, ...], table: dict[str, Any], command: str, 
            ) -> dict[str, Any]:
     options = {flag[2:]: entry for entry in entries if not entry.about.positional
                for flag in (entry.flag, *entry.about.aliases)}
+    if by_hand := [key for key in table if key in options and options[key].about.by_hand]:
+        raise VplError(f"{where}: `{by_hand[0]}` is not set by a preset", "delete the line, and "
+                       f"type the option: vpltool {command} --{by_hand[0]}")
     checked = {}
     for key, value in table.items():
         if key not in options:

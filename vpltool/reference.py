@@ -14,8 +14,8 @@ from typing import Any
 
 from vpltool.commands import methods
 from vpltool.commands.methods import MethodsSettings
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import KINDS, Kind
-from vpltool.formats.storage import atomic_path
 from vpltool.methods import KINDS as METHOD_KINDS
 from vpltool.methods import find_methods
 from vpltool.preset import read_preset

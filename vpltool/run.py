@@ -11,11 +11,12 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.atomic import remove_leftovers
 from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
 from vpltool.formats.whereabouts import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
-from vpltool.parallel.once import once
+from vpltool.parallel.once import once, write_alone, writer
 from vpltool.settings import Settings, make, names_of, values_of
 from vpltool.stages import FoundStage, find_stages
 
@@ -46,14 +47,31 @@ def run_stage(
     settings = stage_settings(found, values, given)
     listener = (contextlib.nullcontext() if prints_results(found)
                 else console.heard_by(console.Silence()))
-    with under_preset(preset or {}), listener, _once(found, path, settings):
+    with (under_preset(preset or {}), listener, _once(found, path, settings),
+          writer(_work(found, settings))):
         check_folder(path)
+        if "workspace" in found.stage.writes:
+            write_alone(path / "workspace.json")
+        if found.stage.writes:
+            remove_leftovers(path, below=1)
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         return found.run(where, settings)
 
 
 _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
 """Settings that say how work is done; what is done is the same."""
+
+
+def _said(settings: Settings) -> dict[str, str]:
+    """The settings that say what is done."""
+    return {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
+
+
+def _work(found: FoundStage, settings: Settings) -> str:
+    """What a stage does, whichever shard or rank does it."""
+    said = _said(settings)
+    said.pop("shard", None)
+    return json.dumps([found.name, said], sort_keys=True)
 
 
 def _once(found: FoundStage, path: Path, settings: Settings
@@ -66,7 +84,7 @@ def _once(found: FoundStage, path: Path, settings: Settings
     if not found.stage.writes:
         return contextlib.nullcontext()
     what = values_of(settings)
-    said = {name: str(value) for name, value in what.items() if name not in _HOW}
+    said = _said(settings)
     shard = str(shard_of_environment()) if what.get("shard") == "" else ""
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)

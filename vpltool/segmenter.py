@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import workspace_around
 from vpltool.stages._group_predict import GroupSettings
@@ -31,11 +31,53 @@ class Segmentation:
         labels: class of each pixel (height, width) uint8; 0 is the background.
         probabilities: of the background and each class (1 + classes, height, width) float32.
         classes: names of the classes, the first is label 1.
+        photo: its pixels (height, width, 3) uint8.
     """
 
     labels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float32]
     classes: tuple[str, ...]
+    photo: npt.NDArray[np.uint8]
+
+    def overlay(self) -> Image.Image:
+        """Draw the labels over the photo, with a legend of the classes below."""
+        from vpltool.pictures.colours import class_palette
+        from vpltool.pictures.overlays import overlay
+
+        return overlay(self.photo, self.labels, class_palette(), dict(enumerate(self.classes, 1)))
+
+    def save(self, file: str | Path) -> Path:
+        """Save the labels as a palette PNG, as `predict` does, without its header.
+
+        Raises:
+            VplError: the name does not end in .png, or the file cannot be written.
+        """
+        from vpltool.formats.atomic import atomic_path
+        from vpltool.formats.labels import png_bytes
+
+        path = Path(file)
+        if path.suffix.lower() != ".png":
+            raise VplError(f"{path}: labels are saved as PNG", f"save({path.stem + '.png'!r}); a "
+                           "picture is `overlay().save(FILE)`")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(png_bytes(self.labels))
+        return path
+
+    def plot(self) -> Any:
+        """Draw the overlay with matplotlib, where that is installed; return its axes.
+
+        Raises:
+            VplError: matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            raise VplError("matplotlib is not installed", "pip install matplotlib; or "
+                           "`overlay()`, a picture that notebooks show") from None
+        axes = plt.subplots()[1]
+        axes.imshow(self.overlay())
+        axes.axis("off")
+        return axes
 
 
 Probabilities = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
@@ -82,6 +124,11 @@ class Segmenter:
         from vpltool.stages._segmenters import segmenter_header
 
         path = Path(file)
+        if not path.is_file():
+            raise VplError(f"{path} does not exist" if not path.exists() else
+                           f"{path} is a folder, not a segmenter's file", near_path(path)
+                           or "give what `train_decoder()` wrote, WORK/decoder/NAME.safetensors, "
+                              "or an exported bundle")
         header = segmenter_header(path)
         named = _named_clip(path, header.model, str(pretrained))
         if header.kind == "groups":
@@ -115,7 +162,7 @@ class Segmenter:
         field = self._probabilities(rgb, scales, flip)
         whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
                               align_corners=False)[0]
-        return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes)
+        return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes, rgb)
 
 
 def _load_network(path: Path, named: Workspace, device: str, precision: str,

@@ -32,7 +32,9 @@ def format_values(entry: Entry) -> str:
     words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
     words += [f"at most {entry['high']:g}"] if entry["high"] is not None else []
     words += ["may be given several times"] if entry["many"] else []
-    return ", ".join(words) + "; " + _default(entry)
+    # What happens without a value, some settings say better than `none`.
+    told = entry["default"] in (None, "", ()) and "default:" in entry["help"].lower()
+    return ", ".join(words) + ("" if told and not entry["needed"] else "; " + _default(entry))
 
 
 _TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false",

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
+from vpltool.names import leads_out
 
 RUNNING = "Running"
 """Heading in `--help` of what changes how a command runs, not what comes out."""
@@ -52,6 +53,8 @@ class About:
     short: str = ""
     panel: str = ""
     record: str = "always"
+    by_hand: bool = False
+    inside: bool = False
     positional: bool = False
     brief: bool = True
     no_effect: tuple[NoEffect, ...] = ()
@@ -62,8 +65,9 @@ def setting(
     default: Any = dataclasses.MISSING, help: str = "", *, source: str = "",  # noqa: A002
     low: float | None = None, high: float | None = None, choices: Iterable[str] = (),
     metavar: str = "", flag: str = "", off: str = "", short: str = "", panel: str = "",
-    record: str = "always", positional: bool = False, brief: bool = True,
-    no_effect: Iterable[NoEffect] = (), aliases: Iterable[str] = (),
+    record: str = "always", by_hand: bool = False, inside: bool = False,
+    positional: bool = False, brief: bool = True, no_effect: Iterable[NoEffect] = (),
+    aliases: Iterable[str] = (),
 ) -> Any:
     """Make the field of a setting.
 
@@ -81,13 +85,16 @@ def setting(
         panel: heading in `--help`.
         record: whether headers carry it: `always`; `changed`, where it is not the default (so
             that a setting added later does not undo earlier work); or `never`.
+        by_hand: whether only a command or a program gives it: what is replaced, where results go,
+            which programs are started. No header, preset or earlier call does.
+        inside: whether it becomes the name of a file in the workspace, and may not lead out.
         positional: an argument on the command line, not an option.
         brief: whether `--help` shows it; otherwise only `--help-all` does.
         no_effect: when it has none.
         aliases: further options that mean the same, such as its name in earlier versions.
     """
     about = About(help, source, low, high, tuple(choices), metavar, flag, off, short, panel, record,
-                  positional, brief, tuple(no_effect), tuple(aliases))
+                  by_hand, inside, positional, brief, tuple(no_effect), tuple(aliases))
     return field(default=default, metadata={_KEY: about})
 
 
@@ -160,6 +167,8 @@ class Described:
             raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.about.help)
         if self.about.choices and value not in self.about.choices:
             raise VplError(f"{shown}: no such choice", near_name(str(value), self.about.choices))
+        if self.about.inside and value and leads_out(value):
+            raise VplError(f"{shown}: a name that leads out of its folder", self.about.help)
         low, high = self.about.low, self.about.high
         if self.type in (int, float) and not (
                 (low is None or value >= low) and (high is None or value <= high)):
@@ -270,7 +279,7 @@ def changed(settings: Settings) -> dict[str, Any]:
     for entry in described(type(settings)):
         value = getattr(settings, entry.name)
         running = entry.about.record == "never" and entry.about.panel == RUNNING
-        if value != entry.default and not running and entry.name != "out":
+        if value != entry.default and not running and not entry.about.by_hand:
             found[entry.name] = ([str(item) if isinstance(item, Path) else item for item in value]
                                  if entry.many else str(value) if isinstance(value, Path)
                                  else value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from vpltool.formats import (
 )
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
+from vpltool.formats.deletion import orphaned_folders
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
+from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import short_path
+from vpltool.provenance import check_header
 from vpltool.settings import described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
@@ -33,6 +36,7 @@ from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._group_predict import named_workspace
 from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
+from vpltool.stages._models import WORDS, encoder_weights
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
 
@@ -53,6 +57,9 @@ class Artifact:
     work: Path
     header: Header
     folder: InputFolder | None = None
+    names_rows: bool = False
+    """Whether a line names prototypes that are a setting's default: in a workspace with an encoder,
+    the default is another."""
 
     @property
     def stage(self) -> FoundStage:
@@ -75,7 +82,8 @@ class Artifact:
                 for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():
             name = self._name_of(source, role)
-            if role in entries and name not in ("", entries[role].default):
+            if role in entries and name not in ("", None if self.names_rows
+                                                else entries[role].default):
                 call[role] = [name] if entries[role].many else name
         return call
 
@@ -126,14 +134,16 @@ class State:
     def in_order(self) -> list[Artifact]:
         """Artifacts, each after those that it was made from."""
         done: dict[str, Artifact] = {}
+        # Headers of a stranger may name each other as sources.
+        seen = set[str]()
 
         def visit(name: str) -> None:
             artifact = self.artifacts.get(name)
-            if artifact is None or name in done:
+            if artifact is None or name in seen:
                 return
+            seen.add(name)
             for source in artifact.header.sources.values():
-                if source != name:
-                    visit(source)
+                visit(source)
             done[name] = artifact
 
         for name in sorted(self.artifacts, key=lambda name: (
@@ -173,12 +183,34 @@ class State:
                     reasons.append("the words of classes or background have changed")
             elif role in header.sources:
                 reasons += self._source_changed(header.sources[role], identity, artifact)
-        # Features of a second encoder are made without the CLIP.
-        if "encoder" not in header.options and header.model.get("name") not in (
-                None, self.workspace.model):
-            reasons.append(f"the workspace's CLIP is {self.workspace.model}, no longer "
-                           f"{header.model['name']}")
-        return reasons
+        return [*reasons, *self._model_changed(header)]
+
+    def _model_changed(self, header: Header) -> list[str]:
+        """Whether the workspace has another model than what was made from it."""
+        work = self.workspace
+        words = header.call.get("encoder") == WORDS
+        if "segmenter" in header.inputs or ("encoder" in header.options and not words):
+            # Features of a second encoder are made without the workspace's own, and so is what a
+            # bundle with its own tower predicts.
+            return []
+        made_by = header.model.get("encoder") or header.model.get("name")
+        what, now = (("CLIP", work.model) if words or not work.encoder
+                     else ("encoder", work.main_encoder))
+        if made_by not in (None, *({work.model} if words else {work.main_encoder, work.model})):
+            return [f"the workspace's {what} is {now}, no longer {made_by}"]
+        weights = self._weights["encoder" if "encoder" in header.model else "CLIP"]
+        if weights and header.model.get("weights", weights) != weights:
+            return [f"the weights of {made_by} have changed"]
+        return []
+
+    @cached_property
+    def _weights(self) -> Mapping[str, str]:
+        """Hashes of the files of the CLIP and of the encoder; empty where none is named."""
+        from vpltool.clip.models import local_weights
+
+        work = self.workspace
+        return {"CLIP": local_weights(work.model, work.pretrained, work.path),
+                "encoder": encoder_weights(work)}
 
     def _corrections_changed(self, header: Header) -> list[str]:
         """Whether the masks that a person corrected are others than a decoder learned from."""
@@ -244,8 +276,14 @@ class State:
         return [] if now == identity else [f"{source} has changed"]
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
+        folder = artifact.folder
+        if folder is not None and folder.replaced:
+            return ["a command was stopped while it replaced the files"]
         total, todo = self.to_do(artifact)
-        return [part_of(len(todo), total, "photos", "is", "are") + " to be done"] if todo else []
+        if todo:
+            return [part_of(len(todo), total, "photos", "is", "are") + " to be done"]
+        return ([] if folder is None or folder.complete
+                else ["it is not marked complete: the command that makes it was stopped"])
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
         """What is to be done in each shard, where several processes are making an artifact.
@@ -271,11 +309,13 @@ class State:
         if artifact.path.name != split:
             return 0, []
         own = tags_of(self.workspace, photos) if artifact.folder.own else {}
-        lost = artifact.folder.failed.keys() - given_again(artifact.folder, [
+        replaced = replaced_photos(artifact.folder.photos, self.workspace.hashes_of(photos)
+                                   ) if artifact.folder.photos else set()
+        lost = artifact.folder.failed.keys() - replaced - given_again(artifact.folder, [
             found.folder for source in artifact.header.sources.values()
             if (found := self.artifacts.get(source)) and found.folder])
         todo = [photo.id for photo in photos if photo.id not in lost
-                and (not artifact.folder.holds(photo.id)
+                and (photo.id in replaced or not artifact.folder.holds(photo.id)
                      or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
         return len(photos), todo
 
@@ -302,7 +342,19 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
         else:
             if artifact is not None:
                 found[artifact.name] = artifact
+    for path, header in _orphaned(workspace.path, [*found.values()], damaged):
+        artifact = Artifact(relative_path(path, workspace.path), path, workspace.path, header,
+                            InputFolder(path, header, {}, complete=False, replaced=True))
+        found.setdefault(artifact.name, artifact)
     return State(workspace, found, damaged)
+
+
+def _orphaned(work: Path, known: Iterable[Artifact], damaged: Iterable[str]
+              ) -> Iterable[tuple[Path, Header]]:
+    """Folders without a manifest whose files a stage made."""
+    folders = {*(artifact.path for artifact in known), *(work / name for name in damaged)}
+    return [(path, header) for path, header in orphaned_folders(work, folders).items()
+            if header.command.split()[0] in find_stages()]
 
 
 def _paths(work: Path) -> Iterable[Path]:
@@ -335,9 +387,26 @@ def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
         header = folder.header
     else:
         folder, header = None, expect_header(path, path.parent.name)
-    if header.command.split()[0] not in find_stages():
+    command = next(iter(header.command.split()), "")
+    if command not in find_stages():
         return None
-    return Artifact(name, path, workspace.path, header, folder)
+    check_header(header, find_stages()[command], name)
+    return Artifact(name, path, workspace.path, header,
+                    folder and _of_photos_there(workspace, folder), bool(workspace.encoder))
+
+
+def _of_photos_there(workspace: Workspace, folder: InputFolder) -> InputFolder:
+    """Leave out the failures of photos that a split no longer has; `prepare` took them away."""
+    split = str(folder.header.options.get("split", ""))
+    if not folder.failed or folder.path.name != split:
+        return folder
+    try:
+        there = {photo.id for photo in workspace.photos(split)}
+    except VplError:
+        # Of photos that were named, which are of no split.
+        return folder
+    return replace(folder, failed={key: why for key, why in folder.failed.items()
+                                   if key in there}, waiting=folder.waiting & there)
 
 
 def settings_shown(header: Header) -> str:

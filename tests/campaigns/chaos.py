@@ -4,7 +4,8 @@
 
 Each run is a fork of one process that has imported everything. A command is killed by SIGKILL at a
 moment drawn evenly from its undisturbed duration; the same command again must end in the bytes that
-the undisturbed one made. Faults are a full disk, a folder that cannot be written, an input that
+the undisturbed one made. Commands that replace what is there are also killed at each change of a
+file (`campaigns.counted`). Faults are a full disk, a folder that cannot be written, an input that
 vanishes meanwhile, and a device that is not there: one line, exit code 1, and nothing damaged. Two
 processes that begin the same are the last part.
 """
@@ -101,8 +102,12 @@ class Outcome:
         return [line for line in self.said.splitlines() if line.startswith("error:")]
 
 
-def begin_run(words: Sequence[object], base: Path, said: Path) -> int:
-    """Fork, and run a command there, in a group of processes of its own; its number."""
+def begin_run(words: Sequence[object], base: Path, said: Path,
+              first: Callable[[], None] = lambda: None) -> int:
+    """Fork, and run a command there, in a group of processes of its own; its number.
+
+    `first` is called in the new process.
+    """
     child = os.fork()
     if child:
         return child
@@ -116,6 +121,7 @@ def begin_run(words: Sequence[object], base: Path, said: Path) -> int:
         sys.argv = ["vpltool", "-C", "work", *map(str, words)]
         from vpltool import cli
 
+        first()
         try:
             cli.main()
             code = 0
@@ -425,16 +431,16 @@ def campaign(room: Path, kills: int, faults: int, seed: int,
             except PermissionError as error:
                 skipped.append(f"{fault}: {error.strerror}")
                 break
-            _say(f"{case.name}, {fault}", figures)
+            say(f"{case.name}, {fault}", figures)
     done = attempt = 0
     while done < kills and attempt < 5 * kills:
         done += kill_once(cases[attempt % len(cases)], base, chance, figures)
         attempt += 1
-        _say(f"{done} of {kills} kills", figures)
+        say(f"{done} of {kills} kills", figures)
     return figures, skipped
 
 
-def _say(done: str, figures: Figures) -> None:
+def say(done: str, figures: Figures) -> None:
     print(f"{done}; damage {len(figures.damage)}", file=sys.stderr, flush=True)
 
 
@@ -479,14 +485,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--faults", type=int, default=1, help="times of each fault")
+    parser.add_argument("--pairs", type=int, default=9, help="pairs with different settings")
+    parser.add_argument("--seconds", type=float, default=0,
+                        help="for the kills by count; 0: until all are done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file that the table of figures is written to")
     options = parser.parse_args()
     preload()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as room:
-        figures, skipped = campaign(Path(room), options.kills, options.faults, options.seed)
-    table = as_markdown(figures, skipped)
+        from campaigns import counted
+
+        figures, skipped = (
+            campaign(Path(room), options.kills, options.faults, options.seed)
+            if options.kills or options.faults else (Figures(), []))
+
+        reached = counted.campaign(Path(room), figures, options.pairs, options.seconds,
+                                   seed=options.seed)
+    table = f"{as_markdown(figures, skipped)}\n{counted.as_markdown(figures, reached)}"
     print(table)
     if options.out:
         options.out.write_text(table)

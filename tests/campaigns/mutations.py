@@ -295,8 +295,180 @@ def mutate_tar(content: bytes, chance: Random) -> bytes:
     return out.getvalue()
 
 
+_COMMANDS = ("train-groups", "prepare webdataset", "prepare folder", "demo", "run", "export",
+             "pull", "push", "extract", "cam", "refine", "crf", "predict", "text-prototypes",
+             "seed-prototypes", "learn-prototypes", "shift-gap", "train-decoder", "eval", "ray",
+             "report", "", " ", "no-such-command")
+_PATHS = ("/tmp/outside", "../outside", "../../outside/x", "../work2", ".", "..", "", "/",
+          "prototypes/text.safetensors", "cams/text/train", "prototypes", "/etc/passwd", "a\0b",
+          "x" * 300, "pipe:touch /tmp/outside", "file:///etc/passwd", "prototypes/new.safetensors")
+_SETTINGS = ("out", "overwrite", "update", "pairs", "tars", "val", "method", "name", "words",
+             "prompts", "split", "features", "prototypes", "cams", "what", "masks", "decoder",
+             "second", "classes", "attributes", "images", "limit", "begin", "start", "keep",
+             "encoder", "allow_pipe", "seed", "phi", "threshold", "scales", "preset", "to")
+_VALUES = (True, False, 0, 1, -1, 3, 0.5, 1e308, None, "text", "train", "vision", "gradcam",
+           "dense", "all", [], ["x"], {}, *_PATHS, list(_PATHS[:2]), ["pipe:touch /tmp/outside"])
+
+
+def hostile_header(header: Any, chance: Random) -> Any:
+    """Let a header say what it should not: another command, settings, inputs."""
+    if not isinstance(header, dict):
+        return header
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        field = chance.choice(("call", "call", "call", "sources", "inputs", "options", "command",
+                               "kind", "model"))
+        if field in ("command", "kind"):
+            header[field] = chance.choice(
+                _COMMANDS if field == "command" else ("prototypes", "masks", "cams", "bundle"))
+            continue
+        part = header.setdefault(field, {})
+        if isinstance(part, dict):
+            part[chance.choice((*_SETTINGS, *part))] = chance.choice(
+                _PATHS if field in ("sources", "inputs") else _VALUES)
+    return header
+
+
+def mutate_header_json(content: bytes, chance: Random) -> bytes:
+    """Mutate a manifest: its header, or any other part."""
+    try:
+        value = json.loads(content)
+        if chance.random() < 0.5 and "header" in value:
+            value["header"] = hostile_header(value["header"], chance)
+            return dumped(value)
+    except (ValueError, RecursionError, TypeError):
+        pass
+    return mutate_json(content, chance)
+
+
+def _mutate_call(content: bytes, chance: Random) -> bytes:
+    try:
+        value = json.loads(content)
+        if chance.random() < 0.4 and isinstance(value.get("call"), dict):
+            value["call"][chance.choice((*_SETTINGS, *value["call"]))] = chance.choice(_VALUES)
+            return dumped(value)
+    except (ValueError, RecursionError, AttributeError):
+        pass
+    return mutate_json(content, chance)
+
+
+def mutate_call_lines(content: bytes, chance: Random) -> bytes:
+    """Mutate a line of JSON, or the call in it."""
+    return mutate_lines(content, chance, _mutate_call)
+
+
+_NUMBERS = {
+    "F16": (b"\0~", b"\0|", b"\0\xfc", b"\xff{", b"\0\0", b"\0\xbc", b"\x01\0"),
+    "F32": tuple(struct.pack("<f", value) for value in (
+        float("nan"), float("inf"), float("-inf"), 3e38, 0.0, -1.0, 1e-42)),
+    "I64": tuple(struct.pack("<q", value) for value in (
+        -1, 0, 1, 2, 3, 4, 99, 254, 255, 256, 1 << 31, (1 << 63) - 1, -(1 << 63)))}
+
+
+def _numbers(entry: Any, data: bytearray, chance: Random) -> None:
+    """Put odd numbers into a tensor: one, a run, or all."""
+    first, end = entry["data_offsets"]
+    odd = chance.choice(_NUMBERS[entry["dtype"]])
+    count = (end - first) // len(odd)
+    start = chance.randrange(count)
+    length = chance.choice((1, 1, 5, count))
+    start = 0 if length == count else start
+    length = min(length, count - start)
+    data[first + start * len(odd) : first + (start + length) * len(odd)] = odd * length
+
+
+def _shape(entry: Any, chance: Random) -> None:
+    """Give a tensor another shape, of the same number of elements."""
+    shape = list(entry["shape"])
+    kind = chance.randrange(4)
+    if kind == 0:
+        chance.shuffle(shape)
+    elif kind == 1:
+        shape.insert(chance.randrange(len(shape) + 1), 1)
+    elif kind == 2 and len(shape) > 1:
+        shape[:2] = [shape[0] * shape[1]]
+    elif shape and shape[0] % 2 == 0:
+        shape[:1] = [shape[0] // 2, 2]
+    entry["shape"] = shape
+
+
+def _shorter(head: Any, entry: Any, data: bytearray, chance: Random) -> None:
+    """Cut the first axis of a tensor, to nothing at times."""
+    first, end = entry["data_offsets"]
+    shape = entry["shape"]
+    if not shape or not shape[0]:
+        return
+    keep = chance.choice((0, 1, shape[0] - 1))
+    row = (end - first) // shape[0]
+    gone = (shape[0] - keep) * row
+    del data[first + keep * row : end]
+    shape[0] = keep
+    for other in head.values():
+        offsets = other.get("data_offsets")
+        if offsets and offsets[0] >= end:
+            offsets[:] = [offset - gone for offset in offsets]
+    entry["data_offsets"] = [first, end - gone]
+
+
+def mutate_tensors(content: bytes, chance: Random) -> bytes:
+    """Mutate a .safetensors: numbers, shapes, its header, the header within it, its length."""
+    kind = chance.random()
+    if kind < 0.2:
+        return mutate_safetensors(content, chance)
+    if kind < 0.28:
+        whole = chance.choice((0, 8, len(content) // 2, len(content) - 1))
+        return content[:whole] + b"\0" * chance.choice((0, len(content) - whole))
+    try:
+        length = struct.unpack("<Q", content[:8])[0]
+        head, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
+        if kind < 0.45:
+            meta = head["__metadata__"]
+            meta["vpltool"] = json.dumps(hostile_header(json.loads(meta["vpltool"]), chance))
+        else:
+            names = [name for name in head if name != "__metadata__"]
+            for _ in range(chance.choice((1, 1, 2))):
+                entry = head[chance.choice(names)]
+                if kind < 0.8:
+                    _numbers(entry, data, chance)
+                elif kind < 0.9:
+                    _shape(entry, chance)
+                else:
+                    _shorter(head, entry, data, chance)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error):
+        return mutate_bytes(content, chance)
+    changed = json.dumps(head).encode()
+    return struct.pack("<Q", len(changed)) + changed + bytes(data)
+
+
+_PRESET_LINES = (b'out = "/tmp/outside"', b"overwrite = true",
+                 b'pairs = ["pipe:touch /tmp/outside"]',
+                 b'split = "../../x"', b'name = "../../x"', b"[pack]", b'to = "/tmp/outside"',
+                 b'features = "/tmp"', b'prototypes = "../outside"', b"[update]", b"[run]",
+                 b'recipe = "x"', b"phi = nan", b"phi = inf", b"seed = -1", b'method = "../x"',
+                 b"allow-pipe = true", b"limit = 1", b'keep = "x"', b"[extract]", b"[ray]")
+_RECIPE_LINES = (
+    b"vpltool prepare webdataset 'pipe:touch /tmp/outside' --allow-pipe",
+    b"vpltool train-groups --pairs 'pipe:touch /tmp/outside'", b"vpltool cam --name ../../../x",
+    b"vpltool $(touch /tmp/outside)", b"vpltool cam; touch /tmp/outside", b"each a in $name",
+    b"touch /tmp/outside", b"vpltool update", b"vpltool status --json", b"end", b"unless name",
+    b"vpltool seed-prototypes --phi nan", b"name = ?", b"seeds = $name", b"say $work",
+    b"[--x $name]")
+
+
+def _with_lines(more: tuple[bytes, ...]) -> Mutation:
+    def mutate(content: bytes, chance: Random) -> bytes:
+        if chance.random() < 0.5:
+            return mutate_lines(content, chance)
+        lines = content.split(b"\n")
+        lines.insert(chance.randrange(len(lines) + 1), chance.choice(more))
+        return b"\n".join(lines)
+
+    return mutate
+
+
 FORMS: dict[str, Mutation] = {
     "bytes": mutate_bytes, "json": mutate_json, "json lines": mutate_json_lines,
     "lines": mutate_lines, "xml": mutate_xml, "safetensors": mutate_safetensors,
-    "pickle": mutate_pickle, "zip": mutate_zip, "png": mutate_png, "tar": mutate_tar}
+    "pickle": mutate_pickle, "zip": mutate_zip, "png": mutate_png, "tar": mutate_tar,
+    "tensors": mutate_tensors, "header json": mutate_header_json, "call lines": mutate_call_lines,
+    "preset": _with_lines(_PRESET_LINES), "recipe": _with_lines(_RECIPE_LINES)}
 """Form of a file to its mutation."""

@@ -18,6 +18,7 @@ from conftest import run_in_process as run
 from PIL import Image
 from safetensors.torch import save_file
 
+from campaigns.stages import make_stage_world, stage_readers
 from vpltool import Segmenter, completion
 from vpltool.clip.models import check_tower, read_config
 from vpltool.clip.weights import read_weights, recognise
@@ -88,8 +89,8 @@ def make_world(base: Path) -> Path:
                   ("export", "imagefolder", "--out", base / "imagefolder")):
         _succeed(run(*words, work=base / "work"))
     shutil.copytree(base / "imagefolder", base / "given")
-    for make in (_make_coco, _make_voc, _make_texts, _make_weights, _make_tar, _make_photos,
-                 _make_checkpoint, _make_packed):
+    for make in (make_stage_world, _make_coco, _make_voc, _make_texts, _make_weights, _make_tar,
+                 _make_photos, _make_checkpoint, _make_packed):
         make(base)
     return base
 
@@ -420,6 +421,7 @@ READERS = (
     Reader("imagefolder", "imagefolder/train/metadata.jsonl", "json lines",
            read_labels_of("imagefolder"), weight=4),
     Reader("export mark", "given/vpltool-export.json", "json", replace_export, weight=4),
+    *stage_readers(Reader),
 )
 
 

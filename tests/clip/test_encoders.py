@@ -64,9 +64,9 @@ def test_positions_with_registers_are_smoothed_as_in_dinov2(tmp_path: Path) -> N
 def test_what_headers_and_normalisation_say(tmp_path: Path) -> None:
     for seed in (0, 1):
         torch.save(dino.random_state(seed=seed), tmp_path / f"dino{seed}.pth")
-    save_file(dino.random_state(), tmp_path / "same.safetensors")
+    save_file(dino.random_state(), tmp_path / "dino-same.safetensors")
     first, second, same = (load(tmp_path / name)
-                           for name in ("dino0.pth", "dino1.pth", "same.safetensors"))
+                           for name in ("dino0.pth", "dino1.pth", "dino-same.safetensors"))
     assert first.identity["name"] == "dino0" and first.identity["pretrained"] == "dino0.pth"
     assert first.identity["fingerprint"] != second.identity["fingerprint"]
     assert first.identity["fingerprint"] == same.identity["fingerprint"]
@@ -98,6 +98,35 @@ def test_other_files_are_refused_with_words(name: str, tmp_path: Path) -> None:
     with pytest.raises(VplError) as caught:
         load(tmp_path / "x.pth")
     assert words in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize(("extra", "words"), [
+    ({}, "may be DINO's or a model of timm"),
+    ({"head.weight": torch.zeros(3, 128)}, "is a model of timm: it has `head.weight`"),
+    ({"reg_token": torch.zeros(1, 4, 128)}, "is a model of timm: it has `reg_token`")])
+def test_a_file_of_timm_is_not_taken_for_dinos(extra: dict[str, Tensor], words: str,
+                                               tmp_path: Path) -> None:
+    """The names of its tensors are DINO's; its colours need not be."""
+    path = tmp_path / ("dino.pth" if extra else "model.pth")
+    torch.save(with_extra(dino.random_state(), **extra), path)
+    with pytest.raises(VplError) as caught:
+        load(path)
+    assert words in caught.value.message
+    assert f"encoder='timm:MODEL,{path}'" in caught.value.hint
+    assert f"encoder='dino:{path}'" in caught.value.hint
+
+
+def test_a_file_of_dino_is_known_by_its_tensors_or_asked_for(tmp_path: Path) -> None:
+    state = dino.random_state(scaled=True)
+    torch.save(state, tmp_path / "model.pth")
+    torch.save(with_extra(state, mask_token=torch.zeros(1, 128)), tmp_path / "own.pth")
+    own, asked = load(tmp_path / "own.pth"), load(f"dino:{tmp_path / 'model.pth'}")
+    assert asked.identity["fingerprint"] == own.identity["fingerprint"]
+    assert asked.identity["name"] == "model" and asked.mean == own.mean
+    source = find_encoder("dino:model.pth", (tmp_path,))
+    assert source.setting("../model.pth") == "dino:../model.pth"
+    with pytest.raises(VplError, match="there is no none.pth"):
+        load("dino:none.pth")
 
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
@@ -146,8 +175,7 @@ def test_timms_vit(sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
               tmp_path / "model.safetensors")
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, num_classes: create(
-        name, **small))
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: create(name, **small))
     encoder = load(f"timm:vit_tiny_patch16_224,{tmp_path / 'model.safetensors'}")
     larger = create("vit_tiny_patch16_224", **small, dynamic_img_size=True).eval()
     larger.load_state_dict(model.state_dict())
@@ -158,18 +186,6 @@ def test_timms_vit(sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     torch.testing.assert_close(found.patches, wanted, atol=1e-5, rtol=1e-4)
     assert encoder.identity["name"] == "timm:vit_tiny_patch16_224"
     assert encoder.mean == tuple(model.pretrained_cfg["mean"])
-
-
-@pytest.mark.parametrize(("name", "words"), [
-    ("resnet18", "not a plain ViT"), ("eva02_tiny_patch14_224", "not a plain ViT"),
-    ("vit_relpos_small_patch16_224", "not a plain ViT")])
-def test_other_towers_of_timm(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = import_timm()
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model",
-                        lambda model, pretrained, num_classes: create(model))
-    with pytest.raises(VplError, match=words):
-        load(f"timm:{name}")
 
 
 def test_a_timm_model_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,16 @@ NO_WEIGHTS: dict[str, tuple[str, str, Callable[[Any, Path], None]]] = {
 """File name, what is said, and how it is made; told from its first bytes."""
 
 
+def test_a_safetensors_whose_length_begins_as_a_pickle_does(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for padding in range(0, 300, 8):
+        save_file({"weight": torch.ones(2)}, path, {"note": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(read_weights(recognise(path))["weight"], torch.ones(2))
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     write_scenes(tmp_path, draw_scenes(6))
@@ -310,10 +320,25 @@ def test_weights_of_another_model_are_refused(case: str, base: Path, run: Run) -
     said, state = OTHERS[case]
     save_file({name: tensor.contiguous() for name, tensor in state().items()},
               base / "a.safetensors")
-    assert prepare(run, base, "--model", "tiny", "--pretrained", base / "a.safetensors").code == 0
-    for command in (("extract", "--workers", 0), ("text-prototypes",)):
-        check_refused(run(*command, work=base / "work"), said)
-    assert not (base / "work/features").exists()
+    with pytest.raises(VplError) as caught:
+        load_clip("tiny", "a.safetensors", CPU, base=base)
+    assert said in caught.value.message
+    # A text tower alone shows no shape of a vision tower.
+    if case != "text alone":
+        result = prepare(run, base, "--model", "tiny", "--pretrained", base / "a.safetensors")
+        check_refused(result, "a.safetensors does not hold tiny: ")
+        assert not (base / "work").exists()
+
+
+def test_prepare_tells_the_model_that_a_file_is_of(base: Path, model: Any, run: Run) -> None:
+    """The default model is an assumption, of which the file knows nothing."""
+    save_file(state_of(model), base / "mine.safetensors")
+    result = prepare(run, base, "--pretrained", base / "mine.safetensors")
+    check_refused(result, "mine.safetensors does not hold ViT-B-16-quickgelu: its vision tower has "
+                          "3 blocks, width 32, 17 positions, patch 8 and embedding 16, the model's "
+                          "12, 768, 197, 16 and 512")
+    assert "--model tiny" in result.lines("hint:")[0]
+    assert not (base / "work").exists()
 
 
 def test_the_model_that_a_file_is_of_is_named(tmp_path: Path, model: Any) -> None:

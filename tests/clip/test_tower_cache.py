@@ -17,6 +17,7 @@ from conftest import draw_scenes, prepare, save_clip, write_scenes
 from safetensors.torch import load_file, save_file
 from test_towers import build
 
+from vpltool import file_hashes
 from vpltool.clip import encoders, load, tower_cache
 from vpltool.clip.encoders import Encoder, load_vision
 from vpltool.clip.models import ModelSource, find_source
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(tower_cache.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(file_hashes.FOLDER, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -165,7 +166,7 @@ def test_weights_that_change_while_they_are_loaded(folder: Path, tmp_path: Path,
 
     with mock.patch.object(load, "read_weights", read_and_replace):
         load_vision("", str(folder), CPU)
-    assert not cache.exists()
+    assert not (cache / "towers").exists()
 
 
 def damage_text(path: Path) -> None:
@@ -216,9 +217,9 @@ def test_weights_that_vanished_are_the_usual_error(folder: Path) -> None:
 
 def test_an_empty_name_means_no_cache(folder: Path, cache: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tower_cache.FOLDER, "")
+    monkeypatch.setenv(file_hashes.FOLDER, "")
     load_vision("", str(folder), CPU)
-    assert not cache.exists()
+    assert not (cache / "towers").exists()
     with pytest.raises(AssertionError, match="open_clip"):
         read(folder)
 
@@ -236,21 +237,21 @@ def test_a_folder_that_cannot_be_read_is_no_error(folder: Path, cache: Path) -> 
         assert tower_cache.read_entry(source) is None
     with mock.patch.object(Path, "mkdir", side_effect=PermissionError):
         load_vision("", str(folder), CPU)
-    assert not cache.exists()
+    assert not (cache / "towers").exists()
 
 
 def test_the_home_of_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tower_cache.FOLDER, "~no-such-user/cache")
-    assert tower_cache.cache_folder() is None
+    monkeypatch.setenv(file_hashes.FOLDER, "~no-such-user/cache")
+    assert file_hashes.cache_folder() is None
     load_vision("", str(folder), CPU)
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tower_cache.FOLDER)
+    monkeypatch.delenv(file_hashes.FOLDER)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert tower_cache.cache_folder() == Path.home() / ".cache/vpltool"
+    assert file_hashes.cache_folder() == Path.home() / ".cache/vpltool"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert tower_cache.cache_folder() == Path("/elsewhere/vpltool")
+    assert file_hashes.cache_folder() == Path("/elsewhere/vpltool")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TRAIN, Run
+from PIL import Image
 
 from vpltool.commands import _machine_checks
 from vpltool.commands._findings import removal
@@ -167,6 +168,35 @@ def test_what_killed_commands_leave(run: Run, copied: Path) -> None:
     assert (old.exists(), young.exists()) == (False, True)
 
 
+def test_folders_that_killed_commands_leave(run: Run, copied: Path) -> None:
+    """Of an export or a report: doctor's line deletes them, and so does the next command."""
+    work, ago = copied / "work", time.time() - 7200
+    places = [work / "features/train" / f".part-{'01' * 8}", work / "masks" / f".part-{'02' * 8}",
+              work / f".part-{'03' * 8}"]
+
+    def leave() -> None:
+        for place in places:
+            (place / "images").mkdir(parents=True)
+            (place / "images/a.png").write_bytes(b"123")
+            for path in (place / "images/a.png", place / "images", place):
+                os.utime(path, (ago, ago))
+
+    leave()
+    (entry,) = findings(run, work)
+    assert entry["says"].startswith("3 files are left by commands that were killed, 9 B")
+    repair(run, entry["repair"])
+    assert not any(place.exists() for place in places)
+    leave()
+    assert run("extract", "--split", "train", "--workers", 0, work=work).code == 0
+    assert not any(place.exists() for place in places)
+    # One that is at work stays, however old the folder itself is.
+    leave()
+    (places[0] / "images/new.png").write_bytes(b"4")
+    os.utime(places[0] / "images", (ago, ago))
+    assert run("extract", "--split", "train", "--workers", 0, work=work).code == 0
+    assert [place.exists() for place in places] == [True, False, False]
+
+
 def test_photos_that_are_gone_and_ids_that_come_twice(run: Run, copied: Path) -> None:
     work = copied / "work"
     (copied / "photos/scene3.png").unlink()
@@ -232,7 +262,44 @@ def test_why_torch_sees_no_gpu(built: str | None, driver: str, newest: str, leve
     assert repair in finding.repair
 
 
-def test_many_files_go_with_their_folder(tmp_path: Path) -> None:
-    files = [tmp_path / f"{number}.png" for number in range(30)]
-    assert removal(files[:2], tmp_path).split()[0::2] == ["rm", short_path(files[1])]
-    assert removal(files, tmp_path) == shlex.join(["rm", "-r", short_path(tmp_path)])
+def test_of_many_files_the_manifest_goes_and_no_corrected_mask(run: Run, copied: Path) -> None:
+    """The command looks at each file then; a line that deletes the folder would lose the mask."""
+    files = [copied / f"{number}.png" for number in range(30)]
+    manifest = copied / "artifact.json"
+    assert removal(files[:2], manifest) == shlex.join(["rm", *map(short_path, sorted(files[:2]))])
+    assert removal(files, manifest) == shlex.join(["rm", short_path(manifest)])
+    masks = copied / "work/masks/text-refined/train"
+    whole = {file.name: file.read_bytes() for file in masks.glob("*.png")}
+    _correct(masks / "scene1.png")
+    corrected = (masks / "scene1.png").read_bytes()
+    truncate(masks / "scene2.png")
+    (masks / "scene3.png").unlink()
+    (masks / "artifact.json").unlink()
+    found = {entry["about"]: entry for entry in findings(run, copied / "work")}
+    assert "stale" in run("status", work=copied / "work").out
+    repair(run, found["masks/text-refined/train"]["repair"])
+    now = {file.name: file.read_bytes() for file in masks.glob("*.png")}
+    assert now == whole | {"scene1.png": corrected}
+    assert findings(run, copied / "work") == []
+
+
+def test_a_damaged_manifest_costs_no_corrected_mask(run: Run, copied: Path) -> None:
+    masks = copied / "work/masks/text-refined/train"
+    for file in masks.glob("*.png"):
+        _correct(file)
+    corrected = {file: file.read_bytes() for file in masks.glob("*.png")}
+    truncate(masks / "artifact.json")
+    (entry,) = (entry for entry in findings(run, copied / "work") if entry["repair"])
+    for part in entry["repair"].split(" && "):
+        words = shlex.split(part)
+        if words[0] != "vpltool":
+            subprocess.run(words, check=True)
+    assert {file: file.read_bytes() for file in masks.glob("*.png")} == corrected
+
+
+def _correct(path: Path) -> None:
+    """Save a mask as another program does: without vpltool's header."""
+    with Image.open(path) as image:
+        image.load()
+        image.info.clear()
+        image.save(path)

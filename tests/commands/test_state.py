@@ -152,7 +152,8 @@ def test_a_photo_that_failed_and_was_mended(run: Run, copied: Path) -> None:
     # A file of an earlier version does not say which photos it was made from.
     old = work / "prototypes/old.safetensors"
     header, tensors = read_tensors(work / "prototypes/seeds.safetensors", "prototypes")
-    inputs = {role: value for role, value in header.inputs.items() if role != "photos"}
+    inputs = {role: value for role, value in header.inputs.items()
+              if role not in ("photos", "photo-files")}
     write_tensors(old, replace(header, inputs=inputs, call={**header.call, "out": str(old)}),
                   tensors)
     before = read_tensors(work / "prototypes/vision.safetensors", "prototypes")[1]["prototypes"]

@@ -7,7 +7,13 @@ import pytest
 import torch
 from reference import discriminant as reference
 
-from vpltool.core.discriminant import Moments, discriminant, label_shares
+from vpltool.core.discriminant import (
+    Moments,
+    discriminant,
+    label_shares,
+    tagged_discriminant,
+)
+from vpltool.core.phase_one import Pixels
 
 
 def _moments(photos: list[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
@@ -62,3 +68,56 @@ def test_shares_are_those_of_each_patch() -> None:
     labels = rng.choice([0, 1, 2, 7, 255], size=(12, 20)).astype(np.uint8)
     found = label_shares(torch.from_numpy(labels), 3)
     np.testing.assert_allclose(found, reference.shares_of(labels, 3))
+
+
+def _tagged_pixels(width: int = 5, seed: int = 0) -> Pixels:
+    """Photos of two classes and both, whose patches are drawn around a mean of each class."""
+    rng = torch.Generator().manual_seed(seed)
+    means = 2 * torch.randn(3, width, generator=rng)
+    tags = [torch.tensor(shown) for shown in ([1], [2], [1, 2], [1], [2, 1])]
+    true, photo_of = [], []
+    for number, shown in enumerate(tags):
+        true.append(torch.cat([torch.zeros(1, dtype=torch.long), shown])[
+            torch.randint(len(shown) + 1, (40,), generator=rng)])
+        photo_of.append(torch.full((40,), number))
+    truth = torch.cat(true)
+    embeddings = means[truth] + torch.randn(len(truth), width, generator=rng)
+    labels = truth.where(torch.rand(len(truth), generator=rng) < 0.3, -1)
+    return Pixels(embeddings, torch.cat(photo_of), labels, tags)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_it_teaches_itself_as_in_plain_loops(rounds: int) -> None:
+    pixels = _tagged_pixels()
+    weight, bias = tagged_discriminant(pixels, 3, rounds=rounds, confidence=0.8, shrinkage=0.1,
+                                       prior=1.0)
+    expected = reference.tagged_discriminant(
+        pixels.embeddings.double().numpy(), pixels.labels.tolist(), pixels.photo_of.tolist(),
+        [shown.tolist() for shown in pixels.tags], 3, rounds, 0.8, 0.1, 1.0)
+    np.testing.assert_allclose(weight, expected[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(bias, expected[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_linear_map_of_the_pixels_changes_no_score() -> None:
+    """Why one recipe serves all encoders: up to shrinkage, only the data's own shape counts."""
+    pixels = _tagged_pixels()
+    rng = torch.Generator().manual_seed(1)
+    # Stretched by up to 30, turned, and moved.
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=rng)).Q
+    mapped = (pixels.embeddings * torch.tensor([0.1, 0.3, 1, 2, 3])) @ turn + 4
+    scores = []
+    for embeddings in (pixels.embeddings, mapped):
+        weight, bias = tagged_discriminant(
+            Pixels(embeddings, pixels.photo_of, pixels.labels, pixels.tags), 3, rounds=4,
+            confidence=0.8, shrinkage=1e-6, prior=1.0)
+        scores.append((embeddings @ weight.T + bias).softmax(dim=-1))
+    torch.testing.assert_close(scores[0], scores[1], atol=2e-2, rtol=0)
+
+
+def test_labels_of_its_own_are_among_the_tags() -> None:
+    """A class that no photo is tagged with learns nothing, wherever its seeds would lead."""
+    pixels = _tagged_pixels()
+    weight, bias = tagged_discriminant(pixels, 4, rounds=2, confidence=0.0, shrinkage=0.1,
+                                       prior=1.0)
+    assert not weight[3].any()
+    assert bias[3] == -1e4

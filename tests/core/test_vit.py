@@ -12,6 +12,7 @@ from reference import clip_es
 from torch import Tensor, nn
 
 from vpltool.clip.load import import_open_clip, tower_from_open_clip
+from vpltool.core import tower as tower_module
 from vpltool.core import vit
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
@@ -260,7 +261,7 @@ def test_parts_of_a_batch_are_joined(together: int, monkeypatch: pytest.MonkeyPa
     sizes = []
     embed = tower.embed
     monkeypatch.setattr(tower, "embed", lambda part: (sizes.append(len(part)), embed(part))[1])
-    monkeypatch.setattr(vit, "CPU_PATCHES", together)
+    monkeypatch.setattr(tower_module, "CPU_PATCHES", together)
     found = tower(photos, layers=(0, 2))
     assert sizes == {1: [1, 1, 1, 1], 30: [2, 2], 45: [3, 1]}[together]
     for name in ("tokens", "patches", "attention", "layers"):

@@ -13,7 +13,7 @@ from test_webdataset import write_tar
 
 from vpltool.datasets.webdataset import folder_names
 from vpltool.formats import Photo, open_workspace
-from vpltool.formats.fields import leads_out
+from vpltool.names import leads_out
 
 
 def jpeg(shade: int) -> bytes:

@@ -311,3 +311,32 @@ def test_prepare_says_classes_and_doubts(folder: Path, tiny_clip: Path, run: Run
     assert "3 of 3 classes have only one photo" in warnings
     assert "1 of 4 photos in" in warnings
     assert "1 photo has no tag" in warnings
+
+
+@pytest.mark.parametrize("rows", [
+    'a,"dog, human being"\nb,"dog, cat"\n', 'a,dog\nb,"human being, dog"\n',
+    'a,cat;dog\nb,"dog,cat"\n'])
+def test_labels_separated_by_commas_are_refused(tags: Path, rows: str) -> None:
+    tags.write_text(f"id,labels\n{rows}")
+    with pytest.raises(VplError, match="separates labels by commas") as caught:
+        read_tags(tags)
+    assert "`dog` is a label of other rows" in caught.value.message
+    assert ";" in caught.value.hint
+
+
+def test_a_comma_in_a_name_is_left_to_the_user(tags: Path) -> None:
+    """No part of it is a label."""
+    assert labels_of(tags, 'id,labels\na,"dog, wild;"\nb,cat\n') == {
+        "a": ("dog, wild",), "b": ("cat",)}
+
+
+def test_a_row_of_a_photo_before_it_was_converted(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG_1.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG_2.jpg")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"heic")
+    (tmp_path / "tags.csv").write_text("id,labels\nIMG_1.HEIC,cat\nIMG_2.heic,dog\n")
+    photos, _, remarks = read_folder(tmp_path, tmp_path / "tags.csv", None)
+    assert [(photo.image, photo.labels) for photo in photos] == [
+        ("IMG_1.jpg", ("cat",)), ("IMG_2.jpg", ("dog",))]
+    assert any("IMG_1.HEIC is IMG_1.jpg, IMG_2.heic is IMG_2.jpg" in said for said in remarks)
+    assert not any("skipped" in said for said in remarks)

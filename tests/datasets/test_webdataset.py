@@ -215,7 +215,7 @@ def test_tars_are_found_by_patterns_and_folders(tmp_path: Path) -> None:
     names = [f"{tmp_path}/t/{number:03}.tar" for number in range(3)]
     assert find_tars([f"{tmp_path}/t/{{000..002}}.tar"]) == names
     assert find_tars([f"{tmp_path}/t", names[0]]) == names
-    assert find_tars(["s3://bucket/{0..1}.tar", "pipe:cat x"]) == [
+    assert find_tars(["s3://bucket/{0..1}.tar", "pipe:cat x"], allow_pipe=True) == [
         "s3://bucket/0.tar", "s3://bucket/1.tar", "pipe:cat x"]
     with pytest.raises(VplError, match=r"003.tar does not exist") as caught:
         find_tars([f"{tmp_path}/t/{{002..003}}.tar"])

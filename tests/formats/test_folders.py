@@ -201,12 +201,15 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     made(tmp_path, ["a"])
     (tmp_path / "sub").mkdir()
     for folder in (tmp_path, tmp_path / "sub"):
-        (folder / ".part-x.safetensors").write_text("half")
-        os.utime(folder / ".part-x.safetensors", (0, 0))
-    (tmp_path / ".part-now.safetensors").write_text("of a run that is at work")
+        (folder / f".part-{'0a' * 8}.safetensors").write_text("half")
+        os.utime(folder / f".part-{'0a' * 8}.safetensors", (0, 0))
+    now = f".part-{'0b' * 8}.safetensors"
+    (tmp_path / now).write_text("of a run that is at work")
+    (tmp_path / ".part-time").write_text("of a person")
+    os.utime(tmp_path / ".part-time", (0, 0))
     output = begun(tmp_path, HEADER, ["a", "b"])
     assert output.todo == ["b"]
-    assert [path.name for path in tmp_path.rglob(".part-*")] == [".part-now.safetensors"]
+    assert {path.name for path in tmp_path.rglob(".part-*")} == {now, ".part-time"}
 
 
 def test_failed_photos_are_named_counted_and_tried_again(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from vpltool.formats import (
     write_labels,
     write_tensors,
 )
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import Kind
-from vpltool.formats.storage import atomic_path
 from vpltool.shell import to_shell
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
@@ -51,6 +51,8 @@ def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:
             continue
         shape = [int(axis) if axis.isdigit() else LENGTHS[axis] for axis in spec.axes]
         tensors[name] = torch.arange(int(np.prod(shape))).view(shape).to(DTYPES[spec.dtypes[0]])
+    if kind.name == "features":
+        tensors["grid"] = torch.tensor([1, LENGTHS["patches"]])
     return tensors
 
 
@@ -83,7 +85,10 @@ def test_tensors_come_back(tmp_path: Path, kind: Kind, optional: bool) -> None:
 def test_single_precision_comes_back_where_it_may_be_stored(tmp_path: Path, kind: Kind) -> None:
     tensors = {name: tensor.float() / 3 if tensor.is_floating_point() else tensor
                for name, tensor in example(kind).items()}
-    write_tensors(tmp_path / "a.safetensors", header_of(kind.name), tensors)
+    header = header_of(kind.name)
+    header = replace(header, options=dict(header.options) | {
+        "split": "train", "keep": ["patches"], "layers": [], "scale": 1.0, "max_side": 0})
+    write_tensors(tmp_path / "a.safetensors", header, tensors)
     _, content = read_tensors(tmp_path / "a.safetensors", kind.name)
     assert all(torch.equal(content[name], tensor) for name, tensor in tensors.items())
 
@@ -108,7 +113,7 @@ def test_voc_palette() -> None:
     assert colours[255] == [224, 224, 192]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_labels_of_colours_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (3, 2)).save(tmp_path / "a.png")
     with pytest.raises(VplError, match="a.png"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -337,3 +340,16 @@ def test_a_layer_of_maps_is_what_is_drawn_over_grey() -> None:
     assert np.abs(laid_over(photo, cam_layer(maps, classes, PALETTE)) - drawn).max() <= 2
     assert cam_layer(maps[:1], [0], PALETTE).getextrema()[3] == (0, 0)
     assert cam_layer(np.zeros((0, 4, 4), np.float32), [], PALETTE).getextrema()[3] == (0, 0)
+
+
+def test_tags_of_a_panel_are_joined_by_commas(tmp_path: Path) -> None:
+    """A name may have a space."""
+    from vpltool.formats import Photo
+    from vpltool.stages import show
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    photo = Photo("a", "a.png", ("human being", "dog"), ("train",), None)
+    row = show._Row("a", tmp_path / "a.png", photo)
+    workspace: Any = None
+    panel = next(show._panels_of(workspace, row, [], show.ShowSettings(), show._Remarks()))
+    assert panel.title == "a: human being, dog"

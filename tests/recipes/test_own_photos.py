@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Result, Run, draw_scenes, write_scenes
 from PIL import Image
 
@@ -41,7 +42,7 @@ def times(work: Path) -> dict[str, int]:
 def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> None:
     assert recipe.code == 0, recipe.err
     work = own / "work"
-    assert len(list((work / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 6
+    assert len(list((work / "masks/seeds-refined-full/train").glob("*.png"))) == 6
     assert (work / "decoder/segmenter.safetensors").exists()
     assert (work / "predictions/segmenter/new/holiday.png").exists()
     assert list((work / "pictures").rglob("holiday.*"))
@@ -53,7 +54,7 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
     told = recipe.err.splitlines()[-5:]
     assert told == [
         f"Look at: {work}/pictures/masks.png",
-        f"Masks: {work}/masks/seeds-dense-refined-full/train",
+        f"Masks: {work}/masks/seeds-refined-full/train",
         f"Segmenter: {work}/decoder/segmenter.safetensors",
         f"Masks to correct: vpltool -C {work} predict --split train --decoder segmenter, "
         f"then vpltool -C {work} export review --what predictions/segmenter",
@@ -103,8 +104,8 @@ def test_one_more_photo(recipe: Result, run: Run, own: Path, tiny_clip: Path) ->
     after = times(work)
     assert {name for name in after if name.startswith("features/train/scene")
             and after[name] != before[name]} == set()
-    for made in ("features/train/more.safetensors", "cams/text-salient/train/more.safetensors",
-                 "masks/seeds-dense-refined/train/more.png"):
+    for made in ("features/train/more.safetensors", "cams/tags-salient/train/more.safetensors",
+                 "masks/seeds-refined/train/more.png"):
         assert made in after
         assert made not in before
     for changed in ("prototypes/seeds.safetensors", "decoder/segmenter.safetensors"):
@@ -141,7 +142,7 @@ def test_a_mended_photo_is_learned_from(run: Run, own: Path, tiny_clip: Path) ->
     assert again(run, own, tiny_clip, "masks=").code == 1
     work = own / "work"
     assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
-    names = [f"prototypes/{name}.safetensors" for name in ("seeds-0", "seeds-1", "seeds")]
+    names = [f"prototypes/{name}.safetensors" for name in ("tags", "seeds")]
     names.append("decoder/segmenter.safetensors")
     before = [(work / name).read_bytes() for name in names]
     photo.write_bytes(good)
@@ -159,7 +160,7 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
 ) -> None:
     """Also when other values of the recipe make the others anew."""
     work = own / "work"
-    mask = work / "masks/seeds-dense-refined/train/scene0.png"
+    mask = work / "masks/seeds-refined/train/scene0.png"
     with Image.open(mask) as image:
         Image.new("L", image.size, 1).save(mask)
     corrected = mask.read_bytes()
@@ -173,13 +174,13 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
             f"{kind}/segmenter/val/{name}" for kind, suffix in (
                 ("predictions", "png"), ("probabilities", "safetensors"))
             for name in ("artifact.json", f"scene6.{suffix}", f"scene7.{suffix}"))}
-    result = again(run, own, tiny_clip, "alpha=1")
+    result = again(run, own, tiny_clip, "alpha=2")
     assert result.code == 0, result.err
     assert "1 of 6 was corrected by hand and is kept; --overwrite replaces it" in result.err
     assert mask.read_bytes() == corrected
     header = describe(mask.with_name("scene1.png")).header
     assert header is not None
-    assert header.options["alpha"] == 1
+    assert header.options["alpha"] == 2
     assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
 
 
@@ -192,7 +193,7 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
     work = own / "work"
     result = run(*line, work=work)
     assert result.code == 0, result.err
-    assert len(list((work / "masks/seeds-dense-refined-full/train").glob("*.png"))) == 8
+    assert len(list((work / "masks/seeds-refined-full/train").glob("*.png"))) == 8
     assert "finds some" not in result.err, "the recipe does it itself"
     before = times(work)
     result = run(*line, work=work)
@@ -205,8 +206,25 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
     assert "1 photo added" in result.err
     assert "recomputes the stale results" not in result.err
     assert "more," in (work / "tags/train.csv").read_text()
-    assert (work / "masks/seeds-dense-refined-full/train/more.png").exists()
+    assert (work / "masks/seeds-refined-full/train/more.png").exists()
     assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+
+
+def test_an_encoder_without_words(run: Run, own: Path) -> None:
+    """No CLIP is loaded where the photos have tags; the segmenter predicts new photos."""
+    from safetensors.torch import save_file
+
+    from vpltool.clip.catalogue import import_timm
+
+    torch.manual_seed(0)
+    state = import_timm().create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    save_file(state, own / "vit.safetensors")
+    result = run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
+                 f"encoder=timm:vit_tiny_patch16_224,{own / 'vit.safetensors'}",
+                 f"new={own / 'new'}", work=own / "work")
+    assert result.code == 0, result.err
+    assert not (own / "work/prototypes/text.safetensors").exists()
+    assert (own / "work/predictions/segmenter/new/holiday.png").exists()
 
 
 def test_every_tenth_photo_is_held_out(run: Run, own: Path, tiny_clip: Path) -> None:

@@ -34,14 +34,14 @@ def test_names_of_its_values() -> None:
     assert names["prepare"] == {
         "images": "photos", "labels": "tags", "masks": "masks", "classes": "classes",
         "hold_out": "held", "corrections": "corrections", "model": "model",
-        "pretrained": "pretrained"}
+        "encoder": "encoder", "pretrained": "pretrained"}
     assert names["predict"] == {"images": "new", "max_side": "side"}
     assert names["crf"] == {"alpha": "alpha"}
 
 
 def test_paths_are_values_that_fill_a_path(tmp_path: Path) -> None:
     assert path_names(read_recipe(recipe_files()["own-photos"])) == [
-        "photos", "tags", "masks", "classes", "corrections", "new"]
+        "photos", "tags", "masks", "classes", "corrections", "words", "new"]
     path = tmp_path / "x.recipe"
     path.write_text("# X.\nmade =\nnames =\nvpltool show --out $made\nvpltool show cams/$names\n"
                     "vpltool eval --threshold-from $made\n")
@@ -102,7 +102,7 @@ def test_the_corrected_line_is_whole(words: tuple[str, ...], line: str, run: Run
 def test_a_word_that_may_be_many_values(run: Run, own: Path) -> None:
     result = run("-C", "w", "run", "own-photos", "photos=photos", "tags.csv")
     assert result.lines("error:") == ["tags.csv: expected NAME=VALUE"]
-    assert result.lines("hint:")[0].startswith("NAME is one of: photos, tags, pretrained, ")
+    assert result.lines("hint:")[0].startswith("NAME is one of: photos, tags, encoder, ")
     assert result.lines("hint:")[0].endswith("; vpltool -C w run own-photos photos=photos …")
 
 

@@ -38,3 +38,27 @@ def shares_of(labels: npt.NDArray[np.uint8], classes: int) -> Array:
             tile = labels[top : top + 4, left : left + 4].ravel().tolist()
             found.append([sum(value == k for value in tile) / 16 for k in range(classes)])
     return np.array(found)
+
+
+def tagged_discriminant(
+    pixels: Array, labels: list[int], photo_of: list[int], tags: list[list[int]], classes: int,
+    rounds: int, confidence: float, shrinkage: float, prior: float,
+) -> tuple[Array, list[float]]:
+    """Fit to the seeds; then label each pixel among its photo's tags, and fit again."""
+    def fit(labels: list[int]) -> tuple[Array, list[float]]:
+        known = [number for number, label in enumerate(labels) if label >= 0]
+        shares = np.zeros((len(known), classes))
+        for row, number in enumerate(known):
+            shares[row, labels[number]] = 1
+        return discriminant(pixels[known], shares, shrinkage, prior)
+
+    weight, bias = fit(labels)
+    for _ in range(rounds):
+        labels = []
+        for pixel, photo in zip(pixels, photo_of, strict=True):
+            shown = [0, *tags[photo]]
+            scores = np.array([pixel @ weight[k] + bias[k] for k in shown])
+            likely = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            labels.append(shown[likely.argmax()] if likely.max() >= confidence else -1)
+        weight, bias = fit(labels)
+    return weight, bias

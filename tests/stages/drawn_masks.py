@@ -15,8 +15,9 @@ from vpltool.formats import Header, Photo, Workspace, open_output, read_labels, 
 Labels = npt.NDArray[np.uint8]
 FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
 KEEPS_IGNORED = ("imagefolder", "mmseg", "yolo-semantic")
-AS_SUBMITTED = {"label-studio": ("--kind", "annotations")}
-"""Options of a format that let an export count as what a person has submitted."""
+EXACT = {"label-studio": ("--kind", "annotations"), "yolo": ("--min-area", "0"),
+         "coco": ("--min-area", "0")}
+"""Options of a format that let an export count as what a person has submitted, pixel by pixel."""
 
 
 def draw_labels(height: int, width: int, seed: int) -> Labels:

@@ -52,7 +52,7 @@ def test_the_file(aligned: Path) -> None:
     rows, index, space = parts_of(aligned / "prototypes/aligned.safetensors")
     text = header_of(aligned / "prototypes/text.safetensors")
     assert header.command == "align"
-    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos"}
+    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos", "photo-files"}
     assert header.facts["space"] == "text"
     assert header.facts["rows"] == text.facts["rows"]
     assert header.facts["aligned"] == {"last_relu": False, "patches": "block"}
@@ -337,6 +337,7 @@ def test_too_few_tags_are_refused(tags: tuple[str, ...], said: str, run: Run, co
     path = work / "images.jsonl"
     lines = [json.loads(line) | {"labels": list(tags)} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("update", work=work).code == 0
     result = run(*ALIGN, work=work)
     assert result.code == 1
     assert said in result.lines("error:")[0]

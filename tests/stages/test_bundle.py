@@ -36,6 +36,11 @@ def labels_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
+def test_a_bundle_holds_no_absolute_path(run: Run, work: Path) -> None:
+    content = exported(run, work, "--what", "tiny").read_bytes()
+    assert b"pytest-of" not in content and str(Path.home()).encode() + b"/" not in content
+
+
 @pytest.mark.parametrize("name", ["tiny", "residual", "linear"])
 def test_the_file_alone_is_enough(name: str, run: Run, work: Path, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +141,7 @@ def test_without_weights(run: Run, work: Path, tiny_clip: Path, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     result = run("predict", photo, "--segmenter", bundle)
     assert result.code == 1
-    assert "only names its CLIP" in result.lines("error:")[0]
+    assert "only names its encoder" in result.lines("error:")[0]
     assert "vpltool export bundle" in result.lines("hint:")[0]
     assert not (tmp_path / "predictions").exists()
 

@@ -168,3 +168,18 @@ def test_other_classes_make_them_void(base: Path, run: Run) -> None:
     refused = run(*TRAIN, "--name", "new", work=work)
     assert refused.code == 1
     assert "corrections/scene0.png was imported when the classes were" in refused.lines("error:")[0]
+
+
+def test_without_its_file_a_correction_is_undone(base: Path, run: Run) -> None:
+    work = base / "work"
+    assert run(*TRAIN, "--name", "mine", work=work).code == 0
+    decoder = work / "decoder/mine.safetensors"
+    before = decoder.read_bytes()
+    assert take(run, base, corrected(base, "scene0", "scene3")).code == 0
+    assert run(*TRAIN, "--name", "mine", "--update", work=work).code == 0
+    assert decoder.read_bytes() != before
+    for key in ("scene0", "scene3"):
+        (work / f"corrections/{key}.png").unlink()
+    assert "corrected masks have changed" in run("status", "--stale", work=work).out
+    assert run(*TRAIN, "--name", "mine", "--update", work=work).code == 0
+    assert decoder.read_bytes() == before

@@ -114,3 +114,19 @@ def test_the_crf_is_timed_as_it_would_run(monkeypatch: pytest.MonkeyPatch) -> No
     photos, used, device = seen[0]
     assert photos[0].scores.shape == (2, 64, 64)
     assert (used.backend, device.type) == ("auto", "cpu")
+
+
+def test_tagging_counts_where_it_is_asked_for(run: Run, copied: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copied / "work"
+    few = ("--iters", 10, "--crop", 4, "--width", 16, "--json")
+    rows = (copied / "tags.csv").read_text().splitlines()
+    (copied / "tags.csv").write_text("\n".join(
+        row.replace(row.split(",")[1], "") if row.startswith(("scene0,", "scene2,")) else row
+        for row in rows) + "\n")
+    assert run("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv",
+               work=work).code == 0
+    assert "tag" not in json.loads(run("estimate", *few, work=work).out)["seconds"]
+    assert json.loads(run("estimate", *few, "--tag", work=work).out)["seconds"]["tag"] > 0
+    monkeypatch.setattr(estimate, "_tag_seconds", lambda *_: 3.0)
+    assert json.loads(run("estimate", *few, "--tag", work=work).out)["seconds"]["tag"] == 6.0

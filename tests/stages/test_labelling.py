@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Result, Run, run_in_process
-from drawn_masks import AS_SUBMITTED, FORMATS, KEEPS_IGNORED, draw_made, masks_of
+from drawn_masks import EXACT, FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
@@ -46,7 +46,7 @@ def exports(made: Path) -> Path:
     for form in FORMATS:
         result = run_in_process("export", form, "--what", "drawn", "--split", "train", "--photos",
                                 "none", "--out", made / "each" / form,
-                                *AS_SUBMITTED.get(form, ()), work=made)
+                                *EXACT.get(form, ()), work=made)
         assert result.code == 0, result.err
     return made / "each"
 
@@ -65,7 +65,7 @@ def take_back(work: Path, path: Path) -> Result:
 @pytest.mark.parametrize("form", FORMATS)
 def test_there_and_back(form: str, work: Path, run: Run) -> None:
     """Holes, islands, parts and single pixels: not one pixel is lost."""
-    path = exported(run, work, form, *AS_SUBMITTED.get(form, ()))
+    path = exported(run, work, form, *EXACT.get(form, ()))
     result = take_back(work, path)
     assert result.code == 0, result.err
     assert "6 corrected masks are imported, 6 in total" in result.err
@@ -81,7 +81,7 @@ def test_there_and_back(form: str, work: Path, run: Run) -> None:
     ("cvat", ("--shape", "polygon"))])
 def test_other_shapes_lose_nothing(form: str, options: tuple[str, ...], work: Path, run: Run
                                    ) -> None:
-    assert take_back(work, exported(run, work, form, *options)).code == 0
+    assert take_back(work, exported(run, work, form, *options, *EXACT.get(form, ()))).code == 0
     found = masks_of(work / "corrections")
     for key, labels in masks_of(work / "masks/drawn/train").items():
         assert (found[key] == np.where(labels == 255, 0, labels)).all(), key
@@ -96,8 +96,8 @@ def test_formats_without_255_say_so(work: Path, run: Run) -> None:
 
 
 def test_points_left_out_cost_little(work: Path, run: Run) -> None:
-    exact, rough = (exported(run, work, "yolo", "--tolerance", tolerance, "--out", work / name)
-                    for tolerance, name in ((0, "exact"), (1, "rough")))
+    exact, rough = (exported(run, work, "yolo", *EXACT["yolo"], "--tolerance", tolerance, "--out",
+                             work / name) for tolerance, name in ((0, "exact"), (1, "rough")))
     sizes = [sum(len(file.read_bytes()) for file in path.rglob("*.txt"))
              for path in (exact, rough)]
     assert sizes[1] < 0.8 * sizes[0]

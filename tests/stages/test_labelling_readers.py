@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import run_in_process
-from drawn_masks import KEEPS_IGNORED, Labels, draw_made, masks_of
+from drawn_masks import EXACT, KEEPS_IGNORED, Labels, draw_made, masks_of
 from PIL import Image
 
 READERS = Path(__file__).parents[1] / "readers"
@@ -29,8 +29,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(work: Path, form: str, *options: object) -> Path:
+    exact = EXACT[form] if form in ("coco", "yolo") else ()
     result = run_in_process("export", form, "--what", "drawn", "--split", "train", "--out",
-                            work / "-".join(["out", form, *map(str, options)]), *options, work=work)
+                            work / "-".join(["out", form, *map(str, options)]), *options, *exact,
+                            work=work)
     assert result.code == 0, result.err
     return Path(result.out.strip())
 

@@ -345,7 +345,7 @@ def test_header_names_what_it_was_made_from(run: Run, seeded: Path, tmp_path: Pa
             ("started", {"features", "text", "tags", "cams", "start"})):
         header = describe(tmp_path / f"{name}.safetensors").header
         assert header is not None
-        assert set(header.inputs) == {*wanted, "photos"}
+        assert set(header.inputs) == {*wanted, "photos", "photo-files"}
         assert header.options["start"] == ("clusters" if name == "started" else "text")
     assert header.sources["start"] == "prototypes/clusters.safetensors"
     assert header.options["targets"] == "seeds"

@@ -100,16 +100,44 @@ def test_changed_tags(base: Path, run: Run) -> None:
     assert "scene1" not in photos_of(base)
 
 
-def test_a_class_that_lost_its_photos_stays(base: Path, run: Run) -> None:
-    table = base / "tags.csv"
+def test_a_class_that_lost_its_photos_stays(copied: Path, run: Run) -> None:
+    """Where masks hold the numbers of the others; the warning names the whole line."""
+    table = copied / "tags.csv"
     table.write_text(table.read_text().replace("box", "bar"))
+    result = taken(again(copied, run))
+    assert workspace_of(copied).classes == ("bar", "box", "disc")
+    said, = (line for line in result.lines("warning:") if "box" in line)
+    assert said.startswith("no photo has the tag `box`; it stays a class, so that the others keep "
+                           "their numbers; vpltool prepare folder ")
+    assert said.endswith(" removes it") and " --overwrite" in said
+    assert f"--labels {table}" in said
+    taken(again(copied, run, "--overwrite"))
+    assert workspace_of(copied).classes == ("bar", "disc")
+
+
+def test_a_class_that_nothing_was_made_of_goes(base: Path, run: Run) -> None:
+    """A slip in the CSV, mended before the first map; and later, a class behind all others."""
+    table = base / "tags.csv"
+    right = table.read_text()
+    table.write_text(right.replace("scene1,box", "scene1,boks"))
+    taken(again(base, run))
+    assert "boks" in workspace_of(base).classes
+    table.write_text(right)
     result = taken(again(base, run))
     assert workspace_of(base).classes == ("bar", "box", "disc")
-    assert result.lines("warning:") == [
-        "no photo has the tag `box`; it stays a class, so that the others keep their numbers; "
-        "--overwrite removes it"]
-    taken(again(base, run, "--overwrite"))
-    assert workspace_of(base).classes == ("bar", "disc")
+    assert "class `boks` is gone" in result.err
+    assert not result.lines("warning:")
+
+
+def test_the_last_class_goes_where_nobody_corrected_masks(copied: Path, run: Run) -> None:
+    table = copied / "tags.csv"
+    right = table.read_text()
+    table.write_text(right.replace("scene1,box", "scene1,boks"))
+    taken(again(copied, run))
+    assert workspace_of(copied).classes == ("bar", "box", "disc", "boks")
+    table.write_text(right)
+    taken(again(copied, run))
+    assert workspace_of(copied).classes == ("bar", "box", "disc")
 
 
 def test_what_is_not_given_stays(base: Path, run: Run) -> None:

@@ -60,7 +60,16 @@ def test_classes_against_tags(work: Path, run: Run) -> None:
     assert report["foreground"] == 0.5
     assert sum(entry["pairs"] for entry in report["calibration"]["bins"]) == 6
     assert "scene7: says bar, tagged box, disc" in result.out
-    assert "calibration error" in result.out
+    assert "2 photos are few: one more changes these scores by many points" in result.out
+    assert "probability" not in result.out, "ten bins for two photos"
+
+
+def test_calibration_is_shown_of_enough_photos(work: Path, run: Run,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpltool.stages._against_tags._ENOUGH", 2)
+    said = run(*EVAL, work=work).out
+    assert "calibration error" in said and "0.9 to 1.0" in said
+    assert "few" not in said
 
 
 def test_a_class_counts_from_a_share_on(work: Path, run: Run) -> None:
@@ -166,8 +175,11 @@ def test_review(by: str, work: Path, run: Run) -> None:
     assert again == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_corrected_masks_are_not_lost_and_not_asked_for_again(work: Path, run: Run) -> None:
+def test_corrected_masks_are_not_lost_and_not_asked_for_again(
+    work: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Review, correct, take, learn, review: others are asked for."""
+    monkeypatch.chdir(work.parent)
     folder = Path(run(*REVIEW, work=work).out.strip())
     first = [row["id"] for row in listed(folder)]
     path = folder / f"masks/{first[1]}.png"

@@ -95,7 +95,7 @@ def test_header_and_facts(run: Run, ready: Path, tmp_path: Path) -> None:
     seed(run, ready / "work", out, "--background", "clusters", "--clusters", 2)
     header = describe(out).header
     assert header is not None
-    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos"}
+    assert set(header.inputs) == {"features", "text", "tags", "cams", "photos", "photo-files"}
     assert header.sources["cams"] == "cams/text/train"
     assert {name: header.options[name] for name in ("cams", "text", "method", "background")} == {
         "cams": "text", "text": "text", "method": "means", "background": "clusters"}
@@ -149,7 +149,7 @@ def test_a_class_without_seeds_keeps_its_text(run: Run, copied: Path) -> None:
     listing.write_text("".join(json.dumps(line) + "\n" for line in rest))
     result = run("seed-prototypes", *SEEDED, "--phi", 0, "--phi-background", 0, work=work)
     assert result.code == 0, result.err
-    assert "no seeds for disc: the text prototype is kept" in result.lines("warning:")
+    assert "no seeds for disc: the start's prototype is kept" in result.lines("warning:")
     _, tensors = read_tensors(work / "prototypes/seeds.safetensors", "prototypes")
     text, index = text_of(work)
     assert torch.equal(tensors["prototypes"][index.index(3)], text[index.index(3)])

@@ -49,37 +49,63 @@ def import_open_clip() -> Any:
         return sys.modules["open_clip"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            import torchvision  # noqa: F401
-        except RuntimeError as error:
-            if "torchvision::" not in str(error):
-                raise
-            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-            library = torch.library.Library("torchvision", "DEF")
-            for operator in ("nms", "qnms"):
-                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) "
-                               "-> Tensor")
-            # The operators exist only as long as the library object does.
-            _declared.append(library)
+        mend_torchvision()
         import open_clip
 
+    refuse_model_code()
     return open_clip
 
 
+def refuse_model_code() -> None:
+    """Have transformers run no Python of a model, whatever its files ask for, and not ask either.
+
+    All of its ways to a model's own classes pass through this one function.
+    """
+    if "transformers" not in sys.modules:
+        return
+    from transformers import dynamic_module_utils
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise VplError("the model brings Python of its own, which is not run", INSTEAD)
+
+    dynamic_module_utils.get_class_in_module = refuse
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+
+
 def import_timm() -> Any:
-    """Import timm, with the same care; open_clip brings it along.
+    """Import timm, with the same care, and without open_clip.
 
     Raises:
         VplError: it is not installed.
     """
-    import_open_clip()
-    try:
-        import timm
-    except ImportError as error:
-        raise VplError(f"timm cannot be imported: {first_line(error)}", "pip install timm"
-                       ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            mend_torchvision()
+            import timm
+        except ImportError as error:
+            raise VplError(f"timm cannot be imported: {first_line(error)}", "pip install timm"
+                           ) from error
     return timm
+
+
+def mend_torchvision() -> None:
+    """Import torchvision; declare the operators of one that is for another build of torch."""
+    if "torchvision" in sys.modules:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) "
+                           "-> Tensor")
+        # The operators exist only as long as the library object does.
+        _declared.append(library)
 
 
 _declared: list[Any] = []
@@ -241,15 +267,15 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
     if source.form == "hub":
         repository = source.pretrained.removeprefix(HUB)
         hint = _download_hint(repository)
-        config = read_config(_fetch(repository, (CONFIG,), hint).parent)
+        config = read_config(fetch_file(repository, (CONFIG,), hint).parent)
         check_tower(source.model, config)
         published = _published(open_clip, source)
         _check_activation(source, config, published, openai=False)
-        weights = recognise(_fetch(repository, WEIGHT_NAMES, hint))
+        weights = recognise(fetch_file(repository, WEIGHT_NAMES, hint))
         if weights.openai:
             _check_activation(source, config, published, openai=True)
         # Again: downloading the weights may have fetched a newer revision of the repository.
-        folder = _fetch(repository, (CONFIG,), hint).parent
+        folder = fetch_file(repository, (CONFIG,), hint).parent
         return f"local-dir:{folder}", weights, {}
     published = _published(open_clip, source)
     colours = _colours(open_clip, source.model, published)
@@ -259,7 +285,7 @@ def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[s
     url = published[0].get("url", "")
     if repository:
         names = (name,) if name else WEIGHT_NAMES
-        path = _fetch(repository, names, _download_hint(repository, url))
+        path = fetch_file(repository, names, _download_hint(repository, url))
         return source.model, recognise(path), colours
     try:
         path = Path(open_clip.download_pretrained(published[0]))
@@ -277,7 +303,7 @@ def _download_hint(repository: str, url: str = "") -> str:
             f"`pretrained='{form}', overwrite=True`")
 
 
-def _fetch(repository: str, names: Sequence[str], hint: str) -> Path:
+def fetch_file(repository: str, names: Sequence[str], hint: str) -> Path:
     """Return the path of the first of `names` that a repository on the hub has.
 
     A file in the hub's cache is used without a network. Without a network the hub's client retries

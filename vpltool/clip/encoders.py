@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from vpltool.clip import tower_cache
-from vpltool.clip.catalogue import import_timm
 from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip, normalised
-from vpltool.clip.models import HUB, find_source, find_weights
+from vpltool.clip.models import CONFIG as OPEN_CLIP
+from vpltool.clip.models import HUB, find_source, find_weights, local_weights
 from vpltool.clip.state_towers import is_state_of_vit, tower_from_state, tower_from_timm
+from vpltool.clip.timm_towers import TIMM, TimmTower, create_timm, fill_timm
+from vpltool.clip.transformers_towers import CONFIG, HF, fetch_folder, load_folder
 from vpltool.clip.weights import read_weights, recognise, without_random_init
+from vpltool.core.tower import INSTEAD_OF, Tower
 from vpltool.core.vit import VisionTower
-from vpltool.errors import VplError, first_line, near_name, silent
+from vpltool.errors import VplError
+from vpltool.file_hashes import hashes_of
 
-TIMM = "timm:"
-"""Prefix of a name of timm."""
+DINO = "dino:"
+"""Prefix of a file that is said to be DINO's or DINOv2's."""
 
-FORMS = ("a file of DINO's or DINOv2's weights, `encoder='timm:MODEL'`, or a CLIP of open_clip, "
-         "`encoder='MODEL:PRETRAINED'`")
+FORMS = ("a file of DINO's or DINOv2's weights, `encoder='timm:MODEL'`, `encoder='hf:ORG/NAME'`, "
+         "or a CLIP of open_clip, `encoder='MODEL:PRETRAINED'`")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,10 @@ class EncoderSource:
     """Where an encoder comes from.
 
     Args:
-        form: `state` (a file with the names of DINO's code), `timm`, or `clip`.
-        model: name in timm or open_clip; empty for a state, and a folder or repository.
+        form: `state` (a file with the names of DINO's code), `dino` (one that is said to be
+            DINO's), `timm`, `transformers`, or `clip`.
+        model: name in timm or open_clip, or a repository of transformers' form; empty for a
+            state, and a folder or another repository.
         pretrained: tag or repository, where there is no path.
         path: weights file, or open_clip's folder; None for a download.
     """
@@ -47,6 +53,8 @@ class EncoderSource:
         """The file that holds the weights; None for a download."""
         if self.path is None or self.path.is_file():
             return self.path
+        if self.form == "transformers":
+            return next(iter(sorted(self.path.glob("*.safetensors"))), None)
         return find_weights(self.path).path
 
     def setting(self, path: str) -> str:
@@ -54,6 +62,10 @@ class EncoderSource:
         what = path if self.path else self.pretrained
         if self.form == "timm":
             return TIMM + ",".join(filter(None, (self.model, what)))
+        if self.form == "dino":
+            return DINO + what
+        if self.form == "transformers":
+            return what or HF + self.model
         return ":".join(filter(None, (self.model, what)))
 
 
@@ -65,10 +77,10 @@ class Encoder:
         vision: its tower, in evaluation mode.
         mean: mean of RGB in [0, 1], subtracted before encoding.
         std: standard deviation of RGB; photos are divided by it.
-        identity: `name`, `pretrained` and `fingerprint`; goes into headers.
+        identity: `name`, `pretrained`, `fingerprint`, and `weights` of a file; goes into headers.
     """
 
-    vision: VisionTower
+    vision: Tower
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     identity: dict[str, str]
@@ -91,11 +103,29 @@ def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path
     return Encoder(vision.to(device), *normalised(colours, identity, normalise))
 
 
+def with_head(encoder: Encoder, needs: str) -> VisionTower:
+    """The tower of an encoder whose blocks vpltool runs itself, as GradCAM needs it.
+
+    Args:
+        encoder: any.
+        needs: what asks for it, for the message.
+
+    Raises:
+        VplError: it runs by its own code.
+    """
+    if not isinstance(encoder.vision, VisionTower):
+        raise VplError(f"{needs} needs the last block of the encoder, and "
+                       f"{encoder.identity['name']} runs by its own code",
+                       INSTEAD_OF["tokens"])
+    return encoder.vision
+
+
 def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     """Tell what the setting `encoder` means; only names and files are looked at.
 
     Args:
-        given: `FILE`, `FOLDER`, `timm:MODEL[,FILE]`, `MODEL:PRETRAINED`, or `hf-hub:org/name`.
+        given: `FILE`, `FOLDER`, `dino:FILE`, `timm:MODEL[,FILE]`, `MODEL:PRETRAINED`,
+            `hf:org/name` (of transformers), or `hf-hub:org/name` (of open_clip).
         folders: that a relative path may be relative to, the first where it exists.
 
     Raises:
@@ -105,13 +135,12 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         return next((folder / path for folder in folders if path and (folder / path).exists()),
                     None)
 
-    if given.startswith(TIMM):
-        model, _, file = given.removeprefix(TIMM).partition(",")
-        path = find(file)
-        if file and path is None:
-            raise VplError(f"`encoder={given!r}`: there is no {file}", "check the path")
-        return EncoderSource("timm", model, path=path)
+    prefixed = _find_prefixed(given, find)
+    if prefixed is not None:
+        return prefixed
     path = find(given)
+    if path is not None and (path / CONFIG).is_file() and not (path / OPEN_CLIP).is_file():
+        return EncoderSource("transformers", path=path)
     if path is not None:
         return EncoderSource("clip" if path.is_dir() else "state", path=path)
     if given.startswith(HUB):
@@ -123,6 +152,32 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     return EncoderSource("clip", model, pretrained, find(pretrained))
 
 
+def _find_prefixed(given: str, find: Callable[[str], Path | None]) -> EncoderSource | None:
+    """Tell what a name with a prefix means; None if it has none.
+
+    Raises:
+        VplError: there is no such file, or it is not a name on the hub.
+    """
+    def there(file: str) -> Path | None:
+        path = find(file)
+        if file and path is None:
+            raise VplError(f"`encoder={given!r}`: there is no {file}", "check the path")
+        return path
+
+    if given.startswith(TIMM):
+        model, _, file = given.removeprefix(TIMM).partition(",")
+        return EncoderSource("timm", model, path=there(file))
+    if given.startswith(DINO):
+        return EncoderSource("dino", path=there(given.removeprefix(DINO)))
+    if given.startswith(HF):
+        name = given.removeprefix(HF)
+        if name.count("/") != 1 or not all(name.split("/")):
+            raise VplError(f"`encoder={given!r}` is not a name on the hub",
+                           "write it as hf:ORGANISATION/NAME")
+        return EncoderSource("transformers", name)
+    return None
+
+
 def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
     """Load an encoder with all of its weights.
 
@@ -132,15 +187,36 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
     if source.form == "clip":
         return load_vision(source.model, str(source.path or source.pretrained), device)
     file = source.path or Path()
-    load = _load_timm if source.form == "timm" else _load_state
+    load = _LOADERS[source.form]
     with without_random_init():
         vision, colours = load(source)
-    identity = {"name": TIMM + source.model if source.model else file.stem,
-                "pretrained": file.name or "timm", "fingerprint": fingerprint(vision)}
-    return Encoder(vision.to(device), *colours, identity)
+    prefix, library = (HF, "transformers") if source.form == "transformers" else (TIMM, "timm")
+    identity = {"name": prefix + source.model if source.model else file.stem,
+                "pretrained": file.name or library, "fingerprint": fingerprint(vision)}
+    weights = weights_of(source)
+    return Encoder(vision.to(device), *colours,
+                   identity | ({"weights": weights} if weights else {}))
 
 
-_Loaded = tuple[VisionTower, tuple[Any, Any]]
+def weights_of(source: EncoderSource) -> str:
+    """Return a hash of an encoder's file; empty for a download."""
+    if source.path is None:
+        return ""
+    if source.form == "clip":
+        return local_weights(source.model, str(source.path), Path())
+    if source.form == "transformers":
+        return "".join(hashes_of(source.path, sorted(
+            file.name for file in source.path.glob("*.safetensors"))).values())
+    return "".join(hashes_of(source.path.parent, (source.path.name,)).values())
+
+
+_TIMMS = ("head.", "reg_token", "fc_norm.", "norm_pre.", "attn_pool.")
+"""Beginnings of names of tensors that timm's ViTs have, and DINO's and DINOv2's files do not."""
+
+_DINOS = ("mask_token", "register_tokens")
+"""Tensors that DINOv2's files have, and timm's do not."""
+
+_Loaded = tuple[Tower, tuple[Any, Any]]
 
 
 def _load_state(source: EncoderSource) -> _Loaded:
@@ -148,7 +224,28 @@ def _load_state(source: EncoderSource) -> _Loaded:
     state = read_weights(recognise(source.path))
     if not is_state_of_vit(state):
         raise VplError(f"{source.path} {_other_format(state)}", f"give {FORMS}")
-    return tower_from_state(state, str(source.path)), NORMALISATIONS["imagenet"]
+    tower = tower_from_state(state, str(source.path))
+    if source.form != "dino":
+        _check_origin(source.path, state)
+    return tower, NORMALISATIONS["imagenet"]
+
+
+def _check_origin(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Check that a file is DINO's or DINOv2's: timm's ViTs have the same names of tensors.
+
+    Colours and positions of those may be others, which nothing in the features would show.
+
+    Raises:
+        VplError: neither its tensors nor its name say so.
+    """
+    timms = next((name for name in state if name.startswith(_TIMMS)), "")
+    if not timms and (path.name.startswith("dino") or not state.keys().isdisjoint(_DINOS)):
+        return
+    raise VplError(f"{path} " + (f"is a model of timm: it has `{timms}`" if timms else
+                                 "may be DINO's or a model of timm: their tensors have the same "
+                                 "names, their photos may be normalised differently"),
+                   f"`encoder='{TIMM}MODEL,{path}'` names timm's model; "
+                   f"`encoder='{DINO}{path}'`, if it is DINO's or DINOv2's")
 
 
 def _other_format(state: Mapping[str, Tensor]) -> str:
@@ -160,35 +257,21 @@ def _other_format(state: Mapping[str, Tensor]) -> str:
 
 
 def _load_timm(source: EncoderSource) -> _Loaded:
-    timm = import_timm()
-    if not timm.is_model(source.model.partition(".")[0]):
-        raise VplError(f"timm has no model `{source.model}`",
-                       near_name(source.model, timm.list_models()))
-    try:
-        with silent():
-            model = timm.create_model(source.model, pretrained=source.path is None, num_classes=0)
-    # Its loaders and the hub's client raise many types of errors.
-    except Exception as error:
-        raise VplError(f"timm cannot load {source.model}: {first_line(error)}",
-                       f"without a network, download its weights elsewhere: "
-                       f"`encoder='{TIMM}{source.model},FILE'`") from error
-    model = model.float().eval().requires_grad_(False)
+    model, options = create_timm(source.model, pretrained=source.path is None)
     if source.path is not None:
-        _fill(model, read_weights(recognise(source.path)), source)
+        fill_timm(model, read_weights(recognise(source.path)), source.model, str(source.path))
     colours = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
-    return tower_from_timm(model, f"{TIMM}{source.model}"), colours
+    try:
+        return tower_from_timm(model, f"{TIMM}{source.model}"), colours
+    except VplError:
+        # Not a plain ViT: no GradCAM.
+        return TimmTower(model, source.model, options), colours
 
 
-def _fill(model: torch.nn.Module, state: dict[str, Tensor], source: EncoderSource) -> None:
-    """Load weights into a model of timm; those of a classifier are left out.
+def _load_transformers(source: EncoderSource) -> _Loaded:
+    folder = source.path or fetch_folder(source.model)
+    return load_folder(folder, HF + (source.model or folder.name))
 
-    Raises:
-        VplError: names or shapes differ.
-    """
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state or state[name].shape != tensor.shape:
-            raise VplError(f"{source.path} does not hold timm's {source.model}: its `{name}` is "
-                           + ("missing" if name not in state else "of another shape"),
-                           "timm's own file of this model is model.safetensors on the hub")
-    model.load_state_dict({name: state[name] for name in wanted})
+
+_LOADERS = {"state": _load_state, "dino": _load_state, "timm": _load_timm,
+            "transformers": _load_transformers}

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from vpltool.clip import tower_cache
 from vpltool.clip.catalogue import check_source, import_open_clip, locate
-from vpltool.clip.models import ModelSource, find_source, read_config
+from vpltool.clip.models import ModelSource, find_source, read_config, weights_identity
 from vpltool.clip.tower_cache import Colour, Colours
 from vpltool.clip.towers import tower_from_open_clip
-from vpltool.clip.weights import read_weights, without_random_init
+from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError, first_line, silent
 
@@ -43,8 +43,8 @@ class Clip:
             it, and some have to be downloaded.
         mean: mean of RGB in [0, 1], subtracted before encoding.
         std: standard deviation of RGB; photos are divided by it.
-        identity: `name`, `pretrained` and `fingerprint`, and `normalise` if it is not the model's
-            own; goes into headers.
+        identity: `name`, `pretrained`, `fingerprint` and `weights`, and `normalise` if it is not
+            the model's own; goes into headers.
     """
 
     vision: VisionTower
@@ -92,6 +92,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
     made_from = tower_cache.stamps(source, weights)
+    hashed = weights_identity(source, weights.path)
     state = read_weights(weights)
     with silent(), without_random_init():
         try:
@@ -106,7 +107,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     with without_random_init():
         vision = tower_from_open_clip(whole.visual)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
-    identity = {**source.names, "fingerprint": fingerprint(whole)}
+    identity = {**source.names, "fingerprint": fingerprint(whole), "weights": hashed}
     tower_cache.write_entry(source, made_from, state, vision, own, identity)
     whole.visual = nn.Identity()
     return Clip(vision.to(device), whole.to(device), _tokenizer_loader(open_clip, name, source),
@@ -167,22 +168,56 @@ def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
     return f"the model has no `{extra[0]}`" if extra else ""
 
 
-def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
-    """Say which models of open_clip have a ViT of the file's shapes; empty if none has."""
+_Shape = tuple[int, int, int, int, int]
+"""Embedding, blocks, width, positions and patch of a vision tower."""
+
+
+def _shape_of_state(state: Mapping[str, Tensor]) -> _Shape | None:
     conv, proj = state.get("visual.conv1.weight"), state.get("visual.proj")
     positions = state.get("visual.positional_embedding")
     if conv is None or proj is None or positions is None:
-        return ""
+        return None
     depth = len({name.split(".")[3] for name in state
                  if name.startswith("visual.transformer.resblocks.")})
-    found = []
-    for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        vision = config["vision_cfg"]
-        side = int(vision.get("image_size", 224)) // int(vision.get("patch_size") or 16)
-        if (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1) == (
-                proj.shape[1], depth, conv.shape[0], len(positions)):
-            found.append(name)
+    return proj.shape[1], depth, conv.shape[0], len(positions), conv.shape[-1]
+
+
+def _shape_of_config(config: Mapping[str, Any]) -> _Shape:
+    vision = config["vision_cfg"]
+    patch = int(vision.get("patch_size") or 16)
+    side = int(vision.get("image_size", 224)) // patch
+    return (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1,
+            patch)
+
+
+def check_weights(source: ModelSource) -> None:
+    """Check that a file holds the vision tower that its model has, by the shapes; none is built.
+
+    Raises:
+        VplError: it does not; the hint names the model that it may hold.
+    """
+    assert source.path is not None
+    open_clip = import_open_clip()
+    state = read_weights(recognise(source.path))
+    found = _shape_of_state(state)
+    wanted = _shape_of_config(open_clip.get_model_config(source.model))
+    if not any(name.startswith("visual.") for name in state):
+        difference = _difference(state, {})
+    elif found is not None and found != wanted:
+        difference = "its vision tower has {1} blocks, width {2}, {3} positions, patch {4} and " \
+                     "embedding {0}, ".format(*found) + "the model's {1}, {2}, {3}, {4} and " \
+                     "{0}".format(*wanted)
+    else:
+        return
+    raise VplError(f"{source.path} does not hold {source.model}: {difference}",
+                   _whose(open_clip, state) or "give the model of this file: `model='NAME'`")
+
+
+def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
+    """Say which models of open_clip have a ViT of the file's shapes; empty if none has."""
+    wanted = _shape_of_state(state)
+    found = [name for name in open_clip.list_models() if wanted is not None
+             and _shape_of_config(open_clip.get_model_config(name)) == wanted]
     return (f"its shapes are those of {', '.join(found[:3])}: `model={found[0]!r}`" if found
             else "")
 
@@ -225,7 +260,10 @@ def _text_settings(open_clip: Any, name: str) -> dict[str, Any]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a sample of all weights, which tells two models of one name apart."""
+    """Return a hash of a sample of all weights, for models whose file is not known.
+
+    What tells two files apart in any number is `weights_identity`.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -15,6 +15,7 @@ from typing import Any
 
 from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
+from vpltool.file_hashes import hashes_of
 from vpltool.json_text import parse_json
 
 HUB = "hf-hub:"
@@ -80,6 +81,9 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
             be used.
     """
     for given in (model, pretrained):
+        if given.startswith("hf:"):
+            raise VplError(f"`{given}`: of transformers' models vpltool takes the vision tower, "
+                           "not the text", f"`prepare(encoder={given!r})` needs no words")
         if given.startswith(HUB):
             name = given.removeprefix(HUB)
             if name.count("/") != 1 or not all(name.split("/")):
@@ -154,6 +158,28 @@ def find_weights(folder: Path) -> WeightFile:
     raise VplError(f"{folder} has no weights", f"put {WEIGHT_NAMES[0]} next to {CONFIG}")
 
 
+def weights_identity(source: ModelSource, weights: Path) -> str:
+    """Return a hash of a model's file of weights and, if it has one, of its configuration."""
+    config = (CONFIG,) if source.form in ("folder", "hub") else ()
+    return "-".join(hashes_of(weights.parent, (weights.name, *config)).values())
+
+
+def local_weights(model: str, pretrained: str, base: Path) -> str:
+    """Return `weights_identity` of a file or folder; empty for a download, or if it is not there.
+
+    The arguments are those of `find_source`.
+    """
+    if not (base / pretrained).exists():
+        return ""
+    try:
+        source = find_source(model, pretrained, base)
+        assert source.path is not None
+        return weights_identity(source, find_weights(source.path).path
+                                if source.form == "folder" else source.path)
+    except VplError:
+        return ""
+
+
 def check_tower(name: str, config: Mapping[str, Any]) -> None:
     """Check from its configuration that a model can be used here.
 
@@ -165,6 +191,8 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
         VplError: it cannot; the message gives the reason.
     """
     reason = _reason_against(config["vision_cfg"])
+    if _asks_for_code(config):
+        reason = "its configuration asks to run Python of its own (trust_remote_code)"
     if reason:
         raise VplError(f"{name} cannot be used: {reason}", INSTEAD)
     text = config["text_cfg"]
@@ -172,6 +200,13 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
             and importlib.util.find_spec("transformers") is None):
         raise VplError(f"{name} needs the package transformers for its tokenizer",
                        "pip install transformers sentencepiece")
+
+
+def _asks_for_code(config: Any) -> bool:
+    """Tell whether `trust_remote_code` is switched on in any place of a configuration."""
+    if isinstance(config, Mapping):
+        return bool(config.get("trust_remote_code")) or any(map(_asks_for_code, config.values()))
+    return isinstance(config, list) and any(map(_asks_for_code, config))
 
 
 def _reason_against(vision: Mapping[str, Any]) -> str:

@@ -8,14 +8,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vpltool.clip.timm_towers import TimmTower, timm_from_config
+from vpltool.clip.transformers_towers import TransformersTower, transformers_from_config
 from vpltool.clip.weights import without_random_init
 from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.rebuilding import rebuild
+from vpltool.core.tower import Tower
 from vpltool.core.vit import Head, Resampling, VisionTower
 
 
-def tower_config(tower: VisionTower) -> dict[str, Any]:
+def tower_config(tower: Tower) -> dict[str, Any]:
     """What `tower_from_config` needs in addition to the state dict, as values for JSON."""
+    if isinstance(tower, (TimmTower, TransformersTower)):
+        return tower.config
+    assert isinstance(tower, VisionTower)
     norm = tower.ln_pre
     return {"patch": tower.patch, "grid": list(tower.grid), "width": tower.width,
             "blocks": [asdict(block.shape) for block in tower.blocks if isinstance(block, Block)],
@@ -24,11 +30,24 @@ def tower_config(tower: VisionTower) -> dict[str, Any]:
             "resampling": asdict(tower.resampling)}
 
 
-def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTower:
+def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tower:
     """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
 
     Raises:
         ValueError: the state dict is of another tower, or these are no values of one.
+    """
+    if config.get("library") == "timm":
+        return timm_from_config(config, state)
+    if config.get("library") == "transformers":
+        return transformers_from_config(config, state)
+    return vit_from_config(config, state)
+
+
+def vit_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTower:
+    """Rebuild a tower that runs its blocks itself; see `tower_from_config`.
+
+    Raises:
+        ValueError: as there.
     """
     def build() -> VisionTower:
         width, eps = config["width"], config["ln_pre"]

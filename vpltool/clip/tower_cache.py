@@ -25,14 +25,12 @@ from torch import Tensor
 
 from vpltool import __version__
 from vpltool.clip.models import CONFIG, ModelSource, find_weights
-from vpltool.clip.stored_towers import tower_config, tower_from_config
+from vpltool.clip.stored_towers import tower_config, vit_from_config
 from vpltool.clip.weights import WeightFile, read_weights, recognise
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
+from vpltool.file_hashes import cache_folder, stamp_of
 from vpltool.json_text import parse_json
-
-FOLDER = "VPLTOOL_CACHE"
-"""Environment variable with the folder of the cache; empty: there is none."""
 
 _SAMPLE = 64
 """Numbers of two tensors that are compared before all are."""
@@ -47,17 +45,6 @@ Colours = tuple[Colour, Colour]
 
 Stamps = list[list[Any]]
 """Of each file: what changes with its content."""
-
-
-def cache_folder() -> Path | None:
-    """The folder of the cache, `~/.cache/vpltool` unless the environment names another."""
-    chosen = os.environ.get(FOLDER)
-    # A home folder that nobody knows is an error of expanduser.
-    with contextlib.suppress(RuntimeError):
-        if chosen is not None:
-            return Path(chosen).expanduser() if chosen else None
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vpltool"
-    return None
 
 
 def stamps(source: ModelSource, weights: WeightFile) -> Stamps:
@@ -124,7 +111,7 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
         state |= {ours: weights[theirs].float().clone() for ours, theirs in names.items()}
         if content["files"] != stamps(source, file_now):
             return None
-        tower = tower_from_config(content["config"], state)
+        tower = vit_from_config(content["config"], state)
         identity = {str(name): str(value) for name, value in content["identity"].items()}
         mean, std = (_colour(values) for values in content["colours"])
     except _UNUSABLE:
@@ -188,12 +175,9 @@ def _conversion() -> str:
 def _stamp(path: Path) -> list[Any]:
     """What changes with a file's content; of one that is missing, its path alone."""
     try:
-        found = path.stat()
+        return [str(path.absolute()), *stamp_of(path)]
     except OSError:
         return [str(path.absolute())]
-    # Copies may keep the time of change of the content, not that of the inode.
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ctime_ns,
-            found.st_ino]
 
 
 def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]

@@ -78,8 +78,10 @@ def recognise(path: Path) -> WeightFile:
         raise VplError(f"{path} is empty", _AGAIN)
     if start.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
-    if start.startswith(b"\x80"):
-        # A plain pickle, from torch before 1.6. Only reading it shows what it holds.
+    if start.startswith(b"\x80") and not (
+            start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size):
+        # A plain pickle, from torch before 1.6. Only reading it shows what it holds. The length
+        # that a safetensors begins with may have the same first byte.
         return WeightFile(path, "torch", False)
     if len(start) > 8 and start[8:9] == b"{":
         return WeightFile(path, "safetensors", OPENAI_MARK in _safetensors_entries(path, size))
@@ -190,20 +192,26 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
 
 @contextlib.contextmanager
 def without_random_init() -> Iterator[None]:
-    """Skip the random initialisation of new parameters, which are about to be overwritten.
+    """Leave out the random initialisation of new parameters, which are about to be overwritten.
 
     For ViT-B/16 it takes longer than all the rest of loading.
     """
     from torch.overrides import TorchFunctionMode
 
-    class Unfilled(TorchFunctionMode):
+    class Constant(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None
                                ) -> Any:
-            if func.__name__ in ("uniform_", "normal_", "kaiming_uniform_"):
-                return args[0] if args else kwargs["tensor"]
-            return func(*args, **(kwargs or {}))
+            kwargs = kwargs or {}
+            if func.__name__ not in ("uniform_", "normal_", "kaiming_uniform_"):
+                return func(*args, **kwargs)
+            if not args:  # the functions of torch.nn.init
+                return kwargs["tensor"]
+            # A method. Since torch 2.13 `trunc_normal_` calls it until all values lie within
+            # bounds: the mean, or the lower bound, does.
+            return args[0].fill_(args[1] if len(args) > 1 else
+                                 kwargs.get("mean", kwargs.get("from", 0.0)))
 
-    with Unfilled():
+    with Constant():
         yield
 
 

@@ -15,7 +15,7 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 """In order; worth knowing; a command will refuse, stop, or take what it should not."""
 
 _MOST = 20
-"""Files that a line to delete them names; more are found by a pattern or go with their folder."""
+"""Files that a line to delete them names; of more the command itself tells which they are."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ def refused(about: str, error: VplError, work: Path) -> Finding:
         to_shell(text, work=Path(short_path(work))) for text in (error.message, error.hint)))
 
 
-def removal(files: Iterable[Path], folder: Path | None = None) -> str:
-    """Format the line that deletes files; where they are many, the whole folder of them."""
+def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
+    """Format the line that deletes files; where they are many, that of their folder's manifest.
+
+    Without it, the command that makes the folder looks at each of its files.
+    """
     found = sorted(files)
-    if folder is not None and len(found) > _MOST:
-        return shlex.join(["rm", "-r", short_path(folder)])
+    if manifest is not None and len(found) > _MOST:
+        found = [manifest]
     return shlex.join(["rm", *map(short_path, found)])
 
 

@@ -5,53 +5,23 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vpltool.commands._findings import BROKEN, NOTE, Finding, files_are, in_workspace
+from vpltool.commands._findings import BROKEN, NOTE, Finding, files_are, in_workspace, removal
 from vpltool.commands._tree import age, size
-from vpltool.errors import VplError
-from vpltool.formats import KINDS, Header, Workspace
-from vpltool.formats.checking import check_file, salvaged_header
-from vpltool.formats.manifest import MANIFEST, files_of
+from vpltool.formats import Header, Workspace
+from vpltool.formats.atomic import AT_WORK, PART, newest
+from vpltool.formats.deletion import first_header
+from vpltool.formats.manifest import MANIFEST
 from vpltool.formats.storage import short_path
 from vpltool.shell import program
 from vpltool.stages import find_stages
-from vpltool.stages._heads import HEAD
 from vpltool.state import Artifact
-
-_FOLDERS = ("tags", "features", "cams", "masks", "predictions", "probabilities", "ground-truth",
-            "group-maps")
-"""Folders of the workspace, or beginnings of their names, that hold files a photo."""
-
-_WRITTEN = 3600
-"""Seconds for which a temporary file may be that of a command at work."""
-
-
-def orphaned_files(workspace: Workspace, folders: Collection[Path]) -> dict[Path, Header]:
-    """Find files a photo without a manifest: a command was killed as it replaced them.
-
-    Returns:
-        folder to the header of its first file.
-    """
-    held = {file.parent for top in sorted(workspace.path.iterdir())
-            if top.is_dir() and top.name.startswith(_FOLDERS)
-            for suffix in (".safetensors", ".png") for file in top.rglob(f"*{suffix}")
-            if not file.name.startswith(".") and not file.name.endswith(HEAD)}
-    found: dict[Path, Header] = {}
-    for folder in sorted(held):
-        if {folder, *folder.parents}.isdisjoint(folders) and (header := first_header(folder)):
-            # Ids may have folders of their own.
-            split = header.options.get("split")
-            root = next((above for above in (folder, *folder.parents) if above.name == split),
-                        folder)
-            if header.kind in KINDS and KINDS[header.kind].layout.endswith("folder"):
-                found.setdefault(root, header)
-    return found
 
 
 def without_manifest(workspace: Workspace, found: Mapping[Path, Header]) -> Iterator[Finding]:
-    """Format what `orphaned_files` found."""
+    """Format what `orphaned_folders` found."""
     for folder, header in found.items():
         yield in_workspace(BROKEN, folder.relative_to(workspace.path).as_posix(),
                            f"holds {header.kind}, but no {MANIFEST}: a command was killed while "
@@ -59,9 +29,14 @@ def without_manifest(workspace: Workspace, found: Mapping[Path, Header]) -> Iter
 
 
 def remake(workspace: Workspace, folder: Path) -> str:
-    """Return the command that recomputes a folder without manifest, from a header in it."""
-    line, header = shlex.join(["rm", "-r", short_path(folder)]), first_header(folder)
-    return line if header is None else f"{line} && {line_of(workspace, folder, header)}"
+    """Return the command that recomputes a folder, from a header in it.
+
+    It goes on from the files that are whole, and keeps masks that a person has corrected.
+    """
+    header = first_header(folder)
+    return " && ".join([
+        *([removal([folder / MANIFEST])] if (folder / MANIFEST).exists() else []),
+        *([line_of(workspace, folder, header)] if header is not None else [])])
 
 
 def line_of(workspace: Workspace, path: Path, header: Header) -> str:
@@ -72,35 +47,34 @@ def line_of(workspace: Workspace, path: Path, header: Header) -> str:
     return Artifact(name, path, workspace.path, header).line()
 
 
-def first_header(folder: Path) -> Header | None:
-    """The header of the first file of a folder that has one."""
-    for file in (*files_of(folder, ".safetensors"), *files_of(folder, ".png")):
-        with contextlib.suppress(VplError, OSError):
-            header = check_file(file) if file.suffix == ".png" else salvaged_header(file)
-            if header is not None:
-                return header
-    return None
-
-
 def temporary_files(work: Path) -> Iterator[Finding]:
-    """Temporary files of killed commands."""
-    now, old, young = time.time(), list[tuple[int, float]](), 0
-    for file in work.rglob(".part-*"):
-        try:
-            status = file.stat()
-        except FileNotFoundError:
+    """Temporary files and folders of killed commands."""
+    now, old, young = time.time(), dict[Path, float](), 0
+    for part in work.rglob(f"{PART}*"):
+        # Those in a folder go with it.
+        if any(above.name.startswith(PART) for above in part.relative_to(work).parents):
             continue
-        if now - status.st_mtime > _WRITTEN:
-            old.append((status.st_size, now - status.st_mtime))
-        else:
-            young += 1
+        with contextlib.suppress(FileNotFoundError):
+            written = newest(part)
+            if now - written > AT_WORK:
+                old[part] = now - written
+            else:
+                young += 1
     if old:
-        total, oldest = sum(count for count, _ in old), max(seconds for _, seconds in old)
+        total = sum(file.stat().st_size for part in old for file in (part, *part.rglob("*"))
+                    if file.is_file())
         yield in_workspace(
-            NOTE, ".part-*", f"{files_are(len(old))} left by commands that were killed, "
-            f"{size(total)}, the oldest {age(oldest)} old",
-            shlex.join(["find", str(work), "-name", ".part-*", "-mmin", "+60", "-delete"]))
+            NOTE, f"{PART}*", f"{files_are(len(old))} left by commands that were killed, "
+            f"{size(total)}, the oldest {age(max(old.values()))} old", _removal_of(work, old))
     if young:
         yield in_workspace(
-            NOTE, ".part-*", f"{files_are(young)} being written, or left by a command that was "
+            NOTE, f"{PART}*", f"{files_are(young)} being written, or left by a command that was "
             "killed less than an hour ago; a later command deletes them")
+
+
+def _removal_of(work: Path, parts: Iterable[Path]) -> str:
+    """Format the line that deletes temporary files by a pattern, and folders by their names."""
+    folders = sorted(part for part in parts if part.is_dir())
+    lines = [["find", short_path(work), "-name", f"{PART}*", "-type", "f", "-mmin", "+60",
+              "-delete"], *([["rm", "-r", *map(short_path, folders)]] if folders else [])]
+    return " && ".join(map(shlex.join, lines))

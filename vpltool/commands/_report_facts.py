@@ -36,7 +36,9 @@ def about(workspace: Workspace) -> list[tuple[str, str]]:
     return [
         ("Photos", f"{len(photos)}: " + ", ".join(f"{count} in {name}"
                                                   for name, count in splits.items())),
-        ("Classes", str(len(workspace.classes))), ("CLIP", workspace.model),
+        ("Classes", str(len(workspace.classes))),
+        *([("Encoder", workspace.main_encoder)] if workspace.encoder else []),
+        *([("CLIP", workspace.model)] if workspace.has_words else []),
         ("With true masks", str(sum(photo.mask is not None for photo in photos))),
         ("Made with", f"vpltool {__version__}")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,7 @@ from vpltool.commands._findings import (
     removal,
 )
 from vpltool.commands._leftovers import (
-    first_header,
     line_of,
-    orphaned_files,
     remake,
     temporary_files,
     without_manifest,
@@ -34,6 +32,7 @@ from vpltool.failures import failures_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.changes import count_photos, last_call
 from vpltool.formats.checking import Faults, check_file, faults_in, salvaged_header
+from vpltool.formats.deletion import first_header, orphaned_folders
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.methods import find_methods
@@ -42,6 +41,7 @@ from vpltool.shell import command_line, program
 from vpltool.stages import find_stages
 from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
 from vpltool.stages._heads import HEAD, head_path
+from vpltool.stages._models import WORDS
 from vpltool.state import Artifact, State, read_artifact, read_state
 
 _DAMAGE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
@@ -65,9 +65,9 @@ def workspace_findings(path: Path) -> list[Finding]:
         return [refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
                         error, path)]
     folders, files = _parts(path)
-    orphans = orphaned_files(workspace, folders)
+    orphans = orphaned_folders(path, folders)
     known, count = {photo.id for photo in photos}, len(files)
-    found = [*_photos(workspace, photos), *_clip(workspace)]
+    found = [*_photos(workspace, photos), *_models(workspace)]
     made = list(without_manifest(workspace, orphans))
     with console.progress("check", len(folders) + len(files)) as advance:
         for folder in folders:
@@ -150,17 +150,39 @@ def _prepare_line(workspace: Workspace) -> str:
     return command_line("prepare", values, program(workspace.path))
 
 
-def _clip(workspace: Workspace) -> Iterator[Finding]:
-    """Whether the CLIP is where the workspace says."""
+def _models(workspace: Workspace) -> Iterator[Finding]:
+    """Whether encoder and CLIP are where the workspace says."""
+    if workspace.encoder:
+        yield _model(workspace, "encoder", _encoder_name, "--encoder NAME-OR-FILE")
+    if workspace.has_words:
+        yield _model(workspace, "CLIP", _clip_name, "--words CLIP" if workspace.encoder
+                     else "--pretrained FILE-OR-TAG")
+
+
+def _model(workspace: Workspace, what: str, name_of: Callable[[Workspace], str], options: str
+           ) -> Finding:
+    try:
+        return in_workspace(OK, what, name_of(workspace))
+    except VplError as error:
+        finding = refused(what, error, workspace.path)
+        return replace(finding, repair=f"{_prepare_line(workspace)} {options}")
+
+
+def _clip_name(workspace: Workspace) -> str:
     from vpltool.clip.models import find_source
 
-    try:
-        source = find_source(workspace.model, workspace.pretrained, workspace.path)
-    except VplError as error:
-        finding = refused("CLIP", error, workspace.path)
-        yield replace(finding, repair=f"{_prepare_line(workspace)} --pretrained FILE-OR-TAG")
-    else:
-        yield in_workspace(OK, "CLIP", " ".join(dict.fromkeys(source.names.values())))
+    source = find_source(workspace.model, workspace.pretrained, workspace.path)
+    return " ".join(dict.fromkeys(source.names.values()))
+
+
+def _encoder_name(workspace: Workspace) -> str:
+    from vpltool.clip.encoders import find_encoder
+    from vpltool.clip.weights import recognise
+
+    weights = find_encoder(workspace.encoder, (workspace.path,)).weights
+    if weights:
+        recognise(weights)
+    return workspace.main_encoder
 
 
 def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, list[Finding]]:
@@ -191,7 +213,11 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
 
 def _lacks_head(artifact: Artifact) -> bool:
     """Whether the head that `cam` needs is gone; a second encoder has none."""
-    return (artifact.header.kind == "features" and "encoder" not in artifact.header.options
+    header = artifact.header
+    second = "encoder" in header.options and header.call.get("encoder") != WORDS
+    # An encoder that runs by its own code has no head, and gives no tokens for one.
+    without = "encoder" in header.model and "tokens" not in header.options.get("keep", ())
+    return (header.kind == "features" and not second and not without
             and not head_path(artifact.path).exists())
 
 
@@ -202,12 +228,12 @@ def _bad_files(artifact: Artifact, faults: Faults) -> Iterator[Finding]:
         yield in_workspace(BROKEN, artifact.name, f"{files_are(len(faults.damaged))} damaged: "
                      f"{named(sorted(file.stem for file in faults.damaged))} "
                      f"({first.name}: {faults.damaged[first]})",
-                     f"{removal(faults.damaged, artifact.path)} && {artifact.line()}")
+                     f"{removal(faults.damaged, artifact.path / MANIFEST)} && {artifact.line()}")
     if faults.foreign:
         yield in_workspace(BROKEN, artifact.name, f"{files_are(len(faults.foreign))} of another "
                      "configuration than the folder: "
                      f"{named(file.stem for file in faults.foreign)}",
-                     f"{removal(faults.foreign, artifact.path)} && {artifact.line()}")
+                     f"{removal(faults.foreign, artifact.path / MANIFEST)} && {artifact.line()}")
 
 
 def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from vpltool.commands._report_photos import SPECK, Drawn, Layer, draw_photo, ope
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Photo, Workspace
 from vpltool.formats.archives import write_folder
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage

@@ -13,11 +13,20 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats.shards import check_alone
-from vpltool.formats.started import LineWord, write_started
+from vpltool.formats.started import LineWord, read_started, write_started
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
 from vpltool.recipes.reading import Recipe, Rounds, read_recipe, steps_of
 from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
+from vpltool.recipes.runs import (
+    keep_sheets,
+    last_values,
+    run_of,
+    sheets_of,
+    table_of,
+    tell_values,
+    with_run,
+)
 from vpltool.recipes.terms import check_paths, path_names, terms_of
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
@@ -45,11 +54,13 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=("recipe",), settings=
               begins=True)
 
 
-def run(path: Path, settings: RunSettings) -> list[str]:
+def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     """Run a recipe, a text file of vpltool commands, in one process.
 
     Up-to-date steps are skipped, and stale ones are recomputed. So the same command continues
-    after an interruption, and updates a workspace after you add photos or tags.
+    after an interruption, and updates a workspace after you add photos or tags. Values of the last
+    run in the workspace are kept; with other values, its pictures are kept too, and all runs are
+    listed.
 
     A recipe runs in a single process: it refuses to start under torchrun or in a Slurm array.
 
@@ -62,23 +73,27 @@ def run(path: Path, settings: RunSettings) -> list[str]:
         settings: which recipe, with which values.
 
     Returns:
-        the lines, for a dry run.
+        paths of what the lines made; the lines, for a dry run.
 
     Raises:
         VplError: a line is wrong (before anything is run), or failed.
         PhotosFailed: some photos failed; the recipe processed the others.
     """
     recipe = read_recipe(find_recipe(settings.recipe))
-    given = _given(recipe, settings.values, path)
+    started = read_started(path)
+    last = last_values(recipe, started)
+    typed = _given(recipe, settings.values, path, last)
+    given = last | typed
     steps = steps_of(recipe, given, path)
     preset = read_preset(settings.preset) if settings.preset else None
     terms = terms_of(recipe, given)
     check_steps(steps, preset, terms)
+    tell_values(recipe, last, typed)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
     check_alone("a recipe")
-    check_paths(recipe, given)
+    check_paths(recipe, given, last.keys() - typed.keys())
 
     from vpltool.parallel.device import find_device
     from vpltool.parallel.processes import core_count
@@ -92,21 +107,27 @@ def run(path: Path, settings: RunSettings) -> list[str]:
                   if isinstance(step, Rounds) or not step.heading), len(steps))
     # Until the first step is done, there may be no workspace, or one of other photos.
     run_steps(job, steps[:first])
-    write_started(path, recipe.name, words, done=False)
+    now = run_of(recipe, recipe.filled(given, path), sheets_of(steps, path))
+    runs = keep_sheets(path, started.runs if started else (), now)
+    write_started(path, recipe.name, words, done=False, runs=runs)
     run_steps(job, steps[first:])
-    write_started(path, recipe.name, words, done=True)
+    runs = with_run(path, runs, now, job.reports)
+    write_started(path, recipe.name, words, done=True, runs=runs)
+    if len({tuple(run.values.items()) for run in runs if run.recipe == now.recipe}) > 1:
+        console.note(f"\n{table_of(runs)}")
+    made = list(job.made)
     if job.failed:
         ids = list(job.failed)
         raise PhotosFailed(f"{counted(len(ids), 'photo', 'photos')} failed, the others are done: "
                            f"{some(ids)}",
                            "a warning above says why; fix them and run the recipe again: only "
-                           "these are processed", [], ids)
-    return []
+                           "these are processed", made, ids)
+    return made
 
 
-def show(result: list[str], _values: Mapping[str, Any]) -> str:
-    """Format the lines of a dry run."""
-    return "\n".join(result)
+def show(result: list[Path] | list[str], values: Mapping[str, Any]) -> str:
+    """Format the lines of a dry run; what a recipe made, its last lines have named."""
+    return "\n".join(map(str, result)) if values.get("dry_run") else ""
 
 
 def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[LineWord]:
@@ -125,7 +146,8 @@ def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> li
     return [*words, *(map(LineWord, ["--jobs", str(settings.jobs)]) if settings.jobs else ())]
 
 
-def _given(recipe: Recipe, words: tuple[str, ...], work: Path) -> dict[str, str]:
+def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
+           ) -> dict[str, str]:
     """Name to value; the hint of an error is the whole line, corrected as far as it is clear."""
     given = {name: value for name, equals, value in (word.partition("=") for word in words)
              if equals}
@@ -133,7 +155,7 @@ def _given(recipe: Recipe, words: tuple[str, ...], work: Path) -> dict[str, str]
     if not bare:
         return given
     # A word without a name is most likely the first value that must be given.
-    missing = recipe.missing(given)
+    missing = recipe.missing({**last, **given})
     names = [value.name for value in missing or recipe.values]
     fixed = {names[0]: bare[0]} if len(missing) == 1 and len(bare) == 1 else {}
     line = [*program(work), "run", recipe.name,

@@ -9,11 +9,13 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.replacing import replacing_only
 from vpltool.formats.shards import check_alone
+from vpltool.provenance import reason_by_hand
 from vpltool.run import run_stage
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.state import read_state
+from vpltool.state import Artifact, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         names of what was recomputed; for a dry run, the lines.
 
     Raises:
-        VplError: a line failed.
+        VplError: a line failed, or must be typed by hand.
         PhotosFailed: some photos failed; the others are done.
     """
     state = read_state(workspace)
@@ -51,9 +53,12 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     if settings.dry_run:
         return lines
     check_alone("an update")
-    failed, made, run_already = [], [], set()
+    failed, made, run_already, left_to_hand = [], [], set(), list[tuple[Artifact, str]]()
     for artifact in stale:
         line = artifact.line()
+        if reason := reason_by_hand(artifact.header, artifact.stage, workspace.path):
+            left_to_hand.append((artifact, reason))
+            continue
         made.append(artifact.name)
         # crf writes two folders, predict too: one line makes both.
         if line in run_already:
@@ -61,7 +66,9 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         run_already.add(line)
         console.note(line)
         try:
-            run_stage(artifact.stage, workspace.path, artifact.call() | {"update": True}, given=())
+            with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
+                run_stage(artifact.stage, workspace.path, artifact.call() | {"update": True},
+                          given=())
         except PhotosFailed as error:
             console.warn(error.message)
             failed.append(error)
@@ -70,6 +77,10 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
             raise
     if failed:
         raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
+    if left_to_hand:
+        artifact, reason = left_to_hand[0]
+        raise VplError(f"{artifact.name} is not up to date, and is not made again by `update()`: "
+                       f"{reason}", artifact.line())
     left = read_state(open_workspace(workspace.path))
     console.note("everything is up to date" if not any(map(left.stale, left.in_order))
                  else "`status(stale=True)` lists what could not be recomputed")

@@ -93,6 +93,7 @@ def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
 def dense_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     present: Sequence[Tensor], *, tau: float = 0.05, join: str = "sum",
+    bias: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the class probabilities of each patch: a softmax over present and background rows.
 
@@ -105,12 +106,15 @@ def dense_cam(
         tau: temperature.
         join: `sum` of the probabilities of a class's rows; or `mean`, so that a class or the
             background is not likelier because it has more rows.
+        bias: of each row (rows,), added to its logit; None: 0.
 
     Returns:
         for each photo a map per class (K_i, h, w): the classes' probabilities, float32. The rest
         to 1 is the background.
     """
     logits = (patches @ prototypes.to(patches).T).float() / tau
+    if bias is not None:
+        logits += bias
     if join == "mean":
         _, number, counts = class_index.unique(return_inverse=True, return_counts=True)
         logits -= counts[number].log()

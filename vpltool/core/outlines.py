@@ -45,7 +45,10 @@ def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: floa
             joined = _straightened(_bridged(ring, [rings[hole] for hole in _holes(tree[0], index)]))
             if tolerance:
                 line = joined.astype(np.int32).reshape(-1, 1, 2)
-                joined = cv2.approxPolyDP(line, tolerance, True).reshape(-1, 2).astype(np.int64)
+                fewer = cv2.approxPolyDP(line, tolerance, True).reshape(-1, 2).astype(np.int64)
+                # Between corners, two points enclose nothing.
+                flat = corners and len(np.unique(fewer, axis=0)) < 3
+                joined = joined if flat else fewer
             found.append(joined.astype(np.float64))
     return found
 

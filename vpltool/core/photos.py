@@ -34,7 +34,7 @@ _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 _ROWS = 1 << 20
 """Pixels of a photo with more than 8 bits that are narrowed at a time."""
 
-_ORIENTATION = 274  # EXIF tag
+_ORIENTATION, _WIDTH = 274, 256  # EXIF tags
 
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC",
            b"heim": "HEIC", b"heis": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
@@ -88,7 +88,9 @@ def photo_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         # Pillow looks after a PNG's pixels for EXIF, and decodes them all on the way.
         exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        # Recent versions of Pillow give the size of a TIFF as it is upright.
+        done = image.format == "TIFF" and width != exif.get(_WIDTH, width)
+        turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) and not done
         return (width, height) if turned else (height, width)
 
 
@@ -106,8 +108,8 @@ def _check_density(width: int, height: int, photo: Path | bytes) -> None:
 @contextlib.contextmanager
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
-    if isinstance(photo, Path) and not photo.exists():
-        raise OSError("the photo does not exist")
+    if isinstance(photo, Path) and not photo.is_file():
+        raise OSError("the photo is no file" if photo.exists() else "the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     try:

@@ -61,6 +61,18 @@ def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
     return torch.empty_like(ranks).scatter_(1, order, ranks)
 
 
+def salient_means(patches: Tensor, grid: tuple[int, int], share: float) -> Tensor:
+    """Return the mean of each photo's most salient patches (B, dim).
+
+    Args:
+        patches: L2-normed patch embeddings (B, h·w, dim), float32.
+        grid: (h, w).
+        share: of the patches that count, at least one.
+    """
+    salient = (border_saliency(patches, grid) >= 1 - share).to(patches)
+    return (salient[:, None] @ patches)[:, 0] / salient.sum(dim=1, keepdim=True)
+
+
 def salient_cam(
     patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
     present: Sequence[Tensor], *, tau: float = 0.05,

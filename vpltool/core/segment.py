@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.segmenter import SegmenterNetwork
-from vpltool.core.vit import VisionTower, cache_parts
+from vpltool.core.tower import Tower, cache_parts
 
 FINENESS = 4
 """Probabilities are kept at 4×4 values a patch of the largest scale."""
@@ -39,7 +39,7 @@ def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: 
     return logits_of(network, layers, patches, grid).softmax(dim=1)
 
 
-def photo_logits(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
+def photo_logits(vision: Tower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
     """Class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
     encoded = vision(pixels, attention=False,
                      patches="block" if network.reads_patches else "none", layers=network.layers)
@@ -53,7 +53,7 @@ class WholeSegmenter(nn.Module):
     It sees one photo, of any size that is a multiple of the patch.
     """
 
-    def __init__(self, vision: VisionTower, network: SegmenterNetwork,
+    def __init__(self, vision: Tower, network: SegmenterNetwork,
                  affine: tuple[Tensor, Tensor] | None = None) -> None:
         """Join the two.
 
@@ -79,7 +79,7 @@ class WholeSegmenter(nn.Module):
 
 
 @torch.no_grad()
-def segment(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor,
+def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
             scales: Sequence[float] = (1.0,), *, flip: bool = False,
             average: str = "probabilities") -> Tensor:
     """Class probabilities of photos, averaged over scales and mirrored copies.
@@ -111,7 +111,7 @@ def segment(vision: VisionTower, network: SegmenterNetwork, pixels: Tensor,
         if grid != (height, width):
             seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        part = photo_logits(vision, network, seen.to(vision.conv.weight.dtype))
+        part = photo_logits(vision, network, seen.to(vision.weight.dtype))
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)

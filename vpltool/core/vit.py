@@ -17,13 +17,7 @@ from torch import Tensor, nn
 
 from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape
 from vpltool.core.calibration import Calibration, calibrated_path
-
-ATTENTION_BLOCKS = 8
-"""CLIP-ES averages the attention of the last 8 blocks."""
-
-CPU_PATCHES = 1024
-"""Number of patches that go through the blocks together on a CPU, at least a photo: the values
-between two layers then stay in the cache, and larger batches are not faster."""
+from vpltool.core.tower import ATTENTION_BLOCKS, DenseFeatures, Tower, cache_parts, joined
 
 
 @dataclass(frozen=True)
@@ -42,8 +36,8 @@ class Head(nn.Module):
     A tower with attention pooling maps each patch by the pooler's value path, which is the result
     of its attention if it saw only this patch. SigLIP's pooler has an MLP instead of a projection,
     and its tower has no class token: there photos are pooled as in the model itself. A tower that
-    was trained without text has no joint space, `dim=0`, and any number of tokens before the
-    patches.
+    was trained without text has no joint space, `dim=0`: its normed tokens take the place of joint
+    vectors. It may have any number of tokens before the patches.
     """
 
     def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
@@ -131,14 +125,17 @@ class Head(nn.Module):
             mean = self.ln_post(patches.mean(dim=1))
         else:
             mean = self.ln_post(patches).mean(dim=1)
-        return F.normalize(mean @ self.proj, dim=-1)
+        return F.normalize(self._into_joint_space(mean), dim=-1)
 
     def _project(self, pooled: Tensor) -> Tensor:
         """Map the pooler's output (..., pool width) to the joint space (..., dim)."""
         if self.pooler is None:
-            return self.ln_post(pooled) @ self.proj
+            return self._into_joint_space(self.ln_post(pooled))
         hidden = ACTIVATIONS[self.pooler.activation](self.fc(self.ln_post(pooled)))
         return pooled + self.fc_out(hidden)
+
+    def _into_joint_space(self, normed: Tensor) -> Tensor:
+        return normed @ self.proj if self.config["dim"] else normed
 
     def _attend(self, tokens: Tensor, heads: int) -> Tensor:
         """Return the attention of the single query to tokens (B, N, width): (B, pool width)."""
@@ -165,30 +162,13 @@ class Resampling:
     antialias: bool = False
 
 
-@dataclass(frozen=True)
-class DenseFeatures:
-    """Results of one pass of the encoder on a batch of equal size, on a grid of h·w = n patches.
-
-    Args:
-        tokens: input of the last block (B, prefix+n, width), with the tokens before the patches.
-        patches: L2-normed patch embeddings (B, n, dim), or None.
-        attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
-        attentions: the attention of each of these blocks (B, blocks, n, n), or None.
-        layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
-    """
-
-    tokens: Tensor
-    patches: Tensor | None
-    attention: Tensor | None
-    attentions: Tensor | None
-    layers: Tensor | None
-
-
-class VisionTower(nn.Module):
+class VisionTower(Tower):
     """A vision transformer for images of any size that is a multiple of the patch size.
 
     `by_token` says whether the model takes a photo's embedding from its class token.
     """
+
+    able = frozenset({"tokens", "patches", "attention", "attentions", "layers"})
 
     def __init__(self, *, patch: int, grid: tuple[int, int], blocks: Sequence[Block], head: Head,
                  width: int, ln_pre: nn.Module, resampling: Resampling = Resampling(),
@@ -257,24 +237,11 @@ class VisionTower(nn.Module):
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
                 layers: Sequence[int] = (), calibration: Calibration = Calibration()
                 ) -> DenseFeatures:
-        """Encode a batch; only what is asked for is computed.
-
-        Args:
-            pixels: normalised photos (B, 3, H, W), H and W multiples of the patch size.
-            patches: source of the patch embeddings: `block`, the last block's output in the joint
-                space; `value`, only its value path; `calibrated`, ExCEL's second path beside the
-                last blocks; `last`, the last block's output without a joint space; or
-                `none`.
-            attention: whether to average the attention of the last blocks.
-            attentions: whether to keep the attention of each of them.
-            attention_blocks: number of these blocks.
-            layers: indices of the blocks whose outputs are wanted (0 is the first).
-            calibration: how the second path is made.
-        """
+        """Encode a batch; only what is asked for is computed; see `Tower.forward`."""
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
         parts = [self._encode(part, patches, blocks, attention, attentions, layers, calibration)
                  for part in cache_parts(pixels, self.patch)]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return joined(parts)
 
     def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
                 attentions: bool, layers: Sequence[int], calibration: Calibration
@@ -327,22 +294,3 @@ class VisionTower(nn.Module):
             beside = calibrated_path(last, inputs, calibration.heads)
             return self.head.patch_embeddings(beside[:, prefix:])
         return None
-
-
-def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
-    """Split photos (B, 3, H, W) into parts that fit a CPU's cache; on a GPU return them whole.
-
-    A single photo is whole: of a graph that is exported, the sizes are not known.
-    """
-    if len(pixels) == 1 or pixels.device.type != "cpu":
-        return (pixels,)
-    each = pixels.shape[2] * pixels.shape[3] // patch**2
-    return pixels.split(max(1, CPU_PATCHES // each))
-
-
-def _joined(parts: Sequence[DenseFeatures]) -> DenseFeatures:
-    fields: dict[str, Any] = {}
-    for name in vars(parts[0]):
-        own = [getattr(part, name) for part in parts]
-        fields[name] = None if own[0] is None else torch.cat(own)
-    return DenseFeatures(**fields)

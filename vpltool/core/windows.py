@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vpltool.core.calibration import Calibration
-from vpltool.core.vit import VisionTower
+from vpltool.core.tower import Tower
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def spans(length: int, window: int, overlap: float) -> list[Span]:
 
 
 def encode_windows(
-    vision: VisionTower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
+    vision: Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
     patches: str, layers: Sequence[int], calibration: Calibration, store: torch.dtype,
 ) -> dict[str, Tensor]:
     """Encode one photo window by window.
@@ -64,7 +64,7 @@ def encode_windows(
         window: side of a window in patches; a side that is shorter is seen whole.
         overlap: see `spans`.
         at_once: windows that are encoded together.
-        patches: see `VisionTower.forward`.
+        patches: see `Tower.forward`.
         layers: see there.
         calibration: see there.
         store: number format of the result.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
+from vpltool import console
 from vpltool.datasets.prompts import read_lines
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE
+from vpltool.names import spelled
 
 _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
 """Names in a class file that are not classes, and the labels that they mean."""
@@ -69,7 +73,18 @@ def read_classes(path: Path) -> ClassFile:
     if max(read)[0] > IGNORE:
         raise VplError(f"{path}: `{max(read)[0]} {max(read)[1]}`: a pixel's value is at most "
                        f"{IGNORE}", hint)
+    if odd := [name for name in names if ";" in name]:
+        raise VplError(f"{path}: `{odd[0]}` has a semicolon, which separates tags",
+                       "write another name")
+    alike = [pair for pair in combinations(names, 2) if _look(pair[0]) == _look(pair[1])]
+    if alike:
+        shown = "; ".join(" and ".join(f"`{spelled(name)}`" for name in pair) for pair in alike[:5])
+        console.warn(f"{path}: names that look like one class are two: {shown}")
     label = dict(zip(names, range(1, len(names) + 1), strict=True))
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}
     return ClassFile(names, {} if all(value == values[value] for value in values) else values)
+
+
+def _look(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()

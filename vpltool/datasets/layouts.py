@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vpltool import console
 from vpltool.datasets.csv_files import refuse_rows
 from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
+from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -72,7 +75,7 @@ def read_folder(
     check_class_count(classes, str(labels))
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
-        *_in_train_and_val(photos), *same_photos(images, photos)]
+        *_look_alikes(names), *_in_train_and_val(photos), *same_photos(images, photos)]
 
 
 def _key(name: str) -> str:
@@ -104,10 +107,13 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     for name in names:
         by_key[_key(name)].append(name)
     known = {key: files[0] for key, files in by_key.items()} | {name: name for name in names}
+    known |= _near_names(rows, known)
     listed: dict[str, TagRow] = {}
     first: dict[str, str] = {}
     either, gone, remarks = list[str](), list[str](), list[str]()
     refused = list[VplError]()
+    converted = _converted(rows, by_key)
+    known |= converted
     for row in rows:
         if row.id not in known:
             refused += _misnamed(images, labels, row, known)
@@ -132,6 +138,8 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
                                f"have no photo in {images} and are skipped: ") + some(gone)
                        + ("; delete the row, or put the photo back" if one else
                           "; delete these rows, or put the photos back"))
+    pairs = [f"{old} is {new}" for old, new in converted.items()]
+    remarks += [f"{labels} names files before they were converted: {some(pairs)}"] * bool(pairs)
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
@@ -141,6 +149,36 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
                                f"has no row in {labels} and is skipped: ",
                                f"have no row in {labels} and are skipped: ") + some(unlisted))
     return listed, remarks
+
+
+def _converted(rows: Sequence[TagRow], by_key: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Row's id to file name, of rows that name a photo by its suffix before it was converted."""
+    return {row.id: by_key[_key(row.id)][0] for row in rows
+            if Path(row.id).suffix.lower() in _CONVERTIBLE and _key(row.id) in by_key}
+
+
+def _near_names(rows: Sequence[TagRow], known: Mapping[str, str]) -> dict[str, str]:
+    """Id of a row to the file that it means, where they differ in what no one sees.
+
+    A CSV may spell an accent in another way than the disk does (NFC, NFD), and fields have no
+    outer spaces.
+    """
+    near: dict[str, set[str]] = defaultdict(set)
+    for key, name in known.items():
+        near[unicodedata.normalize("NFC", key.strip())].add(name)
+    meant = {row.id: near.get(unicodedata.normalize("NFC", row.id), set())
+             for row in rows if row.id not in known}
+    return {key: next(iter(names)) for key, names in meant.items() if len(names) == 1}
+
+
+def _look_alikes(names: Sequence[str]) -> list[str]:
+    """A remark on photos whose names look the same."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[unicodedata.normalize("NFC", _key(name).strip())].append(name)
+    pairs = [" and ".join(map(spelled, group)) for group in alike.values()
+             if len({_key(name) for name in group}) > 1]
+    return [f"names of different photos look the same: {some(pairs, '; ')}"] if pairs else []
 
 
 def _misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> list[VplError]:
@@ -173,9 +211,26 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
 
 
 def photos_below(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below, judged by suffix and sorted, without hidden ones."""
-    return sorted(path for path in folder.rglob("*")
-                  if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."))
+    """Return the photos in a folder and below, judged by suffix and sorted, without hidden ones.
+
+    What is no file, and names that no result can have, are left out with a warning.
+    """
+    found = sorted(path for path in folder.rglob("*")
+                   if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."))
+    odd = {path: why for path in found if (why := _why_unusable(path, folder))}
+    if odd:
+        shown = [f"{spelled(path.relative_to(folder).as_posix())} {why}"
+                 for path, why in odd.items()]
+        console.warn(part_of(len(odd), len(found), f"photos in {folder}", "is", "are")
+                     + f" skipped: {some(shown, '; ')}")
+    return [path for path in found if path not in odd]
+
+
+def _why_unusable(path: Path, folder: Path) -> str:
+    """Say why a path below a folder is no photo; empty if it may be one."""
+    name = path.relative_to(folder).as_posix()
+    return why_unusable(name) or ("" if path.is_file() else "is a folder" if path.is_dir() else
+                                  "leads nowhere" if not path.exists() else "is not a file")
 
 
 def named_photos(given: Sequence[Path]) -> dict[str, Path]:
@@ -194,6 +249,8 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
             raise VplError(f"{path} does not exist", "give photos, or folders of photos")
         if not path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
             raise wrong_suffix(path)
+        if not path.is_dir() and (why := _why_unusable(path, path.parent)):
+            raise VplError(f"{spelled(str(path))} {why}", "rename it, or give other photos")
         for file in photos_below(path) if path.is_dir() else [path]:
             key = _key(file.relative_to(path).as_posix() if path.is_dir() else file.name)
             if key in paths:

@@ -14,6 +14,7 @@ from pathlib import Path
 from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, refuse_rows, rows_of
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
+from vpltool.names import id_of_csv, leads_out, spelled
 
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
@@ -47,12 +48,13 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
 
     Raises:
         VplError: the file is missing or of another kind, lacks a column, lists an id twice, has
-            the tag `background`, or has no label at all.
+            the tag `background`, separates labels by commas, or has no label at all.
     """
     text = read_csv_text(path, TAGS)
     delimiter, columns = columns_of(path, text, TAGS)
     separators = ";" if delimiter == "," else ";,|"
     rows, first_lines, at_spaces, refused = [], dict[str, int](), [], list[VplError]()
+    at_commas, whole = dict[int, str](), set[str]()
     try:
         for line, fields in rows_of(path, text, delimiter, TAGS):
             try:
@@ -60,17 +62,24 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
                 field = entry["labels"]
                 labels = _parts(field, separators)
                 _check_no_background(path, line, labels)
+                splits = _parts(entry.get("split") or "train", separators)
+                _check_splits(path, line, splits)
             except VplError as error:
                 refused.append(error)
                 continue
             if len(labels) > 1 and not any(mark in field for mark in separators):
                 at_spaces.append(field)
-            rows.append(TagRow(line, entry["id"], labels,
-                               _parts(entry.get("split") or "train", separators)))
+            if "," in field:
+                at_commas[line] = field
+            else:
+                whole.update(labels)
+            rows.append(TagRow(line, entry["id"], labels, splits))
     except VplError as error:
         # What follows cannot be read.
         refused.append(error)
     refuse_rows(path, refused)
+    if "," not in separators and not classes_known:
+        _check_commas(path, at_commas, whole)
     if not rows:
         raise VplError(f"{path} has no rows", "add a row for each photo: id,labels")
     if classes_known:
@@ -118,8 +127,8 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
     twins = [] if classes_known else [
         pair for pair in combinations(sorted(counts), 2) if _are_twins(*pair, counts)]
     if twins:
-        shown = [f"`{one}` ({_photos(counts[one])}) and `{other}` ({_photos(counts[other])})"
-                 for one, other in twins]
+        shown = [f"`{spelled(one)}` ({_photos(counts[one])}) and `{spelled(other)}` "
+                 f"({_photos(counts[other])})" for one, other in twins]
         remarks.append(f"names that look like one class count as two: {some(shown, '; ')}")
     rare = sorted(name for name, count in counts.items() if count == 1)
     if rare:
@@ -175,6 +184,29 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
             f"`{fields[0]};`"]
 
 
+def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]) -> None:
+    """Check that commas in fields do not separate labels; a comma alone may be part of a name.
+
+    Args:
+        path: the CSV.
+        fields: line to the field, where it has a comma.
+        labels: those of the fields without one.
+
+    Raises:
+        VplError: parts between commas are labels of other rows.
+    """
+    parts = {line: [part.strip() for part in field.split(",")] for line, field in fields.items()}
+    counts = Counter(part for found in parts.values() for part in set(found))
+    for line, found in parts.items():
+        if known := [part for part in found if part and (part in labels or counts[part] > 1)]:
+            count = len(fields)
+            raise VplError(f"{path}:{line} separates labels by commas: `{fields[line]}`, and "
+                           f"`{known[0]}` is a label of other rows"
+                           + (f"; {count - 1} more {'has' if count == 2 else 'have'} commas"
+                              if count > 1 else ""),
+                           f"separate labels by ;, as in `{';'.join(filter(None, found))}`")
+
+
 def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
     labels = {label for row in rows for label in row.labels}
     return [f"{path}:{row.line} has the split `{name}`, which is also a label: separate labels by "
@@ -188,6 +220,13 @@ def _check_no_background(path: Path, line: int, labels: Sequence[str]) -> None:
                            "but index 0", "leave the tag out; the field may be empty")
 
 
+def _check_splits(path: Path, line: int, splits: Sequence[str]) -> None:
+    for split in splits:
+        if leads_out(split):
+            raise VplError(f"{path}:{line} has the split `{split}`, which leads out of a folder",
+                           "a split is a name such as train or val")
+
+
 def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str,
            first_lines: dict[str, int]) -> dict[str, str]:
     """Name the fields of a row, and note in `first_lines` where its id was met first.
@@ -196,7 +235,7 @@ def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimit
         VplError: the row has no id, or that of an earlier row, or more fields than columns.
     """
     entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
-    key = entry["id"]
+    key = entry["id"] = id_of_csv(entry["id"])
     if key and (first := first_lines.setdefault(key, line)) != line:
         raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
                        "join the rows: labels separated by ;")

@@ -106,15 +106,17 @@ class Flaws:
                 for what, count in self.counts.items()]
 
 
-def find_tars(patterns: Iterable[str]) -> list[str]:
+def find_tars(patterns: Iterable[str], *, allow_pipe: bool = False) -> list[str]:
     """Find tars by their addresses.
 
     Args:
         patterns: paths, folders, or addresses such as `https://…` or `s3://…`; `{000..009}` stands
             for ten of them.
+        allow_pipe: whether an address may start a program.
 
     Raises:
-        VplError: `webdataset` is not installed, nothing is given, or a path is not there.
+        VplError: `webdataset` is not installed, nothing is given, a path is not there, or an
+            address starts a program and may not.
     """
     expand = _library("shardlists").expand_urls
     found: list[str] = []
@@ -125,6 +127,10 @@ def find_tars(patterns: Iterable[str]) -> list[str]:
         except (AssertionError, ValueError) as error:
             raise VplError(f"{pattern}: {error}", _PATTERN) from error
         for address in expanded:
+            if not allow_pipe and _starts_a_program(address):
+                raise VplError(f"{address[:200]} starts a program", "only a command line can ask "
+                               "for that: give the address there again, with `allow_pipe=True`, "
+                               "if you know what it runs")
             found += [address] if _is_remote(address) else _local(address)
     if not found:
         raise VplError("no tar is given", _PATTERN)
@@ -321,6 +327,14 @@ def _opened(address: str) -> IO[bytes]:
 
 def _is_remote(address: str) -> bool:
     return "://" in address or address.startswith("pipe:")
+
+
+def _starts_a_program(address: str) -> bool:
+    """Tell whether to open an address is to run a command that stands in it.
+
+    Older versions of `webdataset` put other addresses between quotation marks into a shell's line.
+    """
+    return address.lower().startswith("pipe:") or (_is_remote(address) and "'" in address)
 
 
 def _local(address: str) -> list[str]:

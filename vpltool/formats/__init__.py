@@ -1,9 +1,10 @@
 """Files: kinds, headers, atomic writes, resuming. Only this package reads and writes artifacts."""
 
-from vpltool.formats.header import Header, identity_of_file, identity_of_many
+from vpltool.file_hashes import identity_of_file
+from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.inputs import InputFolder, find_folder, open_input
 from vpltool.formats.kinds import IGNORE, KINDS
-from vpltool.formats.labels import read_labels, voc_palette, write_labels
+from vpltool.formats.labels import read_drawn_labels, read_labels, voc_palette, write_labels
 from vpltool.formats.outputs import OutputFolder, finish_all, open_output
 from vpltool.formats.storage import (
     describe,
@@ -23,7 +24,7 @@ from vpltool.formats.workspace import (
 __all__ = [
     "Header", "IGNORE", "InputFolder", "KINDS", "OutputFolder", "Photo", "Workspace",
     "describe", "expect_header", "find_folder", "finish_all", "identity_of_file",
-    "identity_of_many", "open_input", "open_output", "open_workspace", "read_json",
-    "read_labels", "read_tensors", "voc_palette", "write_json", "write_labels", "write_tensors",
-    "write_workspace",
+    "identity_of_many", "open_input", "open_output", "open_workspace",
+    "read_drawn_labels", "read_json", "read_labels", "read_tensors", "voc_palette", "write_json",
+    "write_labels", "write_tensors", "write_workspace",
 ]

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.storage import atomic_folder, atomic_path
+from vpltool.formats.atomic import atomic_folder, atomic_path, write_member
 
 
 def write_tgz(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -60,5 +60,4 @@ def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collec
                        "move them away, or choose another folder with `out='DIR'`")
     with atomic_folder(path) as part:
         for name, content in members:
-            with atomic_path(part / name) as temporary:
-                temporary.write_bytes(content)
+            write_member(part / name, content)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import counted
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
-from vpltool.formats.storage import atomic_path
 from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:

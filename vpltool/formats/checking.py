@@ -16,6 +16,7 @@ from vpltool.formats.inputs import InputFolder
 from vpltool.formats.kinds import KINDS, check_shapes
 from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
+from vpltool.formats.values import check_values
 
 _LARGEST_HEADER = 1 << 26
 
@@ -70,7 +71,8 @@ def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None)
 def check_file(path: Path) -> Header | None:
     """Check that a .safetensors or a PNG is whole, and return its header; None without one.
 
-    Of a .safetensors the size and the shapes are checked, of a PNG the checksum of every chunk.
+    Of a .safetensors the size, the shapes and the numbers are checked, of a PNG the checksum of
+    every chunk.
 
     Raises:
         VplError: it is damaged, or its tensors are not those of its kind.
@@ -81,7 +83,22 @@ def check_file(path: Path) -> Header | None:
         _check_png(path)
     elif described.header is not None and described.header.kind in KINDS:
         check_shapes(KINDS[described.header.kind], described.shapes, str(path))
+        _check_tensors(path, described.header.kind)
     return described.header
+
+
+def _check_tensors(path: Path, kind: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            # One after the other: a network is as large as the memory allows.
+            for name in file.keys():  # noqa: SIM118
+                check_values(kind, {name: file.get_tensor(name)}, str(path))
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise VplError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def _check_png(path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from vpltool.formats.labels import identity_of_labels, read_labels
+from vpltool.formats.labels import identity_of_labels, read_drawn_labels, read_labels
 from vpltool.formats.storage import describe, short_path
 from vpltool.formats.workspace import Workspace
 
@@ -32,10 +33,19 @@ def import_call(workspace: Workspace, masks: Path | str) -> str:
     return f"`prepare('folder', images={_images(workspace)!r}, corrections={given!r})`"
 
 
-def import_line(workspace: Workspace, masks: Path) -> str:
-    """Return the shell command that imports corrected masks, from the current folder."""
-    return shlex.join(["vpltool", "-C", short_path(workspace.path), "prepare", "folder",
-                       _images(workspace), "--corrections", short_path(masks)])
+def import_lines(workspace: Workspace, masks: Path) -> list[str]:
+    """Return the shell commands that import corrected masks and train on them.
+
+    They are for a file that others see: a path that leads out of the current folder could tell who
+    made it and where, so a placeholder stands for it.
+    """
+    given = {"WORKSPACE": str(workspace.path), "MASKS": str(masks), "PHOTOS": _images(workspace)}
+    shown = {name: os.path.relpath(Path(path).resolve()) for name, path in given.items()}
+    work, folder, photos = (name if path.startswith("..") or given[name] == "IMAGES" else path
+                            for name, path in shown.items())
+    return [shlex.join(["vpltool", "-C", work, "prepare", "folder", photos, "--corrections",
+                        folder]),
+            shlex.join(["vpltool", "-C", work, "update"])]
 
 
 def _images(workspace: Workspace) -> str:
@@ -49,13 +59,16 @@ def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
     """Tell whether a workspace holds a corrected mask with the labels of a file."""
     held = corrections_of(workspace.path, [photo_id]).get(photo_id)
     return held is not None and (identity_of_labels(read_labels(held))
-                                 == identity_of_labels(read_labels(path)))
+                                 == identity_of_labels(read_drawn_labels(path)))
 
 
 def is_edited(path: Path) -> bool:
-    """Tell whether a person has changed a mask: another program wrote it, or other pixels."""
+    """Tell whether a person has changed a mask: another program wrote it, or other pixels.
+
+    A copy of `corrections/`, such as a backup, was changed before it was imported first.
+    """
     header = describe(path).header
-    if header is None:
+    if header is None or header.kind == FOLDER:
         return True
     written = header.facts.get(PIXELS)
-    return written is not None and written != identity_of_labels(read_labels(path))
+    return written is not None and written != identity_of_labels(read_drawn_labels(path))

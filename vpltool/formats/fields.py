@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 TEXT, TEXTS, NUMBER, FLAG = "a text", "a list of texts", "a whole number", "true or false"
 OBJECT, TEXT_OF, NUMBER_OF = "an object", "an object of texts", "an object of whole numbers"
 TEXT_OR_NONE, LIST = "a text or null", "a list"
+NUMBERS, SIZE = "a list of whole numbers", "a number or null"
+SIZE_OF, OBJECTS = "an object of numbers", "a list of objects"
 
 
 def _is_text(value: Any) -> bool:
@@ -18,6 +21,12 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    # Numbers that floats cannot hold overflow where they are added.
+    return value is None or (_is_number(value) and abs(value) < 1 << 63) or (
+        isinstance(value, float) and isfinite(value))
 
 
 def _is_object_of(holds: Callable[[Any], bool], value: Any) -> bool:
@@ -33,6 +42,11 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     TEXT_OF: lambda value: _is_object_of(_is_text, value),
     NUMBER_OF: lambda value: _is_object_of(_is_number, value),
     TEXT_OR_NONE: lambda value: value is None or _is_text(value),
+    NUMBERS: lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    SIZE: _is_size,
+    SIZE_OF: lambda value: _is_object_of(_is_size, value),
+    OBJECTS: lambda value: isinstance(value, list) and all(
+        isinstance(item, dict) for item in value),
     LIST: lambda value: isinstance(value, list),
 }
 
@@ -57,9 +71,3 @@ def check_fields(content: Any, required: Mapping[str, str],
     for name, kind in {**required, **(optional or {})}.items():
         if name in content and not _TYPES[kind](content[name]):
             raise ValueError(f"`{name}` is not {kind}")
-
-
-def leads_out(name: str) -> bool:
-    """Tell whether a name could mean a file outside of the folder it is put in, on any system."""
-    parts = name.replace("\\", "/").split("/")
-    return ":" in parts[0] or "\0" in name or any(part in ("", ".", "..") for part in parts)

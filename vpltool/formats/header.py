@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import __version__
+from vpltool import __version__, console
 from vpltool.errors import VplError
-from vpltool.formats.fields import NUMBER, OBJECT, TEXT, TEXT_OF, check_fields
+from vpltool.formats.fields import (
+    NUMBER,
+    NUMBERS,
+    OBJECT,
+    SIZE,
+    TEXT,
+    TEXT_OF,
+    TEXTS,
+    check_fields,
+)
 from vpltool.formats.kinds import KINDS
 from vpltool.json_text import parse_json
 
@@ -22,6 +31,13 @@ METADATA_KEY = "vpltool"
 _FIELDS = {"options": OBJECT, "inputs": TEXT_OF, "model": TEXT_OF, "facts": OBJECT, "version": TEXT,
            "format": NUMBER, "preset": OBJECT, "call": OBJECT, "sources": TEXT_OF,
            "supervision": TEXT}
+
+_OPTIONS = {"split": TEXT, "method": TEXT, "source": TEXT, "keep": TEXTS,
+            "layers": NUMBERS, "scale": SIZE, "max_side": SIZE, "confidence": SIZE, "limit": NUMBER}
+"""Options that other stages read, if a header has them."""
+
+_OF_FEATURES = {name: _OPTIONS[name] for name in (
+    "split", "keep", "layers", "scale", "max_side")}
 
 _presets: list[dict[str, Any]] = [{}]
 
@@ -65,7 +81,8 @@ class Header:
         command: the command that made it, such as `learn-prototypes`.
         options: those of its options that change the result.
         inputs: role to identity of each input (a hash, see `identity_of_file` and `config_hash`).
-        model: identity of the CLIP: `name`, `pretrained`, `fingerprint`; empty if none was used.
+        model: identity of the CLIP: `name`, `pretrained`, `fingerprint`, `weights`; empty if none
+            was used.
         facts: results worth keeping beside the data (objective, gap, row names …); not hashed.
         version: vpltool's version; not hashed, so that a new version keeps earlier files.
         format: the kind's format version; 0: the current one.
@@ -128,6 +145,10 @@ class Header:
         try:
             content = parse_json(text)
             check_fields(content, {"kind": TEXT, "command": TEXT}, _FIELDS)
+            check_fields(content.get("options", {}),
+                         _OF_FEATURES if content["kind"] == "features" else {},
+                         # `patches` is a number where it is an option of `align`.
+                         _OPTIONS | ({"patches": TEXT} if content["kind"] == "features" else {}))
             unknown = sorted(set(content) - {entry.name for entry in fields(cls)})
             if unknown:
                 raise VplError(f"{where}: its header has `{unknown[0]}`, which this version "
@@ -144,15 +165,6 @@ class Header:
             raise VplError(f"{where}: {header.kind} format {header.format}, made by vpltool "
                            f"{header.version}; this reads up to {newest}", "pip install -U vpltool")
         return header
-
-
-def identity_of_file(path: Path) -> str:
-    """Return a hash of a file's content: 16 hex digits of SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def identity_of_many(parts: dict[str, str]) -> str:
@@ -187,13 +199,11 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
         phrases.append(f"it holds {found.kind}, not {expected.kind}")
     if expected.format != found.format:
         phrases.append(f"its format is {found.format}, today's is {expected.format}")
-    for name in sorted(set(expected.options) | set(found.options)):
-        new, old = expected.options.get(name), found.options.get(name)
-        if new != old:
-            phrases.append(f"{name} was {_brief(old)}, now {_brief(new)}")
+    phrases += option_changes(expected, found)
     for role in roles:
-        if role == "photos" and "tags" in roles:
-            # Other photos have other tags: one phrase is enough.
+        if (role == "photos" and "tags" in roles) or (
+                role == "photo-files" and not {"photos", "tags"}.isdisjoint(roles)):
+            # Other photos have other tags, and other files: one phrase is enough.
             continue
         phrases.append(explain_change(work, role, found.inputs.get(role, ""))
                     or _INPUT_CHANGES.get(role)
@@ -207,15 +217,44 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
     return phrases
 
 
-def as_recorded(expected: Header, found: Header) -> Header:
-    """Return a header to compare with one that was found: without inputs it does not record.
+def option_changes(expected: Header, found: Header) -> list[str]:
+    """Describe which options differ, one phrase each: `alpha was 4, now 2.5`."""
+    pairs = {name: (found.options.get(name), expected.options.get(name))
+             for name in sorted(set(expected.options) | set(found.options))}
+    return [f"{name} was {_brief(old)}, now {_brief(new)}"
+            for name, (old, new) in pairs.items() if new != old]
 
-    Earlier versions did not record the photos that a file is made from. Their files stay valid.
+
+def tell_options(expected: Header, found: Header, path: Path) -> None:
+    """Say which options differ of what is made again."""
+    if changes := option_changes(expected, found):
+        console.note(f"{path}: {'; '.join(changes)}")
+
+
+def as_recorded(expected: Header, found: Header) -> Header:
+    """Return a header to compare with one that was found: without what it does not record.
+
+    Earlier versions did not record the photos that a file is made from, nor a hash of the CLIP's
+    whole file. Their files stay valid.
     """
-    if "photos" in found.inputs or "photos" not in expected.inputs:
-        return expected
-    return replace(expected, inputs={role: identity for role, identity in expected.inputs.items()
-                                     if role != "photos"})
+    return replace(expected, inputs=_without(expected.inputs, found.inputs, _LATER_INPUTS),
+                   model=_without(expected.model, found.model, _LATER_OF_MODEL))
+
+
+_LATER_INPUTS, _LATER_OF_MODEL = ("photos", "photo-files", "prompts"), ("weights",)
+
+
+def _without(expected: Mapping[str, str], found: Mapping[str, str], later: Collection[str]
+             ) -> dict[str, str]:
+    return {name: value for name, value in expected.items()
+            if name in found or name not in later}
+
+
+def is_same_model(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
+    """Tell whether two identities are of one CLIP; earlier versions did not record `weights`."""
+    return (all(first.get(key) == second.get(key) for key in ("fingerprint", "normalise"))
+            and ("weights" not in first or first["weights"] == second.get(
+                "weights", first["weights"])))
 
 
 def changed_inputs(expected: Header, found: Header) -> list[str]:
@@ -232,7 +271,7 @@ def is_stale(expected: Header, found: Header) -> bool:
 
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
-                  "photos": "other photos can be read",
+                  "photos": "other photos can be read", "photo-files": "photos were replaced",
                   "corrections": "corrected masks have changed"}
 
 

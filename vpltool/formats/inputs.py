@@ -13,9 +13,10 @@ from vpltool import console
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats.header import Header, difference, join_supervision
 from vpltool.formats.kinds import KINDS, kind_named
-from vpltool.formats.labels import read_labels
+from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import (
     MANIFEST,
+    REPLACED,
     again,
     header_of,
     join_manifests,
@@ -49,6 +50,9 @@ class InputFolder:
         own: id to the photo's own inputs that its file depends on.
         shards: number of shards that processes are, or were, making it in; 1: none.
         waiting: ids of those that failed, but only in an earlier step.
+        complete: whether no photo that was asked for is to be done.
+        replaced: whether a command is deleting its files, or was killed while it did.
+        photos: id to hash of the photo's file that was read; of earlier versions empty.
     """
 
     path: Path
@@ -57,6 +61,9 @@ class InputFolder:
     own: Mapping[str, str] = field(default_factory=dict)
     shards: int = 1
     waiting: frozenset[str] = frozenset()
+    complete: bool = True
+    replaced: bool = False
+    photos: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -123,7 +130,7 @@ class InputFolder:
             VplError: the file is missing or damaged, or comes from another run than the folder.
         """
         path = self.path_of(photo_id)
-        labels = read_labels(path)
+        labels = read_drawn_labels(path)
         header = describe(path).header
         if header is not None:
             self._check_run(header, path)
@@ -147,6 +154,9 @@ class InputFolder:
             VplError: an id is missing although it did not fail, so the folder is not complete; or
                 none is left.
         """
+        if self.replaced:
+            raise VplError(f"{self.path} is being replaced, or the command that replaced it was "
+                           "stopped", f"wait for it, or run it again: {again(self.header)}")
         wanted = list(ids)
         have = [key for key in wanted if self.holds(key)]
         lacking = set(wanted) - set(have)
@@ -206,7 +216,9 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
         raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
     counts = [part["shards"] for part in parts if part["config"] == content.get("config")]
     return InputFolder(path, header, content["failed"], content.get("own", {}),
-                       counts[-1] if counts else 1, frozenset(content["left_out"]))
+                       counts[-1] if counts else 1, frozenset(content["left_out"]),
+                       content["complete"], content.get(REPLACED, False),
+                       content.get("photos", {}))
 
 
 def find_folder(

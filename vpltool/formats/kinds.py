@@ -83,6 +83,8 @@ _ALL = (
              "class_index": TensorSpec(("I64",), ("rows",)),
              "context_of": TensorSpec(("I64",), ("rows",), optional=True),
              "photo_of": TensorSpec(("I64",), ("rows",), optional=True),
+             "scale": TensorSpec(("F32",), ("rows",), optional=True),
+             "bias": TensorSpec(("F32",), ("rows",), optional=True),
              "space_first": TensorSpec(("F32",), ("dim", "joint"), optional=True),
              "space_further": TensorSpec(("F32",), ("further", "dim", "dim"), optional=True),
              "space_bias": TensorSpec(("F32",), ("layers", "dim"), optional=True),

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
+from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.storage import atomic_path, short_path
+from vpltool.formats.kinds import IGNORE
+from vpltool.formats.storage import short_path
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
 _MOST_PIXELS = 200_000_000
 """More than these are refused: a file of a few bytes can stand for any number of pixels."""
+
+_INDEX_MODES = ("P", "L", "1", "I;16", "I")
+"""Pillow's modes of PNGs whose pixels are numbers."""
+
+_STEPS = {2: 85, 4: 17}
+"""Bits of a grey value to the factor by which Pillow multiplies it."""
 
 
 def voc_palette() -> list[int]:
@@ -37,13 +47,17 @@ def voc_palette() -> list[int]:
     return colours
 
 
-def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header) -> None:
-    """Write labels (height, width) uint8 as a palette PNG with the header in a text chunk."""
+def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
+                 batch: Batch | None = None) -> None:
+    """Write labels (height, width) uint8 as a palette PNG with the header in a text chunk.
+
+    With a batch, see `atomic_path`.
+    """
     from PIL import Image
 
     image = Image.fromarray(labels)
     image.putpalette(voc_palette())
-    with atomic_path(path) as temporary:
+    with atomic_path(path, batch) as temporary:
         image.save(temporary, format="PNG", pnginfo=_text_of(header))
 
 
@@ -90,24 +104,105 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """Read labels (height, width) uint8 from a palette or 8-bit greyscale PNG, vpltool's or not.
+    """Read labels (height, width) uint8 from a palette or greyscale PNG, vpltool's or not.
+
+    The values are those of the file, whatever its depth: 1, 2, 4, 8 or 16 bits.
 
     Raises:
-        VplError: the file is missing or damaged, or holds colours instead of indices.
+        VplError: the file is missing or damaged, holds colours instead of indices, or a value
+            above 255.
+    """
+    return _values_of(path)[0]
+
+
+def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArray[np.uint8]:
+    """Read labels that a person may have drawn, as `read_labels` does, but by their colours.
+
+    Paint programs reorder palettes. So where all colours that a file uses are VOC's, or all are
+    greys, they say the labels; the indices do where both agree.
+
+    Args:
+        path: of the PNG.
+        other_palettes: whether indices count where a palette has other colours.
+
+    Raises:
+        VplError: see `read_labels`; or the palette has other colours.
     """
     import numpy as np
+
+    values, palette = _values_of(path)
+    if palette is None or palette[: 3 * 256] == voc_palette()[: len(palette)]:
+        return values
+    used = np.unique(values)
+    if 3 * used[-1] >= len(palette):
+        raise VplError(f"{short_path(path)} has the value {used[-1]}, and only "
+                       f"{len(palette) // 3} colours", "save it again as a palette PNG")
+    colours = np.array(palette, np.uint8).reshape(-1, 3)[used]
+    for known in (voc_palette(), [level for level in range(256) for _ in range(3)]):
+        numbers = {tuple(known[3 * label : 3 * label + 3]): label for label in range(256)}
+        labels = [numbers.get(tuple(colour), -1) for colour in colours.tolist()]
+        # Black and white alone may be anything.
+        if -1 not in labels and (labels == used.tolist() or {*labels} - {0, IGNORE}):
+            table = np.zeros(256, np.uint8)
+            for index, label in zip(used.tolist(), labels, strict=True):
+                table[index] = label
+            return table[values]
+    if other_palettes:
+        return values
+    odd = next(index for index, colour in zip(used.tolist(), colours.tolist(), strict=True)
+               if colour != voc_palette()[3 * index : 3 * index + 3])
+    shown = "#" + bytes(colours[used == odd][0].tolist()).hex()
+    raise VplError(f"{short_path(path)} has a palette of its own: index {odd} is {shown}, which "
+                   "may be another class than that number",
+                   "save it with the palette that it was exported with, or as greyscale with the "
+                   "numbers of the classes")
+
+
+def size_of_labels(path: Path) -> tuple[int, int]:
+    """Return (height, width) of a label image; no pixel is decoded.
+
+    Raises:
+        VplError: see `read_labels`.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
+    """Return the values of a label image, and its palette, flat, if it has one."""
+    import numpy as np
+
+    with _opened(path) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
+                           "a mask has a pixel for each of its photo's")
+        if image.mode not in _INDEX_MODES:
+            raise VplError(f"{short_path(path)} is not an index image (mode {image.mode}): a "
+                           "pixel's value must be its class",
+                           "save it as a palette PNG (mode P); docs/datasets.md says how")
+        values = np.array(image)
+        palette = image.getpalette() if image.mode == "P" else None
+    with path.open("rb") as file:
+        depth = file.read(25)[24]
+    if image.mode == "L" and depth in _STEPS:
+        # Pillow stretches few bits to 0 to 255.
+        values //= _STEPS[depth]
+    if (highest := int(values.max(initial=0))) > IGNORE:
+        raise VplError(f"{short_path(path)} has the value {highest}, above {IGNORE}",
+                       "a pixel's value is the number of its class")
+    return values.astype(np.uint8), palette
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a PNG; whatever Pillow raises about its content becomes a VplError."""
     from PIL import Image
 
     try:
+        if not path.is_file() and path.exists():
+            raise OSError("it is a folder" if path.is_dir() else "it is not a file")
         with Image.open(path, formats=("PNG",)) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
-                               "a mask has a pixel for each of its photo's")
-            if image.mode not in ("P", "L"):
-                raise VplError(f"{short_path(path)} is not an 8-bit index image (mode "
-                               f"{image.mode}): a pixel's value must be its class",
-                               "save it as a palette PNG (mode P); docs/datasets.md says how")
-            return np.array(image, dtype=np.uint8)
+            yield image
     except FileNotFoundError:
         raise VplError(f"no mask at {short_path(path)}",
                        "give masks to `prepare`; `show(truth=False)` does without them"

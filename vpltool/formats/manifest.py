@@ -1,10 +1,10 @@
 """`artifact.json`, the manifest of a folder with one file a photo.
 
 It holds the header, the ids that failed (and in `left_out` those of them that only an earlier
-command failed on), what of its own each photo depends on, and `complete`, set last. Where several
-processes do a shard of the photos each, each writes a manifest of its own below `.shards`, so that
-none overwrites what another has found out; readers join them, and so does the process that finishes
-last.
+command failed on), what of its own each photo depends on, the hash of its file in `photos`, and
+`complete`, set last. Where several processes do a shard of the photos each, each writes a manifest
+of its own below `.shards`, so that none overwrites what another has found out; readers join them,
+and so does the process that finishes last.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from vpltool.json_text import parse_json
 
 MANIFEST = "artifact.json"
 
+REPLACED = "replaced"
+"""Field of a manifest whose folder's files are being deleted: not all need be of its header."""
+
 _SHARDS = ".shards"
 """Folder of the shards' manifests, in that of their artifact."""
 
 _OF_PHOTOS = {"failed": TEXT_OF, "own": TEXT_OF}
+
+_HASHES = {"photos": TEXT_OF}
+"""Earlier versions did not record these."""
 
 UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Beginning of the hint if only inputs have changed."""
@@ -65,7 +71,8 @@ def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
     content = read_json(manifest, hint)
     try:
         check_fields(content, {"header": OBJECT},
-                     {"config": TEXT, "complete": FLAG, "left_out": TEXTS} | _OF_PHOTOS)
+                     {"config": TEXT, "complete": FLAG, "left_out": TEXTS, REPLACED: FLAG}
+                     | _OF_PHOTOS | _HASHES)
     except ValueError as error:
         raise VplError(f"{manifest} is damaged: {error}", hint) from error
     return {"complete": False, "failed": {}, **content}
@@ -80,18 +87,21 @@ def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]
         parts: of the shards, the newest last: what it says of a photo holds.
     """
     failed, own = dict(content.get("failed", {})), dict(content.get("own", {}))
+    photos = dict(content.get("photos", {}))
     left_out = {*content.get("left_out", ())}
     for part in parts:
         if part.get("config") == content.get("config"):
             failed |= part["failed"]
             own |= part["own"]
+            photos |= part.get("photos", {})
             left_out = (left_out - part["failed"].keys()) | {*part.get("left_out", ())}
     return {**content, "failed": failed, "left_out": sorted(left_out),
-            **({"own": own} if own else {})}
+            **({"own": own} if own else {}), **({"photos": photos} if photos else {})}
 
 
 def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str],
-                     own: Mapping[str, str], left_out: Collection[str] = ()) -> dict[str, Any]:
+                     own: Mapping[str, str], left_out: Collection[str] = (),
+                     photos: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what an `artifact.json` says.
 
     Args:
@@ -100,11 +110,13 @@ def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str
         failed: id to reason of the photos that it lacks.
         own: id to the photo's own inputs.
         left_out: ids of photos that an earlier command failed on; others are of no interest.
+        photos: id to hash of the photo's file.
     """
     waiting = sorted(key for key in failed if key in left_out)
     return {"header": header.to_dict(), "config": header.config_hash, "complete": complete,
             "failed": dict(sorted(failed.items())), **({"left_out": waiting} if waiting else {}),
-            **({"own": dict(sorted(own.items()))} if own else {})}
+            **({"own": dict(sorted(own.items()))} if own else {}),
+            **({"photos": dict(sorted(photos.items()))} if photos else {})}
 
 
 def shard_manifest(path: Path, shard: Shard) -> Path:
@@ -132,7 +144,7 @@ def _read_shard(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(file.read_text("utf-8"))
         check_fields(content, {"config": TEXT, "shard": NUMBER, "shards": NUMBER, "whole": FLAG,
-                               "complete": FLAG} | _OF_PHOTOS, {"left_out": TEXTS})
+                               "complete": FLAG} | _OF_PHOTOS, {"left_out": TEXTS} | _HASHES)
         if not 0 <= content["shard"] < content["shards"]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
     except ValueError as error:
@@ -189,17 +201,3 @@ def and_others(path: Path, kind: str, ids: Collection[str]) -> str:
     known = {f"{key}{suffix}" for key in ids}
     others = sum(file.relative_to(path).as_posix() not in known for file in files_of(path, suffix))
     return f" and deletes {counted(others, 'file', 'files')} of other photos" if others else ""
-
-
-def clear_folder(path: Path, kept: Collection[Path]) -> None:
-    """Delete an artifact's files; the manifest first, so that it never lists missing files."""
-    manifest = path / MANIFEST
-    if not manifest.exists():
-        return
-    suffix = KINDS[header_of(read_manifest(manifest, ""), manifest).kind].suffix
-    manifest.unlink(missing_ok=True)
-    for file, _ in shard_manifests(path):
-        file.unlink(missing_ok=True)
-    for file in files_of(path, suffix):
-        if file not in kept:
-            file.unlink(missing_ok=True)

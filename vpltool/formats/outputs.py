@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError
-from vpltool.formats.header import Header, difference, is_stale
+from vpltool.formats.atomic import PART, Batch, remove_leftovers
+from vpltool.formats.deletion import (
+    clear_folder,
+    is_of_another_run,
+    known_manifest,
+    mark_replaced,
+)
+from vpltool.formats.header import Header, as_recorded, difference, is_stale, tell_options
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
+    REPLACED,
     UPDATE_HINT,
     and_others,
-    clear_folder,
     files_of,
     header_of,
     join_manifests,
@@ -30,13 +36,18 @@ from vpltool.formats.manifest import (
     shard_manifests,
 )
 from vpltool.formats.packed import PACKED, packed_slices
+from vpltool.formats.replacing import check_replacing
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
+from vpltool.formats.values import check_labels, check_values
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+
+_DEEPEST = 50
+"""Levels of folders that ids may have."""
 
 
 @dataclass
@@ -49,6 +60,7 @@ class OutputFolder:
         todo: ids that are still to be made.
         total: number of ids asked for.
         own: id to the photo's own inputs that its file depends on (its tags).
+        photos: id to hash of the photo's file.
         whole: whether all photos of the split were asked for.
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
@@ -58,6 +70,8 @@ class OutputFolder:
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
         left_out: ids of photos that only an earlier command failed on.
         shard: which of the folder's photos this process does; others may do the rest meanwhile.
+        before: the manifest that was found; None: there was none.
+        labels: number of labels, with the background; others are not written. 0: any.
     """
 
     path: Path
@@ -74,6 +88,10 @@ class OutputFolder:
     known_failed: dict[str, str] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     shard: Shard = WHOLE
+    before: dict[str, Any] | None = None
+    labels: int = 0
+    photos: Mapping[str, str] = field(default_factory=dict)
+    _batch: Batch | None = None
 
     def path_of(self, photo_id: str) -> Path:
         """Path of a photo's file."""
@@ -96,13 +114,14 @@ class OutputFolder:
         """
         if self.shard.count > 1:
             self._begin_shard()
-        elif self.clears:
-            clear_folder(self.path, {self.path_of(key) for key in self.corrected})
-        else:
+        elif self.before is not None and (self.clears or self.before.get(REPLACED)):
+            corrected = {self.path_of(key) for key in self.corrected}
+            clear_folder(self.path, self.before, lambda file: file not in corrected and (
+                self.clears or self._is_of_another_run(file)))
+        for key in self.outdated:
             # Only these, not all of `todo`: another process may have begun to write the others.
-            for key in self.outdated:
-                self.path_of(key).unlink(missing_ok=True)
-        _remove_leftovers(self.path)
+            self.path_of(key).unlink(missing_ok=True)
+        remove_leftovers(self.path, below=_DEEPEST)
         if self.todo:
             self._write_manifest(finished=False)
         if len(self.todo) < self.total:
@@ -116,26 +135,23 @@ class OutputFolder:
         configuration go, and these before the manifest says that the folder is of this one.
         """
         manifest = self.path / MANIFEST
-        found = header_of(read_manifest(manifest, ""), manifest) if manifest.exists() else None
-        if found is not None and found.config_hash != self.header.config_hash:
-            for file in files_of(self.path, KINDS[found.kind].suffix):
+        known = read_manifest(manifest, "") if manifest.exists() else self.before
+        if known is None:
+            write_json(manifest, manifest_content(self.header, complete=False, failed={}, own={}))
+            return
+        other = header_of(known, manifest).config_hash != self.header.config_hash
+        if other or known.get(REPLACED):
+            mark_replaced(self.path, known)
+            for file in files_of(self.path, KINDS[header_of(known, manifest).kind].suffix):
                 if self._is_of_another_run(file):
                     file.unlink(missing_ok=True)
-        for key in self.todo if self.clears else self.outdated:
+        for key in self.todo if self.clears else ():
             self.path_of(key).unlink(missing_ok=True)
-        if found is None or found.config_hash != self.header.config_hash:
+        if other or known.get(REPLACED):
             write_json(manifest, manifest_content(self.header, complete=False, failed={}, own={}))
 
     def _is_of_another_run(self, file: Path) -> bool:
-        try:
-            header = describe(file).header
-        except FileNotFoundError:
-            # Another process has just deleted it.
-            return False
-        except VplError:
-            return True
-        return (not self.keeps_corrected if header is None
-                else header.config_hash != self.header.config_hash)
+        return is_of_another_run(file, self.header, keeps_corrected=self.keeps_corrected)
 
     def keep_corrected(self) -> None:
         """Keep the labels that were corrected by hand: what another program wrote has no header."""
@@ -153,12 +169,35 @@ class OutputFolder:
                          f"{'it' if one else 'them'}")
 
     def write_tensors(self, photo_id: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write a photo's tensors."""
-        write_tensors(self.path_of(photo_id), self.header, tensors)
+        """Write a photo's tensors.
+
+        Raises:
+            BadValues: they hold NaN, or a class that there is not.
+        """
+        check_values(self.header.kind, {name: tensors[name] for name in ("classes",)
+                                        if self.labels and name in tensors}, "",
+                     labels=self.labels)
+        write_tensors(self.path_of(photo_id), self.header, tensors, self._batch)
 
     def write_labels(self, photo_id: str, labels: npt.NDArray[np.uint8]) -> None:
-        """Write a photo's labels (height, width)."""
-        write_labels(self.path_of(photo_id), labels, self.header)
+        """Write a photo's labels (height, width).
+
+        Raises:
+            BadValues: one is of a class that there is not.
+        """
+        check_labels(labels, self.labels)
+        write_labels(self.path_of(photo_id), labels, self.header, self._batch)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let several files at once wait for the disk; all have their names in the end."""
+        self._batch = batch = Batch()
+        try:
+            yield
+        finally:
+            # Whatever ended the work: what was made is kept.
+            self._batch = None
+            batch.name_all()
 
     def fail(self, photo_id: str, reason: str) -> None:
         """Record that a photo failed; the others are processed."""
@@ -196,10 +235,12 @@ class OutputFolder:
         manifest = self.path / MANIFEST
         there = manifest.exists()
         before = read_manifest(manifest, "") if there else {}
-        own = joined_manifest(self.path, "").get("own", {}) if there and not self.clears else {}
+        known = (joined_manifest(self.path, "")
+                 if there and not self.clears and not before.get(REPLACED) else {})
         content = manifest_content(
             self.header, complete=finished and self.whole, failed=self._all_failed(),
-            own={**own, **self.own}, left_out=self.left_out - self.failed.keys())
+            own={**known.get("own", {}), **self.own}, left_out=self.left_out - self.failed.keys(),
+            photos={**known.get("photos", {}), **self.photos})
         if before != content:
             write_json(manifest, content)
 
@@ -212,14 +253,16 @@ class OutputFolder:
         """Write the shard's manifest, unless the whole folder's says as much already."""
         known, failed = read_manifest(self.path / MANIFEST, ""), self._all_failed()
         if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
-                and self.own.items() <= known.get("own", {}).items()):
+                and self.own.items() <= known.get("own", {}).items()
+                and self.photos.items() <= known.get("photos", {}).items()):
             return
         waiting = sorted(self.left_out & (failed.keys() - self.failed.keys()))
         write_json(shard_manifest(self.path, self.shard), {
             "config": self.header.config_hash, "shard": self.shard.index,
             "shards": self.shard.count, "whole": self.whole, "complete": finished,
             "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items())),
-            **({"left_out": waiting} if waiting else {})})
+            **({"left_out": waiting} if waiting else {}),
+            **({"photos": dict(sorted(self.photos.items()))} if self.photos else {})})
 
     def _join_shards(self) -> None:
         """Make one manifest of those of all shards, once each of them is complete.
@@ -241,7 +284,8 @@ class OutputFolder:
                   if not self.holds(key)}
         write_json(self.path / MANIFEST, manifest_content(
             self.header, complete=all(part["whole"] for part in alike), failed=failed,
-            own=content.get("own", {}), left_out=content["left_out"]))
+            own=content.get("own", {}), left_out=content["left_out"],
+            photos=content.get("photos", {})))
         for file, _ in parts:
             file.unlink(missing_ok=True)
 
@@ -273,6 +317,7 @@ def open_output(
     path: Path, header: Header, ids: Sequence[str], *, overwrite: bool = False,
     update: bool = False, left_out: Mapping[str, str] | None = None,
     own: Mapping[str, str] | None = None, whole: bool = True, shard: Shard = WHOLE,
+    photos: Mapping[str, str] | None = None,
 ) -> OutputFolder:
     """Find what is left to do in a folder of per-photo files; nothing is written or deleted.
 
@@ -290,26 +335,32 @@ def open_output(
         own: id to the photo's own inputs that its file depends on, such as its tags.
         whole: whether these are all photos of the split, or of the shard.
         shard: which photos this process does; `ids`, `left_out` and `own` are only of these.
+        photos: id to hash of the photo's file, where it can be read. A file that an earlier
+            version made, without one, counts as made from the photo that is there now.
 
     Raises:
         OtherSettings: the folder was made with other settings.
         VplError: it was made by something else.
     """
     manifest = path / MANIFEST
-    output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard)
+    content = known_manifest(path, header, kind_named(header.kind).made_by)
+    output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard,
+                          before=content, photos=photos or {})
     known: dict[str, str] = {}
     waiting: Collection[str] = ()
-    if manifest.exists():
-        content = joined_manifest(path, kind_named(header.kind).made_by)
+    if content is not None:
         found = header_of(content, manifest)
+        header = output.header = as_recorded(header, found)
         same = found.config_hash == header.config_hash
         stale = is_stale(header, found)
+        check_replacing(path, same=same or stale)
         # An empty folder of other settings can go; one of the same settings may be another
         # process's, about to write its first file.
         empty = not (same or output.packed or any(files_of(path, KINDS[found.kind].suffix)))
         if overwrite or empty:
             output.clears = True
         elif update and not same and found.command == header.command:
+            tell_options(header, found, path)
             output.clears = True
             output.keep_corrected()
         elif not same:
@@ -322,12 +373,21 @@ def open_output(
             known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
             before, waiting = content.get("own", {}), content["left_out"]
             changed = {key for key in output.own if before.get(key) != output.own[key]}
+            replaced = replaced_photos(content.get("photos", {}), output.photos)
+            changed |= replaced
             there = {key for key in ids if output.holds(key)}
+            if content.get(REPLACED):
+                there = {key for key in there if key in output.packed or not is_of_another_run(
+                    output.path_of(key), header, keeps_corrected=True)}
             output.todo = [key for key in ids if key not in there or key in changed]
             output.keep_corrected()
-            output.outdated = (there & changed) - output.corrected
-    elif path.is_dir() and any(entry for entry in path.iterdir()
-                               if not entry.name.startswith(".part-")):
+            # An earlier command could not do what is in its place now.
+            lost = {key for key in replaced.intersection(left_out or ()) if output.holds(key)}
+            output.outdated = ((there & changed) | lost) - output.corrected
+    else:
+        check_replacing(path, same=True)
+    if content is None and path.is_dir() and any(
+            entry for entry in path.iterdir() if not entry.name.startswith(PART)):
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another folder with `out='DIR'`")
     if output.packed and (output.clears or output.outdated):
@@ -339,10 +399,11 @@ def open_output(
     return output
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Delete temporary files of killed runs, but not those of a current run."""
-    for leftover in path.rglob(".part-*") if path.is_dir() else ():
-        # Another process may finish and rename its file at any moment.
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
+def replaced_photos(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    """Return the ids of photos whose file is another one than before; unknown ones are the same.
+
+    Args:
+        before: id to hash of the file that something was made from.
+        now: id to hash of the file that is there.
+    """
+    return {key for key, hashed in now.items() if before.get(key, hashed) != hashed}

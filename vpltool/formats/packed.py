@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO
 
 from vpltool.errors import VplError, first_line
-from vpltool.formats.fields import OBJECT, TEXT, check_fields, leads_out
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
+from vpltool.formats.fields import OBJECT, TEXT, check_fields
 from vpltool.json_text import parse_json
+from vpltool.names import leads_out
 
 PACKED = ".packed"
 """Folder of the indices, in that of their artifact."""

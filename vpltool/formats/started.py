@@ -1,4 +1,4 @@
-"""Which recipe was started last in a workspace, and whether it has come to its end: `recipe.json`.
+"""Which recipe was started last in a workspace, and what the runs so far came to: `recipe.json`.
 
 It belongs to the identity of nothing. Paths are stored relative to the workspace, and are returned
 as they are seen from the current folder.
@@ -6,16 +6,20 @@ as they are seen from the current folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats.fields import FLAG, TEXT, check_fields
+from vpltool.formats.fields import FLAG, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.storage import read_json, short_path, write_json
 from vpltool.formats.workspace import relative_to
+from vpltool.names import leads_out
 
 FILE = "recipe.json"
+PICTURES = "pictures/"
+"""Folder of the workspace that the pictures of a run are in."""
 
 _FIELDS = {"recipe": TEXT, "done": FLAG}
 
@@ -29,6 +33,23 @@ class LineWord:
 
 
 @dataclass(frozen=True)
+class FinishedRun:
+    """A run of a recipe that has come to its end.
+
+    Args:
+        recipe: name of its file.
+        values: name to value; of a path only the name.
+        scores: title to score, in [0, 1].
+        pictures: its sheets, relative to the workspace.
+    """
+
+    recipe: str
+    values: Mapping[str, str]
+    scores: Mapping[str, float]
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StartedRecipe:
     """A recipe that was started.
 
@@ -36,14 +57,17 @@ class StartedRecipe:
         name: of the recipe, or of its file.
         words: the line, after `vpltool -C WORK`.
         done: whether it has come to its end.
+        runs: those that have come to their ends, the last one last.
     """
 
     name: str
     words: tuple[str, ...]
     done: bool
+    runs: tuple[FinishedRun, ...] = ()
 
 
-def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: bool) -> None:
+def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: bool,
+                  runs: Sequence[FinishedRun] = ()) -> None:
     """Write which recipe was started in a workspace, and how; nothing where there is none yet.
 
     Raises:
@@ -52,7 +76,8 @@ def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: boo
     if (work / "workspace.json").exists():
         write_json(work / FILE, {"recipe": name, "done": done, "words": [
             word.text if word.path is None else
-            {"text": word.text, "path": relative_to(word.path, work)} for word in words]})
+            {"text": word.text, "path": relative_to(word.path, work)} for word in words],
+            **({"runs": [asdict(run) for run in runs]} if runs else {})})
 
 
 def read_started(work: Path) -> StartedRecipe | None:
@@ -78,6 +103,27 @@ def read_started(work: Path) -> StartedRecipe | None:
                 words.append(word)
         if odd := next((word for word in words if not word.isprintable()), ""):
             raise ValueError(f"the word {odd!r} cannot be typed")
+        runs = tuple(_run(run) for run in content.get("runs", []))
     except (ValueError, TypeError, RuntimeError) as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
-    return StartedRecipe(content["recipe"], tuple(words), content["done"])
+    return StartedRecipe(content["recipe"], tuple(words), content["done"], runs)
+
+
+def _run(content: Any) -> FinishedRun:
+    """Check what a run is described by.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
+    scores = content["scores"]
+    if not all(isinstance(score, float) for score in scores.values()):
+        raise ValueError("`scores` is not an object of numbers")
+    texts = (content["recipe"], *content["values"], *content["values"].values(), *scores,
+             *content["pictures"])
+    if odd := next((text for text in texts if not text.isprintable()), ""):
+        raise ValueError(f"the word {odd!r} cannot be typed")
+    if away := next((name for name in content["pictures"]
+                     if leads_out(name) or not name.startswith(PICTURES)), ""):
+        raise ValueError(f"{away!r} is not below {PICTURES}")
+    return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]))

@@ -1,77 +1,27 @@
-"""Reading and writing single files: written atomically, with the header inside."""
+"""Reading and writing single files, with the header inside."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, then
+from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+from vpltool.formats.values import check_values
 from vpltool.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds.
-
-    The file gets the permissions of the umask.
-
-    Raises:
-        VplError: the folder cannot be written, or the disk is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{os.urandom(8).hex()}{path.suffix}")
-        # Not mkstemp, which makes files with mode 0600: reading the umask to correct that means
-        # changing it for all threads. Here the system applies it.
-        part.touch(mode=0o666, exist_ok=False)
-        temporary = part
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or write elsewhere: choose another workspace folder, or "
-                       "give `out='PATH'`") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; it takes the place of `path` if the block succeeds.
-
-    It is not there until something is written into it.
-
-    Raises:
-        VplError: it cannot be written, or the disk is full.
-    """
-    part = path.with_name(f".part-{os.urandom(8).hex()}")
-    try:
-        yield part
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or choose another folder with `out='DIR'`") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def short_path(path: Path) -> str:
@@ -106,10 +56,12 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     return content
 
 
-def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a .safetensors file with its header.
+def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor],
+                  batch: Batch | None = None) -> None:
+    """Write a .safetensors file with its header; with a batch, see `atomic_path`.
 
     Raises:
+        BadValues: a tensor holds what it cannot, such as NaN.
         VplError: a tensor does not match the header's kind, or the disk is full.
     """
     from safetensors import SafetensorError
@@ -117,13 +69,14 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
 
     # safetensors writes memory as it is; a view must be copied first.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_values(header.kind, whole, f"{path} is not written")
     try:
         content = save(whole, metadata={METADATA_KEY: header.to_json()})
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise VplError(f"cannot write {path}: {error}") from error
     shapes = _tensor_shapes(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]]))
     check_shapes(KINDS[header.kind], shapes, str(path))
-    with atomic_path(path) as temporary:
+    with atomic_path(path, batch) as temporary:
         temporary.write_bytes(content)
 
 
@@ -151,12 +104,14 @@ def read_tensors(
             missing = [name for name in names if name not in present]
             if missing:
                 raise VplError(f"{path} holds no `{missing[0]}`", hint)
-            return header, {name: file.get_tensor(name) for name in sorted(names or present)}
+            tensors = {name: file.get_tensor(name) for name in sorted(names or present)}
     except FileNotFoundError as error:
         # It was there a moment ago; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
     except SafetensorError as error:
         raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
+    check_values(kind, tensors, str(path), f"delete it and run: {hint}")
+    return header, tensors
 
 
 def expect_header(path: Path, kind: str, hint: str = "") -> Header:
@@ -166,6 +121,9 @@ def expect_header(path: Path, kind: str, hint: str = "") -> Header:
         VplError: the file is missing, unreadable or of another kind.
     """
     hint = hint or kind_named(kind).made_by
+    if path.is_dir():
+        raise VplError(f"{path} is a folder, and should be a file of {kind}",
+                       then("move it away", hint))
     if not path.is_file():
         raise VplError(f"no {kind} at {path}", hint)
     return _expected(describe(path), kind, path, hint)
@@ -249,7 +207,9 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
     missing = [name for name in names if name not in tensors]
     if missing:
         raise VplError(f"{where} holds no `{missing[0]}`", hint)
-    return header, {name: tensors[name] for name in sorted(names or tensors)}
+    found = {name: tensors[name] for name in sorted(names or tensors)}
+    check_values(kind, found, where, hint)
+    return header, found
 
 
 def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, counted
+from vpltool.formats.atomic import atomic_folder, write_member
 from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
-from vpltool.formats.storage import atomic_folder, atomic_path
 from vpltool.json_text import parse_json
 
 MARK = "vpltool-export.json"
-"""File in a folder that says what vpltool wrote there: name to checksum, 0 for copies."""
+"""File in a folder that says what vpltool wrote there: name to checksum; 0 if unknown, as earlier
+versions wrote for copies of photos."""
 
-Member = tuple[str, bytes | Path]
-"""Name of a file in a folder, and its content or the file that it is a copy of."""
+Member = tuple[str, bytes]
+"""Name of a file in a folder, and its content."""
 
 
 def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
@@ -38,16 +38,11 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
     written: dict[str, int] = {}
     with atomic_folder(path) as part:
         for name, content in members:
-            with atomic_path(part / name) as temporary:
-                if isinstance(content, Path):
-                    shutil.copyfile(content, temporary)
-                else:
-                    temporary.write_bytes(content)
-            written[name] = 0 if isinstance(content, Path) else zlib.crc32(content)
+            write_member(part / name, content)
+            written[name] = zlib.crc32(content)
         for name, checksum in before.items():
             if name not in written and any(_is_of(name, split) for split in kept):
-                (part / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path / name, part / name)
+                write_member(part / name, path / name)
                 written[name] = checksum
         (part / MARK).write_text(json.dumps({"format": form, "files": written}, indent=1) + "\n",
                                  "utf-8")

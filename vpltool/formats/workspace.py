@@ -1,9 +1,10 @@
-"""The workspace: its photos, classes and CLIP, and where to find everything else by default."""
+"""The workspace: its photos, classes and encoder, and where to find everything else by default."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
+from vpltool.file_hashes import hashes_of
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import (
     Words,
     add_change,
@@ -25,14 +28,16 @@ from vpltool.formats.fields import (
     TEXT_OR_NONE,
     TEXTS,
     check_fields,
-    leads_out,
 )
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import UPDATE_HINT, again
-from vpltool.formats.storage import atomic_path, read_json, write_json
+from vpltool.formats.storage import read_json, write_json
 from vpltool.formats.whereabouts import check_folder, where_else
 from vpltool.json_text import parse_json
+from vpltool.names import leads_out
+
+_FOLDERS = re.compile(r"[^,:]*/(?=[^/])")
 
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
 
@@ -83,6 +88,8 @@ class Photo:
         check_fields(entry, _PHOTO, {"mask": TEXT_OR_NONE, "caption": TEXT})
         if leads_out(entry["id"]):
             raise ValueError(f"the id {entry['id']!r} leads out of a folder")
+        if odd := next(filter(leads_out, entry["splits"]), None):
+            raise ValueError(f"the split {odd!r} leads out of a folder")
         single = entry.pop("caption", "")
         captions = entry.pop("captions", None) or ([single] if single else [])
         check_fields({"captions": captions}, {"captions": TEXTS})
@@ -100,12 +107,14 @@ class Workspace:
         root: the data set's folder, relative to the workspace.
         classes: class names in index order, without the background: the first is class 1.
         background: words for things that are not classes, such as `sky`.
-        model: open_clip's model name.
+        model: open_clip's name of the CLIP; empty if the workspace has no words.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
         mask_values: pixel value in the true masks to label, see `vpltool.datasets.classes`; empty
             if the values are the labels.
         normalise: how photos are normalised: `model`, as in its training, or `imagenet`.
+        encoder: what encodes the photos in place of the CLIP, as the setting `encoder` names it,
+            with its path relative to the workspace; empty: the CLIP does.
     """
 
     path: Path
@@ -118,6 +127,17 @@ class Workspace:
     ignore: int = IGNORE
     mask_values: Mapping[int, int] = field(default_factory=dict)
     normalise: str = "model"
+    encoder: str = ""
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there is a CLIP, for text prototypes and tags."""
+        return bool(self.model)
+
+    @property
+    def main_encoder(self) -> str:
+        """Name of what encodes the photos, as headers have it."""
+        return without_folders(self.encoder) or self.model
 
     def index_of(self, label: str) -> int:
         """Return the index of a class, 1 for the first.
@@ -166,6 +186,21 @@ class Workspace:
     def image_path(self, photo: Photo) -> Path:
         """Return the path of a photo."""
         return self.path / self.root / photo.image
+
+    def hashes_of(self, photos: Iterable[Photo]) -> dict[str, str]:
+        """Return id to hash of each photo's file; those that cannot be read are left out.
+
+        A file is hashed once: open the workspace again if photos have changed.
+        """
+        photos = list(photos)
+        new = [photo for photo in photos if photo.id not in self._hashes]
+        found = hashes_of(self.path / self.root, [photo.image for photo in new]) if new else {}
+        self._hashes.update({photo.id: found.get(photo.image, "") for photo in new})
+        return {photo.id: self._hashes[photo.id] for photo in photos if self._hashes[photo.id]}
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return {}
 
     def has_true_masks_in(self, folder: Path, photos: Iterable[Photo] | None = None) -> bool:
         """Tell from their paths whether true masks are in a folder; none is opened.
@@ -221,14 +256,15 @@ def open_workspace(path: Path) -> Workspace:
         raise VplError(f"no workspace in {path.resolve()}", where_else(path))
     content = read_json(path / "workspace.json", _PREPARE)
     try:
-        check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT})
+        check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
+                                         "encoder": TEXT})
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
             model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
             mask_values={int(value): label
                          for value, label in content.get("mask_values", {}).items()},
-            normalise=content.get("normalise", "model"))
+            normalise=content.get("normalise", "model"), encoder=content.get("encoder", ""))
     except ValueError as error:
         raise VplError(f"{path / 'workspace.json'} is not valid: {error}", _PREPARE
                        ) from error
@@ -283,6 +319,8 @@ def _write_description(workspace: Workspace) -> None:
         del content["mask_values"]
     if workspace.normalise == "model":
         del content["normalise"]
+    if not workspace.encoder:
+        del content["encoder"]
     write_json(workspace.path / "workspace.json", content)
 
 
@@ -326,6 +364,13 @@ def read_images(path: Path) -> list[Photo]:
     except UnicodeDecodeError as error:
         raise VplError(f"{path} is not UTF-8 ({error})", _PREPARE) from error
     return photos
+
+
+def without_folders(encoder: str) -> str:
+    """Return the setting `encoder` without the folders of its path; names on the hub are kept."""
+    if encoder.startswith(("hf:", "hf-hub:")):
+        return encoder
+    return _FOLDERS.sub("", encoder)
 
 
 def relative_to(path: Path, workspace: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.fields import TEXT, check_fields, leads_out
+from vpltool.formats.fields import TEXT, check_fields
 from vpltool.labelling.reading import (
     below,
     labels_of_names,
@@ -18,6 +18,7 @@ from vpltool.labelling.reading import (
     read_text,
 )
 from vpltool.labelling.request import Labelled, LabellingRequest
+from vpltool.names import leads_out
 
 NEEDS: tuple[str, ...] = ()
 

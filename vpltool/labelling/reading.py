@@ -8,7 +8,8 @@ from typing import Any
 
 from vpltool import json_text
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, read_labels
+from vpltool.formats import IGNORE, read_drawn_labels
+from vpltool.formats.labels import size_of_labels
 from vpltool.labelling.request import Labelled, LabellingRequest
 
 _AGAIN = "export it from the tool again"
@@ -115,8 +116,8 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
     table[IGNORE] = IGNORE
     for name, path in images:
         photo = request.photo(name, str(path))
-        values = read_labels(path)
-        request.check_size(photo, values.shape, str(path))
+        request.check_size(photo, size_of_labels(path), str(path))
+        values = read_drawn_labels(path, other_palettes=True)
         odd = sorted(set(np.unique(values).tolist()) - known.keys() - {IGNORE})
         if odd:
             raise VplError(f"{path} has the value {odd[0]}, which is not a class",

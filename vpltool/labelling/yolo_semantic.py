@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpltool.formats.fields import leads_out
 from vpltool.labelling.reading import labels_of_names, parse_yaml, read_label_images
 from vpltool.labelling.request import Labelled, LabellingRequest
+from vpltool.names import leads_out
 
 NEEDS = ("yaml",)
 

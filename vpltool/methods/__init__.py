@@ -58,7 +58,7 @@ class MethodKind:
 
 _FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_patches",
              "second_attention")
-_OF_ROWS = ("context_of", "photo_of")
+_OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),

@@ -83,12 +83,15 @@ class Predictions:
         each: yields each photo with its labels (H, W) uint8 at the photo's size, 255 where nothing
             is said; shows the progress. It raises a VplError where labels are damaged, of another
             size, or no class.
+        failed: id to reason, of photos that could not be written; a method adds to it, and
+            `export` names them at the end.
     """
 
     workspace: Workspace
     name: str
     photos: Sequence[Photo]
     each: Callable[[], Iterator[tuple[Photo, npt.NDArray[np.uint8]]]]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

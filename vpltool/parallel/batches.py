@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from vpltool.formats.inputs import InputFolder
+from vpltool.formats.values import BadValues
 from vpltool.parallel.threads import read_ahead
 
 if TYPE_CHECKING:
@@ -18,11 +19,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Photos of one grid: ids, (h, w), and the named tensors stacked (B, …)."""
+    """Photos of one grid: ids, (h, w), and the named tensors stacked (B, …).
+
+    `failed` says why others cannot be used: their files are damaged.
+    """
 
     ids: list[str]
     grid: tuple[int, int]
     tensors: dict[str, Tensor]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,7 +40,8 @@ class FeatureBatch:
     def split(self, size: int) -> list[FeatureBatch]:
         """Take it apart into batches of `size` photos at most."""
         return [FeatureBatch(self.ids[start : start + size], self.grid, {
-            name: tensor[start : start + size] for name, tensor in self.tensors.items()})
+            name: tensor[start : start + size] for name, tensor in self.tensors.items()},
+            {} if start else self.failed)
             for start in range(0, len(self), size)]
 
 
@@ -53,9 +59,24 @@ def feature_batches(
         device: where the batches will go; for a GPU they come in pinned memory.
     """
     pinned = device is not None and device.type == "cuda"
-    photos = ((key, features.read_tensors(key, "grid", *names)) for key in ids)
-    return read_ahead(_stack(batch, pinned) for batch in bucketed(
-        photos, lambda photo: tuple(photo[1]["grid"].tolist()), batch_size))
+    failed: dict[str, str] = {}
+
+    def readable() -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for key in ids:
+            try:
+                yield key, features.read_tensors(key, "grid", *names)
+            except BadValues as error:
+                failed[key] = error.message
+
+    def batches() -> Iterator[FeatureBatch]:
+        for bucket in bucketed(readable(), lambda photo: tuple(photo[1]["grid"].tolist()),
+                               batch_size):
+            yield replace(_stack(bucket, pinned), failed=dict(failed))
+            failed.clear()
+        if failed:
+            yield FeatureBatch([], (0, 0), {}, dict(failed))
+
+    return read_ahead(batches())
 
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype

@@ -1,4 +1,7 @@
-"""A lock: only one process of this machine does a piece of work; others get an error."""
+"""Locks: one process of this machine does a piece of work, one piece of work writes a folder.
+
+Others get an error.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from vpltool.errors import VplError
 
@@ -51,6 +56,73 @@ def once(folder: Path, work: str, call: str) -> Iterator[None]:
         yield
 
 
+_writing: ContextVar[tuple[contextlib.ExitStack, str] | None] = ContextVar("writing", default=None)
+
+
+@contextlib.contextmanager
+def writer(work: str) -> Iterator[None]:
+    """Run a block that claims what it writes by `write_alone`; it lets go of all in the end.
+
+    Args:
+        work: what is done. Those with the same words may write the same: shards, ranks.
+    """
+    with contextlib.ExitStack() as stack:
+        token = _writing.set((stack, hashlib.sha256(work.encode()).hexdigest()))
+        try:
+            yield
+        finally:
+            _writing.reset(token)
+
+
+def write_alone(path: Path) -> None:
+    """Let no other work of this machine write a folder or file until the `writer` is done.
+
+    Call this before looking at what is there: else two commands with different settings would mix.
+
+    Raises:
+        VplError: another one does.
+    """
+    writing = _writing.get()
+    if writing is None:
+        return
+    stack, work = writing
+    try:
+        file = stack.enter_context(_lock_file(path, "output").open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(json.dumps({"process": os.getpid(), "since": time.time(), "work": work}))
+            file.flush()
+        except BlockingIOError:
+            pass
+        # The lock is let go of for a moment: who writes its own words then goes first.
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError:
+        # Without a folder for locks the work is done all the same.
+        return
+    file.seek(0)
+    known = _known(file.read())
+    if known is not None and known["work"] != work and known["process"] != os.getpid():
+        raise VplError(
+            f"{path} is being written with other settings by {_who(known)}",
+            f"wait for it, then run this again; kill {known['process']} ends it")
+
+
+def _known(content: str) -> dict[str, Any] | None:
+    """What a lock's holder says of itself; None if it has not said it yet."""
+    try:
+        known = json.loads(content)
+        return {"process": int(known["process"]), "since": float(known["since"]),
+                "work": str(known.get("work", ""))}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _who(known: Mapping[str, Any]) -> str:
+    since = time.strftime("%H:%M:%S", time.localtime(known["since"]))
+    return f"process {known['process']}, since {since}"
+
+
 def _lock_file(folder: Path, work: str) -> Path:
     """The lock of a piece of work; beside the workspace, since that may be read-only or shared."""
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"
@@ -62,13 +134,10 @@ def _lock_file(folder: Path, work: str) -> Path:
 
 
 def _is_running(folder: Path, call: str, content: str) -> VplError:
-    try:
-        known = json.loads(content)
-        process, since = int(known["process"]), time.localtime(float(known["since"]))
-        who = f"process {process}, since {time.strftime('%H:%M:%S', since)}"
-    except (ValueError, KeyError, TypeError):
-        # It has the lock, and has not said so yet.
-        process, who = 0, "another process, since just now"
+    known = _known(content)
+    process = known["process"] if known else 0
+    # Else it has the lock, and has not said so yet.
+    who = _who(known) if known else "another process, since just now"
     return VplError(f"{call} is already running in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"
                     + (f"; kill {process} ends it, and what it has written is kept" if process

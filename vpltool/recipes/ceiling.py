@@ -13,18 +13,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpltool import api, console
 from vpltool.errors import VplError
-from vpltool.formats import Photo, Workspace, expect_header, open_workspace, write_json
-from vpltool.formats.storage import atomic_path
+from vpltool.formats import (
+    InputFolder,
+    Photo,
+    Workspace,
+    expect_header,
+    open_workspace,
+    write_json,
+    write_tensors,
+)
+from vpltool.formats.atomic import atomic_path
+from vpltool.parallel.batches import feature_batches
 from vpltool.recipes._program import run_program
+from vpltool.stages._inputs import open_features, read_prototypes
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -106,6 +120,68 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
               "share": found["from_tags"] / max(found["from_true_masks"], 1e-9)}
     write_json(target / f"{path.stem}-{score}.json", result)
     return result
+
+
+def cam_ceiling(work: Path, split: str = "train") -> float:
+    """Score the CAMs of a discriminant of true masks, where `own-photos` has one of the tags.
+
+    Args:
+        work: a workspace in which `own-photos` was run.
+        split: the photos, with their tags: those that it learns from are those that are scored.
+
+    Returns:
+        the mIoU, after the same refinement.
+
+    Raises:
+        VplError: something is missing, or a step failed.
+    """
+    workspace = open_workspace(work)
+    target = work / "tables/ceiling"
+    photos = workspace.photos(split)
+    write_true_masks(workspace, photos, target / "masks" / split)
+    found = read_prototypes(workspace, "seeds")
+    tensors = _true_discriminant(open_features(workspace, None, split),
+                                 [photo.id for photo in photos], target / "masks" / split,
+                                 found.class_index)
+    write_tensors(target / "true.safetensors", replace(
+        found.header, supervision="true masks", inputs={}, call={}, facts={}), tensors)
+    run = api.Workspace(work)
+    maps = run.cam(prototypes=str(target / "true.safetensors"), method="discriminant", split=split,
+                   out=target / "cams" / split, update=True)
+    refined = run.refine(cams=str(maps), method="patches", steps=4, mask="none", keep_scale=True,
+                         split=split, out=target / "cams-refined" / split, update=True)
+    return float(run.eval(what=str(refined), split=split, out=target / "cams.json")["miou"])
+
+
+def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, classes: Tensor
+                       ) -> dict[str, Tensor]:
+    """Fit a discriminant to true masks, and give it the form of `prototypes/seeds`.
+
+    Args:
+        features: those of the photos.
+        ids: the photos.
+        masks: folder of their labels, ID.png.
+        classes: class of each row (K,).
+    """
+    import numpy as np
+    from PIL import Image
+
+    from vpltool.core.discriminant import Moments, discriminant, label_shares
+    from vpltool.core.training import labels_at
+    from vpltool.parallel.device import find_device
+
+    moments = None
+    for batch in feature_batches(features, ids, ("patches",), 8):
+        for key, patches in zip(batch.ids, batch.tensors["patches"].float(), strict=True):
+            moments = moments or Moments.zeros(len(classes), patches.shape[1], find_device("cpu"))
+            labels = np.asarray(Image.open(masks / f"{key}.png"))
+            moments.add(patches.double(), label_shares(
+                labels_at(labels, batch.grid), len(classes)).double())
+    assert moments is not None
+    weight, bias = (rows[classes] for rows in discriminant(moments, shrinkage=0.1, prior=1.0))
+    scale = weight.norm(dim=-1)
+    return {"prototypes": weight / scale.clamp_min(1e-12)[:, None], "class_index": classes,
+            "scale": scale, "bias": bias}
 
 
 def _call_of(workspace: Workspace, path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Job:
         processes: rounds that run side by side at most.
         failed: ids of photos that failed in a line; the others were processed.
         terms: what the user calls the values of the recipe.
+        made: paths of what the lines made, or found made.
+        reports: what lines found out, such as scores.
     """
 
     work: Path
@@ -36,6 +38,16 @@ class Job:
     processes: int = 1
     failed: dict[str, None] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
+    made: dict[Path, None] = field(default_factory=dict)
+    reports: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def take(self, result: Any) -> None:
+        """Take over what a line returned: paths, or a report, which may lie beside others."""
+        if isinstance(result, Mapping):
+            self.reports.append(result)
+            result = getattr(result, "paths", ())
+        paths = result if isinstance(result, (list, tuple)) else [result]
+        self.made.update(dict.fromkeys(path for path in paths if isinstance(path, Path)))
 
 
 def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Iterator[str]:
@@ -132,6 +144,7 @@ def _run_step(job: Job, step: Step) -> None:
         error.message = f"{job.terms.where(step.line)}, {line}: {message}"
         error.hint = then(hint, "run the recipe again: it resumes at this line")
         raise
+    job.take(result)
     if call.found.show is not None and not call.quiet and (
             text := call.found.show(result, call.values)):
         print(text, flush=True)
@@ -146,9 +159,10 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
 
     count = min(job.processes, len(rounds.rounds))
     titles = [f"{rounds.name} {word}" for word in rounds.words]
-    for failed in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
+    for failed, made in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
                            _start_round, job, fewest=2, finish=False):
         job.failed.update(failed)
+        job.made.update(dict.fromkeys(made))
 
 
 _jobs: list[Job] = []
@@ -167,11 +181,12 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(titled: tuple[str, Sequence[Step | Rounds]]) -> dict[str, None]:
+def _run_round(titled: tuple[str, Sequence[Step | Rounds]]
+               ) -> tuple[dict[str, None], Iterable[Path]]:
     """Run a round; its title is before each message, since the rounds take turns to speak."""
     title, steps = titled
     job = Job(_jobs[0].work, _jobs[0].preset, terms=_jobs[0].terms)
     with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
                                            + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
-    return job.failed
+    return job.failed, list(job.made)

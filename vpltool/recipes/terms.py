@@ -6,7 +6,7 @@ Which value fills which option is read from the recipe's lines: `vpltool prepare
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,8 @@ class Terms:
     def spell(self, text: str, stage: str, work: Path = Path()) -> str:
         """Translate the Python in a message, see `to_shell`, with the values of the recipe."""
         # Of a setting that the stage has itself, another stage's is not meant.
-        own = {entry.name for entry in all_settings(find_stages()[stage])}
+        known = find_stages()
+        own = {entry.name for entry in all_settings(known[stage])} if stage in known else set()
         others = {setting: name for names in self.names.values()
                   for setting, name in names.items() if setting not in own}
         return to_shell(text, stage, work, others | dict(self.names.get(stage, {})))
@@ -95,8 +96,13 @@ def path_names(recipe: Recipe) -> list[str]:
                               if entry.type is Path and name not in made))
 
 
-def check_paths(recipe: Recipe, given: Mapping[str, str]) -> None:
+def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] = ()) -> None:
     """Check that the paths exist which are given to a recipe.
+
+    Args:
+        recipe: the recipe.
+        given: name to value.
+        kept: names of those that the last run was given.
 
     Raises:
         VplError: one does not; the value is named.
@@ -104,8 +110,10 @@ def check_paths(recipe: Recipe, given: Mapping[str, str]) -> None:
     for name in path_names(recipe):
         if given.get(name) and not Path(given[name]).exists():
             about = next(value.about for value in recipe.values if value.name == name)
-            raise VplError(f"{name}={given[name]}: {given[name]} does not exist",
-                           near_path(Path(given[name])) or f"{name} is: {about}")
+            hint = near_path(Path(given[name])) or f"{name} is: {about}"
+            raise VplError(f"{name}={given[name]}: {given[name]} does not exist"
+                           + (", as the last run was given" if name in kept else ""),
+                           f"`{name}=` leaves it out; {hint}" if name in kept else hint)
 
 
 def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import (
     InputFolder,
     Photo,
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
+
+_ENOUGH = 20
+"""Photos from which on a calibration table is shown: with fewer, a bin holds a photo or two."""
 
 _THREADS = 4
 
@@ -223,7 +226,13 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
     mean = report["mean"]
     lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {_percent(mean['precision']):>9}  "
                  f"{_percent(mean['recall']):>6}  {_percent(mean['f1']):>4}")
-    if report["calibration"]:
+    few = report["photos"] < _ENOUGH
+    if few:
+        lines.append(f"{counted(report['photos'], 'photo is', 'photos are')} few: one more changes "
+                     "these scores by many points")
+    if report["calibration"] and few:
+        lines.append(f"the calibration table is shown from {_ENOUGH} photos on")
+    elif report["calibration"]:
         lines.append("probability      pairs   said  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
                   f"{_percent(row['said']):>5}  {_percent(row['tagged']):>6}"

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, Workspace, identity_of_many, open_input
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    identity_of_many,
+    open_input,
+)
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST
 
@@ -26,24 +34,66 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
     return identity_of_many({key: "" for key in ids if key not in left_out})
 
 
+def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
+                 ) -> dict[str, str]:
+    """Return id to hash of each photo's file; where it cannot be read, as folders know it.
+
+    Args:
+        workspace: where the photos are.
+        photos: of the workspace.
+        inputs: folders that were made from them.
+    """
+    photos = list(photos)
+    known: Mapping[str, str] = {key: hashed for folder in inputs
+                                for key, hashed in folder.photos.items()}
+    return {photo.id: known[photo.id] for photo in photos if photo.id in known
+            } | workspace.hashes_of(photos)
+
+
+def with_photo_files(workspace: Workspace, header: Header) -> Header:
+    """Add the input `photo-files` to the header of a file that is made from all photos of a split.
+
+    Args:
+        workspace: gives the photos.
+        header: its sources are the folders that are read, its options the split and the limit.
+    """
+    return replace(header, inputs=header.inputs | {
+        "photo-files": _files_identity(workspace, header)})
+
+
+def _files_identity(workspace: Workspace, header: Header) -> str:
+    """Hash of the files of the photos that the sources of a header give."""
+    photos = workspace.photos(str(header.options.get("split", "train")),
+                              int(header.options.get("limit", 0)))
+    folders = list(_folders(workspace, header))
+    left_out = {key for folder in folders for key in folder.left_out(
+        [photo.id for photo in photos])}
+    return identity_of_many(known_hashes(
+        workspace, (photo for photo in photos if photo.id not in left_out), folders))
+
+
 def other_photos(workspace: Workspace, header: Header) -> list[str]:
-    """Say that the input folders of a file give other photos than it was made from, if they do.
+    """Say that a file would be made from other photos now, if it would.
 
     Files of earlier versions do not record theirs.
     """
-    if "photos" not in header.inputs:
+    if header.inputs.keys().isdisjoint(("photos", "photo-files")):
         return []
     split = str(header.options.get("split", "train"))
     try:
         if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
             # That photos or tags have changed is said anyway.
             return []
-        now = photos_identity(workspace, split, int(header.options.get("limit", 0)),
-                              *_folders(workspace, header))
+        if "photos" in header.inputs and header.inputs["photos"] != photos_identity(
+                workspace, split, int(header.options.get("limit", 0)),
+                *_folders(workspace, header)):
+            return ["other photos can be read than it was made from"]
+        if "photo-files" in header.inputs and header.inputs["photo-files"] != _files_identity(
+                workspace, header):
+            return ["photos were replaced"]
     except VplError:
         return ["photos have changed"]
-    return [] if header.inputs["photos"] == now else [
-        "other photos can be read than it was made from"]
+    return []
 
 
 def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:

@@ -30,7 +30,7 @@ print(result.labels.shape)
 | --- | --- |
 | classes | {numbered} |
 | segmenter | {segmenter} |
-| frozen CLIP | {clip} |
+| frozen encoder | {encoder} |
 | photos | {size} |
 | trained by | vpltool {version}: {options} |
 
@@ -39,7 +39,7 @@ Label 0 is the background.
 ## Licences
 
 - The segmenter: {licence}.
-- CLIP's weights: {clip_licence}.
+- The encoder's weights: {encoder_licence}.
 
 The training photos may have their own licences.
 """
@@ -60,16 +60,17 @@ def model_card(header: Header, repository: str) -> str:
     data = ModelCardData(
         library_name="vpltool", pipeline_tag="image-segmentation", license=known or "other",
         license_name=None if known else licence,
-        tags=["semantic-segmentation", "weakly-supervised", "clip"])
-    clip = f"{model['name']} ({model['pretrained']}), " + (
+        tags=["semantic-segmentation", "weakly-supervised",
+              *([] if "encoder" in model else ["clip"])])
+    encoder = f"{model['name']} ({model['pretrained']}), " + (
         "in the file" if facts["tower"] else "to be downloaded")
     trained = facts["trained"]
     options = ", ".join(f"{name} {value}" for name, value in trained["options"].items())
     return f"---\n{data.to_yaml()}\n---\n\n" + _TEXT.format(
         name=repository.split("/")[1], repository=repository, classes=", ".join(classes),
         numbered=", ".join(f"{index} {name}" for index, name in enumerate(classes, 1)),
-        segmenter=facts["segmenter"], clip=clip, version=trained["version"],
+        segmenter=facts["segmenter"], encoder=encoder, version=trained["version"],
         size=(f"longer sides are scaled down to {facts['max_side']} pixels" if facts["max_side"]
               else "are not scaled down"),
         options=f"{trained['command']}, {options}",
-        licence=licence, clip_licence=facts["licence"]["clip"])
+        licence=licence, encoder_licence=facts["licence"]["clip"])

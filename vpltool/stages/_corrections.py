@@ -6,23 +6,26 @@ workspace are never corrections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.errors import VplError, counted, part_of
+from vpltool.datasets.tags import some
+from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import (
+    IGNORE,
     Header,
     Photo,
     Workspace,
     describe,
     identity_of_file,
     identity_of_many,
-    read_labels,
+    read_drawn_labels,
     write_labels,
 )
 from vpltool.formats.corrections import FOLDER, import_call, is_edited
+from vpltool.formats.labels import size_of_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +33,10 @@ if TYPE_CHECKING:
 
 def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
                      ) -> dict[str, Path]:
-    """Find and check corrected masks of photos; those that nobody changed are left out.
+    """Find corrected masks of photos; those that nobody changed are left out.
 
     Args:
-        workspace: its classes are what the masks' values mean.
+        workspace: its true masks are refused.
         photos: those that a mask may be of.
         folder: holds ID.png; None: there are none.
 
@@ -42,7 +45,7 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
 
     Raises:
         VplError: the folder holds no mask of these photos, none that was changed, or the true
-            masks; or a mask does not fit its photo.
+            masks.
     """
     if folder is None:
         return {}
@@ -51,15 +54,15 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     if workspace.has_true_masks_in(folder, photos):
         raise VplError(f"{folder} holds the true masks of this workspace, which are for `eval`",
                        "corrections are masks that you have corrected, in a folder of their own")
-    known = {photo.id: workspace.image_path(photo) for photo in photos}
+    known = {photo.id for photo in photos}
     there = {path.relative_to(folder).with_suffix("").as_posix(): path
-             for path in sorted(folder.rglob("*.png"))}
+             for path in sorted(folder.rglob("*.png")) if path.is_file()}
     found = {key: path for key, path in there.items() if key in known}
     if not found:
         raise VplError(
             f"{folder} holds no mask of a photo of the workspace" + (
                 f", only such as {next(iter(there.values()))}" if there else ""),
-            f"a mask has its photo's name: {next(iter(known))}.png")
+            f"a mask has its photo's name: {min(known)}.png")
     if len(found) < len(there):
         odd = min(there.keys() - found.keys())
         console.warn(part_of(len(there) - len(found), len(there), f"PNGs in {folder}",
@@ -73,9 +76,29 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     if not edited:
         raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
                        "correct some in a paint program, and save them under the same name")
-    for key, path in edited.items():
-        check_mask(path, known[key], len(workspace.classes))
     return edited
+
+
+def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
+    """Read and check a corrected mask; a copy of an imported one says itself what classes it means.
+
+    Raises:
+        VplError: see `read_mask`; or the workspace lacks a class of an earlier import.
+    """
+    import numpy as np
+
+    header = describe(path).header
+    names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
+    if names in ((), workspace.classes[:len(names)]):
+        return read_mask(path, photo, len(workspace.classes))
+    labels = read_mask(path, photo, len(names))
+    table = np.arange(256, dtype=np.uint8)
+    for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
+        if names[label - 1] not in workspace.classes:
+            raise VplError(f"{path} shows `{names[label - 1]}`, which is not a class of the "
+                           "workspace", near_name(names[label - 1], workspace.classes))
+        table[label] = workspace.index_of(names[label - 1])
+    return table[labels]
 
 
 def take_corrections(workspace: Workspace,
@@ -128,30 +151,55 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
                 "of the current classes")
 
 
-def check_mask(path: Path, photo: Path, classes: int) -> None:
-    """Check that a mask holds classes of the workspace, and fits its photo, if that is there.
+def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False
+              ) -> npt.NDArray[np.uint8]:
+    """Read a mask; check that it holds classes of the workspace and fits its photo, if that exists.
+
+    The size is compared before a pixel is decoded.
+
+    Args:
+        path: of the mask.
+        photo: path of its photo.
+        classes: number of classes.
+        other_palettes: see `read_drawn_labels`.
 
     Raises:
         VplError: a value is no class, or the size is another than the photo's.
     """
     from vpltool.core.photos import photo_size
 
-    labels = read_labels(path)
-    _check_values(path, labels, classes)
     try:
         size = photo_size(photo)
     except OSError:
         # Stored features serve without the photo; where it is needed, reading it tells.
-        return
-    if labels.shape != size:
-        raise VplError(f"{path} is {labels.shape[0]}×{labels.shape[1]} (height×width), its photo "
+        size = None
+    found = size_of_labels(path)
+    if size and found != size:
+        raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
                        f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
+    labels = read_drawn_labels(path, other_palettes=other_palettes)
+    _check_values(path, labels, classes)
+    return labels
+
+
+def warn_of_untagged(untagged: Sequence[str]) -> None:
+    """Warn of masks by people that show a class that is not among their photo's tags."""
+    if untagged:
+        console.warn(counted(len(untagged), "mask shows", "masks show")
+                     + f" a class that is not among the photo's tags: {some(untagged)}; add the "
+                     "tag to get its CAM; if an editor smoothed the edges, save the mask without "
+                     "that")
+
+
+def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
+    """Tell whether labels show a class that is not among the class indices of a photo's tags."""
+    import numpy as np
+
+    return not {*np.unique(labels).tolist()} <= {0, IGNORE, *tags}
 
 
 def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> None:
     import numpy as np
-
-    from vpltool.formats import IGNORE
 
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     odd = found[(found > classes) & (found != IGNORE)]

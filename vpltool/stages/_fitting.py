@@ -106,7 +106,7 @@ def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:
     import torch
 
     vision = data.frozen.encoder.vision
-    weight = vision.conv.weight
+    weight = vision.weight
     assert photo.layers is not None
     with torch.no_grad():
         encoded = vision(photo.layers.to(weight.device, weight.dtype), attention=False,

@@ -13,7 +13,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.settings import Settings, setting
 from vpltool.stages import _groups
-from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
+from vpltool.stages._photo_work import Made, count_sizes, run_batches
 from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
@@ -177,10 +177,6 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
     segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
-        for key, reason in batch.failed.items():
-            yield key, Failed(reason)
-        if not batch.ids:
-            return
         found = segmenter.segment(batch.pixels, groups=settings.maps)
         for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
             yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, expect_header, read_tensors
+from vpltool.formats.header import is_same_model
 from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._models import check_words
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +131,7 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
         VplError: the CLIP of the workspace cannot be had, or is not that of the groups.
     """
     if groups.network.shape.caption is None:
-        return clip_encoder(workspace, device, groups.header.model["fingerprint"])[0]
+        return clip_encoder(workspace, device, groups.header.model)[0]
 
     import torch
 
@@ -143,22 +145,25 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
     return encode
 
 
-def clip_encoder(workspace: Workspace, device: torch.device, fingerprint: str = ""
+def clip_encoder(workspace: Workspace, device: torch.device,
+                 model: Mapping[str, str] | None = None
                  ) -> tuple[Callable[[Sequence[str]], Tensor], dict[str, str]]:
     """The text tower of the workspace's CLIP, and the identity of that CLIP.
 
     Args:
         workspace: names the CLIP.
         device: of the tower.
-        fingerprint: that it must have; empty: any.
+        model: identity that it must have; None: any.
 
     Raises:
-        VplError: it cannot be had, or has another fingerprint.
+        VplError: it cannot be had, or is another one.
     """
+    check_words(workspace, "`text='own'`")
+
     from vpltool.clip.load import load_clip
 
     clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
-    if fingerprint and clip.identity["fingerprint"] != fingerprint:
+    if model and not is_same_model(clip.identity, model):
         raise VplError(f"the groups were trained with the text of another CLIP than "
                        f"{workspace.model}", "`train_groups(overwrite=True)`")
     return clip.encode_text, clip.identity

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool.formats import read_tensors
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, read_tensors
+from vpltool.stages._inputs import check_same_model
 
 if TYPE_CHECKING:
     from vpltool.core.vit import Head
@@ -20,18 +22,23 @@ def head_path(features: Path) -> Path:
     return features.parent / f"{features.name}{HEAD}"
 
 
-def read_head(features: Path) -> Head:
+def read_head(features: InputFolder) -> Head:
     """Read the head beside features, on the CPU.
 
     Raises:
-        VplError: it is not there.
+        VplError: it is not there, is damaged, or is another encoder's than the features.
     """
-    from vpltool.clip.weights import without_random_init
+    from vpltool.core.rebuilding import rebuild
     from vpltool.core.vit import Head
 
-    header, tensors = read_tensors(head_path(features), "head",
+    path = head_path(features.path)
+    header, tensors = read_tensors(path, "head",
                                    made_by="`extract()` writes it beside the features")
-    with without_random_init():
-        head = Head.from_config(header.facts["config"])
-    head.load_state_dict(tensors)
+    if header.model:
+        check_same_model(header.model, features.header.model, f"{path} and {features.path}")
+    try:
+        head = rebuild(lambda: Head.from_config(header.facts["config"]), tensors)
+    except ValueError as error:
+        raise VplError(f"{path} is damaged: {error}",
+                       f"delete {features.path} and {path}, and run `extract()` again") from error
     return head.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vpltool.errors import VplError, first_line, silent
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 
 FILE, CARD = "segmenter.safetensors", "README.md"
 """Names in a repository: of the bundle, and of the model card."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import OtherSettings, VplError
+from vpltool.errors import OtherSettings, VplError, part_of
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -22,12 +22,17 @@ from vpltool.formats import (
     open_input,
     read_tensors,
 )
-from vpltool.formats.header import as_recorded, difference, is_stale
+from vpltool.formats.header import as_recorded, difference, is_same_model, is_stale, tell_options
 from vpltool.formats.inputs import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT
+from vpltool.formats.manifest import UPDATE_HINT, again
+from vpltool.formats.outputs import replaced_photos
+from vpltool.formats.replacing import check_replacing
 from vpltool.formats.shards import WHOLE, Shard
-from vpltool.settings import Settings, changed, recorded
+from vpltool.parallel.once import write_alone
+from vpltool.settings import Settings, changed, described, recorded
+from vpltool.stages._all_photos import known_hashes
 from vpltool.stages._checkpoints import is_checkpoint
+from vpltool.stages._models import check_words
 from vpltool.stages._photo_work import Photos, assigned
 
 if TYPE_CHECKING:
@@ -35,11 +40,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-BEST_FIRST = ("vision-refined", "vision", "text-refined", "text")
+BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
+              "tags-salient-refined", "tags-refined", "tags-salient", "tags")
 """Names of maps, masks and predictions, the furthest first: what stages take if none is named."""
 
-SEEDING = tuple(name for name in BEST_FIRST if name.startswith("text"))
+SEEDING = tuple(name for name in BEST_FIRST if not name.startswith("vision"))
 """Maps that seeds are taken from: made without vision prototypes."""
+
+
+OF_TAGS = "tags"
+"""Name of the prototypes that are made from tags alone."""
 
 
 def make_header(
@@ -90,8 +100,26 @@ def open_features(workspace: Workspace, choice: Path | None, split: str) -> Inpu
         VplError: they are not there, or there is no such split.
     """
     workspace.photos(split)
+    if choice and not choice.exists() and (workspace.path / choice).exists():
+        choice = workspace.path / choice
     return open_input(choice or workspace.path / "features" / split, ("features",),
                       f"`extract(split={split!r})`")
+
+
+def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
+    """NAME or path of the prototypes that a setting names, in place of its default those of tags.
+
+    Where an encoder takes the CLIP's place, its patches have no text to be compared with.
+
+    Args:
+        workspace: the workspace.
+        settings: of a stage.
+        name: of the setting.
+    """
+    choice: str = getattr(settings, name)
+    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
+    given = name in settings.given or choice != default
+    return OF_TAGS if workspace.encoder and not given else choice
 
 
 def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
@@ -138,19 +166,59 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
     """The photos of a split, or of a shard of it, that all inputs hold, with their tags as own.
 
     Raises:
-        VplError: an input is not complete, or holds none of them.
+        VplError: an input is not complete, holds none of them, or was made from other photos or
+            tags.
     """
     photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
     ids = [photo.id for photo in photos]
     left_out = {key: why for folder in inputs for key, why in folder.left_out(ids).items()}
     for folder in inputs:
         ids = folder.available(ids)
-    return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard)
+    check_current(workspace, ids, *inputs)
+    hashes = known_hashes(workspace, photos, inputs)
+    return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard,
+                  {key: hashes[key] for key in (*ids, *left_out) if key in hashes})
+
+
+def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
+    """Check that folders were made from the photos that are there, and from their tags.
+
+    Args:
+        workspace: where the photos are.
+        ids: those that are read.
+        inputs: the folders.
+
+    Raises:
+        VplError: one was not; what makes these photos' files again is the hint.
+    """
+    wanted = set(ids)
+    photos = [photo for photo in workspace.photos() if photo.id in wanted]
+    hashes, tags = workspace.hashes_of(photos), tags_of(workspace, photos)
+    for folder in inputs:
+        _check_current(folder, wanted, hashes, tags)
+
+
+def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
+                   tags: Mapping[str, str]) -> None:
+    tagged = folder.own if folder.kind in ("cams", "masks") else {}
+    for what, before, now in (("are of photos that were replaced since", folder.photos, hashes),
+                              ("are of photos whose tags have changed since", tagged, tags)):
+        old = sorted(replaced_photos(before, now).intersection(ids))
+        if old:
+            raise VplError(
+                f"{folder.path}: {part_of(len(old), len(ids), 'files', 'is', 'are')} out of date, "
+                f"they {what}: {', '.join(old[:5])}{' …' if old[5:] else ''}",
+                f"{UPDATE_HINT}{again(folder.header)} makes only these again")
 
 
 def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
     """Id to class indices, as text: what of a photo's own its maps depend on."""
     return {photo.id: " ".join(map(str, workspace.indices_of(photo))) for photo in photos}
+
+
+def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
+    """Id to path of each photo of a split."""
+    return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
 
 
 def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
@@ -200,6 +268,8 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
             hint is what makes them.
     """
     path = find_prototypes(workspace.path, choice)
+    if choice == "text" and not path.exists():
+        check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
     hint = prototypes_hint(workspace.path, choice)
     header, tensors = read_tensors(path, "prototypes", made_by=hint)
     owners = tensors["class_index"].tolist()
@@ -223,7 +293,9 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
 
 
 _ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
-               "photo_of": ("which photos its rows come from", "bank")}
+               "photo_of": ("which photos its rows come from", "bank"),
+               "scale": ("how its rows are weighed", "discriminant"),
+               "bias": ("how its rows are weighed", "discriminant")}
 
 
 def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
@@ -246,7 +318,8 @@ def find_prototypes(work: Path, choice: str) -> Path:
 
 
 _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
-           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`"}
+           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`",
+           OF_TAGS: "`tag_prototypes()`"}
 
 
 def prototypes_hint(work: Path, choice: str) -> str:
@@ -269,14 +342,24 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
     Raises:
         VplError: they do not; `what` says which two, `features/train and prototypes/text`.
     """
-    if any(first.get(key) != second.get(key) for key in ("fingerprint", "normalise")):
+    if not is_same_model(first, second):
+        beside = "encoder" in {*first} ^ {*second}
         names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
-                 f"{model.get('fingerprint', '?')[:6]}"
+                 f"{_shown(model, other)}"
                  f"{', ' + model['normalise'] if 'normalise' in model else ''})"
-                 for model in (first, second)]
-        raise VplError(f"{what} come from different models: {names[0]} and {names[1]}",
-                       "make one of them again with the workspace's model: "
-                       "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
+                 for model, other in ((first, second), (second, first))]
+        raise VplError(
+            f"{what} come from different models: {names[0]} and {names[1]}",
+            "the features of the CLIP are those of `extract(encoder='words')`: "
+            "`features='features-second/SPLIT'`" if beside else
+            "make one of them again with the workspace's model: "
+            "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
+
+
+def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The part of a CLIP's identity that tells it from another one of its name, shortened."""
+    key = "fingerprint" if model.get("fingerprint") != other.get("fingerprint") else "weights"
+    return model.get(key, "?")[:6]
 
 
 def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = False,
@@ -292,19 +375,24 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
 
     Raises:
         OtherSettings: it is there, made with other settings.
+        VplError: another command is writing it.
     """
+    write_alone(path)
     if overwrite or not path.exists():
+        check_replacing(path, same=not path.exists())
         return False
     found = expect_header(path, header.kind)
     header = as_recorded(header, found)
     if by_model_name:
         found = replace(found, model={key: value for key, value in found.model.items()
-                                      if key != "fingerprint"})
+                                      if key in header.model or key == "normalise"})
     if found.config_hash == header.config_hash:
         console.note(f"{path} already exists, made with the same settings")
         return True
     stale = is_stale(header, found)
+    check_replacing(path, same=stale)
     if update and found.command == header.command:
+        tell_options(header, found, path)
         return False
     reasons = "; ".join(difference(header, found, path))
     raise OtherSettings(f"{path} was made with other settings: {reasons}",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
-from vpltool.formats import Photo, Workspace, read_labels
+from vpltool.formats import IGNORE, Photo, Workspace
 from vpltool.labelling import find_reader
-from vpltool.labelling.request import LabellingRequest
-from vpltool.stages._corrections import find_corrections
+from vpltool.labelling.request import Labelled, LabellingRequest
+from vpltool.stages._corrections import (
+    find_corrections,
+    is_untagged,
+    read_correction,
+    warn_of_untagged,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,46 +48,53 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
         return {}
     tool = find_reader(path)
     if tool is None:
-        return {key: functools.partial(read_labels, file)
-                for key, file in find_corrections(workspace, photos, path).items()}
-    return read_labelling(path, *tool, LabellingRequest(root, workspace.classes, by_name(photos)))
-
-
-def read_labelling(path: Path, tool: str, reader: ModuleType, request: LabellingRequest) -> Found:
-    """Read the labels that a labelling tool wrote, with warnings of what looks wrong.
-
-    Raises:
-        VplError: see `read_corrections`.
-    """
-    import numpy as np
-
-    found: Found = {}
-    blank, untagged = list[str](), list[str]()
-    for entry in reader.read(path, request):
-        photo = entry.photo
-        shown = {request.classes[label - 1] for label in np.unique(entry.labels).tolist()
-                 if 0 < label <= len(request.classes)}
-        if photo.labels and not shown:
-            # Tools list photos that nobody has looked at. Where a class is really not there, its
-            # tag is wrong, and goes first.
-            blank.append(photo.id)
-            continue
-        if shown - set(photo.labels):
-            untagged.append(photo.id)
-        found[photo.id] = _packed(entry.labels)
+        known = {photo.id: photo for photo in photos}
+        entries = (Labelled(known[key], read_correction(workspace, file, root / known[key].image),
+                            str(file))
+                   for key, file in find_corrections(workspace, photos, path).items())
+        return _checked(entries, workspace.classes, every=True)
+    name, reader = tool
+    request = LabellingRequest(root, workspace.classes, by_name(photos))
+    found = _checked(reader.read(path, request), workspace.classes)
     if not found:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
-                       if tool == "label-studio" else "export it from the tool again")
+                       if name == "label-studio" else "export it from the tool again")
+    return found
+
+
+def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False) -> Found:
+    """Gather labels, with warnings of those that do not fit their photo's tags.
+
+    Args:
+        entries: photos with their labels.
+        classes: class names in index order.
+        every: whether labels without a region count although the photo has tags. Tools list photos
+            that nobody has looked at; where a class is really not there, its tag is wrong, and goes
+            first.
+    """
+    found: Found = {}
+    blank, untagged = list[str](), list[str]()
+    for entry in entries:
+        photo = entry.photo
+        tags = [classes.index(label) + 1 for label in photo.labels if label in classes]
+        if photo.labels and not every and not _shows_a_class(entry.labels):
+            blank.append(photo.id)
+            continue
+        if is_untagged(entry.labels, tags):
+            untagged.append(photo.id)
+        found[photo.id] = _packed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
                      + f" skipped: {some(blank)}")
-    if untagged:
-        console.warn(counted(len(untagged), "correction shows", "corrections show")
-                     + f" a class that is not among the photo's tags: {some(untagged)}; add the "
-                     "tag to get its CAM")
+    warn_of_untagged(untagged)
     return found
+
+
+def _shows_a_class(labels: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether labels show more than background and unlabelled pixels."""
+    return bool(((labels > 0) & (labels != IGNORE)).any())
 
 
 def _packed(labels: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]]:

@@ -17,14 +17,20 @@ from vpltool.formats import (
     find_folder,
     identity_of_file,
     identity_of_many,
-    read_labels,
+    read_drawn_labels,
 )
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
-from vpltool.stages._corrections import check_corrections, check_mask, identity_of_corrections
+from vpltool.stages._corrections import (
+    check_corrections,
+    identity_of_corrections,
+    is_untagged,
+    read_mask,
+    warn_of_untagged,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +65,12 @@ class Masks:
 
     def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
         """Read a photo's labels (height, width)."""
-        return read_labels(self.path_of(photo_id))
+        return read_drawn_labels(self.path_of(photo_id),
+                                 other_palettes=self.has_other_palettes(photo_id))
+
+    def has_other_palettes(self, photo_id: str) -> bool:
+        """Tell whether a mask's palette may be any: that of masks that vpltool never wrote."""
+        return self.header is None and photo_id not in self.corrected
 
 
 def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[Photo]) -> Masks:
@@ -93,8 +104,9 @@ def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[s
                 return _own_masks(workspace, folder, ids)
         raise
     workspace.check_classes(found.header, found.path)
-    return Masks(found.path, found.name, found.available(ids) if ids else [],
-                 header=found.header)
+    there = found.available(ids) if ids else []
+    _inputs.check_current(workspace, there, found)
+    return Masks(found.path, found.name, there, header=found.header)
 
 
 def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
@@ -151,23 +163,33 @@ def newer_than(masks: Masks, file: Path, ids: Iterable[str]) -> int:
     return sum(masks.path_of(key).stat().st_mtime > written for key in ids)
 
 
-def check_masks(masks: Masks, photos: Mapping[str, Path], classes: int) -> None:
+def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> None:
     """Check that masks hold classes of the workspace, and fit their photos; note corrected ones.
 
     Args:
         masks: they are read, in threads.
-        photos: id to path of each photo that is learned from.
-        classes: number of classes.
+        workspace: names the classes.
+        photos: those that are learned from.
 
     Raises:
         VplError: a value is no class, or a mask has another size than its photo; the first such
             file is named.
     """
-    def check(key: str) -> None:
-        check_mask(masks.path_of(key), photos[key], classes)
+    def check(photo: Photo) -> bool:
+        path = masks.path_of(photo.id)
+        labels = read_mask(path, workspace.image_path(photo), len(workspace.classes),
+                           other_palettes=masks.has_other_palettes(photo.id))
+        # What was imported has been warned of; what vpltool computed may know more than the tags.
+        return (photo.id not in masks.corrected
+                and is_untagged(labels, workspace.indices_of(photo))
+                and describe(path).header is None)
 
     with console.progress(f"check {masks.name}", len(photos)) as advance:
-        for _ in in_threads(check, photos, _THREADS):
+        untagged = []
+        for photo, odd in zip(photos, in_threads(check, photos, _THREADS), strict=True):
+            if odd:
+                untagged.append(photo.id)
             advance()
-    if supervision := supervision_by(masks, list(photos)):
+    warn_of_untagged(untagged)
+    if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")

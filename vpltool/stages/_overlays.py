@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.formats import Workspace, read_labels
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.threads import in_threads
 
 _QUALITY = 90

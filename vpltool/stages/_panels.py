@@ -178,7 +178,8 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
     Raises:
         VplError: the columns are of different photos.
     """
-    found = [(column.name, _photos_of(column.source, work)) for column in columns if column.source]
+    found = [(column.name, named_photos_of(column.source, work))
+             for column in columns if column.source]
     paths: dict[str, Path] = {}
     for name, photos in found:
         first, others = found[0]
@@ -190,7 +191,7 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
     return paths
 
 
-def _photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
+def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
     """Id to path of the photos that predictions were named for; empty if of a split."""
     if not _images_of(source.header):
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vpltool import console
@@ -92,6 +93,19 @@ def text(*, brief: bool = True) -> Any:
                    brief=brief)
 
 
+def read_start(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:
+    """Read the rows that others are made from: those of the text, or of tags.
+
+    Raises:
+        VplError: as `read_text`.
+    """
+    if Path(choice).stem != _inputs.OF_TAGS:
+        return read_text(workspace, choice, features)
+    found = _inputs.read_prototypes(workspace, choice)
+    _aligned.check_fits(features, found)
+    return found
+
+
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
               ) -> _inputs.Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
@@ -120,13 +134,15 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
     Raises:
         VplError: there are none, or they are of other classes.
     """
-    return _inputs.find_cams(workspace, choice, split, _inputs.SEEDING,
-                             f"`cam(prototypes='text', split={split!r})`, then "
-                             f"`refine(cams='text', split={split!r})`")
+    hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`" if workspace.encoder
+            else f"`cam(prototypes='text', split={split!r})`, then "
+                 f"`refine(cams='text', split={split!r})`")
+    return _inputs.find_cams(workspace, choice, split, _inputs.SEEDING, hint)
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings, ranks: Ranks, space: AlignedSpace | None = None) -> Pixels:
+           settings: PixelSettings, ranks: Ranks, space: AlignedSpace | None = None, *,
+           unlabelled: bool = False) -> Pixels:
     """Read the pixels that prototypes come from, with their labels.
 
     Of several processes each reads the features of its own shard of the photos. Which pixels are
@@ -139,9 +155,10 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         settings: which pixels.
         ranks: processes that share the photos, and where this one's pixels go.
         space: what maps them into the space of the prototypes; None: they are in it.
+        unlabelled: whether pixels that are no seeds are read, too.
 
     Raises:
-        VplError: there is no pixel or no tag, a photo is missing, or the memory does not suffice.
+        VplError: there is no seed or no tag, a photo is missing, or the memory does not suffice.
     """
     import torch
 
@@ -165,7 +182,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         for number, key in mine:
             patches = _aligned.read_patches(features, key, space)
             all_of_it = len(patches)
-            patches, label = _labelled(key, patches, features, maps, settings)
+            patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
             seen += all_of_it
             patches, label = sample_pixels(patches, label, share,
                                            settings.seed * 1_000_003 + number)
@@ -181,7 +198,8 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
             advance()
     seen, used = (sum(parts) for parts in zip(*ranks.collect((seen, count)), strict=True))
     store = store.reshape(-1, max(ranks.collect(store.shape[-1])))
-    if not used:
+    seeds = any(ranks.collect(any(bool((part >= 0).any()) for part in labels)))
+    if not used or (unlabelled and not seeds):
         raise VplError(f"no pixel reaches `phi={settings.phi}`",
                        f"lower it: `phi={round(settings.phi / 2, 3)}`")
     console.note(f"{used} of {seen} patches of {len(ids)} photos are used")
@@ -216,7 +234,7 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
 
 
 def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
-              settings: PixelSettings) -> tuple[Tensor, Tensor]:
+              settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
     import torch
 
@@ -231,6 +249,8 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
         there = regions.any(dim=-1)
         return regions[there], labels[there]
     labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
+    if unlabelled:
+        return patches, labels
     return patches[labels != UNSURE], labels[labels != UNSURE]
 
 
@@ -253,20 +273,21 @@ def memory_for(count: int) -> AbstractContextManager[None]:
 
 
 def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,
-             index: Tensor, ranks: Ranks) -> dict[str, Any]:
+             index: Tensor, ranks: Ranks, start: str = "text") -> dict[str, Any]:
     """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
 
     Args:
         workspace: gives the class names.
         pool: what the gap is measured against.
-        text: text prototypes (rows', dim) and their classes (rows',).
+        text: the rows that they are made from (rows', dim) and their classes (rows',).
         rows: vision prototypes (rows, dim).
         index: their classes (rows,).
         ranks: processes that hold the pixels.
+        start: what `text` is called: `text`, or `tags`.
     """
     from vpltool.core.phase_one import gaps
 
-    found: Mapping[str, Any] = dict(zip(("text", "vision"), gaps(pool, *text, rows, index, ranks),
+    found: Mapping[str, Any] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
                                         strict=True))
     console.note("modality gap (1 - cosine to the regions): "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vpltool import console
+from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
 from vpltool.formats.shards import WHOLE, Shard, find_shard
+from vpltool.formats.values import BadValues
+from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ class Photos:
         left_out: id to reason, of those that an earlier stage failed on.
         whole: whether these are all photos of the split, or all of the shard.
         shard: which photos this process does: the ids, `own` and `left_out` are of these.
+        hashes: id to hash of the photo's file, where it can be read.
     """
 
     ids: Sequence[str]
@@ -45,6 +50,7 @@ class Photos:
     left_out: Mapping[str, str]
     whole: bool = True
     shard: Shard = WHOLE
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sharded(Protocol):
@@ -105,17 +111,25 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
 
 
 def open_outputs(
-    folders: Mapping[Path, Header], photos: Photos, settings: Running
+    folders: Mapping[Path, Header], photos: Photos, settings: Running, labels: int = 0
 ) -> list[OutputFolder]:
     """Open the folders that a stage writes, the most wanted first; nothing is changed yet.
 
+    Args:
+        folders: path to header.
+        photos: those that are asked for.
+        settings: whether what is there is replaced.
+        labels: number of labels that there are, with the background; 0: any.
+
     Raises:
-        VplError: one was made with other settings.
+        VplError: one was made with other settings, or another command is writing it.
     """
-    return [open_output(path, header, photos.ids,
-                        overwrite=settings.overwrite, update=settings.update,
-                        left_out=photos.left_out, own=photos.own, whole=photos.whole,
-                        shard=photos.shard)
+    for path in folders:
+        write_alone(path)
+    return [replace(open_output(path, header, photos.ids,
+                                overwrite=settings.overwrite, update=settings.update,
+                                left_out=photos.left_out, own=photos.own, whole=photos.whole,
+                                shard=photos.shard, photos=photos.hashes), labels=labels)
             for path, header in folders.items()]
 
 
@@ -123,7 +137,7 @@ def make_photos(
     title: str, outputs: Sequence[OutputFolder],
     start: Callable[[list[str]], Iterable[Made]],
     write: Callable[[OutputFolder, str, Any], None], settings: Running,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], None] | None = None, reads: Mapping[str, Path] | None = None,
 ) -> list[Path]:
     """Do the work of a stage for all photos that are left, and write it down.
 
@@ -136,13 +150,16 @@ def make_photos(
         write: writes what was made for a photo to one of the outputs.
         settings: device and batch size. On a GPU a thread writes, and so many results may wait.
         on_start: called when the outputs have been begun, to write what belongs beside them.
+        reads: id to path of the photos that the work opens.
 
     Returns:
         paths of the outputs.
 
     Raises:
+        VplError: photos are gone whose results would be deleted.
         PhotosFailed: some photos failed; the others are done.
     """
+    _check_there(outputs, reads or {})
     todo = list(dict.fromkeys(key for output in outputs for key in output.todo))
     results = start(todo) if todo else ()
     for output in outputs:
@@ -156,14 +173,39 @@ def make_photos(
             if isinstance(made, Failed):
                 output.fail(key, made.reason)
             elif key in keys:
-                write(output, key, made)
+                try:
+                    write(output, key, made)
+                except BadValues as error:
+                    output.fail(key, error.reason)
 
-    with (console.progress(title, len(todo)) as advance,
-          write_behind(put, _write_ahead(settings) if todo else 0) as write_out):
-        for key, made in results:
-            write_out(key, made)
-            advance()
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(output.together())
+        with (console.progress(title, len(todo)) as advance,
+              write_behind(put, _write_ahead(settings) if todo else 0) as write_out):
+            for key, made in results:
+                write_out(key, made)
+                advance()
     return finish_all(outputs)
+
+
+def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> None:
+    """Check that the photos are there whose results are to be replaced.
+
+    Raises:
+        VplError: some are not; nothing has been deleted.
+    """
+    for output in outputs:
+        old = [key for key in output.todo if key in paths and output.holds(key)]
+        gone = [key for key in old if not os.access(paths[key], os.R_OK)]
+        if gone:
+            raise VplError(
+                part_of(len(gone), len(old), "photos", "is", "are") + " gone or cannot be read, "
+                f"and {output.path} holds results of {'it' if len(gone) == 1 else 'them'}, which "
+                f"would be deleted: {', '.join(str(paths[key]) for key in gone[:3])}"
+                f"{' …' if gone[3:] else ''}",
+                "see that the disk with the photos is there; the same `prepare` again leaves out "
+                "photos that are gone")
 
 
 def _write_ahead(settings: Running) -> int:
@@ -201,7 +243,7 @@ def run_batches(
     """Run batches, and yield the photos of each; batches that do not fit into memory are split.
 
     Args:
-        batches: what to run, in order.
+        batches: what to run, in order; `failed` of one are photos that could not be read.
         run: gives what was made for each photo of a batch.
         too_large: what to do where not even one photo fits: the hint of the error.
 
@@ -210,6 +252,10 @@ def run_batches(
     """
     from vpltool.parallel.memory import run_within_memory
 
-    for _, made in run_within_memory(batches, lambda batch: list(run(batch)), warn=console.warn,
-                                     lower=too_large):
+    def run_one(batch: Any) -> list[Made]:
+        failed: Mapping[str, str] = getattr(batch, "failed", {})
+        return [*((key, Failed(reason)) for key, reason in failed.items()),
+                *(run(batch) if len(batch) else ())]
+
+    for _, made in run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
         yield from made

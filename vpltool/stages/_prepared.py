@@ -26,7 +26,7 @@ def warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
                      + ("it again" if len(truncated) == 1 else "them again"))
 
 
-def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, grown: bool
+def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str
                        ) -> None:
     """Say what the workspace holds, what has changed, and what looks wrong.
 
@@ -34,12 +34,13 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         workspace: as it was written.
         photos: as they were written.
         words: what has changed.
-        grown: whether new classes were added after those of an earlier call.
+        afresh: where classes keep the numbers of an earlier call, the call that numbers them anew.
     """
     splits = Counter(split for photo in photos for split in photo.splits)
+    background = counted(len(workspace.background), "background word", "background words")
     console.note(
-        f"{count_photos(len(photos))}, {counted(len(workspace.classes), 'class', 'classes')}, "
-        f"{counted(len(workspace.background), 'background word', 'background words')}; "
+        f"{count_photos(len(photos))}, {counted(len(workspace.classes), 'class', 'classes')}"
+        f"{f', {background}' if workspace.has_words else ''}; "
         + ", ".join(f"{split}: {count}" for split, count in sorted(splits.items())))
     if captions := [len(photo.captions) for photo in photos if photo.captions]:
         console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
@@ -47,12 +48,12 @@ def describe_workspace(workspace: Workspace, photos: Sequence[Photo], words: Wor
         console.note(class_counts(photos, workspace.classes))
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
-    if grown and "classes" in words:
+    if afresh and "classes" in words:
         console.note("new classes come after the known ones, which keep their numbers")
     if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in MADE):
         console.advise("`update()` recomputes the stale results")
     _warn_of_masks(photos, splits)
-    _warn_of_tags(workspace, photos, grown)
+    _warn_of_tags(workspace, photos, afresh)
 
 
 def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
@@ -64,17 +65,19 @@ def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
                                  "have no true mask; eval leaves them out"))
 
 
-def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], grown: bool) -> None:
+def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) -> None:
     if not workspace.classes:
         console.advise("no classes: `train_groups()` needs none; `classes='FILE'` names some")
         return
     if not any(photo.labels for photo in photos):
-        console.advise("no photo has a tag; after `text_prototypes()`, `tag()` finds some",
+        console.advise("no photo has a tag; " + (
+            "after `text_prototypes()`, `tag()` finds some" if workspace.has_words else
+            "give them by `labels='FILE.csv'`, or `words='MODEL:PRETRAINED'` to find some"),
                        console.warn)
         return
     unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
-    why = ("; it stays a class, so that the others keep their numbers; `overwrite=True` removes it"
-           if grown else "")
+    why = (f"; it stays a class, so that the others keep their numbers; {afresh} removes it"
+           if afresh else "")
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")
     if len(unused) > 5:

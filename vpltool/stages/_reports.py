@@ -6,6 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpltool.errors import VplError
+from vpltool.formats import read_json
+from vpltool.formats.fields import (
+    NUMBER,
+    OBJECTS,
+    SIZE,
+    SIZE_OF,
+    TEXT,
+    check_fields,
+)
+
 
 class Report(dict[str, Any]):
     """A report as its JSON file holds it, and what else its table says.
@@ -21,6 +32,31 @@ class Report(dict[str, Any]):
         super().__init__(content)
         self.paths = paths
         self.classes = tuple(classes)
+
+
+_SCORES = {"what": TEXT, "split": TEXT, "photos": NUMBER}
+_MAY_HAVE = {"scored": TEXT, "against": TEXT, "worst": OBJECTS, "content": TEXT, "config": TEXT,
+             "miou": SIZE, "accuracy": SIZE, "threshold": SIZE}
+_OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read a file of scores, by true masks or by tags.
+
+    Raises:
+        VplError: it is not there, or holds none.
+    """
+    hint = "`eval(what='predictions/NAME')` writes scores"
+    content = read_json(path, hint)
+    if content.get("kind") not in ("scores", "agreement"):
+        raise VplError(f"{path} holds no scores", hint)
+    try:
+        check_fields(content, _SCORES | _OF_KIND[content["kind"]], _MAY_HAVE)
+        for entry in content.get("worst", []):
+            check_fields(entry, {"id": TEXT, "why": TEXT})
+    except ValueError as error:
+        raise VplError(f"{path} is not valid: {error}", hint) from error
+    return content
 
 
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool) -> str:

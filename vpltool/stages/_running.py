@@ -14,6 +14,7 @@ from vpltool.formats.bundles import read_part
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
+from vpltool.stages._models import load_main, with_weights
 from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.stages._segmenters import read_segmenter
 from vpltool.stages.extract import smaller_side_hint
@@ -32,12 +33,15 @@ def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[s
 
     Args:
         path: the folder that outputs go to, and that a relative path of weights is relative to.
-        model: identity of the CLIP, as headers have it.
+        model: identity of the encoder, as headers have it.
         classes: names of the classes.
-        pretrained: weights of the CLIP; default: those that the identity names.
+        pretrained: its weights; default: those that the identity names.
     """
-    return Workspace(path, "", "", tuple(classes), (), model.get("name", ""),
-                     pretrained or model.get("pretrained", ""),
+    encoder = model.get("encoder", "")
+    clip = ("", "") if encoder else (model.get("name", ""),
+                                     pretrained or model.get("pretrained", ""))
+    return Workspace(path, "", "", tuple(classes), (), *clip,
+                     encoder=with_weights(encoder, pretrained) if pretrained else encoder,
                      normalise=model.get("normalise", "model"))
 
 
@@ -80,18 +84,16 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
 
 def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: torch.device
                     ) -> Encoder:
-    from vpltool.clip.encoders import load_vision
-
     try:
-        encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
-                              normalise=workspace.normalise)
+        encoder = load_main(workspace, device)
     except VplError as error:
         if header.kind != "bundle":
             raise
-        raise VplError(f"{path} only names its CLIP: {error.message}",
+        raise VplError(f"{path} only names its encoder: {error.message}",
                        "`export('bundle')` without `clip='identity'` puts it into the file"
                        ) from error
-    _inputs.check_same_model(encoder.identity, header.model, f"{workspace.pretrained} and {path}")
+    _inputs.check_same_model(encoder.identity, header.model,
+                             f"{workspace.encoder or workspace.pretrained} and {path}")
     return encoder
 
 
@@ -209,10 +211,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     side = side_of(trained.header, settings.max_side)
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
-        for key, reason in batch.failed.items():
-            yield key, Failed(reason)
-        if not batch.ids:
-            return
         pixels = batch.pixels.to(device, non_blocking=True)
         result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
                          average=settings.average)

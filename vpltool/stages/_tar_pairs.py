@@ -42,9 +42,9 @@ class TarPairs:
     flaws: Flaws = field(default_factory=Flaws)
 
     @classmethod
-    def of(cls, patterns: Sequence[str], window: int) -> TarPairs:
+    def of(cls, patterns: Sequence[str], window: int, *, allow_pipe: bool) -> TarPairs:
         """Find the tars; see `find_tars`."""
-        return cls(find_tars(patterns), window)
+        return cls(find_tars(patterns, allow_pipe=allow_pipe), window)
 
     @property
     def identity(self) -> str:

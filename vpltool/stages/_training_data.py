@@ -13,6 +13,7 @@ from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 from vpltool.stages._masks import Masks
+from vpltool.stages._models import load_main
 from vpltool.stages.extract import parse_layers, parse_numbers
 
 if TYPE_CHECKING:
@@ -78,21 +79,20 @@ def frozen_layers(
     if source != "photos" and (folder / "artifact.json").exists():
         found = _inputs.open_features(workspace, features, split)
         if set(reads) <= set(found.header.options["keep"]):
+            _inputs.check_current(workspace, ids, found)
             return _stored_layers(found, ids, split, layers if "layers" in reads else None)
     if source == "features":
         raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
                        f"{_extract(split)}, or `source='photos'`")
 
-    from vpltool.clip.encoders import load_vision
     from vpltool.parallel.device import find_device, find_precision
 
     on = find_device(device)
     dtype = find_precision(precision, on, console.warn)
-    encoder = load_vision(workspace.model, workspace.pretrained, on, base=workspace.path,
-                          normalise=workspace.normalise)
+    encoder = load_main(workspace, on)
     encoder.vision.to(dtype)
     wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
-    return Frozen("photos", workspace.model, wanted, encoder.vision.width if wanted else 0,
+    return Frozen("photos", workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
                   encoder.identity, encoder=encoder), ids
 
 
@@ -304,7 +304,7 @@ def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropB
     import torch
 
     encoder = data.frozen.encoder
-    vision, weight = encoder.vision, encoder.vision.conv.weight
+    vision, weight = encoder.vision, encoder.vision.weight
     mean, std = torch.tensor([encoder.mean, encoder.std], device=weight.device).view(2, 1, 3, 1, 1)
     for batch in batches:
         assert batch.layers is not None

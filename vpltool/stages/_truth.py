@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
+from vpltool.formats.labels import size_of_labels
 from vpltool.formats.storage import short_path
 from vpltool.parallel.threads import in_threads
 
@@ -44,6 +45,10 @@ def read_truth(
     import numpy as np
 
     path = workspace.path / workspace.root / str(photo.mask)
+    found = size_of_labels(path)
+    if found != size:
+        raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), {sized} "
+                       f"{size[0]}×{size[1]}", "a true mask has a pixel for each of its photo's")
     values = read_labels(path)
     classes = len(workspace.classes)
     # What no line of the class file names: 0 is background, 255 is not scored.
@@ -61,10 +66,6 @@ def read_truth(
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"
             if workspace.mask_values else
             f"{_OTHER_NUMBERS}; a line `{value} ignore` beside lines `VALUE NAME` leaves it out")
-    if values.shape != size:
-        raise VplError(f"{short_path(path)} is {values.shape[0]}×{values.shape[1]} "
-                       f"(height×width), {sized} {size[0]}×{size[1]}",
-                       "a true mask has a pixel for each of its photo's")
     return labels.astype(np.uint8)
 
 

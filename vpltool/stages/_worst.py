@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, find_folder, read_json
+from vpltool.formats import Workspace, find_folder
+from vpltool.stages._reports import read_scores
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ def find_worst(workspace: Workspace, what: str, split: str, scores: Path | None,
             the others.
     """
     path = scores or _scores_of(workspace, what, split)
-    content = read_json(path, "`eval(what='predictions/NAME')` writes scores")
-    if content.get("kind") not in ("scores", "agreement") or "worst" not in content:
+    content = read_scores(path)
+    if "worst" not in content:
         raise VplError(f"{path} does not say which photos are the worst",
                        "`eval(what='predictions/NAME')`, or with `against='tags'`, writes scores "
                        "that do")
-    listed = {str(entry["id"]): str(entry["why"]) for entry in content["worst"][:count]}
+    listed = {entry["id"]: entry["why"] for entry in content["worst"][:count]}
     if not listed:
         raise VplError(f"{path}: the classes of every photo match its tags",
                        "`show()` without `worst` shows any photo")
-    kind = str(content["scored"])
+    kind = str(content.get("scored", "predictions"))
     named = f"{kind}/{str(content['what']).removeprefix(f'{kind}-')}"
     return Worst(what or named, str(content["split"]), listed)
 

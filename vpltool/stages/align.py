@@ -13,7 +13,7 @@ from vpltool.formats import Header, InputFolder, Workspace, write_tensors
 from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity
+from vpltool.stages._all_photos import photos_identity, with_photo_files
 from vpltool.stages._checkpoints import (
     Start,
     checkpoint_of,
@@ -21,6 +21,7 @@ from vpltool.stages._checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from vpltool.stages._models import check_words
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
@@ -122,18 +123,19 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     Raises:
         VplError: an input is missing or does not fit the others, or there are too few tags.
     """
+    check_words(workspace)
     warn_without_effect(settings)
     features = _inputs.open_features(workspace, settings.features, settings.split)
     _inputs.check_kept(features, ["patches"])
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = _inputs.make_header(
+    header = with_photo_files(workspace, _inputs.make_header(
         workspace, "prototypes", "align", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
-        options={"text": text.path.stem, "cams": maps.name})
+        options={"text": text.path.stem, "cams": maps.name}))
     target = settings.out or workspace.path / "prototypes/aligned.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):

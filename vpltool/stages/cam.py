@@ -25,12 +25,13 @@ TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
 class CamSettings(Settings):
     """Settings of `cam`."""
 
-    prototypes: str = setting("text", "text, vision, or a file of prototypes.",
-                              metavar="NAME-OR-PATH")
+    prototypes: str = setting(
+        "text", "text, vision, or a file of prototypes; the default without words is tags.",
+        metavar="NAME-OR-PATH")
     method: str = setting(KINDS["cams"].default, "Method that makes the maps.", metavar="NAME")
     split: str = options.split("train")
     name: str = setting("", "Name of the result; default: the prototypes, plus the method unless "
-                            "it is gradcam.", record="never")
+                            "it is gradcam.", record="never", inside=True)
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
@@ -51,8 +52,8 @@ STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head
 def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     """Make a class activation map for each class that a photo is tagged with.
 
-    At most CLIP's last block is run; the encoder is not run again. Text and vision prototypes are
-    treated alike.
+    At most the encoder's last block is run; the encoder is not run again. Text and vision
+    prototypes are treated alike.
 
     Example: vpltool cam --prototypes vision --split train
 
@@ -71,7 +72,8 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     """
     split, method = settings.split, find_method("cams", settings.method).load()
     features = _inputs.open_features(workspace, settings.features, split)
-    prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+    prototypes = _inputs.read_prototypes(
+        workspace, _inputs.class_rows(workspace, settings), aligned=True)
     _inputs.check_rows(prototypes, method.READS)
     no_network = "head" not in method.READS
     _aligned.check_fits(features, prototypes, head=not no_network)
@@ -91,11 +93,13 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     stem = prototypes.path.stem
     name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")
     folder = settings.out or workspace.path / "cams" / name / split
-    outputs = _photo_work.open_outputs({folder: header}, photos, settings)
+    outputs = _photo_work.open_outputs({folder: header}, photos, settings,
+                                       1 + len(workspace.classes))
     return _photo_work.make_photos(
         f"cam {name} {split}", outputs,
         lambda todo: _start(workspace, settings, method, features, second, prototypes, todo),
-        lambda output, key, made: output.write_tensors(key, made), settings)
+        lambda output, key, made: output.write_tensors(key, made), settings,
+        reads=_inputs.paths_of(workspace, split) if "photo" in method.READS else None)
 
 
 def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, features: InputFolder,
@@ -108,7 +112,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     space = _aligned.space_of(prototypes)
-    head = _aligned.head_in_space(read_head(features.path), space) if reads_head else None
+    head = _aligned.head_in_space(read_head(features), space) if reads_head else None
     head = head.to(device, dtype) if head else None
     space = space.to(device, dtype) if space else None
     rows, index = prototypes.rows.to(device), prototypes.class_index.to(device)

@@ -105,7 +105,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     if source.kind != "cams":
         photos = replace(photos, own={})
     outputs = _photo_work.open_outputs(_folders(workspace, settings, method, source), photos,
-                                       settings)
+                                       settings, 1 + len(workspace.classes))
     confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
     # Values, not settings: a worker process must find the method's file before it knows its class.
     task = _Task(Scores(source, settings.alpha, settings.max_side), settings.method,
@@ -117,7 +117,8 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 
     return _photo_work.make_photos(
         f"crf {source.name} {settings.split}", outputs,
-        lambda todo: _start(task, settings, [(key, paths[key]) for key in todo]), write, settings)
+        lambda todo: _start(task, settings, [(key, paths[key]) for key in todo]), write, settings,
+        reads=paths)
 
 
 def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels, write_workspace
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.workspace import read_images
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.settings import Settings, setting

@@ -29,7 +29,7 @@ class EmbedSettings(Settings):
                           metavar="NAME")
     split: str = options.split("train")
     name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
-                        record="never")
+                        record="never", inside=True)
     carry: str = setting(
         "", "Tensors to copy from the input features; tokens for cam --method surgery, attention, "
             "attentions, layers for train-decoder.", metavar="LIST")
@@ -128,7 +128,7 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
     device, store = find_device(settings.device), PRECISIONS[settings.store]
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
-    head = read_head(features.path).to(device, dtype) if reads_head else None
+    head = read_head(features).to(device, dtype) if reads_head else None
     read = [name for name in TENSORS if name in method.READS]
     copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
 

@@ -15,6 +15,7 @@ from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
+from vpltool.stages._models import load_clip_vision, load_main
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class EstimateSettings(Settings):
     width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
     new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
                                "print nothing. Unreadable ones are named, not counted.", off="-")
+    tag: bool = setting(False, "Also count `tag`, of photos without a tag.", off="-")
     device: str = options.device()
 
 
@@ -68,7 +70,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         `photos`, `seconds` by stage and `total`, and `bytes` of features.
 
     Raises:
-        VplError: there is no such segmenter, the CLIP cannot be had, or no photo can be read;
+        VplError: there is no such segmenter, the encoder cannot be had, or no photo can be read;
             where only new ones count, nothing is left to encode then, which is no error.
     """
     find_method("segmenters", settings.segmenter)
@@ -89,13 +91,11 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
                      + f" cannot be read: {named}")
         return dict(_NOTHING)
 
-    from vpltool.clip.encoders import load_vision
     from vpltool.core.photos import fit_size
     from vpltool.parallel.device import find_device, worker_count
 
     device = find_device(settings.device)
-    encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
-                          normalise=workspace.normalise)
+    encoder = load_main(workspace, device)
     patch = encoder.vision.patch
     grids = [tuple(side // patch for side in fit_size(size, patch, max_side=settings.max_side))
              for size in sizes]
@@ -105,7 +105,10 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     count = len(photos) - len(failed)
     # A GPU does the CRF of all photos in one process.
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
+    untagged = sum(not photo.labels for photo in photos) if settings.tag else 0
     seconds = {
+        **({"tag": untagged * _tag_seconds(workspace, side, device)}
+           if untagged else {}),
         "extract": count * _encoder_seconds(encoder, side, device),
         "crf": count * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(encoder, settings, device, count, mean)}
@@ -162,10 +165,10 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
 
 
 def _dim(encoder: Encoder) -> int:
-    """Dimensions of the joint space."""
+    """Dimensions of a patch embedding."""
     import torch
 
-    side, weight = 2 * encoder.vision.patch, encoder.vision.conv.weight
+    side, weight = 2 * encoder.vision.patch, encoder.vision.weight
     pixels = torch.zeros(1, 3, side, side, device=weight.device)
     with torch.no_grad():
         return int(encoder.vision(pixels, attention=False).patches.shape[-1])
@@ -180,6 +183,21 @@ def _encoder_seconds(encoder: Encoder, side: int, device: torch.device) -> float
     with torch.no_grad():
         return _seconds(lambda: vision(pixels, attention=False,
                                        layers=[vision.depth - 1]).patches.sum().item())
+
+
+def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float:
+    """Seconds a photo of side × side patches, with words that are as likely as each other."""
+    import torch
+
+    from vpltool.clip.encoders import with_head
+    from vpltool.core.tagging import TagSettings, Vocabulary, tag_scores
+
+    encoder = load_clip_vision(workspace, device)
+    vision, classes = with_head(encoder, "`tag`"), max(len(workspace.classes), 1)
+    rows = torch.nn.functional.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
+    words = Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
+    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
+    return _seconds(lambda: tag_scores(vision, pixels, words, TagSettings()).sum().item(), 1)
 
 
 def _crf_seconds(pixels: int, device: torch.device) -> float:

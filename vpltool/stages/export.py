@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.errors import VplError, part_of
+from vpltool.datasets.layouts import relative_name
+from vpltool.datasets.tags import some
+from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder
+from vpltool.formats.corrections import corrections_of
+from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Predictions
-from vpltool.settings import Settings, setting, values_of
+from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
+from vpltool.stages._corrections import check_corrections, read_mask
+from vpltool.stages._panels import named_photos_of
 from vpltool.stages._running import load_trained
 from vpltool.stages._segmenters import find_decoder, segmenter_header
 
@@ -33,7 +39,7 @@ class ExportSettings(Settings):
                             "segmenter, its decoder; default: the first found of vision-refined, "
                             "vision, text-refined, text.", metavar="PATH-OR-NAME")
     out: Path | None = setting(None, "Output path, instead of the default.", metavar="PATH",
-                               short="-o", record="never")
+                               short="-o", record="never", by_hand=True)
 
 
 STAGE = Stage(order=98, panel="4. Scores and pictures", reads=("predictions", "masks", "decoder"),
@@ -55,6 +61,8 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
     Raises:
         VplError: a photo has no prediction, or one that does not fit it, or the server knows other
             classes; or there is no decoder, or a package is missing.
+        PhotosFailed: some photos cannot be read, or an earlier step failed on them; the others are
+            exported.
     """
     method = find_method("exports", settings.method).load()
     if hasattr(method, "check"):
@@ -76,23 +84,127 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> l
 
 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
-    """Export the predictions of a split."""
-    split = values_of(settings)["split"]
+    """Export the predictions of a split, or of photos that were named to `predict`."""
+    assert settings.of_method is not None
     _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
-    photos = workspace.photos(split)
+    source, photos, split = _find(workspace, settings, method)
+    workspace.check_classes(source.header, source.path)
+    corrected = _corrections(workspace, photos, split) if getattr(
+        settings.of_method, "corrections", False) else {}
+    chosen = _choose(workspace, source, photos, split, corrected)
+    if chosen.failed and hasattr(method, "CLASSES"):
+        raise VplError(f"{_named(chosen.failed, len(photos))}: the server expects all",
+                       f"{_mended(source, split)}; `export('masks')` exports the others")
+    path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"
+    predictions = Predictions(workspace, source.name, chosen.photos, lambda: _each(
+        workspace, source, chosen, f"export {settings.method}"), dict(chosen.failed))
+    paths: list[Path] = method.export(predictions, path, _of_split(settings.of_method, split))
+    if predictions.failed:
+        raise PhotosFailed(f"{_named(predictions.failed, len(photos))}; the others are exported",
+                           _mended(source, split), paths, sorted(predictions.failed))
+    return paths
+
+
+def _of_split(of_method: Settings, split: str) -> Settings:
+    """Settings of a method, for the split or the folder of photos that is exported."""
+    return make(type(of_method), values_of(of_method) | {"split": split}, of_method.given)
+
+
+def _find(workspace: Workspace, settings: ExportSettings, method: Any
+          ) -> tuple[InputFolder, list[Photo], str]:
+    """Find the folder to export, its photos, and the split or the folder of photos it is of."""
+    split = values_of(settings)["split"]
     kinds = (("predictions",) if getattr(method, "EXPORTS", "") == "predictions"
              else ("predictions", "masks"))
-    source = find_folder(
-        workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
-        preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
-        full=getattr(method, "FULL", False))
-    workspace.check_classes(source.header, source.path)
-    _check_complete(source, photos, split)
-    path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"
-    predictions = Predictions(workspace, source.name, photos, lambda: _each(
-        workspace, source, photos, f"export {settings.method}"))
-    paths: list[Path] = method.export(predictions, path, settings.of_method)
-    return paths
+    splits = {name for photo in workspace.photos() for name in photo.splits}
+    try:
+        source = find_folder(
+            workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
+            preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
+            full=getattr(method, "FULL", False))
+    except VplError:
+        # That a split is unknown says more.
+        workspace.photos(split)
+        raise
+    own = source.header.options.get("split", split)
+    if own in splits or not (named := named_photos_of(source, workspace.path)):
+        return source, workspace.photos(split), split
+    root = workspace.path / workspace.root
+    return source, [Photo(key, relative_name(path, root), (), (own,))
+                    for key, path in named.items()], own
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What can be exported.
+
+    Args:
+        photos: in order.
+        sizes: (height, width) of each.
+        corrected: id to path of the masks that a person has corrected.
+        failed: id to reason, of the photos that are left out.
+    """
+
+    photos: list[Photo]
+    sizes: dict[str, tuple[int, int]]
+    corrected: dict[str, Path]
+    failed: dict[str, str]
+
+
+def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> dict[str, Path]:
+    """Id to path of the corrected masks of a split's photos; photos elsewhere have none."""
+    splits = {name for photo in workspace.photos() for name in photo.splits}
+    if split not in splits:
+        return {}
+    corrected = corrections_of(workspace.path, [photo.id for photo in photos])
+    check_corrections(workspace, corrected)
+    if corrected:
+        console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")
+                     + " the place of computed ones; `corrections=False` exports those")
+    return corrected
+
+
+def _choose(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
+            corrected: dict[str, Path]) -> _Chosen:
+    """Leave out the photos that cannot be read, or that an earlier step failed on.
+
+    Raises:
+        VplError: a photo has no prediction although none failed on it, or none is left.
+    """
+    from vpltool.core.photos import describe_failure, photo_size
+
+    there = [photo for photo in photos if photo.id in corrected or source.holds(photo.id)]
+    failed = source.left_out(photo.id for photo in photos if photo.id not in corrected)
+    absent = {photo.id for photo in photos} - {photo.id for photo in there} - failed.keys()
+    if absent:
+        raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
+                       + f" no prediction in {source.path}, such as {min(absent)}",
+                       again(source.header))
+    sizes = {}
+    for photo in there:
+        path = workspace.image_path(photo)
+        try:
+            sizes[photo.id] = photo_size(path)
+        except OSError as error:
+            failed[photo.id] = describe_failure(path, error)
+    if not sizes:
+        raise VplError(_named(failed, len(photos)), _mended(source, split))
+    return _Chosen([photo for photo in there if photo.id in sizes], sizes, corrected, failed)
+
+
+def _named(failed: Mapping[str, str], total: int) -> str:
+    """Name photos that are not exported, with the reasons."""
+    reasons = [why if key in why else f"{key}: {why}" for key, why in sorted(failed.items())]
+    return (part_of(len(failed), total, "photos", "cannot", "cannot")
+            + f" be exported: {some(reasons, '; ')}")
+
+
+def _mended(source: InputFolder, split: str) -> str:
+    """Say how photos that failed come into an export."""
+    if "images" in source.header.sources or source.header.call.get("images"):
+        return "fix or remove them, and predict again"
+    return (f"fix them, and run `extract(split={split!r})`, `update()` and the export again; or "
+            "remove them and their rows, and prepare again")
 
 
 def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
@@ -108,40 +220,30 @@ def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
                        "`export('masks')` and `export('coco-rle')` take any classes")
 
 
-def _check_complete(source: InputFolder, photos: Sequence[Photo], split: str) -> None:
-    absent = [photo.id for photo in photos if not source.path_of(photo.id).exists()]
-    if absent:
-        why = source.failed.get(absent[0], "")
-        raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
-                       + f" no prediction in {source.path}, such as {absent[0]}"
-                       + (f" ({why})" if why else ""),
-                       again(source.header))
-
-
-def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], title: str
+def _each(workspace: Workspace, source: InputFolder, chosen: _Chosen, title: str
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels.
 
     Raises:
         VplError: labels are damaged, of another size than the photo, or no class.
     """
-    from vpltool.core.photos import photo_size
-
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
-    with console.progress(title, len(photos)) as advance:
-        for photo in photos:
-            path, labels = source.path_of(photo.id), source.read_labels(photo.id)
+    with console.progress(title, len(chosen.photos)) as advance:
+        for photo in chosen.photos:
+            path, size = chosen.corrected.get(photo.id), chosen.sizes[photo.id]
+            if path:
+                yield photo, read_mask(path, workspace.image_path(photo), last)
+                advance()
+                continue
+            path = source.path_of(photo.id)
+            found = size_of_labels(path)
+            if found != size:
+                raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
+                               f"{size[0]}×{size[1]}", remake)
+            labels = source.read_labels(photo.id)
             highest = labels[labels != workspace.ignore].max(initial=0)
             if highest > last:
                 raise VplError(f"{path} has the label {highest}, above the last class {last}",
                                remake)
-            try:
-                size = photo_size(workspace.image_path(photo))
-            except OSError as error:
-                raise VplError(f"{photo.id}: {error}", "a prediction must have the photo's size, "
-                                                       "so the photo must be there") from error
-            if labels.shape != size:
-                raise VplError(f"{path} is {labels.shape[0]}×{labels.shape[1]} (height×width), "
-                               f"its photo {size[0]}×{size[1]}", remake)
             yield photo, labels
             advance()

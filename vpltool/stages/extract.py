@@ -14,6 +14,7 @@ from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
 from vpltool.stages._heads import head_path
+from vpltool.stages._models import WORDS, load_clip_vision, load_main
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,9 @@ class ExtractSettings(Settings):
 
     split: str = options.split("train")
     encoder: str = setting(
-        "", "Run a second encoder instead of CLIP; for methods that read one: a file of DINO's or "
-            "DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED.",
+        "", "Run a second encoder instead; for methods that read one: a file of DINO's or "
+            "DINOv2's weights, timm:MODEL, or a CLIP, MODEL:PRETRAINED; words: the CLIP beside "
+            "the workspace's encoder.",
         metavar="NAME-OR-FILE", record="never")
     scale: float = setting(1.0, "Factor by which photos are scaled first.", low=0.05, high=8)
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
@@ -92,7 +94,7 @@ STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
 
 
 def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
-    """Run the frozen CLIP over photos once, and store what later commands need.
+    """Run the frozen encoder over photos once, and store what later commands need.
 
     Photos are resized to multiples of the patch, each side separately, without a crop (CLIP-ES).
     --encoder runs another frozen vision transformer and writes to features-second/SPLIT. With
@@ -113,7 +115,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         VplError: the model cannot be had, or a setting does not fit it.
         PhotosFailed: some photos cannot be read.
     """
-    second = bool(settings.encoder)
+    second = settings.encoder not in ("", WORDS)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
     kept = _kept_of_windows(settings, kept) if settings.window else kept
     shard = _photo_work.chosen_shard(settings)
@@ -125,48 +127,49 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     encoder, source = _load(workspace, settings, device)
+    kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
     header = _inputs.make_header(
         workspace, "features", "extract", settings, model=encoder.identity,
         inputs=source.inputs if source else {}, skip=OF_CLIP if second else (),
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
-                 **({"encoder": encoder.identity["name"]} if second else {})})
+                 **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    parent = "features-second" if second else "features"
+    parent = "features-second" if settings.encoder else "features"
     folder = settings.out or workspace.path / parent / settings.split
     outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos([photo.id for photo in photos], {}, {},
-                                             not settings.limit, shard), settings)
+        {folder: header}, _photo_work.Photos(
+            [photo.id for photo in photos], {}, {}, not settings.limit, shard,
+            workspace.hashes_of(photos)), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
 
     def write_head() -> None:
-        if outputs[0].todo or not head_path(folder).exists():
+        # An encoder that runs by its own code has none.
+        head = getattr(encoder.vision, "head", None)
+        if head is not None and (outputs[0].todo or not head_path(folder).exists()):
             write_tensors(head_path(folder), Header(
                 kind="head", command="extract", model=encoder.identity,
-                facts={"config": encoder.vision.head.config}), encoder.vision.head.state_dict())
+                facts={"config": head.config}), head.state_dict())
 
     return _photo_work.make_photos(
         f"extract {settings.split}", outputs,
         lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        on_start=None if second else write_head)
+        on_start=None if second else write_head, reads=paths)
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
           ) -> tuple[Encoder, _second.FoundEncoder | None]:
-    """Load the workspace's CLIP, or the second encoder that is named, and where it was found."""
-    if settings.encoder:
+    """Load the workspace's encoder, or the one that is named, and where that was found."""
+    if settings.encoder not in ("", WORDS):
         warn_without_effect(settings, without=dict.fromkeys(
             OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
         return _second.load_second(workspace, settings.encoder, device)
     warn_without_effect(settings)
-
-    from vpltool.clip.encoders import load_vision
-
-    return load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
-                       normalise=workspace.normalise), None
+    load = load_clip_vision if settings.encoder else load_main
+    return load(workspace, device), None
 
 
 def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
@@ -182,7 +185,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
-    patches = "last" if settings.encoder else settings.patches
+    patches = settings.patches if settings.encoder in ("", WORDS) else "last"
     calibration = Calibration(settings.calibrated_blocks, settings.calibrated_heads)
     window = settings.window // vision.patch
     if settings.window and not window:
@@ -190,10 +193,6 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
                        f"for example `window={32 * vision.patch}`")
 
     def encode(batch: Batch) -> Iterator[_photo_work.Made]:
-        for key, reason in batch.failed.items():
-            yield key, _photo_work.Failed(reason)
-        if not batch.ids:
-            return
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         index = {"layer_index": torch.tensor(layers)} if layers else {}
@@ -258,6 +257,22 @@ def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
         raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",
                        f"`keep={','.join(readable)!r}`, the default with `encoder`")
     return tuple(name for name in kept if name in readable)
+
+
+def _kept_of_encoder(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...]
+                     ) -> tuple[str, ...]:
+    """What is kept of an encoder: of what is asked for, what it gives."""
+    from vpltool.clip.encoders import with_head
+
+    if settings.patches != "block" and not settings.encoder:
+        with_head(encoder, f"`patches={settings.patches!r}`")
+    able, name = encoder.vision.able, encoder.identity["name"]
+    if "keep" in settings.given or able.isdisjoint(kept):
+        encoder.vision.check_able(kept, name)
+    missing = [tensor for tensor in kept if tensor not in able]
+    if missing:
+        console.note(f"{name} gives no {' and no '.join(missing)}")
+    return tuple(tensor for tensor in kept if tensor in able)
 
 
 def _kept_of_windows(settings: ExtractSettings, kept: tuple[str, ...]) -> tuple[str, ...]:

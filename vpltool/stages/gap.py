@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs
+from vpltool.stages._models import check_words
 from vpltool.stages._regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
@@ -67,6 +68,7 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     Raises:
         VplError: an input is missing or of another model, or no region reaches Φ.
     """
+    check_words(workspace)
     measured = _measure(workspace, settings)
     report = _report(workspace, measured, settings.split)
     path = settings.out or workspace.path / "scores/gap.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.formats import InputFolder, Workspace
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.inputs import find_folder
-from vpltool.formats.storage import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._reports import format_table
@@ -33,7 +33,7 @@ class GroupUseSettings(Settings):
     limit: int = options.limit()
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
     out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
-                               short="-o", record="never")
+                               short="-o", record="never", by_hand=True)
 
 
 STAGE = Stage(order=97, panel="4. Scores and pictures", reads=("group-maps",), writes=(),

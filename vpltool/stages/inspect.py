@@ -119,7 +119,9 @@ def _describe_workspace(path: Path) -> dict[str, Any]:
             splits[split] = splits.get(split, 0) + 1
     return {
         "kind": "workspace", "data set": workspace.name, "root": workspace.root,
-        "model": f"{workspace.model} ({workspace.pretrained})", "photos": len(photos),
+        **({"encoder": workspace.encoder} if workspace.encoder else {}),
+        **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
+           else {}), "photos": len(photos),
         "splits": splits, "classes": list(workspace.classes),
         "with true masks": sum(photo.mask is not None for photo in photos)}
 

@@ -12,7 +12,8 @@ from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity
+from vpltool.stages._all_photos import photos_identity, with_photo_files
+from vpltool.stages._models import check_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +136,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         VplError: an input is missing or does not fit the others, or the settings exclude each
             other.
     """
+    check_words(workspace, "`seed_prototypes()` makes prototypes without them")
     targets = settings.targets
     settings = replace(settings,
                        targets=targets or ("text" if settings.pixels == "all" else "seeds"))
@@ -154,8 +156,9 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         inputs["cams"], named["cams"] = maps, maps.name
     inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
                                        *([maps] if maps else []))
-    header = _inputs.make_header(workspace, "prototypes", "learn-prototypes", settings,
-                                 inputs=inputs, model=features.header.model, options=named)
+    header = with_photo_files(workspace, _inputs.make_header(
+        workspace, "prototypes", "learn-prototypes", settings, inputs=inputs,
+        model=features.header.model, options=named))
     if targets is None:
         header.call.pop("targets", None)
     target = settings.out or workspace.path / "prototypes/vision.safetensors"

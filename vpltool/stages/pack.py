@@ -12,6 +12,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.packed import PACKED, read_packed, write_tar
 from vpltool.formats.shards import Shard
+from vpltool.parallel.once import write_alone
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
@@ -23,7 +24,7 @@ class PackSettings(Settings):
 
     to: str = setting("", "Where the tars go; a folder, or an address such as s3://BUCKET/FOLDER. "
                           "Default: .packed in the folder of the features.", metavar="ADDRESS",
-                      record="never")
+                      record="never", by_hand=True)
     size: int = setting(1000, "Size of a tar in megabytes; then the next one is started.", low=1,
                         metavar="MB", record="never")
     split: str = options.split("train")
@@ -59,6 +60,7 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     shard = _photo_work.chosen_shard(settings)
     features = _inputs.open_features(workspace, settings.features, settings.split)
     ids = _photo_work.assigned([photo.id for photo in workspace.photos(settings.split)], shard)
+    write_alone(features.path)
     files = _left(features, ids)
     at = settings.to
     if at and "://" not in at:

@@ -18,6 +18,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
+from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
@@ -143,7 +144,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     for task, outputs in opened:
         try:
             made += _photo_work.make_photos(f"predict {work.path.stem} {task.name}", outputs,
-                                            functools.partial(_start, work, task), _write, settings)
+                                            functools.partial(_start, work, task), _write, settings,
+                                            reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
             made += [output.path for output in outputs]
@@ -243,7 +245,8 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
         folders |= {base / kind / name / task.name: _make_header(work, task, kind)
                     for kind in more}
-    return _photo_work.open_outputs(folders, task.photos, settings)
+    return _photo_work.open_outputs(folders, task.photos, settings,
+                                    1 + len(work.named.classes))
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -324,6 +327,8 @@ def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | No
 def _write(output: OutputFolder, key: str, seen: Segmented) -> None:
     from vpltool.core.segment import keep_likely, labels_of
 
+    # Labels of NaN would be those of the background.
+    check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
         output.write_labels(key, labels_of(seen.probabilities, seen.size))
     elif output.header.kind == "probabilities":

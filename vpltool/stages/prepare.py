@@ -23,10 +23,8 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
+from vpltool.stages._models import DEFAULT_CLIP, ChosenModels, choose_models
 from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
-
-DEFAULT_MODEL = ("ViT-B-16-quickgelu", "openai")
-"""`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +32,23 @@ class PrepareSettings(Settings):
     """Settings that all data sets share."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
-    model: str = setting(DEFAULT_MODEL[0], "CLIP model; its name in open_clip.")
+    model: str = setting(DEFAULT_CLIP[0], "CLIP model; its name in open_clip.")
     pretrained: str = setting(
-        DEFAULT_MODEL[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
-                          "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
+        DEFAULT_CLIP[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
+                         "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
+    encoder: str = setting(
+        "", "Encode photos with this vision encoder instead of a CLIP; timm:MODEL, "
+            "timm:MODEL,FILE, hf:ORG/NAME, a folder, or DINO's weights; auto: DINOv2. The "
+            "workspace then has no words.", metavar="NAME-OR-FILE")
+    words: str = setting(
+        "", "With an encoder: a CLIP beside it, for text prototypes and tags; MODEL:PRETRAINED, "
+            "hf-hub:ORG/NAME, or a folder.", metavar="CLIP", brief=False)
     classes: Path | None = setting(
         None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")
-    background: Path | None = setting(None, "Background words, one per line.",
-                                      metavar="FILE")
+    background: Path | None = setting(
+        None, "Background words for GradCAM, one per line, in place of the 25 of CLIP-ES, which "
+              "are the default: the file replaces them.", metavar="FILE")
     corrections: Path | None = setting(
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
               "of Label Studio, CVAT, COCO, YOLO and others. Masks imported earlier are kept; "
@@ -82,28 +88,30 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
     Run it again to add photos, tags, classes or masks; omitted settings stay as they
-    were. Other photos or another CLIP are refused unless you overwrite the workspace; even then the
-    CLIP stays unless you name one.
+    were. Other photos or another encoder are refused unless you overwrite the workspace; even then
+    CLIP or encoder stay unless you name one.
 
     Next: vpltool text-prototypes
 
     Args:
         path: the workspace folder.
-        settings: which data set, which CLIP, which words.
+        settings: which data set, which encoder, which words.
 
     Returns:
         `workspace.json`, and the folders of true masks that were made.
 
     Raises:
         VplError: the data set is not as expected, or a workspace of other photos or of another
-            CLIP is there.
+            encoder is there.
         PhotosFailed: true masks of some photos could not be made.
     """
     earlier = _read_earlier(path, overwrite=settings.overwrite)
     kept = None if settings.overwrite else earlier
     if kept:
         settings = _completed(path, settings, kept.call)
-    model, pretrained = _choose_model(path, settings, earlier)
+    models = choose_models(
+        path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
+        earlier.workspace if earlier else None)
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
@@ -112,8 +120,9 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     classes = _ordered(source, kept)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
-        _background(settings, source, classes, kept), model, pretrained,
-        mask_values=named.values, normalise=_choose_normalise(settings, earlier))
+        _background(settings, source, classes, kept), models.model, models.pretrained,
+        mask_values=named.values, normalise=_choose_normalise(settings, earlier),
+        encoder=models.encoder)
     if kept:
         _check_same(kept, workspace, source.photos, settings)
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
@@ -127,7 +136,11 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     corrected = read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
-    describe_workspace(workspace, photos, words, source.from_tags and kept is not None)
+    if not earlier or ChosenModels.of(earlier.workspace) != models:
+        for licence in models.licences():
+            console.note(licence)
+    describe_workspace(workspace, photos, words,
+                       _formatted(settings) if source.from_tags and kept is not None else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
              *take_corrections(workspace, corrected)]
     for output in outputs:
@@ -167,7 +180,8 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     if method is not None and call.get("method") == settings.method:
         before = {entry.name: _from_workspace(path, entry.type, call[entry.name])
                   for entry in described(type(method))
-                  if entry.name in call and not _is_given(method, entry.name)}
+                  if entry.name in call and not entry.about.by_hand
+                  and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
               if name in call and not _is_given(settings, name)}
@@ -193,7 +207,8 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
-        if value != entry.default and entry.about.panel != RUNNING:
+        if (value != entry.default and entry.about.panel != RUNNING
+                and not entry.about.by_hand):
             call[entry.name] = _to_workspace(path, value)
     return call
 
@@ -221,16 +236,28 @@ def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFil
 
 
 def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
-    """Class names in index order. Those of tags come after known ones, which keep their index."""
+    """Class names in index order. Those of tags come after known ones, which keep their index.
+
+    Known ones that no photo has any more go, where that changes no number that something uses.
+    """
     if kept is None or not source.from_tags:
         return source.classes
-    known = kept.workspace.classes
+    path, used = kept.workspace.path, set(source.classes)
+    known = list(kept.workspace.classes)
+    if not any((path / name).is_dir() for name in _NUMBERED):
+        known = [name for name in known if name in used]
+    while known and known[-1] not in used and not (path / "corrections").is_dir():
+        known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
     if len(classes) >= IGNORE:
         raise VplError(f"{kept.workspace.path / 'workspace.json'} would have {len(classes)} "
                        f"classes; {IGNORE - 1} at most are possible",
                        "`overwrite=True` drops those that no photo has")
     return classes
+
+
+_NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
+"""Folders of what holds numbers of classes."""
 
 
 def _background(settings: PrepareSettings, source: Source, classes: Sequence[str],
@@ -244,34 +271,6 @@ def _background(settings: PrepareSettings, source: Source, classes: Sequence[str
         words, new = kept.workspace.background, new - set(kept.workspace.classes)
     # A class must not compete with itself as a background word.
     return tuple(word for word in words if word not in new)
-
-
-def _choose_model(path: Path, settings: PrepareSettings, earlier: _Earlier | None
-                  ) -> tuple[str, str]:
-    """Model and weights as workspace.json has them: those given, else the workspace's own.
-
-    Raises:
-        VplError: there is no such model, tag, file or folder, or it cannot be used.
-    """
-    from vpltool.clip.models import find_source
-
-    if earlier and not (_is_given(settings, "model") or _is_given(settings, "pretrained")):
-        return earlier.workspace.model, earlier.workspace.pretrained
-    source = find_source(settings.model, settings.pretrained)
-    if "model" in settings.given and settings.model not in (source.model, source.pretrained):
-        console.warn(f"`model={settings.model!r}` has no effect: `{settings.pretrained}` "
-                     "already determines the model")
-    if (source.form in ("tag", "file")
-            and (settings.model, settings.pretrained) != DEFAULT_MODEL):
-        from vpltool.clip.catalogue import check_source
-
-        for guess in check_source(source):
-            console.warn(guess)
-    if source.path is None:
-        return source.model, source.pretrained
-    # A folder says itself which model it holds; its name is the model's.
-    name = source.path.resolve().name if source.form == "folder" else source.model
-    return name, relative_to(source.path, path)
 
 
 def _choose_normalise(settings: PrepareSettings, earlier: _Earlier | None) -> str:
@@ -290,7 +289,8 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
 
 def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
                 settings: PrepareSettings) -> None:
-    """Check that the workspace is of the same photos and, where it has been used, the same CLIP.
+    """Check that the workspace is of the same photos and, where it has been used, the same
+    encoder.
 
     Raises:
         VplError: it is not; the difference is named.
@@ -299,9 +299,8 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
     worked = any((workspace.path / name).is_dir() for name in MADE)
     if old.root != workspace.root:
         changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
-    if worked and (old.model, old.pretrained) != (workspace.model, workspace.pretrained):
-        changes.append(f"the CLIP was {old.model} ({old.pretrained}), now {workspace.model} "
-                       f"({workspace.pretrained})")
+    if worked:
+        changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
     if worked and old.normalise != workspace.normalise:
         changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
     if not changes and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):

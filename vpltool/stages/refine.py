@@ -11,6 +11,7 @@ from typing import Any
 from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
+from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
@@ -87,7 +88,8 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
                 **({"decoder": beside.decoder} if beside.decoder else {})})
     name = f"{cams.name}-refined"
     folder = settings.out or workspace.path / "cams" / name / split
-    outputs = _photo_work.open_outputs({folder: header}, photos, settings)
+    outputs = _photo_work.open_outputs({folder: header}, photos, settings,
+                                       1 + len(workspace.classes))
 
     def write(output: OutputFolder, key: str, made: dict[str, Any]) -> None:
         from vpltool.parallel.device import PRECISIONS
@@ -98,7 +100,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     return _photo_work.make_photos(
         f"refine {name} {split}", outputs,
         lambda todo: _start(workspace, settings, method, cams, features, beside, todo), write,
-        settings)
+        settings, reads=_inputs.paths_of(workspace, split) if "photo" in method.READS else None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleT
     second = _second.open_second(workspace, settings.second, settings.split, method.READS)
     prototypes = None
     if "prototypes" in method.READS:
-        prototypes = _inputs.read_prototypes(workspace, settings.prototypes, aligned=True)
+        prototypes = _inputs.read_prototypes(
+            workspace, _inputs.class_rows(workspace, settings), aligned=True)
         _aligned.check_fits(features, prototypes)
         _inputs.check_rows(prototypes, method.READS)
     decoder = (_find_decoder(workspace, settings.decoder, features)
@@ -175,7 +178,10 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
         "row_photos": found.photos}
 
     def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
-        maps = cams.read_tensors(key)
+        try:
+            maps = cams.read_tensors(key)
+        except BadValues as error:
+            return key, _photo_work.Failed(error.message)
         # Those of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)
         photo = by_id[key]
@@ -193,6 +199,7 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
 
     def results() -> Iterator[_photo_work.Made]:
         for batch in feature_batches(features, todo, wanted, settings.batch_size, device=device):
+            yield from ((key, _photo_work.Failed(why)) for key, why in batch.failed.items())
             for number, key in enumerate(batch.ids):
                 with explain_out_of_memory(f"a photo of {batch.each}",
                                            _inputs.smaller_photos_hint(features.header)):

@@ -10,10 +10,10 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import format_table
+from vpltool.stages._reports import format_table, read_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ScoresSettings(Settings):
         positional=True, metavar="ROW")
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
     out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
-                               short="-o", record="never")
+                               short="-o", record="never", by_hand=True)
 
 
 STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), writes=(),
@@ -114,11 +114,10 @@ def _matching(work: Path, pattern: str) -> list[str]:
 def _read(work: Path, name: str) -> dict[str, Any]:
     """Read the scores of a file under the keys of `_COLUMNS`."""
     path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
-    content = read_json(path, "`eval()` writes scores")
-    if content.get("kind") == "agreement":
-        return {**content, **content["mean"]}
-    if content.get("kind") != "scores":
-        raise VplError(f"{path} holds no scores", "`eval()` writes them")
+    content = read_scores(path)
+    if content["kind"] == "agreement":
+        return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
+    content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
     foreground = [value for name, value in content["iou"].items()
                   if name != "background" and value is not None]
     return {**content, "against": "masks",

@@ -16,7 +16,7 @@ from vpltool.methods import KINDS, find_method
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity
+from vpltool.stages._all_photos import photos_identity, with_photo_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,8 @@ class SeedPrototypesSettings(Settings):
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     seed: int = options.seed()
-    text: str = _phase_one.text(brief=False)
+    text: str = setting("text", "Rows to start from; text, or tags, the default without words.",
+                        metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"])
     features: Path | None = options.features()
     device: str = options.device()
     limit: int = options.limit("changed")
@@ -59,9 +60,9 @@ STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prot
 def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """Make vision prototypes from the most confident pixels of CAMs; nothing is trained.
 
-    Use them as they are, or to initialise learn-prototypes. Classes without seeds keep their
-    text prototype. Under torchrun each process reads the features of its shard of the photos, for
-    --method means.
+    Use them as they are, or to initialise learn-prototypes. Classes without seeds keep
+    their row of the start, text or tags. Under torchrun each process reads the features of its
+    shard of the photos, for --method means.
 
     Example: vpltool seed-prototypes --cams text-salient --phi 0.9 --background clusters
 
@@ -81,15 +82,16 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     warn_without_effect(settings)
     _check_divides(settings, method)
     features = _inputs.open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_text(workspace, settings.text, features)
+    text = _phase_one.read_start(workspace, _inputs.class_rows(workspace, settings, "text"),
+                                 features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = _inputs.make_header(
+    header = with_photo_files(workspace, _inputs.make_header(
         workspace, "prototypes", "seed-prototypes", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
-        options={"text": text.path.stem, "cams": maps.name})
+        options={"text": text.path.stem, "cams": maps.name}))
     target = settings.out or workspace.path / "prototypes/seeds.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):
@@ -97,7 +99,8 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     _aligned.space_of(text))
+                                     _aligned.space_of(text),
+                                     unlabelled=getattr(method, "UNLABELLED", False))
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
             of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
@@ -133,7 +136,9 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Mo
         rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
                                              settings.seed, **together)
         of_rows: dict[str, Tensor] = more[0] if more else {}
-        facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index, ranks)
+        facts = _phase_one.facts_of(
+            workspace, pool, (zs, zs_index), rows, index, ranks,
+            _inputs.OF_TAGS if text.header.command == "tag-prototypes" else "text")
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}
@@ -146,4 +151,4 @@ def _warn_of_missing_seeds(workspace: Workspace, labels: Sequence[Sequence[int]]
     without = [workspace.class_name(item) for item in text_index.unique().tolist()
                if item and item not in seeded]
     if without:
-        console.warn(f"no seeds for {', '.join(without)}: the text prototype is kept")
+        console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")

@@ -14,7 +14,8 @@ from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity
+from vpltool.stages._all_photos import photos_identity, with_photo_files
+from vpltool.stages._models import check_words
 from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     Raises:
         VplError: an input is missing or does not fit the others, or there is no region.
     """
+    check_words(workspace)
     if not math.isfinite(settings.share):
         raise VplError(f"`share={settings.share}` is not a finite number",
                        "`share=1.0` moves by the whole gap")
@@ -93,8 +95,9 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
         named["cams"] = regions.maps.name
     inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
                                        *([regions.maps] if regions else []))
-    header = _inputs.make_header(workspace, "prototypes", "shift-gap", settings, inputs=inputs,
-                                 model=features.header.model, options=named)
+    header = with_photo_files(workspace, _inputs.make_header(
+        workspace, "prototypes", "shift-gap", settings, inputs=inputs,
+        model=features.header.model, options=named))
     target = settings.out or workspace.path / "prototypes/shifted.safetensors"
     if not _inputs.check_file(target, header, overwrite=settings.overwrite,
                               update=settings.update):

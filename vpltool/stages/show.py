@@ -13,7 +13,7 @@ from vpltool import console, options
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, open_workspace
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
@@ -232,7 +232,7 @@ def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], setti
     from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
 
     failed = remarks.failed
-    labels = f": {' '.join(row.photo.labels)}" if row.photo else ""
+    labels = f": {', '.join(row.photo.labels)}" if row.photo else ""
     labels = f": {remarks.why[row.id]}" if row.id in remarks.why else labels
     try:
         whole = read_photo(row.path)

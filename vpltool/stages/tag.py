@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Photo, Workspace, open_input
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
+from vpltool.names import csv_id
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
+from vpltool.stages._models import check_words, load_clip_vision
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         VplError: an input is missing, or of another model.
         PhotosFailed: some photos cannot be read.
     """
+    check_words(workspace)
     warn_without_effect(settings)
     shard = _photo_work.chosen_shard(settings)
     photos = workspace.photos(settings.split, settings.limit)
@@ -107,16 +110,19 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         workspace, "tags", "tag", settings, model=prototypes.header.model,
         inputs={"prototypes": prototypes.path, "classes": workspace.classes_identity})
     folder = settings.out or workspace.path / "tags" / settings.split
-    mine = _photo_work.assigned([photo.id for photo in photos], shard)
+    mine = _photo_work.assigned(photos, shard, lambda photo: photo.id)
     outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos(mine, {}, {}, not settings.limit, shard), settings)
+        {folder: header}, _photo_work.Photos(
+            [photo.id for photo in mine], {}, {}, not settings.limit, shard,
+            workspace.hashes_of(mine)), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
     table = folder.parent / f"{folder.name}.csv"
     try:
         _photo_work.make_photos(
             f"tag {settings.split}", outputs,
             lambda todo: _start(workspace, settings, prototypes, {key: paths[key] for key in todo}),
-            lambda output, key, scores: output.write_tensors(key, {"scores": scores}), settings)
+            lambda output, key, scores: output.write_tensors(key, {"scores": scores}), settings,
+            reads=paths)
     except PhotosFailed as error:
         error.result = _write_table(workspace, settings, photos, folder, table)
         raise
@@ -126,14 +132,12 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
 def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prototypes,
            paths: Mapping[str, Path]) -> Iterator[_photo_work.Made]:
     """Load the tower; the result yields each photo's scores."""
-    from vpltool.clip.encoders import load_vision
     from vpltool.core.tagging import Vocabulary
     from vpltool.parallel.device import find_device, find_precision
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    encoder = load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
-                          normalise=workspace.normalise)
+    encoder = load_clip_vision(workspace, device)
     _inputs.check_same_model(encoder.identity, prototypes.header.model,
                              f"the workspace's CLIP and {prototypes.path}")
     encoder.vision.to(dtype)
@@ -144,23 +148,21 @@ def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prot
 
 def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[str, Path],
             device: torch.device) -> Iterator[_photo_work.Made]:
+    from vpltool.clip.encoders import with_head
     from vpltool.core import tagging
     from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.device import worker_count
     from vpltool.parallel.photos import load_batches
 
-    vision = encoder.vision
+    vision = with_head(encoder, "`tag`")
     used = tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
                                crop=settings.crop if settings.rescore else 0,
                                patches=settings.patches)
 
     def score(batch: Batch) -> Iterator[_photo_work.Made]:
-        for key, reason in batch.failed.items():
-            yield key, _photo_work.Failed(reason)
-        if batch.ids:
-            pixels = batch.pixels.to(device, vision.conv.weight.dtype, non_blocking=True)
-            yield from zip(batch.ids, tagging.tag_scores(vision, pixels, words, used).cpu(),
-                           strict=True)
+        pixels = batch.pixels.to(device, vision.weight.dtype, non_blocking=True)
+        yield from zip(batch.ids, tagging.tag_scores(vision, pixels, words, used).cpu(),
+                       strict=True)
 
     batches = load_batches(
         list(paths.items()),
@@ -192,7 +194,7 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
                 continue
             scores = scored.read_tensors(photo.id)["scores"]
             tags[photo.id] = _tags_of(workspace.classes, scores, settings)
-            table.writerow([photo.id, _joined(tags[photo.id]), _joined(photo.splits),
+            table.writerow([csv_id(photo.id), _joined(tags[photo.id]), _joined(photo.splits),
                             _formatted(workspace.classes, scores)])
     counts = Counter(name for names in tags.values() for name in names)
     none = sum(not names for names in tags.values())

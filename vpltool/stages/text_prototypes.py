@@ -8,13 +8,14 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.datasets.attributes import read_attributes
-from vpltool.datasets.prompts import find_prompts, read_lines
+from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
+from vpltool.stages._models import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     Raises:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
-    from vpltool.clip.models import find_source
+    from vpltool.clip.models import find_source, local_weights
 
+    check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
     path = settings.out or workspace.path / "prototypes/text.safetensors"
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
@@ -75,14 +77,17 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     templates = find_prompts(settings.prompts)
     words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
-    # The fingerprint of the model is not known before it is loaded; its name must do here.
+    # The fingerprint of the model is not known before it is loaded, nor where a download lies.
     source = find_source(workspace.model, workspace.pretrained, workspace.path)
+    weights = local_weights(workspace.model, workspace.pretrained, workspace.path)
     header = _inputs.make_header(
         workspace, "prototypes", "text-prototypes", settings,
-        model=source.names | ({"normalise": workspace.normalise}
-                              if workspace.normalise != "model" else {}),
+        model=source.names | {name: value for name, value in (
+            ("weights", weights),
+            ("normalise", workspace.normalise if workspace.normalise != "model" else "")) if value},
         inputs={"classes": workspace.classes_identity,
                 "vocabulary": vocabulary_identity(workspace, words),
+                **({} if settings.prompts in PROMPTS else {"prompts": Path(settings.prompts)}),
                 **({"words": settings.words} if settings.words else {}),
                 **({"attributes": settings.attributes} if settings.attributes else {})},
         options={"prompts": list(templates),

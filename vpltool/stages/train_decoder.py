@@ -17,6 +17,7 @@ from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
+from vpltool.stages._all_photos import with_photo_files
 from vpltool.stages._checkpoints import Start, read_checkpoint
 from vpltool.stages._fitting import STEPLESS, fit_segmenter
 from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
@@ -39,8 +40,9 @@ class TrainDecoderSettings(Settings):
     masks: str = setting("", "Pseudo masks to train on; a name, or a folder of your own. "
                              "Default: the first found of vision-refined, vision, text-refined, "
                              "text.", metavar="NAME-OR-PATH", record="never")
-    prototypes: str = setting("vision", "Pixel classifier: vision, text or a file.",
-                              metavar="NAME-OR-PATH", source="VPL, eq. 12")
+    prototypes: str = setting(
+        "vision", "Pixel classifier: vision, text or a file; the default without words is tags.",
+        metavar="NAME-OR-PATH", source="VPL, eq. 12")
     method: str = setting(KINDS["segmenters"].default, "Kind of segmenter to train.",
                           metavar="NAME")
     source: str = setting(
@@ -78,7 +80,8 @@ class TrainDecoderSettings(Settings):
                          metavar="NAME-OR-PATH", record="never")
     split: str = options.split("train")
     features: Path | None = options.features()
-    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never")
+    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
+                        inside=True)
     checkpoint_every: int = setting(
         200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
              "A stopped run resumes from the last.", low=1, panel=RUNNING,
@@ -101,7 +104,7 @@ _ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
 
 def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
-    """Train a segmenter on pseudo masks; CLIP stays frozen.
+    """Train a segmenter on pseudo masks; the encoder stays frozen.
 
     The class scores of a pixel are the cosines of its embedding to the prototypes. Under torchrun
     processes share the crops of each step, and each GPU encodes its own.
@@ -128,13 +131,11 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         _check_divides(settings)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
-    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
+    prototypes = _inputs.read_prototypes(workspace, _inputs.class_rows(workspace, settings))
     frozen, ids = frozen_layers(
         workspace, masks.ids, source=settings.source, features=settings.features,
         split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
         device=settings.device, precision=settings.precision)
-    _inputs.check_same_model(frozen.model, prototypes.header.model,
-                             f"{frozen.name} and {prototypes.path}")
     unread = _unread(settings, frozen, stepless)
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
@@ -145,9 +146,12 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         precision=_precision_of_steps(settings, frozen, stepless))
     network = build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
+    if network.in_joint_space:
+        _check_rows(frozen, prototypes, settings.method)
     name = settings.name or masks.name
     target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
-    first = None if stepless else _start_from(workspace, settings, network, prototypes, target)
+    first = None if stepless else _start_from(workspace, settings, network, frozen.model,
+                                              target)
     header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first,
                           unread)
     if not _is_done(target, header, settings, masks, ids):
@@ -162,8 +166,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         task = Training(data, training, replace(header, facts=facts), target)
         start = None if stepless else read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
-        _masks.check_masks(masks, {key: workspace.image_path(photos[key]) for key in ids},
-                    len(workspace.classes))
+        _masks.check_masks(masks, workspace, [photos[key] for key in ids])
         if start is None:
             _fit(task, method, network, settings)
         else:
@@ -198,6 +201,21 @@ def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless
     return find_precision("bf16", find_device(settings.device), warn)
 
 
+def _check_rows(frozen: Frozen, prototypes: _inputs.Prototypes, method: str) -> None:
+    """Check that prototypes can classify the pixels of a method that compares them.
+
+    Raises:
+        VplError: they are of another model, or of classes alone.
+    """
+    _inputs.check_same_model(frozen.model, prototypes.header.model,
+                             f"{frozen.name} and {prototypes.path}")
+    if 0 not in prototypes.class_index.tolist():
+        raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
+                       f"{prototypes.path} has none of the background",
+                       "`method='discriminant'` needs none; `seed_prototypes(background="
+                       "'clusters')` makes some, for `prototypes='seeds'`")
+
+
 def _check_divides(settings: TrainDecoderSettings) -> None:
     """Check that the processes that torchrun has started can share the crops of a step.
 
@@ -212,7 +230,7 @@ def _check_divides(settings: TrainDecoderSettings) -> None:
 
 
 def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
-                prototypes: _inputs.Prototypes, target: Path) -> Path | None:
+                model: Mapping[str, str], target: Path) -> Path | None:
     """Give the network the weights of the decoder that it begins with; its path, if there is one.
 
     Raises:
@@ -224,7 +242,7 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
     if path.resolve() == target.resolve():
         raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
                        "`name='NAME'` gives the new one another name")
-    take_weights(network, path, settings.method, prototypes.header.model)
+    take_weights(network, path, settings.method, model)
     return path
 
 
@@ -240,7 +258,7 @@ def _make_header(
         workspace, "decoder", "train-decoder", settings,
         inputs=inputs | ({"features": frozen.features} if frozen.features else {})
         | ({"start": first} if first else {}),
-        model=prototypes.header.model,
+        model=frozen.model,
         options={"prototypes": prototypes.path.stem, "source": frozen.source,
                  **({} if "lr" in unread else {"lr": training.lr, "warmup": training.warmup}),
                  **({"layers": list(frozen.layers)} if frozen.layers else {})},
@@ -248,8 +266,9 @@ def _make_header(
     # The masks' identity is that of their bytes, not that of how they were made.
     sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
-    return replace(header, sources=sources, call=call, supervision=join_supervision(
-        [header.supervision, _masks.supervision_by(masks, ids)]))
+    return with_photo_files(workspace, replace(
+        header, sources=sources, call=call, supervision=join_supervision(
+            [header.supervision, _masks.supervision_by(masks, ids)])))
 
 
 def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,

@@ -14,6 +14,7 @@ from vpltool.stage import Stage
 from vpltool.stages import _groups, _inputs, _pairs
 from vpltool.stages._checkpoints import checkpoint_of, read_checkpoint
 from vpltool.stages._group_run import GroupRun, run_training, words_of
+from vpltool.stages._models import check_words
 from vpltool.stages._tar_pairs import TarPairs
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ class TrainGroupsSettings(Settings):
         (), "WebDataset tars with photos and captions, instead of the workspace's photos; paths, "
             "folders, or addresses such as s3://…; {000..009} stands for ten. Repeatable.",
         metavar="TARS", record="never")
+    allow_pipe: bool = options.allow_pipe()
     window: int = setting(512, "Pairs from tars that are shuffled together, in memory.",
                           low=1, brief=False, record="changed", source="vpltool")
     split: str = options.split("train")
-    name: str = setting("groups", "Name of the result.", record="never")
+    name: str = setting("groups", "Name of the result.", record="never", inside=True)
     checkpoint_every: int = setting(
         200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
              "A stopped run resumes from the last.", low=1, panel=RUNNING,
@@ -154,10 +156,13 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     """
     from vpltool.parallel.ranks import joined, rank_of_process
 
+    if settings.text == "clip":
+        check_words(workspace, "`text='own'`")
     of_tars = "the pairs are those of tars"
     warn_without_effect(settings, without={"split": of_tars, "limit": of_tars} if settings.pairs
                         else {"window": "only pairs of tars are shuffled so"})
-    source = (TarPairs.of(settings.pairs, settings.window) if settings.pairs
+    allowed = settings.allow_pipe and "pairs" in settings.given
+    source = (TarPairs.of(settings.pairs, settings.window, allow_pipe=allowed) if settings.pairs
               else _pairs.WorkspacePairs(workspace, settings.split, settings.limit))
     shape = _shape_of(settings)
     ranks = rank_of_process()[1]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options, settings
 from vpltool.errors import VplError, part_of
@@ -22,7 +22,39 @@ if TYPE_CHECKING:
 
 PHOTOS = ("copy", "none")
 JPEG = (".jpg", ".jpeg")
+
+POLYGON_AREA = 16
+"""Default minimum size of a region in formats of polygons: smaller ones are mostly noise."""
+
+_STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
+"""Suffixes of photos that hold no metadata, or whose metadata can go without touching a pixel."""
+
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
+
+
+def min_area_setting(default: int) -> Any:
+    """From which size on regions stay."""
+    return setting(default, "Minimum size of a region in pixels; smaller ones are removed. 0: "
+                            "keep all.", low=0, metavar="PIXELS")
+
+
+def small_setting(default: str) -> Any:
+    """What becomes of smaller regions."""
+    return setting(
+        default, "What smaller regions become: background (drop), or the label around them "
+                 "(merge).", choices=("drop", "merge"),
+        no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
+
+
+def keep_exif_setting() -> Any:
+    """Whether photos keep their metadata."""
+    return setting(False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
+                          "otherwise only orientation and colour profile stay.", brief=False)
+
+
+def corrections_setting() -> Any:
+    """Whether corrected masks take the place of computed ones."""
+    return setting(True, "Use corrected masks in place of computed ones.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +62,12 @@ class LabellingSettings(settings.Settings):
     """Settings that all exports for labelling and training share."""
 
     split: str = options.split("train")
-    min_area: int = setting(0, "Minimum size of a region in pixels; smaller ones are removed. 0: "
-                               "keep all.",
-                            low=0, metavar="PIXELS")
-    small: str = setting(
-        "drop", "What smaller regions become: background (drop), or the label around them (merge).",
-        choices=("drop", "merge"),
-        no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
+    min_area: int = min_area_setting(0)
+    small: str = small_setting("drop")
     photos: str = setting("copy", "Copy the photos beside the labels, or not (none).",
                           choices=PHOTOS)
+    keep_exif: bool = keep_exif_setting()
+    corrections: bool = corrections_setting()
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
@@ -128,15 +157,16 @@ class PhotoFiles:
 
     Args:
         predictions: whose photos.
+        settings: whether photos are copied, and keep their metadata.
         suffixes: what the other program takes; other photos become PNGs, without loss.
         alike: whether all must have the same suffix: if not all are JPEGs, all become PNGs.
     """
 
-    def __init__(self, predictions: Predictions, suffixes: Collection[str], *, alike: bool = False
-                 ) -> None:
-        self.predictions = predictions
+    def __init__(self, predictions: Predictions, settings: LabellingSettings,
+                 suffixes: Collection[str], *, alike: bool = False) -> None:
+        self.predictions, self.settings = predictions, settings
         self.names = flat_names(predictions.photos)
-        own = {photo.id: Path(photo.image).suffix.lower() for photo in predictions.photos}
+        own = {photo.id: copied_suffix(photo, settings.keep_exif) for photo in predictions.photos}
         if alike:
             jpeg = all(suffix in JPEG for suffix in own.values())
             self.suffixes = dict.fromkeys(own, ".jpg" if jpeg else ".png")
@@ -148,29 +178,51 @@ class PhotoFiles:
         """Name of a photo's file, without folders."""
         return self.names[photo.id] + self.suffixes[photo.id]
 
-    def members(self, folder: str, choice: str) -> Iterator[Member]:
-        """Yield the photos below a folder; none if they are not wanted.
-
-        Raises:
-            VplError: a photo cannot be read.
-        """
-        workspace = self.predictions.workspace
-        for photo in self.predictions.photos if choice == "copy" else ():
-            path = workspace.image_path(photo)
-            suffix = path.suffix.lower()
-            same = suffix == self.suffixes[photo.id] or {suffix, self.suffixes[photo.id]} <= {*JPEG}
-            yield f"{folder}/{self.name(photo)}", path if same else _as_png(path)
+    def members(self, folder: str) -> Iterator[Member]:
+        """Yield the photos below a folder, those that can be read; none if they are not wanted."""
+        for photo in self.predictions.photos if self.settings.photos == "copy" else ():
+            path = self.predictions.workspace.image_path(photo)
+            try:
+                content = copied_bytes(path, self.suffixes[photo.id], self.settings.keep_exif)
+            except OSError as error:
+                self.predictions.failed[photo.id] = f"{path.name}: {error}"
+                continue
+            yield f"{folder}/{self.name(photo)}", content
 
 
-def _as_png(path: Path) -> bytes:
+def copied_suffix(photo: Photo, keep_exif: bool) -> str:
+    """Return the suffix of a photo's copy: its own, or that of PNGs where metadata must go."""
+    suffix = Path(photo.image).suffix.lower()
+    return suffix if keep_exif or suffix in _STRIPPED else ".png"
+
+
+def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
+    """Return the content of a photo's copy: that of the file, without metadata or with it.
+
+    Args:
+        path: of the photo.
+        suffix: of the copy.
+        keep_exif: whether metadata stays.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from vpltool.core.metadata import without_metadata
     from vpltool.core.photos import read_photo
     from vpltool.formats.labels import png_bytes
 
-    try:
-        return png_bytes(read_photo(path))
-    except OSError as error:
-        raise VplError(f"{path}: {error}", "replace it, or leave photos out: `photos='none'`"
-                       ) from error
+    same = _is_alike(path, suffix)
+    content = path.read_bytes()
+    if same and keep_exif:
+        return content
+    if same and (clean := without_metadata(content)) is not None:
+        return clean
+    return content if same and content.startswith(b"BM") else png_bytes(read_photo(content))
+
+
+def _is_alike(path: Path, suffix: str) -> bool:
+    own, suffix = path.suffix.lower(), suffix.lower()
+    return suffix == own or {own, suffix} <= {*JPEG}
 
 
 def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
@@ -199,6 +251,10 @@ def data_yaml(names: Sequence[str], splits: Collection[str], **more: str) -> byt
     train = "train" if "train" in splits else min(splits)
     val = "val" if "val" in splits else train
     further = {name: f"images/{name}" for name in sorted(splits) if name not in (train, val)}
-    return yaml.safe_dump({"train": f"images/{train}", "val": f"images/{val}", **further, **more,
-                           "names": dict(enumerate(names))},
-                          sort_keys=False, allow_unicode=True).encode()
+    text = yaml.safe_dump({"train": f"images/{train}", "val": f"images/{val}", **further, **more,
+                           "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
+    if val == train:
+        text += ("# Ultralytics wants `val`, and there is only one split here: scores are those of "
+                 "the training photos.\n# Export another split to the same folder: --split val "
+                 "--out DIR\n")
+    return text.encode()

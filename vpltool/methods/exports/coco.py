@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.formats.trees import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
+    POLYGON_AREA,
     LabellingSettings,
     PhotoFiles,
     check_labelling,
     classes_in,
     cleaned_predictions,
+    min_area_setting,
+    small_setting,
 )
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import setting
@@ -49,6 +52,8 @@ class Settings(LabellingSettings):
                          choices=("auto", "polygon", "rle"))
     parts: str = setting("each", "What an instance is; each connected region, or all of a "
                                  "class in a photo.", choices=("each", "joined"))
+    min_area: int = min_area_setting(POLYGON_AREA)
+    small: str = small_setting("merge")
     tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
                                     "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
 
@@ -62,7 +67,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = PhotoFiles(predictions, _TAKEN)
+    files = PhotoFiles(predictions, settings, _TAKEN)
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     for number, (photo, labels) in enumerate(
@@ -80,7 +85,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     yield f"annotations/instances_{settings.split}.json", json.dumps(
         {"info": {"description": predictions.name}, "licenses": [], "images": images,
          "categories": categories, "annotations": instances}).encode()
-    yield from files.members(f"images/{settings.split}", settings.photos)
+    yield from files.members(f"images/{settings.split}")
 
 
 def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:

@@ -60,7 +60,7 @@ def _dataset(workspace: Workspace, photos: Sequence[Photo], numbers: Mapping[str
     images = []
     for photo in photos:
         height, width = photo_size(workspace.image_path(photo))
-        images.append({"id": numbers[photo.id], "file_name": photo.image, "height": height,
-                       "width": width})
+        images.append({"id": numbers[photo.id], "height": height, "width": width,
+                       "file_name": f"{photo.id}{Path(photo.image).suffix}"})
     return {"info": {}, "images": images, "annotations": [], "categories": [
         {"id": index, "name": name} for index, name in enumerate(workspace.classes, 1)]}

@@ -60,7 +60,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files, classes = PhotoFiles(predictions, _TAKEN), predictions.workspace.classes
+    files, classes = PhotoFiles(predictions, settings, _TAKEN), predictions.workspace.classes
     text = [_head(predictions.name, classes)]
     cleaned = cleaned_predictions(predictions, settings, keeps_ignored=False)
     for number, (photo, labels) in enumerate(cleaned):
@@ -71,7 +71,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
             text += _shapes(labels == label, quoteattr(classes[label - 1]), settings)
         text.append("  </image>\n")
     yield "annotations.xml", "".join([*text, "</annotations>\n"]).encode()
-    yield from files.members("images", settings.photos)
+    yield from files.members("images")
 
 
 def _head(name: str, classes: tuple[str, ...]) -> str:

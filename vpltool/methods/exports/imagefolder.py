@@ -47,7 +47,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files, split = PhotoFiles(predictions, _TAKEN), settings.split
+    files, split = PhotoFiles(predictions, settings, _TAKEN), settings.split
     names = ("background", *predictions.workspace.classes)
     rows = []
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
@@ -58,4 +58,4 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
         yield f"{split}/{mask}", grey_png(labels)
     yield f"{split}/metadata.jsonl", "".join(f"{row}\n" for row in rows).encode()
     yield "classes.json", json.dumps(names, ensure_ascii=False).encode()
-    yield from files.members(f"{split}/images", settings.photos)
+    yield from files.members(f"{split}/images")

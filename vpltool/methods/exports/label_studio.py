@@ -64,7 +64,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = PhotoFiles(predictions, _TAKEN)
+    files = PhotoFiles(predictions, settings, _TAKEN)
     classes = predictions.workspace.classes
     yield "config.xml", _configuration(classes).encode()
     tasks = []
@@ -76,7 +76,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
         tasks.append({"data": {_IMAGE: settings.address + files.name(photo), "photo": photo.id},
                       settings.kind: [result]})
     yield "tasks.json", json.dumps(tasks).encode()
-    yield from files.members("images", settings.photos)
+    yield from files.members("images")
 
 
 def _configuration(classes: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.formats.archives import write_folder
+from vpltool.methods.exports._regions import corrections_setting
 from vpltool.methods.inputs import Predictions
 
 READS = ()
@@ -27,6 +28,7 @@ class Settings(settings.Settings):
     """Settings of plain masks."""
 
     split: str = options.split("val")
+    corrections: bool = corrections_setting()
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:

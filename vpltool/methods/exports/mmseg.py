@@ -11,6 +11,7 @@ Source: mmsegmentation, "Prepare datasets" and BaseSegDataset
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,14 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, str]
              ) -> Iterator[Member]:
-    files = PhotoFiles(predictions, (), alike=True)
+    files = PhotoFiles(predictions, settings, (), alike=True)
     own = next(iter(files.suffixes.values()))
     suffixes = {split: own if split == settings.split else suffix or own
                 for split, suffix in sorted(suffixes.items())}
     yield "dataset.py", _configuration(predictions.workspace.classes, suffixes).encode()
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
-    yield from files.members(f"img_dir/{settings.split}", settings.photos)
+    yield from files.members(f"img_dir/{settings.split}")
 
 
 def _configuration(classes: tuple[str, ...], suffixes: dict[str, str]) -> str:
@@ -66,8 +67,14 @@ data_root = '.'  # this folder, as seen from where mmsegmentation is started
 metainfo = dict(
     classes={names!r},
     palette={palette!r})
-""" + "".join(f"""{split.replace('-', '_')}_dataset = dict(
+""" + "".join(f"""{_variable(split)}_dataset = dict(
     type=dataset_type, data_root=data_root, metainfo=metainfo, reduce_zero_label=False,
     img_suffix={suffix!r}, seg_map_suffix='.png',
-    data_prefix=dict(img_path='img_dir/{split}', seg_map_path='ann_dir/{split}'))
+    data_prefix=dict(img_path={f'img_dir/{split}'!r}, seg_map_path={f'ann_dir/{split}'!r}))
 """ for split, suffix in suffixes.items()))
+
+
+def _variable(split: str) -> str:
+    """A name of Python made from that of a split."""
+    name = re.sub(r"\W", "_", split)
+    return name if name.isidentifier() else f"split_{name}"

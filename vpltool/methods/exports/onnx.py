@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import settings
-from vpltool.errors import VplError, silent
-from vpltool.formats.storage import atomic_path
+from vpltool.errors import VplError, first_line, silent
+from vpltool.formats.atomic import atomic_path
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config, palette_of
 from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
@@ -72,6 +72,11 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     if size > _MOST_BYTES:
         raise VplError(f"{segmenter.name} with its CLIP is {size / 1e9:.1f} GB; an ONNX file "
                        "holds 2", "`export('bundle')` has no limit; or train on a smaller CLIP")
+    resampling = getattr(vision, "resampling", None)
+    if resampling is not None and resampling.offset and not settings.anylabeling:
+        raise VplError(f"{segmenter.name}: the positions of DINO's weights are resampled by a "
+                       "factor, which an ONNX file for photos of any size cannot hold",
+                       "`export('bundle')`")
     if settings.anylabeling % vision.patch:
         raise VplError(f"`anylabeling={settings.anylabeling}`: not a multiple of the patch, "
                        f"{vision.patch} pixels",
@@ -102,9 +107,18 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
     whole = _module(segmenter, side)
     # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
-    program = torch.onnx.export(
-        whole, (torch.zeros(1, 3, rows * patch, columns * patch),), dynamo=True,
-        dynamic_shapes=shapes, input_names=["pixels"], output_names=outputs, verbose=False)
+    try:
+        program = torch.onnx.export(
+            whole, (torch.zeros(1, 3, rows * patch, columns * patch),), dynamo=True,
+            dynamic_shapes=shapes, input_names=["pixels"], output_names=outputs, verbose=False)
+    # What torch cannot follow in the code of a library raises anything.
+    except Exception as error:
+        if hasattr(vision, "blocks"):
+            raise
+        raise VplError(f"{segmenter.header.model['name']} cannot be written as ONNX: torch cannot "
+                       f"follow its own code ({first_line(error)})",
+                       "`export('bundle')` holds any encoder; of timm's, plain ViTs such as "
+                       "DINOv2's can be written") from error
     assert program is not None
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.input, *model.graph.output,

@@ -13,9 +13,9 @@ Next: vpltool prepare folder PHOTOS --corrections exports/segmenter-train-review
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,13 @@ from vpltool.formats.corrections import (
     PIXELS,
     corrections_of,
     import_call,
-    import_line,
+    import_lines,
     is_edited,
     is_imported,
 )
-from vpltool.formats.storage import short_path
+from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
+from vpltool.names import csv_id, id_of_csv
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Settings(settings.Settings):
                                  "margin, of their pixels' probabilities; or at random.",
                       choices=("entropy", "margin", "random"))
     seed: int = options.seed()
+    keep_exif: bool = keep_exif_setting()
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
@@ -93,6 +95,7 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
     """
     if not (path / _LIST).is_file():
         return _FILES
+    _check_copies(workspace, path)
     masks = path / "masks"
     changed = [mask for mask in sorted(masks.rglob("*.png")) if is_edited(mask) and not is_imported(
         workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
@@ -104,6 +107,25 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
         listed = [row["photo"] for row in csv.DictReader(file)]
     return (*_FILES, *(name for name in listed if not name.endswith(".png")))
+
+
+def _check_copies(workspace: Workspace, path: Path) -> None:
+    """Check that nobody has changed the copies of photos.
+
+    Raises:
+        VplError: one is as neither the photo, nor the photo without metadata.
+    """
+    known = {photo.id: photo for photo in workspace.photos()}
+    with (path / _LIST).open(encoding="utf-8", newline="") as file:
+        copies = [(known[key], path / row["photo"]) for row in csv.DictReader(file)
+                  if (key := id_of_csv(row["id"])) in known]
+    for photo, copy in copies:
+        with contextlib.suppress(OSError):
+            source = workspace.image_path(photo)
+            if copy.read_bytes() not in (source.read_bytes(),
+                                         copied_bytes(source, copy.suffix, False)):
+                raise VplError(f"{copy} was changed since vpltool wrote it, or its photo was",
+                               "move it away, or choose another folder: `out='DIR'`")
 
 
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
@@ -147,12 +169,17 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
     workspace = predictions.workspace
     names = ("background", *workspace.classes)
     known = {photo.id: photo for photo in photos}
+    copies = {key: _name_of(known[key], settings.keep_exif) for key in chosen}
     yield "classes.txt", "".join(f"{name}\n" for name in names).encode()
     yield "palette.gpl", gimp_palette(predictions.name, names)
     yield "README.md", _readme(workspace, settings, len(chosen), path).encode()
-    yield _LIST, _listed(chosen, known).encode()
-    for key in chosen:
-        yield _name_of(known[key]), workspace.image_path(known[key]).read_bytes()
+    yield _LIST, _listed(chosen, known, copies).encode()
+    for key, name in copies.items():
+        try:
+            yield name, copied_bytes(workspace.image_path(known[key]), Path(name).suffix,
+                                     settings.keep_exif)
+        except OSError as error:
+            predictions.failed[key] = f"{known[key].image}: {error}"
     for photo, labels in predictions.each():
         if photo.id in chosen:
             header = Header(kind="predictions", command="export review",
@@ -160,16 +187,19 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
             yield f"masks/{photo.id}.png", png_bytes(labels, header)
 
 
-def _name_of(photo: Photo) -> str:
-    return f"photos/{photo.id}{Path(photo.image).suffix}"
+def _name_of(photo: Photo, keep_exif: bool) -> str:
+    suffix = copied_suffix(photo, keep_exif)
+    own = Path(photo.image).suffix
+    return f"photos/{photo.id}{own if own.lower() == suffix else suffix}"
 
 
-def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo]) -> str:
+def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo], copies: Mapping[str, str]
+            ) -> str:
     """The photos, the least sure first, as CSV."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "photo", "tags", "uncertainty"))
-    rows.writerows((key, _name_of(known[key]), ";".join(known[key].labels), f"{value:.4f}")
+    rows.writerows((csv_id(key), copies[key], ";".join(known[key].labels), f"{value:.4f}")
                    for key, value in chosen.items())
     return table.getvalue()
 
@@ -178,6 +208,10 @@ def _readme(workspace: Workspace, settings: Settings, count: int, path: Path) ->
     how = {"entropy": "those that the segmenter is least sure of (mean entropy)",
            "margin": "those that the segmenter is least sure of (mean margin)",
            "random": "chosen at random"}[settings.by]
+    typed = import_lines(workspace, path / "masks")
+    lines = "\n".join(f"       {line}" for line in typed)
+    where = (", in the folder where they were exported" if not any("WORKSPACE" in line for line in
+                                                                   typed) else "")
     return f"""# Masks to correct
 
 {count} photos of `{settings.split}`, {how}. review.csv lists them, the least sure first.
@@ -188,10 +222,9 @@ def _readme(workspace: Workspace, settings: Settings, count: int, path: Path) ->
 2. Correct the mask and save it under its name, as a PNG with a palette or with grey values: of the
    photo's size, without smoothing, since values between two classes are other classes.
 3. You need not correct all of them. Unchanged masks are left out.
-4. Import them, and train again, in the folder {Path.cwd()}:
+4. Import them, and train again{where}:
 
-       {import_line(workspace, path / "masks")}
-       {shlex.join(["vpltool", "-C", short_path(workspace.path), "update"])}
+{lines}
 
    The segmenter is then trained on your masks instead of its own.
 """

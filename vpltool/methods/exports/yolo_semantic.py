@@ -45,9 +45,9 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
-    files = PhotoFiles(predictions, TAKEN)
+    files = PhotoFiles(predictions, settings, TAKEN)
     names = ("background", *predictions.workspace.classes)
     yield "data.yaml", data_yaml(names, splits, masks_dir="masks")
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
-    yield from files.members(f"images/{settings.split}", settings.photos)
+    yield from files.members(f"images/{settings.split}")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, settings
+from vpltool import console, options, settings
 from vpltool.datasets.layouts import check_class_count, check_labels
 from vpltool.datasets.tags import class_remarks
 from vpltool.datasets.webdataset import (
@@ -30,10 +30,11 @@ from vpltool.datasets.webdataset import (
 )
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError, counted, part_of
+from vpltool.file_hashes import hashes_of, identity_of_bytes
 from vpltool.formats import OutputFolder, Photo, Workspace
-from vpltool.formats.fields import leads_out
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.names import leads_out
 from vpltool.settings import setting
 
 READS = ()
@@ -53,14 +54,20 @@ class Settings(settings.Settings):
              "stands for ten.", metavar="TARS...", positional=True)
     val: tuple[str, ...] = setting((), "Tars of the split val. Repeatable.",
                                    metavar="TARS")
+    allow_pipe: bool = options.allow_pipe()
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
     """Read the tars once; the photos are written later, where the workspace is to be."""
-    splits = dict.fromkeys(find_tars(settings.val), "val") if settings.val else {}
-    splits = {tar: "train" for tar in find_tars(settings.tars) if tar not in splits} | splits
+    def found(name: str) -> list[str]:
+        """The tars of a setting; what an earlier call has given may start nothing."""
+        allowed = settings.allow_pipe and name in settings.given
+        return find_tars(getattr(settings, name), allow_pipe=allowed)
+
+    splits = dict.fromkeys(found("val"), "val") if settings.val else {}
+    splits = {tar: "train" for tar in found("tars") if tar not in splits} | splits
     names = dict(zip(splits, folder_names(list(splits)), strict=True))
-    flaws, photos, sizes = Flaws(), dict[str, Photo](), dict[str, int]()
+    flaws, photos, hashes = Flaws(), dict[str, Photo](), dict[str, str]()
     with console.progress("prepare", len(splits)) as advance:
         for tar, split in splits.items():
             for pair in _placed(tar, names[tar], flaws):
@@ -68,26 +75,26 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
                 if photo.id in photos:
                     flaws.add(Flaw(TWICE, location_of(tar, pair.key)))
                     continue
-                photos[photo.id], sizes[photo.image] = photo, len(pair.photo)
+                photos[photo.id], hashes[photo.image] = photo, identity_of_bytes(pair.photo)
             advance()
-    found = list(photos.values())
-    if not found:
+    listed = list(photos.values())
+    if not listed:
         raise VplError(f"{next(iter(splits))} holds no photo"
                        + "".join(f"; {remark}" for remark in flaws.remarks()),
                        "a photo is KEY.jpg, its caption KEY.txt after it")
-    classes = shared.classes or tuple(sorted({tag for photo in found for tag in photo.labels}))
+    classes = shared.classes or tuple(sorted({tag for photo in listed for tag in photo.labels}))
     check_class_count(classes, str(next(iter(splits))))
-    check_labels(found, classes)
+    check_labels(listed, classes)
 
     def paint(workspace: Workspace, photos: Sequence[Photo]
               ) -> tuple[list[Photo], list[OutputFolder]]:
-        _unpack(workspace.path / FOLDER, names, sizes)
+        _unpack(workspace.path / FOLDER, names, hashes)
         return list(photos), []
 
-    return Source("webdataset", workspace_path / FOLDER, found, classes, VOC.background,
+    return Source("webdataset", workspace_path / FOLDER, listed, classes, VOC.background,
                   from_tags=not shared.classes, paint=paint,
-                  remarks=[*flaws.remarks(), *_of_captions(found), *_of_numbers(classes),
-                           *class_remarks(found, classes_known=bool(shared.classes))])
+                  remarks=[*flaws.remarks(), *_of_captions(listed), *_of_numbers(classes),
+                           *class_remarks(listed, classes_known=bool(shared.classes))])
 
 
 def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
@@ -109,9 +116,10 @@ def _photo(pair: Pair, name: str, split: str, classes: Sequence[str]) -> Photo:
                  captions=pair.captions)
 
 
-def _unpack(folder: Path, names: Mapping[str, str], sizes: Mapping[str, int]) -> None:
-    """Write the photos that are not there yet, tar by tar."""
-    todo = {image for image, size in sizes.items() if not _has_size(folder / image, size)}
+def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -> None:
+    """Write the photos that are not there yet, or are others there, tar by tar."""
+    there = hashes_of(folder, hashes)
+    todo = {image for image, hashed in hashes.items() if there.get(image) != hashed}
     if not todo:
         return
     console.note(f"writing {counted(len(todo), 'photo', 'photos')} to {folder}")
@@ -126,10 +134,6 @@ def _unpack(folder: Path, names: Mapping[str, str], sizes: Mapping[str, int]) ->
                     with atomic_path(folder / image) as temporary:
                         temporary.write_bytes(pair.photo)
                     advance()
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _of_captions(photos: Sequence[Photo]) -> list[str]:

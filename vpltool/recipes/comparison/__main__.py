@@ -21,7 +21,7 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json, write_json
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.recipes._program import run_program
 from vpltool.recipes.comparison.measuring import Measured, Setup, measure
 from vpltool.recipes.comparison.picture import choose_photos, draw_methods
@@ -171,6 +171,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def table() -> None:
         comparison = read_comparison(options.rows)
+        if not options.list and open_workspace(options.work).encoder:
+            comparison, left_out = comparison.without_words()
+            console.note("left out, since they need words: " + ", ".join(left_out))
         rows = comparison.only(options.only)
         if options.list:
             for row in rows:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,30 @@ class Row:
         return (*self.features, *self.learn, *self.maps, *self.refine)
 
 
+    @property
+    def needs_words(self) -> bool:
+        """Whether it names something of the text besides the first maps, or learns from it."""
+        of_tags = self.of_tags()
+        return any(re.search(r"\btext", line) or line.split()[0] in _OF_TEXT
+                   for line in (*of_tags.lines, of_tags.cams, of_tags.refined) if line)
+
+    def of_tags(self) -> Row:
+        """The row with first maps from the prototypes of tags."""
+        lines: dict[str, Any] = {name: [_of_tags(line) for line in getattr(self, name)]
+                                 for name in _LINES}
+        return replace(self, **lines, cams=_of_tags(self.cams), refined=_of_tags(self.refined))
+
+
+def _of_tags(line: str) -> str:
+    return line.replace("text-salient", "tags-salient")
+
+
+_LINES = ("features", "learn", "maps", "refine")
+
+_OF_TEXT = ("learn-prototypes", "shift-gap", "align", "gap")
+"""Commands that read text prototypes whatever their options say."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is compared.
@@ -86,6 +111,17 @@ class Comparison:
             if name not in known:
                 raise VplError(f"no method `{name}` is compared", near_name(name, known))
         return [row for row in self.rows if not names or row.name in names]
+
+    def without_words(self) -> tuple[Comparison, list[str]]:
+        """The comparison where prototypes come from tags; and the names of rows left out.
+
+        A row needs words if it names something of the text, or learns from it.
+        """
+        kept = [row.of_tags() for row in self.rows if not row.needs_words]
+        begin = [*(line for line in self.begin if not line.startswith("text-prototypes")),
+                 "tag-prototypes --split {learn}"]
+        return (Comparison(begin, self.second, kept),
+                [row.name for row in self.rows if row.needs_words])
 
 
 def read_comparison(path: Path = BUNDLED) -> Comparison:

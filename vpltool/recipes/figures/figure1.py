@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.stages._inputs import read_known_photo
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from vpltool.formats import (
     open_workspace,
     write_json,
 )
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.shell import command_line
 from vpltool.stages import gap
 from vpltool.stages._inputs import check_same_model, open_features

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool.datasets.words import VOC
 from vpltool.formats import write_json
-from vpltool.formats.storage import atomic_path
+from vpltool.formats.atomic import atomic_path
 from vpltool.recipes.tables.chains import Chains
 from vpltool.settings import values_of
 from vpltool.shell import command_line

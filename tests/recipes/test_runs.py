@@ -1,0 +1,148 @@
+"""Values of a run are remembered, pictures of other values are kept, and all runs are listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, Run, draw_scenes, write_scenes
+
+from vpltool.formats import describe
+
+RECIPE = """# Masks.
+photos = ?         # folder of photos
+alpha = 2.5        # background score
+words =            # class words
+vpltool prepare folder $photos
+vpltool text-prototypes --prompts single [--words $words]
+vpltool crf --what text-refined --alpha $alpha --workers 0 --max-side 64
+vpltool eval --what masks/text-refined-full --split train
+vpltool show masks/text-refined-full --limit 3 --out $work/pictures/masks.png
+say Look at: $work/pictures/masks.png
+"""
+
+
+@pytest.fixture
+def base(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (copied / "masks.recipe").write_text(RECIPE)
+    monkeypatch.chdir(copied)
+    return copied
+
+
+def masks(run: Run, *values: str) -> Result:
+    result = run("run", "masks.recipe", *values, work=Path("work"))
+    assert result.code == 0, result.err
+    return result
+
+
+def alpha_of(base: Path) -> Any:
+    header = describe(base / "work/masks/text-refined/train/scene0.png").header
+    assert header is not None
+    return header.options["alpha"]
+
+
+def test_values_of_the_last_run_are_kept(base: Path, run: Run) -> None:
+    masks(run, "photos=photos", "alpha=4")
+    result = masks(run)
+    assert alpha_of(base) == 4
+    assert "as in the last run: photos=photos alpha=4\n" in result.err
+    result = masks(run, "alpha=2.5")
+    assert "since the last run: alpha was 4, now 2.5\n" in result.err
+    assert alpha_of(base) == 2.5
+    lines = run("run", "masks.recipe", "--dry-run", work=Path("work")).out
+    assert "prepare folder photos\n" in lines
+
+
+def test_values_of_another_recipe_are_not_taken(base: Path, run: Run) -> None:
+    masks(run, "photos=photos", "alpha=4")
+    (base / "other.recipe").write_text(RECIPE)
+    result = run("run", "other.recipe", work=Path("work"))
+    assert result.code == 1
+    assert "needs photos=" in result.lines("error:")[0]
+
+
+def test_a_kept_path_that_is_gone_can_be_left_out(base: Path, run: Run) -> None:
+    (base / "words.txt").write_text("bar: long bar\n")
+    masks(run, "photos=photos", "words=words.txt")
+    (base / "words.txt").unlink()
+    result = run("run", "masks.recipe", work=Path("work"))
+    assert result.code == 1
+    assert result.lines("error:") == ["words=words.txt: words.txt does not exist, as the last run "
+                                      "was given"]
+    assert "words= leaves it out" in result.lines("hint:")[0].replace("`", "")
+    masks(run, "words=")
+
+
+def test_what_was_made_by_hand_with_other_values_is_told(base: Path, run: Run) -> None:
+    """The recipe makes it again with its own values, and says what they were."""
+    (base / "words.txt").write_text("bar: long bar\n")
+    masks(run, "photos=photos")
+    assert run("text-prototypes", "--prompts", "single", "--words", "words.txt", "--overwrite",
+               work=Path("work")).code == 0
+    assert run("crf", "--what", "text-refined", "--alpha", 8, "--workers", 0, "--max-side", 64,
+               "--overwrite", work=Path("work")).code == 0
+    said = masks(run).err
+    assert "text.safetensors: words was words.txt, now not set\n" in said
+    assert "alpha was 8.0, now 2.5\n" in said
+
+
+def test_pictures_of_other_values_are_kept_and_runs_listed(base: Path, run: Run) -> None:
+    first = masks(run, "photos=photos")
+    assert "sheet" not in first.err
+    pictures = base / "work/pictures"
+    before = (pictures / "masks.png").read_bytes()
+    second = masks(run, "alpha=8")
+    assert (pictures / "masks-alpha-2.5.png").read_bytes() == before
+    assert (pictures / "masks.png").read_bytes() != before
+    head, *rows = [line.split() for line in second.err.splitlines()[-3:]]
+    assert head == ["sheet", "alpha", "mIoU", "train"]
+    assert [row[:2] for row in rows] == [["pictures/masks-alpha-2.5.png", "2.5"],
+                                         ["pictures/masks.png", "8"]]
+    assert all(0 < float(row[2]) <= 100 for row in rows)
+    record = (base / "work/recipe.json").read_bytes()
+    masks(run)
+    assert (base / "work/recipe.json").read_bytes() == record, "same run, same bytes"
+    assert len(json.loads(record)["runs"]) == 2
+    assert str(base) not in record.decode()
+    third = masks(run, "alpha=2.5").err.splitlines()[-2:]
+    assert [line.split()[:2] for line in third] == [["pictures/masks-alpha-8.png", "8"],
+                                                    ["pictures/masks.png", "2.5"]]
+
+
+def test_values_that_change_nothing_keep_no_picture(base: Path, run: Run) -> None:
+    (base / "words.txt").write_text("bar: bar\n")
+    masks(run, "photos=photos")
+    result = masks(run, "words=words.txt")
+    assert [path.name for path in (base / "work/pictures").glob("masks*")] == ["masks.png"]
+    assert "sheet" not in result.err
+
+
+@pytest.mark.parametrize("name", ["../photos/scene0.png", "/etc/passwd", "workspace.json"])
+def test_a_record_names_pictures_only(name: str, base: Path, run: Run) -> None:
+    """A workspace of a stranger: its record must not make a run delete or copy other files."""
+    masks(run, "photos=photos")
+    path = base / "work/recipe.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["pictures"] = [name]
+    path.write_text(json.dumps(content))
+    result = run("run", "masks.recipe", work=Path("work"))
+    assert result.code == 1
+    assert "is not below pictures/" in result.lines("error:")[0]
+
+
+def test_words_and_tags_of_own_photos(run: Run, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path, draw_scenes())
+    monkeypatch.chdir(tmp_path)
+    line = ("run", "own-photos", "photos=photos", "--dry-run")
+    tagged = run(*line, "tags=tags.csv", work=Path("w")).out
+    assert "text-prototypes" not in tagged
+    assert "tags/train.csv" not in tagged
+    assert "estimate --new --max-side" in tagged
+    untagged = run(*line, "classes=names.txt", "words=words.txt", work=Path("w")
+                   ).out.splitlines()
+    assert any(line.endswith("text-prototypes --words words.txt") for line in untagged)
+    assert any(line.startswith("# Tags that CLIP found: w/tags/train.csv") for line in untagged)
+    assert any("estimate --new --tag" in line for line in untagged)

@@ -1,0 +1,288 @@
+"""Encoders of timm, run by timm's own code: transformers of any kind, Swin, ConvNeXt."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpltool.clip.catalogue import import_timm
+from vpltool.clip.weights import without_random_init
+from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
+from vpltool.errors import VplError, first_line, near_name, silent
+
+TIMM = "timm:"
+"""Prefix of a name of timm."""
+
+INSTEAD = ("`timm:vit_small_patch14_reg4_dinov2.lvd142m` and timm's other transformers, Swin and "
+           "ConvNeXt take any size")
+
+_WAYS: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {})
+"""Options of models that take any size; the first that a model knows."""
+
+_MOST = 1 << 20
+"""Largest number in a configuration: a vocabulary has a quarter of it."""
+
+_FOREIGN = ("pretrained", "checkpoint", "cache", "file", "url")
+"""Beginnings of options that would read something else than the weights that are given."""
+
+
+def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrained: bool = False
+                ) -> tuple[Any, dict[str, Any]]:
+    """Build a model of timm without its classifier.
+
+    Args:
+        name: in timm.
+        options: of timm's model; default: those by which it takes any size.
+        pretrained: whether to fetch its weights.
+
+    Returns:
+        the model, frozen and in evaluation mode; the options that it was built with.
+
+    Raises:
+        VplError: timm has no such model, or cannot build or load it.
+    """
+    timm = import_timm()
+    if not timm.is_model(name.partition(".")[0]):
+        raise VplError(f"timm has no model `{name}`", near_name(name, timm.list_models()))
+    for given in (options,) if options is not None else _WAYS:
+        try:
+            with silent(), without_random_init():
+                model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+            return model.float().eval().requires_grad_(False), dict(given)
+        # Its loaders and the hub's client raise many types of errors.
+        except Exception as error:
+            if options is None and given and isinstance(error, TypeError):
+                continue
+            raise VplError(f"timm cannot load {name}: {first_line(error)}",
+                           f"without a network, download its weights elsewhere: "
+                           f"`encoder='{TIMM}{name},FILE'`") from error
+    raise AssertionError("the last way has no options that could be wrong")
+
+
+def fill_timm(model: nn.Module, state: Mapping[str, Tensor], name: str, where: str) -> None:
+    """Load weights into a model of timm; those of a classifier are left out.
+
+    Weights as their authors published them are renamed by timm's own code.
+
+    Raises:
+        VplError: names or shapes differ.
+    """
+    wanted = model.state_dict()
+    if not set(wanted) <= set(state):
+        state = _renamed(model, state, name, where)
+    for key, tensor in wanted.items():
+        if key not in state or state[key].shape != tensor.shape:
+            raise VplError(f"{where} does not hold timm's {name}: its `{key}` is "
+                           + ("missing" if key not in state else "of another shape"),
+                           "timm's own file of this model is model.safetensors on the hub")
+    model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: str
+             ) -> Mapping[str, Tensor]:
+    """Rename weights as timm does that of the authors' own files; unchanged if it cannot.
+
+    Raises:
+        VplError: timm would leave out biases that are not zero.
+    """
+    if "qkvb" not in name and "storage_tokens" in state and any(
+            key.endswith("qkv.bias") and bool(tensor.any()) for key, tensor in state.items()):
+        raise VplError(f"{where} has biases (`qkv.bias`), timm's {name} has none",
+                       f"`encoder='{TIMM}{name.partition('.')[0]}_qkvb,{where}'`")
+    patch = "patch_embed.proj.weight"
+    if patch in state and state[patch].shape != model.state_dict()[patch].shape:
+        # It would be resampled to another size of patch.
+        return state
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    # What it makes of a file of something else is not known.
+    with contextlib.suppress(Exception), silent():
+        return rename(dict(state), model) if rename else state
+    return state
+
+
+class TimmTower(AdaptedTower):
+    """A model of timm, by its `forward_intermediates`."""
+
+    def __init__(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
+        """Wrap a model.
+
+        Args:
+            model: of timm, in evaluation mode.
+            name: in timm.
+            options: that it was built with.
+
+        Raises:
+            VplError: it gives no patches, or only of photos of one size.
+        """
+        levels, tokens = _probe(model, name)
+        prefix = int(getattr(model, "num_prefix_tokens", 0)) if tokens else 0
+        nn.Module.__init__(self)
+        self.model = model
+        self.tokens = tokens
+        self.config = {"library": "timm", "model": name, "options": dict(options)}
+        grid = _native_grid(model, grid_of(levels)[0])
+        self.describe(TIMM + name, levels, prefix, grid, False)
+        if tokens and self._shows_attention():
+            self.able |= {"attention", "attentions"}
+
+    def run(self, pixels: Tensor, levels: Sequence[int], attention_blocks: int) -> Passed:
+        """Run the model once; see `AdaptedTower.run`."""
+        model: Any = self.model
+        last = self.depth - 1
+        wanted = sorted({*levels, last})
+        with self._watched(attention_blocks) as seen:
+            final, found = model.forward_intermediates(
+                pixels, indices=wanted, output_fmt="NLC" if self.tokens else "NCHW")
+        if not self.tokens:
+            found = [maps.flatten(2).transpose(1, 2) for maps in found]
+        outputs = dict(zip(wanted, found, strict=True))
+        normed = final[:, -outputs[last].shape[1]:] if self.tokens else outputs[last]
+        norm = None if self.tokens else _last_norm(model, self.levels[last].width)
+        if norm is not None:
+            normed = F.layer_norm(normed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return Passed(normed, outputs, seen)
+
+    @contextlib.contextmanager
+    def _watched(self, blocks: int) -> Iterator[list[Tensor]]:
+        """Note the attention of the last blocks while the model runs, heads averaged."""
+        seen: list[Tensor] = []
+        modules = [block.attn for block in list(getattr(self.model, "blocks", ()))[-blocks:]
+                   ] if blocks else []
+        fused = [module.fused_attn for module in modules]
+        hooks = [module.attn_drop.register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output.mean(dim=1)))
+            for module in modules]
+        try:
+            for module in modules:
+                module.fused_attn = False
+            yield seen
+        finally:
+            for module, before, hook in zip(modules, fused, hooks, strict=True):
+                module.fused_attn = before
+                hook.remove()
+
+    @torch.no_grad()
+    def _shows_attention(self) -> bool:
+        """Tell whether each block attends to all tokens, in a way that can be watched."""
+        blocks = list(getattr(self.model, "blocks", ()))
+        if len(blocks) != self.depth or not all(
+                isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Dropout)
+                and hasattr(block.attn, "fused_attn") for block in blocks):
+            return False
+        seen = self.run(self.weight.new_zeros(1, 3, 2 * self.patch, 3 * self.patch), (),
+                        self.depth).attentions
+        length = 6 + self.prefix
+        return [part.shape for part in seen] == [(1, length, length)] * self.depth
+
+
+def timm_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> TimmTower:
+    """Rebuild a model of timm from what a file says of it.
+
+    Raises:
+        ValueError: it describes no such model, or the tensors are of another one.
+    """
+    name, options = config.get("model"), config.get("options")
+    if not isinstance(name, str) or not isinstance(options, dict) or any(
+            key.startswith(_FOREIGN) for key in options):
+        raise ValueError(f"{name} with {options} is no model of timm")
+    for key, value in options.items():
+        check_numbers(key, value, len(state))
+    state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    try:
+        # Numbers alone take no memory.
+        with torch.device("meta"):
+            wanted = create_timm(name, options)[0].state_dict()
+        shapes = {key: tensor.shape for key, tensor in wanted.items()}
+        if shapes != {key: tensor.shape for key, tensor in state.items()}:
+            raise ValueError(f"the tensors are not those of timm's {name}")
+        model = create_timm(name, options)[0]
+        model.load_state_dict(state)
+        return TimmTower(model, name, options)
+    except VplError as error:
+        raise ValueError(error.message) from error
+
+
+def check_numbers(name: str, value: Any, tensors: int) -> None:
+    """Check that the numbers of a configuration, whatever they count, are those of a model.
+
+    Args:
+        name: of the value.
+        value: a value of JSON.
+        tensors: that a file has; it has no more layers.
+
+    Raises:
+        ValueError: building what they describe would take for ever.
+    """
+    most = tensors if any(part in name for part in ("depth", "layers", "stages")) else _MOST
+    if isinstance(value, (int, float)) and not abs(value) <= most:
+        raise ValueError(f"{name} is {value}, which is more than the file holds")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_numbers(str(key), part, tensors)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            check_numbers(name, part, tensors)
+
+
+@torch.no_grad()
+def _probe(model: Any, name: str) -> tuple[list[Level], bool]:
+    """Find out what a model gives, on a small photo that is not square.
+
+    Returns:
+        its levels; whether they are tokens (otherwise maps).
+
+    Raises:
+        VplError: it gives no patches, or only of photos of one size.
+    """
+    if not hasattr(model, "forward_intermediates"):
+        raise VplError(f"timm's {name} does not give the outputs of its layers", INSTEAD)
+    strides = [int(entry.get("reduction", 32)) for entry in model.feature_info]
+    size = (4 * max(strides), 6 * max(strides))
+    pixels = next(model.parameters()).new_zeros(1, 3, *size)
+    try:
+        _, found = model.forward_intermediates(pixels)
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        side = "×".join(map(str, model.pretrained_cfg.get("input_size", "?")[1:]))
+        raise VplError(f"timm's {name} takes only photos of {side} pixels "
+                       f"({first_line(error)})", INSTEAD) from error
+    levels = [Level(maps.shape[1], size[0] // maps.shape[2]) for maps in found]
+    if len(levels) != len(strides) or any(
+            (maps.shape[2] * level.stride, maps.shape[3] * level.stride) != size
+            for maps, level in zip(found, levels, strict=True)):
+        raise VplError(f"timm's {name} does not give its layers on grids of square patches",
+                       INSTEAD)
+    return levels, len(set(levels)) == 1 and _gives_tokens(model, pixels, found[-1])
+
+
+def _gives_tokens(model: Any, pixels: Tensor, maps: Tensor) -> bool:
+    """Tell whether a model ends in tokens (B, prefix+n, width), all normed."""
+    try:
+        final, found = model.forward_intermediates(pixels, indices=1, output_fmt="NLC")
+    except (AssertionError, TypeError):
+        return False
+    patches = maps.shape[2] * maps.shape[3]
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    return (final.shape == (1, prefix + patches, maps.shape[1])
+            and found[-1].shape == (1, patches, maps.shape[1]))
+
+
+def _last_norm(model: Any, width: int) -> nn.LayerNorm | None:
+    """The norm after the last level of a model of maps; None if there is none."""
+    parts = [getattr(model, "norm", None), getattr(getattr(model, "head", None), "norm", None)]
+    if hasattr(model, "stages"):
+        parts.insert(0, getattr(model, "norm_pre", None))
+    return next((part for part in parts if isinstance(part, nn.LayerNorm)
+                 and tuple(part.normalized_shape) == (width,)), None)
+
+
+def _native_grid(model: Any, patch: int) -> tuple[int, int]:
+    """The grid (h, w) of the size that a model was trained at."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = size or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+    return height // patch, width // patch

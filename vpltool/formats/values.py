@@ -1,0 +1,104 @@
+"""What the numbers in a file may be: finite, of a photo's own grid, and of known classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vpltool.errors import VplError
+from vpltool.formats.kinds import IGNORE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+_NEVER_ZERO = {"features": ("tokens", "patches", "attention", "attentions", "layers"),
+               "prototypes": ("prototypes",)}
+"""Tensors of a kind that hold something else than zeros, unless a disk has lost them."""
+
+_CLASSES = ("classes", "class_index")
+
+_PATCHES = {"tokens": (0, 16), "patches": (0, 0), "attention": (0, 0), "attentions": (1, 0),
+            "layers": (1, 0)}
+"""Tensors of features: which of their axes is that of patches, and how many others may be there."""
+
+
+class BadValues(VplError):
+    """Numbers that a file of its kind cannot hold.
+
+    Args:
+        where: the file, for the message; empty: none yet.
+        reason: what is wrong with them.
+        hint: see `VplError`.
+    """
+
+    # With the message alone, as from another process, it is an error, too.
+    def __init__(self, where: str, reason: str = "", hint: str = "") -> None:
+        super().__init__(": ".join(filter(None, (where, reason))), hint)
+        self.reason = reason or where
+
+
+def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hint: str = "",
+                 labels: int = IGNORE) -> None:
+    """Check tensors that are written or were read.
+
+    Args:
+        kind: of their file.
+        tensors: by name; some of a file suffice.
+        where: the file, for the message.
+        hint: what to do.
+        labels: number of labels, with the background; classes are below it.
+
+    Raises:
+        BadValues: they are not finite, or no such classes, or all zero where that cannot be.
+    """
+    for name, tensor in tensors.items():
+        try:
+            reason = _fault(kind, name, tensor, labels)
+        except RuntimeError:
+            # Some of torch's types can only be stored.
+            reason = f"has the type {tensor.dtype}, which vpltool does not write"
+        if reason:
+            raise BadValues(where, f"`{name}` {reason}", hint)
+    if kind == "features" and "grid" in tensors:
+        height, width = tensors["grid"].tolist()
+        for name, (axis, more) in _PATCHES.items():
+            if name in tensors and (
+                    min(height, width) < 1
+                    or not 0 <= tensors[name].shape[axis] - height * width <= more):
+                raise BadValues(where, f"`{name}` is not of a grid of {height}×{width} patches",
+                                hint)
+
+
+def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
+    """What is wrong with a tensor; empty if nothing is."""
+    import torch
+
+    if not tensor.numel() or tensor.dtype == torch.bool or tensor.is_complex():
+        return ""
+    if not tensor.is_floating_point():
+        if name in _CLASSES and not 0 <= int(tensor.min()) <= int(tensor.max()) < labels:
+            return f"names a class that is not among the {labels - 1}"
+        return ""
+    # One pass, and NaN comes out of it; `isfinite` takes ten times as long.
+    low, high = (float(end) for end in torch.aminmax(tensor.detach()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "holds NaN or infinity"
+    return ("holds nothing but zeros" if low == high == 0 and name in _NEVER_ZERO.get(kind, ())
+            else "")
+
+
+def check_labels(labels: npt.NDArray[np.uint8], count: int) -> None:
+    """Check that labels are of known classes, or 255.
+
+    Args:
+        labels: of pixels.
+        count: number of labels, with the background; 0: any.
+
+    Raises:
+        BadValues: one is not.
+    """
+    if count and bool(((labels >= count) & (labels != IGNORE)).any()):
+        raise BadValues("", f"a pixel is of a class that is not among the {count - 1}")

@@ -1,0 +1,48 @@
+"""Names that become paths."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_LONGEST = 255 - len(".safetensors")
+"""Bytes of a file's name that systems allow, less the longest suffix of a result."""
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a name could mean a file outside of the folder it is put in, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return ":" in parts[0] or "\0" in name or any(part in ("", ".", "..") for part in parts)
+
+
+def spelled(name: str) -> str:
+    """Return a name with each letter that people cannot see, or take for another, as an escape."""
+    return name.encode("unicode_escape").decode() if not name.isprintable() or any(
+        letter.isspace() and letter != " " or unicodedata.combining(letter) for letter in name
+    ) else name
+
+
+def why_unusable(name: str) -> str:
+    """Say why a photo's path below its folder cannot become the names of results; empty if it can.
+
+    Args:
+        name: the path; bytes that are not UTF-8 are lone surrogates, as Python reads them.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "is not UTF-8"
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        return "has control characters"
+    if len(name.rpartition("/")[2].rpartition(".")[0].encode()) > _LONGEST:
+        return f"has more than {_LONGEST} bytes before its suffix"
+    return ""
+
+
+def csv_id(name: str) -> str:
+    """Return an id for a CSV: with an apostrophe first where spreadsheets would take a formula."""
+    return f"'{name}" if name[:1] in _FORMULA else name
+
+
+def id_of_csv(field: str) -> str:
+    """Return the id that `csv_id` has written."""
+    return field[1:] if field[:1] == "'" and field[1:2] in _FORMULA else field

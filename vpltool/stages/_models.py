@@ -1,0 +1,298 @@
+"""The models of a workspace: what encodes its photos, and a CLIP for words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vpltool import console
+from vpltool.errors import VplError
+from vpltool.formats import Workspace
+from vpltool.formats.workspace import relative_to
+
+if TYPE_CHECKING:
+    import torch
+
+    from vpltool.clip.encoders import Encoder
+
+WORDS = "words"
+"""The setting `encoder` of `extract` that means the CLIP beside the workspace's encoder."""
+
+AUTO = "auto"
+"""The setting `encoder` of `prepare` that leaves the choice to vpltool; see docs/models.md."""
+
+DEFAULT_ENCODERS = {"cpu": "timm:vit_small_patch14_reg4_dinov2.lvd142m",
+                    "cuda": "timm:vit_base_patch14_reg4_dinov2.lvd142m"}
+"""Type of device to what `auto` chooses for a new workspace: DINOv2 with registers, Apache-2.0."""
+
+DEFAULT_CLIP = ("ViT-B-16-quickgelu", "openai")
+"""`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
+
+
+def load_main(workspace: Workspace, device: torch.device) -> Encoder:
+    """Load what encodes the photos of a workspace: its encoder, or else its CLIP's vision tower.
+
+    Raises:
+        VplError: it is not to be had, or cannot be used.
+    """
+    from vpltool.clip.encoders import find_encoder, load_encoder
+
+    if not workspace.encoder:
+        return load_clip_vision(workspace, device)
+    encoder = load_encoder(find_encoder(workspace.encoder, (workspace.path,)), device)
+    return _as_main(encoder, workspace)
+
+
+def encoder_weights(workspace: Workspace) -> str:
+    """Return a hash of the encoder's file; empty if the workspace has none, or it is a download."""
+    if not workspace.encoder:
+        return ""
+    from vpltool.clip.encoders import find_encoder, weights_of
+
+    try:
+        return weights_of(find_encoder(workspace.encoder, (workspace.path,)))
+    except VplError:
+        return ""
+
+
+def _as_main(encoder: Encoder, workspace: Workspace) -> Encoder:
+    """Normalise photos as the workspace does; let headers say how the encoder is named."""
+    from vpltool.clip.load import normalised
+
+    mean, std, identity = normalised((encoder.mean, encoder.std), encoder.identity,
+                                     workspace.normalise)
+    return replace(encoder, mean=mean, std=std,
+                   identity={**identity, "encoder": workspace.main_encoder})
+
+
+def with_weights(encoder: str, weights: str) -> str:
+    """Return the setting `encoder` with other weights; empty if it is empty."""
+    if not encoder or encoder.startswith(("hf:", "hf-hub:")):
+        return encoder and weights
+    if encoder.startswith("timm:"):
+        return f"{encoder.partition(',')[0]},{weights}"
+    model, colon, _ = encoder.partition(":")
+    return f"{model}:{weights}" if colon else weights
+
+
+def load_clip_vision(workspace: Workspace, device: torch.device) -> Encoder:
+    """Load the vision tower of a workspace's CLIP.
+
+    Raises:
+        VplError: the workspace has none, or it is not to be had.
+    """
+    from vpltool.clip.encoders import load_vision
+
+    check_words(workspace)
+    return load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                       normalise=workspace.normalise)
+
+
+def check_words(workspace: Workspace, instead: str = "") -> None:
+    """Check that a workspace has a CLIP, before anything that needs words.
+
+    Args:
+        workspace: the workspace.
+        instead: another way to what is wanted, for the hint.
+
+    Raises:
+        VplError: it has none.
+    """
+    if not workspace.has_words:
+        raise VplError(
+            f"this workspace has no words: its encoder, {workspace.main_encoder}, was trained "
+            "without text", (f"{instead}; or " if instead else "")
+            + "the same `prepare` again, with `words='MODEL:PRETRAINED'`: a CLIP beside it")
+
+
+@dataclass(frozen=True)
+class ChosenModels:
+    """The models of a workspace, as workspace.json has them.
+
+    Args:
+        model: the CLIP's name; empty if there is none.
+        pretrained: its weights.
+        encoder: what encodes the photos in the CLIP's place.
+    """
+
+    model: str
+    pretrained: str
+    encoder: str = ""
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> ChosenModels:
+        """Those of a workspace that is there."""
+        return cls(workspace.model, workspace.pretrained, workspace.encoder)
+
+    def changes_since(self, earlier: ChosenModels) -> list[str]:
+        """Say what has changed, a phrase each; a CLIP that was added beside an encoder has not."""
+        if self.encoder != earlier.encoder:
+            return [f"the encoder was {earlier.encoder or earlier._clip}, now "
+                    f"{self.encoder or self._clip}"]
+        if earlier.model and (self.model, self.pretrained) != (earlier.model, earlier.pretrained):
+            return [f"the CLIP was {earlier._clip}, now {self._clip}"]
+        return []
+
+    @property
+    def _clip(self) -> str:
+        return f"{self.model} ({self.pretrained})"
+
+    def licences(self) -> list[str]:
+        """Say what is known of the licences of the weights, a line each."""
+        from vpltool.clip.licences import licence_of
+
+        named = {name: licence_of({"name": name, "pretrained": weights}) for name, weights in (
+            _names_of(self.encoder), (self.model, Path(self.pretrained).name))}
+        return [f"the licence of the weights of {name}: {licence}"
+                for name, licence in named.items() if licence]
+
+
+def _names_of(encoder: str) -> tuple[str, str]:
+    """Name and weights of the setting `encoder`, as an identity has them."""
+    name, _, file = encoder.partition(",")
+    return name, Path(file).name
+
+
+class ModelSettings(Protocol):
+    """The settings of `prepare` that name models."""
+
+    @property
+    def model(self) -> str:
+        """Name of the CLIP."""
+
+    @property
+    def pretrained(self) -> str:
+        """Its weights."""
+
+    @property
+    def encoder(self) -> str:
+        """What encodes the photos in its place."""
+
+    @property
+    def words(self) -> str:
+        """A CLIP beside that."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were given by hand."""
+
+
+def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str],
+                  earlier: Workspace | None) -> ChosenModels:
+    """Choose the models of a workspace: those given, else those that it has.
+
+    Args:
+        path: the workspace folder.
+        settings: of `prepare`.
+        clip_given: which of `model` and `pretrained` were given, by hand or by a preset.
+        earlier: the workspace that is there, if any.
+
+    Raises:
+        VplError: there is no such model, tag, file or folder, it cannot be used, or two settings
+            name the same thing.
+    """
+    encoder, words = settings.encoder, settings.words
+    if encoder == AUTO:
+        encoder = "" if clip_given or earlier else _default_encoder()
+    if clip_given and (encoder or words):
+        clip, other = clip_given[0], "encoder" if encoder else "words"
+        raise VplError(f"`{clip}={getattr(settings, clip)!r}` names the CLIP that encodes the "
+                       f"photos, and `{other}={getattr(settings, other)!r}` another model",
+                       "an encoder with a CLIP beside it is `encoder='timm:MODEL', "
+                       "words='MODEL:PRETRAINED'`; a CLIP alone `model='MODEL', "
+                       "pretrained='WEIGHTS'`")
+    had = ChosenModels.of(earlier) if earlier else None
+    chosen = _named_encoder(path, encoder) if encoder else (
+        had.encoder if had and not clip_given else "")
+    if words:
+        if not chosen:
+            raise VplError(f"`words={words!r}` names a CLIP beside an encoder, and there is none",
+                           "`encoder='timm:MODEL'` names one; a CLIP alone is `model='MODEL', "
+                           "pretrained='WEIGHTS'`")
+        return ChosenModels(*_named_words(path, words), chosen)
+    if encoder:
+        beside = had if had and had.encoder else ChosenModels("", "")
+        return ChosenModels(beside.model, beside.pretrained, chosen)
+    if had and not clip_given:
+        return had
+    return ChosenModels(*_named_clip(
+        path, settings.model, settings.pretrained, had, warned="model" in settings.given))
+
+
+def _default_encoder() -> str:
+    """The encoder that a new workspace gets where nothing is named, for this machine's device."""
+    from vpltool.parallel.device import find_device
+
+    chosen = DEFAULT_ENCODERS.get(find_device("auto").type, DEFAULT_ENCODERS["cpu"])
+    console.note(f"encoder: {chosen}; `encoder` names another, `pretrained` a CLIP")
+    return chosen
+
+
+def _named_encoder(path: Path, given: str) -> str:
+    """The setting `encoder` as workspace.json has it; its file is looked at.
+
+    Raises:
+        VplError: it names no encoder, or a file that holds no weights.
+    """
+    from vpltool.clip.encoders import find_encoder
+    from vpltool.clip.weights import recognise
+
+    source = find_encoder(given, (Path(),))
+    if source.weights:
+        recognise(source.weights)
+    return source.setting(relative_to(source.path, path) if source.path else "")
+
+
+def _named_words(path: Path, given: str) -> tuple[str, str]:
+    """Model and weights of the setting `words`, which is spelled as an encoder that is a CLIP.
+
+    Raises:
+        VplError: it does not name a CLIP.
+    """
+    from vpltool.clip.encoders import find_encoder
+
+    source = find_encoder(given, (Path(),))
+    if source.form != "clip":
+        raise VplError(f"`words={given!r}` is not a CLIP",
+                       "`words='MODEL:PRETRAINED'` with names of open_clip, a folder with "
+                       "open_clip_config.json, or hf-hub:ORG/NAME")
+    return _named_clip(path, source.model, str(source.path or source.pretrained))
+
+
+def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | None = None, *,
+                warned: bool = False) -> tuple[str, str]:
+    """Model and weights of a CLIP as workspace.json has them.
+
+    Args:
+        path: the workspace folder.
+        model: open_clip's name.
+        pretrained: its weights.
+        had: the workspace's own; a file that is new to it is checked to be of the model.
+        warned: whether to say so where the weights already determine the model.
+
+    Raises:
+        VplError: there is no such model, tag, file or folder, or it cannot be used.
+    """
+    from vpltool.clip.models import find_source
+
+    source = find_source(model, pretrained)
+    if warned and model not in (source.model, source.pretrained):
+        console.warn(f"`model={model!r}` has no effect: `{pretrained}` already determines the "
+                     "model")
+    if source.form in ("tag", "file") and (model, pretrained) != DEFAULT_CLIP:
+        from vpltool.clip.catalogue import check_source
+
+        for guess in check_source(source):
+            console.warn(guess)
+    if source.path is None:
+        return source.model, source.pretrained
+    # A folder says itself which model it holds; its name is the model's.
+    name = source.path.resolve().name if source.form == "folder" else source.model
+    chosen = name, relative_to(source.path, path)
+    if source.form == "file" and (had is None or chosen != (had.model, had.pretrained)):
+        from vpltool.clip.load import check_weights
+
+        check_weights(source)
+    return chosen

@@ -1,0 +1,115 @@
+"""`tag-prototypes`: from features and tags to prototypes, without words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool import console, options
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.parallel.batches import feature_batches
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+from vpltool.stages import _inputs
+from vpltool.stages._all_photos import photos_identity, with_photo_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagPrototypesSettings(Settings):
+    """Settings of `tag-prototypes`."""
+
+    share: float = setting(0.1, "Share of a photo's patches, the most salient ones, that its tags "
+                                "divide.", low=0.001, high=1, source="vpltool")
+    split: str = options.split("train")
+    features: Path | None = options.features()
+    device: str = options.device()
+    batch_size: int = options.batch_size(8)
+    limit: int = options.limit("changed")
+    out: Path | None = options.out()
+    overwrite: bool = options.overwrite()
+    update: bool = options.update()
+
+
+STAGE = Stage(order=32, panel="2. Maps and prototypes", reads=("features",),
+              writes=("prototypes",), settings=TagPrototypesSettings)
+
+
+def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
+    """Make a prototype of each class from salient patches of the photos tagged with it.
+
+    Several tags of a photo get equal shares of its patches: what a class always shows adds up over
+    the photos, what comes with it does not. They take the place of text prototypes where the
+    encoder knows no words.
+
+    Example: vpltool tag-prototypes
+
+    Next: vpltool cam --prototypes tags --method salient
+
+    Args:
+        workspace: gives photos and tags.
+        settings: which photos, and how many of their patches.
+
+    Returns:
+        the file of prototypes.
+
+    Raises:
+        VplError: there are no features, or no photo has a tag.
+    """
+    features = _inputs.open_features(workspace, settings.features, settings.split)
+    _inputs.check_kept(features, ["patches"])
+    header = with_photo_files(workspace, _inputs.make_header(
+        workspace, "prototypes", "tag-prototypes", settings, model=features.header.model,
+        inputs={"features": features, "classes": workspace.classes_identity,
+                "tags": workspace.tags_identity(settings.split),
+                "photos": photos_identity(workspace, settings.split, settings.limit, features)}))
+    path = settings.out or workspace.path / "prototypes/tags.safetensors"
+    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update):
+        return path
+    ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
+    tags = {photo.id: workspace.indices_of(photo)
+            for photo in workspace.photos(settings.split, settings.limit) if photo.labels}
+    tagged = [key for key in ids if key in tags]
+    if not tagged:
+        raise VplError(f"no photo of the split `{settings.split}` has a tag",
+                       "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`")
+    rows = _class_means(features, tagged, tags, len(workspace.classes), settings)
+    without = [name for name, row in zip(workspace.classes, rows, strict=True) if not row.any()]
+    if without:
+        console.warn(f"no photo is tagged with {', '.join(without)}: their prototypes are zero, "
+                     "and nothing resembles them")
+
+    import torch
+
+    write_tensors(path, replace(header, facts={"space": "vision", "rows": [*workspace.classes]}),
+                  {"prototypes": rows, "class_index": torch.arange(1, len(rows) + 1)})
+    return path
+
+
+def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, Sequence[int]],
+                 classes: int, settings: TagPrototypesSettings) -> Tensor:
+    """Average the salient patches of each class's photos: L2-normed rows (classes, dim)."""
+    import torch
+
+    from vpltool.core.saliency import salient_means
+    from vpltool.parallel.device import find_device
+
+    device = find_device(settings.device)
+    total = torch.zeros(0)
+    with console.progress("tag-prototypes", len(ids)) as advance:
+        for batch in feature_batches(features, ids, ("patches",), settings.batch_size,
+                                     device=device):
+            means = salient_means(batch.tensors["patches"].to(device).float(), batch.grid,
+                                  settings.share).double().cpu()
+            if not len(total):
+                total = torch.zeros(classes, means.shape[-1], dtype=torch.float64)
+            for key, mean in zip(batch.ids, means, strict=True):
+                own = torch.tensor(tags[key]) - 1
+                total[own] += mean / len(own)
+                advance()
+    return torch.nn.functional.normalize(total, dim=-1).float()
