@@ -104,7 +104,7 @@ class Inputs:
         """Prototypes, their classes, and what else is known of each row.
 
         `text`; `several` and `context`, as cpal and lpcam have them; and banks: `regions` of all
-        photos of VOC, `patches` of some.
+        photos of VOC, `patches` of some. All have the `scale` and `bias` of a discriminant's.
         """
         classes, words = torch.arange(1, CLASSES + 1), torch.zeros(WORDS, dtype=torch.long)
         around = torch.zeros(0, dtype=torch.long)
@@ -117,7 +117,8 @@ class Inputs:
             index = torch.cat([classes.repeat_interleave(each), words, torch.zeros_like(around)])
         context_of = torch.zeros_like(index)
         context_of[len(index) - len(around):] = around
-        beside = {"context_of": context_of, "photo_of": torch.arange(len(index)) * 2 // 5}
+        beside = {"context_of": context_of, "photo_of": torch.arange(len(index)) * 2 // 5,
+                  "scale": torch.full((len(index),), 20.0), "bias": torch.zeros(len(index))}
         return (_units(len(index), self.dim).to(self.device), index.to(self.device),
                 {key: tensor.to(self.device) for key, tensor in beside.items()})
 

@@ -59,7 +59,7 @@ ENTRIES: Mapping[str, Mapping[str, Entry]] = {
         "sclip": Entry(f"{_BLOCK}, with two attentions of twelve heads each"),
         "value": Entry("two projections of the last block")},
     "cams": {
-        "dense": Entry(),
+        "dense": Entry(), "discriminant": Entry(),
         "gradcam": Entry(f"{_BLOCK}, and most of its way back for each tag"),
         "knn": Entry("compares each patch with about 27,000 rows of a bank of 50,000", "patches"),
         "lpcam": Entry(rows="context"),
@@ -78,6 +78,8 @@ ENTRIES: Mapping[str, Mapping[str, Entry]] = {
         "par": Entry()},
     "estimators": {
         "bank": Entry(), "means": Entry(),
+        "discriminant": Entry("two moments of all pixels, and a system of equations, in each of "
+                              "seven fits"),
         "vda": Entry("a mean for each class of each photo"),
         "context": Entry("a mean for each class of each photo, and K-means of these"),
         "em": Entry("ten rounds of EM for each batch of four photos, in four passes"),

@@ -82,6 +82,14 @@ def test_a_photo_torn_between_extract_and_crf(copied: Path, run: Run) -> None:
     tear(copied / "photos/scene2.png")
     result = run("crf", "--workers", 0, work=work)
     assert result.code == 1
+    assert "out of date (photo replaced): scene2" in result.lines("error:")[0]
+    # An earlier version recorded no photos, and goes on to read it.
+    manifest = work / "cams/text-refined/train/artifact.json"
+    content = json.loads(manifest.read_text())
+    del content["photos"]
+    manifest.write_text(json.dumps(content))
+    result = run("crf", "--workers", 0, work=work)
+    assert result.code == 1
     assert "scene2" in result.lines("error:")[0]
     for name in ("text-refined", "text-refined-full"):
         manifest = json.loads((work / "masks" / name / "train/artifact.json").read_text())

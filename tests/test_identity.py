@@ -318,7 +318,7 @@ def test_maps_of_tags_that_changed_are_not_read(run: Run, copied: Path) -> None:
     assert run("prepare", "folder", copied / "photos", "--labels", tags, work=work).code == 0
     refused = run("refine", work=work)
     assert refused.code == 1
-    assert "tags have changed since: scene0" in refused.lines("error:")[0]
+    assert "out of date (tags changed): scene0" in refused.lines("error:")[0]
     assert run("cam", work=work).code == run("refine", work=work).code == 0
 
 

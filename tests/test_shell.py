@@ -64,5 +64,5 @@ def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in run("run", "--help", "about").out.splitlines()]
     start = next(number for number, line in enumerate(lines) if line.startswith("Up-to-date steps"))
-    assert lines[start + 2] == "tags."
-    assert all(len(line) > 65 for line in lines[start:start + 2])
+    assert lines[start + 3] == "pictures are kept too, and all runs are listed."
+    assert all(len(line) > 65 for line in lines[start:start + 3])

@@ -20,7 +20,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.deletion import orphaned_folders
+from vpltool.formats.deletion import PHOTO_FOLDERS, orphaned_folders
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.outputs import replaced_photos
@@ -358,8 +358,7 @@ def _orphaned(work: Path, known: Iterable[Artifact], damaged: Iterable[str]
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in ("tags", "features", "features-second", "cams", "masks", "predictions",
-                 "probabilities", "ground-truth"):
+    for kind in (*PHOTO_FOLDERS, "features-second"):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
     for path in sorted(work.glob("features-*/**/artifact.json")):

@@ -62,7 +62,9 @@ CAMS = KINDS["cams"]
 
 
 def header_of(kind: str = "cams", **parts: Any) -> Header:
-    return Header(kind=kind, command="cam", options={"tau": 0.01, "split": "train"},
+    options = ({"keep": ["patches"], "layers": [], "scale": 1.0, "max_side": 0}
+               if kind == "features" else {"tau": 0.01})
+    return Header(kind=kind, command="cam", options=options | {"split": "train"},
                   inputs={"features": "abc"}, model={"name": "tiny", "fingerprint": "f"}, **parts)
 
 
@@ -85,10 +87,7 @@ def test_tensors_come_back(tmp_path: Path, kind: Kind, optional: bool) -> None:
 def test_single_precision_comes_back_where_it_may_be_stored(tmp_path: Path, kind: Kind) -> None:
     tensors = {name: tensor.float() / 3 if tensor.is_floating_point() else tensor
                for name, tensor in example(kind).items()}
-    header = header_of(kind.name)
-    header = replace(header, options=dict(header.options) | {
-        "split": "train", "keep": ["patches"], "layers": [], "scale": 1.0, "max_side": 0})
-    write_tensors(tmp_path / "a.safetensors", header, tensors)
+    write_tensors(tmp_path / "a.safetensors", header_of(kind.name), tensors)
     _, content = read_tensors(tmp_path / "a.safetensors", kind.name)
     assert all(torch.equal(content[name], tensor) for name, tensor in tensors.items())
 

@@ -198,7 +198,6 @@ def test_any_words_any_photo_no_tags(run: Run, work: Path, tmp_path: Path) -> No
     assert (read_labels(tmp_path / "one.png") == read_labels(folder / "0.png")).all()
 
 
-@pytest.mark.xfail(reason="status takes maps of groups without a manifest for a stopped command's")
 def test_other_words_of_a_split_are_other_predictions(run: Run, work: Path, tmp_path: Path
                                                       ) -> None:
     (tmp_path / "words.txt").write_text("bar\nbox\n")

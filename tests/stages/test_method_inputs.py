@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,16 @@ def test_a_second_encoder_that_saw_another_photo(root: Path, bank: Path, tmp_pat
     assert run("prepare", "folder", photos, "--labels", root / "tags.csv", "--pretrained",
                root / "fine", work=other).code == 0
     assert run("extract", "--keep", "patches,attention", work=other).code == 0
-    result = run("refine", "--method", "rows", "--prototypes", "bank", "--cams", "text",
-                 "--second", other / "features/train", "--out", tmp_path / "out", work=work)
+    line = ("refine", "--method", "rows", "--prototypes", "bank", "--cams", "text",
+            "--second", other / "features/train", "--out", tmp_path / "out")
+    result = run(*line, work=work)
+    assert result.code == 1
+    assert "6 of 6 files are out of date (photo replaced)" in result.lines("error:")[0]
+    # An earlier version recorded no photos.
+    manifest = other / "features/train/artifact.json"
+    content = json.loads(manifest.read_text())
+    del content["photos"]
+    manifest.write_text(json.dumps(content))
+    result = run(*line, work=work)
     assert result.code == 1
     assert "8×24 patches" in result.lines("error:")[0]

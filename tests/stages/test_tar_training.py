@@ -54,7 +54,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(tars: Path, **changes: Any) -> TarPlan:
-    source = TarPairs.of([f"{tars}/{{0..1}}.tar"], 4)
+    source = TarPairs.of([f"{tars}/{{0..1}}.tar"], 4, allow_pipe=False)
     return TarPlan(source, Cut(16, 0.5, True), 3, 30, 0, **changes)
 
 
@@ -138,6 +138,6 @@ def test_photos_that_cannot_be_read_do_not_go_on_for_ever(
     with wds.TarWriter(str(tmp_path / "0.tar")) as writer:
         for number in range(3):
             writer.write({"__key__": f"{number}", "png": b"no photo", "txt": "words"})
-    plan = TarPlan(TarPairs.of([str(tmp_path)], 4), Cut(16, 0.5, True), 3, 30, 0)
+    plan = TarPlan(TarPairs.of([str(tmp_path)], 4, allow_pipe=False), Cut(16, 0.5, True), 3, 30, 0)
     with pytest.raises(VplError, match="5 photos in a row cannot be read"):
         list(read_tar_steps(plan, 0, workers=0, pinned=False))

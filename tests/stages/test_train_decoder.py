@@ -59,7 +59,8 @@ def test_decoder_of_features(layered: Path) -> None:
     header = header_of(path)
     assert header.options["source"] == "features"
     assert header.options["layers"] == [0, 1]
-    assert set(header.inputs) == {"masks", "prototypes", "features", "classes", "tags"}
+    assert set(header.inputs) == {"masks", "prototypes", "features", "classes", "tags",
+                                  "photo-files"}
     assert header.facts["config"]["shape"]["input_width"] == 32
     assert [entry[0] for entry in header.facts["curve"]] == [1, 2, 3, 4, 5]
     assert not list(path.parent.glob("*.checkpoint*"))
@@ -77,7 +78,7 @@ def test_decoder_of_photos(run: Run, layered: Path, tmp_path: Path) -> None:
     header = header_of(out)
     assert header.options["source"] == "photos"
     assert header.options["layers"] == [0, 2]
-    assert set(header.inputs) == {"masks", "prototypes", "classes", "tags"}
+    assert set(header.inputs) == {"masks", "prototypes", "classes", "tags", "photo-files"}
     assert header.model == header_of(layered / "work/decoder/tiny.safetensors").model
 
 

@@ -240,9 +240,14 @@ def _ids(state: State, artifact: Artifact) -> Iterator[Finding]:
     """Photos that a folder lacks, and a mark that was never set."""
     total, todo = state.to_do(artifact)
     shards = state.unfinished_shards(artifact)
-    if todo:
-        yield in_workspace(BROKEN, artifact.name, f"lacks {len(todo)} of {count_photos(total)}: "
-                     f"{named(todo)}",
+    folder = artifact.folder
+    assert folder is not None
+    # It never had photos that are new, and those that failed until now: it is out of date.
+    lacks = [key for key in todo if not folder.holds(key) and key not in folder.failed
+             and (not folder.complete or not folder.photos or key in folder.photos)]
+    if lacks:
+        yield in_workspace(BROKEN, artifact.name, f"lacks {len(lacks)} of {count_photos(total)}: "
+                     f"{named(lacks)}",
                      "\n".join(shard.line for shard in shards) or artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
     if total and not todo and (not complete or (artifact.path / ".shards").is_dir() and any(

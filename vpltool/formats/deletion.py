@@ -27,8 +27,8 @@ from vpltool.formats.manifest import (
 )
 from vpltool.formats.storage import write_json
 
-_FOLDERS = ("tags", "features", "cams", "masks", "predictions", "probabilities", "ground-truth",
-            "group-maps")
+PHOTO_FOLDERS = ("tags", "features", "cams", "masks", "predictions", "probabilities",
+                 "ground-truth", "group-maps")
 """Folders of the workspace, or beginnings of their names, that hold files a photo."""
 
 
@@ -139,7 +139,7 @@ def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header
 def _holding(work: Path, folders: Collection[Path]) -> Iterator[Path]:
     """Folders that hold images or tensors, and are not below one of `folders`."""
     for top in sorted(work.iterdir()):
-        if not top.name.startswith(_FOLDERS) or not top.is_dir():
+        if not top.name.startswith(PHOTO_FOLDERS) or not top.is_dir():
             continue
         for root, below, names in os.walk(top):
             if Path(root) in folders:

@@ -144,11 +144,12 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
                                  [photo.id for photo in photos], target / "masks" / split,
                                  found.class_index)
     write_tensors(target / "true.safetensors", replace(
-        found.header, supervision="true masks", inputs={}, call={}, facts={}), tensors)
+        found.header, supervision="true masks", inputs={}, call={},
+        facts={name: found.header.facts[name] for name in ("space", "rows")}), tensors)
     run = api.Workspace(work)
     maps = run.cam(prototypes=str(target / "true.safetensors"), method="discriminant", split=split,
                    out=target / "cams" / split, update=True)
-    refined = run.refine(cams=str(maps), method="patches", steps=4, mask="none", keep_scale=True,
+    refined = run.refine(cams=str(maps), method="patches", steps=4, mask="none", min_max=False,
                          split=split, out=target / "cams-refined" / split, update=True)
     return float(run.eval(what=str(refined), split=split, out=target / "cams.json")["miou"])
 

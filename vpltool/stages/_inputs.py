@@ -201,13 +201,13 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
 def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
                    tags: Mapping[str, str]) -> None:
     tagged = folder.own if folder.kind in ("cams", "masks") else {}
-    for what, before, now in (("are of photos that were replaced since", folder.photos, hashes),
-                              ("are of photos whose tags have changed since", tagged, tags)):
+    for what, before, now in (("photo replaced", folder.photos, hashes),
+                              ("tags changed", tagged, tags)):
         old = sorted(replaced_photos(before, now).intersection(ids))
         if old:
             raise VplError(
-                f"{folder.path}: {part_of(len(old), len(ids), 'files', 'is', 'are')} out of date, "
-                f"they {what}: {', '.join(old[:5])}{' …' if old[5:] else ''}",
+                f"{folder.path}: {part_of(len(old), len(ids), 'files', 'is', 'are')} out of date "
+                f"({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
                 f"{UPDATE_HINT}{again(folder.header)} makes only these again")
 
 

@@ -11,6 +11,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
+from vpltool.formats.values import check_values
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._inputs import naming_photo
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
@@ -101,7 +102,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
-        best, best_class = _strongest(source, photo.id, truth.shape)
+        best, best_class = _strongest(source, photo.id, truth.shape, classes)
         return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
                 untagged_class(workspace, photo, truth))
     path = source.path_of(photo.id)
@@ -122,7 +123,7 @@ def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
         return photo_size(path)
 
 
-def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...]
+def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], labels: int
                ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Value and class of the strongest map at each pixel, both (H, W)."""
     import torch.nn.functional as F
@@ -130,6 +131,7 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...]
     from vpltool.core.metrics import strongest
 
     tensors = source.read_tensors(photo_id)
+    check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)
     if not len(tensors["classes"]):
         import numpy as np
 

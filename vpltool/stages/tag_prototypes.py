@@ -36,7 +36,7 @@ class TagPrototypesSettings(Settings):
     update: bool = options.update()
 
 
-STAGE = Stage(order=32, panel="2. Maps and prototypes", reads=("features",),
+STAGE = Stage(order=36, panel="2. Maps and prototypes", reads=("features",),
               writes=("prototypes",), settings=TagPrototypesSettings)
 
 
