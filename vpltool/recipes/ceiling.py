@@ -146,12 +146,12 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
     write_tensors(target / "true.safetensors", replace(
         found.header, supervision="true masks", inputs={}, call={},
         facts={name: found.header.facts[name] for name in ("space", "rows")}), tensors)
-    run = api.Workspace(work)
-    maps = run.cam(prototypes=str(target / "true.safetensors"), method="discriminant", split=split,
-                   out=target / "cams" / split, update=True)
-    refined = run.refine(cams=str(maps), method="patches", steps=4, mask="none", min_max=False,
-                         split=split, out=target / "cams-refined" / split, update=True)
-    return float(run.eval(what=str(refined), split=split, out=target / "cams.json")["miou"])
+    run, maps, refined = api.Workspace(work), target / "cams", target / "cams-refined"
+    run.cam(prototypes=str(target / "true.safetensors"), method="discriminant", split=split,
+            out=maps / split, update=True)
+    run.refine(cams=str(maps / split), method="patches", steps=4, mask="none", min_max=False,
+               split=split, out=refined / split, update=True)
+    return float(run.eval(what=str(refined / split), split=split, out=target / "cams.json")["miou"])
 
 
 def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, classes: Tensor
