@@ -35,6 +35,9 @@ SUFFIX = ".onnx"
 _MOST_BYTES = 2_000_000_000
 """A file of ONNX is one protobuf message, which holds 2 GiB at most."""
 
+_FAR = 1e-4
+"""Share of the largest logit by which onnxruntime may differ from torch; rounding: about 1e-6."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(SegmenterSettings):
@@ -83,6 +86,8 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
                        f"`anylabeling={-(-settings.anylabeling // vision.patch) * vision.patch}`")
     with silent():
         model = _graph(segmenter, settings.anylabeling)
+        if not settings.anylabeling:
+            _check_any_size(model, segmenter)
         if settings.int8:
             model = _quantised(model)
     onnx.helper.set_model_props(model, _metadata(segmenter, settings))
@@ -131,6 +136,41 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
                                     strict=True):
                 axis.dim_param = f"{factor}*{symbol}"
     return model
+
+
+def _check_any_size(model: Any, segmenter: TrainedSegmenter) -> None:
+    """Check that the file says what torch says on another grid than the one it was made on.
+
+    Code that makes numbers of the sides of a photo, as some positions do, keeps those of that grid.
+
+    Raises:
+        VplError: it does not.
+    """
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    patch = segmenter.encoder.vision.patch
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 3 * patch, 7 * patch), np.float32)
+    with torch.no_grad():
+        wanted = _module(segmenter, 0)(torch.from_numpy(pixels))[0].numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                           providers=["CPUExecutionProvider"])
+    try:
+        found = session.run(["logits"], {"pixels": pixels})[0]
+    # onnxruntime's errors have no type of their own in Python's interface.
+    except Exception as error:
+        far, why = True, first_line(error)
+    else:
+        far = bool(np.abs(found - wanted).max() > _FAR * np.abs(wanted).max())
+        why = "it gives other values there"
+    if far:
+        raise VplError(f"{segmenter.header.model['name']} cannot be written as ONNX for photos of "
+                       f"any size: its own code fixes the size that it was traced at ({why})",
+                       "`anylabeling=448` writes a square of one side, `export('bundle')` holds "
+                       "any encoder; timm's and transformers' forms of a model differ in this")
 
 
 def _module(segmenter: TrainedSegmenter, side: int) -> Any:
