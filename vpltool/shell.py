@@ -95,7 +95,7 @@ def settings_with(found: FoundStage, method: str) -> list[Described]:
 
 def flag_words(entry: Described, value: Any) -> list[str]:
     """Words that give a setting a value: `--lambda 0.4`, `--no-flip`."""
-    if entry.many:
+    if entry.many and isinstance(value, (list, tuple)):
         return [word for item in value for word in _words(entry, item)]
     return _words(entry, value)
 

@@ -27,16 +27,15 @@ from vpltool.commands._leftovers import (
     temporary_files,
     without_manifest,
 )
+from vpltool.commands._prepare_again import prepare_line
 from vpltool.errors import VplError, counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
-from vpltool.formats.changes import count_photos, last_call
+from vpltool.formats.changes import count_photos
 from vpltool.formats.checking import Faults, check_file, faults_in, salvaged_header
 from vpltool.formats.deletion import first_header, orphaned_folders
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
-from vpltool.methods import find_methods
-from vpltool.settings import described
 from vpltool.shell import command_line, program
 from vpltool.stages import find_stages
 from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
@@ -125,29 +124,14 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     twice = [key for key, count in Counter(photo.id for photo in photos).items() if count > 1]
     if twice:
         yield in_workspace(BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed twice: "
-                     f"{named(twice)}", _prepare_line(workspace))
+                     f"{named(twice)}", prepare_line(workspace))
     gone = [photo.id for photo in photos if not workspace.image_path(photo).is_file()]
     if gone:
         root = short_path(workspace.path / workspace.root)
         yield in_workspace(
             BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
             + f" not in {root}: {named(gone)}. If they have moved, give their new folder",
-            _prepare_line(workspace))
-
-
-def _prepare_line(workspace: Workspace) -> str:
-    """The line that prepared the workspace last; without what it remembers anyway."""
-    call = last_call(workspace.path)
-    methods = find_methods("sources")
-    if call.get("method") not in methods:
-        return shlex.join([*program(workspace.path), "prepare", "--help"])
-    values = {"method": call["method"]}
-    for entry in described(methods[call["method"]].settings):
-        if entry.about.positional and entry.name in call:
-            value = call[entry.name]
-            values[entry.name] = (short_path(workspace.path / value) if entry.type is Path
-                                  else value)
-    return command_line("prepare", values, program(workspace.path))
+            prepare_line(workspace))
 
 
 def _models(workspace: Workspace) -> Iterator[Finding]:
@@ -165,7 +149,7 @@ def _model(workspace: Workspace, what: str, name_of: Callable[[Workspace], str],
         return in_workspace(OK, what, name_of(workspace))
     except VplError as error:
         finding = refused(what, error, workspace.path)
-        return replace(finding, repair=f"{_prepare_line(workspace)} {options}")
+        return replace(finding, repair=f"{prepare_line(workspace)} {options}")
 
 
 def _clip_name(workspace: Workspace) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpltool import console
+from vpltool.commands._prepare_again import warn_of_changes
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.replacing import replacing_only
@@ -32,6 +33,9 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     """Recompute stale results with their original settings.
 
+    If the folder of photos or the CSV of tags has changed since `prepare` read them, `update` says
+    what has changed, and which line to run first.
+
     Example: vpltool update
 
     Next: vpltool status
@@ -47,6 +51,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         VplError: a line failed, or must be typed by hand.
         PhotosFailed: some photos failed; the others are done.
     """
+    changed = warn_of_changes(workspace)
     state = read_state(workspace)
     stale = [artifact for artifact in state.in_order if state.stale(artifact)]
     lines = list(dict.fromkeys(artifact.line() for artifact in stale))
@@ -82,8 +87,9 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         raise VplError(f"{artifact.name} is not up to date, and is not made again by `update()`: "
                        f"{reason}", artifact.line())
     left = read_state(open_workspace(workspace.path))
-    console.note("everything is up to date" if not any(map(left.stale, left.in_order))
-                 else "`status(stale=True)` lists what could not be recomputed")
+    console.note("`status(stale=True)` lists what could not be recomputed"
+                 if any(map(left.stale, left.in_order)) else
+                 "everything else is up to date" if changed else "everything is up to date")
     return made
 
 

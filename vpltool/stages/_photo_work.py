@@ -16,6 +16,7 @@ from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.formats.values import BadValues
 from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
+from vpltool.stages._label_changes import LabelChanges
 
 if TYPE_CHECKING:
     from vpltool.parallel.memory import Divisible
@@ -162,6 +163,7 @@ def make_photos(
     _check_there(outputs, reads or {})
     todo = list(dict.fromkeys(key for output in outputs for key in output.todo))
     results = start(todo) if todo else ()
+    changes = LabelChanges(outputs)
     for output in outputs:
         output.begin()
     if on_start is not None:
@@ -186,6 +188,7 @@ def make_photos(
             for key, made in results:
                 write_out(key, made)
                 advance()
+    changes.tell()
     return finish_all(outputs)
 
 

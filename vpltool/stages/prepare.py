@@ -14,7 +14,7 @@ from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
-from vpltool.formats.changes import last_call
+from vpltool.formats.changes import describe_change, last_call
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.methods import find_method
@@ -125,11 +125,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         encoder=models.encoder)
     if kept:
         _check_same(kept, workspace, source.photos, settings)
-    photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
-                      else (list(source.photos), []))
-    photos = _with_earlier(photos, kept.photos) if kept else photos
-    photos = hold_out(photos, settings.hold_out, kept.photos if kept else ())
-    photos = halve(photos, settings.halve, kept.photos if kept else ())
+    photos, doubts = _photos_of(source, settings, kept)
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     warn_of_truncated(source.root, photos)
@@ -148,6 +144,40 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for output in outputs:
         output.check_failed(paths)
     return paths
+
+
+def changes_since(workspace: Workspace) -> list[str]:
+    """Say what another call would change, of photos in a folder and their CSV; see `_completed`.
+
+    Raises:
+        VplError: the folder or the CSV cannot be used.
+    """
+    kept = _Earlier(workspace, workspace.photos(), last_call(workspace.path))
+    if kept.call.get("method") != "folder":
+        # Others read all labels, or write files.
+        return []
+    chosen = find_method("sources", "folder")
+    own = {entry.name: _from_workspace(workspace.path, entry.type, kept.call[entry.name])
+           for entry in described(chosen.settings)
+           if entry.name in kept.call and not entry.about.by_hand}
+    settings = _completed(workspace.path, make(
+        PrepareSettings, {"method": "folder"}, (), make(chosen.settings, own, ())), kept.call)
+    source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
+        _named_classes(settings, kept).names, captioned=bool(settings.captions)))
+    photos, _ = _photos_of(source, settings, kept)
+    new = replace(workspace, classes=_ordered(source, kept))
+    return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
+            for phrase in phrases]
+
+
+def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier | None
+               ) -> tuple[list[Photo], list[str]]:
+    """The photos with captions and splits, and remarks about captions."""
+    photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
+                      else (list(source.photos), []))
+    photos = _with_earlier(photos, kept.photos) if kept else photos
+    photos = hold_out(photos, settings.hold_out, kept.photos if kept else ())
+    return halve(photos, settings.halve, kept.photos if kept else ()), doubts
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier | None:
@@ -187,9 +217,9 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
               if name in call and not _is_given(settings, name)}
     if not _is_given(settings, "captions"):
         # Earlier versions took a single file.
-        before = call.get("captions", ())
-        shared["captions"] = tuple(
-            path / name for name in ([before] if isinstance(before, str) else before))
+        files = call.get("captions")
+        shared["captions"] = tuple(_from_workspace(path, Path, (
+            [files] if isinstance(files, str) else files if isinstance(files, list) else [])))
     return replace(settings, of_method=method, **shared)
 
 
@@ -222,7 +252,7 @@ def _to_workspace(path: Path, value: Any) -> Any:
 def _from_workspace(path: Path, kind: type, value: Any) -> Any:
     if isinstance(value, list):
         return [_from_workspace(path, kind, item) for item in value]
-    return path / value if kind is Path else value
+    return path / value if kind is Path and isinstance(value, str) else value
 
 
 def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFile:

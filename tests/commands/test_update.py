@@ -1,0 +1,114 @@
+"""`update`: what it says of photos and tags that `prepare` has not seen, and of changed masks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, draw_scenes, prepare
+from PIL import Image
+
+from vpltool.formats.labels import read_labels
+
+MASKS = "masks/text-refined-full/train"
+
+
+def add_photo(base: Path, name: str, tag: str) -> None:
+    """Put another photo into base/photos, and a row into base/tags.csv."""
+    Image.fromarray(draw_scenes(12, seed=7)[9].photo).save(base / f"photos/{name}.png")
+    with (base / "tags.csv").open("a") as file:
+        file.write(f"{name},{tag},train\n")
+
+
+def test_new_photos_and_tags_are_told_before_anything_is_called_up_to_date(copied: Path, run: Run
+                                                                           ) -> None:
+    prepare(copied)
+    assert "everything is up to date" in run("update", work=copied / "work").err
+    add_photo(copied, "more", "disc")
+    tags = (copied / "tags.csv").read_text()
+    (copied / "tags.csv").write_text(tags.replace("scene0,bar", "scene0,box"))
+    (copied / "photos/scene4.png").unlink()
+
+    said = run("update", work=copied / "work")
+
+    warning, = said.lines("warning:")
+    assert "1 photo added; 1 photo gone; tags of 1 photo changed" in warning
+    assert said.err.endswith("everything else is up to date\n")
+    line = re.search(r"vpltool (-C \S+ )?(prepare folder \S+)", warning)
+    assert line is not None
+    taken = run(*shlex.split(line[2]), work=copied / "work")
+    assert taken.code == 0, taken.err
+    assert "everything is up to date" in run("update", work=copied / "work").err
+    assert "1 photo added" not in run("update", work=copied / "work").err
+
+
+def test_a_held_out_split_is_no_change(copied: Path, run: Run) -> None:
+    (copied / "tags.csv").write_text(
+        re.sub(r",(train|val|split)$", "", (copied / "tags.csv").read_text(), flags=re.M))
+    shutil.rmtree(copied / "work")
+    assert prepare(copied, "--hold-out", 3, "--halve", "train").code == 0
+    assert run("update", work=copied / "work").lines("warning:") == []
+
+
+def test_a_csv_that_is_gone_is_said_and_hinders_nothing(copied: Path, run: Run) -> None:
+    (copied / "tags.csv").unlink()
+    said = run("update", work=copied / "work")
+    assert said.code == 0
+    assert "tags.csv does not exist" in said.lines("warning:")[0]
+
+
+@pytest.mark.parametrize("call", [
+    {"method": "folder"}, {"method": 3}, {"method": "folder", "images": 5},
+    {"method": "folder", "images": ["../photos"]}, {"method": "folder", "images": "/proc/1/fd"},
+    {"method": "folder", "images": "../photos", "labels": "../tags.csv", "captions": 5},
+    {"method": "folder", "images": "../photos", "labels": "../tags.csv", "captions": [5]},
+    {"method": "folder", "images": "../photos", "labels": "../tags.csv", "hold_out": "all"},
+    {"method": "folder", "images": "../photos", "labels": "../tags.csv", "halve": 7},
+    {"method": "folder", "images": "../photos", "labels": "pipe:touch HACKED"},
+    {"method": "pairs", "images": "pipe:touch HACKED"}])
+def test_a_hostile_call_is_one_line_at_most(copied: Path, run: Run, call: dict[str, object],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied)
+    log = copied / "work/changes.jsonl"
+    log.write_text(json.dumps({"before": {}, "after": {}, "words": {}, "call": call}) + "\n")
+    said = run("update", work=copied / "work")
+    assert said.code == 0, said.err
+    assert len(said.lines("warning:")) <= 1
+    assert not (copied / "HACKED").exists()
+
+
+def test_it_says_how_much_old_masks_changed(copied: Path, run: Run) -> None:
+    folder = copied / "work" / MASKS
+    before = {path.name: read_labels(path) for path in folder.glob("*.png")}
+    add_photo(copied, "more", "disc;box")
+    (copied / "tags.csv").write_text(
+        (copied / "tags.csv").read_text().replace("scene0,bar", "scene0,box"))
+    assert prepare(copied).code == 0
+
+    said = run("update", work=copied / "work").err
+
+    pairs = [(old, read_labels(folder / name)) for name, old in before.items()]
+    share = (100 * sum(int((old != new).sum()) for old, new in pairs)
+             / sum(old.size for old, _ in pairs))
+    told = re.search(rf"{MASKS}: ([\d.]+) % of the pixels have another label than before "
+                     r"\((\d+) photos? compared\)", said)
+    assert told is not None, said
+    # One photo alone got other tags; those of the others are not made again.
+    changed = [np.any(old != new) for old, new in pairs]
+    assert int(told[2]) == sum(changed) == 1
+    assert float(told[1]) == pytest.approx(share * len(pairs), abs=0.06)
+
+
+def test_of_masks_that_stay_the_same_nothing_is_said(copied: Path, run: Run) -> None:
+    said = run("crf", "--what", "text-refined", "--workers", 0, "--overwrite",
+               work=copied / "work")
+    assert said.code == 0
+    assert "of the pixels" not in said.err
+    other = run("crf", "--what", "text-refined", "--workers", 0, "--overwrite", "--alpha", 9,
+                work=copied / "work").err
+    assert "% of the pixels have another label than before (6 photos compared)" in other
