@@ -98,6 +98,43 @@ def test_one_line_names_the_photo(file: str, change: Change, commands: tuple[str
         assert "scene1" in run("doctor", "--no-machine", work=work).out
 
 
+def one_row_less(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["grid"][0] -= 1
+
+
+def wider(name: str) -> Change:
+    """Give a tensor two more channels."""
+    return lambda tensors: tensors.update({name: torch.cat([tensors[name]] * 2, -1)[
+        ..., :tensors[name].shape[-1] + 2].contiguous()})
+
+
+def only_tokens(tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("patches", "attention"):
+        del tensors[name]
+    one_row_less(tensors)
+
+
+@pytest.mark.parametrize(("change", "command", "tensor"), [
+    (one_row_less, "cam", "tokens"),
+    (only_tokens, "cam", "tokens"),
+    (lambda tensors: tensors.update(tokens=torch.cat([tensors["tokens"]] * 2)[:33]), "cam",
+     "tokens"),
+    (wider("tokens"), "cam", "tokens"),
+    (wider("patches"), "cam --method dense", "patches"),
+    (wider("patches"), "seed-prototypes --cams text-refined --start text", "patches"),
+    (one_row_less, "embed --method naclip", "tokens"),
+])
+def test_features_of_another_form_than_the_others_are_named(
+        change: Change, command: str, tensor: str, run: Run, copied: Path) -> None:
+    """Also where the grid is nearly right: tokens may be a few more than patches."""
+    tamper(copied / "work/features/train/scene1.safetensors", change)
+    result = run(*command.split(), "--overwrite", work=copied / "work")
+    assert result.code == 1
+    (error,) = result.lines("error:")
+    assert "scene1.safetensors: " in error and f"`{tensor}` has the size" in error
+    assert ("1 of 6 photos failed" in error) == (not command.startswith("seed"))
+
+
 def test_what_a_stage_makes_is_checked(tmp_path: Path) -> None:
     """Photo by photo: one that is not finite, or of no class, is named, the others are written."""
     ids = ["a", "b", "c"]

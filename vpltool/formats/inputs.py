@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from vpltool.formats.manifest import (
     again,
     header_of,
     join_manifests,
+    photo_ids,
     read_manifest,
     shard_manifests,
 )
@@ -32,11 +35,15 @@ from vpltool.formats.storage import (
     read_tensors,
     tensors_of,
 )
+from vpltool.formats.values import check_form, form_of
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+
+_VOTERS = 5
+"""Photos that tell the form of a folder's features."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +119,37 @@ class InputFolder:
             VplError: the file is missing or damaged, lacks a tensor, or comes from another run
                 than the folder.
         """
+        where, tensors = self._read(photo_id, *names)
+        if self.kind == "features":
+            check_form(tensors, self._usual_form, where, f"delete it and run: {again(self.header)}")
+        return tensors
+
+    def _read(self, photo_id: str, *names: str) -> tuple[str, dict[str, torch.Tensor]]:
+        """Where a photo's tensors are, and these."""
         entry, path = self.packed.get(photo_id), self.path_of(photo_id)
         if entry is not None:
             where = f"{entry}: {photo_id}"
             content = read_packed(entry, photo_id + path.suffix)
             header, tensors = tensors_of(content, self.kind, names, where, again(self.header))
-            self._check_run(header, where)
-            return tensors
-        header, tensors = read_tensors(path, self.kind, names, again(self.header))
-        self._check_run(header, path)
-        return tensors
+        else:
+            where = str(path)
+            header, tensors = read_tensors(path, self.kind, names, again(self.header))
+        self._check_run(header, where)
+        return where, tensors
+
+    @cached_property
+    def _usual_form(self) -> Mapping[str, tuple[int, ...]]:
+        """The form of most of a few photos' features, by tensor; a damaged one is outvoted."""
+        votes: dict[str, Counter[tuple[int, ...]]] = {}
+        for key in islice(filter(self.holds, self.photos or photo_ids(self.path)), _VOTERS):
+            try:
+                shapes = {name: shape for name, (_, shape) in self.describe(key).shapes.items()}
+                patches = int(self._read(key, "grid")[1]["grid"].prod())
+            except VplError:
+                continue
+            for name, form in form_of(shapes, patches).items():
+                votes.setdefault(name, Counter())[form] += 1
+        return {name: forms.most_common(1)[0][0] for name, forms in votes.items()}
 
     def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
         """Read a photo's labels (height, width). A PNG without a header was edited by a person.

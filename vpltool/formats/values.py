@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
-from vpltool.formats.kinds import IGNORE
+from vpltool.formats.kinds import IGNORE, KINDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,44 @@ def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hin
                     or not 0 <= tensors[name].shape[axis] - height * width <= more):
                 raise BadValues(where, f"`{name}` is not of a grid of {height}×{width} patches",
                                 hint)
+
+
+def form_of(shapes: Mapping[str, Sequence[int]], patches: int) -> dict[str, tuple[int, ...]]:
+    """Return what the features of all photos of a folder have in common, by tensor.
+
+    Args:
+        shapes: those of a photo's tensors.
+        patches: number of the photo's patches; 0: not known, and tokens are left out.
+
+    Returns:
+        the lengths of all axes but that of patches; of tokens, how many are not patches.
+    """
+    specs = KINDS["features"].tensors
+    return {name: tuple(length - patches if axis == "tokens" else length
+                        for axis, length in zip(specs[name].axes, shape, strict=True)
+                        if axis != "patches")
+            for name, shape in shapes.items()
+            if name in _PATCHES and (patches or name != "tokens")}
+
+
+def check_form(tensors: Mapping[str, torch.Tensor], usual: Mapping[str, tuple[int, ...]],
+               where: str, hint: str) -> None:
+    """Check that a photo's features are of the form of the others; see `form_of`.
+
+    Raises:
+        BadValues: they are not.
+    """
+    patches = int(tensors["grid"].prod()) if "grid" in tensors else 0
+    found = form_of({name: tensor.shape for name, tensor in tensors.items()}, patches)
+    for name, form in found.items():
+        if usual.get(name, form) != form:
+            raise BadValues(where, f"`{name}` has the size {_sizes(tensors[name].shape)}, "
+                            f"{f'with {patches} patches, ' if patches else ''}which does not fit "
+                            "the other photos", hint)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
