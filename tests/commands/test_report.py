@@ -144,6 +144,13 @@ def test_the_page_is_sound_and_says_it_all(reported: Path) -> None:
     assert "cams-text from" in description
 
 
+def test_photos_come_first_and_provenance_last(reported: Path) -> None:
+    text = (reported / "work/report/index.html").read_text()
+    order = re.findall(r'<section id="(\w+)"', text)
+    assert order[0] == "photos" and order[-1] == "made"
+    assert order == [name for name in re.findall(r'<a href="#(\w+)">', text) if name in order]
+
+
 def test_what_is_said_of_a_photo_is_what_its_files_say(reported: Path) -> None:
     """IoU by counting pixels one by one; uncertainty, areas and tags from the files themselves."""
     from vpltool.formats import read_labels, read_tensors
@@ -319,8 +326,8 @@ def test_names_are_never_html(hostile: Path) -> None:
     assert HOSTILE in page.shown["classes"].values()
     ids = [photo["id"] for photo in page.photos]
     assert HOSTILE_ID in ids
-    (broken,) = (photo for photo in page.photos if photo["id"] == "broken")
-    assert "broken.png" in broken["why"]
+    assert "broken" not in ids, "no tile without a picture"
+    assert "Without a picture: broken (broken.png: " in hostile.read_text()
     missing = page.photos[ids.index("scene1")]["layers"][0]
     assert "has no file of this photo" in missing["why"]
 

@@ -172,7 +172,8 @@ def test_a_sheet_names_the_classes_of_all_its_panels() -> None:
     assert strip.tobytes() == legend([6, 15], PALETTE, VOC, page.width).tobytes()
     assert page.crop((0, 0, *plain.size)).tobytes()[:-8 * 3 * page.width] == (
         plain.tobytes()[:-8 * 3 * page.width])
-    assert sheet([row[:1] for row in rows], PALETTE, VOC).height == plain.height, "nothing to name"
+    bare = [row[:1] for row in rows]
+    assert sheet(bare, PALETTE, VOC).tobytes() == sheet(bare).tobytes(), "nothing to name"
 
 
 def test_an_overlay_names_the_classes_of_its_labels() -> None:
@@ -274,12 +275,27 @@ def test_panels_fit_whatever_the_photo_s_shape(shape: tuple[int, int]) -> None:
 
 
 def test_a_sheet_of_six_shapes() -> None:
-    rows = [[("photo", np.zeros((*shape, 3), np.uint8))] * 2 for shape in SHAPES]
+    rows = [[("photo", np.zeros((*shape, 3), np.uint8))] * 9 for shape in SHAPES]
     page = sheet(rows)
     heights = [fit_panel(row[0][1]).shape[0] for row in rows]
-    assert page.width == 2 * PANEL_WIDTH + 3 * 8
-    assert page.height == sum(height + 18 + 16 for height in heights) + 8
+    assert page.width == 9 * PANEL_WIDTH + 10 * 8
+    assert page.height == sum(height + 18 + 16 for height in heights) + 8 <= page.width
     assert sheet([]).height == 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
+def test_a_sheet_that_would_be_taller_than_wide_has_two_columns(count: int) -> None:
+    rows = [[("photo", np.full((60, 80, 3), 10 * number, np.uint8))] * 3
+            for number in range(count)]
+    page = sheet(rows)
+    width, height = 3 * PANEL_WIDTH + 4 * 8, 195 + 18 + 16
+    if count * height <= width:
+        assert page.size == (width, count * height + 8)
+        return
+    assert page.size == (2 * width + 16, -(-count // 2) * height + 8)
+    # Down the first column, then down the second.
+    shown = np.asarray(page)[100::height, (100, width + 16 + 100), 0]
+    assert [*shown[:, 0], *shown[:, 1]][:count] == [10 * number for number in range(count)]
 
 
 @pytest.mark.parametrize(("shape", "size"), [

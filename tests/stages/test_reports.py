@@ -393,6 +393,19 @@ def class_colour(index: int) -> tuple[int, ...]:
     return tuple(class_palette()[3 * index: 3 * index + 3])
 
 
+def test_a_photo_that_cannot_be_read_takes_no_row_unless_it_is_asked_for(copied: Path, run: Run
+                                                                         ) -> None:
+    (copied / "photos/scene1.png").write_bytes(b"no picture")
+    work, sizes = copied / "work", []
+    for wanted in (("--limit", 6), ("--id", "scene0,scene2,scene3,scene4,scene5"),
+                   ("--id", "scene0,scene1,scene2,scene3,scene4,scene5")):
+        result = run("show", "cams/text", *wanted, "--out", work / "sheet.png", work=work)
+        assert result.code == ("scene1" in wanted[1] if isinstance(wanted[1], str) else 1)
+        with Image.open(work / "sheet.png") as page:
+            sizes.append(page.size)
+    assert sizes[0] == sizes[1] != sizes[2]
+
+
 def test_show_takes_its_photos_from_those_that_are_made(copied: Path, run: Run) -> None:
     """Of a command that stopped, or had `--limit`, nothing is missing on the sheet."""
     folder = copied / "work/cams/text/train"
@@ -523,8 +536,9 @@ def test_show_of_predictions_of_new_photos(layered: Path, tmp_path: Path, tiny_c
             "--split val has no effect: the photos are not the workspace's"]
         with Image.open(result.out.strip()) as page:
             shown[str(name)] = Path(result.out.strip()).name
-            assert page.height > rows * 180
-            assert page.width == 2 * (260 + 8) + 8
+            width = 2 * (260 + 8) + 8
+            assert page.height > -(-rows // 2) * 180
+            assert page.width == (2 * width + 16 if rows == 3 else width)
     assert len(set(shown.values())) == 3
     assert shown["predictions/tiny/holiday"] == "holiday_predictions-tiny-holiday.png"
     mixed = run("show", "predictions/tiny/holiday", "cams/text", work=work)

@@ -153,7 +153,9 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
         "iou_classes": list(dict.fromkeys(name for score in scores for name in score["iou"])),
         "agreement": [table for table in agreed if table], "speck": SPECK,
         "charts": _report_facts.charts(state.in_order, scores), "gaps": gaps,
-        "artifacts": _report_facts.artifacts(state), "split": split, "photos": records,
+        "artifacts": _report_facts.artifacts(state), "split": split,
+        "photos": [record for record in records if "why" not in record],
+        "unread": [record for record in records if "why" in record],
         "shown": {
             "classes": named | {IGNORE: "left open"}, "colours": colours,
             "layers": listed + [{"name": "truth", "kind": "labels"}] * truth,

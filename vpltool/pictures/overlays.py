@@ -196,7 +196,8 @@ def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Seque
     """Draw rows of titled panels, and below them a legend of the classes that occur.
 
     All panels have the same width; each row has its own height. A panel without a picture is grey
-    and shows the reason. Rows are consumed one by one, and only their small panels are kept.
+    and shows the reason. Rows are consumed one by one, and only their small panels are kept. Where
+    the sheet would be taller than wide, the second half of the rows is beside the first.
 
     Args:
         rows: the panels of each row; a pair of title and picture has no classes.
@@ -210,10 +211,32 @@ def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Seque
         panels = [SheetPanel(*panel) for panel in row]
         strips.append(_row(panels, width))
         shown.update(*(panel.classes for panel in panels))
-    if names is not None and (shown := shown - {0}):
-        strips.append(legend(shown, palette, names, max(strip.width for strip in strips)))
+    page = _in_columns(strips)
+    if names is None or not (shown := shown - {0}):
+        return _stacked([page, Image.new("RGB", (1, _GAP), "white")])
+    return _stacked([page, legend(shown, palette, names, page.width),
+                     Image.new("RGB", (1, _GAP), "white")])
+
+
+def _in_columns(strips: Sequence[Image.Image]) -> Image.Image:
+    """Stack strips; in two columns of like height where one would be taller than wide."""
+    page = _stacked(strips)
+    if len(strips) < 2 or page.height <= page.width:
+        return page
+    tops = [sum(strip.height for strip in strips[:count]) for count in range(1, len(strips))]
+    half = 1 + min(range(len(tops)), key=lambda index: (
+        abs(2 * tops[index] - page.height), -index))
+    parts = [_stacked(strips[:half]), _stacked(strips[half:])]
+    left = parts[0].width + 2 * _GAP
+    beside = Image.new("RGB", (left + parts[1].width, max(part.height for part in parts)), "white")
+    beside.paste(parts[0], (0, 0))
+    beside.paste(parts[1], (left, 0))
+    return beside
+
+
+def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
     page = Image.new("RGB", (max((strip.width for strip in strips), default=1),
-                             sum(strip.height for strip in strips) + _GAP), "white")
+                             sum(strip.height for strip in strips)), "white")
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))

@@ -127,8 +127,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
     from vpltool.pictures.colours import class_palette
     from vpltool.pictures.overlays import sheet
 
-    page = sheet((list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows),
-                 class_palette(), dict(enumerate(("background", *workspace.classes))))
+    page = sheet(_drawn_rows(workspace, rows, columns, settings, remarks), class_palette(),
+                 dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
@@ -194,8 +194,7 @@ def _with_something(rows: list[_Row], columns: Sequence[Column], settings: ShowS
     if settings.ids or not columns:
         return rows
     return [row for row in rows if any(
-        column.file_of(row.id).exists() or (column.source and row.id in column.source.failed)
-        for column in columns)] or rows
+        column.file_of(row.id).exists() for column in columns)] or rows
 
 
 def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list[_Row]:
@@ -222,6 +221,14 @@ def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
             raise VplError(f"{column.path} holds none of the photos that are shown",
                            "choose others by `split='NAME'` or `ids='ID,ID'`, or name the folder "
                            "of its photos: `photos='DIR'`")
+
+
+def _drawn_rows(workspace: Workspace, rows: Sequence[_Row], columns: Sequence[Column],
+                settings: ShowSettings, remarks: _Remarks) -> list[list[SheetPanel]]:
+    """Draw photos; one that cannot be read takes a row only where it was asked for by its id."""
+    drawn = {row.id: list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows}
+    readable = [panels for panels in drawn.values() if not isinstance(panels[0].picture, str)]
+    return list(drawn.values()) if settings.ids or settings.worst or not readable else readable
 
 
 def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,

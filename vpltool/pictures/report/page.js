@@ -136,11 +136,10 @@ function spoken(photo, index) {
 function fillStack(stack, photo, index, lazy) {
   const loading = lazy ? "lazy" : "eager";
   stack.classList.toggle("maps", index >= 0 && report.layers[index].kind === "maps");
-  const images = photo.picture
-    ? [element("img", { src: photo.picture, loading, alt: altOf(photo), draggable: "false" })]
-    : [element("span", { class: "failed" }, photo.why)];
+  const images = [element("img",
+    { src: photo.picture, loading, alt: altOf(photo), draggable: "false" })];
   const layer = index >= 0 ? photo.layers[index] : null;
-  if (photo.picture && layer && layer.picture) {
+  if (layer && layer.picture) {
     const over = element("img", { src: layer.picture, loading, alt: spoken(photo, index),
       class: report.layers[index].kind, draggable: "false" });
     over.style.opacity = at("opacity").value / 100;
@@ -205,7 +204,7 @@ function showPhoto() {
     element("li", {}, element("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" },
       element("rect", { width: 16, height: 16, fill: report.colours[label] })),
     report.classes[label] + (share === null ? "" : ` ${percent(share)}`))));
-  at("viewer-words").textContent = index >= 0 ? words(photo, index) : photo.why || "";
+  at("viewer-words").textContent = index >= 0 ? words(photo, index) : "";
   at("before").disabled = state.open === 0;
   at("after").disabled = state.open === state.chosen.length - 1;
 }
