@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from conftest import Run, copy_workspace
+from safetensors.torch import load_file
 
+from vpltool.core.phase_one import Pixels
 from vpltool.methods import FOLDERS, KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -370,3 +375,43 @@ def test_several_folders_may_be_named(tmp_path: Path, toys: Path, run: Run,
     listed = run("methods", "cams").out
     assert "  toy " in listed
     assert "  second-toy " in listed
+
+
+def test_the_example_of_the_design_runs(tmp_path: Path, ready: Path, tiny_clip: Path, run: Run,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file and its lines, as they stand on the page."""
+    page = (ROOT / "docs/design.md").read_text()
+    code = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+                if "def make_cams" in block)
+    assert "..." not in code
+    file = re.search(r"Saved as `(\S+)`", page)
+    lines = re.findall(r"^    (vpltool .*cosine.*)$", page, re.M)
+    assert file is not None and len(lines) == 2
+    base = copy_workspace(ready, tmp_path / "base", tiny_clip)
+    target = base / "work" / file[1]
+    target.parent.mkdir(parents=True)
+    target.write_text(code)
+    monkeypatch.chdir(base / "work")
+    monkeypatch.setenv(FOLDERS, "my-methods")
+    for line in lines:
+        result = run(*shlex.split(line)[1:])
+        assert result.code == 0, result.err
+    made = {path.stem: load_file(path) for path in Path("cams/text-cosine/train").glob("*.saf*")}
+    assert len(made) == 6
+    for maps in made.values():
+        assert len(maps["cam"]) == len(maps["classes"]) > 0
+        assert maps["cam"].amin() == 0 and maps["cam"].amax() == 1
+
+
+def test_the_page_names_every_field_that_a_method_is_given() -> None:
+    from vpltool.methods import inputs
+
+    page = (ROOT / "docs/reference/methods.md").read_text()
+    for kind in KINDS.values():
+        section = page.partition(f"\n## {kind.name}\n")[2].partition("\n## ")[0]
+        for name in kind.given:
+            found = Pixels if name == "Pixels" else getattr(inputs, name)
+            table = section.partition(f"`{name}`: ")[2].partition("\n### ")[0]
+            for entry in fields(found):
+                assert re.search(rf"^\| `{entry.name}` \| `[^`]+` \| \S.* \|$", table, re.M), (
+                    f"{name}.{entry.name}")

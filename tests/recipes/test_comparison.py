@@ -129,8 +129,34 @@ def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixtu
     assert "| text |" in table and "| seeds |" in table and "70.8" in table
 
 
-def test_rows_of_another_protocol_are_not_taken_over(base: Path) -> None:
+MINE = """
+[[row]]
+name = "mine"
+source = "me"
+published = "99.9"
+maps = ["cam --method dense --split {split}"]
+cams = "text-dense"
+"""
+
+
+def test_rows_of_another_list_join_the_table(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(MINE)
+    work = base / "work/tables/compare"
+    before = (work / "compare.md").read_text()
+    assert main([str(base / "work"), "--rows", str(tmp_path / "mine.toml"), "--seeds", "0,1"]) == 0
+    after = (work / "compare.md").read_text()
+    rows = [line for line in before.splitlines() if line.startswith(("| text", "| seeds"))]
+    assert len(rows) == 2 and all(line in after for line in rows)
+    assert after.index("| seeds |") < after.index("| mine |") and "99.9" in after
+    # And the other way round.
+    assert compare(base, "--only", "text") == 0
+    assert "| mine |" in (work / "compare.md").read_text()
+
+
+def test_rows_of_another_protocol_are_not_taken_over(base: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(base, "--only", "text", "--masks", "none") == 0
+    assert "compare.md begins anew: another choice of masked" in capsys.readouterr().err
     rows = record(base)["rows"]
     assert isinstance(rows, dict) and set(rows) == {"text"}
     assert not any(name.startswith("mask") for name in rows["text"]["miou"])

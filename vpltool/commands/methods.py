@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,27 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
                            near_name(settings.name, methods))
         return [_kind(kinds[0]) | {"methods": [_details(methods[settings.name])]}]
     told = _details if settings.markdown else _summary
-    return [_kind(kind) | {"methods": [told(method) for method in find_methods(kind.name).values()]}
+    return [_kind(kind) | ({"given": list(map(_given, kind.given))} if settings.markdown else {})
+            | {"methods": [told(method) for method in find_methods(kind.name).values()]}
             for kind in kinds]
 
 
 def _kind(kind: MethodKind) -> Entry:
     return {"kind": kind.name, "about": kind.about, "stage": kind.stage, "use": _use(kind),
             "defines": list(kind.needs), "may read": list(kind.reads), "default": kind.default}
+
+
+def _given(name: str) -> Entry:
+    """What a class says of itself and of its fields."""
+    from vpltool.core.phase_one import Pixels
+    from vpltool.methods import inputs
+
+    found = Pixels if name == Pixels.__name__ else getattr(inputs, name)
+    about, _, listed = (inspect.getdoc(found) or "").partition("\n\nArgs:\n")
+    types = {entry.name: str(entry.type) for entry in fields(found)}
+    return {"name": name, "about": about, "fields": [
+        {"name": key, "type": types[key], "about": " ".join(text.split())}
+        for key, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.M)]}
 
 
 def _use(kind: MethodKind) -> str:
@@ -141,8 +156,9 @@ A stage that can do its work in several ways takes a method. A method is one fil
 docstring, whose first sentence is its line here and in `--help`; `Settings`, whose fields are its
 options; `READS`, what it needs of a photo; and one function. The file of your own method is found
 in a folder that the environment variable `{FOLDERS}` names, or by an entry point `vpltool.KIND`.
-Nothing else has to be changed: options, headers and checks follow from the file. The arguments of
-the function are described in `vpltool/methods/inputs.py`. `vpltool methods` lists all methods,
+Nothing else has to be changed: options, headers and checks follow from the file. Each kind's
+section says what its function is given; the classes are in `vpltool.methods.inputs`. [A whole
+example](../design.md#a-method-is-a-file) is in the design. `vpltool methods` lists all methods,
 including yours, and `vpltool methods KIND NAME` prints the section below about one of them."""
 
 
@@ -156,7 +172,19 @@ def _section(kind: Entry) -> str:
     lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
     lines += [f"The default is `{kind['default']}`."] if kind["default"] else []
     return "\n\n".join([f"## {kind['kind']}", "\n".join(lines),
+                        *map(_class_section, kind["given"]),
                         *(_subsection(method) for method in kind["methods"])])
+
+
+def _class_section(given: Entry) -> str:
+    rows = [f"| `{entry['name']}` | `{_cell(entry['type'])}` | {_cell(entry['about'])} |"
+            for entry in given["fields"]]
+    return "\n\n".join([f"`{given['name']}`: {paragraphs(given['about'])}",
+                        "\n".join(["| field | type | what it is |", "| --- | --- | --- |", *rows])])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _code(names: list[str]) -> str:

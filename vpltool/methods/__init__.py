@@ -40,6 +40,7 @@ class MethodKind:
         default: the method that is used if none is named.
         also: what a file must define besides the function, `Settings` and, if it reads anything,
             `READS`.
+        given: classes of what the function is given or returns, in `vpltool.methods.inputs`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class MethodKind:
     reads: tuple[str, ...]
     default: str = ""
     also: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -61,22 +63,27 @@ _FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_p
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
-    MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", ()),
+    MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", (),
+               given=("SourceRequest", "Source")),
     MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
-               (*_FEATURES, "head"), "naclip"),
+               (*_FEATURES, "head"), "naclip", given=("EmbeddingBatch",)),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
-               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam"),
+               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam",
+               given=("CamBatch",)),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
-               "attention"),
+               "attention", given=("PhotoMaps",)),
     MethodKind("estimators", "seed-prototypes", "estimate",
-               "prototypes from pixels and their seed labels", ("patches",), "means"),
+               "prototypes from pixels and their seed labels", ("patches",), "means",
+               given=("Pixels",)),
     MethodKind("label_refiners", "crf", "refine_labels",
-               "label probabilities from scores and the photo", ("photo",), "densecrf"),
+               "label probabilities from scores and the photo", ("photo",), "densecrf",
+               given=("ScoredPhoto",)),
     MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
-               ("layers", "patches"), "weclip", ("rebuild",)),
+               ("layers", "patches"), "weclip", ("rebuild",), ("SegmenterParts", "LabelledPhoto")),
     MethodKind("exports", "export", "export",
-               "predictions, or a segmenter, in another tool's format", (), also=("SUFFIX",)),
+               "predictions, or a segmenter, in another tool's format", (), also=("SUFFIX",),
+               given=("Predictions", "TrainedSegmenter")),
 )}
 
 

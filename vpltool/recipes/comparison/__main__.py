@@ -2,6 +2,7 @@
 
     python -m vpltool.recipes.comparison WORK
     python -m vpltool.recipes.comparison WORK --seeds 0 --only "CLIP-ES" "seeds"
+    python -m vpltool.recipes.comparison WORK --rows mine.toml
 
 What is made lies in WORK/tables/compare, and is taken over by the next run. Every method's maps are
 cut where they score best on --cut, which is a half of --learn where there is one; nothing is chosen
@@ -51,7 +52,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
                         help="a second encoder, as `vpltool extract --encoder` takes it; without "
                              "one, rows that read it are skipped")
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
-                        help="another list of methods")
+                        help="a list of your own; its rows join those in compare.md, and are "
+                             "measured alone")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--ids", default=(), metavar="LIST", type=lambda text: text.split(","),
                         help="photos of --score that the picture shows; default: three of several "
@@ -87,7 +89,7 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
 
     Args:
         setup: where.
-        comparison: all rows; those that were measured earlier are in the table too.
+        comparison: all rows; those that were measured earlier, of any list, are in the table too.
         rows: those to measure now.
         ids: photos of the picture, see `draw_methods`.
 
@@ -97,7 +99,9 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
     for line in (*comparison.begin, *(comparison.second if setup.encoder else ())):
         for split in (setup.learn, setup.score) if "{split}" in line else (setup.learn,):
             setup.run(line, split)
-    made = _measured_before(setup)
+    made, listed = _measured_before(setup)
+    own = {row.name for row in comparison.rows}
+    listed = [*(row for row in listed if row.name not in own), *comparison.rows]
     text = ""
     for row in rows:
         if row.second and not setup.encoder:
@@ -108,14 +112,15 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
         if found.seconds is None and row.name in made:
             found = replace(found, seconds=made[row.name].seconds)
         made[row.name] = found
-        text = format_table(setup, comparison.rows, made)
+        text = format_table(setup, listed, made)
         with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
         write_json(setup.work.path / "compare.json", _protocol(setup) | {
-            "rows": {name: vars(item) for name, item in made.items()}})
+            "rows": {name: vars(item) for name, item in made.items()},
+            "listed": [vars(row) for row in listed if row.name in made]})
     if made:
         with atomic_path(setup.work.path / "compare.png") as temporary:
-            draw_methods(setup, comparison.rows, made, ids).save(temporary, format="PNG")
+            draw_methods(setup, listed, made, ids).save(temporary, format="PNG")
     return text
 
 
@@ -125,13 +130,20 @@ def _protocol(setup: Setup) -> dict[str, Any]:
             "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
-def _measured_before(setup: Setup) -> dict[str, Measured]:
-    """Rows that an earlier run of the same protocol has measured."""
+def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
+    """What an earlier run of the same protocol has measured, and of which rows."""
     record = setup.work.path / "compare.json"
     found: dict[str, Any] = read_json(record, "") if record.exists() else {}
-    if {name: found.get(name) for name in _protocol(setup)} != _protocol(setup):
-        return {}
-    return {name: Measured(**row) for name, row in found["rows"].items()}
+    differs = [name for name, value in _protocol(setup).items() if found.get(name) != value]
+    if differs:
+        if found:
+            console.warn(f"{record.with_suffix('.md')} begins anew: another choice of "
+                         f"{', '.join(differs)}")
+        return {}, []
+    # Earlier versions did not record the rows.
+    listed = [Row(**row) for row in found["listed"]] if "listed" in found else list(
+        read_comparison().rows)
+    return {name: Measured(**row) for name, row in found["rows"].items()}, listed
 
 
 def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:

@@ -127,6 +127,8 @@ class Comparison:
 def read_comparison(path: Path = BUNDLED) -> Comparison:
     """Read what is compared from a TOML file, and check every line of it.
 
+    A file without `begin` or `second` has the bundled ones.
+
     Raises:
         VplError: the file is not one, or a line is not a command.
     """
@@ -137,6 +139,9 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
         raise VplError(f"{path}: not a list of methods ({error})",
                        "it holds `begin`, `second`, and a `[[row]]` with "
                        f"{', '.join(field.name for field in fields(Row))} a method") from error
+    if path != BUNDLED and not {"begin", "second"} <= found.keys():
+        bundled = read_comparison()
+        found = {"begin": bundled.begin, "second": bundled.second, **found}
     begin, second = (tuple(found.get(name, ())) for name in ("begin", "second"))
     for name, lines in (("begin", begin), ("second", second),
                         *((row.name, row.lines) for row in rows)):
