@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 
 import vpltool
-from vpltool import VplError, Workspace
+from vpltool import VplError, Workspace, console
 from vpltool.formats import describe
 from vpltool.stages import find_stages
 
@@ -200,3 +200,36 @@ def test_notes_and_a_bar_without_set_up(watched: bool, setup: str, told: bool) -
         [sys.executable, "-c", f"import logging\nlogging.basicConfig(level='ERROR')\n{code}"],
         capture_output=True, text=True, check=True)
     assert "a note" not in logged.stderr, "whoever sets up logging decides"
+
+
+def test_long_work_of_a_script_is_not_silent(monkeypatch: pytest.MonkeyPatch,
+                                             capfd: pytest.CaptureFixture[str]) -> None:
+    """A line every ten seconds, also of many short pieces; nothing of short work."""
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(console, "_logs", lambda: False)
+    monkeypatch.setattr(console, "_is_watched", lambda: False)
+
+    def work(pieces: int, steps: int) -> list[str]:
+        for _ in range(pieces):
+            with console.progress("extract", steps) as advance:
+                for _ in range(steps):
+                    advance()
+        return capfd.readouterr().err.splitlines()
+
+    assert work(pieces=5, steps=2) == []
+    assert work(pieces=1, steps=4) == ["extract: 3 of 4, about 4 s left"]
+    with console.one_piece():
+        assert len(work(pieces=5, steps=2)) == 5
+    assert work(pieces=5, steps=2) == []
+
+
+def test_a_call_is_one_piece(copied: Path, monkeypatch: pytest.MonkeyPatch,
+                             capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "_logs", lambda: False)
+    monkeypatch.setattr(console, "_SCRIPT_SECONDS", -1.0)
+    Workspace(copied / "work").cam(split="val", overwrite=True)
+    assert "cam text val: 1 of 2, about" in capfd.readouterr().err
+    monkeypatch.undo()
+    Workspace(copied / "work").cam(split="val", overwrite=True)
+    assert capfd.readouterr().err == ""

@@ -8,6 +8,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
@@ -80,8 +81,9 @@ class Workspace:
         settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
         given = {name: value for name, value in settings.items() if value}
         found = find_stage("run")
-        result: list[Any] = run_stage(found, self.path,
-                                      {"recipe": str(recipe), "values": words} | given)
+        with console.one_piece():
+            result: list[Any] = run_stage(found, self.path,
+                                          {"recipe": str(recipe), "values": words} | given)
         return result
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -102,7 +104,8 @@ def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
     def call(*positional: Any, **values: Any) -> Any:
         values = _named(found, positional) | values
         sets, record = _preset_values(work.preset, found, values) if work.preset else ({}, {})
-        return run_stage(found, work.path, sets | values, given=values, preset=record)
+        with console.one_piece():
+            return run_stage(found, work.path, sets | values, given=values, preset=record)
 
     call.__name__ = call.__qualname__ = found.function_name
     call.__doc__ = _documentation(found)

@@ -2,8 +2,8 @@
 
 On the command line they go to stderr, by `Terminal`. In a notebook or a program notes go to the
 logger `vpltool` if logging is set up, else to where a person sees them; warnings go to Python's
-own, and progress is a bar where one can be seen. Data goes
-to stdout, and never through here.
+own, and progress is a bar where one can be seen, else a line now and then. Data goes to stdout, and
+never through here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Advance = Callable[..., None]
 _LINE_SECONDS = 30.0
 """Where there is no terminal, seconds between two lines of progress."""
 
+_SCRIPT_SECONDS = 10.0
+"""The same in a Python program, which says nothing else."""
+
 
 class Listener(Protocol):
     """Where messages go."""
@@ -38,15 +41,22 @@ class Listener(Protocol):
 
 
 class Library:
-    """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar."""
+    """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar or lines.
+
+    Args:
+        since: when the work began of which lines of progress tell; default: each piece's own
+            beginning.
+    """
+
+    def __init__(self, since: float | None = None) -> None:
+        self._told = since
 
     def note(self, message: str) -> None:
         """Log it; where nobody has set up logging, print it on a terminal and in a notebook."""
-        logger = logging.getLogger("vpltool")
-        if not logger.hasHandlers() and logger.level == logging.NOTSET and _is_watched():
+        if not _logs() and _is_watched():
             print(_plain(message), file=sys.stderr, flush=True)
         else:
-            logger.info(message)
+            logging.getLogger("vpltool").info(message)
 
     def warn(self, message: str) -> None:
         """Warn by Python's `warnings`."""
@@ -54,11 +64,39 @@ class Library:
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """Show a bar in a notebook or on a terminal."""
-        from tqdm.auto import tqdm
+        """Show a bar in a notebook or on a terminal; elsewhere a line now and then."""
+        if _is_watched():
+            from tqdm.auto import tqdm
 
-        with tqdm(total=total, desc=title, leave=False, disable=not _is_watched()) as bar:
-            yield lambda steps=1, text="": _move(bar, steps, text)
+            with tqdm(total=total, desc=title, leave=False) as bar:
+                yield lambda steps=1, text="": _move(bar, steps, text)
+            return
+        started = time.monotonic()
+        count, told = 0, started if self._told is None else self._told
+
+        def advance(steps: int = 1, text: str = "") -> None:
+            nonlocal count, told
+            count += steps
+            if (now := time.monotonic()) - told > _SCRIPT_SECONDS:
+                told = now
+                self._tell(_so_far(title, count, total, now - started, text))
+
+        yield advance
+        if self._told is not None:
+            self._told = told
+
+    def _tell(self, line: str) -> None:
+        """Log a line of progress, or print it: who waits for a script sees that it works."""
+        if _logs():
+            logging.getLogger("vpltool").info(line)
+        else:
+            print(_plain(line), file=sys.stderr, flush=True)
+
+
+def _logs() -> bool:
+    """Whether the program has set up logging."""
+    logger = logging.getLogger("vpltool")
+    return logger.hasHandlers() or logger.level != logging.NOTSET
 
 
 def _is_watched() -> bool:
@@ -133,8 +171,7 @@ class Terminal:
                     _move(bar, steps, text)
                 elif time.monotonic() - reported > _LINE_SECONDS:
                     reported = time.monotonic()
-                    self.note(_so_far(title, count, total, reported - started)
-                              + (f"; {text}" if text else ""))
+                    self.note(_so_far(title, count, total, reported - started, text))
 
             yield advance
         if count:
@@ -148,9 +185,10 @@ def _move(bar: object, steps: int, text: str) -> None:
     bar.update(steps)  # type: ignore[attr-defined]
 
 
-def _so_far(title: str, count: int, total: int, seconds: float) -> str:
+def _so_far(title: str, count: int, total: int, seconds: float, text: str) -> str:
     left = seconds / max(count, 1) * max(total - count, 0)
-    return f"{title}: {count} of {total}, about {duration(left)} left"
+    return (f"{title}: {count} of {total}, about {duration(left)} left"
+            + (f"; {text}" if text else ""))
 
 
 def duration(seconds: float) -> str:
@@ -171,6 +209,13 @@ def heard_by(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+def one_piece() -> contextlib.AbstractContextManager[None]:
+    """Count lines of progress over all that the block does: of many short pieces, too."""
+    if type(_listeners[-1]) is not Library:
+        return contextlib.nullcontext()
+    return heard_by(Library(time.monotonic()))
 
 
 def note(message: str) -> None:
