@@ -63,6 +63,6 @@ def test_help_is_wrapped_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     """A line that ends early is the last of its paragraph."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in run("run", "--help", "about").out.splitlines()]
-    start = next(number for number, line in enumerate(lines) if line.startswith("Up-to-date steps"))
-    assert lines[start + 3] == "pictures are kept too, and all runs are listed."
+    start = next(number for number, line in enumerate(lines) if line.startswith("Steps that are"))
+    assert lines[start + 3].endswith("earlier pictures are kept, and a table lists all runs.")
     assert all(len(line) > 65 for line in lines[start:start + 3])

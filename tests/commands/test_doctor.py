@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, Run
+from conftest import TRAIN, Run, prepare
 from PIL import Image
 
 from vpltool.commands import _machine_checks
@@ -96,6 +96,25 @@ def test_photos_that_failed_are_told_once(run: Run, copied: Path) -> None:
     repair(run, stale["repair"])
     assert findings(run, work) == []
     assert "left out" not in run(work=work).out
+
+
+def test_a_damaged_photo_that_is_taken_out_is_named_no_more(run: Run, copied: Path) -> None:
+    """Its file and its row are deleted, and `prepare` has read that."""
+    work, photo = copied / "work", copied / "photos/scene2.png"
+    photo.write_bytes(b"no photo")
+    for command in (("extract", "--workers", 0), ("cam",), ("refine",), ("crf", "--workers", 0)):
+        run(*command, "--overwrite", work=work)
+    assert "scene2" in run("doctor", "--no-machine", work=work).out
+    photo.unlink()
+    rows = (copied / "tags.csv").read_text().splitlines(keepends=True)
+    (copied / "tags.csv").write_text("".join(row for row in rows if "scene2" not in row))
+    assert prepare(copied).code == 0
+    for command in (("doctor", "--no-machine"), ("status",), ("report", "--split", "train"), ()):
+        told = run(*command, work=work)
+        assert told.code == 0, told.err
+        assert "scene2" not in told.out + told.err and "failed" not in told.out
+    repair(run, f"vpltool -C {work} update")
+    assert findings(run, work) == []
 
 
 DAMAGES: dict[str, tuple[str, Any, str]] = {
@@ -303,3 +322,23 @@ def _correct(path: Path) -> None:
         image.load()
         image.info.clear()
         image.save(path)
+
+
+def test_after_prepare_from_the_start_results_are_stale_and_not_broken(run: Run, copied: Path
+                                                                       ) -> None:
+    """One note, whose line mends it; also where photos have come and gone."""
+    work = copied / "work"
+    Image.open(copied / "photos/scene2.png").rotate(90).save(copied / "photos/more.png")
+    lines = (copied / "tags.csv").read_text().splitlines()
+    (copied / "tags.csv").write_text("\n".join(
+        [*(line for line in lines if not line.startswith("scene1,")), "more,disc,train"]) + "\n")
+    (copied / "photos/scene1.png").unlink()
+    done = run("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv",
+               "--overwrite", work=work)
+    assert done.code == 0, done.err
+    found = findings(run, work)
+    assert not any(entry["level"] == "broken" for entry in found), found
+    (stale,) = (entry for entry in found if "stale" in entry["says"])
+    assert stale["repair"].endswith(" update")
+    repair(run, stale["repair"])
+    assert not any("stale" in entry["says"] for entry in findings(run, work))

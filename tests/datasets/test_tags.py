@@ -340,3 +340,12 @@ def test_a_row_of_a_photo_before_it_was_converted(tmp_path: Path) -> None:
         ("IMG_1.jpg", ("cat",)), ("IMG_2.jpg", ("dog",))]
     assert any("IMG_1.HEIC is IMG_1.jpg, IMG_2.heic is IMG_2.jpg" in said for said in remarks)
     assert not any("skipped" in said for said in remarks)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    """As in VOC. It is no slip that all photos are in the split of that name."""
+    path = tmp_path / "tags.csv"
+    path.write_text("id,labels\na,train\nb,train;cat\n")
+    assert read_tags(path)[1] == []
+    path.write_text("id,labels,split\na,cat,dog\nb,dog,train\n")
+    assert "has the split `dog`, which is also a label" in read_tags(path)[1][0]

@@ -48,10 +48,11 @@ PAGE = "index.html"
 
 
 def run(workspace: Workspace, settings: ReportSettings) -> Path:
-    """Write an HTML report: scores, confusion, curves, what was run, and all photos.
+    """Write an HTML report: all photos, scores, confusion, curves, and what was run.
 
-    Results can be toggled and zoomed over each photo; photos can be sorted by IoU, uncertainty or
-    disagreement with the tags, and filtered by class. The page needs no network and no server.
+    On each photo you can switch between results and zoom; you can sort the photos by IoU,
+    uncertainty or disagreement with the tags, and filter them by class. The page needs no network
+    and no server.
     Without true masks it shows everything but scores. It is always rewritten.
 
     Example: vpltool report --split val

@@ -57,10 +57,10 @@ STAGE = Stage(order=2, panel="1. Begin", reads=(), writes=("recipe",), settings=
 def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     """Run a recipe, a text file of vpltool commands, in one process.
 
-    Up-to-date steps are skipped, and stale ones are recomputed. So the same command continues
-    after an interruption, and updates a workspace after you add photos or tags. Values of the last
-    run in the workspace are kept; with other values, its pictures are kept too, and all runs are
-    listed.
+    Steps that are up to date are skipped, and stale ones are recomputed. So the same command
+    continues after an interruption, and updates the workspace after you add photos or tags. Values
+    that you leave out are those of the last run. If you change one, earlier pictures are kept, and
+    a table lists all runs.
 
     A recipe runs in a single process: it refuses to start under torchrun or in a Slurm array.
 

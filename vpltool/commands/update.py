@@ -33,8 +33,8 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     """Recompute stale results with their original settings.
 
-    If the folder of photos or the CSV of tags has changed since `prepare` read them, `update` says
-    what has changed, and which line to run first.
+    If photos or the CSV of tags have changed since `prepare`, it says what has changed, and which
+    command to run first.
 
     Example: vpltool update
 

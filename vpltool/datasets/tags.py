@@ -208,7 +208,8 @@ def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]
 
 
 def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
-    labels = {label for row in rows for label in row.labels}
+    # A train may be photographed, and photos without a column of splits are in `train`.
+    labels = {label for row in rows for label in row.labels} - {"train", "val", "test"}
     return [f"{path}:{row.line} has the split `{name}`, which is also a label: separate labels by "
             ";, as in cat;dog" for row in rows for name in row.splits if name in labels][:1]
 

@@ -77,8 +77,8 @@ def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
 
 def max_pixels() -> Any:
     """Maximum number of pixels."""
-    return setting(500_000, "Maximum number of pixels; the same share of each photo, to bound "
-                            "memory and time.", low=1, metavar="N", source="vpltool")
+    return setting(500_000, "Use this many pixels at most, the same share of each photo, to "
+                            "limit memory and time.", low=1, metavar="N", source="vpltool")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> Any:

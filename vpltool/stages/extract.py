@@ -47,8 +47,8 @@ class ExtractSettings(Settings):
     max_side: int = setting(1024, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
     window: int = setting(
-        0, "Side of the windows in which larger photos are encoded; their patches are joined, and "
-           "memory is bounded by one window. 0: whole photos.", low=0, metavar="PIXELS",
+        0, "Encode larger photos in windows of this side, and join their patches; memory is that "
+           "of one window. 0: whole photos.", low=0, metavar="PIXELS",
         record="changed",
         brief=False)
     overlap: float = setting(

@@ -47,8 +47,8 @@ class PrepareSettings(Settings):
         None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")
     background: Path | None = setting(
-        None, "Background words for GradCAM, one per line, in place of the 25 of CLIP-ES, which "
-              "are the default: the file replaces them.", metavar="FILE")
+        None, "Background words for GradCAM, one per line. The file replaces the default, the 25 "
+              "words of CLIP-ES.", metavar="FILE")
     corrections: Path | None = setting(
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
               "of Label Studio, CVAT, COCO, YOLO and others. Masks imported earlier are kept; "
@@ -61,11 +61,11 @@ class PrepareSettings(Settings):
             "several rows, or JSON in the layout of COCO's captions. Repeatable.",
         metavar="FILE")
     halve: str = setting(
-        "", "Add the splits SPLIT-a and SPLIT-b; each has every second photo: choose settings on "
-            "one, score on the other.", metavar="SPLIT")
+        "", "Add the splits SPLIT-a and SPLIT-b, each with every second photo, to choose settings "
+            "on one and score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Move every Nth tagged photo of train to val; only if val is empty. They are not used "
-           "for training, so eval can score the segmenter. The last photo of a class "
+        0, "Move every Nth tagged photo of train to val, if val is empty. Nothing is trained on "
+           "these photos, so eval can score the segmenter on them. The last photo of a class "
            "stays in train. 0: none.", low=0, metavar="N")
     overwrite: bool = options.overwrite()
 

@@ -35,14 +35,16 @@ class SeedPrototypesSettings(Settings):
     phi: float = _phase_one.phi(_REGIONS)
     phi_background: float = _phase_one.phi_background(_REGIONS)
     pixels: str = setting(
-        "seeds", "seeds of the CAMs, or regions; regions: a CAM-weighted mean per class and photo.",
+        "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
+                 "mean per class and photo.",
         choices=("seeds", "regions"))
     method: str = setting(KINDS["estimators"].default,
                           "Method that estimates the prototypes.", metavar="NAME")
     split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     seed: int = options.seed()
-    text: str = setting("text", "Rows to start from; text, or tags, the default without words.",
+    text: str = setting("text", "Prototypes to start from; default: text, or tags where the "
+                                "encoder knows no words.",
                         metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"])
     features: Path | None = options.features()
     device: str = options.device()
@@ -60,9 +62,9 @@ STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prot
 def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """Make vision prototypes from the most confident pixels of CAMs; nothing is trained.
 
-    Use them as they are, or to initialise learn-prototypes. Classes without seeds keep
-    their row of the start, text or tags. Under torchrun each process reads the features of its
-    shard of the photos, for --method means.
+    Use them as they are, or to initialise learn-prototypes. A class without seeds keeps its
+    prototype of `--start`. Under torchrun, with --method means, each process reads the features of
+    its own photos.
 
     Example: vpltool seed-prototypes --cams text-salient --phi 0.9 --background clusters
 

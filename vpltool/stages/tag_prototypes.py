@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class TagPrototypesSettings(Settings):
     """Settings of `tag-prototypes`."""
 
-    share: float = setting(0.1, "Share of a photo's patches, the most salient ones, that its tags "
-                                "divide.", low=0.001, high=1, source="vpltool")
+    share: float = setting(0.1, "Share of each photo's patches that is used, the most salient "
+                                "ones.", low=0.001, high=1, source="vpltool")
     split: str = options.split("train")
     features: Path | None = options.features()
     device: str = options.device()
@@ -43,9 +43,9 @@ STAGE = Stage(order=36, panel="2. Maps and prototypes", reads=("features",),
 def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     """Make a prototype of each class from salient patches of the photos tagged with it.
 
-    Several tags of a photo get equal shares of its patches: what a class always shows adds up over
-    the photos, what comes with it does not. They take the place of text prototypes where the
-    encoder knows no words.
+    If a photo has several tags, each gets an equal share of its patches. What belongs to a class
+    adds up over its photos; what is only sometimes beside it does not. These prototypes replace
+    text prototypes where the encoder knows no words.
 
     Example: vpltool tag-prototypes
 
