@@ -153,6 +153,9 @@ def test_a_workspace_of_a_clip_gets_an_encoder(copied: Path, run: Run) -> None:
     (("--words", "clip"), "there is none", "--encoder timm:MODEL"),
     (("--encoder", "dino.pth", "--words", "dino.pth"), "is not a CLIP", "MODEL:PRETRAINED"),
     (("--encoder", "none.pth"), "no such file", "timm:MODEL"),
+    (("--encoder", "timm:vit_smal_patch14_dinov2"), "no model `vit_smal_patch14_dinov2`",
+     "--encoder timm:vit_small_patch14_dinov2"),
+    (("--encoder", "timm:nonsense"), "no model `nonsense`", "--encoder timm:vit_small_patch14"),
     (("--encoder", "tags.csv"), "tags.csv", ""),
 ])
 def test_refusals(options: tuple[str, ...], error: str, hint: str, changeable: Path, run: Run,

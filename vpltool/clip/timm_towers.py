@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vpltool.clip.catalogue import import_timm
 from vpltool.clip.weights import without_random_init
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
-from vpltool.errors import VplError, first_line, near_name, silent
+from vpltool.errors import VplError, first_line, silent
 
 TIMM = "timm:"
 """Prefix of a name of timm."""
@@ -32,6 +33,21 @@ _FOREIGN = ("pretrained", "checkpoint", "cache", "file", "url")
 """Beginnings of options that would read something else than the weights that are given."""
 
 
+def check_timm(name: str) -> Any:
+    """Return timm, which has a model of this name.
+
+    Raises:
+        VplError: it has none, or is not installed.
+    """
+    timm = import_timm()
+    if not timm.is_model(name.partition(".")[0]):
+        known = timm.list_models()
+        # All of its thousand names are no help.
+        near = get_close_matches(name, known, n=1) or ["vit_small_patch14_dinov2.lvd142m"]
+        raise VplError(f"timm has no model `{name}`", f"`encoder='{TIMM}{near[0]}'`")
+    return timm
+
+
 def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrained: bool = False
                 ) -> tuple[Any, dict[str, Any]]:
     """Build a model of timm without its classifier.
@@ -47,9 +63,7 @@ def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrain
     Raises:
         VplError: timm has no such model, or cannot build or load it.
     """
-    timm = import_timm()
-    if not timm.is_model(name.partition(".")[0]):
-        raise VplError(f"timm has no model `{name}`", near_name(name, timm.list_models()))
+    timm = check_timm(name)
     for given in (options,) if options is not None else _WAYS:
         try:
             with silent(), without_random_init():

@@ -242,6 +242,10 @@ def _named_encoder(path: Path, given: str) -> str:
     source = find_encoder(given, (Path(),))
     if source.weights:
         recognise(source.weights)
+    if source.form == "timm" and given not in DEFAULT_ENCODERS.values():
+        from vpltool.clip.timm_towers import check_timm
+
+        check_timm(source.model)
     return source.setting(relative_to(source.path, path) if source.path else "")
 
 
