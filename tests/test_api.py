@@ -227,9 +227,10 @@ def test_long_work_of_a_script_is_not_silent(monkeypatch: pytest.MonkeyPatch,
 def test_a_call_is_one_piece(copied: Path, monkeypatch: pytest.MonkeyPatch,
                              capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, "_logs", lambda: False)
-    monkeypatch.setattr(console, "_SCRIPT_SECONDS", -1.0)
-    Workspace(copied / "work").cam(split="val", overwrite=True)
+    monkeypatch.setattr(console, "_is_watched", lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "_SCRIPT_SECONDS", -1.0)
+        Workspace(copied / "work").cam(split="val", overwrite=True)
     assert "cam text val: 1 of 2, about" in capfd.readouterr().err
-    monkeypatch.undo()
     Workspace(copied / "work").cam(split="val", overwrite=True)
     assert capfd.readouterr().err == ""
