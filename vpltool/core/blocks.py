@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,22 @@ class BlockShape:
     heads: int
     eps: float
     activation: str
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+
+def check_numbers(shape: Any) -> None:
+    """Check that a dataclass from a file has numbers where it declares them.
+
+    Raises:
+        TypeError: a field is of another type.
+    """
+    kinds: dict[Any, Any] = {"int": int, "float": (int, float)}
+    for entry in fields(shape):
+        value = getattr(shape, entry.name)
+        if not isinstance(value, kinds.get(entry.type, object)):
+            raise TypeError(f"`{entry.name}` is no number: {str(value)[:40]}")
 
 
 class Block(nn.Module):
