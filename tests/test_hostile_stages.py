@@ -157,3 +157,26 @@ def test_a_record_of_changes_that_no_file_can_hold(copied: Path, run: Run) -> No
     done = run("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv",
                "--pretrained", copied / "clip", work=work)
     assert done.code == 0, done.err
+
+
+def test_layers_that_the_folder_does_not_name(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    assert run("extract", "--split", "train", "--overwrite", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers", work=work).code == 0
+    path = work / "features/train/scene0.safetensors"
+    header, tensors = read_tensors(path, "features")
+    write_tensors(path, header, tensors | {"layer_index": tensors["layer_index"] + 7})
+    error = told(run("train-decoder", "--masks", "text-refined", "--prototypes", "text",
+                     "--crop", 3, "--batch-size", 2, "--width", 16, "--iters", 4, "--name", "new",
+                     "--workers", 0, work=work))
+    assert f"{path}: `layer_index` does not name" in error
+
+
+def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    path = work / "prototypes/text.safetensors"
+    head = b"[" * 100_000 + b"]" * 100_000
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    done = run("doctor", work=work)
+    assert done.code == 1
+    assert "prototypes/text.safetensors" in done.out
