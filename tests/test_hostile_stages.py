@@ -81,3 +81,102 @@ def test_a_recipe_with_a_command_that_there_is_not(copied: Path, run: Run) -> No
     recipe = copied / "a.recipe"
     recipe.write_text("# Title.\nvpltool $(touch /tmp/outside)\nvpltool status\n")
     assert "no command" in told(run("run", recipe, work=copied / "work"))
+
+
+@pytest.mark.parametrize("how", [
+    lambda config: config.update(post_eps={}), lambda config: config["shape"].update(eps="x"),
+    lambda config: config["shape"].update(heads=0.5), lambda config: config.update(prefix=[])])
+def test_a_head_whose_numbers_are_none(copied: Path, run: Run, how: Change) -> None:
+    work = copied / "work"
+    path = work / "features/train.head.safetensors"
+    header, tensors = read_tensors(path, "head")
+    how(header.facts["config"])
+    write_tensors(path, header, tensors)
+    assert f"{path} is damaged" in told(run("cam", "--overwrite", work=work))
+
+
+def rewrite(path: Path, how: Change) -> None:
+    """Change what a .safetensors says of itself and its tensors; the numbers stay."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    said = json.loads(content[8 : 8 + length])
+    header = json.loads(said["__metadata__"]["vpltool"])
+    how(said | {"header": header})
+    said["__metadata__"]["vpltool"] = json.dumps(header)
+    new = json.dumps(said).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
+
+
+def test_a_file_that_no_command_has_made(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    rewrite(work / "cams/text/train/scene0.safetensors",
+            lambda said: said["header"].update(command=" "))
+    (work / "cams/text/train" / MANIFEST).unlink()
+    found = run("doctor", work=work)
+    assert found.code == 1
+    assert "cams/text/train" in found.out
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    (lambda header: header.update(sources={"features": ""}), "cannot be read"),
+    (lambda header: header.update(sources={"features": "."}), "cannot be read"),
+    (lambda header: header.update(call={"out": 0.5}), "no valid `out`"),
+    (lambda header: header.update(call={"features": 0.5}), "gives a `features` that is no path"),
+    (lambda header: header.update(call={"features": [{}]}), "gives a `features` that is no path")])
+def test_paths_of_a_header_that_are_none(copied: Path, run: Run, how: Change, said: str) -> None:
+    work = copied / "work"
+    change(work / "cams/text/train" / MANIFEST, lambda content: how(content["header"]))
+    assert said in told(run("update", work=work))
+    for command in (("status", "--json"), ("doctor",)):
+        done = run(*command, work=work)
+        assert done.code in (0, 1)
+        assert said in done.out + done.err
+
+
+def test_layers_of_another_rank(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    assert run("extract", "--split", "train", "--overwrite", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers", work=work).code == 0
+    path = work / "features/train/scene0.safetensors"
+    _, tensors = read_tensors(path, "features")
+    layers = tensors["layers"]
+    rewrite(path, lambda said: said["layers"].update(
+        shape=[layers.shape[0] * layers.shape[1], layers.shape[2]]))
+    assert "scene0" in told(run(
+        "train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3,
+        "--batch-size", 2, "--width", 16, "--iters", 1, "--name", "new", "--workers", 0,
+        work=work))
+
+
+def test_a_record_of_changes_that_no_file_can_hold(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    lines = (work / "changes.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["call"]["words"] = "\ud800"
+    (work / "changes.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last), ""]))
+    done = run("prepare", "folder", copied / "photos", "--labels", copied / "tags.csv",
+               "--pretrained", copied / "clip", work=work)
+    assert done.code == 0, done.err
+
+
+def test_layers_that_the_folder_does_not_name(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    assert run("extract", "--split", "train", "--overwrite", "--workers", 0, "--keep",
+               "tokens,patches,attention,layers", work=work).code == 0
+    path = work / "features/train/scene0.safetensors"
+    header, tensors = read_tensors(path, "features")
+    write_tensors(path, header, tensors | {"layer_index": tensors["layer_index"] + 7})
+    error = told(run("train-decoder", "--masks", "text-refined", "--prototypes", "text",
+                     "--crop", 3, "--batch-size", 2, "--width", 16, "--iters", 4, "--name", "new",
+                     "--workers", 0, work=work))
+    assert f"{path}: `layer_index` does not name" in error
+
+
+def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    path = work / "prototypes/text.safetensors"
+    head = b"[" * 100_000 + b"]" * 100_000
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    done = run("doctor", work=work)
+    assert done.code == 1
+    assert "prototypes/text.safetensors" in done.out

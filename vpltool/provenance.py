@@ -38,6 +38,11 @@ def check_header(header: Header, found: FoundStage, name: str) -> None:
                            hint)
     if "out" in header.sources or not isinstance(header.call.get("out", ""), str):
         raise VplError(f"the header of {name} has no valid `out`", hint)
+    for setting, value in header.call.items():
+        several = value if isinstance(value, list) else [value]
+        if setting in entries and entries[setting].type is Path and not all(
+                isinstance(one, str) for one in several):
+            raise VplError(f"the header of {name} gives a `{setting}` that is no path", hint)
 
 
 def reason_by_hand(header: Header, found: FoundStage, work: Path) -> str:

@@ -252,7 +252,7 @@ class State:
     def _mask_identity(self, masks: InputFolder, artifact: Artifact) -> str:
         """Hash of the masks that a decoder would learn from now."""
         options = artifact.header.options
-        photos = self.workspace.photos(str(options["split"]), int(options.get("limit", 0)))
+        photos = self.workspace.photos(str(options.get("split", "")), int(options.get("limit", 0)))
         return content_identity(masks.path, [photo.id for photo in photos
                                              if masks.path_of(photo.id).exists()])
 

@@ -487,7 +487,10 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=1, help="times of each fault")
     parser.add_argument("--pairs", type=int, default=9, help="pairs with different settings")
     parser.add_argument("--seconds", type=float, default=0,
-                        help="for the kills by count; 0: until all are done")
+                        help="for the kills by count, shared by the commands; 0: until all are "
+                             "done")
+    parser.add_argument("--only", default="",
+                        help="kills by count: beginnings of names of commands, with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file that the table of figures is written to")
     options = parser.parse_args()
@@ -500,8 +503,10 @@ def main() -> None:
             campaign(Path(room), options.kills, options.faults, options.seed)
             if options.kills or options.faults else (Figures(), []))
 
-        reached = counted.campaign(Path(room), figures, options.pairs, options.seconds,
-                                   seed=options.seed)
+        only = tuple(options.only.split(","))
+        reached = counted.campaign(
+            Path(room), figures, options.pairs, options.seconds, seed=options.seed,
+            cases=tuple(case for case in counted.CASES if case.name.startswith(only)))
     table = f"{as_markdown(figures, skipped)}\n{counted.as_markdown(figures, reached)}"
     print(table)
     if options.out:

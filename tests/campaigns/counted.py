@@ -259,13 +259,15 @@ def until(seconds: float) -> Iterator[Callable[[], bool]]:
 def campaign(room: Path, figures: Figures, pairs: int, seconds: float = 0,
              cases: tuple[Counted, ...] = CASES, seed: int = 0) -> dict[str, bool]:
     """Kill all cases at each of their changes, and run pairs; which cases were reached to the end.
+
+    The seconds are shared by the cases.
     """
     chance, start, reached = Random(seed), prepare(room), {}
     for number in range(pairs):
         pair_once(PAIRS[number % len(PAIRS)], start, room, chance, figures)
         chaos.say(f"pair {number + 1} of {pairs}", figures)
-    with until(seconds) as is_over:
-        for case in cases:
+    for case in cases:
+        with until(seconds / len(cases)) as is_over:
             reached[case.name] = kill_everywhere(case, start, room, figures, is_over)
             chaos.say(f"{case.name}: {figures.counts[case.name, 'kills by count']} kills", figures)
     return reached

@@ -433,7 +433,8 @@ def mutate_tensors(content: bytes, chance: Random) -> bytes:
                     _shape(entry, chance)
                 else:
                     _shorter(head, entry, data, chance)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error,
+            RecursionError):
         return mutate_bytes(content, chance)
     changed = json.dumps(head).encode()
     return struct.pack("<Q", len(changed)) + changed + bytes(data)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from conftest import CHAIN, TRAIN, draw_scenes, prepare, save_clip, write_scenes
 from conftest import run_in_process as run
@@ -24,6 +25,7 @@ from vpltool import console
 from vpltool.command import parse_line
 from vpltool.errors import PhotosFailed
 from vpltool.formats import read_labels
+from vpltool.parallel import device
 from vpltool.preset import read_preset
 from vpltool.run import run_stage
 
@@ -235,7 +237,9 @@ def _own_folders(base: Path) -> Iterator[None]:
     Path(tempfile.tempdir).mkdir(exist_ok=True)
     cache, os.environ["VPLTOOL_CACHE"] = os.environ.get("VPLTOOL_CACHE"), tempfile.tempdir
     try:
-        yield
+        # What `update` runs says no number of workers, and a process that starts is a find.
+        with mock.patch.object(device, "worker_count", lambda choice: max(choice, 0)):
+            yield
     finally:
         tempfile.tempdir = before
         if cache is None:

@@ -80,6 +80,15 @@ def test_logits_and_labels_are_torch_s(name: str, work: Path) -> None:
     assert same / total > 0.999
 
 
+@pytest.mark.parametrize("name", ["attention", "linear"])
+def test_it_holds_no_absolute_path(name: str, work: Path) -> None:
+    """Neither of the workspace nor of the code that torch has followed."""
+    content = (work / f"work/exports/{name}.onnx").read_bytes()
+    for place in ("pytest-of", str(Path.home()) + "/", str(Path(torch.__file__).parent),
+                  str(Path(__file__).parents[2])):
+        assert place.encode() not in content, place
+
+
 def as_the_metadata_says(photo: Image.Image, said: dict[str, Any]) -> np.ndarray:
     """What someone writes who has only the file: `resize`, then mean and std."""
     shrink = min(1, said["max_side"] / max(photo.size))

@@ -224,6 +224,25 @@ def test_scores_side_by_side(copied: Path, run: Run) -> None:
     assert run("scores", "one=scores/none.json", work=work).code == 1
 
 
+def test_scores_of_files_that_are_others_now(copied: Path, run: Run) -> None:
+    """Made again, or pasted: the row says so until `eval` has scored them."""
+    work = copied / "work"
+    for what in ("masks/text-refined", "cams/text"):
+        assert run("eval", "--split", "train", "--what", what, work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+    path = work / "masks/text-refined/train/scene0.png"
+    with Image.open(path) as image:
+        image.load()
+    image.putpixel((0, 0), 255)
+    image.save(path)
+    result = run("scores", work=work)
+    assert "masks-text-refined (changed since)" in result.out
+    assert "cams-text (changed" not in result.out
+    assert "not the files that were scored" in result.lines("warning:")[0]
+    assert run("eval", "--split", "train", "--what", "masks/text-refined", work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+
+
 def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) -> None:
     work = copied / "work"
     assert "--against tags" in run("scores", work=work).lines("hint:")[0]

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TRAIN, Run, copy_workspace, save_clip
 from PIL import Image
 
 from vpltool import Segmenter
+from vpltool.core import segment as core_segment
 from vpltool.formats import read_tensors, write_tensors
+from vpltool.stages import _running
 
 PREDICT = ("predict", "--decoder", "tiny", "--workers", 0)
 SIZES = {"scene6": (40, 48), "scene7": (48, 40)}
@@ -512,3 +515,40 @@ def test_overlays(run: Run, work: Path, holiday: Path) -> None:
         assert picture.height > 47
     assert run(*PREDICT, holiday, "--overlay", work=work).code == 0
     assert {name: (folder / name).stat().st_mtime_ns for name in drawn} == drawn
+
+
+def test_a_photo_that_a_cpu_would_take_minutes_for_is_named(
+        run: Run, work: Path, holiday: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its attention, which grows with the square of its patches; the others are done."""
+    monkeypatch.setattr(_running, "_MOST_PATCHES", 40)
+    big = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(big).save(holiday / "big.png")
+    line = (*PREDICT, holiday / "sea.jpg", holiday / "big.png", "--max-side")
+    result = run(*line, 0, work=work)
+    (error,) = result.lines("error:")
+    assert result.code == 1 and "big: 180 patches" in error
+    folder = work / "predictions/tiny/files"
+    assert labels(folder).keys() == {"sea"}
+    side = error.partition("--max-side ")[2].split(",")[0].split()[0].rstrip("`")
+    again = run(*line, side, "--overwrite", work=work)
+    assert again.code == 0, again.err
+    assert labels(folder).keys() == {"sea", "big"}
+
+
+def test_a_long_photo_in_which_nothing_was_found(run: Run, work: Path, holiday: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos that were not scaled down, and those with a class, are no cause for a warning."""
+    segment, strongest = core_segment.segment, 1
+
+    def one_class(*arguments: Any, **options: Any) -> torch.Tensor:
+        made = segment(*arguments, **options)
+        made[:, strongest] = 2
+        return made
+
+    line = (*PREDICT, holiday / "sea.jpg", holiday / "hill.png", "--overwrite", "--max-side")
+    said = "1 photo is all background after being scaled down to 48 pixels: sea"
+    monkeypatch.setattr(core_segment, "segment", one_class)
+    assert said not in run(*line, 48, work=work).err
+    strongest = 0
+    assert said in run(*line, 48, work=work).err
+    assert "all background" not in run(*line, 52, work=work).err

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape
+from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape, check_numbers
 from vpltool.core.calibration import Calibration, calibrated_path
 from vpltool.core.tower import ATTENTION_BLOCKS, DenseFeatures, Tower, cache_parts, joined
 
@@ -28,6 +28,9 @@ class PoolerShape:
     hidden: int
     eps: float
     activation: str
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 class Head(nn.Module):
@@ -45,7 +48,7 @@ class Head(nn.Module):
                  pooler: dict[str, Any] | None = None, prefix: int | None = None) -> None:
         super().__init__()
         usual = 0 if pooler else 1
-        self.prefix = usual if prefix is None else prefix
+        self.prefix = usual if prefix is None else int(prefix)
         """Number of tokens before the patches: class token and registers."""
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
@@ -57,10 +60,10 @@ class Head(nn.Module):
         self.block = Block(shape)
         self.ln_after_pool = ln_after_pool
         self.value_path = nn.Sequential(
-            nn.LayerNorm(shape.width, eps=shape.eps if value_eps is None else value_eps),
+            nn.LayerNorm(shape.width, eps=shape.eps if value_eps is None else float(value_eps)),
             nn.Linear(shape.width, pool_width),
             nn.Linear(pool_width, pool_width)) if value_path else nn.Identity()
-        self.ln_post = nn.LayerNorm(pool_width, eps=post_eps)
+        self.ln_post = nn.LayerNorm(pool_width, eps=float(post_eps))
         self.pooler = PoolerShape(**pooler) if pooler else None
         if self.pooler is None:
             self.proj = nn.Parameter(torch.empty(pool_width, dim))

@@ -80,6 +80,8 @@ def read_changes(workspace_path: Path) -> list[dict[str, Any]]:
             for known in (entry["before"], entry["after"]):
                 check_fields(known, {}, {"classes": TEXT, "tags": TEXT_OF, "captions": TEXT_OF})
             check_fields(entry.get("words", {}), {}, dict.fromkeys(_WORDS, TEXTS))
+            # What no file can hold, a lone surrogate, would end the next `prepare`.
+            json.dumps(entry, ensure_ascii=False).encode()
         except ValueError:
             continue
         found.append(entry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from vpltool.formats.kinds import KINDS, check_shapes
 from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
 from vpltool.formats.values import check_values
+from vpltool.json_text import parse_json
 
 _LARGEST_HEADER = 1 << 26
 
@@ -120,6 +120,6 @@ def salvaged_header(path: Path) -> Header | None:
                              struct.error), path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         if length < _LARGEST_HEADER:
-            entries: dict[str, Any] = json.loads(file.read(length))
+            entries: dict[str, Any] = parse_json(file.read(length))
             return Header.from_json(entries["__metadata__"][METADATA_KEY], path)
     return None

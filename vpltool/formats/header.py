@@ -149,6 +149,10 @@ class Header:
                          _OF_FEATURES if content["kind"] == "features" else {},
                          # `patches` is a number where it is an option of `align`.
                          _OPTIONS | ({"patches": TEXT} if content["kind"] == "features" else {}))
+            if not content["command"].split():
+                raise ValueError("`command` is empty")
+            if not all(Path(source).parts for source in content.get("sources", {}).values()):
+                raise ValueError("`sources` has an empty path")
             unknown = sorted(set(content) - {entry.name for entry in fields(cls)})
             if unknown:
                 raise VplError(f"{where}: its header has `{unknown[0]}`, which this version "

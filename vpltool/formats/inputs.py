@@ -35,7 +35,7 @@ from vpltool.formats.storage import (
     read_tensors,
     tensors_of,
 )
-from vpltool.formats.values import check_form, form_of
+from vpltool.formats.values import BadValues, check_form, form_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,11 @@ class InputFolder:
         """
         where, tensors = self._read(photo_id, *names)
         if self.kind == "features":
-            check_form(tensors, self._usual_form, where, f"delete it and run: {again(self.header)}")
+            hint = f"delete it and run: {again(self.header)}"
+            check_form(tensors, self._usual_form, where, hint)
+            listed = self.header.options.get("layers", [])
+            if "layer_index" in tensors and tensors["layer_index"].tolist() != listed:
+                raise BadValues(where, "`layer_index` does not name the layers of its folder", hint)
         return tensors
 
     def _read(self, photo_id: str, *names: str) -> tuple[str, dict[str, torch.Tensor]]:

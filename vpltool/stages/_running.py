@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
+
+_MOST_PATCHES = 16_384
+"""A photo with more patches is refused on a CPU: attention grows with their square, and a ViT-B/16
+takes three minutes for these (16 s a block on one core)."""
 
 
 def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
@@ -211,6 +215,13 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     side = side_of(trained.header, settings.max_side)
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
+        count = batch.pixels.shape[2] * batch.pixels.shape[3] // vision.patch**2
+        if device.type == "cpu" and count > _MOST_PATCHES:
+            smaller = _side_of_most(batch.pixels, vision.patch)
+            reason = (f"{count:,} patches, over {_MOST_PATCHES:,}: attention would take many "
+                      f"minutes on a CPU; `max_side={smaller}`, or a GPU")
+            yield from ((key, Failed(reason)) for key in batch.ids)
+            return
         pixels = batch.pixels.to(device, non_blocking=True)
         result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
                          average=settings.average)
@@ -222,4 +233,27 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(paths)))
-    return run_batches(batches, segment_batch, smaller_side_hint)
+    return _warn_of_background(run_batches(batches, segment_batch, smaller_side_hint), side)
+
+
+def _side_of_most(pixels: Tensor, patch: int) -> int:
+    """The long side of a photo (B, 3, H, W) at which it has as many patches as a CPU may be given.
+    """
+    height, width = pixels.shape[2:]
+    shrunk = (_MOST_PATCHES * patch**2 / (height * width)) ** 0.5
+    return int(max(height, width) * shrunk) // patch * patch - patch
+
+
+def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
+    """Warn of photos that were scaled down to a side and in which nothing was found."""
+    empty = []
+    for key, seen in made:
+        if isinstance(seen, Segmented) and 0 < side < max(seen.size) and not (
+                seen.probabilities.argmax(dim=0).any()):
+            empty.append(key)
+        yield key, seen
+    names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
+    if empty:
+        console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "
+                     f"scaled down to {side} pixels: {names}; objects may be too small "
+                     f"then: try `max_side={2 * side}`")

@@ -109,7 +109,11 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
         raise VplError(f"{features.path} holds the layers {_formatted(stored)}, not "
                        f"{_formatted(wanted)}",
                        f"{_extract(split, layers)}, or `source='photos'`")
-    width = features.describe(ids[0]).shapes["layers"][1][2]
+    _, shape = features.describe(ids[0]).shapes.get("layers", ("", ()))
+    if len(shape) != 3:
+        raise VplError(f"{features.path_of(ids[0])} is damaged: its layers are not "
+                       "(layers, patches, width)", _extract(split, layers))
+    width = shape[2]
     return Frozen("features", name, wanted, width, model, features), ids
 
 

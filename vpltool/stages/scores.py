@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace, read_json
+from vpltool.file_hashes import hashes_of
+from vpltool.formats import identity_of_many, open_workspace, read_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -69,6 +71,9 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
                            "`eval(split='SPLIT')` writes those of photos with true masks; "
                            "`eval(split='SPLIT', against='tags')` those of others")
     table = [_row(path, row) for row in rows]
+    if changed := sorted({row["title"] for row in table if row["title"].endswith(_CHANGED)}):
+        console.warn(f"{', '.join(changed)}: not the files that were scored; `eval()` scores those "
+                     "that are there")
     if settings.out is not None:
         with atomic_path(settings.out) as temporary:
             temporary.write_text(show(table, {"markdown": settings.markdown}) + "\n", "utf-8")
@@ -99,9 +104,33 @@ def _row(work: Path, row: str) -> dict[str, Any]:
                        + (", and against masks and tags" if len({kind[0] for kind in kinds}) > 1
                           else ""), "one row for each")
     ((against, split, photos),) = kinds
-    return {"title": title if equals else f"{found[0]['what']}", "split": split, "photos": photos,
+    title = title if equals else f"{found[0]['what']}"
+    changed = any(_has_changed(work, entry) for entry in found)
+    return {"title": title + _CHANGED * changed, "split": split, "photos": photos,
             "against": against, **{key: [entry[key] for entry in found]
                                    for key in _COLUMNS[against]}}
+
+
+_CHANGED = " (changed since)"
+
+
+def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
+    """Tell whether a folder that was scored holds other files than then, of as many photos.
+
+    Where there are more photos now, or the folder is gone, nothing is known.
+    """
+    kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
+    name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
+    if not kind or not entry.get("content") or not (work / "workspace.json").exists() or (
+            {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
+        return False
+    folder = work / kind / name / split
+    suffix = ".safetensors" if kind == "cams" else ".png"
+    names = {photo.id: f"{photo.id}{suffix}" for photo in open_workspace(work).photos()
+             if photo.mask is not None and split in photo.splits}
+    hashes = hashes_of(folder, names.values())
+    parts = {key: hashes[file] for key, file in names.items() if file in hashes}
+    return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
 
 
 def _matching(work: Path, pattern: str) -> list[str]:
