@@ -106,7 +106,7 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
     else:
         header = decoder_header(path)
         tensors = read_tensors(path, "decoder")[1]
-    from vpltool.core.rebuilding import rebuild
+    from vpltool.core.meta_device import rebuild
 
     # Files from before there were methods are all of this one.
     method = find_method("segmenters", str(header.facts.get("segmenter", "weclip"))).load()
