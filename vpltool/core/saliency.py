@@ -11,7 +11,7 @@ from __future__ import annotations
 from vpltool.lazy import F, Tensor, torch
 
 
-def patch_walk(patches: Tensor, tau: float = 0.1) -> Tensor:
+def patch_walk(patches: Tensor, tau: float) -> Tensor:
     """Return the transition matrix of a random walk between similar patches of a photo.
 
     It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), where m is the mean
