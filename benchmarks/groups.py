@@ -1,13 +1,12 @@
 """A step of `train-groups` against the plain way: photo by photo, EM round by round.
 
 The plain way is the released code's in its structure: for each photo of the batch its own rounds of
-EM and its own Hungarian matching. The network, its losses and its gradients are the same.
+EM. The matching (by scipy), the network, its losses and its gradients are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from unittest import mock
 
 import torch
@@ -16,7 +15,7 @@ from measure import Pair, Row, side_by_side
 from stages import TOY, Bench
 from torch import Tensor
 
-from vpltool.core import matching, npr
+from vpltool.core import npr
 from vpltool.core.group_training import GroupTraining, Objective, make_optimizer
 from vpltool.core.groups import GroupNetwork, GroupShape, NprShape
 from vpltool.core.npr import Prototypes, prototype_contrast
@@ -37,20 +36,6 @@ def plain_em(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tenso
             mu = F.normalize(share.T @ tokens.float(), dim=-1)
         photos.append(mu)
     return torch.stack(photos) if pixels.dim() > 2 else photos[0]
-
-
-def plain_matchings(similarity: Tensor) -> Tensor:
-    """The matching of one photo after the other, on the host."""
-    return torch.stack([matching.best_matching(one.cpu()).to(similarity.device)
-                        for one in similarity])
-
-
-def plainly() -> ExitStack:
-    """Have the prototypes estimated and matched the plain way in this block."""
-    stack = ExitStack()
-    stack.enter_context(mock.patch.object(npr, "em_prototypes", plain_em))
-    stack.enter_context(mock.patch.object(npr, "best_matchings", plain_matchings))
-    return stack
 
 
 def groups(bench: Bench) -> Iterator[Row]:
@@ -82,7 +67,7 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 def _compared(work: Callable[[], int], rounds: int) -> Pair:
     def plain() -> int:
-        with plainly():
+        with mock.patch.object(npr, "em_prototypes", plain_em):
             return work()
 
     plain(), work()
@@ -94,7 +79,7 @@ def _same_losses(objective: Objective, pixels: Tensor, words: Tensor) -> float:
     objective.eval()
     with torch.no_grad():
         ours = objective(pixels, words)[1]
-        with plainly():
+        with mock.patch.object(npr, "em_prototypes", plain_em):
             plain = objective(pixels, words)[1]
     objective.train()
     return 1 - float((ours - plain).abs().max())

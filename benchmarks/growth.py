@@ -30,16 +30,16 @@ from torch import Tensor
 from world import GRAIN, World, save_model
 
 from vpltool.core import prototypes as phase_one
-from vpltool.core.affinity import refine
 from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.decoder import Decoder, DecoderShape
-from vpltool.core.gradcam import dense_cam, gradcam
 from vpltool.core.losses import mask_loss, regional_contrast
 from vpltool.core.vit import Head
 from vpltool.demo.scenes import draw_scene
 from vpltool.formats import Header, write_labels
-from vpltool.methods.inputs import ScoredPhoto
+from vpltool.methods.cams import dense, gradcam
+from vpltool.methods.inputs import CamBatch, PhotoMaps, ScoredPhoto
 from vpltool.methods.label_refiners import densecrf
+from vpltool.methods.refiners import attention as along_attention
 
 NAMES = tuple(f"class {number}" for number in range(1, 255))
 """Of a workspace: label images of 8 bits end at 254 classes."""
@@ -249,7 +249,8 @@ def _refine(patches: int, tags: int) -> Callable[[], object]:
     attention = torch.rand(patches, patches).softmax(dim=-1)
     side = math.isqrt(patches)
     cams = torch.rand(tags, side, patches // side)
-    return lambda: refine(cams, attention)
+    photo = PhotoMaps("photo", cams, torch.arange(tags) + 1, {"attention": attention})
+    return lambda: along_attention.refine(photo, along_attention.Settings())
 
 
 def _gradcam(patches: int, tags: int, rows: int) -> Callable[[], object]:
@@ -260,13 +261,16 @@ def _gradcam(patches: int, tags: int, rows: int) -> Callable[[], object]:
     side = math.isqrt(patches)
     index = torch.arange(rows) * (torch.arange(rows) <= max(rows - 25, tags))
     tokens, prototypes = torch.randn(1, 1 + side * side, 768), _units(rows, 512)
-    shown = [torch.arange(1, tags + 1)]
-    return lambda: gradcam(head, tokens, (side, side), prototypes, index, shown)
+    batch = CamBatch(["photo"], (side, side), {"tokens": tokens}, [torch.arange(1, tags + 1)],
+                     prototypes, index, head=head)
+    return lambda: gradcam.make_cams(batch, gradcam.Settings())
 
 
 def _dense(rows: int) -> Callable[[], object]:
     patches, prototypes, index = _units(1, 768, 512), _units(rows, 512), torch.arange(rows) % 20 + 1
-    return lambda: dense_cam(patches, (24, 32), prototypes, index, [torch.tensor([1, 2])])
+    batch = CamBatch(["photo"], (24, 32), {"patches": patches}, [torch.tensor([1, 2])], prototypes,
+                     index)
+    return lambda: dense.make_cams(batch, dense.Settings())
 
 
 def _step(rows: int) -> Callable[[], object]:

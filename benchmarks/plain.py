@@ -31,7 +31,7 @@ from vpltool.clip.catalogue import import_open_clip
 from vpltool.core.affinity import box_mask
 from vpltool.core.crf import CrfSettings, mean_field, with_background
 from vpltool.core.decoder import Decoder
-from vpltool.core.gradcam import min_max
+from vpltool.core.grids import min_max
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
     CropBatch,

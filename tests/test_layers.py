@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from vpltool.shell import all_settings
 from vpltool.stages import find_stages
 
 PACKAGE = Path(vpltool.__file__).parent
-HEAVY_ROOMS = ("core", "clip", "pictures", "demo")
+HEAVY_ROOMS = ("clip", "pictures", "demo")
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors", "tqdm")
 
 
@@ -94,7 +95,8 @@ MAY_IMPORT = {
 
 def test_every_part_has_its_layer() -> None:
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
-    assert parts - {"__init__", "__main__", "__pycache__", "errors", "py"} == set(MAY_IMPORT)
+    others = {"__init__", "__main__", "__pycache__", "errors", "lazy", "py"}
+    assert parts - others == set(MAY_IMPORT)
 
 
 def files_of(layer: str) -> list[Path]:
@@ -109,20 +111,33 @@ def test_imports_go_down_only(layer: str) -> None:
         for name in imports_of(path):
             parts = name.split(".")
             if parts[0] == "vpltool" and len(parts) > 1:
-                assert parts[1] in MAY_IMPORT[layer], f"{path.name} imports {name}"
+                assert parts[1] in MAY_IMPORT[layer] | {"lazy"}, f"{path.name} imports {name}"
             if layer not in ("parameters", "command", "command_group", "cli"):
                 assert parts[0] not in ("typer", "click"), f"{path.name} imports {name}"
 
 
 def test_heavy_modules_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name in HEAVY_ROOMS or path.stem in (
+        if path.parent.name in ("core", *HEAVY_ROOMS) or path.stem in (
                 "device", "memory", "photos", "ranks"):
             continue
         for name in imports_of(path, top_level=True):
             assert name.split(".")[0] not in HEAVY, f"{path.name} imports {name}"
             assert not name.startswith(tuple(f"vpltool.{room}" for room in HEAVY_ROOMS)), (
                 f"{path.name} imports {name}")
+            assert not name.startswith("vpltool.core.") or is_light(name), (
+                f"{path.name} imports {name}, which imports torch")
+
+
+@functools.cache
+def is_light(module: str) -> bool:
+    """Whether a module of core imports nothing heavy, itself or by way of others."""
+    path = PACKAGE.parent / (module.replace(".", "/") + ".py")
+    if not path.exists():
+        return True
+    names = imports_of(path, top_level=True)
+    return not any(name.split(".")[0] in HEAVY for name in names) and all(
+        is_light(name) for name in names if name.startswith("vpltool.core."))
 
 
 def test_core_does_not_print() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
+    import torch.nn.functional as F
     from PIL import Image
     from torch import Tensor
 else:
@@ -29,10 +30,11 @@ else:
             setattr(self, name, value)
             return value
 
-    np, npt, torch, Image = map(_Lazy, ("numpy", "numpy.typing", "torch", "PIL.Image"))
+    np, npt, torch, F, Image = map(_Lazy, (
+        "numpy", "numpy.typing", "torch", "torch.nn.functional", "PIL.Image"))
     Tensor = "torch.Tensor"
 
-__all__ = ["Image", "Tensor", "no_grad", "np", "npt", "torch"]
+__all__ = ["F", "Image", "Tensor", "no_grad", "np", "npt", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -11,12 +11,12 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import gradcam_of as gradcam
 from torch import Tensor, nn
 
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.clip.models import BLOCK_SWITCHES, check_tower
 from vpltool.clip.towers import tower_from_open_clip
-from vpltool.core.gradcam import gradcam
 from vpltool.core.vit import Head
 from vpltool.errors import VplError
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import refine
 from reference import clip_es, weclip
 from torch import Tensor
 
 from vpltool.core.affinity import (
     _components,
     box_mask,
-    refine,
-    refining_map,
     sinkhorn_scaling,
 )
-from vpltool.core.gradcam import min_max
+from vpltool.core.grids import min_max
 from vpltool.core.saliency import patch_walk
+from vpltool.methods.refiners.rfm import refining_map
 
 
 def some_attention(count: int, seed: int) -> Tensor:
@@ -104,7 +104,7 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_box_mask_of_drawn_shapes(name: str, exclusive: bool) -> None:
     cam = torch.tensor([[float(letter == "#") for letter in row] for row in PICTURES[name]])
-    assert torch.equal(box_mask(cam[None], exclusive=exclusive),
+    assert torch.equal(box_mask(cam[None], 0.4, exclusive=exclusive),
                        slow_boxes(cam[None], 0.4, exclusive=exclusive))
 
 
@@ -120,21 +120,21 @@ def test_half_precision_begins_its_boxes_at_the_same_level() -> None:
     """Where the maximum is 1 and not 0.9999999, λ must not begin a level later."""
     cam = torch.tensor([[[1.0, 0.0, 102.5 / 255, 0.0, 101.5 / 255]]])
     wanted = [[[True, False, True, False, False]]]
-    assert box_mask(cam).tolist() == wanted
-    assert box_mask(cam.half().float()).tolist() == wanted
+    assert box_mask(cam, 0.4).tolist() == wanted
+    assert box_mask(cam.half().float(), 0.4).tolist() == wanted
     assert slow_boxes(cam, 0.4).tolist() == wanted
 
 
 def test_maps_in_one_call_do_not_touch_each_other() -> None:
     cams = some_maps(5, 6, 8, seed=7)
-    alone = torch.cat([box_mask(cam[None]) for cam in cams])
-    assert torch.equal(box_mask(cams), alone)
+    alone = torch.cat([box_mask(cam[None], 0.4) for cam in cams])
+    assert torch.equal(box_mask(cams, 0.4), alone)
 
 
 def test_a_level_equal_to_the_threshold_is_dark() -> None:
     """CLIP-ES: strictly greater. 101 = int(0.4 · 254)."""
     cam = torch.tensor([[[1.0, 0.0, 101 / 255 + 1e-4, 0.0, 102 / 255 + 1e-4]]])
-    assert box_mask(cam).tolist() == [[[True, False, False, False, True]]]
+    assert box_mask(cam, 0.4).tolist() == [[[True, False, False, False, True]]]
 
 
 @pytest.mark.parametrize("mask", ["box", "none"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import gradcam_of as gradcam
 from reference import ssr_cmpa as plain
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from vpltool.core.alignment import (
     refresh,
     train,
 )
-from vpltool.core.gradcam import gradcam
 from vpltool.core.seeds import region_weights
 
 TEXT_CLASS = [1, 2, 2, 3, 4, 0, 0]

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import class_and_context, class_minus_context_cam
 from reference import lpcam, vda
 from torch import Tensor
 
-from vpltool.core.confidence import class_probability, confident_means, mixed_prototypes
-from vpltool.core.context import class_and_context, class_minus_context_cam
 from vpltool.core.prototypes import spherical_kmeans
+from vpltool.methods.estimators.vda import (
+    Settings,
+    class_probability,
+    confident_means,
+    mixed_prototypes,
+)
 
 DIM = 6
 TEXT_INDEX = [1, 2, 2, 3, 0, 0]
@@ -29,8 +34,8 @@ def text() -> Tensor:
 @pytest.mark.parametrize("words", [True, False])
 def test_probability_is_the_loops(words: bool, text: Tensor) -> None:
     features, wanted = unit(20, DIM, seed=2), torch.arange(20) % 3 + 1
-    found = class_probability(features, wanted, text, torch.tensor(TEXT_INDEX), tau=0.3,
-                              words=words)
+    found = class_probability(features, wanted, text, torch.tensor(TEXT_INDEX),
+                              Settings(tau=0.3, rivals="words" if words else "classes"))
     assert found.tolist() == pytest.approx([
         lpcam.probability(x, owner, text.numpy(), TEXT_INDEX, 0.3, words)
         for x, owner in zip(features.numpy(), wanted.tolist(), strict=True)], abs=1e-5)
@@ -43,8 +48,8 @@ def test_vda_is_the_loops(words: bool, alpha: float | None, text: Tensor) -> Non
     regions, owners = unit(30, DIM, seed=3), torch.arange(30) % 2 + 1
     index = torch.tensor(TEXT_INDEX)
     for least in (0.3, 0.7):
-        means, sure = confident_means(regions, owners, text, index, tau=0.2, least=least,
-                                      words=words)
+        means, sure = confident_means(regions, owners, text, index, Settings(
+            tau=0.2, least=least, rivals="words" if words else "classes"))
         assert 0 < int(sure.sum()) < 30
         wanted = vda.prototypes(regions.numpy(), owners.tolist(), text.numpy(), TEXT_INDEX, 0.2,
                                 words, least, alpha)
@@ -54,7 +59,8 @@ def test_vda_is_the_loops(words: bool, alpha: float | None, text: Tensor) -> Non
 
 def test_vda_without_a_sure_region_is_the_text(text: Tensor) -> None:
     means, sure = confident_means(unit(4, DIM, seed=4), torch.ones(4, dtype=torch.long), text,
-                                  torch.tensor(TEXT_INDEX), tau=0.2, least=1.0, words=True)
+                                  torch.tensor(TEXT_INDEX),
+                                  Settings(tau=0.2, least=1.0, rivals="words"))
     assert not sure.any()
     assert torch.equal(mixed_prototypes(text, means, 0.6), text)
 

@@ -11,9 +11,10 @@ from vpltool.core.discriminant import (
     Moments,
     discriminant,
     label_shares,
-    tagged_discriminant,
 )
+from vpltool.core.distributed import ALONE
 from vpltool.core.phase_one import Pixels
+from vpltool.methods.estimators.discriminant import Settings, tagged_discriminant
 
 
 def _moments(photos: list[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
@@ -89,8 +90,7 @@ def _tagged_pixels(width: int = 5, seed: int = 0) -> Pixels:
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_it_teaches_itself_as_in_plain_loops(rounds: int) -> None:
     pixels = _tagged_pixels()
-    weight, bias = tagged_discriminant(pixels, 3, rounds=rounds, confidence=0.8, shrinkage=0.1,
-                                       prior=1.0)
+    weight, bias = tagged_discriminant(pixels, 3, Settings(rounds=rounds), ALONE)
     expected = reference.tagged_discriminant(
         pixels.embeddings.double().numpy(), pixels.labels.tolist(), pixels.photo_of.tolist(),
         [shown.tolist() for shown in pixels.tags], 3, rounds, 0.8, 0.1, 1.0)
@@ -108,8 +108,8 @@ def test_a_linear_map_of_the_pixels_changes_no_score() -> None:
     scores = []
     for embeddings in (pixels.embeddings, mapped):
         weight, bias = tagged_discriminant(
-            Pixels(embeddings, pixels.photo_of, pixels.labels, pixels.tags), 3, rounds=4,
-            confidence=0.8, shrinkage=1e-6, prior=1.0)
+            Pixels(embeddings, pixels.photo_of, pixels.labels, pixels.tags), 3,
+            Settings(rounds=4, shrinkage=1e-6), ALONE)
         scores.append((embeddings @ weight.T + bias).softmax(dim=-1))
     torch.testing.assert_close(scores[0], scores[1], atol=2e-2, rtol=0)
 
@@ -117,7 +117,6 @@ def test_a_linear_map_of_the_pixels_changes_no_score() -> None:
 def test_labels_of_its_own_are_among_the_tags() -> None:
     """A class that no photo is tagged with learns nothing, wherever its seeds would lead."""
     pixels = _tagged_pixels()
-    weight, bias = tagged_discriminant(pixels, 4, rounds=2, confidence=0.0, shrinkage=0.1,
-                                       prior=1.0)
+    weight, bias = tagged_discriminant(pixels, 4, Settings(rounds=2, confidence=0.0), ALONE)
     assert not weight[3].any()
     assert bias[3] == -1e4

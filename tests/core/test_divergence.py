@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from reference import cd_clip as slow
 from torch import Tensor
 
-from vpltool.core.divergence import divergence, spread, text_distributions
+from vpltool.methods.refiners.divergence import Settings, divergence, spread, text_distributions
 
 
 def some_patches(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def some_patches(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_divergences_are_those_of_the_formula(count: int, stretch: str, tau: float) -> None:
     """With tau 0.02 some probabilities are zero in single precision."""
     patches, rows = some_patches(count)
-    likely = text_distributions(patches, rows, tau=tau, stretch=stretch)
+    likely = text_distributions(patches, rows, Settings(tau_text=tau, stretch=stretch))
     wanted = slow.distributions(patches, rows, tau, stretch)
     torch.testing.assert_close(likely, torch.tensor(wanted), atol=1e-5, rtol=1e-4)
     found = divergence(likely)
@@ -46,8 +46,8 @@ def test_maps_are_spread_as_by_the_matrices(classes: int, count: int, combine: s
     generator = torch.Generator().manual_seed(4)
     attention = (2 * torch.randn(count, count, generator=generator)).softmax(dim=-1) * 0.9
     cams = torch.rand(classes, count, generator=generator)
-    likely = text_distributions(patches, rows, tau=0.1)
-    found = spread(cams, attention, likely, tau=0.2, steps=steps, combine=combine)
+    likely = text_distributions(patches, rows, Settings(tau_text=0.1))
+    found = spread(cams, attention, likely, Settings(tau=0.2, steps=steps, combine=combine))
     wanted = slow.spread(cams, attention, slow.distributions(patches, rows, 0.1, "row"), 0.2,
                          steps, combine)
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import surgery_cam
 from reference import excel as slow
 from torch import Tensor
 
-from vpltool.core.surgery import surgery_cam, surgery_scores
 from vpltool.core.text import attribute_centres, with_attributes
+from vpltool.methods.cams.surgery import surgery_scores
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:

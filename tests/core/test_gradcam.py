@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import dense_cam
+from as_methods import gradcam_of as gradcam
 from reference import clip_es
 from torch import Tensor
 
 from vpltool.clip.load import import_open_clip, tower_from_open_clip
-from vpltool.core.gradcam import dense_cam, gradcam, min_max
+from vpltool.core.grids import min_max
 
 VISION: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16,
                           "patch_size": 8, "ls_init_value": 0.7}

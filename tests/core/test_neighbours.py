@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,37 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vpltool.core import neighbours as module
-from vpltool.core.neighbours import (
-    nearest_rows,
-    rows_of_others,
-    soft_labels,
-    supported_cam,
-    supports,
-)
-from vpltool.core.seeds import region_features
+from vpltool.core.neighbours import nearest_rows, rows_of_others
+from vpltool.methods.cams import knn
+from vpltool.methods.inputs import CamBatch, PhotoMaps
+from vpltool.methods.refiners import retrieval
+from vpltool.methods.refiners.retrieval import supports
 
 DIM = 6
 
 
 def unit(*shape: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def soft_labels(patches: Tensor, tags: Sequence[int], photo: int,
+                bank: tuple[Tensor, Tensor, Tensor], count: int) -> Tensor:
+    """The method's map of a photo, its patches in a row."""
+    rows, index, photo_of = bank
+    batch = CamBatch([str(photo)], (1, len(patches)), {"patches": patches[None]},
+                     [torch.tensor(tags, dtype=torch.long)], rows, index,
+                     of_rows={"photo_of": photo_of}, row_photos=list("0123456"))
+    (maps,) = knn.make_cams(batch, knn.Settings(neighbours=count, tau=0.1))
+    return maps[:, 0].T
+
+
+def supported_maps(patches: Tensor, cams: Tensor, tags: Sequence[int], photo: int,
+                   bank: tuple[Tensor, Tensor, Tensor], share: float) -> Tensor:
+    rows, index, photo_of = bank
+    maps = PhotoMaps(str(photo), cams, torch.tensor(tags), {"patches": patches}, prototypes=rows,
+                     class_index=index, of_rows={"photo_of": photo_of},
+                     row_photos=list("0123456"))
+    return retrieval.refine(maps, retrieval.Settings(neighbours=3, support=share, tau=0.1))
 
 
 @pytest.fixture
@@ -44,9 +62,8 @@ def bank() -> tuple[Tensor, Tensor, Tensor]:
 def test_soft_labels_are_the_loops(tags: list[int], photo: int, count: int,
                                    bank: tuple[Tensor, Tensor, Tensor]) -> None:
     rows, index, photo_of = bank
-    patches, classes = unit(11, DIM, seed=3), torch.tensor(tags, dtype=torch.long)
-    allowed = rows_of_others(index, photo_of, classes, photo).nonzero()[:, 0]
-    found = soft_labels(patches, classes, rows, index, allowed, count=count, tau=0.1)
+    patches = unit(11, DIM, seed=3)
+    found = soft_labels(patches, tags, photo, bank, count)
     wanted = banks.soft_labels(patches.numpy(), tags, photo, rows.numpy(), index.tolist(),
                                photo_of.tolist(), count, 0.1)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
@@ -66,9 +83,9 @@ def test_a_patch_does_not_ask_its_own_photo(bank: tuple[Tensor, Tensor, Tensor])
 
 
 def test_without_a_row_to_ask_maps_are_zero(bank: tuple[Tensor, Tensor, Tensor]) -> None:
-    rows, index, _ = bank
-    found = soft_labels(unit(5, DIM, seed=4), torch.tensor([1, 2]), rows, index,
-                        torch.zeros(0, dtype=torch.long), count=3, tau=0.1)
+    rows, index, photo_of = bank
+    found = soft_labels(unit(5, DIM, seed=4), [1, 2], 3,
+                        (rows, index, torch.full_like(photo_of, -1)), 3)
     assert torch.equal(found, torch.zeros(5, 2))
 
 
@@ -120,9 +137,7 @@ def test_supported_maps_are_the_loops(tags: list[int], photo: int, share: float,
     rows, index, photo_of = bank
     patches = unit(grid[0] * grid[1], DIM, seed=8)
     cams = torch.rand(len(tags), *grid, generator=torch.Generator().manual_seed(9))
-    regions, region_class = region_features(patches, cams, torch.tensor(tags))
-    support = supports(regions, region_class, rows, index, photo_of, photo, count=3)
-    found = supported_cam(patches, regions, support, share=share, tau=0.1)[:-1].view(cams.shape)
+    found = supported_maps(patches, cams, tags, photo, bank, share)
     wanted = banks.supported_maps(patches.numpy(), cams.numpy(), tags, photo, rows.numpy(),
                                   index.tolist(), photo_of.tolist(), 3, share, 0.1)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
@@ -131,12 +146,10 @@ def test_supported_maps_are_the_loops(tags: list[int], photo: int, share: float,
 def test_an_empty_map_stays_empty(bank: tuple[Tensor, Tensor, Tensor]) -> None:
     rows, index, photo_of = bank
     patches, cams = unit(4, DIM, seed=12), torch.tensor([[[0.0] * 4], [[0.9, 0.1, 0.2, 0.0]]])
-    regions, region_class = region_features(patches, cams, torch.tensor([1, 3]))
-    support = supports(regions, region_class, rows, index, photo_of, 3, count=3)
-    found = supported_cam(patches, regions, support, share=0.5, tau=0.1)
+    found = supported_maps(patches, cams, [1, 3], 3, bank, 0.5)
     wanted = banks.supported_maps(patches.numpy(), cams.numpy(), [1, 3], 3, rows.numpy(),
                                   index.tolist(), photo_of.tolist(), 3, 0.5, 0.1)
-    np.testing.assert_allclose(found[:-1].view(cams.shape).numpy(), wanted, atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
     assert float(found[0].max()) == 0
 
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from reference import pgseg
 from torch import Tensor
 
-from vpltool.core import matching
+from vpltool.core.em import best_matchings
 from vpltool.core.group_training import GroupTraining, Objective
 from vpltool.core.groups import GroupNetwork, GroupShape, NprShape
-from vpltool.core.matching import best_matchings
 from vpltool.core.npr import Prototypes, Reconstruction, prototype_contrast
 
 SHAPE = GroupShape(side=16, patch=4, width=12, heads=2, depths=(1, 1, 1), groups=(6, 3), dim=8,
@@ -33,12 +32,7 @@ def pairs(count: int = 5, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
-@pytest.mark.parametrize("without_scipy", [False, True])
-def test_matchings_are_those_of_each_problem(count: int, without_scipy: bool,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    """All problems at once are a photo after the other; on a GPU, and on a host without scipy."""
-    if without_scipy:
-        monkeypatch.setattr(matching, "_scipy_solver", lambda: None)
+def test_matchings_are_those_of_each_problem(count: int) -> None:
     similarity = drawn(9, count, count)
     similarity[1] = similarity[1].round()
     similarity[2] = 0

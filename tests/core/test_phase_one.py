@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from as_methods import class_clusters, with_background_clusters
 from torch import Tensor
 
+from vpltool.core.distributed import ALONE
 from vpltool.core.phase_one import Pixels, Reading, learn
 from vpltool.core.prototypes import solve_pgd, text_targets
-from vpltool.core.seeds import class_clusters, class_means, seed_targets, with_background_clusters
+from vpltool.core.seeds import seed_targets
+from vpltool.methods.estimators.means import class_means
 
 TEXT_INDEX = torch.tensor([1, 2, 3, 0, 0])
 TAGS = [torch.tensor([1]), torch.tensor([2, 3])]
@@ -74,7 +77,7 @@ def test_rounds_follow_the_last_rounds_own_distribution() -> None:
 
 def test_means_and_background_clusters() -> None:
     rows, index = with_background_clusters(PIXELS.embeddings, LABELS, TEXT, TEXT_INDEX, 4)
-    rows = class_means(PIXELS.embeddings, LABELS, rows, index)
+    rows = class_means(PIXELS.embeddings, LABELS, rows, index, ALONE)
     assert index.tolist() == [1, 2, 3, 0, 0, 0, 0]
     for owner in (1, 2, 3):
         mean = PIXELS.embeddings[owner == LABELS].mean(dim=0)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import prototype_aware_cam
 from reference import cpal
 from torch import Tensor
 
-from vpltool.core.prototype_aware import context_prototypes, prototype_aware_cam
+from vpltool.methods.estimators.context import Settings, context_prototypes
 
 DIM = 6
 INDEX = torch.tensor([1, 2, 1, 2, 1, 3, 0])
@@ -23,8 +24,8 @@ def maps(cams: Tensor, classes: list[int], share: float = 0.5, count: int = 2, t
          shift: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
     patches, rows = unit(cams.shape[1] * cams.shape[2], DIM, seed=1), unit(len(INDEX), DIM, seed=2)
     return patches, rows, prototype_aware_cam(
-        patches, cams, torch.tensor(classes, dtype=torch.long), rows, INDEX, share=share,
-        count=count, tau=tau, shift=shift)
+        patches, cams, torch.tensor(classes, dtype=torch.long), rows, INDEX, instance=share,
+        neighbours=count, tau=tau, shift=shift)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -59,10 +60,10 @@ def test_an_empty_map_marks_all_and_no_tag_is_no_map() -> None:
 
 def test_a_bank_draws_regions_and_the_seed_decides() -> None:
     regions = unit(40, DIM, seed=4)
-    drawn = context_prototypes(regions, 99, bank=7, seed=1)
+    drawn = context_prototypes(regions, Settings(per_class=99, bank=7), 1)
     assert len(drawn) == 7
     assert all(bool((row == regions).all(dim=1).any()) for row in drawn)
-    assert torch.equal(drawn, context_prototypes(regions, 99, bank=7, seed=1))
-    assert not torch.equal(drawn, context_prototypes(regions, 99, bank=7, seed=2))
-    assert torch.equal(context_prototypes(regions, 99), regions)
-    assert len(context_prototypes(regions, 3, bank=7)) == 3
+    assert torch.equal(drawn, context_prototypes(regions, Settings(per_class=99, bank=7), 1))
+    assert not torch.equal(drawn, context_prototypes(regions, Settings(per_class=99, bank=7), 2))
+    assert torch.equal(context_prototypes(regions, Settings(per_class=99), 0), regions)
+    assert len(context_prototypes(regions, Settings(per_class=3, bank=7), 0)) == 3

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from as_methods import (
+    neighbour_embeddings,
+    proxy_embeddings,
+    self_attention_embeddings,
+)
 from reference import reattention as slow
 from torch import Tensor
 
@@ -13,11 +18,6 @@ from vpltool.clip.load import import_open_clip
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.core.blocks import BlockShape
 from vpltool.core.calibration import Calibration
-from vpltool.core.reattention import (
-    neighbour_embeddings,
-    proxy_embeddings,
-    self_attention_embeddings,
-)
 from vpltool.core.vit import Head, VisionTower
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}

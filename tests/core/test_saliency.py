@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import salient_cam
 from torch import Tensor
 
-from vpltool.core.saliency import border_saliency, patch_walk, salient_cam
+from vpltool.core.saliency import border_saliency, patch_walk
 
 
 def unit(*shape: int, seed: int) -> Tensor:

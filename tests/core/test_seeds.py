@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import class_clusters, with_background_clusters
 from torch import Tensor
 
+from vpltool.core.distributed import ALONE
 from vpltool.core.seeds import (
     UNSURE,
     balancing_weights,
-    class_clusters,
-    class_means,
     region_features,
     seed_labels,
     seed_targets,
-    with_background_clusters,
 )
+from vpltool.errors import VplError
+from vpltool.methods.estimators.means import class_means
 
 
 def unit(count: int, seed: int, dim: int = 8) -> Tensor:
@@ -67,7 +68,7 @@ def test_region_features_are_the_weighted_means() -> None:
 def test_class_means_are_the_loops() -> None:
     pixels, start = unit(9, 2), unit(6, 3)
     before = start.clone()
-    found = class_means(pixels, LABELS, start, ROWS_OF)
+    found = class_means(pixels, LABELS, start, ROWS_OF, ALONE)
     for row, index in enumerate(ROWS_OF.tolist()):
         chosen = [pixel for pixel, label in zip(pixels, LABELS.tolist(), strict=True)
                   if label == index]
@@ -112,7 +113,7 @@ def test_background_clusters_find_the_parts_of_the_background() -> None:
 
 
 def test_no_cluster_without_background() -> None:
-    with pytest.raises(ValueError, match="no pixel is background"):
+    with pytest.raises(VplError, match="no pixel is background"):
         with_background_clusters(unit(2, 1), torch.tensor([1, UNSURE]), unit(2, 2),
                                  torch.tensor([1, 0]), 3)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import dense_cam
 from reference import weclip
 from torch import Tensor
 
 from vpltool.clip.load import Clip, load_clip
 from vpltool.core.decoder import Decoder, DecoderShape, layers_of
-from vpltool.core.gradcam import dense_cam
 from vpltool.core.segment import (
     FINENESS,
     keep_likely,

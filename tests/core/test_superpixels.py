@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from as_methods import refine
 from PIL import Image
 from reference import ssr
 from torch import Tensor
 
-from vpltool.core import superpixels
-from vpltool.core.affinity import refine, refine_masked
-from vpltool.core.superpixels import SuperpixelSettings, cluster, colour_regions, target_mask
+from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.refiners import superpixels
+from vpltool.methods.refiners.superpixels import Settings, cluster, colour_regions, target_mask
 
 
 def chance(seed: int) -> np.random.Generator:
@@ -42,6 +45,17 @@ def some_labels(height: int, width: int, detail: int, regions: int, seed: int = 
 
 def shares_of(labels: Any, height: int, width: int) -> Tensor:
     return superpixels._patch_shares(torch.from_numpy(labels.astype(np.int64)), (height, width))
+
+
+def refine_masked(cams: Tensor, attentions: list[Tensor], shares: Sequence[float],
+                  mask: Tensor | None, *, normalise: bool = True) -> Tensor:
+    """The method with a mask that is given."""
+    names = [str(number) for number in range(len(attentions))]
+    photo = PhotoMaps("photo", cams, torch.arange(len(cams)) + 1,
+                      dict(zip(names, attentions, strict=True)))
+    with mock.patch.object(superpixels, "region_mask", return_value=mask):
+        return superpixels.refine_in_regions(photo, dict(zip(names, shares, strict=True)),
+                                             Settings(min_max=normalise))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 4), (3, 6, 7)])
@@ -95,7 +109,7 @@ def test_targets_pixel_by_pixel(total: str, confident: float, share: float, cove
             [(6, 5, 4, 4), (4, 7, 3, 9), (1, 1, 4, 3), (3, 3, 1, 2)]):
         cams = torch.cat([some_maps(2, height, width, number), torch.zeros(1, height, width)])
         labels = some_labels(height, width, detail, regions, number)
-        found = target_mask(cams, shares_of(labels, height, width), **how)
+        found = target_mask(cams, shares_of(labels, height, width), Settings(**how))
         for cam, mask in zip(cams, found, strict=True):
             assert torch.equal(mask, ssr.target_mask(cam, labels, detail, **how))
             seen |= set(mask.flatten().tolist())
@@ -109,7 +123,7 @@ def test_half_a_patch_is_not_more_than_half() -> None:
     cams, shares = torch.tensor([[[1.0, 0.5]]]), shares_of(labels, 1, 2)
     how: dict[str, Any] = {"confident": 0.4, "share": 0.9, "total": "map"}
     for coverage, wanted in ((0.5, [[[False, True]]]), (0.49, [[[True, True]]])):
-        found = target_mask(cams, shares, coverage=coverage, **how)
+        found = target_mask(cams, shares, Settings(coverage=coverage, **how))
         assert found.tolist() == wanted
         assert torch.equal(found[0], ssr.target_mask(cams[0], labels, 2, coverage=coverage, **how))
 
@@ -129,9 +143,9 @@ def test_regions_are_those_of_the_superpixels_colours() -> None:
     segmentation = pytest.importorskip("skimage.segmentation")
     blocks = chance(0).integers(0, 255, (7, 9, 3)).astype(np.uint8)
     photo = np.asarray(Image.fromarray(blocks).resize((61, 47), Image.Resampling.NEAREST))
-    coarse = SuperpixelSettings(superpixels=30, colours=4, space="rgb", detail=8)
-    for how, grid in ((SuperpixelSettings(superpixels=30, colours=5), (5, 6)), (coarse, (3, 4)),
-                      (SuperpixelSettings(), (1, 1))):
+    coarse = Settings(superpixels=30, colours=4, space="rgb", detail=8)
+    for how, grid in ((Settings(superpixels=30, colours=5), (5, 6)), (coarse, (3, 4)),
+                      (Settings(), (1, 1))):
         size = (grid[1] * how.detail, grid[0] * how.detail)
         scaled = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
         labels = segmentation.slic(scaled, how.superpixels, how.compactness, how.rounds)
@@ -145,4 +159,4 @@ def test_regions_are_those_of_the_superpixels_colours() -> None:
 def test_a_photo_of_one_colour_is_one_region(colour: int) -> None:
     pytest.importorskip("skimage")
     photo = np.full((20, 30, 3), colour, dtype=np.uint8)
-    assert torch.equal(colour_regions(photo, (2, 3), SuperpixelSettings()), torch.ones(1, 2, 3))
+    assert torch.equal(colour_regions(photo, (2, 3), Settings()), torch.ones(1, 2, 3))

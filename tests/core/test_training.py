@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import fit_size
 from vpltool.core.training import (
-    LABELS_PER_PATCH,
     CropBatch,
     StepRecord,
     TrainingSettings,

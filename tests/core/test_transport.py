@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from as_methods import transport_maps
 from reference import dhr as slow
 
-from vpltool.core.transport import transport_maps, transport_plan
+from vpltool.methods.refiners.transport import Settings, transport_plan
 
 
 @pytest.mark.parametrize(("classes", "count"), [(1, 1), (1, 7), (3, 12)])
@@ -25,6 +26,6 @@ def test_maps_are_the_loops(classes: int, count: int, alike: float, background: 
 
 
 def test_the_marginals_are_uniform() -> None:
-    plan = transport_plan(torch.rand(9, 4) * 2 - 1, rounds=500, tolerance=0)
+    plan = transport_plan(torch.rand(9, 4) * 2 - 1, Settings(rounds=500, tolerance=0))
     torch.testing.assert_close(plan.sum(dim=0), torch.full((4,), 1 / 4))
     torch.testing.assert_close(plan.sum(dim=1), torch.full((9,), 1 / 9), atol=1e-4, rtol=0)

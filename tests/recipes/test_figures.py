@@ -248,7 +248,7 @@ def test_without_scikit_learn(drawn: Path) -> None:
         result = draw4(drawn)
     assert result.code == 1
     assert "scikit-learn" in result.lines("error:")[0]
-    assert ".[figures]" in result.lines("hint:")[0]
+    assert "vpltool[figures]" in result.lines("hint:")[0]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from as_methods import refine
 from conftest import Run, copy_workspace, run_chain
 
-from vpltool.core.affinity import refine
 from vpltool.formats import open_input, read_tensors
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from as_methods import dense_cam
+from as_methods import gradcam_of as gradcam
 from conftest import LAYERED, Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
 from torch import Tensor
 
 from vpltool.core import alignment
 from vpltool.core.aligned_space import AlignedHead, AlignedSpace
-from vpltool.core.gradcam import dense_cam, gradcam
 from vpltool.core.vit import Head
 from vpltool.formats import Header, describe, read_tensors
 

@@ -12,7 +12,7 @@ from vpltool.clip.timm_towers import TimmTower, timm_from_config
 from vpltool.clip.transformers_towers import TransformersTower, transformers_from_config
 from vpltool.clip.weights import without_random_init
 from vpltool.core.blocks import Block, BlockShape
-from vpltool.core.rebuilding import rebuild
+from vpltool.core.meta_device import rebuild
 from vpltool.core.tower import Tower
 from vpltool.core.vit import Head, Resampling, VisionTower
 

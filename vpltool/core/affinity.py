@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vpltool.core.gradcam import min_max
-from vpltool.core.losses import patch_affinity
-from vpltool.core.saliency import patch_walk
+from vpltool.lazy import F, Tensor, torch
 
 SINKHORN_ROUNDS = 3
 
@@ -42,28 +36,7 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
     return rows, columns
 
 
-def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
-    """Return the attention that WeCLIP's refining module (CVPR 2024) uses instead of CLIP's mean.
-
-    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
-    is at most the mean of all d.
-
-    Args:
-        fused: a decoder's fused features F (n, width).
-        attentions: attention A_l of each block (blocks, n, n).
-
-    Returns:
-        (n, n) float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
-    """
-    affinity = patch_affinity(fused[None].float())[0]
-    maps = attentions.float()
-    distance = (affinity - maps).sum(dim=(1, 2), dtype=torch.float64)
-    # The nearest is always kept, also where rounding puts the mean of equal distances below them.
-    kept = distance <= torch.maximum(distance.mean(), distance.amin())
-    return affinity * (maps * kept[:, None, None]).sum(dim=0) / kept.sum()
-
-
-def box_mask(cams: Tensor, threshold: float | Tensor = 0.4, *, exclusive: bool = False) -> Tensor:
+def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False) -> Tensor:
     """Return the union of the bounding boxes around the bright regions of each CAM.
 
     As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
@@ -120,68 +93,6 @@ def _components(bright: Tensor, rounds: int) -> Tensor:
         if torch.equal(grown, labels):
             return labels.long()
         labels = grown
-
-
-def refine(
-    cams: Tensor, source: Tensor, *, affinity: str = "attention", mask: str = "box",
-    threshold: float = 0.4, exclusive: bool = False, normalise: bool = True, steps: int = 1,
-    tau: float = 0.1,
-) -> Tensor:
-    """Spread the CAMs of one photo along its attention (CLIP-ES, eqs. 5 to 7) or similar patches.
-
-    Args:
-        cams: maps in [0, 1] (K, h, w).
-        source: mean attention of the last blocks (h·w, h·w); for `patches` the L2-normed patch
-            embeddings (h·w, dim).
-        affinity: `attention`, two steps of its doubly stochastic form; or `patches`, steps of
-            `patch_walk`.
-        mask: `box` keeps only the CAM within its boxes, `none` keeps all of it.
-        threshold: λ of the boxes.
-        exclusive: see `box_mask`.
-        normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
-        steps: number of steps of `patch_walk`.
-        tau: its temperature.
-
-    Returns:
-        maps (K, h, w), float32.
-    """
-    if not len(cams):
-        return cams.float()
-    start = cams.float()
-    if mask == "box":
-        start = start * box_mask(start, threshold, exclusive=exclusive)
-    spread = start.flatten(1).T
-    if affinity == "patches":
-        walk = patch_walk(source[None].float(), tau)[0]
-        for _ in range(steps):
-            spread = walk @ spread
-    else:
-        spread = attention_walk([source], [1.0], spread)
-    refined = spread.T.view_as(cams)
-    return min_max(refined) if normalise else refined.clamp(0, 1)
-
-
-def refine_masked(cams: Tensor, attentions: Sequence[Tensor], shares: Sequence[float],
-                  mask: Tensor | None, *, normalise: bool = True) -> Tensor:
-    """Spread the CAMs of one photo, inside a mask, along the attention of one encoder or more.
-
-    Args:
-        cams: maps in [0, 1] (K, h, w).
-        attentions: of each encoder (h·w, h·w).
-        shares: of each encoder in the affinity.
-        mask: patches that each map may spread from, bool (K, h, w): columns of the affinity. None:
-            all. A map of which it leaves nothing is not masked.
-        normalise: min-max normalise the result, as in CLIP-ES; else the maps keep their scale.
-
-    Returns:
-        maps (K, h, w), float32.
-    """
-    start = cams.float().flatten(1)
-    if mask is not None:
-        inside = start * mask.flatten(1)
-        start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
-    refined = attention_walk(attentions, shares, start.T).T.reshape(cams.shape)
-    return min_max(refined) if normalise else refined.clamp(0, 1)
 
 
 def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from vpltool.lazy import np, npt
 
-Flags = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
+Flags: TypeAlias = "npt.NDArray[np.bool_]"
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.products import Linear, linear
+from vpltool.core.onednn_linear import Linear, linear
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

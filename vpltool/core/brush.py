@@ -7,8 +7,7 @@ values one by one), the number of a size (2), a count less one in that size, and
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from vpltool.lazy import np, npt
 
 _SIZES = (3, 4, 8, 16)
 _HEAD = 32 + 5 + 4 * 4

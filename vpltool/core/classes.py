@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from vpltool.lazy import Tensor, torch
 
 BACKGROUND = 0
 """Class index of background words and background prototypes."""

@@ -1,6 +1,6 @@
 """Fully connected CRF with Gaussian edges (Krähenbühl and Koltun 2011), by mean field.
 
-Three backends with the same result: `numba` (a core of a CPU, see `crf_loops`), `torch` (any
+Three backends with the same result: `numba` (a core of a CPU, see `crf_numba`), `torch` (any
 device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter a channel
 less than there are labels, see `_by_torch`.
 """
@@ -12,17 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
-
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TypeAlias
 
 from vpltool.core.permutohedral import Lattice
+from vpltool.lazy import F, Tensor, np, npt, torch
 
-Image = npt.NDArray[np.uint8]
-Field = npt.NDArray[np.float32]
+Image: TypeAlias = "npt.NDArray[np.uint8]"
+Field: TypeAlias = "npt.NDArray[np.float32]"
 
 
 @dataclass(frozen=True)
@@ -191,9 +187,9 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
 
 def _by_numba(photo: Image, unary: Field, used: CrfSettings) -> Field:
     # Numba is not everywhere, and takes a second to import.
-    from vpltool.core import crf_loops
+    from vpltool.core import crf_numba
 
-    return crf_loops.mean_field(photo, unary, used)
+    return crf_numba.mean_field(photo, unary, used)
 
 
 def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:

@@ -7,15 +7,12 @@ size.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from PIL import Image
+from typing import TypeAlias
 
 from vpltool.core.crf import Field, to_labels
+from vpltool.lazy import F, Image, np, npt, torch
 
-Pixels = npt.NDArray[np.uint8]
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:

@@ -11,20 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vpltool.core.classes import BACKGROUND, allowed_rows
-from vpltool.core.group import ALONE, Group
-from vpltool.core.phase_one import Pixels
-from vpltool.core.training import LABELS_PER_PATCH
+from vpltool.core.grids import LABELS_PER_PATCH
+from vpltool.lazy import Tensor, torch
 
 _NEVER = -1e4
 """Score of a class without a patch: finite, since the walk multiplies scores by zeros."""
-
-_CHUNK = 65536
-"""Number of pixels that are scored at a time: bounds the memory."""
 
 
 @dataclass
@@ -93,53 +84,3 @@ def discriminant(moments: Moments, shrinkage: float, prior: float) -> tuple[Tens
     bias = -(weight * means).sum(dim=1) / 2 + prior * (counts / counts.sum()).clamp(min=1e-12).log()
     bias[counts == 0] = _NEVER
     return weight.float(), bias.float()
-
-
-def tagged_discriminant(pixels: Pixels, classes: int, *, rounds: int, confidence: float,
-                        shrinkage: float, prior: float, group: Group = ALONE
-                        ) -> tuple[Tensor, Tensor]:
-    """Return weight (K, dim) and bias (K,) of a discriminant that teaches itself within the tags.
-
-    It is fitted to the seeds first. In each round it labels every pixel with one of its photo's
-    tags or the background, and is fitted again to the labels that it is sure of: self-training
-    (Yarowsky, ACL 1995), which for a discriminant is hard EM (Celeux and Govaert, 1992). Since it
-    whitens the pixels by their own covariance, no threshold depends on how an encoder's cosines
-    are spread.
-
-    Args:
-        pixels: of many photos; those without a seed label take part from the first round on.
-        classes: number of classes K, with the background, which is class 0.
-        rounds: number of rounds after the seeds.
-        confidence: probability at which a label counts.
-        shrinkage: see `discriminant`.
-        prior: see `discriminant`.
-        group: processes that hold the pixels.
-
-    Returns:
-        float32; a class without seeds keeps a weight of 0 and is never chosen.
-    """
-    allowed = allowed_rows(torch.arange(classes, device=pixels.labels.device), pixels.tags)
-    labels = pixels.labels
-    weight, bias = _fit(pixels.embeddings, labels, classes, shrinkage, prior, group)
-    for _ in range(rounds):
-        found = []
-        for part, photos in zip(pixels.embeddings.split(_CHUNK), pixels.photo_of.split(_CHUNK),
-                                strict=True):
-            scores = (part.float() @ weight.T + bias).masked_fill(~allowed[photos], float("-inf"))
-            likely, label = scores.softmax(dim=-1).max(dim=-1)
-            found.append(label.where(likely >= confidence, -1))
-        labels = torch.cat(found) if found else labels
-        weight, bias = _fit(pixels.embeddings, labels, classes, shrinkage, prior, group)
-    return weight, bias
-
-
-def _fit(tokens: Tensor, labels: Tensor, classes: int, shrinkage: float, prior: float,
-         group: Group) -> tuple[Tensor, Tensor]:
-    """Fit the discriminant to labels (N,); -1 is none."""
-    moments = Moments.zeros(classes, tokens.shape[1], tokens.device)
-    for part, own in zip(tokens.split(_CHUNK), labels.split(_CHUNK), strict=True):
-        known = own >= BACKGROUND
-        moments.add(part[known].float(), F.one_hot(own[known], classes).float())
-    moments = Moments(*(group.total(sums) for sums in (
-        moments.counts, moments.sums, moments.products)))
-    return discriminant(moments, shrinkage, prior)

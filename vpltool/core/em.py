@@ -1,18 +1,8 @@
-"""Non-learnable prototypes by expectation-maximisation (PGSeg, NeurIPS 2023).
-
-PGSeg regularises group tokens with prototypes that no gradient reaches: EM estimates them from the
-features of a batch, an exponential moving average keeps them. Here the features are the seeds of a
-class, and the prototypes are the result.
-"""
+"""Expectation-maximisation of prototypes, and their one-to-one matching (PGSeg, NeurIPS 2023)."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vpltool.core.matching import best_matching
-from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import F, Tensor, no_grad, torch
 
 
 def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tensor:
@@ -35,60 +25,18 @@ def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> 
     return prototypes
 
 
-def moving_average(old: Tensor, new: Tensor, *, momentum: float, reject: float) -> Tensor:
-    """Move prototypes towards those of a batch, each towards the one that it is matched with.
-
-    The matching has the largest total cosine. The cosines of all pairs are stretched to [0, 1]; a
-    prototype whose own match does not exceed `reject` then keeps its place.
+@no_grad
+def best_matchings(similarity: Tensor) -> Tensor:
+    """Return the column matched with each row, so that the matches of a problem sum to the most.
 
     Args:
-        old: L2-normed (K, dim).
-        new: L2-normed (K, dim), in any order.
-        momentum: share of the old.
-        reject: least similarity of a match, of the range.
+        similarity: finite (B, n, n).
 
     Returns:
-        L2-normed (K, dim), in the order of the old.
+        permutations (B, n), on the device of the similarity.
     """
-    cosines = old @ new.T
-    match = best_matching(cosines)
-    low, high = cosines.min(), cosines.max()
-    matched = cosines.gather(1, match[:, None])
-    # A single prototype is all of its range, and is its own match.
-    trusted = ((matched - low) > reject * (high - low)) | (high == low)
-    moved = F.normalize(momentum * old + (1 - momentum) * new[match], dim=-1)
-    return torch.where(trusted, moved, old)
+    from scipy.optimize import linear_sum_assignment
 
-
-def em_over_photos(
-    pixels: Tensor, photo_of: Tensor, count: int, *, tau: float, rounds: int, batch: int,
-    passes: int, momentum: float, reject: float, seed: int = 0,
-) -> Tensor:
-    """Estimate the prototypes of a class, batch of photos by batch of photos, in their order.
-
-    EM of each batch begins at the prototypes so far; the first ones are drawn as by k-means++.
-
-    Args:
-        pixels: the seeds of the class, L2-normed (n, dim).
-        photo_of: number of the photo of each seed (n,).
-        count: K; there are fewer if there are fewer seeds.
-        tau: temperature of EM.
-        rounds: rounds of EM, T.
-        batch: photos at a time.
-        passes: passes over all photos.
-        momentum: share that a batch leaves of what was before.
-        reject: see `moving_average`.
-        seed: start of the random numbers.
-
-    Returns:
-        L2-normed (K, dim), float32.
-    """
-    prototypes = spherical_kmeans(pixels, count, seed=seed, rounds=0).float()
-    order = photo_of.argsort(stable=True)
-    sizes = photo_of.unique(return_counts=True)[1].split(batch)
-    parts = pixels[order].split([int(size.sum()) for size in sizes])
-    for _ in range(passes):
-        for part in parts:
-            found = em_prototypes(part, prototypes, tau=tau, rounds=rounds)
-            prototypes = moving_average(prototypes, found, momentum=momentum, reject=reject)
-    return prototypes
+    columns = [torch.from_numpy(linear_sum_assignment(problem, maximize=True)[1])
+               for problem in similarity.double().cpu().numpy()]
+    return torch.stack(columns).to(similarity.device)

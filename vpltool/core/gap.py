@@ -18,11 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from vpltool.core.classes import BACKGROUND
+from vpltool.lazy import F, Tensor, torch
 
 _CHUNK = 65536
 """Number of pixels that are converted from half precision to float32 at a time."""

@@ -1,12 +1,20 @@
-"""From one grid of patches to another: what a second encoder sees, as the first one cuts photos."""
+"""Maps over a grid of patches: min-max scaling, and resampling to the grid of another encoder."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from vpltool.lazy import F, Tensor
+
+LABELS_PER_PATCH = 4
+"""The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
 
 MOST_STRETCH = 1.25
 """Grids whose aspect ratios differ by more than this factor are not of the same photo."""
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map (..., h, w) to [0, 1] as in CLIP-ES: (x − min) / (1e-7 + max(x − min))."""
+    shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-7)
 
 
 def is_same_view(first: tuple[int, int], second: tuple[int, int]) -> bool:

@@ -27,7 +27,7 @@ class LinearSegmenter(SegmenterNetwork):
     in_joint_space = False
 
     def __init__(self, layers: tuple[int, ...], input_width: int, prototypes: Tensor,
-                 class_index: Tensor, walk: float = 0.1) -> None:
+                 class_index: Tensor, walk: float) -> None:
         """Make an untrained classifier: all its scores are 0.
 
         Args:

@@ -13,12 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from vpltool.core import prototypes as plain
-from vpltool.core.group import ALONE, Group
+from vpltool.core.distributed import ALONE, Group
+from vpltool.lazy import F, Tensor, torch
 
 _FIRST, _LEAST, _MOST = 50, 20, 600
 """Plain steps of a long step: of the first one, at least, and at most."""

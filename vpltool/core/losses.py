@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from vpltool.core.classes import BACKGROUND
+from vpltool.lazy import F, Tensor, torch
 
 
 def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,

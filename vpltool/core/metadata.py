@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image
+from vpltool.lazy import Image
 
 _ORIENTATION = 274  # EXIF tag
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from vpltool.lazy import np, npt
 
 LEVELS = 1000
 """Resolution of the threshold sweep: 1/1000 of the CAM's range."""
 
-Counts = npt.NDArray[np.int64]
+Counts: TypeAlias = "npt.NDArray[np.int64]"
 
 
 def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.em import em_prototypes
-from vpltool.core.matching import best_matchings
+from vpltool.core.em import best_matchings, em_prototypes
 
 MAX_SCALE = 100.0
 """No learned scale of a contrastive loss exceeds it."""

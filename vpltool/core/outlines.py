@@ -6,13 +6,13 @@ OpenCV is an optional dependency: `pip install 'vpltool[labelling]'`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
-Ring = npt.NDArray[np.int64]
+from vpltool.lazy import np, npt
+
+Ring: TypeAlias = "npt.NDArray[np.int64]"
 """Points (N, 2) of a closed line, (x, y); the last is joined to the first."""
 
 _RING = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))

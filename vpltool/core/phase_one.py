@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from vpltool.core import prototypes as solve
 from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
+from vpltool.core.distributed import ALONE, Group
 from vpltool.core.gap import Gap, modality_gap, numbered_regions
-from vpltool.core.group import ALONE, Group
 from vpltool.core.long_steps import solve_rkc
 from vpltool.core.prototypes import Callback
+from vpltool.lazy import Tensor, torch
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "pgd": solve.solve_pgd, "rkc": solve_rkc, "lbfgs": solve.solve_lbfgs}

@@ -12,11 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vpltool.core.group import ALONE, Group
+from vpltool.core.distributed import ALONE, Group
+from vpltool.lazy import F, Tensor, torch
 
 _CHUNK = 65536
 """Number of pixels for which a softmax over the rows is formed at a time: bounds the memory."""

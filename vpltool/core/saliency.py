@@ -1,4 +1,4 @@
-"""Where objects are, of whatever class: patches that do not look like the border of the photo.
+"""Border saliency: objects of any class, as patches that do not look like the photo's border.
 
 A text prototype tells which class a photo shows, but often not where: with a small encoder, its
 scores ranked the patches of an object no better than chance. The border prior is older than CLIP
@@ -8,16 +8,10 @@ patches: those from which it reaches the border are background.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from vpltool.core.classes import class_scores
+from vpltool.lazy import F, Tensor, torch
 
 
-def patch_walk(patches: Tensor, tau: float = 0.1) -> Tensor:
+def patch_walk(patches: Tensor, tau: float) -> Tensor:
     """Return the transition matrix of a random walk between similar patches of a photo.
 
     It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), where m is the mean
@@ -71,38 +65,3 @@ def salient_means(patches: Tensor, grid: tuple[int, int], share: float) -> Tenso
     """
     salient = (border_saliency(patches, grid) >= 1 - share).to(patches)
     return (salient[:, None] @ patches)[:, 0] / salient.sum(dim=1, keepdim=True)
-
-
-def salient_cam(
-    patches: Tensor, grid: tuple[int, int], prototypes: Tensor, class_index: Tensor,
-    present: Sequence[Tensor], *, tau: float = 0.05,
-) -> list[Tensor]:
-    """Return CAMs that combine where (border saliency) and which (the prototypes).
-
-    The most likely class of a patch gets the patch's saliency, any other the saliency times the
-    ratio of their probabilities. Only classes that the photo shows take part, not the background
-    rows. So `cam ≥ 0.9` selects the most salient tenth of the photo, each patch for its most likely
-    class.
-
-    Args:
-        patches: L2-normed patch embeddings (B, h·w, dim).
-        grid: (h, w).
-        prototypes: L2-normed rows (rows, dim).
-        class_index: class of each row (rows,).
-        present: class indices of each photo, one tensor (K_i,) a photo.
-        tau: temperature of the class probabilities.
-
-    Returns:
-        for each photo a map per class (K_i, h, w) in [0, 1], float32.
-    """
-    saliency = border_saliency(patches, grid)
-    maps = []
-    for photo, classes in enumerate(present):
-        if not len(classes):
-            maps.append(patches.new_zeros((0, *grid)))
-            continue
-        scores = class_scores(patches[photo] @ prototypes.to(patches).T / tau, class_index, classes)
-        likely = scores.softmax(dim=-1)
-        share = likely / likely.amax(dim=-1, keepdim=True)
-        maps.append((saliency[photo][:, None] * share).T.reshape(len(classes), *grid))
-    return maps

@@ -1,4 +1,4 @@
-"""Seeds: the pixels that CAMs are sure of, and the starting points that they give prototypes.
+"""Seeds: the pixels that CAMs are sure of; their regions, targets and weights.
 
 One reading of VPL's Φ (and of m in eq. 9): pixels at which the CAM of a class reaches Φ belong to
 it.
@@ -6,15 +6,9 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from vpltool.core.classes import BACKGROUND
-from vpltool.core.group import ALONE, Group
-from vpltool.core.prototypes import spherical_kmeans
+from vpltool.core.distributed import ALONE, Group
+from vpltool.lazy import F, Tensor, torch
 
 UNSURE = -1
 """Label of pixels that are seeds of neither a class nor the background."""
@@ -80,104 +74,6 @@ def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tens
     weights = torch.cat([weights, rest])
     labels = torch.cat([classes, classes.new_zeros(1)])
     return F.normalize(weights @ patches.float(), dim=-1), labels
-
-
-def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
-                group: Group = ALONE) -> Tensor:
-    """Replace each class's row with the mean of its seeds; classes without seeds keep theirs.
-
-    Args:
-        pixels: L2-normed (N, dim).
-        labels: class of each pixel (N,).
-        start: rows (rows, dim).
-        class_index: class of each row (rows,); the background's rows are not changed.
-        group: processes that hold the pixels.
-
-    Returns:
-        L2-normed rows (rows, dim).
-    """
-    rows = start.clone()
-    for row, index in enumerate(class_index.tolist()):
-        if index == BACKGROUND:
-            continue
-        chosen = pixels[labels == index]
-        if group.count > 1:
-            # The length of a mean is normalised away, so the sum will do.
-            total = group.total(chosen.double().sum(dim=0)).float()
-            if bool(total.any()):
-                rows[row] = F.normalize(total, dim=0)
-        elif len(chosen):
-            rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
-    return rows
-
-
-def class_clusters(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor, count: int,
-                   *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return several prototypes per class: spherical k-means of its seeds (after CPAL, CVPR 2024).
-
-    Args:
-        pixels: L2-normed (N, dim).
-        labels: class of each pixel (N,).
-        start: one row a class, and background rows (rows, dim).
-        class_index: class of each row (rows,).
-        count: largest number of rows a class.
-        seed: random seed.
-
-    Returns:
-        rows and their classes; a class without seeds keeps its row.
-    """
-    return replace_class_rows(start, class_index, {
-        index: spherical_kmeans(pixels[labels == index], count, seed=seed)
-        for index in seeded_classes(labels)})
-
-
-def seeded_classes(labels: Tensor) -> list[int]:
-    """Return the classes among labels (N,), without the background, ascending."""
-    return [index for index in labels.unique().tolist() if index > BACKGROUND]
-
-
-def replace_class_rows(start: Tensor, class_index: Tensor, found: Mapping[int, Tensor]
-                       ) -> tuple[Tensor, Tensor]:
-    """Replace the row of each class with the rows that were found for it.
-
-    Args:
-        start: one row a class, and background rows (rows, dim).
-        class_index: class of each row (rows,).
-        found: class to its rows (K, dim).
-
-    Returns:
-        rows and their classes; a class for which nothing was found keeps its row.
-    """
-    parts = [found.get(index, start[row][None]) for row, index in enumerate(class_index.tolist())]
-    counts = torch.tensor([len(part) for part in parts], device=class_index.device)
-    return torch.cat(parts), class_index.repeat_interleave(counts)
-
-
-def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, class_index: Tensor,
-                             count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Replace the background's rows with clusters of the background's seeds.
-
-    Args:
-        pixels: L2-normed (N, dim).
-        labels: class of each pixel (N,).
-        rows: rows (rows, dim).
-        class_index: class of each row (rows,).
-        count: largest number of clusters.
-        seed: random seed.
-
-    Returns:
-        rows and their classes, the background last.
-
-    Raises:
-        ValueError: no pixel is background.
-    """
-    background = pixels[labels == BACKGROUND]
-    if not len(background):
-        raise ValueError("no pixel is background")
-    centres = spherical_kmeans(background, count, seed=seed)
-    kept = class_index != BACKGROUND
-    return (torch.cat([rows[kept], centres]),
-            torch.cat([class_index[kept], class_index.new_zeros(len(centres))]))
 
 
 def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index: Tensor) -> Tensor:

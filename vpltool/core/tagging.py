@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vpltool.core.affinity import box_mask
 from vpltool.core.classes import ClassRows, class_rows, join_rows
-from vpltool.core.gradcam import min_max
+from vpltool.core.grids import min_max
 from vpltool.core.vit import VisionTower
 
 VOTES_OF = 12

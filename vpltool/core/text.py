@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import F, Tensor, torch
 
 
 def text_prototypes(

@@ -21,12 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpltool.core.decoder import share_dropout
-from vpltool.core.group import ALONE, Group
+from vpltool.core.distributed import ALONE, Group
+from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.core.segmenter import SegmenterNetwork
-
-LABELS_PER_PATCH = 4
-"""The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
 
 
 @dataclass(frozen=True)

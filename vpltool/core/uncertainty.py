@@ -6,8 +6,7 @@ Survey, 2009, section 3.1), here averaged over a photo's pixels.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from vpltool.lazy import Tensor, torch
 
 _LEAST = 1e-12
 

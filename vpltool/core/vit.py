@@ -115,6 +115,21 @@ class Head(nn.Module):
         """
         return self.patch_embeddings(self.block.forward_alone(tokens))
 
+    def embed_mixed(self, tokens: Tensor, mixed: Tensor, *, residual: bool) -> Tensor:
+        """Embed patches from the outputs of the last block's heads, under any attention.
+
+        Args:
+            tokens: input of the block (B, prefix + n, width).
+            mixed: outputs of its heads (B, heads, prefix + n, head width).
+            residual: whether the block's residual and MLP follow.
+
+        Returns:
+            L2-normed (B, n, dim).
+        """
+        output = (self.block.after_attention(tokens, mixed) if residual
+                  else self.block.attention_output(mixed))
+        return self.patch_embeddings(output[:, self.prefix :])
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """Pool the last block's output (B, N, width) to L2-normed (B, dim).
 

@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from vpltool.errors import VplError, near_name
+from vpltool.methods import interfaces
+from vpltool.methods.interfaces import MethodModule
 from vpltool.settings import Settings
+
+Loaded = TypeVar("Loaded", bound=MethodModule)
 
 FOLDERS = "VPLTOOL_METHODS"
 """Environment variable: folders of further methods, `FOLDER/KIND/NAME.py`, separated as in PATH."""
@@ -41,6 +46,7 @@ class MethodKind:
         also: what a file must define besides the function, `Settings` and, if it reads anything,
             `READS`.
         given: classes of what the function is given or returns, in `vpltool.methods.inputs`.
+        interface: what the stage calls of a method.
     """
 
     name: str
@@ -51,6 +57,7 @@ class MethodKind:
     default: str = ""
     also: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
+    interface: type[MethodModule] = MethodModule
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -64,26 +71,28 @@ _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", (),
-               given=("SourceRequest", "Source")),
+               given=("SourceRequest", "Source"), interface=interfaces.SourceMethod),
     MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
-               (*_FEATURES, "head"), "naclip", given=("EmbeddingBatch",)),
+               (*_FEATURES, "head"), "naclip", given=("EmbeddingBatch",),
+               interface=interfaces.EmbeddingMethod),
     MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam",
-               given=("CamBatch",)),
+               given=("CamBatch",), interface=interfaces.CamMethod),
     MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
-               "attention", given=("PhotoMaps",)),
+               "attention", given=("PhotoMaps",), interface=interfaces.Refiner),
     MethodKind("estimators", "seed-prototypes", "estimate",
                "prototypes from pixels and their seed labels", ("patches",), "means",
-               given=("Pixels",)),
+               given=("Pixels",), interface=interfaces.Estimator),
     MethodKind("label_refiners", "crf", "refine_labels",
                "label probabilities from scores and the photo", ("photo",), "densecrf",
-               given=("ScoredPhoto",)),
+               given=("ScoredPhoto",), interface=interfaces.LabelRefiner),
     MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
-               ("layers", "patches"), "weclip", ("rebuild",), ("SegmenterParts", "LabelledPhoto")),
+               ("layers", "patches"), "weclip", ("rebuild",), ("SegmenterParts", "LabelledPhoto"),
+               interfaces.SegmenterMethod),
     MethodKind("exports", "export", "export",
                "predictions, or a segmenter, in another tool's format", (), also=("SUFFIX",),
-               given=("Predictions", "TrainedSegmenter")),
+               given=("Predictions", "TrainedSegmenter"), interface=interfaces.Exporter),
 )}
 
 
@@ -121,8 +130,8 @@ class Method:
         """First sentence of the docstring."""
         return self.docstring.split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
 
-    def load(self) -> ModuleType:
-        """Import the file.
+    def load(self) -> MethodModule:
+        """Import the file; its module becomes an instance of its kind's interface.
 
         Raises:
             VplError: it lacks what a method of its kind needs.
@@ -130,11 +139,13 @@ class Method:
         module = (importlib.import_module(self.module) if self.module
                   else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
         needs = KINDS[self.kind].needs
-        missing = [name for name in needs if not hasattr(module, name)]
+        missing = [name for name in needs if name not in vars(module)]
         if missing:
             raise VplError(f"{self.path}: a method of {self.kind} needs `{missing[0]}`",
                            f"it defines {', '.join(needs)}; docs/reference/methods.md says more")
-        unknown = set(getattr(module, "READS", ())) - set(KINDS[self.kind].reads)
+        module.__class__ = KINDS[self.kind].interface
+        assert isinstance(module, MethodModule)
+        unknown = set(module.READS) - set(KINDS[self.kind].reads)
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",
                            f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
@@ -185,6 +196,18 @@ def find_method(kind: str, name: str) -> Method:
     if name not in methods:
         raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
     return methods[name]
+
+
+def load_method(interface: type[Loaded], name: str) -> Loaded:
+    """Import the method of an interface's kind by its name.
+
+    Raises:
+        VplError: there is none, or its file lacks something.
+    """
+    (kind,) = (kind for kind in KINDS.values() if kind.interface is interface)
+    module = find_method(kind.name, name).load()
+    assert isinstance(module, interface)
+    return module
 
 
 def _bundled(kind: str) -> list[Method]:

@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
-from vpltool.formats import identity_of_file
+from vpltool.formats import Header, OutputFolder, Photo, Workspace, identity_of_file
+from vpltool.lazy import Tensor, np, npt
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
-
     from vpltool.clip.encoders import Encoder
     from vpltool.core.phase_one import Pixels as Pixels
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
-    from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
     Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
 

@@ -28,7 +28,7 @@ def read_head(features: InputFolder) -> Head:
     Raises:
         VplError: it is not there, is damaged, or is another encoder's than the features.
     """
-    from vpltool.core.rebuilding import rebuild
+    from vpltool.core.meta_device import rebuild
     from vpltool.core.vit import Head
 
     path = head_path(features.path)

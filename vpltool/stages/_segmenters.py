@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.manifest import again
-from vpltool.methods import find_method
+from vpltool.methods import load_method
+from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.stages import _inputs
 from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._groups import find_groups, groups_header
@@ -106,10 +107,10 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
     else:
         header = decoder_header(path)
         tensors = read_tensors(path, "decoder")[1]
-    from vpltool.core.rebuilding import rebuild
+    from vpltool.core.meta_device import rebuild
 
     # Files from before there were methods are all of this one.
-    method = find_method("segmenters", str(header.facts.get("segmenter", "weclip"))).load()
+    method = load_method(SegmenterMethod, str(header.facts.get("segmenter", "weclip")))
     try:
         network: SegmenterNetwork = rebuild(lambda: method.rebuild(header.facts["config"]),
                                             tensors)
@@ -164,7 +165,7 @@ def reads_of(header: Header) -> tuple[set[str], set[int]]:
             set(header.options.get("layers", ())))
 
 
-def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts,
+def build_segmenter(settings: TrainDecoderSettings, method: SegmenterMethod, parts: SegmenterParts,
                     frozen: Frozen) -> SegmenterNetwork:
     """Build the network that is trained, always the same one for a seed.
 
@@ -179,12 +180,9 @@ def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: Segmente
     """
     import torch
 
-    if not hasattr(method, "rebuild"):
-        raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
-                       "rebuild(config) gives an empty network, for `predict`")
     torch.manual_seed(settings.seed)
-    network: SegmenterNetwork = method.build(parts, settings.of_method)
-    if not hasattr(method, "fit"):
+    network = method.build(parts, settings.of_method)
+    if not method.stepless:
         _check_training(settings, network)
     held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
     if network.reads_patches and held != "block":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from vpltool import console, options
 from vpltool.formats import InputFolder, Workspace
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import CamBatch
+from vpltool.methods.interfaces import CamMethod
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -70,7 +70,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         VplError: an input is missing or of another model.
         PhotosFailed: some photos failed.
     """
-    split, method = settings.split, find_method("cams", settings.method).load()
+    split, method = settings.split, load_method(CamMethod, settings.method)
     features = _inputs.open_features(workspace, settings.features, split)
     prototypes = _inputs.read_prototypes(
         workspace, _inputs.class_rows(workspace, settings), aligned=True)
@@ -102,7 +102,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         reads=_inputs.paths_of(workspace, split) if "photo" in method.READS else None)
 
 
-def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, features: InputFolder,
+def _start(workspace: Workspace, settings: CamSettings, method: CamMethod, features: InputFolder,
            second: InputFolder | None, prototypes: _inputs.Prototypes, todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace, find_folder, open_input
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
+from vpltool.methods.interfaces import LabelRefiner
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
@@ -93,8 +93,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
         VplError: an input is missing, or a setting is refused.
         PhotosFailed: some photos failed.
     """
-    found = find_method("label_refiners", settings.method)
-    method = found.load()
+    method = load_method(LabelRefiner, settings.method)
     paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(settings.split)}
     source = _find_source(workspace, settings.what, settings.split)
     warn_without_effect(settings, without={} if source.kind == "cams" else {
@@ -140,12 +139,11 @@ def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:
     return source
 
 
-def _folders(workspace: Workspace, settings: CrfSettings, method: ModuleType, source: InputFolder
+def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner, source: InputFolder
              ) -> dict[Path, Header]:
     """Where the results go, and their headers; the masks to train on come first."""
     split, of_cams = settings.split, source.kind == "cams"
-    recorded = getattr(method, "recorded", None)
-    options = recorded(settings.of_method) if recorded else {}
+    options = method.recorded(settings.of_method)
     if of_cams:
         options["confidence"] = _confidence(settings, method)
     header = _inputs.make_header(
@@ -162,10 +160,9 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: ModuleType, so
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 
-def _confidence(settings: CrfSettings, method: ModuleType) -> float:
+def _confidence(settings: CrfSettings, method: LabelRefiner) -> float:
     """The confidence that is asked for; else the method's own, CLIP-ES's if it has none."""
-    own: float = getattr(method, "CONFIDENCE", 0.95)
-    return own if settings.confidence is None else settings.confidence
+    return method.CONFIDENCE if settings.confidence is None else settings.confidence
 
 
 @dataclass(frozen=True)
@@ -185,7 +182,7 @@ class _Worker:
     """What a process holds while it works."""
 
     task: _Task
-    method: ModuleType
+    method: LabelRefiner
     settings: Settings
     device: torch.device
 
@@ -198,11 +195,10 @@ class _Worker:
         """
         from vpltool.parallel.device import find_device
 
-        method = find_method("label_refiners", task.method).load()
+        method = load_method(LabelRefiner, task.method)
         settings = make(method.Settings, task.values, ())
         device = find_device(task.device)
-        runs_on = getattr(method, "runs_on", None)
-        return cls(task, method, settings, runs_on(settings, device) if runs_on else device)
+        return cls(task, method, settings, method.runs_on(settings, device))
 
 
 _worker: list[_Worker] = []
@@ -216,8 +212,7 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
     worker = _Worker.of(task)
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
-    if warm_up := getattr(worker.method, "warm_up", None):
-        warm_up(worker.settings, worker.device, task.labels)
+    worker.method.warm_up(worker.settings, worker.device, task.labels)
     # A method keeps one core busy and holds the interpreter's lock: processes, not threads. This
     # one only hands work out.
     count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
@@ -231,17 +226,12 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
     from vpltool.core.photos import photo_size
     from vpltool.parallel.memory import physical_memory
 
-    memory_of = getattr(worker.method, "memory_of", None)
-    if memory_of is None:
-        return
-
     def needed(job: Job) -> int:
         try:
             size = bounded_size(photo_size(job[1]), worker.task.scores.max_side)
         except OSError:
             return 0
-        need: int = memory_of(worker.settings, worker.device, size, worker.task.labels)
-        return need
+        return worker.method.memory_of(worker.settings, worker.device, size, worker.task.labels)
 
     needs = sorted(in_threads(needed, jobs, _THREADS))[-processes:]
     if sum(needs) > 0.8 * physical_memory():
@@ -307,8 +297,7 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
 
 def _marginals(worker: _Worker, photos: Sequence[ScoredPhoto]) -> list[npt.NDArray[np.float32]]:
     """Refine the scores of those photos where that changes a label."""
-    decided = getattr(worker.method, "decided", lambda _photo, _confidence: None)
-    known = [decided(photo, max(worker.task.confidences)) for photo in photos]
+    known = [worker.method.decided(photo, max(worker.task.confidences)) for photo in photos]
     left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
     made = iter(worker.method.refine_labels(left, worker.settings, worker.device) if left else ())
     return [next(made) if field is None else field for field in known]

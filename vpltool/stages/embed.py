@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import EmbeddingBatch
+from vpltool.methods.interfaces import EmbeddingMethod
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -71,7 +71,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         VplError: an input is missing, or the features do not hold what the method reads.
         PhotosFailed: some photos failed.
     """
-    split, method = settings.split, find_method("embeddings", settings.method).load()
+    split, method = settings.split, load_method(EmbeddingMethod, settings.method)
     carried = _carried(settings.carry)
     features = _inputs.open_features(workspace, settings.features, split)
     _inputs.check_kept(features, [*(name for name in TENSORS if name in method.READS), *carried])
@@ -117,7 +117,7 @@ def _carried(choice: str) -> tuple[str, ...]:
     return carried
 
 
-def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
+def _start(settings: EmbedSettings, method: EmbeddingMethod, features: InputFolder,
            second: InputFolder | None, carried: tuple[str, ...], todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's features."""

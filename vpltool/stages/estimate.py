@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
+from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages._models import load_clip_vision, load_main
@@ -219,14 +220,14 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
 def _training_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device,
                       photos: int, patches: int) -> float:
     """Seconds of the training: its steps, or one pass where the method needs none."""
-    method = find_method("segmenters", settings.segmenter).load()
-    if hasattr(method, "fit"):
+    method = load_method(SegmenterMethod, settings.segmenter)
+    if method.stepless:
         return photos * _fit_seconds(method, encoder, settings, device, patches)
     return settings.iters * _step_seconds(encoder, settings, device)
 
 
-def _fit_seconds(method: Any, encoder: Encoder, settings: EstimateSettings, device: torch.device,
-                 patches: int) -> float:
+def _fit_seconds(method: SegmenterMethod, encoder: Encoder, settings: EstimateSettings,
+                 device: torch.device, patches: int) -> float:
     """Seconds a photo of a method that is fitted in one pass."""
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
@@ -15,8 +15,9 @@ from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
-from vpltool.methods import find_method
+from vpltool.methods import load_method
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.interfaces import Exporter
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
@@ -64,14 +65,13 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
         PhotosFailed: some photos cannot be read, or an earlier step failed on them; the others are
             exported.
     """
-    method = find_method("exports", settings.method).load()
-    if hasattr(method, "check"):
-        method.check(settings.of_method)
-    exported = _segmenter if getattr(method, "EXPORTS", "") == "segmenter" else _predictions
+    method = load_method(Exporter, settings.method)
+    method.check(settings.of_method)
+    exported = _segmenter if method.EXPORTS == "segmenter" else _predictions
     return exported(workspace, settings, method)
 
 
-def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
+def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export a trained decoder together with its encoder."""
     from vpltool.parallel.device import find_device
 
@@ -79,11 +79,10 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> l
     workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
     trained = load_trained(decoder, workspace, find_device("cpu"))
-    paths: list[Path] = method.export(trained, path, settings.of_method)
-    return paths
+    return method.export(trained, path, settings.of_method)
 
 
-def _predictions(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
+def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the predictions of a split, or of photos that were named to `predict`."""
     assert settings.of_method is not None
     _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
@@ -98,7 +97,7 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Any) ->
     path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"
     predictions = Predictions(workspace, source.name, chosen.photos, lambda: _each(
         workspace, source, chosen, f"export {settings.method}"), dict(chosen.failed))
-    paths: list[Path] = method.export(predictions, path, _of_split(settings.of_method, split))
+    paths = method.export(predictions, path, _of_split(settings.of_method, split))
     if predictions.failed:
         raise PhotosFailed(f"{_named(predictions.failed, len(photos))}; the others are exported",
                            _mended(source, split), paths, sorted(predictions.failed))
@@ -110,18 +109,18 @@ def _of_split(of_method: Settings, split: str) -> Settings:
     return make(type(of_method), values_of(of_method) | {"split": split}, of_method.given)
 
 
-def _find(workspace: Workspace, settings: ExportSettings, method: Any
+def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
           ) -> tuple[InputFolder, list[Photo], str]:
     """Find the folder to export, its photos, and the split or the folder of photos it is of."""
     split = values_of(settings)["split"]
-    kinds = (("predictions",) if getattr(method, "EXPORTS", "") == "predictions"
+    kinds = (("predictions",) if method.EXPORTS == "predictions"
              else ("predictions", "masks"))
     splits = {name for photo in workspace.photos() for name in photo.splits}
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
             preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
-            full=getattr(method, "FULL", False))
+            full=method.FULL)
     except VplError:
         # That a split is unknown says more.
         workspace.photos(split)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import options
+from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
@@ -52,7 +52,8 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
 
     It reports, per class and overall, the distance between the centroids (Liang et al. 2022), and
     the mean of 1 - cosine. Regions come from CAMs, never from true masks. The picture beside the
-    scores shows the plane of the two principal axes. Scores and picture are always recomputed.
+    scores shows the plane of the two principal axes; it needs matplotlib. Scores and picture are
+    always recomputed.
 
     Example: vpltool gap --prototypes text --prototypes vision
 
@@ -74,12 +75,19 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     path = settings.out or workspace.path / "scores/gap.json"
     picture = path.with_suffix(".png")
 
-    from vpltool.pictures.scatter import draw_panels
+    from vpltool.pictures.scatter import check_matplotlib, draw_panels
 
+    write_json(path, report)
+    try:
+        check_matplotlib("the picture of the gap")
+    except VplError as error:
+        console.note(f"{error.message}: {error.hint}")
+        # That of an earlier run shows other numbers.
+        picture.unlink(missing_ok=True)
+        return Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
     with atomic_path(picture) as temporary:
-        draw_panels([_panel(measured)], names).save(temporary, format="PNG")
-    write_json(path, report)
+        draw_panels([_panel(measured)], names, temporary)
     return Report(report, path, picture, classes=workspace.classes)
 
 

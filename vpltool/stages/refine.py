@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
 from vpltool.formats.values import BadValues
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.interfaces import Refiner
 from vpltool.parallel.batches import feature_batches
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -72,7 +72,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         VplError: an input is missing.
         PhotosFailed: some photos failed.
     """
-    split, method = settings.split, find_method("refiners", settings.method).load()
+    split, method = settings.split, load_method(Refiner, settings.method)
     cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
     features = _inputs.open_features(workspace, settings.features, split)
     _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
@@ -112,7 +112,7 @@ class _Beside:
     decoder: Path | None
 
 
-def _open_beside(workspace: Workspace, settings: RefineSettings, method: ModuleType,
+def _open_beside(workspace: Workspace, settings: RefineSettings, method: Refiner,
                  features: InputFolder) -> _Beside:
     second = _second.open_second(workspace, settings.second, settings.split, method.READS)
     prototypes = None
@@ -152,16 +152,14 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     return path
 
 
-def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, cams: InputFolder,
+def _start(workspace: Workspace, settings: RefineSettings, method: Refiner, cams: InputFolder,
            features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[_photo_work.Made]:
     from vpltool.core.decoder import layers_of
     from vpltool.core.grids import resample_maps
     from vpltool.parallel.device import find_device
     from vpltool.parallel.memory import explain_out_of_memory
 
-    check = getattr(method, "check", None)
-    if check is not None:
-        check(features.header.options, settings.of_method)
+    method.check(features.header.options, settings.of_method)
     device = find_device(settings.device)
     network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
 from vpltool.formats.shards import rank_of_process
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
+from vpltool.methods.interfaces import Estimator
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
@@ -80,7 +80,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     Raises:
         VplError: an input is missing or does not fit the others, or there are no seeds.
     """
-    method = find_method("estimators", settings.method).load()
+    method = load_method(Estimator, settings.method)
     warn_without_effect(settings)
     _check_divides(settings, method)
     features = _inputs.open_features(workspace, settings.features, settings.split)
@@ -102,7 +102,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      _aligned.space_of(text),
-                                     unlabelled=getattr(method, "UNLABELLED", False))
+                                     unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
             of_space, facts_of_space = _aligned.space_record(text)
             if ranks.rank == 0:
@@ -111,22 +111,21 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     return target
 
 
-def _check_divides(settings: SeedPrototypesSettings, method: ModuleType) -> None:
+def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
     """Check that several processes can divide the work of a method: that it is sums.
 
     Raises:
         VplError: there are several, and it is not.
     """
     count = rank_of_process()[1]
-    divides = getattr(method, "divides", None)
-    if count > 1 and not (divides and divides(settings.of_method)):
+    if count > 1 and not method.divides(settings.of_method):
         raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
                        f"once, and this is one of {count} processes",
                        "start it once, without torchrun; `method='means', background='words'` can "
                        "be divided")
 
 
-def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: ModuleType,
+def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
               pool: Pixels, text: _inputs.Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run the method; give the tensors of the file, and facts for its header."""

@@ -12,8 +12,9 @@ from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.formats.shards import rank_of_process
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
@@ -125,8 +126,8 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     """
     from vpltool.core.training import TrainingSettings
 
-    method = find_method("segmenters", settings.method).load()
-    stepless = hasattr(method, "fit")
+    method = load_method(SegmenterMethod, settings.method)
+    stepless = method.stepless
     if not stepless:
         _check_divides(settings)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
@@ -288,8 +289,8 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         raise
 
 
-def _fit(run: Training, method: Any, network: SegmenterNetwork, settings: TrainDecoderSettings
-         ) -> None:
+def _fit(run: Training, method: SegmenterMethod, network: SegmenterNetwork,
+         settings: TrainDecoderSettings) -> None:
     from vpltool.parallel.ranks import joined
 
     with joined(settings.device) as ranks:

@@ -6,14 +6,12 @@ A patch's score is the cosine of its embedding to the prototypes; no network is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.classes import allowed_rows, class_scores
+from vpltool.lazy import Tensor, no_grad
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches",)
 
@@ -33,7 +31,35 @@ class Settings(settings.Settings):
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     """Make the probability of each class of each photo, patch by patch (K_i, h, w), float32."""
-    from vpltool.core.gradcam import dense_cam
+    logits = row_logits(batch, batch.prototypes, settings.tau)
+    if settings.join == "mean":
+        _, number, counts = batch.class_index.unique(return_inverse=True, return_counts=True)
+        logits -= counts[number].log()
+    return class_probabilities(batch, logits)
 
-    return dense_cam(batch.tensors["patches"], batch.grid, batch.prototypes, batch.class_index,
-                     batch.present, tau=settings.tau, join=settings.join)
+
+def row_logits(batch: CamBatch, rows: Tensor, tau: float) -> Tensor:
+    """Return the products of patches and rows (rows, dim), divided by τ: (B, h·w, rows)."""
+    patches = batch.tensors["patches"]
+    return (patches @ rows.to(patches).T).float() / tau
+
+
+@no_grad
+def class_probabilities(batch: CamBatch, logits: Tensor) -> list[Tensor]:
+    """Return the softmax over the rows of the photo's classes and the background, summed by class.
+
+    Args:
+        batch: whose classes compete.
+        logits: of each row at each patch (B, h·w, rows).
+
+    Returns:
+        for each photo (K_i, h, w); the rest to 1 is the background.
+    """
+    allowed = allowed_rows(batch.class_index, batch.present)
+    logits = logits.masked_fill(~allowed[:, None], float("-inf"))
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    maps = []
+    for photo, classes in enumerate(batch.present):
+        scores = class_scores(logits[photo], batch.class_index, classes)
+        maps.append((scores - total[photo]).exp().T.reshape(len(classes), *batch.grid))
+    return maps

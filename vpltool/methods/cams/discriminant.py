@@ -7,13 +7,11 @@ There is no temperature to choose, since the discriminant measures patches by th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.lazy import Tensor
+from vpltool.methods.cams.dense import class_probabilities, row_logits
 from vpltool.methods.inputs import CamBatch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "scale", "bias")
 
@@ -25,8 +23,5 @@ class Settings(settings.Settings):
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     """Make the probability of each class of each photo, patch by patch (K_i, h, w), float32."""
-    from vpltool.core.gradcam import dense_cam
-
     rows = batch.prototypes * batch.of_rows["scale"][:, None]
-    return dense_cam(batch.tensors["patches"], batch.grid, rows, batch.class_index, batch.present,
-                     tau=1.0, bias=batch.of_rows["bias"])
+    return class_probabilities(batch, row_logits(batch, rows, 1.0) + batch.of_rows["bias"])

@@ -10,14 +10,12 @@ does not grow with it. For a second round, make a bank of the result.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.neighbours import nearest_rows, rows_of_others
+from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "photo_of")
 
@@ -34,15 +32,21 @@ class Settings(settings.Settings):
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
-    """Make the share of each class among the neighbours of each patch (K_i, h, w), float32."""
-    from vpltool.core.neighbours import rows_of_others, soft_labels
+    """Make the share of each class among the neighbours of each patch (K_i, h, w), float32.
 
+    The rest to 1 is the background. Maps are zeros if there is no row to ask.
+    """
     number_of = {key: number for number, key in enumerate(batch.row_photos)}
     maps = []
     for key, patches, tags in zip(batch.ids, batch.tensors["patches"], batch.present, strict=True):
-        usable = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
-                                number_of.get(key, -1))
-        shares = soft_labels(patches, tags, batch.prototypes, batch.class_index,
-                             usable.nonzero()[:, 0], count=settings.neighbours, tau=settings.tau)
-        maps.append(shares.T.reshape(len(tags), *batch.grid))
+        shares = patches.new_zeros(len(tags), len(patches), dtype=torch.float32)
+        if len(tags):
+            usable = rows_of_others(batch.class_index, batch.of_rows["photo_of"], tags,
+                                    number_of.get(key, -1))
+            cosines, rows = nearest_rows(patches, batch.prototypes, usable.nonzero()[:, 0],
+                                         settings.neighbours)
+            owners, weights = batch.class_index[rows], (cosines / settings.tau).softmax(dim=-1)
+            shares = torch.stack([(weights * (owners == index)).sum(dim=-1)
+                                  for index in tags.tolist()])
+        maps.append(shares.view(len(tags), *batch.grid))
     return maps

@@ -8,13 +8,11 @@ mirrored photos; here the features are those of one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.classes import BACKGROUND
+from vpltool.lazy import Tensor, no_grad
 from vpltool.methods.inputs import CamBatch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "context_of")
 
@@ -24,9 +22,25 @@ class Settings(settings.Settings):
     """LPCAM's maps have none."""
 
 
+@no_grad
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
-    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32."""
-    from vpltool.core.context import class_minus_context_cam
+    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32.
 
-    return class_minus_context_cam(batch.tensors["patches"], batch.grid, batch.prototypes,
-                                   batch.class_index, batch.of_rows["context_of"], batch.present)
+    A class without context rows has nothing subtracted.
+    """
+    patches = batch.tensors["patches"]
+    cosines = (patches @ batch.prototypes.to(patches).T).float()
+
+    def mean_of(photo: int, rows: Tensor) -> Tensor:
+        return cosines[photo][:, rows].mean(dim=-1) if bool(rows.any()) else cosines.new_zeros(())
+
+    maps = []
+    for photo, classes in enumerate(batch.present):
+        own = cosines.new_zeros(len(classes), patches.shape[1])
+        for number, index in enumerate(classes.tolist()):
+            assert index != BACKGROUND
+            own[number] = (mean_of(photo, batch.class_index == index)
+                           - mean_of(photo, batch.of_rows["context_of"] == index)).relu()
+        own /= own.amax(dim=-1, keepdim=True).clamp_min(1e-12)
+        maps.append(own.view(-1, *batch.grid))
+    return maps

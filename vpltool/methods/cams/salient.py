@@ -7,14 +7,13 @@ Patches that do not look like the photo's border are salient (the border prior o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.classes import class_scores
+from vpltool.core.saliency import border_saliency
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches",)
 
@@ -28,8 +27,22 @@ class Settings(settings.Settings):
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
-    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32."""
-    from vpltool.core.saliency import salient_cam
+    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32.
 
-    return salient_cam(batch.tensors["patches"], batch.grid, batch.prototypes, batch.class_index,
-                       batch.present, tau=settings.tau)
+    The most likely class of a patch gets the patch's saliency, any other the saliency times the
+    ratio of their probabilities. Only classes that the photo shows take part, not the background
+    rows. So `cam ≥ 0.9` selects the most salient tenth of the photo, each patch for its most likely
+    class.
+    """
+    patches = batch.tensors["patches"]
+    saliency = border_saliency(patches, batch.grid)
+    maps = []
+    for photo, classes in enumerate(batch.present):
+        if not len(classes):
+            maps.append(patches.new_zeros((0, *batch.grid)))
+            continue
+        logits = patches[photo] @ batch.prototypes.to(patches).T / settings.tau
+        likely = class_scores(logits, batch.class_index, classes).softmax(dim=-1)
+        share = likely / likely.amax(dim=-1, keepdim=True)
+        maps.append((saliency[photo][:, None] * share).T.reshape(len(classes), *batch.grid))
+    return maps

@@ -13,14 +13,12 @@ any case. The code stretches a map over the patches and the class token, here ov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.grids import min_max
+from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("tokens", "patches", "head")
 
@@ -41,17 +39,51 @@ class Settings(settings.Settings):
         source="CLIP Surgery, official code")
 
 
+@no_grad
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
-    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32."""
-    import torch
+    """Make a map in [0, 1] of each class of each photo (K_i, h, w), float32.
 
-    from vpltool.core.surgery import surgery_cam
-
+    It is the score of the class's best row, stretched; a class without rows has zeros.
+    """
     head = batch.head
     assert head is not None
-    with torch.no_grad():
-        output = head.block(batch.tensors["tokens"])
-        photo = head.class_embedding(output) if settings.pool == "class" else head.pooled(output)
-    return surgery_cam(batch.tensors["patches"], photo, batch.grid, batch.prototypes,
-                       batch.class_index, batch.present, scale=settings.scale,
-                       normalise=settings.normalise)
+    output = head.block(batch.tensors["tokens"])
+    photo = head.class_embedding(output) if settings.pool == "class" else head.pooled(output)
+    patches, photo = batch.tensors["patches"].float(), photo.float()
+    if settings.normalise == "channel":
+        norm = torch.cat([photo[:, None], patches], dim=1).norm(dim=1).clamp_min(1e-12)
+        patches, photo = patches / norm[:, None], photo / norm
+    scores = surgery_scores(patches, photo, batch.prototypes.to(patches), scale=settings.scale)
+    rows_of: dict[int, list[int]] = {}
+    for row, index in enumerate(batch.class_index.tolist()):
+        rows_of.setdefault(index, []).append(row)
+    maps = []
+    for own, classes in zip(scores, batch.present, strict=True):
+        best = own.new_zeros(len(classes), len(own))
+        for number, index in enumerate(classes.tolist()):
+            if index in rows_of:
+                best[number] = own[:, rows_of[index]].amax(dim=-1)
+        maps.append(min_max(best.view(-1, *batch.grid)))
+    return maps
+
+
+def surgery_scores(patches: Tensor, photo: Tensor, prototypes: Tensor, *, scale: float
+                   ) -> Tensor:
+    """Return the score of each row at each patch, less the mean over the rows.
+
+    With w = softmax(scale · photo·t) / its mean, channel c of patch x has the value x_c t_c w for
+    row t, and the mean of all rows is what they share. Summed over the channels, that is x·t w less
+    its mean over the rows: the channels need not be formed.
+
+    Args:
+        patches: (B, n, dim).
+        photo: vector of each photo (B, dim).
+        prototypes: rows of classes and background (rows, dim).
+        scale: of the softmax.
+
+    Returns:
+        (B, n, rows).
+    """
+    weights = (scale * photo @ prototypes.T).softmax(dim=-1) * len(prototypes)
+    scores = (patches @ prototypes.T) * weights[:, None]
+    return scores - scores.mean(dim=-1, keepdim=True)

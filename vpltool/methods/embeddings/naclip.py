@@ -7,14 +7,11 @@ MLP. As in the official code, the Gaussian's maximum is 1, and the class token i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("tokens", "head")
 
@@ -29,10 +26,29 @@ class Settings(settings.Settings):
                              source="NACLIP, official code: the reduced architecture")
 
 
+@no_grad
 def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:
     """Embed patches with the attention of their neighbourhood (B, h·w, dim), L2-normed."""
-    from vpltool.core.reattention import neighbour_embeddings
+    head, tokens = batch.head, batch.tensors["tokens"]
+    assert head is not None
+    _, key, value = head.block.heads(head.block.ln_1(tokens))
+    bias = neighbour_bias(batch.grid, settings.sigma, head.prefix).to(tokens)
+    mixed = F.scaled_dot_product_attention(key, key, value, attn_mask=bias)
+    return head.embed_mixed(tokens, mixed, residual=settings.residual)
 
-    assert batch.head is not None
-    return neighbour_embeddings(batch.head, batch.tensors["tokens"], batch.grid,
-                                sigma=settings.sigma, residual=settings.residual)
+
+def neighbour_bias(grid: tuple[int, int], sigma: float, prefix: int) -> Tensor:
+    """Return a Gaussian of the distance between patches, to be added to attention logits.
+
+    Args:
+        grid: (h, w).
+        sigma: its standard deviation, in patches.
+        prefix: number of tokens before the patches; they neither give nor get anything.
+
+    Returns:
+        (prefix + h·w, prefix + h·w): exp(−distance² / 2σ²), 1 from a patch to itself.
+    """
+    height, width = grid
+    down, across = (torch.exp(-(place[:, None] - place) ** 2 / (2 * sigma**2)) for place in (
+        torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32)))
+    return F.pad(torch.kron(down, across), (prefix, 0, prefix, 0))

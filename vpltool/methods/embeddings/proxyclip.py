@@ -10,14 +10,11 @@ itself included, where all patches look alike: here it attends to itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("tokens", "head", "second_patches")
 
@@ -32,11 +29,17 @@ class Settings(settings.Settings):
                            source="ProxyCLIP, official code")
 
 
+@no_grad
 def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:
     """Embed patches with the attention of a second encoder (B, h·w, dim), L2-normed."""
-    from vpltool.core.reattention import proxy_embeddings
-
-    assert batch.head is not None
-    return proxy_embeddings(batch.head, batch.tensors["tokens"],
-                            batch.tensors["second_patches"], beta=settings.beta,
-                            gamma=settings.gamma)
+    head = batch.head
+    assert head is not None
+    unit = F.normalize(batch.tensors["second_patches"].float(), dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    mean = cosine.mean(dim=(1, 2), keepdim=True)
+    logits = settings.gamma * (cosine - settings.beta * mean)
+    itself = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    weights = logits.masked_fill((logits < 0) & ~itself, float("-inf")).softmax(dim=-1)
+    value = head.block.values(head.block.ln_1(batch.tensors["tokens"][:, head.prefix :]))
+    mixed = weights.to(value)[:, None] @ value
+    return head.patch_embeddings(head.block.attention_output(mixed))

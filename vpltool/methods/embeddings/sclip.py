@@ -6,14 +6,11 @@ The attention is softmax(q qᵀ / √d) + softmax(k kᵀ / √d), a sum; the blo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.lazy import Tensor, no_grad
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("tokens", "head")
 
@@ -26,10 +23,11 @@ class Settings(settings.Settings):
                              source="SCLIP, as NACLIP's official code runs it")
 
 
+@no_grad
 def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:
     """Embed patches with their attention to similar ones (B, h·w, dim), L2-normed."""
-    from vpltool.core.reattention import self_attention_embeddings
-
-    assert batch.head is not None
-    return self_attention_embeddings(batch.head, batch.tensors["tokens"],
-                                     residual=settings.residual)
+    head, tokens = batch.head, batch.tensors["tokens"]
+    assert head is not None
+    query, key, value = head.block.heads(head.block.ln_1(tokens))
+    mixed = head.block.attend(query, query, value) + head.block.attend(key, key, value)
+    return head.embed_mixed(tokens, mixed, residual=settings.residual)

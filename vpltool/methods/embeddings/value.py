@@ -7,13 +7,10 @@ makes the same while it runs the encoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import EmbeddingBatch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("tokens", "head")
 

@@ -1,9 +1,11 @@
-"""Settings of estimators that ask the text which features show their class."""
+"""Which features the text takes for their own class: softmax of the cosines over the classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpltool.core.classes import BACKGROUND, class_scores
+from vpltool.lazy import Tensor
 from vpltool.methods.estimators._background import BackgroundSettings
 from vpltool.settings import setting
 
@@ -17,3 +19,25 @@ class TextFilterSettings(BackgroundSettings):
     rivals: str = setting("classes", "Rows in the text's softmax: classes, or those and the words "
                                      "of the background.", choices=("classes", "words"),
                           source="vpltool")
+
+
+def class_probability(features: Tensor, wanted: Tensor, text: Tensor, text_index: Tensor,
+                      settings: TextFilterSettings) -> Tensor:
+    """Return the probability of each feature's class by the text: softmax(x·T / τ).
+
+    Args:
+        features: L2-normed (N, dim).
+        wanted: the class of each feature (N,), none of them the background.
+        text: text prototypes, L2-normed (rows, dim).
+        text_index: class of each row (rows,).
+        settings: τ, and whether the background's rows take part.
+
+    Returns:
+        (N,); a class without rows has probability 0.
+    """
+    logits = features.float() @ text.T / settings.tau
+    if settings.rivals == "classes":
+        logits = logits.masked_fill(text_index == BACKGROUND, float("-inf"))
+    classes, column = wanted.unique(return_inverse=True)
+    scores = class_scores(logits, text_index, classes).gather(1, column[:, None])[:, 0]
+    return (scores - logits.logsumexp(dim=-1)).exp()

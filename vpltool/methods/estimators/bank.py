@@ -13,14 +13,10 @@ Example: `vpltool seed-prototypes --method bank --pixels regions --out bank.safe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
+from vpltool.core.phase_one import Pixels
+from vpltool.lazy import Tensor, torch
 
 READS = ("patches",)
 
@@ -40,8 +36,6 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         L2-normed rows (rows', dim), float32; their classes (rows',); and `photo_of` (rows',), -1
         for rows of the text.
     """
-    import torch
-
     missing = ~torch.isin(text_index, pool.labels)
     rows = torch.cat([pool.embeddings.float(), text[missing]])
     index = torch.cat([pool.labels, text_index[missing]])

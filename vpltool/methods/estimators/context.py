@@ -11,15 +11,18 @@ Example: `vpltool seed-prototypes --method context --pixels regions --out contex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.core.gap import photo_regions
+from vpltool.core.phase_one import Pixels
+from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import Tensor, torch
+from vpltool.methods.estimators._background import (
+    BackgroundSettings,
+    replace_class_rows,
+    seeded_classes,
+    with_background,
+)
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -47,13 +50,16 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    from vpltool.core.gap import photo_regions
-    from vpltool.core.prototype_aware import context_prototypes
-    from vpltool.core.seeds import replace_class_rows, seeded_classes
-
     rows, index = with_background(pool, text, text_index, settings, seed)
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     return replace_class_rows(rows, index, {
-        owner: context_prototypes(regions[region_class == owner], settings.per_class,
-                                  bank=settings.bank, seed=seed)
+        owner: context_prototypes(regions[region_class == owner], settings, seed)
         for owner in seeded_classes(region_class)})
+
+
+def context_prototypes(regions: Tensor, settings: Settings, seed: int) -> Tensor:
+    """Cluster the regions of a class, one a photo (R, dim): L2-normed (K, dim)."""
+    if 0 < settings.bank < len(regions):
+        order = torch.randperm(len(regions), generator=torch.Generator().manual_seed(seed))
+        regions = regions[order[: settings.bank].sort().values.to(regions.device)]
+    return spherical_kmeans(regions, settings.per_class, seed=seed)

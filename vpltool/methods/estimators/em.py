@@ -14,15 +14,18 @@ photos a batch, and passes. The range of the rejection is that of all pairs of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.core.em import best_matchings, em_prototypes
+from vpltool.core.phase_one import Pixels
+from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import F, Tensor, torch
+from vpltool.methods.estimators._background import (
+    BackgroundSettings,
+    replace_class_rows,
+    seeded_classes,
+    with_background,
+)
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -58,15 +61,59 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    from vpltool.core.em import em_over_photos
-    from vpltool.core.seeds import replace_class_rows, seeded_classes
-
     rows, index = with_background(pool, text, text_index, settings, seed)
     found = {}
     for owner in seeded_classes(pool.labels):
         own = pool.labels == owner
-        found[owner] = em_over_photos(
-            pool.embeddings[own], pool.photo_of[own], settings.per_class, tau=settings.tau,
-            rounds=settings.rounds, batch=settings.photos, passes=settings.passes,
-            momentum=settings.momentum, reject=settings.reject, seed=seed)
+        found[owner] = em_over_photos(pool.embeddings[own], pool.photo_of[own], settings, seed)
     return replace_class_rows(rows, index, found)
+
+
+def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: int) -> Tensor:
+    """Estimate the prototypes of a class, batch of photos by batch of photos, in their order.
+
+    EM of each batch begins at the prototypes so far; the first ones are drawn as by k-means++.
+
+    Args:
+        pixels: the seeds of the class, L2-normed (n, dim).
+        photo_of: number of the photo of each seed (n,).
+        settings: of this method.
+        seed: start of the random numbers.
+
+    Returns:
+        L2-normed (K, dim), float32; there are fewer if there are fewer seeds.
+    """
+    prototypes = spherical_kmeans(pixels, settings.per_class, seed=seed, rounds=0).float()
+    order = photo_of.argsort(stable=True)
+    sizes = photo_of.unique(return_counts=True)[1].split(settings.photos)
+    parts = pixels[order].split([int(size.sum()) for size in sizes])
+    for _ in range(settings.passes):
+        for part in parts:
+            found = em_prototypes(part, prototypes, tau=settings.tau, rounds=settings.rounds)
+            prototypes = moving_average(prototypes, found, settings)
+    return prototypes
+
+
+def moving_average(old: Tensor, new: Tensor, settings: Settings) -> Tensor:
+    """Move prototypes towards those of a batch, each towards the one that it is matched with.
+
+    The matching has the largest total cosine. The cosines of all pairs are stretched to [0, 1]; a
+    prototype whose own match does not exceed `reject` then keeps its place.
+
+    Args:
+        old: L2-normed (K, dim).
+        new: L2-normed (K, dim), in any order.
+        settings: momentum, the share of the old; and what is rejected.
+
+    Returns:
+        L2-normed (K, dim), in the order of the old.
+    """
+    cosines = old @ new.T
+    match = best_matchings(cosines[None])[0]
+    low, high = cosines.min(), cosines.max()
+    matched = cosines.gather(1, match[:, None])
+    # A single prototype is all of its range, and is its own match.
+    trusted = ((matched - low) > settings.reject * (high - low)) | (high == low)
+    momentum = settings.momentum
+    moved = F.normalize(momentum * old + (1 - momentum) * new[match], dim=-1)
+    return torch.where(trusted, moved, old)

@@ -7,15 +7,17 @@ look.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.core.phase_one import Pixels
+from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import Tensor
+from vpltool.methods.estimators._background import (
+    BackgroundSettings,
+    replace_class_rows,
+    seeded_classes,
+    with_background,
+)
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -40,7 +42,8 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    from vpltool.core.seeds import class_clusters
-
     rows, index = with_background(pool, text, text_index, settings, seed)
-    return class_clusters(pool.embeddings, pool.labels, rows, index, settings.per_class, seed=seed)
+    return replace_class_rows(rows, index, {
+        owner: spherical_kmeans(pool.embeddings[pool.labels == owner], settings.per_class,
+                                seed=seed)
+        for owner in seeded_classes(pool.labels)})

@@ -14,17 +14,19 @@ Example: `vpltool seed-prototypes --method lpcam --phi 0.1 --phi-background 0.1`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.methods.estimators._background import with_background
-from vpltool.methods.estimators._text_filter import TextFilterSettings
+from vpltool.core.classes import allowed_rows
+from vpltool.core.phase_one import Pixels
+from vpltool.core.prototypes import spherical_kmeans
+from vpltool.lazy import Tensor, torch
+from vpltool.methods.estimators._background import (
+    replace_class_rows,
+    seeded_classes,
+    with_background,
+)
+from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -56,22 +58,13 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    import torch
-
-    from vpltool.core.classes import allowed_rows
-    from vpltool.core.context import class_and_context
-    from vpltool.core.seeds import replace_class_rows, seeded_classes
-
     rows, index = with_background(pool, text, text_index, settings, seed)
     owners = seeded_classes(pool.labels)
     shown = allowed_rows(index.new_tensor(owners), pool.tags)
     own, around, context_of = {}, [rows[:0]], []
     for number, owner in enumerate(owners):
         own[owner], context = class_and_context(
-            pool.embeddings, pool.labels, shown[pool.photo_of, number], owner, text, text_index,
-            per_class=settings.per_class, least=settings.least,
-            context=(settings.context_least, settings.context_most), tau=settings.tau,
-            words=settings.rivals == "words", seed=seed)
+            pool, shown[pool.photo_of, number], owner, text, text_index, settings, seed)
         around.append(context)
         context_of += [owner] * len(context)
     rows, index = replace_class_rows(rows, index, own)
@@ -79,3 +72,36 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     console.note(f"{int((index > 0).sum())} centres of classes, {len(behind)} of their contexts")
     return (torch.cat([rows, *around]), torch.cat([index, torch.zeros_like(behind)]),
             {"context_of": torch.cat([torch.zeros_like(index), behind])})
+
+
+def class_and_context(pool: Pixels, beside: Tensor, index: int, text: Tensor, text_index: Tensor,
+                      settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
+    """Find the centres of a class that has seeds, and those of its context.
+
+    Args:
+        pool: pixels with their seed labels.
+        beside: whether a pixel is in a photo that shows the class (N,), bool.
+        index: the class; its likeliest centre always stays.
+        text: text prototypes, L2-normed (rows, dim).
+        text_index: class of each row (rows,).
+        settings: number of clusters, and which of them stay.
+        seed: start of the random numbers.
+
+    Returns:
+        centres of the class (K', dim) and of its context (K'', dim), which may be empty.
+    """
+    pixels, labels = pool.embeddings, pool.labels
+
+    def probability(centres: Tensor) -> Tensor:
+        wanted = labels.new_full((len(centres),), index)
+        return class_probability(centres, wanted, text, text_index, settings)
+
+    own = spherical_kmeans(pixels[labels == index], settings.per_class, seed=seed).float()
+    likely = probability(own)
+    own = own[(likely > settings.least) | (likely == likely.max())]
+    around = pixels[beside & (labels != index)]
+    if not len(around):
+        return own, own[:0]
+    others = spherical_kmeans(around, settings.per_class, seed=seed).float()
+    likely = probability(others)
+    return own, others[(likely > settings.context_least) & (likely < settings.context_most)]

@@ -7,15 +7,12 @@ class looks like.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vpltool.core.classes import BACKGROUND
+from vpltool.core.distributed import ALONE, Group
+from vpltool.core.phase_one import Pixels
+from vpltool.lazy import F, Tensor
 from vpltool.methods.estimators._background import BackgroundSettings, with_background
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.core.group import Group
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -49,8 +46,34 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    from vpltool.core.group import ALONE
-    from vpltool.core.seeds import class_means
-
     rows, index = with_background(pool, text, text_index, settings, seed)
     return class_means(pool.embeddings, pool.labels, rows, index, group or ALONE), index
+
+
+def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
+                group: Group) -> Tensor:
+    """Replace each class's row with the mean of its seeds; classes without seeds keep theirs.
+
+    Args:
+        pixels: L2-normed (N, dim).
+        labels: class of each pixel (N,).
+        start: rows (rows, dim).
+        class_index: class of each row (rows,); the background's rows are not changed.
+        group: processes that hold the pixels.
+
+    Returns:
+        L2-normed rows (rows, dim).
+    """
+    rows = start.clone()
+    for row, index in enumerate(class_index.tolist()):
+        if index == BACKGROUND:
+            continue
+        chosen = pixels[labels == index]
+        if group.count > 1:
+            # The length of a mean is normalised away, so the sum will do.
+            total = group.total(chosen.double().sum(dim=0)).float()
+            if bool(total.any()):
+                rows[row] = F.normalize(total, dim=0)
+        elif len(chosen):
+            rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
+    return rows

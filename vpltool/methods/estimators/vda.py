@@ -13,17 +13,14 @@ Example: `vpltool seed-prototypes --method vda --pixels regions`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core.gap import photo_regions
+from vpltool.core.phase_one import Pixels
+from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.estimators._background import with_background
-from vpltool.methods.estimators._text_filter import TextFilterSettings
+from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
 from vpltool.settings import NoEffect, setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.methods.inputs import Pixels
 
 READS = ("patches",)
 
@@ -54,13 +51,9 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    from vpltool.core.confidence import confident_means, mixed_prototypes
-    from vpltool.core.gap import photo_regions
-
     rows, index = with_background(pool, text, text_index, settings, seed)
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
-    means, sure = confident_means(regions, region_class, text, text_index, tau=settings.tau,
-                                    least=settings.least, words=settings.rivals == "words")
+    means, sure = confident_means(regions, region_class, text, text_index, settings)
     console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
     # Classes come in the text's order, whatever the background's rows are.
     kept, classes = index != 0, text_index != 0
@@ -68,3 +61,45 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     rows[kept] = mixed_prototypes(text[classes], means[classes],
                                   None if settings.mixture == "distance" else settings.alpha)
     return rows, index
+
+
+def confident_means(
+    regions: Tensor, region_class: Tensor, text: Tensor, text_index: Tensor, settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of each class's regions that the text takes for this class.
+
+    Args:
+        regions: L2-normed region features (R, dim).
+        region_class: class of each region (R,), none of them the background.
+        text: text prototypes, L2-normed (rows, dim).
+        text_index: class of each row (rows,).
+        settings: of the filter.
+
+    Returns:
+        for each row of the text the L2-normed mean of its class (rows, dim), zeros where no region
+        counts and for the background; and which regions count (R,), bool.
+    """
+    likely = class_probability(regions, region_class, text, text_index, settings)
+    sure = likely > settings.least
+    means = torch.zeros_like(text)
+    for index in region_class[sure].unique().tolist():
+        chosen = regions[sure & (region_class == index)].float()
+        means[text_index == index] = F.normalize(chosen.mean(dim=0), dim=0)
+    return means, sure
+
+
+def mixed_prototypes(text: Tensor, vision: Tensor, alpha: float | None) -> Tensor:
+    """Mix rows of text and vision: Q = (1 − α) T + α A, normalised.
+
+    Args:
+        text: T, L2-normed (rows, dim).
+        vision: A, L2-normed (rows, dim); a row of zeros leaves the text as it is.
+        alpha: α; None: exp(−½ ‖T − A‖²), row by row: the further, the less.
+
+    Returns:
+        L2-normed (rows, dim).
+    """
+    share: float | Tensor = (alpha if alpha is not None else
+                             torch.exp(-(text - vision).square().sum(-1, keepdim=True) / 2))
+    known = vision.any(dim=-1, keepdim=True)
+    return torch.where(known, F.normalize((1 - share) * text + share * vision, dim=-1), text)

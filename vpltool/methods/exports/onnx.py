@@ -177,7 +177,7 @@ def _module(segmenter: TrainedSegmenter, side: int) -> Any:
     """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
     import torch
 
-    from vpltool.core.regions import RegionSegmenter
+    from vpltool.core.region_head import RegionSegmenter
     from vpltool.core.segment import WholeSegmenter
 
     encoder = segmenter.encoder

@@ -11,21 +11,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vpltool import settings
+from vpltool import console, settings
+from vpltool.core import crf
+from vpltool.core.crf import PRESETS, CrfSettings, fastest_backend
+from vpltool.core.crf_size import estimate_bytes
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
+from vpltool.lazy import np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
 from vpltool.presets import preset_files
 from vpltool.settings import RUNNING, setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from vpltool.core.crf import CrfSettings
 
 READS = ("photo",)
 
@@ -68,8 +65,6 @@ def runs_on(settings: Settings, device: torch.device) -> torch.device:
     Raises:
         VplError: the backend is not installed.
     """
-    import torch
-
     return device if _backend(settings, device) == "torch" else torch.device("cpu")
 
 
@@ -77,12 +72,10 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
     """Compile the loops for photos of so many labels, which then lie on disk for all processes."""
     if _backend(settings, device) != "numba":
         return
-    import numpy as np
+    # Numba takes a second to import.
+    from vpltool.core import crf_numba
 
-    from vpltool import console
-    from vpltool.core import crf, crf_loops
-
-    if not crf_loops.are_compiled():
+    if not crf_numba.are_compiled():
         console.note("compiling the CRF (once per machine)")
     for count in range(2, min(labels, _COMPILED) + 1):
         crf.mean_field(np.zeros((2, 2, 3), np.uint8), np.full((count, 2, 2), 0.5, np.float32),
@@ -92,8 +85,6 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
     """Make the marginals of photos of one size and number of labels (L, H, W), each."""
-    from vpltool.core import crf
-
     wrap = crf.wrap_image if settings.wrap_image else (lambda photo: photo)
     return crf.mean_fields([wrap(photo.photo) for photo in photos],
                            [photo.scores for photo in photos], _kernels(settings.preset),
@@ -102,21 +93,15 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
 
 def decided(photo: ScoredPhoto, confidence: float) -> npt.NDArray[np.float32] | None:
     """What the CRF cannot change: marginals (L, H, W) where one label leads everywhere, or None."""
-    from vpltool.core import crf
-
     return crf.decided(photo.scores, confidence)
 
 
 def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
     """Estimate the memory that a photo of (height, width) takes, in bytes."""
-    from vpltool.core.crf_size import estimate_bytes
-
     return estimate_bytes(size, labels, _backend(settings, device))
 
 
 def _kernels(preset: str) -> CrfSettings:
-    from vpltool.core.crf import PRESETS, CrfSettings
-
     if preset in PRESETS:
         return PRESETS[preset]
     if not Path(preset).exists():
@@ -132,8 +117,6 @@ def _kernels(preset: str) -> CrfSettings:
 
 def _backend(settings: Settings, device: torch.device) -> str:
     """Which one runs: of those that give the same labels the fastest."""
-    from vpltool.core.crf import fastest_backend
-
     if settings.backend == "auto":
         return fastest_backend(device)
     if importlib.util.find_spec(settings.backend) is None:

@@ -11,19 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
 from vpltool.errors import VplError
+from vpltool.lazy import F, Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from vpltool.core.par import ParSettings
 
 READS = ("photo",)
 
@@ -51,38 +44,118 @@ def runs_on(settings: Settings, device: torch.device) -> torch.device:
     """The device that is asked for; checks the settings.
 
     Raises:
-        VplError: the distances are no list of whole numbers.
+        VplError: the distances are no list of up to 20 whole numbers from 1 on. With more, sums of
+            squared colours would not be exact.
     """
-    _parameters(settings)
+    try:
+        fits = min(_dilations(settings)) >= 1 and len(_dilations(settings)) <= 20
+    except ValueError:
+        fits = False
+    if not fits:
+        raise VplError(f"`dilations={settings.dilations!r}` is not a list of at most 20 distances, "
+                       "each a whole number of 1 or more", "`dilations='1,2,4,8,12,24'`")
     return device
 
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
     """Refine the scores of photos of one size and number of labels (L, H, W), each summing to 1."""
-    import torch
-
-    from vpltool.core.par import refine_scores
-
     pixels = torch.stack([torch.from_numpy(photo.photo) for photo in photos]).to(device)
     scores = torch.stack([torch.from_numpy(photo.scores) for photo in photos]).to(device)
-    refined = refine_scores(pixels.permute(0, 3, 1, 2), scores, _parameters(settings))
+    refined = refine_scores(pixels.permute(0, 3, 1, 2), scores, settings)
     return list((refined / refined.sum(dim=1, keepdim=True).clamp_min(1e-12)).cpu().numpy())
 
 
 def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
-    """Estimate the memory that a photo of (height, width) takes, in bytes."""
-    from vpltool.core.par import estimate_bytes
-
-    return estimate_bytes(size, labels, len(_parameters(settings).offsets))
+    """Estimate the memory that a photo of (height, width) takes, in bytes, beyond its inputs."""
+    return size[0] * size[1] * 4 * (2 * len(offsets_of(settings)) + 3 * labels)
 
 
-def _parameters(settings: Settings) -> ParSettings:
-    from vpltool.core.par import ParSettings, parse_dilations
+def _dilations(settings: Settings) -> list[int]:
+    """Distances, ascending, each once."""
+    return sorted({int(part) for part in settings.dilations.split(",")})
 
-    try:
-        dilations = parse_dilations(settings.dilations)
-    except ValueError:
-        raise VplError(f"`dilations={settings.dilations!r}` is not a list of at most 20 distances, "
-                       "each a whole number of 1 or more", "`dilations='1,2,4,8,12,24'`") from None
-    return ParSettings(settings.iterations, dilations, settings.w1, settings.w2)
+
+def offsets_of(settings: Settings) -> list[tuple[int, int]]:
+    """(rows, columns) from a pixel to each of its neighbours."""
+    return [(step * y, step * x) for step in _dilations(settings)
+            for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def refine_scores(photos: Tensor, scores: Tensor, settings: Settings) -> Tensor:
+    """Refine the scores of photos of one size.
+
+    A pixel beyond the border is as the nearest one inside.
+
+    Args:
+        photos: RGB (B, 3, H, W) uint8.
+        scores: of the labels (B, L, H, W) float32.
+        settings: neighbours and kernels.
+
+    Returns:
+        (B, L, H, W): each iteration is a weighted mean, so they stay in the range of the scores.
+    """
+    height, width = scores.shape[-2:]
+    offsets, margin = offsets_of(settings), max(_dilations(settings))
+    weights = neighbour_weights(photos, settings)
+    for _ in range(settings.iterations):
+        padded = F.pad(scores, (margin,) * 4, mode="replicate")
+        scores = torch.zeros_like(scores)
+        for number, (y, x) in enumerate(offsets):
+            scores.addcmul_(_shifted(padded, margin + y, margin + x, height, width),
+                            weights[:, number, None])
+    return scores
+
+
+def neighbour_weights(photos: Tensor, settings: Settings) -> Tensor:
+    """Return the weight of each neighbour of each pixel.
+
+    w = softmax(−mean over channels of (|ΔI| / (w1·σ))²) + w2·softmax(−(d / (w1·σ_d))²), both over
+    the neighbours. σ is the deviation of a channel among a pixel's neighbours, d their distances,
+    σ_d the deviation of these. The weights are divided by their sum, 1 + w2, which changes no
+    label: 20 iterations would else enlarge all scores alike.
+
+    Args:
+        photos: RGB (B, 3, H, W) uint8.
+        settings: neighbours and kernels.
+
+    Returns:
+        (B, neighbours, H, W) float32, summing to 1 over the neighbours.
+    """
+    height, width = photos.shape[-2:]
+    offsets, margin = offsets_of(settings), max(_dilations(settings))
+    colours = photos.int()
+    padded = _replicated(colours, margin)
+    # Whole numbers: the deviation among equal pixels is 0 to the bit.
+    total, squares = torch.zeros_like(colours), torch.zeros_like(colours)
+    for y, x in offsets:
+        near = _shifted(padded, margin + y, margin + x, height, width)
+        total += near
+        squares.addcmul_(near, near)
+    count = len(offsets)
+    variance = (count * squares - total**2).float() / (count * (count - 1))
+    # A channel without deviation tells no neighbour from another.
+    scale = torch.where(variance > 0, 1 / (settings.w1**2 * variance), 0)
+    energy = scale.new_empty((len(photos), count, height, width))
+    for number, (y, x) in enumerate(offsets):
+        difference = _shifted(padded, margin + y, margin + x, height, width) - colours
+        torch.mean(difference.float().square_().mul_(scale), dim=1, out=energy[:, number])
+    positions = _position_weights(settings).to(energy).view(1, -1, 1, 1)
+    return energy.neg_().softmax(dim=1).add_(settings.w2 * positions).div_(1 + settings.w2)
+
+
+def _position_weights(settings: Settings) -> Tensor:
+    """Softmax of the distance term (neighbours,); it is the same everywhere."""
+    distances = torch.tensor(offsets_of(settings), dtype=torch.float64).norm(dim=1)
+    return (-(distances / (settings.w1 * distances.std())) ** 2).softmax(dim=0)
+
+
+def _replicated(image: Tensor, margin: int) -> Tensor:
+    """Pad (B, C, H, W) with its border, of any type."""
+    rows, columns = (torch.arange(-margin, length + margin, device=image.device)
+                     .clamp(0, length - 1) for length in image.shape[-2:])
+    return image[..., rows[:, None], columns]
+
+
+def _shifted(padded: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return padded[..., top : top + height, left : left + width]

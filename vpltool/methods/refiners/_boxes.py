@@ -1,10 +1,14 @@
-"""Settings of refiners that keep a map in the boxes of what it shows (CLIP-ES)."""
+"""Refining within the boxes of what a map shows (CLIP-ES): settings, and the steps in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from vpltool.core.affinity import attention_walk, box_mask
+from vpltool.core.grids import min_max
+from vpltool.lazy import Tensor
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import NoEffect, Settings, setting
 
 _UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
@@ -38,3 +42,33 @@ class BoxSettings(Settings):
         choices=("inclusive", "exclusive"), record="changed", no_effect=[_UNMASKED])
     min_max: bool = setting(
         True, "Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.", off="--keep-scale")
+
+
+def in_boxes(cams: Tensor, settings: BoxSettings) -> Tensor:
+    """Keep maps (K, h, w) in their boxes, if this is asked for."""
+    if settings.mask != "box":
+        return cams
+    return cams * box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive")
+
+
+def rescaled(maps: Tensor, settings: BoxSettings) -> Tensor:
+    """Stretch maps (K, h, w) to [0, 1] each, or cut them there, as is asked for."""
+    return min_max(maps) if settings.min_max else maps.clamp(0, 1)
+
+
+def spread_along(attention: Tensor, photo: PhotoMaps, settings: BoxSettings) -> Tensor:
+    """Spread the maps of a photo, in their boxes, along an attention (CLIP-ES, eq. 5 to 7).
+
+    Args:
+        attention: (h·w, h·w).
+        photo: with its maps.
+        settings: of the boxes and the result.
+
+    Returns:
+        maps (K, h, w), float32.
+    """
+    cams = photo.cams.float()
+    if not len(cams):
+        return cams
+    start = in_boxes(cams, settings).flatten(1).T
+    return rescaled(attention_walk([attention], [1.0], start).T.view_as(cams), settings)

@@ -6,13 +6,10 @@ Patches that attend to the object join it; a CAM stays inside the boxes of its c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._boxes import BoxSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vpltool.methods.refiners._boxes import BoxSettings, spread_along
 
 READS = ("attention",)
 
@@ -24,8 +21,4 @@ class Settings(BoxSettings):
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along its attention (K, h, w), float32."""
-    from vpltool.core.affinity import refine as spread
-
-    return spread(photo.cams, photo.tensors["attention"], affinity="attention",
-                  mask=settings.mask, threshold=settings.threshold,
-                  exclusive=settings.box == "exclusive", normalise=settings.min_max)
+    return spread_along(photo.tensors["attention"], photo, settings)

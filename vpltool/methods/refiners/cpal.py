@@ -13,14 +13,12 @@ temperature, and how far the prototypes are moved: settings, all chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.grids import min_max
+from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "prototypes")
 
@@ -39,11 +37,20 @@ class Settings(settings.Settings):
                            low=0, high=1, source="vpltool")
 
 
+@no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Make the prototype-aware map of each class (K, h, w), in [0, 1], float32."""
-    from vpltool.core.prototype_aware import prototype_aware_cam
-
     assert photo.prototypes is not None and photo.class_index is not None
-    return prototype_aware_cam(photo.tensors["patches"], photo.cams, photo.classes,
-                               photo.prototypes, photo.class_index, share=settings.instance,
-                               count=settings.neighbours, tau=settings.tau, shift=settings.shift)
+    cams, patches = photo.cams.float(), photo.tensors["patches"].float()
+    maps = cams.flatten(1)
+    marked = (maps >= settings.instance * maps.amax(dim=-1, keepdim=True)).float()
+    instances = F.normalize(marked @ patches, dim=-1)
+    found = torch.zeros_like(cams)
+    for number, index in enumerate(photo.classes.tolist()):
+        rows, instance = photo.prototypes[photo.class_index == index], instances[number]
+        near, which = (rows @ instance).topk(min(settings.neighbours or len(rows), len(rows)))
+        rows, weights = rows[which], (near / settings.tau).softmax(dim=0)
+        # Along the way from their mean to the instance.
+        moved = F.normalize(rows + settings.shift * (instance - weights @ rows), dim=-1)
+        found[number] = (patches @ moved.T @ weights).view(cams.shape[1:])
+    return min_max(found) if len(found) else found

@@ -14,15 +14,16 @@ hurt, so there are none by default.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vpltool.core.affinity import sinkhorn_scaling, symmetric_product
+from vpltool.core.classes import allowed_rows
+from vpltool.core.grids import min_max
+from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import _boxes
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("attention", "patches", "prototypes")
 
@@ -48,15 +49,9 @@ class Settings(_boxes.BoxSettings):
     mask: str = _boxes.mask("none", "CD-CLIP")
 
 
+@no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo between patches that classes explain alike (K, h, w), float32."""
-    import torch
-
-    from vpltool.core.affinity import box_mask
-    from vpltool.core.classes import allowed_rows
-    from vpltool.core.divergence import spread, text_distributions
-    from vpltool.core.gradcam import min_max
-
     cams = photo.cams.float()
     if not len(cams):
         return cams
@@ -64,12 +59,74 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     rows = photo.prototypes
     if settings.classes == "present":
         rows = rows[allowed_rows(photo.class_index, [photo.classes])[0]]
-    if settings.mask == "box":
-        cams = cams * box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive")
-    with torch.no_grad():
-        likely = text_distributions(photo.tensors["patches"], rows, tau=settings.tau_text,
-                                    stretch=settings.stretch)
-        spread_maps = spread(cams.flatten(1), photo.tensors["attention"].float(), likely,
-                             tau=settings.tau, steps=settings.steps, combine=settings.combine)
-    maps = spread_maps.view_as(cams)
-    return min_max(maps) if settings.min_max else maps.clamp(0, 1)
+    cams = _boxes.in_boxes(cams, settings)
+    likely = text_distributions(photo.tensors["patches"], rows, settings)
+    maps = spread(cams.flatten(1), photo.tensors["attention"].float(), likely, settings)
+    return _boxes.rescaled(maps.view_as(cams), settings)
+
+
+def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Tensor:
+    """Return the distribution of each patch over text rows: softmax of its stretched cosines / τ.
+
+    Args:
+        patches: L2-normed patch embeddings (n, dim).
+        rows: L2-normed text rows (T, dim).
+        settings: temperature, and how cosines are stretched.
+
+    Returns:
+        (n, T), rows summing to 1.
+    """
+    cosine = patches.float() @ rows.float().T
+    by_row = settings.stretch == "row"
+    stretched = min_max(cosine.T[:, None] if by_row else cosine.T).view(cosine.T.shape)
+    return (stretched.T / settings.tau_text).softmax(dim=-1)
+
+
+def divergence(distributions: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of each pair of distributions, in bits.
+
+    It is H((p + q) / 2) − (H(p) + H(q)) / 2, with the entropy H. The mixtures' entropy is added up
+    entry by entry: time O(n² T), memory O(n²).
+
+    Args:
+        distributions: (n, T), rows summing to 1.
+
+    Returns:
+        (n, n) in [0, 1], symmetric, zero on the diagonal.
+    """
+    own = -torch.special.xlogy(distributions, distributions).sum(dim=-1)
+    total = -(own[:, None] + own) / 2
+    for column in distributions.T:
+        mixture = (column[:, None] + column) / 2
+        total -= torch.special.xlogy(mixture, mixture)
+    return (total / math.log(2)).clamp(0, 1).fill_diagonal_(0)
+
+
+def spread(cams: Tensor, attention: Tensor, distributions: Tensor, settings: Settings) -> Tensor:
+    """Spread maps along attention, weighed by the divergence of the patches' distributions.
+
+    S = softmax((1 − JS) / τ), A = S·D, maps ← Aᵗ maps; D is the doubly stochastic attention of
+    CAA (`affinity.sinkhorn_scaling`).
+
+    Args:
+        cams: maps (K, n).
+        attention: non-negative (n, n).
+        distributions: of each patch (n, T).
+        settings: τ of S; t, the steps; and what the dot is: `product` of the matrices; or
+            `entries`, entry by entry, each row divided by its sum.
+
+    Returns:
+        (K, n).
+    """
+    alike = ((1 - divergence(distributions)) / settings.tau).softmax(dim=-1)
+    rows, columns = (scaling[0] for scaling in sinkhorn_scaling(attention[None]))
+    if settings.combine == "entries":
+        scaled = rows[:, None] * attention * columns
+        alike *= (scaled + scaled.T) / 2
+        alike /= alike.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    maps = cams.T
+    for _ in range(settings.steps):
+        if settings.combine == "product":
+            maps = symmetric_product(attention, rows, columns, maps)
+        maps = alike @ maps
+    return maps.T

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import _boxes
 from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("attentions",)
 
@@ -42,9 +40,5 @@ def check(features: Mapping[str, Any], settings: Settings) -> None:
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along the attention of the last blocks (K, h, w), float32."""
-    from vpltool.core.affinity import refine as spread
-
     attention = photo.tensors["attentions"][-settings.blocks :].float().mean(dim=0)
-    return spread(photo.cams, attention, affinity="attention", mask=settings.mask,
-                  threshold=settings.threshold, exclusive=settings.box == "exclusive",
-                  normalise=settings.min_max)
+    return _boxes.spread_along(attention, photo, settings)

@@ -6,14 +6,12 @@ The walk goes by the cosine of centred patch embeddings; no attention is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vpltool.core.saliency import patch_walk
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.methods.refiners._boxes import BoxSettings, in_boxes, rescaled
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches",)
 
@@ -30,9 +28,11 @@ class Settings(BoxSettings):
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo between patches that look alike (K, h, w), float32."""
-    from vpltool.core.affinity import refine as spread
-
-    return spread(photo.cams, photo.tensors["patches"], affinity="patches",
-                  mask=settings.mask, threshold=settings.threshold,
-                  exclusive=settings.box == "exclusive", normalise=settings.min_max,
-                  steps=settings.steps, tau=settings.tau)
+    cams = photo.cams.float()
+    if not len(cams):
+        return cams
+    spread = in_boxes(cams, settings).flatten(1).T
+    walk = patch_walk(photo.tensors["patches"][None].float(), settings.tau)[0]
+    for _ in range(settings.steps):
+        spread = walk @ spread
+    return rescaled(spread.T.view_as(cams), settings)

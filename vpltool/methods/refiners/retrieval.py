@@ -13,14 +13,14 @@ scored, not regions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.classes import BACKGROUND
+from vpltool.core.neighbours import nearest_rows, rows_of_others
+from vpltool.core.seeds import region_features
+from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "prototypes", "photo_of")
 
@@ -40,15 +40,48 @@ class Settings(settings.Settings):
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Make the probability of each class of each patch (K, h, w), float32."""
-    from vpltool.core.neighbours import supported_cam, supports
-    from vpltool.core.seeds import region_features
+    """Make the probability of each class of each patch (K, h, w), float32.
 
+    What it lacks to 1 is the rest of the photo. The region of an empty map has none.
+    """
     assert photo.prototypes is not None and photo.class_index is not None
     patches = photo.tensors["patches"].float()
     regions, region_class = region_features(patches, photo.cams, photo.classes)
     own = photo.row_photos.index(photo.id) if photo.id in photo.row_photos else -1
     support = supports(regions, region_class, photo.prototypes, photo.class_index,
                        photo.of_rows["photo_of"], own, count=settings.neighbours)
-    maps = supported_cam(patches, regions, support, share=settings.support, tau=settings.tau)
-    return maps[:-1].view(photo.cams.shape)
+    share = settings.support
+    logits = (1 - share) * (regions @ patches.T) + share * (support @ patches.T)
+    logits[~regions.any(dim=-1)] = float("-inf")
+    return (logits / settings.tau).softmax(dim=0)[:-1].view(photo.cams.shape)
+
+
+def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: Tensor,
+             photo_of: Tensor, own: int, *, count: int) -> Tensor:
+    """Return the mean of the rows most similar to each region, of its class, from other photos.
+
+    The background's rows come from photos that share a tag with this one.
+
+    Args:
+        regions: L2-normed region features of a photo (R, dim).
+        region_class: their classes (R,), those of the photo's tags and the background.
+        bank: L2-normed rows (rows, dim).
+        class_index: class of each row (rows,).
+        photo_of: number of the photo of each row (rows,), below 0 for none.
+        own: number of the photo itself, see `rows_of_others`.
+        count: rows that are averaged.
+
+    Returns:
+        L2-normed (R, dim), float32; a region without rows to ask supports itself.
+    """
+    tags = region_class[region_class != BACKGROUND]
+    allowed_rows = rows_of_others(class_index, photo_of, tags, own)
+    alike = photo_of[allowed_rows & (class_index != BACKGROUND)]
+    allowed_rows &= (class_index != BACKGROUND) | torch.isin(photo_of, alike)
+    found = regions.float().clone()
+    for number, index in enumerate(region_class.tolist()):
+        allowed = (allowed_rows & (class_index == index)).nonzero()[:, 0]
+        if len(allowed):
+            _, rows = nearest_rows(regions[number][None], bank, allowed, count)
+            found[number] = F.normalize(bank[rows[0]].float().mean(dim=0), dim=0)
+    return found

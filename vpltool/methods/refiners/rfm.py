@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool.core.losses import patch_affinity
 from vpltool.errors import VplError
+from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._blocks import check_blocks
-from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.methods.refiners._boxes import BoxSettings, spread_along
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("attentions", "layers", "decoder")
 
@@ -44,23 +43,37 @@ def check(features: Mapping[str, Any], settings: Settings) -> None:
     check_blocks(features, settings.blocks)
 
 
+@no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along the attention that the decoder agrees with (K, h, w)."""
-    import torch
-
-    from vpltool.core.affinity import refine as spread
-    from vpltool.core.affinity import refining_map
-
     assert photo.decoder is not None
     grid = (photo.cams.shape[1], photo.cams.shape[2])
     layers, patches = (photo.tensors[name][None].float() if name in photo.tensors else None
                        for name in ("layers", "patches"))
-    with torch.no_grad():
-        fused = photo.decoder.embeddings_and_fused(layers, patches, grid)[1]
+    fused = photo.decoder.embeddings_and_fused(layers, patches, grid)[1]
     if fused is None:
         raise VplError("this decoder has no fused features",
                        "name one of `train_decoder(method='weclip')`: `decoder='NAME'`")
     chosen = refining_map(fused[0], photo.tensors["attentions"][-settings.blocks:])
-    return spread(photo.cams, chosen, affinity="attention", mask=settings.mask,
-                  threshold=settings.threshold, exclusive=settings.box == "exclusive",
-                  normalise=settings.min_max)
+    return spread_along(chosen, photo, settings)
+
+
+def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
+    """Return the attention that WeCLIP's refining module (CVPR 2024) uses instead of CLIP's mean.
+
+    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
+    is at most the mean of all d.
+
+    Args:
+        fused: a decoder's fused features F (n, width).
+        attentions: attention A_l of each block (blocks, n, n).
+
+    Returns:
+        (n, n) float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
+    """
+    affinity = patch_affinity(fused[None].float())[0]
+    maps = attentions.float()
+    distance = (affinity - maps).sum(dim=(1, 2), dtype=torch.float64)
+    # The nearest is always kept, also where rounding puts the mean of equal distances below them.
+    kept = distance <= torch.maximum(distance.mean(), distance.amin())
+    return affinity * (maps * kept[:, None, None]).sum(dim=0) / kept.sum()

@@ -9,22 +9,18 @@ install 'vpltool[superpixels]'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._regions import RegionSettings, check_regions, refine_in_regions
+from vpltool.methods.refiners import superpixels
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("attention", "second_attention", "photo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RegionSettings):
+class Settings(superpixels.Settings):
     """Settings of both encoders and the superpixels."""
 
     second_share: float = setting(
@@ -32,13 +28,11 @@ class Settings(RegionSettings):
         source="SSR, eq. 9")
 
 
-def check(_features: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse, before the work, what cannot be done."""
-    check_regions(settings)
+check = superpixels.check
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along both attentions (K, h, w), float32."""
     second = settings.second_share
-    return refine_in_regions(photo, {"attention": 1 - second, "second_attention": second},
-                             settings)
+    return superpixels.refine_in_regions(
+        photo, {"attention": 1 - second, "second_attention": second}, settings)

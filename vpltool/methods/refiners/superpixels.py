@@ -7,29 +7,216 @@ that its map is sure of. Needs scikit-image: pip install 'vpltool[superpixels]'.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
+from vpltool.core.affinity import attention_walk, box_mask
+from vpltool.errors import VplError
+from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._regions import RegionSettings, check_regions, refine_in_regions
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vpltool.methods.refiners._boxes import BoxSettings, rescaled
+from vpltool.settings import NoEffect, setting
 
 READS = ("attention", "photo")
 
+KMEANS_ROUNDS = 50
+"""Rounds of Lloyd's at most; colours of a photo settle in ten or twenty."""
+
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+
+_NO_REGIONS = NoEffect({"mask": ("none", "box")}, "there are no superpixels")
+_NO_BOXES = NoEffect({"mask": ("none", "superpixel")}, "there are no boxes")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RegionSettings):
-    """Settings of the superpixels."""
+class Settings(BoxSettings):
+    """Superpixels, and which of their regions a map stays in; beside boxes."""
+
+    mask: str = setting(
+        "superpixel", "Area that each class is kept in; superpixel: regions of one colour; box: "
+                      "the boxes of its map; both; or none: anywhere.",
+        choices=("superpixel", "box", "both", "none"), source="SSR, eq. 7")
+    threshold: float = setting(
+        0.4, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
+             "COCO.",
+        low=0, high=1, flag="--lambda", source="CLIP-ES, section 4.1", no_effect=[_NO_BOXES])
+    box: str = setting(
+        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
+                     "into its last row and column of patches, as in CLIP-ES's code.",
+        choices=("inclusive", "exclusive"), record="changed", no_effect=[_NO_BOXES])
+    superpixels: int = setting(
+        250, "Approximate number of superpixels; SSR does not say; usual: 200 to 300.", low=1,
+        no_effect=[_NO_REGIONS])
+    compactness: float = setting(
+        10.0, "SLIC's compactness; SSR does not say; usual: 10.",
+        low=0.01, source="scikit-image", brief=False, no_effect=[_NO_REGIONS])
+    rounds: int = setting(
+        5, "Iterations of SLIC; SSR does not say; SLIC's authors: 10, in twice the time.", low=1,
+        brief=False, no_effect=[_NO_REGIONS])
+    colours: int = setting(
+        8, "Regions: clusters of the superpixels' mean colours; SSR does not say; usual: 8 to 10.",
+        low=1, no_effect=[_NO_REGIONS])
+    space: str = setting("lab", "Colour space of the clusters: lab, as in SLIC, or rgb.",
+                         choices=("lab", "rgb"), brief=False, no_effect=[_NO_REGIONS])
+    confident: float = setting(
+        0.4, "Activation that counts as confident, as a share of the map's maximum; SSR does not "
+             "say; the default is that of the boxes.", low=0, high=1, no_effect=[_NO_REGIONS])
+    share: float = setting(
+        0.05, "Share of the confident activation above which a region is a target; SSR does not "
+              "say; usual: 0.05 to 0.1 of the map's, 0.4 of the region's.", low=0, high=1,
+        no_effect=[_NO_REGIONS])
+    total: str = setting(
+        "map", "What the share refers to: map, the activation of the whole map; region, that of "
+               "the region itself.", choices=("map", "region"), brief=False,
+        no_effect=[_NO_REGIONS])
+    coverage: float = setting(
+        0.5, "Coverage by targets above which a patch is in the mask.", low=0,
+        high=1, brief=False, no_effect=[_NO_REGIONS])
+    detail: int = setting(
+        4, "Pixels per side of a patch for SLIC; 16, as ViT-B/16 sees it, is slower.",
+        low=1, high=64, brief=False, no_effect=[_NO_REGIONS])
 
 
 def check(_features: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse, before the work, what cannot be done."""
-    check_regions(settings)
+    """Check, before the first photo, that superpixels can be made if they are asked for.
+
+    Raises:
+        VplError: scikit-image is not installed.
+    """
+    if settings.mask in ("superpixel", "both") and importlib.util.find_spec("skimage") is None:
+        raise VplError("superpixels need scikit-image, which is not installed",
+                       "pip install 'vpltool[superpixels]', or `mask='box'`")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along its attention (K, h, w), float32."""
     return refine_in_regions(photo, {"attention": 1.0}, settings)
+
+
+def refine_in_regions(photo: PhotoMaps, shares: Mapping[str, float], settings: Settings) -> Tensor:
+    """Spread the maps of a photo along one attention or more, inside the mask (K, h, w), float32.
+
+    A map of which the mask leaves nothing is not masked.
+
+    Args:
+        photo: with its maps, attention and RGB.
+        shares: name of each attention's tensor to its share in the affinity.
+        settings: of the mask and the result.
+    """
+    if not len(photo.cams):
+        return photo.cams.float()
+    cams = photo.cams.float()
+    start, mask = cams.flatten(1), region_mask(photo, settings)
+    if mask is not None:
+        inside = start * mask.flatten(1)
+        start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
+    walked = attention_walk([photo.tensors[name] for name in shares], list(shares.values()),
+                            start.T)
+    return rescaled(walked.T.reshape(cams.shape), settings)
+
+
+def region_mask(photo: PhotoMaps, settings: Settings) -> Tensor | None:
+    """Return the patches that each map may spread from, bool (K, h, w); None: all."""
+    cams, masks = photo.cams.float(), []
+    if settings.mask in ("box", "both"):
+        masks.append(box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive"))
+    if settings.mask in ("superpixel", "both"):
+        assert photo.photo is not None
+        height, width = cams.shape[1:]
+        masks.append(target_mask(cams, colour_regions(photo.photo, (height, width), settings),
+                                 settings))
+    if not masks:
+        return None
+    return masks[0] if len(masks) == 1 else masks[0] & masks[1]
+
+
+def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings: Settings
+                   ) -> Tensor:
+    """Cut a photo into regions of one colour, connected or not (SSR, eq. 8).
+
+    Args:
+        photo: RGB (H, W, 3).
+        grid: (h, w), in patches; the photo is scaled to `detail` pixels a patch.
+        settings: number, compactness, colours.
+
+    Returns:
+        share of each patch that each region covers (regions, h, w) float32; sums to 1 over regions.
+    """
+    from skimage.color import rgb2lab
+    from skimage.segmentation import slic
+
+    height, width = (side * settings.detail for side in grid)
+    scaled = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
+    labels = slic(scaled, settings.superpixels, settings.compactness, settings.rounds,
+                  start_label=0, channel_axis=-1)
+    flat = labels.ravel()
+    size = np.maximum(np.bincount(flat), 1)
+    means = np.stack([np.bincount(flat, weights=channel) / size
+                      for channel in scaled.reshape(-1, 3).T], axis=1) / 255
+    owner = cluster(rgb2lab(means) if settings.space == "lab" else means, settings.colours)
+    return _patch_shares(torch.from_numpy(owner[labels]), grid)
+
+
+def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
+    """Group points (N, dim) by k-means into at most `count` clusters: (N,).
+
+    It begins with the point nearest to the mean, then always the one farthest from those before,
+    so that the same points give the same clusters.
+    """
+    def distances(centres: Floats) -> Floats:
+        # Without |point|², which is the same for all centres.
+        return (centres**2).sum(1) - 2 * points @ centres.T
+
+    first = int(((points - points.mean(0)) ** 2).sum(1).argmin())
+    centres = points[[first]]
+    nearest = ((points - centres) ** 2).sum(1)
+    while len(centres) < count and nearest.max() > 0:
+        centres = np.concatenate([centres, points[[int(nearest.argmax())]]])
+        nearest = np.minimum(nearest, ((points - centres[-1]) ** 2).sum(1))
+    owner = np.full(len(points), -1)
+    for _ in range(KMEANS_ROUNDS):
+        found = distances(centres).argmin(1)
+        if (found == owner).all():
+            break
+        owner = found
+        members = owner == np.arange(len(centres))[:, None]
+        size = members.sum(1)[:, None]
+        # An empty cluster keeps its centre.
+        centres = np.where(size > 0, members @ points / np.maximum(size, 1), centres)
+    return owner
+
+
+def _patch_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Count labels (h·detail, w·detail) in each patch, as shares (labels, h, w)."""
+    height, width = grid
+    detail = labels.shape[0] // height
+    cells = labels.view(height, detail, width, detail).permute(0, 2, 1, 3).flatten(2)
+    regions = int(labels.max()) + 1
+    counts = torch.zeros(height, width, regions).scatter_add_(
+        2, cells, torch.ones(cells.shape))
+    return counts.permute(2, 0, 1) / detail**2
+
+
+def target_mask(cams: Tensor, regions: Tensor, settings: Settings) -> Tensor:
+    """Return the patches of the regions that each map is sure of (SSR, eq. 7).
+
+    A region is a target where the activation in it that is sure, divided by the total, exceeds
+    `share`; the region of a map's most sure activation is one always.
+
+    Args:
+        cams: maps in [0, 1] (maps, h, w).
+        regions: share of each patch that each region covers (regions, h, w).
+        settings: which activation is sure, and from which share on a region is a target.
+
+    Returns:
+        bool (maps, h, w).
+    """
+    maps, cover = cams.float().flatten(1), regions.to(cams.device).flatten(1)
+    sure = maps * (maps > settings.confident * maps.amax(dim=1, keepdim=True))
+    inside = sure @ cover.T
+    whole = maps @ cover.T if settings.total == "region" else maps.sum(dim=1, keepdim=True)
+    targets = inside > settings.share * whole
+    targets |= (inside == inside.amax(dim=1, keepdim=True)) & (inside > 0)
+    return (targets.float() @ cover > settings.coverage).view_as(cams)

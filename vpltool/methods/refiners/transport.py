@@ -11,14 +11,12 @@ to grow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core.grids import min_max
+from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ("patches", "second_patches")
 
@@ -40,18 +38,76 @@ class Settings(settings.Settings):
                                source="DHR, official code")
 
 
+@no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Share a photo's patches out among its classes (K, h, w), float32."""
-    import torch
+    """Share a photo's patches out among its classes (K, h, w), in [0, 1], float32.
 
-    from vpltool.core.transport import transport_maps
+    Cosines of a class that looks like another of the photo to the second encoder are multiplied by
+    the plan, from 0 to 1, in CLIP's features, which know the classes apart.
+    """
+    def plan(similarity: Tensor) -> Tensor:
+        made = transport_plan(similarity, settings)
+        return min_max(made.T[:, None])[:, 0].T
 
-    cams = photo.cams.float()
-    if not len(cams):
-        return cams
-    with torch.no_grad():
-        maps = transport_maps(
-            cams.flatten(1), photo.tensors["patches"], photo.tensors["second_patches"],
-            background=settings.background, alike=settings.alike, epsilon=settings.epsilon,
-            rounds=settings.rounds, tolerance=settings.tolerance)
-    return maps.view_as(cams)
+    if not len(photo.cams):
+        return photo.cams.float()
+    cams = photo.cams.float().flatten(1)
+    second = photo.tensors["second_patches"]
+    similarity, between = class_similarity(second, cams, settings.background)
+    classes = between[1:, 1:].clone().fill_diagonal_(-1)
+    confused = F.pad((classes > settings.alike).any(dim=1), (1, 0))
+    if confused.any():
+        told_apart = plan(class_similarity(photo.tensors["patches"], cams, settings.background)[0])
+        similarity = torch.where(confused, similarity * told_apart, similarity)
+    return plan(similarity)[:, 1:].T.view_as(photo.cams)
+
+
+def transport_plan(similarity: Tensor, settings: Settings) -> Tensor:
+    """Return the entropic plan that gives all patches, and all classes, the same mass (Sinkhorn).
+
+    The cost is 1 − similarity.
+
+    Args:
+        similarity: of patches and classes (n, m), cosines.
+        settings: entropy, and when it stops: by the mean change of the patches' scaling.
+
+    Returns:
+        (n, m), summing to 1; columns sum to 1 / m.
+    """
+    kernel = ((similarity.float() - 1) / settings.epsilon).exp()
+    patches, classes = kernel.shape
+    left = kernel.new_ones(patches)
+    right = kernel.new_ones(classes)
+    for _ in range(settings.rounds):
+        before = left
+        left = 1 / (patches * (kernel @ right))
+        right = 1 / (classes * (kernel.T @ left))
+        if float((left - before).abs().mean()) < settings.tolerance:
+            break
+    return left[:, None] * kernel * right
+
+
+def class_similarity(patches: Tensor, cams: Tensor, background: float) -> tuple[Tensor, Tensor]:
+    """Return the cosine of each patch to what a photo's own classes look like.
+
+    A class looks like the mean of the patches where its map is the strongest, and the background
+    like those where no map reaches a threshold; a class that wins nowhere, like the mean weighted
+    by its map.
+
+    Args:
+        patches: vectors of patches (n, dim).
+        cams: maps (K, n).
+        background: the threshold.
+
+    Returns:
+        cosines (n, 1 + K), the background first; and the cosines of the classes' vectors to each
+        other (1 + K, 1 + K).
+    """
+    unit = F.normalize(patches.float(), dim=-1)
+    strongest, label = cams.max(dim=0)
+    label = torch.where(strongest < background, 0, label + 1)
+    scores = torch.cat([1 - strongest[None], cams])
+    weights = F.one_hot(label, len(scores)).T.to(unit)
+    weights = torch.where(weights.any(dim=1, keepdim=True), weights, scores)
+    vectors = F.normalize(weights @ unit, dim=-1)
+    return unit @ vectors.T, vectors @ vectors.T

@@ -9,34 +9,28 @@ all patches the covariance. Patches that are partly of a class count for it by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vpltool import settings
+from vpltool.core.discriminant import Moments, discriminant, label_shares
 from vpltool.errors import VplError
-from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
-from vpltool.methods.segmenters import _layers
+from vpltool.lazy import Tensor, torch
+from vpltool.methods.inputs import LabelledPhoto
+from vpltool.methods.segmenters import _layers, linear
 from vpltool.settings import setting
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.core.linear import LinearSegmenter
     from vpltool.core.segmenter import SegmenterNetwork
 
 READS = ("layers",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(linear.Settings):
     """Settings of the linear discriminant."""
 
     layers: str = _layers.layers()
-    walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
-                               "patches with similar tokens in the last of these blocks. 0: no "
-                               "walk.", low=0,
-                          source="as `refine --method patches`")
     shrinkage: float = setting(
         0.1, "Shrinkage of the covariance towards a multiple of the identity: more with very few "
              "photos.", low=1e-6, high=1, source="vpltool, chosen on photos of six animals")
@@ -45,12 +39,8 @@ class Settings(settings.Settings):
              "likely.", low=0, source="vpltool, chosen on photos of six animals")
 
 
-def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:
-    """Build the network, whose scores are all 0 until it is fitted."""
-    from vpltool.core.linear import LinearSegmenter
-
-    return LinearSegmenter(parts.layers, parts.input_width, parts.prototypes, parts.class_index,
-                           settings.walk)
+build, rebuild = linear.build, linear.rebuild
+"""The network's scores are all 0 until it is fitted."""
 
 
 def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
@@ -66,9 +56,6 @@ def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Se
     Raises:
         VplError: no patch of the masks is labelled.
     """
-    import torch
-
-    from vpltool.core.discriminant import Moments, discriminant, label_shares
     from vpltool.core.linear import LinearSegmenter
 
     assert isinstance(network, LinearSegmenter)
@@ -87,10 +74,3 @@ def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Se
         for parameter, value in zip((weight, bias), discriminant(
                 moments, settings.shrinkage, settings.prior), strict=True):
             parameter.copy_(value)
-
-
-def rebuild(config: Mapping[str, Any]) -> LinearSegmenter:
-    """Rebuild a classifier from its `config`; load its state dict next."""
-    from vpltool.core.linear import LinearSegmenter
-
-    return LinearSegmenter.from_config(config)

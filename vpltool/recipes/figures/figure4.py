@@ -57,12 +57,16 @@ def figure4(options: argparse.Namespace) -> str:
         the paths of the picture and of its numbers, and the numbers.
 
     Raises:
-        VplError: scikit-learn or an input is missing, or inputs do not fit each other.
+        VplError: scikit-learn, matplotlib or an input is missing, or inputs do not fit each other.
     """
+    from vpltool.pictures.scatter import check_matplotlib
+
+    check_matplotlib("figure4")
     try:
         import sklearn  # noqa: F401 - asked for before the work begins
     except ImportError:
-        raise VplError("figure4 needs scikit-learn for t-SNE", "pip install '.[figures]'") from None
+        raise VplError("figure4 needs scikit-learn for t-SNE",
+                       "pip install 'vpltool[figures]'") from None
     workspace = open_workspace(options.work)
     decoders = [_read(options.work, name) for name in pair_of(options.work, options.decoders)]
     masks = find_masks(options.work, options.masks, options.split, decoders[0].header)
@@ -97,7 +101,7 @@ def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[P
     shown = sorted({owner for panel in panels for marks in panel.marks for owner in marks.classes})
     names = {owner: workspace.class_name(owner) for owner in shown}
     with atomic_path(out) as temporary:
-        draw_panels(panels, names).save(temporary, format="PNG")
+        draw_panels(panels, names, temporary)
     write_json(out.with_suffix(".json"), report)
     width = max(len(name) for name in report["decoders"])
     lines = [str(out), str(out.with_suffix(".json")),

@@ -1,4 +1,4 @@
-"""Networks from files: numbers that describe a network, and the tensors that it is to have."""
+"""Build a network on the meta device, and give it the tensors of a file."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Processes that compute together: what sums need of them. Usually there is one process alone."""
+"""Sums and gathers over the processes of a distributed run; without one, identities."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from vpltool.lazy import Tensor, torch
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Group(Protocol):
     def gather(self, rows: Tensor) -> Tensor:
         """Join the rows of all processes; each row's gradient is the sum of what all have."""
 
-    def share(self, module: nn.Module) -> nn.Module:
+    def share(self, module: torch.nn.Module) -> torch.nn.Module:
         """Have the gradients of a module averaged over all processes."""
 
 
@@ -50,7 +50,7 @@ class Alone:
         """The rows."""
         return rows
 
-    def share(self, module: nn.Module) -> nn.Module:
+    def share(self, module: torch.nn.Module) -> torch.nn.Module:
         """The module."""
         return module
 

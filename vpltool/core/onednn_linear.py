@@ -1,4 +1,4 @@
-"""Products with weights, in the way that the CPU computes fastest."""
+"""Linear layers through oneDNN, on the CPUs where torch's own way is slower."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A photo's labels as a list of regions: what programs expect that know instances only.
+"""Connected regions of the labels as instances, computed in an ONNX graph.
 
-Everything here is traced into a graph of fixed size, so numbers of steps and regions are fixed.
+Programs that know instances only read these. Everything here is traced into a graph of fixed size,
+so numbers of steps and regions are fixed.
 """
 
 from __future__ import annotations

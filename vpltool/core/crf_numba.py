@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vpltool.core.lattice_loops import Floats, Integers, Lattice, build_lattice, compiled
+from vpltool.core.lattice_numba import Floats, Integers, Lattice, build_lattice, compiled
 
 if TYPE_CHECKING:
     from vpltool.core.crf import CrfSettings
@@ -26,7 +26,7 @@ _UNROLLED = 4
 def are_compiled() -> bool:
     """Whether an earlier process has left the compiled loops on disk."""
     loop: Any = _compare
-    return any(Path(loop.stats.cache_path).glob("crf_loops._compare-*.nbi"))
+    return any(Path(loop.stats.cache_path).glob("crf_numba._compare-*.nbi"))
 
 
 class Kernel(NamedTuple):

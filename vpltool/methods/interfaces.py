@@ -1,0 +1,148 @@
+"""What stages call of a method: a class for each kind, whose instances are the methods' modules.
+
+`Method.load` makes the module of a file an instance of its kind's class (`module.__class__`). What
+the file defines is found first; a hook that it leaves out does what the class says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from vpltool import settings
+from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.methods import inputs
+
+if TYPE_CHECKING:
+    from vpltool.core.distributed import Group
+    from vpltool.core.phase_one import Pixels
+    from vpltool.core.segmenter import SegmenterNetwork
+
+OfMethod: TypeAlias = "settings.Settings | None"
+"""Settings of the method's own class."""
+
+
+class MethodModule(ModuleType):
+    """A method of any kind, with `Settings` of its own."""
+
+    READS: tuple[str, ...] = ()
+    """What the stage opens for it."""
+
+
+class SourceMethod(MethodModule):
+    """A method of `sources`."""
+
+    read: Callable[[Path, OfMethod, inputs.SourceRequest], inputs.Source]
+
+
+class EmbeddingMethod(MethodModule):
+    """A method of `embeddings`; patches are (B, h·w, dim), L2-normed."""
+
+    make_patches: Callable[[inputs.EmbeddingBatch, OfMethod], Tensor]
+
+
+class CamMethod(MethodModule):
+    """A method of `cams`; maps are (K_i, h, w) for each photo."""
+
+    make_cams: Callable[[inputs.CamBatch, OfMethod], list[Tensor]]
+
+
+class Refiner(MethodModule):
+    """A method of `refiners`; maps are (K, h, w)."""
+
+    refine: Callable[[inputs.PhotoMaps, OfMethod], Tensor]
+
+    def check(self, features: Mapping[str, object], of_method: OfMethod) -> None:
+        """Refuse, before the work, what cannot be done with these options of `extract`."""
+
+
+class Estimate(Protocol):
+    """The function of `estimators`; see `vpltool.methods.estimators.means.estimate`."""
+
+    def __call__(self, pool: Pixels, text: Tensor, text_index: Tensor, of_method: OfMethod,
+                 seed: int, *, group: Group = ...
+                 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return rows, their classes, and what else is stored of each."""
+
+
+class Estimator(MethodModule):
+    """A method of `estimators`."""
+
+    estimate: Estimate
+
+    UNLABELLED: bool = False
+    """Whether pixels that are no seeds are read, too."""
+
+    def divides(self, of_method: OfMethod) -> bool:
+        """Tell whether several processes can share the pixels; then `estimate` takes a group."""
+        return False
+
+
+class LabelRefiner(MethodModule):
+    """A method of `label_refiners`; scores and results are (L, H, W)."""
+
+    refine_labels: Callable[[Sequence[inputs.ScoredPhoto], OfMethod, torch.device],
+                            list[npt.NDArray[np.float32]]]
+
+    CONFIDENCE: float = 0.95
+    """Where the stage's `confidence` is not given; source: CLIP-ES, official code."""
+
+    def recorded(self, of_method: OfMethod) -> dict[str, object]:
+        """What headers say of settings that name something else."""
+        return {}
+
+    def runs_on(self, of_method: OfMethod, device: torch.device) -> torch.device:
+        """The device that the work is really done on; refuses what cannot be done."""
+        return device
+
+    def warm_up(self, of_method: OfMethod, device: torch.device, labels: int) -> None:
+        """Do, before other processes start, what would else be done in each of them."""
+
+    def decided(self, photo: inputs.ScoredPhoto, confidence: float
+                ) -> npt.NDArray[np.float32] | None:
+        """The result where refining cannot change a label; None: it must be refined."""
+        return None
+
+    def memory_of(self, of_method: OfMethod, device: torch.device, size: tuple[int, int],
+                  labels: int) -> int:
+        """Estimate the memory that a photo of (height, width) takes, in bytes; 0: unknown."""
+        return 0
+
+
+class SegmenterMethod(MethodModule):
+    """A method of `segmenters`."""
+
+    build: Callable[[inputs.SegmenterParts, OfMethod], SegmenterNetwork]
+    rebuild: Callable[[Mapping[str, object]], SegmenterNetwork]
+
+    fit: Callable[[SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
+                   Callable[[Tensor], Tensor]], None]
+    """Only where no training steps are needed: `stepless` says so."""
+
+    @property
+    def stepless(self) -> bool:
+        """Whether the network is fitted in one pass over the photos."""
+        return "fit" in vars(self)
+
+
+class Exporter(MethodModule):
+    """A method of `exports`; what is given is `Predictions`, or a `TrainedSegmenter`."""
+
+    SUFFIX: str
+    """Of the path that is written if none is named."""
+
+    export: Callable[[inputs.Predictions | inputs.TrainedSegmenter, Path, OfMethod], list[Path]]
+
+    EXPORTS: str = ""
+    """`predictions` and not masks; `segmenter`, a trained one; empty: predictions or masks."""
+
+    FULL: bool = False
+    """Whether masks without ignored pixels are preferred."""
+
+    CLASSES: tuple[str, ...]
+    """Only where the receiver knows these classes and no other."""
+
+    def check(self, of_method: OfMethod) -> None:
+        """Refuse, before the work, what cannot be done."""
