@@ -42,9 +42,9 @@ from vpltool.formats.started import read_started
 from vpltool.formats.trees import write_tree
 from vpltool.labelling import find_reader
 from vpltool.labelling.request import LabellingRequest
+from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset
-from vpltool.recipes.comparison.rows import read_comparison
-from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.stages._checkpoints import read_checkpoint
 
 Read = Callable[[Path], object]

@@ -19,7 +19,7 @@ from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.recipes import find_recipe
-from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.recipes.running import check_steps, run_call, shell_lines
 from vpltool.recipes.terms import check_paths, terms_of
 from vpltool.run import run_stage, setting_names

@@ -16,7 +16,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.reading import Recipe, Rounds, read_recipe, steps_of
+from vpltool.recipes.parse import Recipe, Rounds, read_recipe, steps_of
 from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
 from vpltool.recipes.runs import (
     keep_sheets,

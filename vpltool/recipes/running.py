@@ -13,7 +13,7 @@ from vpltool import console
 from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.preset import Preset
-from vpltool.recipes.reading import Rounds, Step
+from vpltool.recipes.parse import Rounds, Step
 from vpltool.recipes.terms import Terms
 from vpltool.run import run_stage, setting_names
 from vpltool.shell import to_shell

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
-from vpltool.recipes.comparison.measuring import Measured, Setup, score_path
-from vpltool.recipes.comparison.rows import Row
+from vpltool.papers.comparison.measuring import Measured, Setup, score_path
+from vpltool.papers.comparison.rows import Row
 
 if TYPE_CHECKING:
     from PIL import Image

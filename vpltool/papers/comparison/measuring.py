@@ -15,7 +15,7 @@ from vpltool import api, console
 from vpltool.command import parse_line
 from vpltool.errors import PhotosFailed
 from vpltool.formats import read_json
-from vpltool.recipes.comparison.rows import Row, fill
+from vpltool.papers.comparison.rows import Row, fill
 from vpltool.recipes.running import run_call
 
 MASKS = {"preset": "weclip", "confidence": 0.0}

@@ -1,7 +1,7 @@
 """The ceiling of a segmenter: the same one, trained with true masks instead of pseudo masks.
 
-    python -m vpltool.recipes.ceiling WORK
-    python -m vpltool.recipes.ceiling WORK --decoder segmenter --score val
+    python -m vpltool.papers.ceiling WORK
+    python -m vpltool.papers.ceiling WORK --decoder segmenter --score val
 
 How much of it a segmenter from tags reaches says what the pseudo masks cost, apart from what the
 photos, the encoder and the segmenter allow. This is a measurement: its segmenter goes to
@@ -30,8 +30,8 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.atomic import atomic_path
+from vpltool.papers.program import run_program
 from vpltool.parallel.batches import feature_batches
-from vpltool.recipes._program import run_program
 from vpltool.stages._inputs import open_features, read_prototypes
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vpltool.recipes.ceiling",
+        prog="python -m vpltool.papers.ceiling",
         description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="WORK")
