@@ -42,10 +42,10 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
-STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
+STAGES = FILES | WORK | {"methods", "stages", "presets"}
 RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
                  "recipes", "command", "segmenter"}
 
@@ -54,19 +54,19 @@ MAY_IMPORT = {
     "json_text": set(),
     "file_hashes": {"console", "json_text"},
     "names": set(),
-    "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors", "json_text", "file_hashes", "__version__"},
-    "pictures": {"pictures", "core", "errors"},
-    "parallel": {"parallel", "core", "formats", "errors", "console"},
-    "demo": {"demo", "core", "clip"},
+    "lazy": set(),
+    "core": {"core", "errors", "lazy"},
+    "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
+    "pictures": {"pictures", "core", "errors", "lazy"},
+    "parallel": {"parallel", "core", "formats", "errors", "lazy", "console"},
+    "demo": {"demo", "core", "clip", "lazy"},
     "settings": LOWEST,
     "options": {"settings"},
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
-    "datasets": {"datasets", "formats", "console", "errors", "json_text", "names"},
-    "labelling": {"labelling", "core", "formats", "errors", "json_text", "names"},
+    "datasets": {"datasets", "formats", "console", "errors", "lazy", "json_text", "names"},
     "presets": {"presets", "errors"},
-    "methods": FILES | WORK | {"methods", "presets", "labelling"},
+    "methods": FILES | WORK | {"methods", "presets"},
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
@@ -84,6 +84,7 @@ MAY_IMPORT = {
     "failures": STAGES | {"state"},
     "next_step": STAGES | {"shell", "state", "failures"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
+    "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
@@ -205,7 +206,7 @@ def test_nothing_but_the_command_line_knows_typer() -> None:
 def test_the_library_spells_no_flags() -> None:
     """Errors name settings; the command line spells them as options."""
     for layer in ("core", "clip", "pictures", "parallel", "formats", "datasets", "stages",
-                  "methods", "labelling"):
+                  "methods"):
         for path in files_of(layer):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Raise):

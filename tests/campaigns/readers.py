@@ -40,8 +40,7 @@ from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
 from vpltool.formats.trees import write_tree
-from vpltool.labelling import find_reader
-from vpltool.labelling.request import LabellingRequest
+from vpltool.methods.labels import LabellingRequest, find_reader
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of

@@ -33,9 +33,8 @@ from vpltool.formats import (
     open_output,
     write_labels,
 )
-from vpltool.labelling import find_reader
-from vpltool.labelling.request import FirstRequest, Labelled, LabellingRequest
 from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.methods.labels import FirstRequest, Labelled, LabellingRequest, find_reader
 from vpltool.settings import setting
 
 READS = ()
