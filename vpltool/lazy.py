@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
     from torch import Tensor
 else:
     class _Lazy(ModuleType):
@@ -29,10 +29,13 @@ else:
             setattr(self, name, value)
             return value
 
-    np, npt, torch, Image = map(_Lazy, ("numpy", "numpy.typing", "torch", "PIL.Image"))
+    np, npt, torch = map(_Lazy, ("numpy", "numpy.typing", "torch"))
+    Image, ImageDraw, ImageFilter, ImageFont = map(
+        _Lazy, ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont"))
     Tensor = "torch.Tensor"
 
-__all__ = ["Image", "Tensor", "no_grad", "np", "npt", "torch"]
+__all__ = ["Image", "ImageDraw", "ImageFilter", "ImageFont", "Tensor", "no_grad", "np", "npt",
+           "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -19,14 +19,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.json_text import parse_json
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from vpltool.lazy import Tensor, torch
 
 OPENAI_MARK = "input_resolution"
 """An entry that only OpenAI's files have beside the weights, in every format."""
@@ -154,7 +151,6 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
     Raises:
         VplError: the file is damaged, or holds more than tensors.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
 
     path = file.path
@@ -272,8 +268,6 @@ class _ArchiveReader(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Tensor:
         """Read the storage `('storage', element type, name, device, length)` as a vector."""
-        import torch
-
         _, element, name, *_ = key
         if name not in self.storages:
             content = bytearray(self.archive.read(f"{self.root}data/{name}"))
@@ -283,8 +277,6 @@ class _ArchiveReader(pickle.Unpickler):
 
 
 def _element_type(storage: str) -> torch.dtype:
-    import torch
-
     known = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
              "Double": torch.float64, "Long": torch.int64, "Int": torch.int32,
              "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
@@ -312,8 +304,6 @@ def _named_tensors(module: Any, prefix: str, seen: set[int]) -> list[tuple[str, 
     Raises:
         ValueError: a module is in it twice: a file can make a circle of them, or 2¹⁰⁰ paths.
     """
-    import torch
-
     if id(module) in seen:
         raise ValueError(f"the module `{prefix}` is in it twice")
     seen.add(id(module))

@@ -17,6 +17,7 @@ from vpltool.formats.kinds import KINDS, check_shapes
 from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
 from vpltool.formats.values import check_values
+from vpltool.lazy import Image
 
 _LARGEST_HEADER = 1 << 26
 
@@ -102,8 +103,6 @@ def _check_tensors(path: Path, kind: str) -> None:
 
 
 def _check_png(path: Path) -> None:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             image.verify()

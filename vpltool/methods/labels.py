@@ -13,17 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import json_text
 from vpltool.errors import VplError, near_name
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
 from vpltool.formats.labels import size_of_labels
+from vpltool.lazy import np, npt
 from vpltool.methods import find_methods
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _AGAIN = "export it from the tool again"
 
@@ -228,8 +225,6 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
     Raises:
         VplError: an image is damaged, of another size, or has a value that is no class.
     """
-    import numpy as np
-
     known = labels or dict(enumerate(range(len(request.classes) + 1)))
     table = np.zeros(256, np.uint8)
     table[list(known)] = list(known.values())

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import api, console
 from vpltool.errors import VplError
@@ -30,15 +30,14 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Image, Tensor, np
 from vpltool.papers.program import run_program
 from vpltool.parallel.batches import feature_batches
+from vpltool.parallel.device import find_device
 from vpltool.stages._inputs import open_features, read_prototypes
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -62,8 +61,6 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
     Raises:
         VplError: a photo has none, or it does not fit.
     """
-    from PIL import Image
-
     from vpltool.core.photos import photo_size
 
     without = [photo.id for photo in photos if photo.mask is None]
@@ -164,12 +161,8 @@ def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, c
         masks: folder of their labels, ID.png.
         classes: class of each row (K,).
     """
-    import numpy as np
-    from PIL import Image
-
     from vpltool.core.discriminant import Moments, discriminant, label_shares
     from vpltool.core.training import labels_at
-    from vpltool.parallel.device import find_device
 
     moments = None
     for batch in feature_batches(features, ids, ("patches",), 8):

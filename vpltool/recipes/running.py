@@ -12,6 +12,9 @@ from typing import Any
 from vpltool import console
 from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
+from vpltool.lazy import torch
+from vpltool.parallel.processes import run_jobs
+from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Rounds, Step
 from vpltool.recipes.terms import Terms
@@ -155,8 +158,6 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         for part in rounds.rounds:
             run_steps(job, part)
         return
-    from vpltool.parallel.processes import run_jobs
-
     count = min(job.processes, len(rounds.rounds))
     titles = [f"{rounds.name} {word}" for word in rounds.words]
     for failed, made in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
@@ -170,10 +171,6 @@ _jobs: list[Job] = []
 
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process; SIGTERM interrupts it, so that it keeps its work."""
-    import torch
-
-    from vpltool.parallel.signals import interrupt
-
     signal.signal(signal.SIGTERM, interrupt)
 
     _jobs[:] = [Job(job.work, job.preset, terms=job.terms)]

@@ -16,10 +16,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,
     LabellingSettings,
@@ -33,10 +34,6 @@ from vpltool.methods.exports._regions import (
 from vpltool.methods.inputs import Predictions
 from vpltool.methods.labels import Labelled, LabellingRequest, below, parse_json, read_text
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-coco"
@@ -102,8 +99,6 @@ def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArra
 
 def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> dict[str, Any]:
     """Area, box and segmentation of an instance (H, W)."""
-    import numpy as np
-
     from vpltool.core.instances import run_lengths
     from vpltool.core.outlines import has_holes, outlines_of
 
@@ -165,8 +160,6 @@ def _read_file(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 def _paint(instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int],
            size: tuple[int, int], path: Path) -> npt.NDArray[np.uint8]:
     """Paint instances, the largest first, into labels (H, W)."""
-    import numpy as np
-
     from vpltool.core.instances import region
 
     regions = []

@@ -18,12 +18,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from vpltool.errors import VplError
 from vpltool.formats.trees import Member, write_tree
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -35,10 +35,6 @@ from vpltool.methods.exports._regions import (
 from vpltool.methods.inputs import Predictions
 from vpltool.methods.labels import Labelled, LabellingRequest, below
 from vpltool.settings import NoEffect, setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-cvat"
@@ -118,8 +114,6 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
 
 def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     """A part as CVAT's run lengths: row by row in its box, outside first."""
-    import numpy as np
-
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     changes = np.flatnonzero(np.diff(box.ravel(), prepend=False, append=False))
@@ -158,8 +152,6 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     What has the higher z_order is on top, and what was drawn later. An XML with a document type is
     refused: nothing in it is expanded. Needs pycocotools.
     """
-    import numpy as np
-
     for file in files(path):
         for image in _parse(file):
             where = f"{file}:{image.line}"
@@ -231,8 +223,6 @@ def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> np
     Raises:
         KeyError, ValueError: an attribute is missing or no number, or a mask leaves the photo.
     """
-    import numpy as np
-
     from vpltool.core.instances import region
 
     if shape == "polygon":

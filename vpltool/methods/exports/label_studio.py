@@ -16,11 +16,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from vpltool.errors import VplError
 from vpltool.formats.trees import Member, write_tree
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -32,10 +33,6 @@ from vpltool.methods.exports._regions import (
 from vpltool.methods.inputs import Predictions
 from vpltool.methods.labels import Labelled, LabellingRequest, below, parse_json, read_text
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-label-studio"
@@ -143,8 +140,6 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
 def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
                ) -> Labelled | None:
-    import numpy as np
-
     submitted = [entry for entry in task.get("annotations", ())
                  if not entry.get("was_cancelled")]
     if not submitted:
@@ -181,8 +176,6 @@ def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
     Raises:
         VplError: it is neither, or its run lengths are damaged.
     """
-    import numpy as np
-
     from vpltool.core.brush import from_brush_lengths
 
     if stroke["type"] == "brushlabels":

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,
     LabellingSettings,
@@ -39,10 +39,6 @@ from vpltool.methods.labels import (
     read_text,
 )
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-yolo"
@@ -97,8 +93,6 @@ def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.f
 
     Points within a pixel mean that pixel, so the region is the same.
     """
-    import numpy as np
-
     distinct = np.unique(polygon, axis=0)
     if len(distinct) > 2:
         return list(polygon)
@@ -119,8 +113,6 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     Polygons are filled as Ultralytics does, the largest first, so that smaller ones are on top.
     Needs OpenCV.
     """
-    import numpy as np
-
     from vpltool.core.outlines import fill
 
     description = path / "data.yaml"
@@ -146,8 +138,6 @@ def _polygon(line: str, labels: Mapping[int, int], where: str
     Raises:
         VplError: it is no polygon, or its class is not in data.yaml.
     """
-    import numpy as np
-
     words = line.split()
     try:
         number, shares = int(words[0]), np.array([float(word) for word in words[1:]])
