@@ -14,6 +14,7 @@
 # make growth     how the cost of each stage grows with photos, pixels, tags, classes and prototypes
 # make peers      CLIP_ES=dir: extract, cam and refine against CLIP-ES's own code in a checkout of it
 # make check      lint, types, tests
+# make measure-house  size and shape of the code in numbers: lines, imports, cycles
 # make docs       build/site: the documentation as pages that work from disk; needs no network
 # make chaos      200 kills, all faults, and a kill at every change of a file: commands are disturbed and run again; KILLS=n
 # make fuzz       a million hostile files to all readers and stages; EXECUTIONS=n
@@ -44,7 +45,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare encoders ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check measure-house chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare encoders ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -78,6 +79,9 @@ types: setup
 	$(BIN)/mypy vpltool benchmarks
 
 check: lint types test
+
+measure-house: setup
+	$(BIN)/python benchmarks/house.py
 
 # Campaigns; their figures stand in docs/reliability.md. The short forms are tests/test_campaigns.py.
 KILLS ?= 200

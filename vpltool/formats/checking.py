@@ -1,4 +1,4 @@
-"""Whether files are whole: each against its header, and against the folder that it lies in."""
+"""Validation of files: each against its header, and against the manifest of its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers in a file may be: finite, of a photo's own grid, and of known classes."""
+"""Validation of tensors' values: finite, of a photo's own grid, and of known classes."""
 
 from __future__ import annotations
 

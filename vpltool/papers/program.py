@@ -1,4 +1,4 @@
-"""Running a recipe as a program: `python -m vpltool.recipes.NAME WORK`."""
+"""Running a measurement of the papers as a program: `python -m vpltool.papers.NAME WORK`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory are split; what cannot be split says what to lower."""
+"""Halving of batches on out-of-memory; a single photo that does not fit says what to lower."""
 
 from __future__ import annotations
 

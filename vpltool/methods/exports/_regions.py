@@ -12,8 +12,8 @@ from typing import Any
 from vpltool import console, options, settings
 from vpltool.errors import VplError, part_of
 from vpltool.formats import IGNORE, Photo
+from vpltool.formats.archives import Member
 from vpltool.formats.labels import png_bytes
-from vpltool.formats.trees import Member
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette

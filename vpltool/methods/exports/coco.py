@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,

@@ -21,7 +21,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from vpltool.errors import VplError
-from vpltool.formats.trees import Member, write_tree
+from vpltool.formats.archives import Member, write_tree
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.fields import TEXT, check_fields
-from vpltool.formats.trees import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,

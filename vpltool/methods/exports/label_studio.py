@@ -20,7 +20,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from vpltool.errors import VplError
-from vpltool.formats.trees import Member, write_tree
+from vpltool.formats.archives import Member, write_tree
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import voc_palette
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,

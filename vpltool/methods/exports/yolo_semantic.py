@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
