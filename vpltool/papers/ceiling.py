@@ -31,7 +31,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Image, Tensor, np
-from vpltool.papers.program import run_program
+from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.stages._inputs import open_features, read_prototypes
@@ -41,10 +41,7 @@ from vpltool.state import read_state
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.papers.ceiling",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("ceiling", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--decoder", default="", metavar="NAME",
                         help="the segmenter that learned from pseudo masks; default: the only one")

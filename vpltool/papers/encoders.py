@@ -21,17 +21,14 @@ from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, write_json
 from vpltool.papers.ceiling import cam_ceiling, ceiling
-from vpltool.papers.program import run_program
+from vpltool.papers.program import parser_of, run_program
 
 _COLUMNS = ("CAMs, train", "ceiling", "share", "masks, train", "segmenter, val", "ceiling", "share",
             "seconds a photo")
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.papers.encoders",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("encoders", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder of the workspaces")
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="as `prepare --encoder`")
     for name in ("photos", "tags", "masks"):

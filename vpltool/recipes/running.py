@@ -128,6 +128,28 @@ def run_call(call: Call, work: Path) -> Any:
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
+def run_line(words: Sequence[str], work: Path, preset: Preset | None = None) -> tuple[Any, str]:
+    """Run the words after `vpltool`; photos that fail end nothing, but are warned of.
+
+    Args:
+        words: a command and its options.
+        work: the workspace folder.
+        preset: protocol whose values replace the defaults.
+
+    Returns:
+        what the command returned; what the warning said, empty where no photo failed.
+
+    Raises:
+        VplError: the line is wrong, or failed.
+    """
+    console.note(f"  vpltool {shlex.join(words)}")
+    try:
+        return run_call(parse_line(words, preset), work), ""
+    except PhotosFailed as error:
+        console.warn(error.message)
+        return error.result, error.message
+
+
 def _run_step(job: Job, step: Step) -> None:
     line = f"vpltool {shlex.join(step.words)}"
     console.note(f"  {line}")

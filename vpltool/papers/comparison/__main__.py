@@ -26,15 +26,12 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.papers.comparison.measuring import Measured, Setup, measure
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
 from vpltool.papers.comparison.rows import BUNDLED, Comparison, Row, read_comparison
-from vpltool.papers.program import run_program
+from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.setup import own_workspace
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.papers.comparison",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("comparison", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--learn", default="train", metavar="SPLIT",
                         help="the split that prototypes are learned from")
@@ -140,10 +137,8 @@ def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
             console.warn(f"{record.with_suffix('.md')} begins anew: another choice of "
                          f"{', '.join(differs)}")
         return {}, []
-    # Earlier versions did not record the rows.
-    listed = [Row(**row) for row in found["listed"]] if "listed" in found else list(
-        read_comparison().rows)
-    return {name: Measured(**row) for name, row in found["rows"].items()}, listed
+    return ({name: Measured(**row) for name, row in found["rows"].items()},
+            [Row(**row) for row in found["listed"]])
 
 
 def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:

@@ -27,7 +27,7 @@ from vpltool import console
 from vpltool.command import parse_line
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
-from vpltool.papers.program import run_program
+from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.chains import Chains, Protocol
 from vpltool.papers.tables.report import write_table
 from vpltool.papers.tables.rows import TABLES, made_scored
@@ -43,10 +43,7 @@ from vpltool.preset import read_preset
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.papers.tables", description=(__doc__ or "").split("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("tables", __doc__)
     parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--preset", default="", metavar="NAME-OR-FILE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import statistics
 import tempfile
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
-from vpltool.errors import PhotosFailed
 from vpltool.formats import Workspace
 from vpltool.methods import KINDS
 from vpltool.papers.tables.features import find_stored_features
 from vpltool.preset import Preset
+from vpltool.recipes.running import run_line
 from vpltool.run import find_stage, setting_names, stage_settings
 from vpltool.settings import Settings, values_of
 from vpltool.shell import command_line
@@ -107,19 +108,12 @@ class Chains:
         values = {name: value for name, value in self.protocol.given.get(stage, {}).items()
                   if name in known} | values
         line = command_line(stage, values)
-        if line in self.made:
-            return self.made[line]
-        console.note(f"  {line}")
-        # The protocol is that of an earlier run; what it made of other inputs is recomputed.
-        again = {"update": True} if "update" in known else {}
-        try:
-            result = getattr(self.work, found.function_name)(**values, **again)
-        except PhotosFailed as error:
-            console.warn(error.message)
-            self.failed.append(f"{stage}: {error.message}")
-            result = error.result
-        self.made[line] = result
-        return result
+        if line not in self.made:
+            self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
+                                               self.protocol.preset)
+            if failed:
+                self.failed.append(f"{stage}: {failed}")
+        return self.made[line]
 
     def _chosen(self, stage: str) -> dict[str, Any]:
         preset = self.protocol.preset.values(find_stage(stage))
