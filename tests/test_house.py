@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 361, "lines": 51_600, "code": 31_800, "imports": 14.4, "indented": 690,
-    "type_checking": 94, "eager": 48, "any": 600, "cycles": 5, "kind_folders": 45}
+    "files": 361, "lines": 51_574, "code": 31_737, "imports": 14.3, "indented": 689,
+    "type_checking": 94, "eager": 48, "any": 595, "cycles": 5, "kind_folders": 45}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
