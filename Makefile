@@ -14,6 +14,7 @@
 # make growth     how the cost of each stage grows with photos, pixels, tags, classes and prototypes
 # make peers      CLIP_ES=dir: extract, cam and refine against CLIP-ES's own code in a checkout of it
 # make check      lint, types, tests
+# make measure-house  size and shape of the code in numbers: lines, imports, cycles
 # make docs       build/site: the documentation as pages that work from disk; needs no network
 # make chaos      200 kills, all faults, and a kill at every change of a file: commands are disturbed and run again; KILLS=n
 # make fuzz       a million hostile files to all readers and stages; EXECUTIONS=n
@@ -44,7 +45,7 @@ endif
 
 TABLES := table1 table2 table3 table4 table5 table6 table7
 
-.PHONY: setup demo docs test test-slow check chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare encoders ceiling voc12 coco14 clean
+.PHONY: setup demo docs test test-slow check measure-house chaos fuzz package readers lint types bench bench-gpu growth peers photos20 pgseg figure1 figure4 $(TABLES) compare encoders ceiling voc12 coco14 clean
 
 setup: $(VENV)/ready
 
@@ -78,6 +79,9 @@ types: setup
 	$(BIN)/mypy vpltool benchmarks
 
 check: lint types test
+
+measure-house: setup
+	$(BIN)/python benchmarks/house.py
 
 # Campaigns; their figures stand in docs/reliability.md. The short forms are tests/test_campaigns.py.
 KILLS ?= 200
@@ -126,9 +130,9 @@ photos20: setup
 pgseg: setup
 	$(BIN)/vpltool -C $(PGSEG) run pgseg
 
-# OPTIONS are those of `python -m vpltool.recipes.figures`, such as OPTIONS='--split train'.
+# OPTIONS are those of `python -m vpltool.papers.figures`, such as OPTIONS='--split train'.
 figure1 figure4: setup
-	$(BIN)/python -m vpltool.recipes.figures $@ $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.figures $@ $(WORKSPACE) $(OPTIONS)
 
 # OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
 bench: setup
@@ -146,13 +150,13 @@ peers: setup
 bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/results-gpu.md $(OPTIONS)
 
-# OPTIONS are those of `python -m vpltool.recipes.tables`, such as OPTIONS='--quick --seeds 0,1,2'.
+# OPTIONS are those of `python -m vpltool.papers.tables`, such as OPTIONS='--quick --seeds 0,1,2'.
 $(TABLES): setup
-	$(BIN)/python -m vpltool.recipes.tables $(@:table%=%) $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.tables $(@:table%=%) $(WORKSPACE) $(OPTIONS)
 
-# OPTIONS are those of `python -m vpltool.recipes.comparison`, such as OPTIONS='--second dino.pth'.
+# OPTIONS are those of `python -m vpltool.papers.comparison`, such as OPTIONS='--second dino.pth'.
 compare: setup
-	$(BIN)/python -m vpltool.recipes.comparison $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.comparison $(WORKSPACE) $(OPTIONS)
 
 PHOTOS ?= $(REALDATA)/animals
 ENCODERS ?= $(REALDATA)/vlm-s14 timm:vit_tiny_patch16_224,$(REALDATA)/vit-ti16/model.safetensors \
@@ -160,23 +164,23 @@ ENCODERS ?= $(REALDATA)/vlm-s14 timm:vit_tiny_patch16_224,$(REALDATA)/vit-ti16/m
 
 # PHOTOS is a folder with photos/, tags.csv, masks/ and classes.txt.
 encoders: setup
-	$(BIN)/python -m vpltool.recipes.encoders work/encoders $(ENCODERS) --photos $(PHOTOS)/photos \
+	$(BIN)/python -m vpltool.papers.encoders work/encoders $(ENCODERS) --photos $(PHOTOS)/photos \
 		--tags $(PHOTOS)/tags.csv --masks $(PHOTOS)/masks --classes $(PHOTOS)/classes.txt $(OPTIONS)
 
-# OPTIONS are those of `python -m vpltool.recipes.ceiling`, such as OPTIONS='--decoder segmenter'.
+# OPTIONS are those of `python -m vpltool.papers.ceiling`, such as OPTIONS='--decoder segmenter'.
 ceiling: setup
-	$(BIN)/python -m vpltool.recipes.ceiling $(WORKSPACE) $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.ceiling $(WORKSPACE) $(OPTIONS)
 
 # PREPARE are options of `vpltool prepare`, such as PREPARE='--pretrained ViT-B-16.pt'.
 voc12: setup
 	$(if $(VOC),,$(error VOC=dir: the folder that holds JPEGImages, as in make voc12 VOC=/data/VOC2012))
 	$(BIN)/vpltool -C $(VOC12) --preset vpl-voc prepare voc $(VOC) $(PREPARE)
-	$(BIN)/python -m vpltool.recipes.tables 3 $(VOC12) --learn train_aug,trainaug $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.tables 3 $(VOC12) --learn train_aug,trainaug $(OPTIONS)
 
 coco14: setup
 	$(if $(COCO),,$(error COCO=dir: the folder that holds train2014, val2014 and annotations))
 	$(BIN)/vpltool -C $(COCO14) --preset vpl-coco prepare coco $(COCO) $(PREPARE)
-	$(BIN)/python -m vpltool.recipes.tables 2 $(COCO14) $(OPTIONS)
+	$(BIN)/python -m vpltool.papers.tables 2 $(COCO14) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(READERS) work build dist *.egg-info

@@ -17,7 +17,7 @@ from vpltool.shell import all_settings
 from vpltool.stages import find_stages
 
 PACKAGE = Path(vpltool.__file__).parent
-HEAVY_ROOMS = ("clip", "pictures", "demo")
+HEAVY_ROOMS = ("clip", "demo", "pictures.scatter")
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors", "tqdm")
 
 
@@ -43,10 +43,10 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
-STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
+STAGES = FILES | WORK | {"methods", "stages", "presets"}
 RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
                  "recipes", "command", "segmenter"}
 
@@ -55,19 +55,19 @@ MAY_IMPORT = {
     "json_text": set(),
     "file_hashes": {"console", "json_text"},
     "names": set(),
-    "core": {"core", "errors"},
-    "clip": {"clip", "core", "errors", "json_text", "file_hashes", "__version__"},
-    "pictures": {"pictures", "core", "errors"},
-    "parallel": {"parallel", "core", "formats", "errors", "console"},
-    "demo": {"demo", "core", "clip"},
+    "lazy": set(),
+    "core": {"core", "errors", "lazy"},
+    "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
+    "pictures": {"pictures", "core", "errors", "lazy"},
+    "parallel": {"parallel", "core", "formats", "errors", "lazy", "console"},
+    "demo": {"demo", "core", "clip", "lazy"},
     "settings": LOWEST,
     "options": {"settings"},
     "stage": {"settings"},
     "formats": LOWEST | {"formats"},
-    "datasets": {"datasets", "formats", "console", "errors", "json_text", "names"},
-    "labelling": {"labelling", "core", "formats", "errors", "json_text", "names"},
+    "datasets": {"datasets", "formats", "console", "errors", "lazy", "json_text", "names"},
     "presets": {"presets", "errors"},
-    "methods": FILES | WORK | {"methods", "presets", "labelling"},
+    "methods": FILES | WORK | {"methods", "presets"},
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
@@ -85,6 +85,7 @@ MAY_IMPORT = {
     "failures": STAGES | {"state"},
     "next_step": STAGES | {"shell", "state", "failures"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
+    "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "commands": RUNS | {"commands"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
@@ -119,7 +120,7 @@ def test_imports_go_down_only(layer: str) -> None:
 def test_heavy_modules_are_imported_where_they_are_used() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name in ("core", *HEAVY_ROOMS) or path.stem in (
-                "device", "memory", "photos", "ranks"):
+                "photos", "ranks", "scatter"):
             continue
         for name in imports_of(path, top_level=True):
             assert name.split(".")[0] not in HEAVY, f"{path.name} imports {name}"
@@ -221,7 +222,7 @@ def test_nothing_but_the_command_line_knows_typer() -> None:
 def test_the_library_spells_no_flags() -> None:
     """Errors name settings; the command line spells them as options."""
     for layer in ("core", "clip", "pictures", "parallel", "formats", "datasets", "stages",
-                  "methods", "labelling"):
+                  "methods"):
         for path in files_of(layer):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Raise):

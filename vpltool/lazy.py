@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     import torch.nn.functional as F
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
     from torch import Tensor
 else:
     class _Lazy(ModuleType):
@@ -30,11 +30,13 @@ else:
             setattr(self, name, value)
             return value
 
-    np, npt, torch, F, Image = map(_Lazy, (
-        "numpy", "numpy.typing", "torch", "torch.nn.functional", "PIL.Image"))
+    np, npt, torch, F = map(_Lazy, ("numpy", "numpy.typing", "torch", "torch.nn.functional"))
+    Image, ImageDraw, ImageFilter, ImageFont = map(
+        _Lazy, ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont"))
     Tensor = "torch.Tensor"
 
-__all__ = ["F", "Image", "Tensor", "no_grad", "np", "npt", "torch"]
+__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "Tensor", "no_grad", "np", "npt",
+           "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

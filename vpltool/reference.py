@@ -21,7 +21,7 @@ from vpltool.methods import find_methods
 from vpltool.preset import read_preset
 from vpltool.presets import preset_files
 from vpltool.recipes import recipe_files
-from vpltool.recipes.reading import read_recipe
+from vpltool.recipes.parse import read_recipe
 from vpltool.setting_text import paragraphs, setting_entry, settings_table
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell

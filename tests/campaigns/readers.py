@@ -34,17 +34,16 @@ from vpltool.datasets.voc import read_voc
 from vpltool.datasets.webdataset import read_tar
 from vpltool.errors import VplError
 from vpltool.formats import describe, open_input, open_workspace, read_labels, read_tensors
+from vpltool.formats.archives import write_tree
 from vpltool.formats.changes import explain_change, last_call
 from vpltool.formats.corrections import is_edited
 from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
-from vpltool.formats.trees import write_tree
-from vpltool.labelling import find_reader
-from vpltool.labelling.request import LabellingRequest
+from vpltool.methods.labels import LabellingRequest, find_reader
+from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset
-from vpltool.recipes.comparison.rows import read_comparison
-from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.stages._checkpoints import read_checkpoint
 
 Read = Callable[[Path], object]

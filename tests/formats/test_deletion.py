@@ -13,10 +13,10 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.formats import Header, open_input, open_output
+from vpltool.formats.archives import write_tree
 from vpltool.formats.atomic import FSYNC
 from vpltool.formats.manifest import MANIFEST
 from vpltool.formats.shards import Shard
-from vpltool.formats.trees import write_tree
 
 IDS = [f"photo{number}" for number in range(12)]
 OLD = Header(kind="masks", command="crf", options={"split": "train", "alpha": 3})

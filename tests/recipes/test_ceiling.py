@@ -11,7 +11,7 @@ from conftest import Run, copy_workspace
 from PIL import Image
 
 from vpltool.formats import expect_header
-from vpltool.recipes.ceiling import main
+from vpltool.papers.ceiling import main
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from PIL import Image
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import Photo
-from vpltool.recipes.comparison.__main__ import main
-from vpltool.recipes.comparison.measuring import Measured, Setup, background_power
-from vpltool.recipes.comparison.picture import choose_photos, draw_methods
-from vpltool.recipes.comparison.rows import read_comparison
+from vpltool.papers.comparison.__main__ import main
+from vpltool.papers.comparison.measuring import Measured, Setup, background_power
+from vpltool.papers.comparison.picture import choose_photos, draw_methods
+from vpltool.papers.comparison.rows import read_comparison
 
 ROWS = """
 begin = ["text-prototypes --prompts single", "extract --split {split} --workers 0"]

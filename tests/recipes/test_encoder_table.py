@@ -10,7 +10,7 @@ import torch
 from conftest import Run, draw_scenes, write_scenes
 
 from vpltool.formats import open_workspace
-from vpltool.recipes.encoders import main
+from vpltool.papers.encoders import main
 from vpltool.stages._models import DEFAULT_ENCODERS
 
 

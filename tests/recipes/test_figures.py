@@ -21,8 +21,8 @@ from PIL import Image
 
 from vpltool.core.training import labels_at
 from vpltool.formats import open_input, open_workspace, read_tensors
-from vpltool.recipes.figures import figure1, figure4
-from vpltool.recipes.figures.__main__ import main
+from vpltool.papers.figures import figure1, figure4
+from vpltool.papers.figures.__main__ import main
 from vpltool.stages._segmenters import read_segmenter
 
 
@@ -258,4 +258,4 @@ def test_make(figure: str) -> None:
                            "OPTIONS=--split train"], cwd=Path(__file__).parents[2],
                           capture_output=True, text=True, check=True)
     line = said.stdout.splitlines()[-1]
-    assert line.endswith(f"python -m vpltool.recipes.figures {figure} some/dir --split train")
+    assert line.endswith(f"python -m vpltool.papers.figures {figure} some/dir --split train")

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
     (("photos20", "WORK=some/dir", "REALDATA=data"),
      "vpltool -C some/dir run photos20 data=data"),
     (("table3", "WORKSPACE=some/dir", "OPTIONS=--quick"),
-     "python -m vpltool.recipes.tables 3 some/dir --quick"),
+     "python -m vpltool.papers.tables 3 some/dir --quick"),
     (("compare", "WORKSPACE=some/dir", "OPTIONS=--list"),
-     "python -m vpltool.recipes.comparison some/dir --list"),
+     "python -m vpltool.papers.comparison some/dir --list"),
     (("coco14", "COCO=data", "COCO14=some/dir"),
-     "python -m vpltool.recipes.tables 2 some/dir "),
+     "python -m vpltool.papers.tables 2 some/dir "),
 ])
 def test_what_a_target_calls(words: tuple[str, ...], line: str) -> None:
     said = subprocess.run(["make", "--no-print-directory", "-n", *words], cwd=ROOT,
@@ -31,7 +31,7 @@ def test_what_a_target_calls(words: tuple[str, ...], line: str) -> None:
 
 def test_the_recipes_are_package_data() -> None:
     packaged = (ROOT / "pyproject.toml").read_text("utf-8")
-    assert '"recipes/*.recipe"' in packaged and '"recipes/comparison/*.toml"' in packaged
+    assert '"recipes/*.recipe"' in packaged and '"papers/comparison/*.toml"' in packaged
 
 
 def test_benchmarks_are_about_speed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vpltool.errors import VplError
-from vpltool.recipes._program import run_program
+from vpltool.papers.program import run_program
 
 
 def _raises(error: BaseException) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import Result, Run, draw_scenes, write_scenes
 
 from vpltool.recipes import recipe_files
-from vpltool.recipes.reading import read_recipe
+from vpltool.recipes.parse import read_recipe
 from vpltool.recipes.terms import path_names, terms_of
 
 

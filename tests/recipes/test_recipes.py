@@ -10,7 +10,7 @@ from conftest import Run
 
 from vpltool.errors import VplError
 from vpltool.recipes import recipe_files
-from vpltool.recipes.reading import Rounds, Step, read_recipe, steps_of
+from vpltool.recipes.parse import Rounds, Step, read_recipe, steps_of
 
 TEXT = """# A small job.
 photos = ?          # the photos

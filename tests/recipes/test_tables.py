@@ -18,8 +18,8 @@ from PIL import Image
 from vpltool.core import gradcam
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
-from vpltool.recipes.tables.__main__ import main
-from vpltool.recipes.tables.setup import first_split
+from vpltool.papers.tables.__main__ import main
+from vpltool.papers.tables.setup import first_split
 
 PRESET = """
 [text-prototypes]
@@ -250,7 +250,7 @@ def test_features_of_another_protocol_are_not(given: str, said: str, copied: Pat
 def test_quick_takes_fewer_iterations_and_says_so(
     tabled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vpltool.recipes.tables.__main__.QUICK", {
+    monkeypatch.setattr("vpltool.papers.tables.__main__.QUICK", {
         "learn-prototypes": {"iters": 2, "max_pixels": 60}, "train-decoder": {"iters": 2}})
     assert run_tables(tabled, 2, "--quick", "--set", "learn-prototypes.iters=3") == 0
     text = (tabled / "work/tables/tiny-train-quick/table2.md").read_text()
@@ -273,7 +273,7 @@ def test_a_long_training_is_timed_beforehand(
     tabled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From a few steps, of which nothing is left; the decoder is the one of an untimed run."""
-    monkeypatch.setattr("vpltool.recipes.tables.timing._LONG", 3)
+    monkeypatch.setattr("vpltool.papers.tables.chains._LONG", 3)
     words = (2, "--name", "timed", "--set", "learn-prototypes.max-pixels=100")
     assert run_tables(tabled, *words) == 0
     told = capsys.readouterr().err

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from vpltool.core.photos import photo_size, read_photo
 from vpltool.formats import Header, open_output, open_workspace, read_labels, write_labels
-from vpltool.labelling import find_reader
+from vpltool.methods.labels import find_reader
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")

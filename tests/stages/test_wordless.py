@@ -25,7 +25,7 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.next_step import next_step
-from vpltool.recipes.comparison.rows import read_comparison
+from vpltool.papers.comparison.rows import read_comparison
 from vpltool.stages import find_stages
 from vpltool.stages._card import model_card
 from vpltool.stages._models import load_main, with_weights

@@ -268,8 +268,6 @@ class _ArchiveReader(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Tensor:
         """Read the storage `('storage', element type, name, device, length)` as a vector."""
-        import torch
-
         _, element, name, *_ = key
         if name not in self.storages:
             content = bytearray(self.archive.read(f"{self.root}data/{name}"))

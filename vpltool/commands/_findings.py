@@ -1,4 +1,4 @@
-"""What `doctor` finds: of what, how bad it is, and the line that repairs it."""
+"""A finding of `doctor`: of what, how bad it is, and the line that repairs it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.errors import VplError, counted
+from vpltool.errors import counted
 from vpltool.formats.storage import short_path
-from vpltool.shell import to_shell
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 """In order; worth knowing; a command will refuse, stop, or take what it should not."""
 
 _MOST = 20
 """Files that a line to delete them names; of more the command itself tells which they are."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -35,17 +33,6 @@ class Finding:
     about: str
     says: str
     repair: str = ""
-
-
-def in_workspace(level: str, about: str, says: str, repair: str = "") -> Finding:
-    """A finding about a workspace; see `Finding`."""
-    return Finding("workspace", level, about, says, repair)
-
-
-def refused(about: str, error: VplError, work: Path) -> Finding:
-    """A finding of an error that any command would meet, in the words of the command line."""
-    return Finding("workspace", BROKEN, about, *(
-        to_shell(text, work=Path(short_path(work))) for text in (error.message, error.hint)))
 
 
 def removal(files: Iterable[Path], manifest: Path | None = None) -> str:

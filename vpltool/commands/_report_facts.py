@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import __version__, console
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_json
 from vpltool.formats.header import format_preset
+from vpltool.lazy import np
+from vpltool.pictures.charts import Chart, line_chart
 from vpltool.state import Artifact, State, settings_shown
-
-if TYPE_CHECKING:
-    from vpltool.pictures.charts import Chart
 
 _COURSES = {
     "learn-prototypes": ("course", ("objective",)),
@@ -99,8 +98,6 @@ def artifacts(state: State) -> list[dict[str, Any]]:
 
 def charts(made: Sequence[Artifact], scores: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Courses of phase 1 and of trainings; mIoU of CAMs at every threshold."""
-    from vpltool.pictures.charts import line_chart
-
     found = [chart for artifact in made
              if (chart := _course(artifact.name, artifact.header)) is not None]
     swept = [score for score in scores if score["sweep"]]
@@ -117,8 +114,6 @@ def charts(made: Sequence[Artifact], scores: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _course(name: str, header: Header) -> Chart | None:
-    from vpltool.pictures.charts import line_chart
-
     key, columns = _COURSES.get(header.command.split()[0], ("", ()))
     rows: list[list[float]] = header.facts.get(key) or []
     lines = {column: [float(row[index]) for row in rows]
@@ -171,8 +166,6 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
         photos: records of `draw_photo`.
         layer: index of the predictions among the layers.
     """
-    import numpy as np
-
     from vpltool.core.agreement import agreement as score_agreement
 
     compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][layer]]

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, open_input, read_labels
+from vpltool.lazy import Image, np, npt
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.layers import cam_layer, label_layer
 from vpltool.stages._panels import Column
 from vpltool.stages._truth import read_truth
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
-
-    Labels = npt.NDArray[np.uint8]
-    Rgb = npt.NDArray[np.uint8]
+Labels: TypeAlias = "npt.NDArray[np.uint8]"
+Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 
 SPECK = 0.01
 """Smallest share of a photo at which a class counts as found in it; as in `eval --against tags`."""
@@ -99,9 +97,6 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     Returns:
         the photo; a layer that cannot be drawn says why.
     """
-    import numpy as np
-    from PIL import Image
-
     from vpltool.core.photos import describe_failure, read_photo
 
     tags = workspace.indices_of(photo)
@@ -180,8 +175,6 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
                ) -> tuple[Image.Image, dict[str, Any]]:
     """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
     from vpltool.core.metrics import labels_at
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.layers import cam_layer
 
     source = layer.column.source
     assert source is not None
@@ -215,8 +208,6 @@ def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: Column) ->
 
 def _areas(labels: Labels) -> dict[str, Any]:
     """Share of the photo that each label covers, the largest first; and the classes found."""
-    import numpy as np
-
     counts = np.bincount(labels.ravel(), minlength=256) / max(labels.size, 1)
     order = sorted(counts.nonzero()[0].tolist(), key=lambda label: -counts[label])
     return {"areas": [[label, round(float(counts[label]), 4)] for label in order],
@@ -225,12 +216,6 @@ def _areas(labels: Labels) -> dict[str, Any]:
 
 
 def _label_picture(labels: Labels, size: tuple[int, int]) -> Image.Image:
-    import numpy as np
-    from PIL import Image
-
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.layers import label_layer
-
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     return label_layer(np.asarray(small), class_palette())
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import os
+import platform
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool.commands._findings import BROKEN, OK
-from vpltool.commands._machine_checks import machine_findings
-from vpltool.commands._workspace_checks import workspace_findings
-from vpltool.errors import VplError, counted
+from vpltool import __version__
+from vpltool.commands._damage import workspace_findings
+from vpltool.commands._findings import BROKEN, NOTE, OK, Finding
+from vpltool.commands._tree import size
+from vpltool.errors import VplError, counted, first_line
+from vpltool.formats.storage import short_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+
+_SPARE, _SCARCE = 200_000_000, 5_000_000_000
+"""Free bytes on a disk below which commands stop soon, and below which it is worth a look."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(Settings):
     """Settings of `doctor`."""
 
-    machine: bool = setting(True, "Also check the machine: packages, GPU, disk, memory.",
+    machine: bool = setting(True, "Also check the machine: torch, its device, disk.",
                             off="--no-machine", record="never")
 
 
@@ -30,10 +40,10 @@ STAGE = Stage(order=6, panel="1. Begin", reads=(), writes=(),
 def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
     """Check the machine and the workspace, and say how to repair what is broken.
 
-    On the machine: packages, torch, GPUs and their driver, Numba, pydensecrf, disk, model cache,
-    shared memory. In the workspace: every file against its header and its folder, photos missing
-    from results, files made with other settings, leftovers of killed commands. Nothing is changed.
-    The exit code is 1 if something is broken, that is, if a command would refuse it or stop.
+    On the machine: torch, whether its GPUs compute, and the disk. In the workspace: the weights
+    that it names, every file against its header and its folder, photos missing from results, files
+    made with other settings, leftovers of killed commands. Nothing is changed. The exit code is 1
+    if something is broken, that is, if a command would refuse it or stop.
 
     Example: vpltool doctor
 
@@ -47,10 +57,54 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
         for each finding `part` (machine or workspace), `level` (ok, note, broken), `about`,
         `says`, and `repair`: the lines to type, or nothing.
     """
-    found = machine_findings(work) if settings.machine else []
+    found = [*_torch(), _disk(work)] if settings.machine else []
     if (work / "workspace.json").exists():
         found += workspace_findings(work)
     return [asdict(finding) for finding in found]
+
+
+def _torch() -> Iterator[Finding]:
+    """Versions, and whether each GPU that torch sees computes."""
+    yield Finding("machine", OK, "vpltool", f"{__version__}, Python {platform.python_version()}")
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        yield Finding("machine", BROKEN, "torch", f"cannot be imported: {first_line(error)}",
+                      "pip install --force-reinstall torch")
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    yield Finding("machine", OK, "torch", f"{torch.__version__}, {built}")
+    if not torch.cuda.is_available():
+        yield Finding("machine", OK, "GPU", "none that torch sees: everything runs on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        name = f"cuda:{index}"
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+            torch.ones(2, 2, device=name).matmul(torch.ones(2, 2, device=name)).sum().item()
+            yield Finding("machine", OK, name, f"{torch.cuda.get_device_name(index)}, "
+                                               f"{size(free)} of {size(total)} free")
+        except RuntimeError as error:
+            yield Finding("machine", BROKEN, name, f"does not compute: {first_line(error)}",
+                          "pip install --force-reinstall torch")
+
+
+def _disk(work: Path) -> Finding:
+    """Room where a workspace is, or will be; and whether it may be written there."""
+    folder = next(path for path in (work.resolve(), *work.resolve().parents) if path.exists())
+    free, files = shutil.disk_usage(folder).free, os.statvfs(folder).f_favail
+    about, place = f"disk of {short_path(work)}", shlex.quote(short_path(folder))
+    if not os.access(folder, os.W_OK):
+        return Finding("machine", BROKEN, about, f"{folder} cannot be written",
+                       f"chmod -R u+w {place}")
+    if free < _SCARCE:
+        return Finding("machine", BROKEN if free < _SPARE else NOTE, about, f"{size(free)} free",
+                       f"du -sh {place}/* | sort -h")
+    # File systems without a table of files say 0.
+    if 0 < files < 100_000:
+        return Finding("machine", NOTE, about, f"room for only {files} more files",
+                       f"df -i {place}")
+    return Finding("machine", OK, about, f"{size(free)} free")
 
 
 def show(result: list[dict[str, str]], _values: Mapping[str, Any]) -> str:

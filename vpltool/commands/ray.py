@@ -18,8 +18,9 @@ from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
+from vpltool.lazy import torch
 from vpltool.recipes import find_recipe
-from vpltool.recipes.reading import read_recipe, steps_of
+from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.recipes.running import check_steps, run_call, shell_lines
 from vpltool.recipes.terms import check_paths, terms_of
 from vpltool.run import run_stage, setting_names
@@ -218,8 +219,6 @@ def _outcome(ray: Any, done: Any, shard: str, retries: int) -> Outcome:
 
 def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> Outcome:
     """Run a line, or a shard of it, in a worker of the cluster."""
-    import torch
-
     torch.set_num_threads(max(1, int(cpus)))
     call = parse_line(words)
     if shard:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.reading import read_recipe
+from vpltool.recipes.parse import read_recipe
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 

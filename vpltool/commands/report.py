@@ -16,7 +16,10 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Photo, Workspace
 from vpltool.formats.archives import write_folder
 from vpltool.formats.atomic import atomic_path
+from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.page import data_uri, render_page
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages import _panels
@@ -117,8 +120,6 @@ def _state(workspace: Workspace) -> State:
 
 def _draw(workspace: Workspace, photos: Sequence[Photo], layers: Sequence[Layer],
           settings: ReportSettings, *, truth: bool) -> Iterator[Drawn]:
-    from vpltool.parallel.device import worker_count
-
     draw = functools.partial(_draw_one, workspace, layers, settings.side, truth)
     with console.progress("report", len(photos)) as advance:
         for drawn in in_threads(draw, enumerate(photos), worker_count(settings.workers)):
@@ -138,8 +139,6 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
              gaps: Sequence[Mapping[str, Any]], layers: Sequence[Layer],
              records: Sequence[dict[str, Any]], *, truth: bool) -> dict[str, Any]:
     """Everything that the page shows; see `report/page.html`."""
-    from vpltool.pictures.colours import class_palette
-
     flat = class_palette()
     named = dict(enumerate(("background", *workspace.classes)))
     colours = {index: "#{:02x}{:02x}{:02x}".format(*flat[3 * index:3 * index + 3])
@@ -165,16 +164,12 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
 
 
 def _folder(pictures: Iterator[tuple[str, bytes]], content: Any) -> Iterator[tuple[str, bytes]]:
-    from vpltool.pictures.page import render_page
-
     yield from pictures
     yield PAGE, "".join(render_page(content())).encode()
 
 
 def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]], content: Any) -> Path:
     """Write the page with its pictures inside; they wait in a temporary folder, not in memory."""
-    from vpltool.pictures.page import data_uri, render_page
-
     with TemporaryDirectory() as folder, atomic_path(path) as temporary:
         for name, picture in pictures:
             waiting = Path(folder) / name

@@ -14,9 +14,11 @@ from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
+from vpltool.parallel.device import find_device
+from vpltool.parallel.processes import core_count
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.reading import Recipe, Rounds, read_recipe, steps_of
+from vpltool.recipes.parse import Recipe, Rounds, read_recipe, steps_of
 from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
 from vpltool.recipes.runs import (
     keep_sheets,
@@ -94,9 +96,6 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
     check_alone("a recipe")
     check_paths(recipe, given, last.keys() - typed.keys())
-
-    from vpltool.parallel.device import find_device
-    from vpltool.parallel.processes import core_count
 
     on_cpu = find_device("auto").type == "cpu"
     job = Job(path, preset, processes=settings.jobs or (core_count() + 1 if on_cpu else 1),

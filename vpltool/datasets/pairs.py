@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Pair, location_of, read_tar
 from vpltool.errors import VplError
+from vpltool.lazy import np
 
 _ROOM = 1 << 28
 """Bytes of photos in a window, after which it is full."""
@@ -69,8 +70,6 @@ def stream_pairs(
 def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, start: Cursor
            ) -> Iterator[tuple[Pair | Flaw, Cursor]]:
     """Yield what is left of an epoch from a cursor on."""
-    import numpy as np
-
     order = np.random.default_rng((seed, 3, start.epoch)).permutation(len(tars)).tolist()
     by_tar = len(tars) >= parts
     own = order[part::parts] if by_tar else order
@@ -99,8 +98,6 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
 def _shuffled(pairs: list[Pair], seed: int, part: int, opened: Cursor, done: int, behind: Cursor
               ) -> Iterator[tuple[Pair, Cursor]]:
     """Yield the pairs of a window, in an order that its beginning decides, each with a cursor."""
-    import numpy as np
-
     chance = np.random.default_rng((seed, 4, part, opened.epoch, opened.tar, opened.item))
     order = chance.permutation(len(pairs)).tolist()
     for position in range(done, len(order)):

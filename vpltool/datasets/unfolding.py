@@ -1,4 +1,4 @@
-"""Compressed streams, decompressed as they are read, with a limit on their size."""
+"""Streaming decompression with a limit on the size."""
 
 from __future__ import annotations
 

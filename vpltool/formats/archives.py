@@ -1,4 +1,4 @@
-"""Archives and folders for export, written atomically.
+"""Archives and folders for other programs, written atomically; replaced only if untouched.
 
 The same members give the same bytes: no date and no user is stored.
 """
@@ -6,14 +6,26 @@ The same members give the same bytes: no date and no user is stored.
 from __future__ import annotations
 
 import gzip
+import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats.atomic import atomic_folder, atomic_path, write_member
+from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
+from vpltool.json_text import parse_json
+
+MARK = "vpltool-export.json"
+"""File in a folder that says what vpltool wrote there: name to checksum; 0 if unknown, as earlier
+versions wrote for copies of photos."""
+
+Member = tuple[str, bytes]
+"""Name of a file in a folder, and its content."""
 
 
 def write_tgz(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -61,3 +73,73 @@ def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collec
     with atomic_folder(path) as part:
         for name, content in members:
             write_member(part / name, content)
+
+
+def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
+               ) -> None:
+    """Write files into a folder, which replaces an earlier one that nobody has changed since.
+
+    Args:
+        path: the folder.
+        members: its files.
+        form: what it is: the name of a format.
+        kept: splits whose files of the earlier folder stay, where they are not rewritten.
+
+    Raises:
+        VplError: the folder holds other files or changed ones, or cannot be written.
+    """
+    before = _check_untouched(path)
+    written: dict[str, int] = {}
+    with atomic_folder(path) as part:
+        for name, content in members:
+            write_member(part / name, content)
+            written[name] = zlib.crc32(content)
+        for name, checksum in before.items():
+            if name not in written and any(_is_of(name, split) for split in kept):
+                write_member(part / name, path / name)
+                written[name] = checksum
+        (part / MARK).write_text(json.dumps({"format": form, "files": written}, indent=1) + "\n",
+                                 "utf-8")
+
+
+def splits_in(path: Path, form: str, folder: str) -> list[str]:
+    """Name the splits that a folder of a format holds already: the folders below `folder`."""
+    if _mark_of(path).get("format") != form or not (path / folder).is_dir():
+        return []
+    return sorted(entry.name for entry in (path / folder).iterdir() if entry.is_dir())
+
+
+def _is_of(name: str, split: str) -> bool:
+    return split in Path(name).parts[:-1] or Path(name).stem.endswith(f"_{split}")
+
+
+def _mark_of(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json((path / MARK).read_text("utf-8"))
+        check_fields(content, {}, {"files": NUMBER_OF, "format": TEXT})
+    except (OSError, ValueError):
+        return {}
+    return dict(content)
+
+
+def _check_untouched(path: Path) -> dict[str, int]:
+    """Check that a folder holds nothing but what vpltool wrote; return that, with checksums.
+
+    Raises:
+        VplError: it holds other files, or some were changed.
+    """
+    hint = "move them away, or choose another folder with `out='DIR'`"
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    known: dict[str, int] = _mark_of(path).get("files", {})
+    others = sorted(there - {MARK} - known.keys())
+    if others or path.is_file():
+        raise VplError(f"{path} holds files that vpltool did not make, such as "
+                       f"{others[0] if others else path.name}", hint)
+    changed = sorted(name for name in there & known.keys()
+                     if known[name] and zlib.crc32((path / name).read_bytes()) != known[name])
+    if changed:
+        raise VplError(counted(len(changed), f"file in {path} was changed since vpltool wrote it",
+                               f"files in {path} were changed since vpltool wrote them")
+                       + f", such as {changed[0]}", "import corrections by `prepare` with "
+                       f"`corrections={str(path)!r}`; then {hint}")
+    return {name: known[name] for name in sorted(there & known.keys())}

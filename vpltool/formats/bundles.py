@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool.formats.header import Header
 from vpltool.formats.storage import describe, read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from vpltool.lazy import Tensor
 
 PARTS = ("decoder", "tower")
 """State dicts in a bundle; their names begin its tensors' names."""

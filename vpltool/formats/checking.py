@@ -1,4 +1,4 @@
-"""Whether files are whole: each against its header, and against the folder that it lies in."""
+"""Validation of files: each against its header, and against the manifest of its folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
 from vpltool.formats.values import check_values
 from vpltool.json_text import parse_json
+from vpltool.lazy import Image
 
 _LARGEST_HEADER = 1 << 26
 
@@ -102,8 +103,6 @@ def _check_tensors(path: Path, kind: str) -> None:
 
 
 def _check_png(path: Path) -> None:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             image.verify()

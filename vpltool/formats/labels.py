@@ -14,11 +14,9 @@ from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.storage import short_path
+from vpltool.lazy import Image, np, npt
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
 _MOST_PIXELS = 200_000_000
@@ -53,8 +51,6 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
 
     With a batch, see `atomic_path`.
     """
-    from PIL import Image
-
     image = Image.fromarray(labels)
     image.putpalette(voc_palette())
     with atomic_path(path, batch) as temporary:
@@ -93,8 +89,6 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
     """
     from io import BytesIO
 
-    from PIL import Image
-
     image = Image.fromarray(pixels)
     if pixels.ndim == 2:
         image.putpalette(voc_palette())
@@ -128,8 +122,6 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
     Raises:
         VplError: see `read_labels`; or the palette has other colours.
     """
-    import numpy as np
-
     values, palette = _values_of(path)
     if palette is None or palette[: 3 * 256] == voc_palette()[: len(palette)]:
         return values
@@ -170,8 +162,6 @@ def size_of_labels(path: Path) -> tuple[int, int]:
 
 def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
     """Return the values of a label image, and its palette, flat, if it has one."""
-    import numpy as np
-
     with _opened(path) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
@@ -196,8 +186,6 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a PNG; whatever Pillow raises about its content becomes a VplError."""
-    from PIL import Image
-
     try:
         if not path.is_file() and path.exists():
             raise OSError("it is a folder" if path.is_dir() else "it is not a file")

@@ -1,4 +1,4 @@
-"""Which recipe was started last in a workspace, and what the runs so far came to: `recipe.json`.
+"""`recipe.json`: the recipe that was started last in a workspace, and the scores of all runs.
 
 It belongs to the identity of nothing. Paths are stored relative to the workspace, and are returned
 as they are seen from the current folder.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from vpltool.errors import VplError, then
 from vpltool.formats.atomic import Batch, atomic_path
@@ -17,9 +17,7 @@ from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
 from vpltool.formats.values import check_values
 from vpltool.json_text import parse_json
-
-if TYPE_CHECKING:
-    import torch
+from vpltool.lazy import torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -1,18 +1,13 @@
-"""What the numbers in a file may be: finite, of a photo's own grid, and of known classes."""
+"""Validation of tensors' values: finite, of a photo's own grid, and of known classes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats.kinds import IGNORE, KINDS
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
+from vpltool.lazy import np, npt, torch
 
 _NEVER_ZERO = {"features": ("tokens", "patches", "attention", "attentions", "layers"),
                "prototypes": ("prototypes",)}
@@ -112,8 +107,6 @@ def _sizes(shape: Sequence[int]) -> str:
 
 def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
     """What is wrong with a tensor; empty if nothing is."""
-    import torch
-
     if not tensor.numel() or tensor.dtype == torch.bool or tensor.is_complex():
         return ""
     if not tensor.is_floating_point():

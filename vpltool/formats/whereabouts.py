@@ -1,4 +1,4 @@
-"""Where a workspace may be that is not where the user says."""
+"""Suggestions for the path of a workspace where there is none."""
 
 from __future__ import annotations
 

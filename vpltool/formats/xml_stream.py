@@ -1,4 +1,4 @@
-"""XML from anywhere: read by expat alone, and nothing in it is expanded."""
+"""A streaming XML parser on expat that refuses document types, so nothing is expanded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class DamagedXml(ValueError):
     """It is no XML, or more than is taken.
 
     Args:
-        said: why.
+        reason: why.
         line: where.
     """
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from vpltool.formats.inputs import InputFolder
 from vpltool.formats.values import BadValues
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.threads import read_ahead
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -112,8 +109,6 @@ def bucketed(
 
 
 def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> FeatureBatch:
-    import torch
-
     height, width = bucket[0][1]["grid"].tolist()
     stacked = {name: torch.stack([tensors[name] for _, tensors in bucket])
                for name in bucket[0][1] if name != "grid"}

@@ -9,9 +9,8 @@ import os
 import time
 from collections.abc import Callable
 
-import torch
-
 from vpltool.errors import VplError
+from vpltool.lazy import torch
 from vpltool.parallel.processes import core_count
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

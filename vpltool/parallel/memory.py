@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory are split; what cannot be split says what to lower."""
+"""Halving of batches on out-of-memory; a single photo that does not fit says what to lower."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-import torch
-
 from vpltool.errors import VplError, is_out_of_memory
+from vpltool.lazy import torch
 
 
 class Divisible(Protocol):

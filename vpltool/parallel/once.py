@@ -30,7 +30,7 @@ def once(folder: Path, work: str, call: str) -> Iterator[None]:
     Args:
         folder: the workspace.
         work: what is done there: two processes with the same words do the same.
-        spelled: the work as a call, for who comes second.
+        call: the work as a call, for who comes second.
 
     Raises:
         VplError: another process is doing it.

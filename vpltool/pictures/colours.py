@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
-import numpy.typing as npt
+from vpltool.lazy import np, npt
 
 Values = npt.NDArray[np.float64]
 

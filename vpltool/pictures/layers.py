@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFilter
+from vpltool.lazy import Image, ImageFilter, np, npt
 
 IGNORED = 255
 """The label of pixels that belong to no class."""

@@ -7,10 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
+from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
 from vpltool.pictures.layers import (
     IGNORED,
     LINE_OPACITY,

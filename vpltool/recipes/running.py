@@ -12,8 +12,11 @@ from typing import Any
 from vpltool import console
 from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
+from vpltool.lazy import torch
+from vpltool.parallel.processes import run_jobs
+from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
-from vpltool.recipes.reading import Rounds, Step
+from vpltool.recipes.parse import Rounds, Step
 from vpltool.recipes.terms import Terms
 from vpltool.run import run_stage, setting_names
 from vpltool.shell import to_shell
@@ -125,6 +128,28 @@ def run_call(call: Call, work: Path) -> Any:
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
+def run_line(words: Sequence[str], work: Path, preset: Preset | None = None) -> tuple[Any, str]:
+    """Run the words after `vpltool`; photos that fail end nothing, but are warned of.
+
+    Args:
+        words: a command and its options.
+        work: the workspace folder.
+        preset: protocol whose values replace the defaults.
+
+    Returns:
+        what the command returned; what the warning said, empty where no photo failed.
+
+    Raises:
+        VplError: the line is wrong, or failed.
+    """
+    console.note(f"  vpltool {shlex.join(words)}")
+    try:
+        return run_call(parse_line(words, preset), work), ""
+    except PhotosFailed as error:
+        console.warn(error.message)
+        return error.result, error.message
+
+
 def _run_step(job: Job, step: Step) -> None:
     line = f"vpltool {shlex.join(step.words)}"
     console.note(f"  {line}")
@@ -155,8 +180,6 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         for part in rounds.rounds:
             run_steps(job, part)
         return
-    from vpltool.parallel.processes import run_jobs
-
     count = min(job.processes, len(rounds.rounds))
     titles = [f"{rounds.name} {word}" for word in rounds.words]
     for failed, made in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
@@ -170,10 +193,6 @@ _jobs: list[Job] = []
 
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process; SIGTERM interrupts it, so that it keeps its work."""
-    import torch
-
-    from vpltool.parallel.signals import interrupt
-
     signal.signal(signal.SIGTERM, interrupt)
 
     _jobs[:] = [Job(job.work, job.preset, terms=job.terms)]

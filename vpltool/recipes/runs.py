@@ -12,7 +12,7 @@ from typing import Any
 from vpltool import console
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
-from vpltool.recipes.reading import Recipe, Rounds, Step
+from vpltool.recipes.parse import Recipe, Rounds, Step
 from vpltool.recipes.terms import path_names
 from vpltool.stages._reports import format_table
 

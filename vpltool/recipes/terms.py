@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpltool.errors import VplError, near_path
-from vpltool.recipes.reading import Block, Line, Recipe
+from vpltool.recipes.parse import Block, Line, Recipe
 from vpltool.settings import Described
 from vpltool.shell import all_settings, settings_with, to_shell
 from vpltool.stages import find_stages

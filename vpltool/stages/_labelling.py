@@ -11,8 +11,7 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, Workspace
-from vpltool.labelling import find_reader
-from vpltool.labelling.request import Labelled, LabellingRequest
+from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.stages._corrections import (
     find_corrections,
     is_untagged,

@@ -7,18 +7,17 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options, settings
 from vpltool.errors import VplError, part_of
 from vpltool.formats import IGNORE, Photo
-from vpltool.formats.trees import Member
+from vpltool.formats.archives import Member
+from vpltool.formats.labels import png_bytes
+from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
+from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 PHOTOS = ("copy", "none")
 JPEG = (".jpg", ".jpeg")
@@ -72,8 +71,6 @@ class LabellingSettings(settings.Settings):
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
     """Class indices in labels (H, W), ascending; without background and unlabelled pixels."""
-    import numpy as np
-
     return [int(label) for label in np.unique(labels) if label not in (0, IGNORE)]
 
 
@@ -209,7 +206,6 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
     """
     from vpltool.core.metadata import without_metadata
     from vpltool.core.photos import read_photo
-    from vpltool.formats.labels import png_bytes
 
     same = _is_alike(path, suffix)
     content = path.read_bytes()
@@ -229,8 +225,6 @@ def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
     """Encode labels (H, W) as a greyscale PNG: programs that read colours see the same values."""
     from io import BytesIO
 
-    from PIL import Image
-
     content = BytesIO()
     Image.fromarray(labels).save(content, format="PNG")
     return content.getvalue()
@@ -238,8 +232,6 @@ def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
 
 def hex_colour(index: int) -> str:
     """Colour of a class in our pictures, as #RRGGBB: told apart over a photo, unlike VOC's."""
-    from vpltool.pictures.colours import class_palette
-
     return "#" + bytes(class_palette()[3 * index : 3 * index + 3]).hex()
 
 

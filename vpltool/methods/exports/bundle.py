@@ -41,8 +41,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     made, tower = segmenter.header, segmenter.encoder.vision
     stored = settings.clip == "weights"
     facts = {
-        # Files from before there were methods do not name theirs.
-        "segmenter": made.facts.get("segmenter", "weclip"), "config": made.facts["config"],
+        "segmenter": made.facts["segmenter"], "config": made.facts["config"],
         "reads": list(segmenter.network.reads),
         **inference_config(segmenter, settings), "tower": tower_config(tower) if stored else {},
         "trained": {"command": made.command, "options": made.options, "version": made.version,

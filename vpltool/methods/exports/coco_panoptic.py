@@ -15,6 +15,8 @@ from typing import Any
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats.archives import write_zip
+from vpltool.formats.labels import png_bytes
+from vpltool.lazy import np
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
 
@@ -40,10 +42,6 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 def _members(predictions: Predictions, numbers: dict[str, int], name: str
              ) -> Iterator[tuple[str, bytes]]:
     import json
-
-    import numpy as np
-
-    from vpltool.formats.labels import png_bytes
 
     entries: list[dict[str, Any]] = []
     # A segment's id is red + 256 green + 65536 blue: category ids fit into red; 0 is nothing.

@@ -15,7 +15,7 @@ from typing import Any
 
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
-from vpltool.formats import Photo, Workspace
+from vpltool.formats import Photo, Workspace, write_json
 from vpltool.formats.json_stream import write_array
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
@@ -34,7 +34,6 @@ class Settings(settings.Settings):
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the JSON, and for other classes than COCO's the one that says what numbers mean."""
     from vpltool.core.instances import check_pycocotools, run_lengths
-    from vpltool.formats import write_json
 
     check_pycocotools()
     workspace, photos = predictions.workspace, predictions.photos

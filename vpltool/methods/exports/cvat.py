@@ -11,13 +11,19 @@ Source: CVAT, "XML annotation format", version 1.1
 
 from __future__ import annotations
 
+import contextlib
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
-from vpltool.formats.trees import Member, write_tree
+from vpltool.errors import VplError
+from vpltool.formats.archives import Member, write_tree
+from vpltool.formats.xml_stream import DamagedXml, parse_xml
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -27,17 +33,26 @@ from vpltool.methods.exports._regions import (
     hex_colour,
 )
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.labels import Labelled, LabellingRequest, below
 from vpltool.settings import NoEffect, setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-cvat"
 FULL = True
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+NEEDS = ("pycocotools",)
+
+_NAME = "annotations.xml"
+_LARGEST = 1 << 28
+"""Bytes of annotations in a ZIP, however small they are packed."""
+
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError,
+               RuntimeError, struct.error)
+"""What `zipfile` raises at damaged files; NotImplementedError is a RuntimeError."""
+_AGAIN = "export it from CVAT as `CVAT for images 1.1`"
+_SHAPES = ("mask", "polygon", "box")
+_OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +85,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
         for label in classes_in(labels):
             text += _shapes(labels == label, quoteattr(classes[label - 1]), settings)
         text.append("  </image>\n")
-    yield "annotations.xml", "".join([*text, "</annotations>\n"]).encode()
+    yield _NAME, "".join([*text, "</annotations>\n"]).encode()
     yield from files.members("images")
 
 
@@ -99,8 +114,6 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
 
 def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     """A part as CVAT's run lengths: row by row in its box, outside first."""
-    import numpy as np
-
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     changes = np.flatnonzero(np.diff(box.ravel(), prepend=False, append=False))
@@ -110,3 +123,126 @@ def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     return (f'    <mask label={label} source="auto" occluded="0" rle="{lengths}" '
             f'left="{columns[0]}" top="{rows[0]}" width="{box.shape[1]}" '
             f'height="{box.shape[0]}" z_order="0"></mask>\n')
+
+
+@dataclass
+class _Image:
+    """A photo of the file: its attributes, and its shapes with their lines."""
+
+    line: int
+    attributes: dict[str, str]
+    shapes: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)
+
+
+def files(path: Path) -> list[Path]:
+    """The file; none if it is another format."""
+    if path.is_dir():
+        return below(path, (_NAME,))
+    if path.suffix.lower() == ".xml":
+        return [path]
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(*_ZIP_ERRORS), zipfile.ZipFile(path) as archive:
+            return [path] if _NAME in archive.namelist() else []
+    return []
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read CVAT's XML 1.1 for images, or the ZIP that holds it: masks, polygons and boxes.
+
+    What has the higher z_order is on top, and what was drawn later. An XML with a document type is
+    refused: nothing in it is expanded. Needs pycocotools.
+    """
+    for file in files(path):
+        for image in _parse(file):
+            where = f"{file}:{image.line}"
+            try:
+                photo = request.photo(image.attributes["name"], where)
+                size = (int(image.attributes["height"]), int(image.attributes["width"]))
+            except (KeyError, ValueError, OverflowError) as error:
+                raise VplError(f"{where}: an image without {error}", _AGAIN) from error
+            request.check_size(photo, size, where)
+            canvas = np.zeros(size, np.uint8)
+            for line, shape, attributes in sorted(image.shapes, key=_height):
+                where = f"{file}:{line}"
+                label = request.label(attributes.get("label", ""), where)
+                try:
+                    canvas[_inside(shape, attributes, size)] = label
+                # pycocotools raises bare exceptions at outlines that are none.
+                except Exception as error:
+                    raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN
+                                   ) from error
+            yield Labelled(photo, canvas, f"{file}:{image.line}")
+
+
+def _height(shape: tuple[int, str, dict[str, str]]) -> int:
+    order = shape[2].get("z_order", "0")
+    return int(order) if order.lstrip("-").isdigit() else 0
+
+
+def _parse(path: Path) -> list[_Image]:
+    """Read the images and their shapes.
+
+    Raises:
+        VplError: it is not XML, has a document type, or has shapes without a region.
+    """
+    images: list[_Image] = []
+
+    def start(name: str, attributes: dict[str, str], line: int) -> None:
+        if name in _OTHERS:
+            raise VplError(f"{path}:{line}: a {name} has no region",
+                           "draw masks, polygons or boxes" if name != "track" else _AGAIN)
+        if name == "image":
+            images.append(_Image(line, attributes))
+        elif name in _SHAPES and images:
+            images[-1].shapes.append((line, name, attributes))
+
+    try:
+        parse_xml(_content(path), start)
+    except DamagedXml as error:
+        raise VplError(f"{path}:{error.line}: {error}", _AGAIN) from error
+    if not images:
+        raise VplError(f"{path} lists no image", _AGAIN)
+    return images
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.suffix.lower() == ".xml":
+            return path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            if (held := archive.getinfo(_NAME).file_size) > _LARGEST:
+                raise ValueError(f"{_NAME} in it would be {held} bytes")
+            return archive.read(_NAME)
+    except _ZIP_ERRORS as error:
+        raise VplError(f"{path} cannot be read ({error})", _AGAIN) from error
+
+
+def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The region (H, W) of a shape.
+
+    Raises:
+        KeyError, ValueError: an attribute is missing or no number, or a mask leaves the photo.
+    """
+    from vpltool.core.instances import region
+
+    if shape == "polygon":
+        points = [float(number) for pair in attributes["points"].split(";")
+                  for number in pair.split(",")]
+        return region([points], size)
+    if shape == "box":
+        left, top, right, bottom = (
+            float(attributes[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+        return region([[left, top, right, top, right, bottom, left, bottom]], size)
+    left, top, width, height = (int(float(attributes[name]))
+                                for name in ("left", "top", "width", "height"))
+    if min(left, top, width, height) < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError("it is not within the photo")
+    lengths = np.array([int(word) for word in attributes["rle"].split(",")])
+    if lengths.min() < 0 or lengths.max() > width * height or lengths.sum() > width * height:
+        raise ValueError(f"its run lengths do not fit into {width}×{height}")
+    values = np.zeros(width * height, bool)
+    filled = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    values[: len(filled)] = filled
+    inside = np.zeros(size, bool)
+    inside[top : top + height, left : left + width] = values.reshape(height, width)
+    return inside

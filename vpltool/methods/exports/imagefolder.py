@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.errors import VplError
+from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.fields import TEXT, check_fields
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -26,11 +28,22 @@ from vpltool.methods.exports._regions import (
     grey_png,
 )
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.labels import (
+    Labelled,
+    LabellingRequest,
+    below,
+    labels_of_names,
+    parse_json,
+    read_label_images,
+    read_text,
+)
+from vpltool.names import leads_out
 
 READS = ()
 SUFFIX = "-imagefolder"
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+NEEDS: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +72,34 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     yield f"{split}/metadata.jsonl", "".join(f"{row}\n" for row in rows).encode()
     yield "classes.json", json.dumps(names, ensure_ascii=False).encode()
     yield from files.members(f"{split}/images")
+
+
+def files(path: Path) -> list[Path]:
+    """The lists of photos; none if it is another layout."""
+    return below(path, ("metadata.jsonl", "*/metadata.jsonl"))
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read label images of an imagefolder of Hugging Face `datasets`: metadata.jsonl and masks.
+
+    classes.json says what the values mean; without it, they are the workspace's labels.
+    """
+    names = path / "classes.json"
+    labels = (labels_of_names(parse_json(read_text(names), names), request, names)
+              if names.exists() else {})
+    return read_label_images(_images(files(path)), labels, request)
+
+
+def _images(lists: list[Path]) -> Iterator[tuple[str, Path]]:
+    for listed in lists:
+        for number, line in enumerate(read_text(listed).splitlines(), 1):
+            row = parse_json(line, listed, number)
+            try:
+                check_fields(row, {"mask_file_name": TEXT}, {"photo": TEXT, "file_name": TEXT})
+                name, mask = row.get("photo") or row.get("file_name", ""), row["mask_file_name"]
+                if not name or leads_out(mask):
+                    raise ValueError("no `file_name`" if not name else f"{mask} leads out of it")
+            except ValueError as error:
+                raise VplError(f"{listed}:{number}: {error}",
+                               "a line names `file_name` and `mask_file_name`") from error
+            yield name, listed.parent / mask

@@ -13,13 +13,15 @@ Source: Label Studio, "BrushLabels" and "Import pre-annotated data"
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from vpltool.formats.trees import Member, write_tree
+from vpltool.errors import VplError
+from vpltool.formats.archives import Member, write_tree
+from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -29,11 +31,8 @@ from vpltool.methods.exports._regions import (
     hex_colour,
 )
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.labels import Labelled, LabellingRequest, below, parse_json, read_text
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 READS = ()
 SUFFIX = "-label-studio"
@@ -44,6 +43,10 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 
 _TOOL, _IMAGE = "tag", "image"
 """Names in the configuration; a stroke names both, and is not shown if they differ."""
+NEEDS = ("pycocotools",)
+
+_TASKS = "tasks.json"
+_AGAIN = "export it from Label Studio as JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
             result["model_version"] = predictions.name
         tasks.append({"data": {_IMAGE: settings.address + files.name(photo), "photo": photo.id},
                       settings.kind: [result]})
-    yield "tasks.json", json.dumps(tasks).encode()
+    yield _TASKS, json.dumps(tasks).encode()
     yield from files.members("images")
 
 
@@ -101,3 +104,89 @@ def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
                    "image_rotation": 0,
                    "value": {"format": "rle", "rle": brush_lengths(part),
                              "brushlabels": [classes[label - 1]]}}
+
+
+def files(path: Path) -> list[Path]:
+    """The file of tasks; none if it is another format."""
+    if path.is_dir():
+        return below(path, (_TASKS,))
+    if path.suffix.lower() != ".json":
+        return []
+    with path.open("rb") as file:
+        return [path] if file.read(64).strip()[:1] == b"[" else []
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read Label Studio's JSON: brush strokes and polygons of the annotations that were submitted.
+
+    Of several annotations of a photo the newest counts; tasks without one are left out. What was
+    drawn last is on top. Needs pycocotools.
+    """
+    for file in files(path):
+        tasks = parse_json(read_text(file), file)
+        if not isinstance(tasks, list):
+            raise VplError(f"{file} holds no list of tasks", _AGAIN)
+        for number, task in enumerate(tasks, 1):
+            where = f"{file}: task {number}"
+            try:
+                found = _read_task(task, request, where)
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError,
+                    StopIteration) as error:
+                raise VplError(f"{where} is not as Label Studio writes it (no {error})", _AGAIN
+                               ) from error
+            if found:
+                yield found
+
+
+def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
+               ) -> Labelled | None:
+    submitted = [entry for entry in task.get("annotations", ())
+                 if not entry.get("was_cancelled")]
+    if not submitted:
+        return None
+    newest = max(submitted, key=lambda entry: entry.get("updated_at") or "")
+    photo = request.photo(_name_of(task["data"]), where)
+    size = request.size(photo, where)
+    canvas = np.zeros(size, np.uint8)
+    for stroke in newest["result"]:
+        if "original_width" not in stroke:
+            continue  # choices and texts, which have no place in the photo
+        request.check_size(
+            photo, (int(stroke["original_height"]), int(stroke["original_width"])), where)
+        names = stroke["value"].get(stroke["type"]) or [""]
+        label = request.label(names[0], where)
+        canvas[_inside(stroke, size, where)] = label
+    return Labelled(photo, canvas, where)
+
+
+def _name_of(data: Mapping[str, Any]) -> str:
+    """Name of a task's photo: its id, where `export` said it, else from its address."""
+    from urllib.parse import parse_qs, unquote, urlsplit
+
+    if "photo" in data:
+        return str(data["photo"])
+    address = urlsplit(str(data.get("image") or next(iter(data.values()))))
+    return parse_qs(address.query).get("d", [unquote(address.path)])[0]
+
+
+def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
+            ) -> npt.NDArray[np.bool_]:
+    """The region (H, W) of a stroke or polygon.
+
+    Raises:
+        VplError: it is neither, or its run lengths are damaged.
+    """
+    from vpltool.core.brush import from_brush_lengths
+
+    if stroke["type"] == "brushlabels":
+        try:
+            return from_brush_lengths(stroke["value"]["rle"], size)
+        except (ValueError, OverflowError) as error:
+            raise VplError(f"{where}: {error}", _AGAIN) from error
+    if stroke["type"] == "polygonlabels":
+        from vpltool.core.instances import region
+
+        points = np.array(stroke["value"]["points"], float) / 100 * (size[1], size[0])
+        return region([points.ravel().tolist()], size)
+    raise VplError(f"{where}: a {stroke['type']} has no outline",
+                   "draw with the brush or as a polygon")

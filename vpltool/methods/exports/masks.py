@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.formats.archives import write_folder
+from vpltool.formats.labels import gimp_palette, png_bytes
 from vpltool.methods.exports._regions import corrections_setting
 from vpltool.methods.inputs import Predictions
 
@@ -38,8 +39,6 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _members(predictions: Predictions) -> Iterator[tuple[str, bytes]]:
-    from vpltool.formats.labels import gimp_palette, png_bytes
-
     names = ("background", *predictions.workspace.classes)
     yield _CLASSES, "".join(f"{name}\n" for name in names).encode()
     yield _PALETTE, gimp_palette(predictions.name, names)

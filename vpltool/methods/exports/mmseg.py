@@ -11,13 +11,15 @@ Source: mmsegmentation, "Prepare datasets" and BaseSegDataset
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool.errors import VplError
 from vpltool.formats import voc_palette
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -26,9 +28,19 @@ from vpltool.methods.exports._regions import (
     grey_png,
 )
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.labels import (
+    Labelled,
+    LabellingRequest,
+    labels_of_names,
+    read_label_images,
+    read_text,
+)
 
 READS = ()
 SUFFIX = "-mmseg"
+NEEDS: tuple[str, ...] = ()
+
+_CONFIGURATION = "dataset.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +65,7 @@ def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, s
     own = next(iter(files.suffixes.values()))
     suffixes = {split: own if split == settings.split else suffix or own
                 for split, suffix in sorted(suffixes.items())}
-    yield "dataset.py", _configuration(predictions.workspace.classes, suffixes).encode()
+    yield _CONFIGURATION, _configuration(predictions.workspace.classes, suffixes).encode()
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"img_dir/{settings.split}")
@@ -78,3 +90,43 @@ def _variable(split: str) -> str:
     """A name of Python made from that of a split."""
     name = re.sub(r"\W", "_", split)
     return name if name.isidentifier() else f"split_{name}"
+
+
+def files(path: Path) -> list[Path]:
+    """The label images; none if it is another layout."""
+    return sorted((path / "ann_dir").rglob("*.png"))
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read label images in mmsegmentation's layout: ann_dir/SPLIT/NAME.png.
+
+    The classes in dataset.py say what the values mean; without it, they are the workspace's labels.
+    Of dataset.py nothing is run.
+    """
+    configuration = path / _CONFIGURATION
+    labels = (labels_of_names(_classes(configuration), request, configuration)
+              if configuration.exists() else {})
+    return read_label_images(((file.stem, file) for file in files(path)), labels, request)
+
+
+def _classes(path: Path) -> list[str]:
+    """The `classes=` of a configuration.
+
+    Raises:
+        VplError: it is not Python, or names none.
+    """
+    hint = "metainfo = dict(classes=('background', …)) in it names the classes"
+    try:
+        tree = ast.parse(read_text(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise VplError(f"{path}:{line}: not Python ({getattr(error, 'msg', error)})", hint
+                       ) from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "classes":
+            try:
+                return list(ast.literal_eval(node.value))
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
+                raise VplError(f"{path}:{node.lineno}: `classes` is not a list of names", hint
+                               ) from error
+    raise VplError(f"{path} names no classes", hint)

@@ -24,6 +24,7 @@ from typing import Any
 from vpltool import settings
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import np, torch
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config, palette_of
 from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
@@ -101,8 +102,6 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
 
     Nothing in it tells where it was made: the exporter notes lines of source files at each node.
     """
-    import torch
-
     vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
     # Any other grid than the tower's own: the positions of that one are not resampled.
     rows, columns = (vision.grid[0] + 1, vision.grid[1] + 2) if not side else (side // patch,) * 2
@@ -146,9 +145,7 @@ def _check_any_size(model: Any, segmenter: TrainedSegmenter) -> None:
     Raises:
         VplError: it does not.
     """
-    import numpy as np
     import onnxruntime
-    import torch
 
     patch = segmenter.encoder.vision.patch
     pixels = np.random.default_rng(0).standard_normal((1, 3, 3 * patch, 7 * patch), np.float32)
@@ -175,8 +172,6 @@ def _check_any_size(model: Any, segmenter: TrainedSegmenter) -> None:
 
 def _module(segmenter: TrainedSegmenter, side: int) -> Any:
     """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
-    import torch
-
     from vpltool.core.region_head import RegionSegmenter
     from vpltool.core.segment import WholeSegmenter
 

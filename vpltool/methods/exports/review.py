@@ -19,7 +19,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options, settings
 from vpltool.errors import VplError, counted
@@ -33,13 +32,12 @@ from vpltool.formats.corrections import (
     is_edited,
     is_imported,
 )
+from vpltool.formats.labels import gimp_palette, identity_of_labels, png_bytes
+from vpltool.lazy import Tensor, np
 from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
 from vpltool.names import csv_id, id_of_csv
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READS = ()
 SUFFIX = "-review"
@@ -131,8 +129,6 @@ def _check_copies(workspace: Workspace, path: Path) -> None:
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
                    ) -> dict[str, float]:
     """How unsure the segmenter is of each photo; random numbers, if they are to choose."""
-    import numpy as np
-
     if settings.by == "random":
         numbers = np.random.default_rng(settings.seed).random(len(photos))
         return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
@@ -164,8 +160,6 @@ def _read(folder: InputFolder, photo: Photo) -> Tensor:
 
 def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[str, float],
              settings: Settings, path: Path) -> Iterator[tuple[str, bytes]]:
-    from vpltool.formats.labels import gimp_palette, identity_of_labels, png_bytes
-
     workspace = predictions.workspace
     names = ("background", *workspace.classes)
     known = {photo.id: photo for photo in photos}

@@ -15,6 +15,8 @@ from vpltool import options, settings
 from vpltool.datasets.words import VOC
 from vpltool.formats import IGNORE
 from vpltool.formats.archives import write_tgz
+from vpltool.formats.labels import png_bytes
+from vpltool.lazy import np
 from vpltool.methods.inputs import Predictions
 
 READS = ()
@@ -31,10 +33,6 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the archive."""
-    import numpy as np
-
-    from vpltool.formats.labels import png_bytes
-
     write_tgz(path, ((f"results/VOC2012/Segmentation/comp6_test_cls/{photo.id}.png",
                       png_bytes(np.where(labels == IGNORE, 0, labels).astype(np.uint8)))
                      for photo, labels in predictions.each()))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.formats.trees import Member, splits_in, write_tree
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.methods.exports._regions import (
     LabellingSettings,
     PhotoFiles,
@@ -25,9 +25,18 @@ from vpltool.methods.exports._regions import (
 )
 from vpltool.methods.exports.yolo import TAKEN
 from vpltool.methods.inputs import Predictions
+from vpltool.methods.labels import (
+    Labelled,
+    LabellingRequest,
+    labels_of_names,
+    parse_yaml,
+    read_label_images,
+)
+from vpltool.names import leads_out
 
 READS = ()
 SUFFIX = "-yolo-semantic"
+NEEDS = ("yaml",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +60,20 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"images/{settings.split}")
+
+
+def files(path: Path) -> list[Path]:
+    """The label images; none if it is another layout."""
+    if not (path / "data.yaml").exists():
+        return []
+    folder = parse_yaml(path / "data.yaml").get("masks_dir")
+    if not isinstance(folder, str) or leads_out(folder):
+        return []
+    return sorted((path / folder).rglob("*.png"))
+
+
+def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+    """Read label images in Ultralytics' layout: masks/SPLIT/NAME.png, with data.yaml."""
+    description = path / "data.yaml"
+    labels = labels_of_names(parse_yaml(description).get("names"), request, description)
+    return read_label_images(((file.stem, file) for file in files(path)), labels, request)

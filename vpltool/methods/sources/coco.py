@@ -21,6 +21,7 @@ from vpltool.datasets.words import COCO
 from vpltool.errors import VplError
 from vpltool.formats import OutputFolder, Photo, Workspace
 from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.parallel.device import worker_count
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
 READS = ()
@@ -83,7 +84,6 @@ def _paint(workspace: Workspace, photos: Sequence[Photo], settings: Settings,
            outlines: Mapping[str, Outlines], overwrite: bool
            ) -> tuple[list[Photo], list[OutputFolder]]:
     from vpltool.methods.sources._instances import make_masks
-    from vpltool.parallel.device import worker_count
 
     # The main process only waits for the workers.
     count = (settings.workers if settings.workers >= 0

@@ -33,9 +33,9 @@ from vpltool.formats import (
     open_output,
     write_labels,
 )
-from vpltool.labelling import find_reader
-from vpltool.labelling.request import FirstRequest, Labelled, LabellingRequest
+from vpltool.lazy import np
 from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.methods.labels import FirstRequest, Labelled, LabellingRequest, find_reader
 from vpltool.settings import setting
 
 READS = ()
@@ -62,8 +62,6 @@ class Settings(settings.Settings):
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
     """Read the labels once for the tags; those of scored splits are read again when painted."""
-    import numpy as np
-
     tool = find_reader(settings.path)
     if tool is None:
         raise VplError(f"{settings.path} is in no known format",

@@ -19,10 +19,9 @@ from vpltool.formats import (
     write_workspace,
 )
 from vpltool.formats.workspace import relative_to
-from vpltool.recipes.tables.chains import Chains, Protocol
-from vpltool.recipes.tables.features import expected_bytes
-from vpltool.recipes.tables.rows import unmasked
-from vpltool.recipes.tables.scores import made_scored
+from vpltool.papers.tables.chains import Chains, Protocol
+from vpltool.papers.tables.features import expected_bytes
+from vpltool.papers.tables.rows import made_scored, unmasked
 from vpltool.stages._truth import check_truth
 
 QUICK: Mapping[str, Mapping[str, Any]] = {

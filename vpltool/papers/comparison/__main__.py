@@ -1,8 +1,8 @@
 """Compare all methods over one workspace: the same photos, encoder, cut and evaluation.
 
-    python -m vpltool.recipes.comparison WORK
-    python -m vpltool.recipes.comparison WORK --seeds 0 --only "CLIP-ES" "seeds"
-    python -m vpltool.recipes.comparison WORK --rows mine.toml
+    python -m vpltool.papers.comparison WORK
+    python -m vpltool.papers.comparison WORK --seeds 0 --only "CLIP-ES" "seeds"
+    python -m vpltool.papers.comparison WORK --rows mine.toml
 
 What is made lies in WORK/tables/compare, and is taken over by the next run. Every method's maps are
 cut where they score best on --cut, which is a half of --learn where there is one; nothing is chosen
@@ -23,18 +23,15 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
-from vpltool.recipes._program import run_program
-from vpltool.recipes.comparison.measuring import Measured, Setup, measure
-from vpltool.recipes.comparison.picture import choose_photos, draw_methods
-from vpltool.recipes.comparison.rows import BUNDLED, Comparison, Row, read_comparison
-from vpltool.recipes.tables.setup import own_workspace
+from vpltool.papers.comparison.measuring import Measured, Setup, measure
+from vpltool.papers.comparison.picture import choose_photos, draw_methods
+from vpltool.papers.comparison.rows import BUNDLED, Comparison, Row, read_comparison
+from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.tables.setup import own_workspace
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.recipes.comparison",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("comparison", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--learn", default="train", metavar="SPLIT",
                         help="the split that prototypes are learned from")
@@ -140,10 +137,8 @@ def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
             console.warn(f"{record.with_suffix('.md')} begins anew: another choice of "
                          f"{', '.join(differs)}")
         return {}, []
-    # Earlier versions did not record the rows.
-    listed = [Row(**row) for row in found["listed"]] if "listed" in found else list(
-        read_comparison().rows)
-    return {name: Measured(**row) for name, row in found["rows"].items()}, listed
+    return ({name: Measured(**row) for name, row in found["rows"].items()},
+            [Row(**row) for row in found["listed"]])
 
 
 def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:

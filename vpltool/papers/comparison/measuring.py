@@ -11,12 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vpltool import api, console
-from vpltool.command import parse_line
-from vpltool.errors import PhotosFailed
+from vpltool import api
 from vpltool.formats import read_json
-from vpltool.recipes.comparison.rows import Row, fill
-from vpltool.recipes.running import run_call
+from vpltool.papers.comparison.rows import Row, fill
+from vpltool.recipes.running import run_line
 
 MASKS = {"preset": "weclip", "confidence": 0.0}
 """How masks are made of maps; `alpha` follows from where the maps are cut."""
@@ -60,14 +58,8 @@ class Setup:
         command = f"vpltool {shlex.join(words)}"
         if command in self.done:
             return command
-        console.note(f"  {command}")
-        call = parse_line(words)
         before = time.time()
-        try:
-            result = run_call(call, self.work.path)
-        except PhotosFailed as error:
-            console.warn(error.message)
-            result = error.result
+        result, _ = run_line(words, self.work.path)
         self.done.add(command)
         made = _written_since(result, before)
         if made > 1:

@@ -1,6 +1,6 @@
 """Encoders side by side: the same recipe on the same photos with each, beside its own ceiling.
 
-    python -m vpltool.recipes.encoders WORK --photos DIR --tags FILE --masks DIR \\
+    python -m vpltool.papers.encoders WORK --photos DIR --tags FILE --masks DIR \\
         timm:vit_small_patch14_reg4_dinov2.lvd142m timm:vit_tiny_patch16_224,FILE
 
 Runs `own-photos` with each encoder in WORK/1, WORK/2, …, in the order given. The table has the mIoU
@@ -20,18 +20,15 @@ from typing import Any
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, write_json
-from vpltool.recipes._program import run_program
-from vpltool.recipes.ceiling import cam_ceiling, ceiling
+from vpltool.papers.ceiling import cam_ceiling, ceiling
+from vpltool.papers.program import parser_of, run_program
 
 _COLUMNS = ("CAMs, train", "ceiling", "share", "masks, train", "segmenter, val", "ceiling", "share",
             "seconds a photo")
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.recipes.encoders",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("encoders", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK", help="folder of the workspaces")
     parser.add_argument("encoders", nargs="+", metavar="ENCODER", help="as `prepare --encoder`")
     for name in ("photos", "tags", "masks"):

@@ -1,7 +1,7 @@
 """The ceiling of a segmenter: the same one, trained with true masks instead of pseudo masks.
 
-    python -m vpltool.recipes.ceiling WORK
-    python -m vpltool.recipes.ceiling WORK --decoder segmenter --score val
+    python -m vpltool.papers.ceiling WORK
+    python -m vpltool.papers.ceiling WORK --decoder segmenter --score val
 
 How much of it a segmenter from tags reaches says what the pseudo masks cost, apart from what the
 photos, the encoder and the segmenter allow. This is a measurement: its segmenter goes to
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import api, console
 from vpltool.errors import VplError
@@ -30,22 +30,18 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Image, Tensor, np
+from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
-from vpltool.recipes._program import run_program
+from vpltool.parallel.device import find_device
 from vpltool.stages._inputs import open_features, read_prototypes
 from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.recipes.ceiling",
-        description=(__doc__ or "").split("\n")[0], epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("ceiling", __doc__)
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--decoder", default="", metavar="NAME",
                         help="the segmenter that learned from pseudo masks; default: the only one")
@@ -62,8 +58,6 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
     Raises:
         VplError: a photo has none, or it does not fit.
     """
-    from PIL import Image
-
     from vpltool.core.photos import photo_size
 
     without = [photo.id for photo in photos if photo.mask is None]
@@ -164,12 +158,8 @@ def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, c
         masks: folder of their labels, ID.png.
         classes: class of each row (K,).
     """
-    import numpy as np
-    from PIL import Image
-
     from vpltool.core.discriminant import Moments, discriminant, label_shares
     from vpltool.core.training import labels_at
-    from vpltool.parallel.device import find_device
 
     moments = None
     for batch in feature_batches(features, ids, ("patches",), 8):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
-from vpltool.recipes.comparison.measuring import Measured, Setup, score_path
-from vpltool.recipes.comparison.rows import Row
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from vpltool.pictures.overlays import Rgb, SheetPanel
+from vpltool.lazy import Image
+from vpltool.papers.comparison.measuring import Measured, Setup, score_path
+from vpltool.papers.comparison.rows import Row
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 
 PHOTOS = 3
 """How many photos each method is shown on."""
@@ -60,8 +57,6 @@ def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]
         VplError: a photo that is named is not there, or maps cannot be read.
     """
     from vpltool.core.photos import read_photo
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import SheetPanel, fit_panel, sheet
 
     workspace = open_workspace(setup.work.path)
     photos = choose_photos(workspace.photos(setup.score), ids)
@@ -82,8 +77,6 @@ def _panels(setup: Setup, row: Row, measured: Measured, pictures: Mapping[str, R
     import torch.nn.functional as F
 
     from vpltool.core.metrics import labels_at
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import SheetPanel, classes_in, labels_over
 
     name = (row.refined or row.cams).format(seed=setup.seeds[0] if row.seeded else 0)
     threshold = float(read_json(score_path(setup, f"{name}-cut"), "")["threshold"])

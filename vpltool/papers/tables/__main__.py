@@ -1,7 +1,7 @@
 """The tables of the VPL paper over a workspace, with the paper's number beside the measured one.
 
-    python -m vpltool.recipes.tables 5 WORK --preset vpl-voc
-    python -m vpltool.recipes.tables 1 2 3 WORK --quick --set learn-prototypes.max-pixels=50000
+    python -m vpltool.papers.tables 5 WORK --preset vpl-voc
+    python -m vpltool.papers.tables 1 2 3 WORK --quick --set learn-prototypes.max-pixels=50000
 
 Every row is a chain of stages under one preset. A call is spelled with all its names, so what two
 rows have in common is one call, made once; what an earlier run left behind is taken over. All that
@@ -27,13 +27,11 @@ from vpltool import console
 from vpltool.command import parse_line
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
-from vpltool.preset import read_preset
-from vpltool.recipes._program import run_program
-from vpltool.recipes.tables.chains import Chains, Protocol
-from vpltool.recipes.tables.report import write_table
-from vpltool.recipes.tables.rows import TABLES
-from vpltool.recipes.tables.scores import made_scored
-from vpltool.recipes.tables.setup import (
+from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.tables.chains import Chains, Protocol
+from vpltool.papers.tables.report import write_table
+from vpltool.papers.tables.rows import TABLES, made_scored
+from vpltool.papers.tables.setup import (
     QUICK,
     check,
     default_preset,
@@ -41,13 +39,11 @@ from vpltool.recipes.tables.setup import (
     keep_protocol,
     own_workspace,
 )
+from vpltool.preset import read_preset
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m vpltool.recipes.tables", description=(__doc__ or "").split("\n")[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("tables", __doc__)
     parser.add_argument("tables", nargs="+", type=int, choices=sorted(TABLES), metavar="TABLE")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--preset", default="", metavar="NAME-OR-FILE",

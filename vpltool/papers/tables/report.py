@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool.datasets.words import VOC
 from vpltool.formats import write_json
 from vpltool.formats.atomic import atomic_path
-from vpltool.recipes.tables.chains import Chains
+from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
 from vpltool.shell import command_line
 

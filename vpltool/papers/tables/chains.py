@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import itertools
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
-from vpltool.errors import PhotosFailed
 from vpltool.formats import Workspace
 from vpltool.methods import KINDS
+from vpltool.papers.tables.features import find_stored_features
 from vpltool.preset import Preset
-from vpltool.recipes.tables.features import find_stored_features
-from vpltool.recipes.tables.timing import is_long, seconds_a_step
+from vpltool.recipes.running import run_line
 from vpltool.run import find_stage, setting_names, stage_settings
 from vpltool.settings import Settings, values_of
 from vpltool.shell import command_line
 from vpltool.stages import FoundStage
+
+_STEPS = 6
+"""Steps that are timed; the first, which waits for its crops, does not count."""
+
+_LONG = 1000
+"""Steps from which on a training is timed beforehand."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +108,12 @@ class Chains:
         values = {name: value for name, value in self.protocol.given.get(stage, {}).items()
                   if name in known} | values
         line = command_line(stage, values)
-        if line in self.made:
-            return self.made[line]
-        console.note(f"  {line}")
-        # The protocol is that of an earlier run; what it made of other inputs is recomputed.
-        again = {"update": True} if "update" in known else {}
-        try:
-            result = getattr(self.work, found.function_name)(**values, **again)
-        except PhotosFailed as error:
-            console.warn(error.message)
-            self.failed.append(f"{stage}: {error.message}")
-            result = error.result
-        self.made[line] = result
-        return result
+        if line not in self.made:
+            self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
+                                               self.protocol.preset)
+            if failed:
+                self.failed.append(f"{stage}: {failed}")
+        return self.made[line]
 
     def _chosen(self, stage: str) -> dict[str, Any]:
         preset = self.protocol.preset.values(find_stage(stage))
@@ -237,3 +241,44 @@ def _names(found: FoundStage, values: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the settings of a stage, and of the method that values choose."""
     kind = found.stage.methods
     return setting_names(found, str(values.get("method") or (KINDS[kind].default if kind else "")))
+
+
+def is_long(steps: int) -> bool:
+    """Tell whether a training is worth timing beforehand."""
+    return steps >= _LONG
+
+
+def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
+    """Seconds that a step of a training takes here; nothing of it is kept.
+
+    Args:
+        work: the workspace.
+        values: settings of `train_decoder`.
+
+    Raises:
+        VplError: the training is refused.
+    """
+    watch = _Watch()
+    with tempfile.TemporaryDirectory() as folder, console.heard_by(watch):
+        work.train_decoder(**{**values, "iters": _STEPS,
+                              "out": Path(folder) / "trial.safetensors"})
+    return statistics.median(after - before for before, after in itertools.pairwise(watch.times))
+
+
+class _Watch:
+    """Notes when each step of the last piece of work ended, and passes nothing on."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def note(self, message: str) -> None:
+        """Nothing: the training itself will say it."""
+
+    def warn(self, message: str) -> None:
+        """Nothing: the training itself will say it."""
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[console.Advance]:
+        """Start over."""
+        self.times = []
+        yield lambda steps=1, text="": self.times.append(time.monotonic())

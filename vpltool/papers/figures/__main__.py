@@ -6,9 +6,9 @@ most that the vision CAM leaves dark, such as the water around a boat, and of th
 by t-SNE (needs scikit-learn), and the modality gap. Regions are those of the pseudo masks. What the
 pictures suggest is also measured, before t-SNE, printed, and stored beside them.
 
-    python -m vpltool.recipes.figures figure1 work/demo
-    python -m vpltool.recipes.figures figure4 work/demo --decoders decoder-0-0,decoder-1-0
-    python -m vpltool.recipes.figures figure4 work/voc --features work/voc/layers/val
+    python -m vpltool.papers.figures figure1 work/demo
+    python -m vpltool.papers.figures figure4 work/demo --decoders decoder-0-0,decoder-1-0
+    python -m vpltool.papers.figures figure4 work/voc --features work/voc/layers/val
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vpltool.recipes._program import run_program
-from vpltool.recipes.figures.figure1 import figure1
-from vpltool.recipes.figures.figure4 import figure4
+from vpltool.papers.figures.figure1 import figure1
+from vpltool.papers.figures.figure4 import figure4
+from vpltool.papers.program import run_program
 
 
 def _pair_of_names(text: str) -> str:
@@ -30,7 +30,7 @@ def _pair_of_names(text: str) -> str:
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vpltool.recipes.figures",
+    parser = argparse.ArgumentParser(prog="python -m vpltool.papers.figures",
                                      description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="FIGURE")
     first = commands.add_parser("figure1", help="text CAM against vision CAM")

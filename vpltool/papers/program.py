@@ -1,7 +1,8 @@
-"""Running a recipe as a program: `python -m vpltool.recipes.NAME WORK`."""
+"""Running a measurement of the papers as a program: `python -m vpltool.papers.NAME WORK`."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,14 @@ from vpltool import console
 from vpltool.errors import VplError, explain
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.shell import to_shell
+
+
+def parser_of(name: str, docstring: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m vpltool.papers.NAME`, with its docstring as help."""
+    about, _, more = (docstring or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m vpltool.papers.{name}", description=about, epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run_program(work: Path, recipe: Callable[[], object]) -> int:

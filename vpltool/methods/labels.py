@@ -1,0 +1,276 @@
+"""Labels that come back from labelling tools: who reads a file, what a reader is given and gives.
+
+A file of `exports/` whose format people correct labels in defines, beside `export`,
+`files(path)`, the files that it would read, none if they are in another format; `read(path,
+request)`, which yields a `Labelled` for each photo; and `NEEDS`, the packages that it imports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vpltool import json_text
+from vpltool.errors import VplError, near_name
+from vpltool.formats import IGNORE, Photo, read_drawn_labels
+from vpltool.formats.labels import size_of_labels
+from vpltool.lazy import np, npt
+from vpltool.methods import find_methods
+
+_AGAIN = "export it from the tool again"
+
+_BACKGROUND = ("background", "_background_", "__background__")
+"""What tools call the pixels of no class."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A photo with labels that come back from another program.
+
+    Args:
+        photo: of the workspace.
+        labels: (H, W) uint8 at the photo's size, 255 where nothing is said.
+        where: file, and line or entry, that said so.
+    """
+
+    photo: Photo
+    labels: npt.NDArray[np.uint8]
+    where: str
+
+
+@dataclass(frozen=True)
+class LabellingRequest:
+    """What a reader may know: whose labels they can be.
+
+    Args:
+        root: folder of the photos.
+        classes: class names in index order.
+        photos: name to photo, under every name that a tool may give it.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    photos: Mapping[str, Photo]
+
+    def photo(self, name: str, where: str) -> Photo:
+        """The photo of a name: its id or file, with folders before it or without its suffix.
+
+        Raises:
+            VplError: the workspace has none.
+        """
+        parts = name.replace("\\", "/").split("/")
+        for first in range(len(parts)):
+            tail = "/".join(parts[first:])
+            # Label Studio puts eight letters before the name of an uploaded file.
+            for known in (tail, re.sub(r"^[0-9a-f]{8}-", "", tail)):
+                for key in (known, re.sub(r"\.[^./]+$", "", known)):
+                    if key in self.photos:
+                        return self.photos[key]
+        raise VplError(f"{where}: the photo {name} is not in the workspace",
+                       near_name(parts[-1], {photo.id for photo in self.photos.values()}))
+
+    def label(self, name: str, where: str) -> int:
+        """The index of a class; 0 for `background`.
+
+        Raises:
+            VplError: the workspace has no such class.
+        """
+        if name in self.classes:
+            return self.classes.index(name) + 1
+        if name.lower() in _BACKGROUND:
+            return 0
+        raise VplError(f"{where}: `{name}` is not a class of the workspace",
+                       near_name(name, self.classes))
+
+    def size(self, photo: Photo, where: str) -> tuple[int, int]:
+        """(height, width) of a photo.
+
+        Raises:
+            VplError: it cannot be read.
+        """
+        from vpltool.core.photos import photo_size
+
+        try:
+            return photo_size(self.root / photo.image)
+        except OSError as error:
+            raise VplError(f"{where}: the photo {photo.id} cannot be read ({error})",
+                           "put the photo back, or fix it") from error
+
+    def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
+        """Check that labels are as large as their photo.
+
+        Raises:
+            VplError: they are not.
+        """
+        own = self.size(photo, where)
+        if tuple(size) != own:
+            raise VplError(f"{where}: {size[0]}×{size[1]} (height×width), its photo {photo.id} is "
+                           f"{own[0]}×{own[1]}", "labels have a pixel for each of their photo's")
+
+
+@dataclass(frozen=True)
+class FirstRequest(LabellingRequest):
+    """A request for a set whose classes are not known yet: every name that is met becomes one.
+
+    Args:
+        met: class name to label, in the order in which the file names them.
+    """
+
+    met: dict[str, int] = field(default_factory=dict)
+
+    def label(self, name: str, where: str) -> int:
+        """The label of a class, a new one for a new name; 0 for `background`."""
+        if name.lower() in _BACKGROUND:
+            return 0
+        return self.met.setdefault(name, len(self.met) + 1)
+
+
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        VplError: it is missing, or not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VplError(f"{path} cannot be read ({error})", _AGAIN) from error
+
+
+def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: the JSON.
+        where: its file.
+        first_line: where the text begins in it.
+
+    Raises:
+        VplError: it is damaged; the line is named.
+    """
+    try:
+        return json_text.parse_json(text)
+    except ValueError as error:
+        line = first_line - 1 + getattr(error, "lineno", 1)
+        raise VplError(f"{where}:{line}: not JSON ({getattr(error, 'msg', error)})", _AGAIN
+                       ) from error
+
+
+def parse_yaml(path: Path) -> Mapping[str, Any]:
+    """Parse a YAML file that holds names and values.
+
+    Raises:
+        VplError: it is damaged, with the line where that is known, or PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise VplError("PyYAML is not installed", "pip install 'vpltool[labelling]'") from None
+    try:
+        content = yaml.load(read_text(path), _plain_loader(yaml))
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, LookupError, AttributeError,
+            OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise VplError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})", _AGAIN
+                       ) from error
+    if not isinstance(content, dict):
+        raise VplError(f"{path} is not a list of names and values", _AGAIN)
+    return content
+
+
+def _plain_loader(yaml: Any) -> Any:
+    """A loader of plain values without aliases: ten lines of them can stand for 2¹⁰⁰ values."""
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not allowed")
+            return super().compose_node(parent, index)
+
+    return Plain
+
+
+def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[int, int]:
+    """Value to label, from names in the order of their values, or from value to name.
+
+    Raises:
+        VplError: a name is no class of the workspace, or these are no names.
+    """
+    try:
+        listed = names.items() if isinstance(names, dict) else enumerate(names or ())
+        labels = {int(value): request.label(str(name), str(where)) for value, name in listed}
+        if labels and not (min(labels) >= 0 and max(labels) <= IGNORE):
+            raise ValueError("a value is not in 0 to 255")
+        return labels
+    except (TypeError, ValueError, OverflowError) as error:
+        raise VplError(f"{where}: its class names cannot be read ({error})", _AGAIN) from error
+
+
+def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, int],
+                      request: LabellingRequest) -> Iterator[Labelled]:
+    """Yield the photos of label images.
+
+    Args:
+        images: name of a photo, and its label image.
+        labels: value to label; empty: values are the workspace's labels. 255 is unlabelled.
+        request: knows photos and classes.
+
+    Raises:
+        VplError: an image is damaged, of another size, or has a value that is no class.
+    """
+    known = labels or dict(enumerate(range(len(request.classes) + 1)))
+    table = np.zeros(256, np.uint8)
+    table[list(known)] = list(known.values())
+    table[IGNORE] = IGNORE
+    for name, path in images:
+        photo = request.photo(name, str(path))
+        request.check_size(photo, size_of_labels(path), str(path))
+        values = read_drawn_labels(path, other_palettes=True)
+        odd = sorted(set(np.unique(values).tolist()) - known.keys() - {IGNORE})
+        if odd:
+            raise VplError(f"{path} has the value {odd[0]}, which is not a class",
+                           "a pixel's value is the number of its class, 0 for the background, 255 "
+                           "for unlabelled")
+        yield Labelled(photo, table[values], str(path))
+
+
+def below(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """The first pattern's files below a folder that has any, sorted."""
+    for pattern in patterns:
+        if found := sorted(path.glob(pattern)):
+            return found
+    return []
+
+
+def find_reader(path: Path) -> tuple[str, ModuleType] | None:
+    """Return the name and the module of the format that a file or folder is in.
+
+    None: it is a folder in no format of a tool, so at most one of label images.
+
+    Raises:
+        VplError: it is missing, a file in no format, in several, or a package is not installed.
+    """
+    if not path.exists():
+        raise VplError(f"{path} does not exist", "give a file or folder from a labelling tool")
+    modules = {method.name: method.load() for method in find_methods("exports").values()}
+    readers = {name: module for name, module in modules.items() if hasattr(module, "read")}
+    found = [name for name, reader in readers.items() if reader.files(path)]
+    if not found and path.is_dir():
+        return None
+    if len(found) != 1:
+        raise VplError(f"{path} may be {' or '.join(found)}" if found else
+                       f"{path} is in no known format ({', '.join(readers)})",
+                       "docs/labelling.md says what each format looks like")
+    reader = readers[found[0]]
+    for module in reader.NEEDS:
+        if importlib.util.find_spec(module) is None:
+            raise VplError(f"{found[0]} needs {module}, which is not installed",
+                           "pip install 'vpltool[labelling]'")
+    return found[0], reader
