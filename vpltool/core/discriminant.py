@@ -77,10 +77,14 @@ def discriminant(moments: Moments, shrinkage: float, prior: float) -> tuple[Tens
     counts = moments.counts
     means = moments.sums / counts.clamp(min=1)[:, None]
     within = (moments.products - (counts[:, None] * means).T @ means) / counts.sum()
-    variance = within.diagonal().mean()
-    within = (1 - shrinkage) * within + shrinkage * variance * torch.eye(
-        len(within), dtype=within.dtype, device=within.device)
-    weight = torch.linalg.solve(within, means.T).T
+    weight = torch.linalg.solve(shrunk(within, shrinkage), means.T).T
     bias = -(weight * means).sum(dim=1) / 2 + prior * (counts / counts.sum()).clamp(min=1e-12).log()
     bias[counts == 0] = _NEVER
     return weight.float(), bias.float()
+
+
+def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Return a covariance (D, D) drawn towards its mean variance times the identity."""
+    variance = covariance.diagonal().mean()
+    return (1 - shrinkage) * covariance + shrinkage * variance * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device)

@@ -4,6 +4,11 @@ It is fitted to the seeds, labels every pixel with one of its photo's tags or th
 fitted again to the labels that it is sure of. Patches are measured by their own covariance, so the
 same settings serve encoders whose cosines lie elsewhere. `cam --method discriminant` reads the
 result; each row is also a prototype like any other, without its scale and bias.
+
+With `instances`, seeds need not know which tag they belong to. A photo without a tag shows what the
+class is not: for each tag, a discriminant between the seeds of its photos and all photos without it
+chooses the patches of its photos anew, three times. This is multiple-instance learning (Dietterich
+et al., 1997; mi-SVM, Andrews et al., NIPS 2002).
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from dataclasses import dataclass
 
 from vpltool import settings
 from vpltool.core.classes import BACKGROUND, allowed_rows
-from vpltool.core.discriminant import Moments, discriminant
+from vpltool.core.discriminant import Moments, discriminant, shrunk
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
@@ -22,6 +27,9 @@ READS = ("patches",)
 
 _CHUNK = 65536
 """Number of pixels that are scored at a time: bounds the memory."""
+
+_CHOICES = 3
+"""How often pixels are chosen anew; once gave the same on train-a of animals and of photos20."""
 
 UNLABELLED = True
 """Pixels that are no seeds are read, too."""
@@ -38,6 +46,10 @@ class Settings(settings.Settings):
     shrinkage: float = setting(0.1, "Shrinkage of the covariance towards a multiple of the "
                                     "identity.", low=1e-6, high=1,
                                source="as `train-decoder --method discriminant`")
+    instances: float = setting(
+        0.0, "Share of a photo's pixels that are labelled with each of its tags before the first "
+             "round: those that photos without the tag lack. 0: the seeds.", low=0, high=1,
+        record="changed", source="vpltool, 0.08 chosen on train-a of animals and of photos20")
     prior: float = setting(1.0, "Exponent of the class frequency: 1 is Bayes' rule, 0 treats all "
                                 "classes as equally likely.", low=0, source="Bayes' rule")
 
@@ -91,7 +103,8 @@ def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group:
         float32; a class without seeds keeps a weight of 0 and is never chosen.
     """
     allowed = allowed_rows(torch.arange(classes, device=pixels.labels.device), pixels.tags)
-    labels = pixels.labels
+    labels = (choose_instances(pixels, classes, settings, group) if settings.instances
+              else pixels.labels)
     weight, bias = _fit(pixels.embeddings, labels, classes, settings, group)
     for _ in range(settings.rounds):
         found = []
@@ -103,6 +116,112 @@ def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group:
         labels = torch.cat(found) if found else labels
         weight, bias = _fit(pixels.embeddings, labels, classes, settings, group)
     return weight, bias
+
+
+def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Group) -> Tensor:
+    """Return labels (N,) of the pixels that tell the photos with a tag from those without it.
+
+    For class c, a discriminant with one covariance Σ of all pixels separates the mean μ of the
+    pixels that are chosen in its photos from the mean ν of all photos without it: it scores a pixel
+    x by (μ − ν)·Σ⁻¹(x − (μ + ν) / 2). Every photo counts alike. The seeds are the first choice.
+
+    Args:
+        pixels: those with the label 0, the background's seeds, are never chosen.
+        classes: number of classes K, with the background, which is class 0.
+        settings: the share that is chosen, and the shrinkage of Σ.
+        group: processes that hold the pixels.
+
+    Returns:
+        class of each chosen pixel, 0 for the background's seeds, -1 for all others.
+    """
+    photos = _of_each_photo(pixels)
+    means = torch.stack([pixels.embeddings[own].float().mean(dim=0) if len(own) else
+                         pixels.embeddings.new_zeros(pixels.embeddings.shape[1]).float()
+                         for own in photos])
+    tagged = torch.zeros(len(photos), classes, dtype=torch.bool, device=means.device)
+    for number, (own, tags) in enumerate(zip(photos, pixels.tags, strict=True)):
+        tagged[number, tags] = True
+        # What is not labelled belongs to no photo of the means.
+        tagged[number] |= not len(own)
+    inverse = _inverse_covariance(pixels, settings.shrinkage, group)
+    without = _mean_over(~tagged, means, group)
+    chosen = [dict.fromkeys(tags.tolist(), own[pixels.labels[own] > BACKGROUND])
+              for own, tags in zip(photos, pixels.tags, strict=True)]
+    for step in range(_CHOICES + 1):
+        sums, counts = torch.zeros_like(without), without.new_zeros(classes)
+        for of_tags in chosen:
+            for tag, own in of_tags.items():
+                if len(own):
+                    sums[tag] += pixels.embeddings[own].float().mean(dim=0)
+                    counts[tag] += 1
+        mean = group.total(sums) / group.total(counts).clamp(min=1)[:, None]
+        weight = (mean - without) @ inverse
+        bias = -(weight * (mean + without)).sum(dim=1) / 2
+        chosen = [_best(pixels, own, tags, weight, bias, settings.instances,
+                        apart=step == _CHOICES)
+                  for own, tags in zip(photos, pixels.tags, strict=True)]
+    labels = pixels.labels.where(pixels.labels == BACKGROUND, -1)
+    for of_tags in chosen:
+        for tag, own in of_tags.items():
+            labels[own] = tag
+    return labels
+
+
+def _of_each_photo(pixels: Pixels) -> list[Tensor]:
+    """Return the indices of each photo's pixels."""
+    order = pixels.photo_of.argsort(stable=True)
+    counts = pixels.photo_of.bincount(minlength=len(pixels.tags))
+    return list(order.split(counts.tolist()))
+
+
+def _best(pixels: Pixels, own: Tensor, tags: Tensor, weight: Tensor, bias: Tensor, share: float,
+          *, apart: bool) -> dict[int, Tensor]:
+    """Choose the pixels of a photo with the highest score of each of its tags.
+
+    Args:
+        pixels: of all photos.
+        own: indices of the photo's.
+        tags: class indices (K_i,).
+        weight: of the discriminants (K, dim).
+        bias: of the discriminants (K,).
+        share: share of the photo's pixels; at least one.
+        apart: whether the best score of another tag is subtracted, where it is above 0.
+
+    Returns:
+        tag to indices.
+    """
+    own, count = own[pixels.labels[own] != BACKGROUND], max(1, int(share * len(own)))
+    scores = pixels.embeddings[own].float() @ weight[tags].T + bias[tags]
+    found = {}
+    for number, tag in enumerate(tags.tolist()):
+        score = scores[:, number]
+        if apart and len(tags) > 1:
+            others = [other for other in range(len(tags)) if other != number]
+            score = score - scores[:, others].amax(dim=1).relu()
+        found[tag] = own[score.topk(min(count, len(own))).indices]
+    return found
+
+
+def _mean_over(chosen: Tensor, means: Tensor, group: Group) -> Tensor:
+    """Return the mean (K, dim) of the chosen (photos, K) means; of all where none is chosen."""
+    count = group.total(chosen.sum(dim=0).float())
+    total = group.total(chosen.T.float() @ means)
+    everything = group.total(means.sum(dim=0)) / group.total(
+        means.new_tensor(float(len(means)))).clamp(min=1)
+    return torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], everything)
+
+
+def _inverse_covariance(pixels: Pixels, shrinkage: float, group: Group) -> Tensor:
+    """Return the inverse (dim, dim) of the covariance of all pixels, which is shrunk."""
+    tokens = pixels.embeddings
+    moments = Moments.zeros(1, tokens.shape[1], tokens.device)
+    for part in tokens.split(_CHUNK):
+        moments.add(part.float(), torch.ones(len(part), 1, device=part.device))
+    sums, products, count = (group.total(part) for part in (
+        moments.sums, moments.products, moments.counts))
+    mean = sums / count.clamp(min=1)[:, None]
+    covariance = products / count.clamp(min=1) - mean.T @ mean
+    return torch.linalg.inv(shrunk(covariance, shrinkage)).float()
 
 
 def _fit(tokens: Tensor, labels: Tensor, classes: int, settings: Settings, group: Group
