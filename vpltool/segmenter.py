@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import workspace_around
+from vpltool.lazy import Image, Tensor, np, npt
 from vpltool.stages._group_predict import GroupSettings
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
-    from torch import Tensor
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
@@ -235,9 +230,6 @@ def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    import numpy as np
-    from PIL import Image
-
     from vpltool.core.photos import describe_failure, read_photo
 
     if isinstance(photo, (str, Path)):

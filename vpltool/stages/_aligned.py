@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
+from vpltool.lazy import Tensor
 from vpltool.stages import _inputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.vit import Head
 

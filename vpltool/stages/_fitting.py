@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.lazy import torch
 from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 from vpltool.stages._training_data import TrainingData
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.formats import Photo
     from vpltool.parallel.ranks import Ranks
@@ -103,8 +102,6 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
 
 def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:
     """Replace the pixels that `_read_pixels` left by what the network reads."""
-    import torch
-
     vision = data.frozen.encoder.vision
     weight = vision.weight
     assert photo.layers is not None

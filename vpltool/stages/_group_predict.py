@@ -11,14 +11,13 @@ from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
+from vpltool.lazy import torch
 from vpltool.settings import Settings, setting
 from vpltool.stages import _groups
 from vpltool.stages._photo_work import Made, count_sizes, run_batches
 from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.group_maps import GroupMaps
     from vpltool.core.group_segment import GroupScores, GroupView
     from vpltool.core.groups import GroupNetwork

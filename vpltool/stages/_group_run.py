@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.lazy import Tensor, torch
 from vpltool.stages import _groups, _pairs
 from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.group_training import GroupTraining, PairBatch, StepRecord
     from vpltool.core.groups import GroupNetwork
     from vpltool.parallel.ranks import Ranks
@@ -92,8 +91,6 @@ class GroupRun:
 
     def batches(self, start: int) -> Generator[PairBatch, None, None]:
         """The pairs of each step from `start` on, on the device."""
-        import torch
-
         from vpltool.core.group_training import PairBatch
         from vpltool.parallel.device import worker_count
 
@@ -191,8 +188,6 @@ class _Log:
         Raises:
             VplError: one is not finite.
         """
-        import torch
-
         self._unread.append(record)
         done = record.iteration + 1
         logged = done % max(self.steps // 50, 1) == 0 or done == self.steps

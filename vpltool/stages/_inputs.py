@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, VplError, part_of
@@ -28,17 +28,13 @@ from vpltool.formats.manifest import UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.replacing import check_replacing
 from vpltool.formats.shards import WHOLE, Shard
+from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.parallel.once import write_alone
 from vpltool.settings import Settings, changed, described, recorded
 from vpltool.stages._all_photos import known_hashes
 from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._models import check_words
 from vpltool.stages._photo_work import Photos, assigned
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
@@ -223,8 +219,6 @@ def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
 
 def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
     """Id to class indices (K,) of each photo; on the host, where reading them does not wait."""
-    import torch
-
     return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
             for photo in photos}
 

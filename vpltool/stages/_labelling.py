@@ -13,6 +13,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, Workspace
 from vpltool.labelling import find_reader
 from vpltool.labelling.request import Labelled, LabellingRequest
+from vpltool.lazy import np, npt
 from vpltool.stages._corrections import (
     find_corrections,
     is_untagged,
@@ -21,9 +22,6 @@ from vpltool.stages._corrections import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     Found = dict[str, Callable[[], npt.NDArray[np.uint8]]]
 
 
@@ -102,8 +100,6 @@ def _packed(labels: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]
     size, content = labels.shape, zlib.compress(labels.tobytes(), 1)
 
     def unpacked() -> npt.NDArray[np.uint8]:
-        import numpy as np
-
         return np.frombuffer(zlib.decompress(content), np.uint8).reshape(size)
 
     return unpacked

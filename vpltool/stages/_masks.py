@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError, part_of
@@ -22,6 +21,7 @@ from vpltool.formats import (
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 from vpltool.stages._corrections import (
@@ -31,10 +31,6 @@ from vpltool.stages._corrections import (
     read_mask,
     warn_of_untagged,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""

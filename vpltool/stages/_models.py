@@ -11,10 +11,9 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
+from vpltool.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
 
 WORDS = "words"

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, setting
 from vpltool.stages import _aligned, _inputs
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
@@ -160,8 +159,6 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     Raises:
         VplError: there is no seed or no tag, a photo is missing, or the memory does not suffice.
     """
-    import torch
-
     from vpltool.core.phase_one import Pixels
 
     device = ranks.device
@@ -236,8 +233,6 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
 def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
               settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
-    import torch
-
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     if maps is None:
@@ -256,8 +251,6 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
 
 def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `most` of the pixels, in their order; all if they are not more."""
-    import torch
-
     if len(pixels) <= most:
         return pixels, labels
     generator = torch.Generator().manual_seed(seed)

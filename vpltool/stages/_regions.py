@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.formats import InputFolder, Workspace
+from vpltool.lazy import Tensor
 from vpltool.stages import _inputs
 from vpltool.stages._aligned import read_patches
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
 
 

@@ -11,6 +11,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
+from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.stages import _inputs
@@ -20,9 +21,6 @@ from vpltool.stages._segmenters import read_segmenter
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, open_input
+from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch
 from vpltool.settings import setting
 from vpltool.stages import _inputs
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
 
 SECOND = {"second_patches": "patches", "second_attention": "attention"}
@@ -100,7 +99,5 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
 def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
                ) -> dict[str, torch.Tensor]:
     """Read the tensors of a second encoder for a batch of photos, stacked; see `read_second`."""
-    import torch
-
     photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
     return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}

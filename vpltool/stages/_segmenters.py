@@ -10,6 +10,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.manifest import again
+from vpltool.lazy import torch
 from vpltool.methods import find_method
 from vpltool.stages import _inputs
 from vpltool.stages._checkpoints import is_checkpoint
@@ -177,8 +178,6 @@ def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: Segmente
     Raises:
         VplError: the method refuses its settings, or the features are not what it reads.
     """
-    import torch
-
     if not hasattr(method, "rebuild"):
         raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
                        "rebuild(config) gives an empty network, for `predict`")

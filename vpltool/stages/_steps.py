@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header
+from vpltool.lazy import torch
 from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.stages._training_data import TrainingData, crop_batches
 
@@ -109,8 +110,6 @@ def _read_losses(records: list[StepRecord]) -> list[list[float]]:
     Raises:
         VplError: one is not finite.
     """
-    import torch
-
     losses: list[list[float]] = torch.stack([
         torch.stack([loss for loss in (record.mask, record.contrast, record.affinity)
                      if loss is not None]) for record in records]).tolist()

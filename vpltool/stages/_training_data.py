@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
+from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel.threads import in_threads
 from vpltool.stages import _inputs
 from vpltool.stages._masks import Masks
@@ -17,11 +18,6 @@ from vpltool.stages._models import load_main
 from vpltool.stages.extract import parse_layers, parse_numbers
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-    from torch import Tensor
-
     from vpltool.core.training import CropBatch, TrainingSettings, Window
 
 _WHOLE = 1024
@@ -209,16 +205,12 @@ def _photos_of(data: TrainingData, settings: TrainingSettings, iteration: int) -
 
 
 def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
-    import torch
-
     return [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long)
             for photo in photos]
 
 
 def _cut_features(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
     """Read and cut what is stored for the photos of a step; only what the network reads."""
-    import torch
-
     from vpltool.core.decoder import layers_of
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
@@ -257,8 +249,6 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
     gives what cutting the normalised photo would.
     """
-    import torch
-
     from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
@@ -285,10 +275,6 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
 
 def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
     """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
     from vpltool.core.training import cut_photo
 
     if max(photo.shape) > _WHOLE:
@@ -301,8 +287,6 @@ def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Ten
 
 def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
-    import torch
-
     encoder = data.frozen.encoder
     vision, weight = encoder.vision, encoder.vision.weight
     mean, std = torch.tensor([encoder.mean, encoder.std], device=weight.device).view(2, 1, 3, 1, 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
@@ -25,8 +26,6 @@ from vpltool.stages._models import check_words
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.alignment import Aligner, AlignmentSettings, Regions
 
@@ -156,8 +155,6 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     Raises:
         VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
     """
-    import torch
-
     from vpltool.core.alignment import Regions
     from vpltool.core.seeds import region_weights
     from vpltool.parallel.device import find_device
@@ -254,8 +251,6 @@ class _Run:
 
     def build(self) -> Aligner:
         """The networks as they begin, always the same for a seed."""
-        import torch
-
         from vpltool.core.alignment import Aligner
 
         chosen, kept = self.settings, torch.ones_like(self.text.class_index, dtype=torch.bool)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace, find_folder, open_input
+from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, find_method
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.processes import run_jobs
@@ -21,10 +22,6 @@ from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
     from vpltool.methods.inputs import ScoredPhoto
 
 
@@ -252,8 +249,6 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
 
 def _begin_worker(task: _Task) -> None:
     import multiprocessing
-
-    import torch
 
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)

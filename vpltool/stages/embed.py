@@ -10,6 +10,7 @@ from types import ModuleType
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
+from vpltool.lazy import torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
@@ -121,8 +122,6 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
            second: InputFolder | None, carried: tuple[str, ...], todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's features."""
-    import torch
-
     from vpltool.parallel.device import PRECISIONS, find_device, find_precision
 
     device, store = find_device(settings.device), PRECISIONS[settings.store]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
@@ -15,6 +15,7 @@ from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
+from vpltool.lazy import np, npt
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Predictions
 from vpltool.settings import Settings, make, setting, values_of
@@ -24,10 +25,6 @@ from vpltool.stages._corrections import check_corrections, read_mask
 from vpltool.stages._panels import named_photos_of
 from vpltool.stages._running import load_trained
 from vpltool.stages._segmenters import find_decoder, segmenter_header
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.lazy import torch
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
@@ -17,8 +18,6 @@ from vpltool.stages._heads import head_path
 from vpltool.stages._models import WORDS, load_clip_vision, load_main
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 
@@ -176,8 +175,6 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[_photo_work.Made]:
     """Move the tower to the device; the result yields each photo's features."""
-    import torch
-
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.windows import encode_windows

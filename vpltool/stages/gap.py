@@ -11,6 +11,7 @@ from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs
@@ -19,8 +20,6 @@ from vpltool.stages._regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.gap import Gap
     from vpltool.pictures.scatter import Panel
@@ -146,8 +145,6 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     Raises:
         VplError: an input is missing or of another model, or there is no region.
     """
-    import torch
-
     from vpltool.core.gap import modality_gap
 
     source = _inputs.open_features(workspace, settings.features, settings.split)

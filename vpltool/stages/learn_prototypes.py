@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.lazy import Tensor
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
@@ -16,8 +17,6 @@ from vpltool.stages._all_photos import photos_identity, with_photo_files
 from vpltool.stages._models import check_words
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.phase_one import Pixels, Reading
     from vpltool.parallel.ranks import Ranks
 

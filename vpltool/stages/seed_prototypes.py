@@ -12,6 +12,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
 from vpltool.formats.shards import rank_of_process
+from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, find_method
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -19,8 +20,6 @@ from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._all_photos import photos_identity, with_photo_files
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
@@ -19,8 +20,6 @@ from vpltool.stages._models import check_words
 from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
@@ -150,7 +149,6 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
 
 def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
             ) -> Iterator[tuple[Tensor, Tensor]]:
-    import torch
 
     with console.progress("read features", len(ids)) as advance:
         for key in ids:

@@ -13,6 +13,7 @@ from vpltool import console, options
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Photo, Workspace, open_input
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Tensor, torch
 from vpltool.names import csv_id
 from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -21,9 +22,6 @@ from vpltool.stages._models import check_words, load_clip_vision
 from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
 from vpltool.stages._all_photos import photos_identity, with_photo_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +81,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         console.warn(f"no photo is tagged with {', '.join(without)}: their prototypes are zero, "
                      "and nothing resembles them")
 
-    import torch
-
     write_tensors(path, replace(header, facts={"space": "vision", "rows": [*workspace.classes]}),
                   {"prototypes": rows, "class_index": torch.arange(1, len(rows) + 1)})
     return path
@@ -94,8 +89,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
 def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, Sequence[int]],
                  classes: int, settings: TagPrototypesSettings) -> Tensor:
     """Average the salient patches of each class's photos: L2-normed rows (classes, dim)."""
-    import torch
-
     from vpltool.core.saliency import salient_means
     from vpltool.parallel.device import find_device
 

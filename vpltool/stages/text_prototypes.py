@@ -12,6 +12,7 @@ from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
+from vpltool.lazy import torch
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
@@ -96,8 +97,6 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update,
                           by_model_name=True):
         return path
-
-    import torch
 
     from vpltool.clip.load import load_clip
     from vpltool.core.text import attribute_centres, text_prototypes, with_attributes

@@ -12,6 +12,7 @@ from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.formats.shards import rank_of_process
+from vpltool.lazy import torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
@@ -25,8 +26,6 @@ from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
 
@@ -190,8 +189,6 @@ def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> d
 def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool
                         ) -> torch.dtype:
     """The number format that the decoder's steps are computed in."""
-    import torch
-
     from vpltool.parallel.device import find_device, find_precision
 
     if stepless or settings.precision != "bf16":

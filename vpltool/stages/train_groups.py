@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
+from vpltool.lazy import torch
 from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _groups, _inputs, _pairs
@@ -256,8 +257,6 @@ def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
     Raises:
         VplError: the weights cannot be read, or are of another shape.
     """
-    import torch
-
     from vpltool.core.groups import GroupNetwork
 
     torch.manual_seed(settings.seed)
