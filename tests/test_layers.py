@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "core": {"core", "errors"},
     "clip": {"clip", "core", "errors", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors"},
-    "parallel": {"parallel", "core", "formats", "errors", "console"},
+    "parallel": {"parallel", "core", "formats", "errors", "console", "lazy"},
     "demo": {"demo", "core", "clip"},
     "settings": LOWEST,
     "options": {"settings"},

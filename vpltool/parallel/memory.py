@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-import torch
-
 from vpltool.errors import VplError, is_out_of_memory
+from vpltool.lazy import torch
 
 
 class Divisible(Protocol):

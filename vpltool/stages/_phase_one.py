@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from vpltool import console
+from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.lazy import Tensor, torch
@@ -23,42 +24,6 @@ if TYPE_CHECKING:
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""
-
-
-class PixelSettings(Protocol):
-    """The settings that choose pixels; each stage has fields of its own for them."""
-
-    @property
-    def pixels(self) -> str:
-        """`all`, `seeds` or `regions`."""
-
-    @property
-    def phi(self) -> float:
-        """Where seeds begin."""
-
-    @property
-    def phi_background(self) -> float:
-        """Where background seeds end."""
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels at most."""
-
-    @property
-    def seed(self) -> int:
-        "Random seed."
-
-    @property
-    def split(self) -> str:
-        """Split of the data set."""
-
-    @property
-    def limit(self) -> int:
-        """Photos at most; 0: all."""
-
-    @property
-    def device(self) -> str:
-        """Where the pixels go."""
 
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
@@ -90,6 +55,24 @@ def text(*, brief: bool = True) -> Any:
     "Text prototypes."
     return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
                    brief=brief)
+
+
+_REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSettings(options.WholeSplit, shared=True):
+    """Settings that choose the pixels which prototypes are made of."""
+
+    cams: str = cams()
+    phi: float = phi(_REGIONS)
+    phi_background: float = phi_background(_REGIONS)
+    pixels: str = setting(
+        "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
+                 "mean per class and photo.",
+        choices=("seeds", "regions"))
+    max_pixels: int = max_pixels()
+    seed: int = options.seed()
 
 
 def read_start(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
 from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.formats.values import BadValues
+from vpltool.options import PerPhoto
 from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
 from vpltool.stages._label_changes import LabelChanges
@@ -54,41 +55,16 @@ class Photos:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-class Sharded(Protocol):
-    """The setting that says which photos are whose."""
-
-    @property
-    def shard(self) -> str:
-        """Which photos this process does; empty: as the environment says."""
-
-
-class Running(Sharded, Protocol):
-    """The settings that the frame itself reads."""
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether to replace what is there."""
-
-    @property
-    def update(self) -> bool:
-        """Whether to recompute stale results."""
-
-    @property
-    def device(self) -> str:
-        """Where the work is done."""
-
-    @property
-    def batch_size(self) -> int:
-        "Photos per batch."
-
-
-def chosen_shard(settings: Sharded) -> Shard:
+def chosen_shard(choice: str) -> Shard:
     """The shard that this process does; said, unless it is all photos.
 
+    Args:
+        choice: the setting `shard`; empty: as the environment says.
+
     Raises:
-        VplError: what the settings or the environment say is no shard.
+        VplError: what the setting or the environment says is no shard.
     """
-    shard = find_shard(settings.shard)
+    shard = find_shard(choice)
     if shard.count > 1:
         console.note(f"shard {shard} of the photos, {shard.set_by}")
     return shard
@@ -112,7 +88,7 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
 
 
 def open_outputs(
-    folders: Mapping[Path, Header], photos: Photos, settings: Running, labels: int = 0
+    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int = 0
 ) -> list[OutputFolder]:
     """Open the folders that a stage writes, the most wanted first; nothing is changed yet.
 
@@ -137,7 +113,7 @@ def open_outputs(
 def make_photos(
     title: str, outputs: Sequence[OutputFolder],
     start: Callable[[list[str]], Iterable[Made]],
-    write: Callable[[OutputFolder, str, Any], None], settings: Running,
+    write: Callable[[OutputFolder, str, Any], None], settings: PerPhoto,
     on_start: Callable[[], None] | None = None, reads: Mapping[str, Path] | None = None,
 ) -> list[Path]:
     """Do the work of a stage for all photos that are left, and write it down.
@@ -211,7 +187,7 @@ def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> 
                 "photos that are gone")
 
 
-def _write_ahead(settings: Running) -> int:
+def _write_ahead(settings: PerPhoto) -> int:
     from vpltool.parallel.device import find_device
 
     return settings.batch_size if find_device(settings.device).type == "cuda" else 0

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import torch
 from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
@@ -39,20 +40,9 @@ class Training:
         return checkpoint_of(self.target)
 
 
-class StepSettings(Protocol):
-    """The settings that say how steps are taken, not what comes of them."""
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
-
-    @property
-    def workers(self) -> int:
-        """Threads that make crops."""
-
-
-def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings: StepSettings,
-               ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
+def take_steps(run: Training, network: SegmenterNetwork, start: Start,
+               settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
+               ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""
     from vpltool.core.training import make_optimizer, train
     from vpltool.parallel.checkpoints import CheckpointRule

@@ -11,7 +11,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
-from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import RUNNING, NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._all_photos import photos_identity, with_photo_files
@@ -33,7 +33,7 @@ _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignSettings(Settings):
+class AlignSettings(options.WholeSplit):
     """Settings of `align`; what the paper leaves open says so in its source."""
 
     cams: str = _phase_one.cams()
@@ -81,7 +81,6 @@ class AlignSettings(Settings):
     phi_background: float = setting(
         0.15, "A patch counts for the background where all CAMs are at most this, with 1 - CAM as "
               "weight; 1: everywhere.", low=0, high=1, source="vpltool", no_effect=[_NO_REGIONS])
-    split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     checkpoint_every: int = setting(
         500, "Steps between checkpoints; there is also one every minute, and one on interruption. "
@@ -89,12 +88,6 @@ class AlignSettings(Settings):
         record="never", brief=False)
     seed: int = options.seed()
     text: str = _phase_one.text(brief=False)
-    features: Path | None = options.features()
-    device: str = options.device()
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=47, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),

@@ -12,7 +12,7 @@ from vpltool.formats import InputFolder, Workspace
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _photo_work, _second
 from vpltool.stages._heads import read_head
@@ -22,27 +22,19 @@ TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CamSettings(Settings):
+class CamSettings(options.PerPhoto):
     """Settings of `cam`."""
 
     prototypes: str = setting(
         "text", "text, vision, or a file of prototypes; the default without words is tags.",
         metavar="NAME-OR-PATH")
     method: str = setting(KINDS["cams"].default, "Method that makes the maps.", metavar="NAME")
-    split: str = options.split("train")
     name: str = setting("", "Name of the result; default: the prototypes, plus the method unless "
                             "it is gradcam.", record="never", inside=True)
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
-    device: str = options.device()
     precision: str = options.precision()
-    batch_size: int = options.batch_size(8)
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=40, panel="2. Maps and prototypes", reads=("features", "head", "prototypes"),
@@ -84,7 +76,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
     photos = _inputs.photos_with(workspace, split, settings.limit, features,
                                  *([second] if second else []),
-                                 shard=_photo_work.chosen_shard(settings))
+                                 shard=_photo_work.chosen_shard(settings.shard))
     header = _inputs.make_header(
         workspace, "cams", "cam", settings, model=features.header.model,
         inputs={"features": features, "prototypes": prototypes.path,
@@ -106,7 +98,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
            second: InputFolder | None, prototypes: _inputs.Prototypes, todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""
-    from vpltool.parallel.device import PRECISIONS, find_device, find_precision
+    from vpltool.parallel.device import dtype_of, find_device, find_precision
 
     device = find_device(settings.device)
     reads_head = "head" in method.READS
@@ -134,7 +126,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
             [_inputs.read_known_photo(workspace, photo) for photo in photos] if reads_photo else (),
             [photo.captions for photo in photos] if reads_captions else ()), settings.of_method)
         for key, cams in zip(batch.ids, maps, strict=True):
-            yield key, {"cam": cams.to(PRECISIONS[settings.store]).cpu(), "classes": tags[key]}
+            yield key, {"cam": cams.to(dtype_of(settings.store)).cpu(), "classes": tags[key]}
 
     batches = feature_batches(features, todo, wanted, settings.batch_size, device=device)
     return _photo_work.run_batches(batches, draw,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrfSettings(Settings):
+class CrfSettings(options.PerPhoto):
     """Settings of `crf`."""
 
     what: str = setting("", "What to refine: CAMs, or predictions/NAME; default: the first CAMs "
@@ -43,15 +43,7 @@ class CrfSettings(Settings):
     max_side: int = setting(
         2048, "Scale longer photos down to this; labels keep the photo's own size. 0: never.",
         low=0, metavar="PIXELS", record="changed")
-    split: str = options.split("train")
-    device: str = options.device()
-    batch_size: int = options.batch_size(8)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
@@ -97,7 +89,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     warn_without_effect(settings, without={} if source.kind == "cams" else {
         "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
     photos = _inputs.photos_with(workspace, settings.split, settings.limit, source,
-                                 shard=_photo_work.chosen_shard(settings))
+                                 shard=_photo_work.chosen_shard(settings.shard))
     labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
     if source.kind != "cams":
         photos = replace(photos, own={})

@@ -14,7 +14,7 @@ from vpltool.lazy import torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
 from vpltool.stages._heads import head_path, read_head
@@ -23,12 +23,11 @@ from vpltool.stages.extract import parse_kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Settings):
+class EmbedSettings(options.PerPhoto):
     """Settings of `embed`."""
 
     method: str = setting(KINDS["embeddings"].default, "Method that embeds the patches.",
                           metavar="NAME")
-    split: str = options.split("train")
     name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
                         record="never", inside=True)
     carry: str = setting(
@@ -37,14 +36,7 @@ class EmbedSettings(Settings):
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
-    device: str = options.device()
     precision: str = options.precision()
-    batch_size: int = options.batch_size(8)
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("features", "head"),
@@ -83,7 +75,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
     photos = _inputs.photos_with(workspace, split, settings.limit, features,
                                  *([second] if second else []),
-                                 shard=_photo_work.chosen_shard(settings))
+                                 shard=_photo_work.chosen_shard(settings.shard))
     held = features.header.options
     header = _inputs.make_header(
         workspace, "features", "embed", settings, model=features.header.model,
@@ -122,9 +114,9 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
            second: InputFolder | None, carried: tuple[str, ...], todo: list[str]
            ) -> Iterator[_photo_work.Made]:
     """Load what the method reads; the result yields each photo's features."""
-    from vpltool.parallel.device import PRECISIONS, find_device, find_precision
+    from vpltool.parallel.device import dtype_of, find_device, find_precision
 
-    device, store = find_device(settings.device), PRECISIONS[settings.store]
+    device, store = find_device(settings.device), dtype_of(settings.store)
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     head = read_head(features).to(device, dtype) if reads_head else None

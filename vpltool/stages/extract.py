@@ -11,7 +11,7 @@ from vpltool import console, options
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.lazy import torch
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work, _second
 from vpltool.stages._heads import head_path
@@ -33,7 +33,7 @@ _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside t
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings(Settings):
+class ExtractSettings(options.PerPhoto):
     """Settings of `extract`."""
 
     split: str = options.split("train")
@@ -77,15 +77,8 @@ class ExtractSettings(Settings):
     layers: str = setting("", "Blocks whose output is stored as `layers`; 0 is the first; spread: "
                               "four, evenly spaced; default: all but the last.", metavar="LIST")
     store: str = options.store()
-    device: str = options.device()
     precision: str = options.precision()
-    batch_size: int = options.batch_size(8)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
@@ -117,7 +110,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     second = settings.encoder not in ("", WORDS)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
     kept = _kept_of_windows(settings, kept) if settings.window else kept
-    shard = _photo_work.chosen_shard(settings)
+    shard = _photo_work.chosen_shard(settings.shard)
     photos = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
                                   lambda photo: photo.id)
 
@@ -178,7 +171,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.windows import encode_windows
-    from vpltool.parallel.device import PRECISIONS, worker_count
+    from vpltool.parallel.device import dtype_of, worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
@@ -197,7 +190,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
             found = encode_windows(
                 vision, pixels, window, settings.overlap, at_once=settings.batch_size,
                 patches=patches if "patches" in kept else "none", layers=layers,
-                calibration=calibration, store=PRECISIONS[settings.store])
+                calibration=calibration, store=dtype_of(settings.store))
             yield batch.ids[0], {"grid": grid, **index,
                                  **{name: field[0] for name, field in found.items()}}
             return
@@ -205,7 +198,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
                           attention="attention" in kept, attentions="attentions" in kept,
                           attention_blocks=settings.attention_blocks, layers=layers,
                           calibration=calibration)
-        fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
+        fields = {name: getattr(features, name).to(dtype_of(settings.store)).cpu()
                   for name in kept}
         for number, key in enumerate(batch.ids):
             yield key, {"grid": grid, **index,

@@ -10,7 +10,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.lazy import Tensor
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._all_photos import photos_identity, with_photo_files
@@ -25,7 +25,7 @@ UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnPrototypesSettings(Settings):
+class LearnPrototypesSettings(_phase_one.PixelSettings):
     """Settings of `learn-prototypes`; the defaults are the paper's reading."""
 
     tau_t: float = setting(
@@ -59,11 +59,6 @@ class LearnPrototypesSettings(Settings):
     start: str = setting(
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
-    split: str = options.split("train")
-    max_pixels: int = _phase_one.max_pixels()
-    seed: int = options.seed()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
     phi: float = _phase_one.phi(
         NoEffect({"pixels": ("all", "regions")}, "it is where seeds begin"), brief=False)
     phi_background: float = _phase_one.phi_background(
@@ -97,7 +92,6 @@ class LearnPrototypesSettings(Settings):
         False, "With seeds: weight all classes equally.", brief=False, no_effect=[
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
-    features: Path | None = options.features()
     device: str = options.device(brief=False)
     limit: int = options.limit("changed", brief=False)
     update: bool = options.update(brief=False)

@@ -57,7 +57,7 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     Raises:
         VplError: there are no features, or a tar cannot be written.
     """
-    shard = _photo_work.chosen_shard(settings)
+    shard = _photo_work.chosen_shard(settings.shard)
     features = _inputs.open_features(workspace, settings.features, settings.split)
     ids = _photo_work.assigned([photo.id for photo in workspace.photos(settings.split)], shard)
     write_alone(features.path)

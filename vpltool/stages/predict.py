@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import options
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import (
     Header,
@@ -20,14 +19,13 @@ from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
-from vpltool.settings import setting, warn_without_effect
+from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
-from vpltool.stages._chosen_segmenter import Chosen, choose_segmenter
+from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
 from vpltool.stages._group_predict import (
     DECODER_SETTINGS,
     GROUP_SETTINGS,
-    GroupSettings,
     SegmentedByGroups,
     from_groups,
     without_effect,
@@ -40,56 +38,7 @@ from vpltool.stages._named_photos import (
     photo_identities,
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
-from vpltool.stages._running import Segmented, from_features, from_photos
-from vpltool.stages._serving import serving_features
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictSettings(GroupSettings):
-    """Settings of `predict`."""
-
-    images: tuple[Path, ...] = setting(
-        (), "Photos or folders of photos; default: those of the split.",
-        metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
-    decoder: str = setting("", "Decoder, or trained groups; default: the only decoder, or the "
-                               "first of vision-refined, vision, text-refined and text, else the "
-                               "groups.",
-                           metavar="NAME-OR-PATH", record="never")
-    segmenter: str = setting(
-        "", "Decoder, trained groups, or a bundle; with a bundle, photos need no workspace.",
-        metavar="NAME-OR-PATH", record="never")
-    split: str = options.split("val")
-    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
-                          metavar="LIST")
-    flip: bool = setting(False, "Also predict the mirrored photo, and average.")
-    average: str = setting(
-        "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
-        choices=("probabilities", "logits"), record="changed")
-    source: str = setting(
-        "auto", "Read photos, features or auto; features: stored layers of the split, one scale, "
-                "no flip, much faster; auto: features where they suffice.",
-        choices=("auto", "features", "photos"))
-    features: Path | None = options.features()
-    tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
-                         record="changed")
-    probabilities: bool = setting(
-        True, "Also store class probabilities of a split; crf prefers them to labels.",
-        off="--labels-only", record="never")
-    overlay: bool = setting(False, "Also draw each photo with labels and names.",
-                            record="never")
-    max_side: int | None = setting(
-        None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
-        metavar="PIXELS")
-    device: str = options.device()
-    precision: str = options.precision()
-    batch_size: int = options.batch_size(4)
-    workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
-
+from vpltool.stages._running import Segmented, from_features, from_photos, serving_features
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
               writes=("predictions", "probabilities", "cams", "group-maps"),
@@ -189,7 +138,7 @@ def _one_picture(settings: PredictSettings) -> Path | None:
 def _split_task(work: Chosen) -> _Task:
     """The photos of a split of the workspace that are this process's."""
     workspace, settings = work.workspace, work.settings
-    shard = _photo_work.chosen_shard(settings)
+    shard = _photo_work.chosen_shard(settings.shard)
     listed = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
                                   lambda photo: photo.id)
     features = (serving_features(workspace, work.header, settings, work.scales,
@@ -212,7 +161,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings)
+    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings.shard)
     groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:

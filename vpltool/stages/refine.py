@@ -15,7 +15,7 @@ from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel.batches import feature_batches
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _photo_work, _second
 from vpltool.stages._segmenters import decoder_header, find_decoder, read_segmenter, reads_of
@@ -25,14 +25,13 @@ UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-ref
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineSettings(Settings):
+class RefineSettings(options.PerPhoto):
     """Settings of `refine`."""
 
     cams: str = setting("", "CAMs to refine; default: vision if it exists, else text.",
                         metavar="NAME-OR-PATH", record="never")
     method: str = setting(KINDS["refiners"].default, "Method that refines the maps.",
                           metavar="NAME", aliases=["--affinity"])
-    split: str = options.split("train")
     prototypes: str = setting("vision", "Prototypes, for a method that reads them.",
                               metavar="NAME-OR-PATH", record="never", brief=False)
     decoder: str = setting("", "Decoder, for a method that reads one; default: the only one, or "
@@ -41,13 +40,6 @@ class RefineSettings(Settings):
     features: Path | None = options.features()
     second: Path | None = _second.second()
     store: str = options.store()
-    device: str = options.device()
-    batch_size: int = options.batch_size(8)
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features", "decoder"),
@@ -79,7 +71,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     beside = _open_beside(workspace, settings, method, features)
     photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
                                  *([beside.second] if beside.second else []),
-                                 shard=_photo_work.chosen_shard(settings))
+                                 shard=_photo_work.chosen_shard(settings.shard))
     header = _inputs.make_header(
         workspace, "cams", "refine", settings, model=features.header.model,
         inputs={"cams": cams, "features": features, "classes": workspace.classes_identity,
@@ -92,10 +84,10 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
                                        1 + len(workspace.classes))
 
     def write(output: OutputFolder, key: str, made: dict[str, Any]) -> None:
-        from vpltool.parallel.device import PRECISIONS
+        from vpltool.parallel.device import dtype_of
 
         # Here, so that on a GPU only the writing thread waits for the maps.
-        output.write_tensors(key, made | {"cam": made["cam"].to(PRECISIONS[settings.store]).cpu()})
+        output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
     return _photo_work.make_photos(
         f"refine {name} {split}", outputs,

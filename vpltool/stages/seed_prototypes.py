@@ -8,13 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console, options
+from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, find_method
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._all_photos import photos_identity, with_photo_files
@@ -23,34 +23,16 @@ if TYPE_CHECKING:
     from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 
-_REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SeedPrototypesSettings(Settings):
+class SeedPrototypesSettings(_phase_one.PixelSettings):
     """Settings of `seed-prototypes`."""
 
-    cams: str = _phase_one.cams()
-    phi: float = _phase_one.phi(_REGIONS)
-    phi_background: float = _phase_one.phi_background(_REGIONS)
-    pixels: str = setting(
-        "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
-                 "mean per class and photo.",
-        choices=("seeds", "regions"))
     method: str = setting(KINDS["estimators"].default,
                           "Method that estimates the prototypes.", metavar="NAME")
-    split: str = options.split("train")
-    max_pixels: int = _phase_one.max_pixels()
-    seed: int = options.seed()
     text: str = setting("text", "Prototypes to start from; default: text, or tags where the "
                                 "encoder knows no words.",
                         metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"])
-    features: Path | None = options.features()
-    device: str = options.device()
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),

@@ -12,7 +12,7 @@ from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _aligned, _inputs, _phase_one
 from vpltool.stages._all_photos import photos_identity, with_photo_files
@@ -26,7 +26,7 @@ _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftGapSettings(Settings):
+class ShiftGapSettings(options.Replaces):
     """Settings of `shift-gap`."""
 
     share: float = setting(
@@ -47,9 +47,6 @@ class ShiftGapSettings(Settings):
     features: Path | None = options.features()
     split: str = options.split("train")
     limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=46, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),

@@ -15,7 +15,7 @@ from vpltool.formats import Photo, Workspace, open_input
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
 from vpltool.names import csv_id
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._models import check_words, load_clip_vision
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagSettings(Settings):
+class TagSettings(options.PerPhoto):
     """Settings of `tag`."""
 
     prototypes: str = setting("text", "Prototypes to compare patches with; text, or a file.",
@@ -61,16 +61,9 @@ class TagSettings(Settings):
         no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
     max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
-    split: str = options.split("train")
-    device: str = options.device()
     precision: str = options.precision()
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototypes"),
@@ -101,7 +94,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     """
     check_words(workspace)
     warn_without_effect(settings)
-    shard = _photo_work.chosen_shard(settings)
+    shard = _photo_work.chosen_shard(settings.shard)
     photos = workspace.photos(settings.split, settings.limit)
     prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
     header = _inputs.make_header(

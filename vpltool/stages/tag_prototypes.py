@@ -11,26 +11,19 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
-from vpltool.settings import Settings, setting
+from vpltool.settings import setting
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
 from vpltool.stages._all_photos import photos_identity, with_photo_files
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagPrototypesSettings(Settings):
+class TagPrototypesSettings(options.WholeSplit):
     """Settings of `tag-prototypes`."""
 
     share: float = setting(0.1, "Share of each photo's patches that is used, the most salient "
                                 "ones.", low=0.001, high=1, source="vpltool")
-    split: str = options.split("train")
-    features: Path | None = options.features()
-    device: str = options.device()
     batch_size: int = options.batch_size(8)
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=36, panel="2. Maps and prototypes", reads=("features",),

@@ -13,14 +13,14 @@ from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
 from vpltool.lazy import torch
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs
 from vpltool.stages._models import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPrototypesSettings(Settings):
+class TextPrototypesSettings(options.Replaces):
     """Settings of `text-prototypes`."""
 
     prompts: str = setting(
@@ -42,9 +42,6 @@ class TextPrototypesSettings(Settings):
         0.9, "Share of the attributes, the nearest ones, that are added to a class.", low=0, high=1,
         record="changed", source="ExCEL, official code", brief=False)
     device: str = options.device()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=20, panel="1. Begin", reads=("workspace",), writes=("prototypes",),

@@ -3,97 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console, options
+from vpltool import console
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import torch
-from vpltool.methods import KINDS, find_method
+from vpltool.methods import find_method
 from vpltool.methods.inputs import SegmenterParts
-from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
+from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _inputs, _masks
 from vpltool.stages._all_photos import with_photo_files
 from vpltool.stages._checkpoints import Start, read_checkpoint
-from vpltool.stages._fitting import STEPLESS, fit_segmenter
-from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
+from vpltool.stages._fitting import (
+    DEFAULT_LR,
+    STEPLESS,
+    TrainDecoderSettings,
+    build_segmenter,
+    fit_segmenter,
+    take_weights,
+)
+from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
-
-_DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainDecoderSettings(Settings):
-    """Settings of `train-decoder`."""
-
-    masks: str = setting("", "Pseudo masks to train on; a name, or a folder of your own. "
-                             "Default: the first found of vision-refined, vision, text-refined, "
-                             "text.", metavar="NAME-OR-PATH", record="never")
-    prototypes: str = setting(
-        "vision", "Pixel classifier: vision, text or a file; the default without words is tags.",
-        metavar="NAME-OR-PATH", source="VPL, eq. 12")
-    method: str = setting(KINDS["segmenters"].default, "Kind of segmenter to train.",
-                          metavar="NAME")
-    source: str = setting(
-        "auto", "Train on photos, features or auto; photos: random scale, mirror, crop, encoded at "
-                "each step; features: mirror and crop of stored layers, much faster; auto: "
-                "features if they contain layers.",
-        choices=("auto", "features", "photos"))
-    iters: int = setting(30000, "Training steps; 0, for a residual decoder: the dense CAM over all "
-                                "classes, no tags needed.", low=0,
-                         source="VPL, implementation details")
-    batch_size: int = setting(6, "Crops per step.", low=1, source="VPL, implementation details")
-    crop: int = setting(20, "Side of a crop, in patches.", low=2,
-                        source="WeCLIP, official code: 320 pixels")
-    lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
-    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: off.", low=0,
-                                source="VPL, eq. 14")
-    lambda_aff: float = setting(
-        0.0, "Weight of WeCLIP's affinity loss; 0.1 there: patches of one label become similar in "
-             "the decoder's fused features. 0: off.", low=0, record="changed")
-    optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
-                             source="VPL, implementation details")
-    lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
-                        source="WeCLIP, official code, for adamw; VPL gives none")
-    power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER; WeCLIP: 1.", low=0)
-    balanced: bool = setting(
-        False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
-               "pixel (the paper).", off="--plain", source="VPL, eq. 14")
-    max_side: int = setting(
-        1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
-        metavar="PIXELS", record="changed")
-    corrected_times: int = setting(
-        1, "How many times each photo with a corrected mask is used per epoch.", low=1,
-        metavar="N", record="changed")
-    start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
-                         metavar="NAME-OR-PATH", record="never")
-    split: str = options.split("train")
-    features: Path | None = options.features()
-    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
-                        inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
-    seed: int = options.seed()
-    device: str = options.device()
-    precision: str = options.precision()
-    workers: int = options.workers()
-    limit: int = options.limit(record="changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
-
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
@@ -139,7 +80,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
+        optimizer=settings.optimizer, lr=settings.lr or DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
         lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
         precision=_precision_of_steps(settings, frozen, stepless))
