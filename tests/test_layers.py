@@ -45,7 +45,8 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
 LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
-STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
+ENGINE = FILES | WORK | {"methods", "engine"}
+STAGES = ENGINE | {"labelling", "stages", "presets"}
 RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
                  "recipes", "command", "segmenter"}
 
@@ -68,6 +69,7 @@ MAY_IMPORT = {
     "labelling": {"labelling", "core", "formats", "errors", "json_text", "names"},
     "presets": {"presets", "errors"},
     "methods": FILES | WORK | {"methods", "presets", "labelling"},
+    "engine": ENGINE,
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,

@@ -94,6 +94,12 @@ def features() -> Any:
                    record="never", brief=False)
 
 
+def second() -> Any:
+    """Folder of features of a second encoder."""
+    return setting(None, "Features of a second encoder, for a method that reads them; default: "
+                         "features-second/SPLIT.", metavar="DIR", record="never", brief=False)
+
+
 def allow_pipe() -> Any:
     """Whether addresses may start programs."""
     return setting(False, "Take addresses that start a program: pipe:COMMAND. Only those of this "

@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.headers import relative_path
+from vpltool.engine.models import WORDS, encoder_weights
+from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
@@ -30,13 +34,9 @@ from vpltool.provenance import check_header
 from vpltool.settings import described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
-from vpltool.stages._all_photos import given_again, other_photos
-from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._group_predict import named_workspace
-from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
-from vpltool.stages._models import WORDS, encoder_weights
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
 

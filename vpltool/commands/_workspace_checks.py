@@ -28,6 +28,9 @@ from vpltool.commands._leftovers import (
     without_manifest,
 )
 from vpltool.commands._prepare_again import prepare_line
+from vpltool.engine.checkpoints import checkpoint_of, is_checkpoint
+from vpltool.engine.features import HEAD, head_path
+from vpltool.engine.models import WORDS
 from vpltool.errors import VplError, counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
@@ -38,9 +41,6 @@ from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.shell import command_line, program
 from vpltool.stages import find_stages
-from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
-from vpltool.stages._heads import HEAD, head_path
-from vpltool.stages._models import WORDS
 from vpltool.state import Artifact, State, read_artifact, read_state
 
 _DAMAGE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.photos import read_known_photo
 from vpltool.errors import VplError
+from vpltool.formats import Photo
 from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import RUNNING, setting
-from vpltool.stages import _inputs
 from vpltool.stages._segmenters import read_segmenter
 from vpltool.stages._training_data import Frozen, TrainingData
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.formats import Photo
     from vpltool.parallel.ranks import Ranks
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
@@ -150,7 +152,7 @@ def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mappin
         VplError: the other decoder is of another method, shape or CLIP.
     """
     header, other = read_segmenter(path)
-    _inputs.check_same_model(model, header.model, f"the prototypes and {path}")
+    check_same_model(model, header.model, f"the prototypes and {path}")
     theirs = header.facts.get("segmenter", "weclip")
     if theirs != name:
         raise VplError(f"{path} is of the method {theirs}", f"`method={theirs!r}`")
@@ -179,8 +181,6 @@ def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,
     Raises:
         VplError: a photo cannot be read any more, or the masks label nothing.
     """
-    from vpltool.parallel.device import worker_count
-
     network.to(ranks.device)
     own = replace(data, photos=[photo for photo in data.photos
                                    if ranks.shard.holds(photo.id)])
@@ -230,7 +230,7 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     from vpltool.core.training import labels_at
 
     encoder = data.frozen.encoder
-    pixels = _inputs.read_known_photo(data.workspace, photo)
+    pixels = read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
     height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     grid = (height // patch, width // patch)

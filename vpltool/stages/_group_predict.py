@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
+from vpltool.engine.photo_work import Made, count_sizes, run_batches
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.lazy import torch
+from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, setting
 from vpltool.stages import _groups
-from vpltool.stages._photo_work import Made, count_sizes, run_batches
 from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
     Raises:
         VplError: see `GroupSegmenter.of`.
     """
-    from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.photos import load_batches
 
     segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import find_precision, worker_count
+from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import RUNNING, NoEffect, setting
 from vpltool.stages import _groups, _pairs
-from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
@@ -176,7 +180,6 @@ class GroupRun:
     @property
     def training(self) -> GroupTraining:
         from vpltool.core.group_training import GroupTraining
-        from vpltool.parallel.device import find_precision
 
         chosen = self.settings
         return GroupTraining(
@@ -197,7 +200,6 @@ class GroupRun:
     def batches(self, start: int) -> Generator[PairBatch, None, None]:
         """The pairs of each step from `start` on, on the device."""
         from vpltool.core.group_training import PairBatch
-        from vpltool.parallel.device import worker_count
 
         chosen, device = self.settings, self.process.device
         mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
@@ -227,9 +229,6 @@ class GroupRun:
 
 def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
     from vpltool.core.group_training import Exchange, Objective, make_optimizer, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.memory import explain_out_of_memory
-    from vpltool.parallel.signals import defer_interrupts
 
     settings, process, training = run.settings, run.process, run.training
     network = network.to(process.device)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, expect_header, read_tensors
 from vpltool.formats.header import is_same_model
 from vpltool.lazy import Tensor, torch
-from vpltool.stages._checkpoints import is_checkpoint
-from vpltool.stages._models import check_words
 
 if TYPE_CHECKING:
     from vpltool.core.groups import GroupNetwork

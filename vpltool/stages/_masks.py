@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console
+from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.photos import check_current
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
@@ -23,7 +25,6 @@ from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _inputs
 from vpltool.stages._corrections import (
     check_corrections,
     identity_of_corrections,
@@ -93,7 +94,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
         found = find_folder(workspace.path, ("masks",), choice, split, ("masks",),
-                            f"`crf(split={split!r})`", preferred=_inputs.BEST_FIRST)
+                            f"`crf(split={split!r})`", preferred=BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
             if folder.is_dir() and not (folder / MANIFEST).exists():
@@ -101,7 +102,7 @@ def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[s
         raise
     workspace.check_classes(found.header, found.path)
     there = found.available(ids) if ids else []
-    _inputs.check_current(workspace, there, found)
+    check_current(workspace, there, found)
     return Masks(found.path, found.name, there, header=found.header)
 
 

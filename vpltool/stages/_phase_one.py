@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.photos import photos_with
+from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.lazy import Tensor, torch
+from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import NoEffect, setting
-from vpltool.stages import _aligned, _inputs
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
@@ -75,21 +78,21 @@ class PixelSettings(options.WholeSplit, shared=True):
     seed: int = options.seed()
 
 
-def read_start(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:
+def read_start(workspace: Workspace, choice: str, features: InputFolder) -> Prototypes:
     """Read the rows that others are made from: those of the text, or of tags.
 
     Raises:
         VplError: as `read_text`.
     """
-    if Path(choice).stem != _inputs.OF_TAGS:
+    if Path(choice).stem != OF_TAGS:
         return read_text(workspace, choice, features)
-    found = _inputs.read_prototypes(workspace, choice)
-    _aligned.check_fits(features, found)
+    found = read_prototypes(workspace, choice)
+    check_fits(features, found)
     return found
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
-              ) -> _inputs.Prototypes:
+              ) -> Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
 
     Args:
@@ -101,12 +104,12 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
     Raises:
         VplError: they are not there, of other classes or another CLIP, or come from photos.
     """
-    found = _inputs.read_prototypes(workspace, choice, aligned=aligned)
+    found = read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
     if space not in TEXT_SPACES:
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
-    _aligned.check_fits(features, found)
+    check_fits(features, found)
     return found
 
 
@@ -119,7 +122,7 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
     hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`" if workspace.encoder
             else f"`cam(prototypes='text', split={split!r})`, then "
                  f"`refine(cams='text', split={split!r})`")
-    return _inputs.find_cams(workspace, choice, split, _inputs.SEEDING, hint)
+    return find_cams(workspace, choice, split, SEEDING, hint)
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
@@ -147,7 +150,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     device = ranks.device
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
-    found = set().union(*ranks.collect(list(_inputs.photos_with(
+    found = set().union(*ranks.collect(list(photos_with(
         workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
     ids, share = pixels_per_photo([key for key in photos if key in found], settings.max_pixels)
     mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
@@ -160,7 +163,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     seen = count = 0
     with console.progress("read features", len(mine)) as advance:
         for number, key in mine:
-            patches = _aligned.read_patches(features, key, space)
+            patches = read_patches(features, key, space)
             all_of_it = len(patches)
             patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
             seen += all_of_it
@@ -243,8 +246,6 @@ def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple
 
 def memory_for(count: int) -> AbstractContextManager[None]:
     """Say which setting to lower where the memory does not suffice for so many pixels."""
-    from vpltool.parallel.memory import explain_out_of_memory
-
     return explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 

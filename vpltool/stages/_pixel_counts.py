@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.manifest import again
@@ -14,7 +15,6 @@ from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages._inputs import naming_photo
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:

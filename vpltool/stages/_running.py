@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.engine.features import open_features, smaller_photos_hint
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.models import load_main, with_weights
+from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
+from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import setting
-from vpltool.stages import _inputs
-from vpltool.stages._models import load_main, with_weights
-from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.stages._segmenters import read_segmenter, reads_of
 from vpltool.stages.extract import smaller_side_hint
 
@@ -91,8 +93,8 @@ def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: to
         raise VplError(f"{path} only names its encoder: {error.message}",
                        "`export('bundle')` without `clip='identity'` puts it into the file"
                        ) from error
-    _inputs.check_same_model(encoder.identity, header.model,
-                             f"{workspace.encoder or workspace.pretrained} and {path}")
+    check_same_model(encoder.identity, header.model,
+                     f"{workspace.encoder or workspace.pretrained} and {path}")
     return encoder
 
 
@@ -149,14 +151,14 @@ def serving_features(workspace: Workspace, header: Header, settings: RunsSegment
         if settings.source == "features":
             raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
         return None
-    features = _inputs.open_features(workspace, settings.features, settings.split)
+    features = open_features(workspace, settings.features, settings.split)
     if reason := _reason_against_features(header, features, settings, scales, ids):
         if settings.source == "features":
             raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
         console.note(f"photos are read, since {reason}")
         return None
-    _inputs.check_same_model(features.header.model, header.model,
-                             f"{features.path} and the decoder")
+    check_same_model(features.header.model, header.model,
+                     f"{features.path} and the decoder")
     return features
 
 
@@ -199,7 +201,6 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
     from vpltool.core.decoder import layers_of
     from vpltool.core.photos import describe_failure, photo_size
     from vpltool.core.segment import probabilities_of
-    from vpltool.parallel.device import find_device
 
     device = find_device(settings.device)
     network = read_segmenter(decoder)[1].to(device)
@@ -221,7 +222,7 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
 
     names = [*reads, *(["layer_index"] if "layers" in reads else [])]
     batches = feature_batches(features, list(paths), names, settings.batch_size, device=device)
-    return run_batches(batches, decode, lambda _: _inputs.smaller_photos_hint(features.header))
+    return run_batches(batches, decode, lambda _: smaller_photos_hint(features.header))
 
 
 def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
@@ -243,7 +244,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     """
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.segment import segment
-    from vpltool.parallel.device import find_device, find_precision, worker_count
     from vpltool.parallel.photos import load_batches
 
     device = find_device(settings.device)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.manifest import again
 from vpltool.methods import find_method
-from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._groups import find_groups, groups_header
-from vpltool.stages._inputs import BEST_FIRST
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import torch
-from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import worker_count
+from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
 
@@ -45,9 +48,6 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start,
                ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""
     from vpltool.core.training import make_optimizer, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.device import worker_count
-    from vpltool.parallel.memory import explain_out_of_memory
 
     device = ranks.device
     network = network.to(device)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.features import open_features
+from vpltool.engine.models import load_main
+from vpltool.engine.photos import check_current, naming_photo, read_known_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _inputs
 from vpltool.stages._masks import Masks
-from vpltool.stages._models import load_main
 from vpltool.stages.extract import parse_layers, parse_numbers
 
 if TYPE_CHECKING:
@@ -73,15 +75,13 @@ def frozen_layers(
     """
     folder = features or workspace.path / "features" / split
     if source != "photos" and (folder / "artifact.json").exists():
-        found = _inputs.open_features(workspace, features, split)
+        found = open_features(workspace, features, split)
         if set(reads) <= set(found.header.options["keep"]):
-            _inputs.check_current(workspace, ids, found)
+            check_current(workspace, ids, found)
             return _stored_layers(found, ids, split, layers if "layers" in reads else None)
     if source == "features":
         raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
                        f"{_extract(split)}, or `source='photos'`")
-
-    from vpltool.parallel.device import find_device, find_precision
 
     on = find_device(device)
     dtype = find_precision(precision, on, console.warn)
@@ -259,7 +259,7 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     own = data.own(len(photos))
     for number, photo in enumerate(photos):
         path = data.workspace.image_path(photo)
-        with _inputs.naming_photo(photo, path):
+        with naming_photo(photo, path):
             size = photo_size(path)
         height, width = fit_size(size, patch,
                                  scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
@@ -267,7 +267,7 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
         labels = labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number in own:
-            pixels = _inputs.read_known_photo(data.workspace, photo)
+            pixels = read_known_photo(data.workspace, photo)
             images.append(_cut_pixels(pixels, window, patch))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
     return CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))

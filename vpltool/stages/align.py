@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, Workspace, write_tensors
-from vpltool.lazy import Tensor, torch
-from vpltool.settings import RUNNING, NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
-from vpltool.stages._checkpoints import (
+from vpltool.engine.checkpoints import (
     Start,
     checkpoint_of,
     load_state,
     read_checkpoint,
     write_checkpoint,
 )
-from vpltool.stages._models import check_words
+from vpltool.engine.features import check_kept, open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.prototypes import Prototypes, patch_source
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.lazy import Tensor, torch
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import find_device
+from vpltool.parallel.signals import defer_interrupts
+from vpltool.settings import RUNNING, NoEffect, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _phase_one
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
@@ -117,11 +123,11 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     """
     check_words(workspace)
     warn_without_effect(settings)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    _inputs.check_kept(features, ["patches"])
+    features = open_features(workspace, settings.features, settings.split)
+    check_kept(features, ["patches"])
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "align", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
@@ -129,14 +135,14 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
     target = settings.out or workspace.path / "prototypes/aligned.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         start = read_checkpoint(
             checkpoint_of(target), replace(header, kind="alignment"), overwrite=settings.overwrite,
             update=settings.update, keep="`out='FILE'` keeps it")
         regions = _gather(workspace, features, maps, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
-            _align(_Run(settings, regions, text, _aligned.patch_source(features), header, target),
+            _align(_Run(settings, regions, text, patch_source(features), header, target),
                    start)
     return target
 
@@ -150,9 +156,8 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     """
     from vpltool.core.alignment import Regions
     from vpltool.core.seeds import region_weights
-    from vpltool.parallel.device import find_device
 
-    ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
+    ids = list(photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
@@ -220,14 +225,14 @@ class _Run:
         settings: how.
         regions: what the text is aligned with.
         text: prototypes in CLIP's joint space.
-        patches: kind of the patches, see `_aligned.patch_source`.
+        patches: kind of the patches, see `patch_source`.
         header: of the result.
         target: its file.
     """
 
     settings: AlignSettings
     regions: Regions
-    text: _inputs.Prototypes
+    text: Prototypes
     patches: str
     header: Header
     target: Path
@@ -260,8 +265,6 @@ class _Run:
 
 def _align(task: _Run, start: Start) -> None:
     from vpltool.core.alignment import make_optimizer, refresh, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.signals import defer_interrupts
 
     training, aligner = task.training, task.build()
     optimizer, steps = make_optimizer(aligner, training), training.iterations

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace
 from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
+from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
-from vpltool.stages._models import load_clip_vision, load_main
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
@@ -91,7 +92,6 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         return dict(_NOTHING)
 
     from vpltool.core.photos import fit_size
-    from vpltool.parallel.device import find_device, worker_count
 
     device = find_device(settings.device)
     encoder = load_main(workspace, device)

@@ -10,6 +10,7 @@ from typing import Any
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
+from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.corrections import corrections_of
@@ -18,9 +19,9 @@ from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Predictions
+from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
 from vpltool.stages._corrections import check_corrections, read_mask
 from vpltool.stages._panels import named_photos_of
 from vpltool.stages._running import load_trained
@@ -70,8 +71,6 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
 def _segmenter(workspace: Workspace, settings: ExportSettings, method: Any) -> list[Path]:
     """Export a trained decoder together with its encoder."""
-    from vpltool.parallel.device import find_device
-
     decoder = find_decoder(workspace.path, settings.what)
     workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
@@ -117,7 +116,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Any
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
-            preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
+            preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "")],
             full=getattr(method, "FULL", False))
     except VplError:
         # That a split is unknown says more.

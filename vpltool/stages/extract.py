@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second
+from vpltool.engine.headers import make_header
+from vpltool.engine.models import WORDS, load_clip_vision, load_main
+from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import Photos, assigned, chosen_shard
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.lazy import torch
+from vpltool.parallel.device import dtype_of, find_device, find_precision, worker_count
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
-from vpltool.stages._heads import head_path
-from vpltool.stages._models import WORDS, load_clip_vision, load_main
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
@@ -110,18 +113,16 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     second = settings.encoder not in ("", WORDS)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
     kept = _kept_of_windows(settings, kept) if settings.window else kept
-    shard = _photo_work.chosen_shard(settings.shard)
-    photos = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
-                                  lambda photo: photo.id)
-
-    from vpltool.parallel.device import find_device, find_precision
+    shard = chosen_shard(settings.shard)
+    photos = assigned(workspace.photos(settings.split, settings.limit), shard,
+                      lambda photo: photo.id)
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     encoder, source = _load(workspace, settings, device)
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "features", "extract", settings, model=encoder.identity,
         inputs=source.inputs if source else {}, skip=OF_CLIP if second else (),
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
@@ -130,8 +131,8 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         header = replace(header, call=header.call | {"encoder": source.setting})
     parent = "features-second" if settings.encoder else "features"
     folder = settings.out or workspace.path / parent / settings.split
-    outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos(
+    outputs = open_outputs(
+        {folder: header}, Photos(
             [photo.id for photo in photos], {}, {}, not settings.limit, shard,
             workspace.hashes_of(photos)), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
@@ -144,7 +145,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
                 kind="head", command="extract", model=encoder.identity,
                 facts={"config": head.config}), head.state_dict())
 
-    return _photo_work.make_photos(
+    return make_photos(
         f"extract {settings.split}", outputs,
         lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
@@ -153,12 +154,12 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
-          ) -> tuple[Encoder, _second.FoundEncoder | None]:
+          ) -> tuple[Encoder, FoundEncoder | None]:
     """Load the workspace's encoder, or the one that is named, and where that was found."""
     if settings.encoder not in ("", WORDS):
         warn_without_effect(settings, without=dict.fromkeys(
             OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
-        return _second.load_second(workspace, settings.encoder, device)
+        return load_second(workspace, settings.encoder, device)
     warn_without_effect(settings)
     load = load_clip_vision if settings.encoder else load_main
     return load(workspace, device), None
@@ -166,12 +167,11 @@ def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
 
 def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
-           ) -> Iterator[_photo_work.Made]:
+           ) -> Iterator[Made]:
     """Move the tower to the device; the result yields each photo's features."""
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.windows import encode_windows
-    from vpltool.parallel.device import dtype_of, worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
@@ -182,7 +182,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
         raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
                        f"for example `window={32 * vision.patch}`")
 
-    def encode(batch: Batch) -> Iterator[_photo_work.Made]:
+    def encode(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         index = {"layer_index": torch.tensor(layers)} if layers else {}
@@ -208,8 +208,8 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
         list(paths.items()),
         PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale, settings.max_side),
         device=device, batch_size=1 if window else settings.batch_size,
-        workers=worker_count(settings.workers), sized=_photo_work.count_sizes(len(paths)))
-    return _photo_work.run_batches(batches, encode, smaller_side_hint)
+        workers=worker_count(settings.workers), sized=count_sizes(len(paths)))
+    return run_batches(batches, encode, smaller_side_hint)
 
 
 def smaller_side_hint(batch: Batch) -> str:
@@ -241,7 +241,7 @@ def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
 def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
     """What is kept of a second encoder: of what is asked for, what methods may read."""
     kept = _kept(settings.keep)
-    readable = tuple(_second.SECOND.values())
+    readable = tuple(SECOND.values())
     missing = [name for name in kept if name not in readable]
     if missing and ("keep" in settings.given or len(missing) == len(kept)):
         raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",

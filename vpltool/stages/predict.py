@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import (
     Header,
@@ -21,7 +24,6 @@ from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
 from vpltool.stages._group_predict import (
     DECODER_SETTINGS,
@@ -92,9 +94,9 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += _photo_work.make_photos(f"predict {work.path.stem} {task.name}", outputs,
-                                            functools.partial(_start, work, task), _write, settings,
-                                            reads=task.paths)
+            made += make_photos(f"predict {work.path.stem} {task.name}", outputs,
+                                functools.partial(_start, work, task), _write, settings,
+                                reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
             made += [output.path for output in outputs]
@@ -122,7 +124,7 @@ class _Task:
     """
 
     name: str
-    photos: _photo_work.Photos
+    photos: Photos
     paths: Mapping[str, Path]
     features: InputFolder | None = None
     images: Sequence[Path] = ()
@@ -138,14 +140,14 @@ def _one_picture(settings: PredictSettings) -> Path | None:
 def _split_task(work: Chosen) -> _Task:
     """The photos of a split of the workspace that are this process's."""
     workspace, settings = work.workspace, work.settings
-    shard = _photo_work.chosen_shard(settings.shard)
-    listed = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
-                                  lambda photo: photo.id)
+    shard = chosen_shard(settings.shard)
+    listed = assigned(workspace.photos(settings.split, settings.limit), shard,
+                      lambda photo: photo.id)
     features = (serving_features(workspace, work.header, settings, work.scales,
                                  [photo.id for photo in listed])
                 if work.header.kind != "groups" else None)
-    photos = _inputs.photos_with(workspace, settings.split, settings.limit,
-                                 *([features] if features else []), shard=shard)
+    photos = photos_with(workspace, settings.split, settings.limit,
+                         *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
         return _Task(settings.split, replace(photos, own={}), paths, features)
@@ -161,7 +163,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings.shard)
+    shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
     groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
@@ -169,9 +171,9 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         left -= len(paths)
         if not paths:
             break
-        paths = {key: paths[key] for key in _photo_work.assigned(paths, shard)}
-        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit,
-                                    shard)
+        paths = {key: paths[key] for key in assigned(paths, shard)}
+        photos = Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+                        shard)
         tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
@@ -194,8 +196,8 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
         folders |= {base / kind / name / task.name: _make_header(work, task, kind)
                     for kind in more}
-    return _photo_work.open_outputs(folders, task.photos, settings,
-                                    1 + len(work.named.classes))
+    return open_outputs(folders, task.photos, settings,
+                        1 + len(work.named.classes))
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -207,11 +209,11 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     if work.header.kind != "groups":
         options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
         skip = (*GROUP_SETTINGS, *(("precision",) if task.features else ()))
-    header = _inputs.make_header(
+    header = make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=work.header.model, skip=skip, options=options)
-    images = [_inputs.relative_path(path, workspace.path) for path in task.images]
+    images = [relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(work.header) else set())
@@ -219,7 +221,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = _inputs.relative_path(settings.classes, workspace.path)
+        sources["classes"] = relative_path(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:
@@ -238,9 +240,9 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     header = _make_header(work, task, "predictions")
     header = replace(header, inputs=header.inputs | photo_identities(task.paths))
     made = [out]
-    if not _inputs.check_file(out, header, overwrite=settings.overwrite, update=settings.update):
+    if not check_file(out, header, overwrite=settings.overwrite, update=settings.update):
         for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, _photo_work.Failed):
+            if isinstance(seen, Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
             write_labels(out, labels_of(seen.probabilities, seen.size), header)
     if settings.overlay:
@@ -250,7 +252,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     return made
 
 
-def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
+def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
     if work.header.kind == "groups":
@@ -262,13 +264,13 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.M
     return (_among_tags(made, task.tagged) for made in seen)
 
 
-def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> _photo_work.Made:
+def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
+                ) -> Made:
     """Let only tagged classes compete, where tags are known."""
     from vpltool.core.segment import only_classes
 
     key, seen = made
-    if tagged is None or isinstance(seen, _photo_work.Failed):
+    if tagged is None or isinstance(seen, Failed):
         return made
     return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 

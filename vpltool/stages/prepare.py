@@ -12,6 +12,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import describe_change, last_call
@@ -23,7 +24,6 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
-from vpltool.stages._models import ChosenModels, ModelSettings, choose_models
 from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 

@@ -9,6 +9,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.features import open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.photos import photos_identity, with_photo_files
+from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
 from vpltool.formats.shards import rank_of_process
@@ -16,8 +20,7 @@ from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, find_method
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
+from vpltool.stages import _phase_one
 
 if TYPE_CHECKING:
     from vpltool.core.phase_one import Pixels
@@ -64,11 +67,11 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     method = find_method("estimators", settings.method).load()
     warn_without_effect(settings)
     _check_divides(settings, method)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_start(workspace, _inputs.class_rows(workspace, settings, "text"),
+    features = open_features(workspace, settings.features, settings.split)
+    text = _phase_one.read_start(workspace, class_rows(workspace, settings, "text"),
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "seed-prototypes", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
@@ -76,16 +79,16 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
     target = settings.out or workspace.path / "prototypes/seeds.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         from vpltool.parallel.ranks import joined
 
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     _aligned.space_of(text),
+                                     space_of(text),
                                      unlabelled=getattr(method, "UNLABELLED", False))
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
-            of_space, facts_of_space = _aligned.space_record(text)
+            of_space, facts_of_space = space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {**tensors, **of_space})
@@ -108,7 +111,7 @@ def _check_divides(settings: SeedPrototypesSettings, method: ModuleType) -> None
 
 
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: ModuleType,
-              pool: Pixels, text: _inputs.Prototypes, ranks: Ranks
+              pool: Pixels, text: Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run the method; give the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
@@ -121,7 +124,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Mo
         of_rows: dict[str, Tensor] = more[0] if more else {}
         facts = _phase_one.facts_of(
             workspace, pool, (zs, zs_index), rows, index, ranks,
-            _inputs.OF_TAGS if text.header.command == "tag-prototypes" else "text")
+            OF_TAGS if text.header.command == "tag-prototypes" else "text")
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}

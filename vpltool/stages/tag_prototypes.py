@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.engine.features import check_kept, open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
+from vpltool.parallel.device import find_device
 from vpltool.settings import setting
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
-from vpltool.stages._all_photos import photos_identity, with_photo_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +53,17 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     Raises:
         VplError: there are no features, or no photo has a tag.
     """
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    _inputs.check_kept(features, ["patches"])
-    header = with_photo_files(workspace, _inputs.make_header(
+    features = open_features(workspace, settings.features, settings.split)
+    check_kept(features, ["patches"])
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "tag-prototypes", settings, model=features.header.model,
         inputs={"features": features, "classes": workspace.classes_identity,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features)}))
     path = settings.out or workspace.path / "prototypes/tags.safetensors"
-    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update):
+    if check_file(path, header, overwrite=settings.overwrite, update=settings.update):
         return path
-    ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
+    ids = photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
             for photo in workspace.photos(settings.split, settings.limit) if photo.labels}
     tagged = [key for key in ids if key in tags]
@@ -83,7 +85,6 @@ def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, S
                  classes: int, settings: TagPrototypesSettings) -> Tensor:
     """Average the salient patches of each class's photos: L2-normed rows (classes, dim)."""
     from vpltool.core.saliency import salient_means
-    from vpltool.parallel.device import find_device
 
     device = find_device(settings.device)
     total = torch.zeros(0)

@@ -10,13 +10,14 @@ from vpltool import console, options
 from vpltool.datasets.attributes import read_attributes
 from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
 from vpltool.lazy import torch
+from vpltool.parallel.device import find_device
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
-from vpltool.stages._models import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     # The fingerprint of the model is not known before it is loaded, nor where a download lies.
     source = find_source(workspace.model, workspace.pretrained, workspace.path)
     weights = local_weights(workspace.model, workspace.pretrained, workspace.path)
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "prototypes", "text-prototypes", settings,
         model=source.names | {name: value for name, value in (
             ("weights", weights),
@@ -91,13 +92,12 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         options={"prompts": list(templates),
                  "words": settings.words.name if settings.words else None},
         skip=() if described else _OF_ATTRIBUTES)
-    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update,
-                          by_model_name=True):
+    if check_file(path, header, overwrite=settings.overwrite, update=settings.update,
+                  by_model_name=True):
         return path
 
     from vpltool.clip.load import load_clip
     from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
-    from vpltool.parallel.device import find_device
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                      base=workspace.path, normalise=workspace.normalise)

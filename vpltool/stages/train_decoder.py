@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.checkpoints import Start, read_checkpoint
+from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
+from vpltool.engine.photos import with_photo_files
+from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
@@ -15,11 +19,11 @@ from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import torch
 from vpltool.methods import find_method
 from vpltool.methods.inputs import SegmenterParts
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _masks
-from vpltool.stages._all_photos import with_photo_files
-from vpltool.stages._checkpoints import Start, read_checkpoint
+from vpltool.stages import _masks
 from vpltool.stages._fitting import (
     DEFAULT_LR,
     STEPLESS,
@@ -71,7 +75,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         _check_divides(settings)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
-    prototypes = _inputs.read_prototypes(workspace, _inputs.class_rows(workspace, settings))
+    prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = frozen_layers(
         workspace, masks.ids, source=settings.source, features=settings.features,
         split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
@@ -130,8 +134,6 @@ def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> d
 def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool
                         ) -> torch.dtype:
     """The number format that the decoder's steps are computed in."""
-    from vpltool.parallel.device import find_device, find_precision
-
     if stepless or settings.precision != "bf16":
         return torch.float32
     # Where there is an encoder, it has warned of a format that is slow.
@@ -139,14 +141,14 @@ def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless
     return find_precision("bf16", find_device(settings.device), warn)
 
 
-def _check_rows(frozen: Frozen, prototypes: _inputs.Prototypes, method: str) -> None:
+def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
     """Check that prototypes can classify the pixels of a method that compares them.
 
     Raises:
         VplError: they are of another model, or of classes alone.
     """
-    _inputs.check_same_model(frozen.model, prototypes.header.model,
-                             f"{frozen.name} and {prototypes.path}")
+    check_same_model(frozen.model, prototypes.header.model,
+                     f"{frozen.name} and {prototypes.path}")
     if 0 not in prototypes.class_index.tolist():
         raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
                        f"{prototypes.path} has none of the background",
@@ -186,13 +188,13 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
 
 def _make_header(
     workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
-    prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
+    prototypes: Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
     inputs: dict[str, Any] = {
         **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "decoder", "train-decoder", settings,
         inputs=inputs | ({"features": frozen.features} if frozen.features else {})
         | ({"start": first} if first else {}),
@@ -202,7 +204,7 @@ def _make_header(
                  **({"layers": list(frozen.layers)} if frozen.layers else {})},
         skip=unread)
     # The masks' identity is that of their bytes, not that of how they were made.
-    sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
+    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
     return with_photo_files(workspace, replace(
         header, sources=sources, call=call, supervision=join_supervision(
@@ -217,8 +219,8 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         VplError: another one is there; if masks have changed since, it says how many.
     """
     try:
-        return _inputs.check_file(target, header, overwrite=settings.overwrite,
-                                  update=settings.update)
+        return check_file(target, header, overwrite=settings.overwrite,
+                          update=settings.update)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)
@@ -239,7 +241,6 @@ def _fit(run: Training, method: Any, network: SegmenterNetwork, settings: TrainD
 def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
            ) -> None:
     from vpltool.parallel.ranks import joined
-    from vpltool.parallel.signals import defer_interrupts
 
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.

@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.lazy import torch
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _groups, _inputs, _pairs
-from vpltool.stages._checkpoints import checkpoint_of, read_checkpoint
+from vpltool.stages import _groups, _pairs
 from vpltool.stages._group_run import GroupRun, TrainGroupsSettings, run_training, words_of
-from vpltool.stages._models import check_words
 from vpltool.stages._tar_pairs import TarPairs
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
         header = _make_header(workspace, settings, shape, words.model, process.count, source)
-        if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                                  update=settings.update):
+        if not check_file(target, header, overwrite=settings.overwrite,
+                          update=settings.update):
             start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
                                     update=settings.update)
             network = _build(settings, shape)
@@ -130,7 +131,7 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
 def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: GroupShape,
                  model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
                  ) -> Header:
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "groups", "train-groups", settings,
         inputs={**({"pairs": source.identity} if isinstance(source, TarPairs) else
                    {"captions": workspace.captions_identity(settings.split)}),

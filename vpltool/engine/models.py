@@ -12,6 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
+from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -216,8 +217,6 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
 
 def _default_encoder() -> str:
     """The encoder that a new workspace gets where nothing is named, for this machine's device."""
-    from vpltool.parallel.device import find_device
-
     chosen = DEFAULT_ENCODERS.get(find_device("auto").type, DEFAULT_ENCODERS["cpu"])
     console.note(f"encoder: {chosen}; `encoder` names another, `pretrained` a CLIP")
     return chosen
