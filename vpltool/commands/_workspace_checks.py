@@ -37,6 +37,7 @@ from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.changes import count_photos
 from vpltool.formats.checking import Faults, check_file, faults_in, salvaged_header
 from vpltool.formats.deletion import first_header, orphaned_folders
+from vpltool.formats.kinds import folders_of
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.shell import command_line, program
@@ -111,7 +112,7 @@ def _parts(work: Path) -> tuple[list[Path], list[Path]]:
         below[:] = sorted(name for name in below if not name.startswith("."))
         if MANIFEST in names:
             folders.append(folder)
-        elif folder.parent == work and folder.name.startswith(("prototypes", "decoder", "groups")):
+        elif folder.parent == work and folder.name.startswith(folders_of(per_photo=False)):
             files += [folder / name for name in sorted(names) if name.endswith(".safetensors")
                       and not name.startswith(".")]
         files += [folder / name for name in sorted(names) if name.endswith(HEAD)

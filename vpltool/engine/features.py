@@ -17,6 +17,7 @@ from vpltool.formats import (
     open_input,
     read_tensors,
 )
+from vpltool.formats.kinds import SECOND_FOLDER, place
 from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch
 
@@ -42,7 +43,7 @@ def open_features(workspace: Workspace, choice: Path | None, split: str) -> Inpu
     workspace.photos(split)
     if choice and not choice.exists() and (workspace.path / choice).exists():
         choice = workspace.path / choice
-    return open_input(choice or workspace.path / "features" / split, ("features",),
+    return open_input(choice or place(workspace.path, "features", split), ("features",),
                       f"`extract(split={split!r})`")
 
 
@@ -138,7 +139,7 @@ def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Co
     wanted = [tensor for name, tensor in SECOND.items() if name in reads]
     if not wanted:
         return None
-    folder = choice or workspace.path / "features-second" / split
+    folder = choice or workspace.path / SECOND_FOLDER / split
     found = open_input(folder, ("features",), f"`extract(split={split!r}, encoder='WEIGHTS')`")
     check_kept(found, wanted)
     return found

@@ -17,6 +17,7 @@ from vpltool.formats import (
     Workspace,
     read_tensors,
 )
+from vpltool.formats.kinds import place
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
 from vpltool.settings import Settings, described
@@ -131,7 +132,7 @@ def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
 
 def find_prototypes(work: Path, choice: str) -> Path:
     """Path of prototypes given by NAME or path."""
-    named = work / "prototypes" / f"{choice}.safetensors"
+    named = place(work, "prototypes", choice)
     return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
 
 

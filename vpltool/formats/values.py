@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
-from vpltool.formats.kinds import IGNORE, KINDS
+from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
 
-_NEVER_ZERO = {"features": ("tokens", "patches", "attention", "attentions", "layers"),
+_NEVER_ZERO = {"features": FEATURE_TENSORS,
                "prototypes": ("prototypes",)}
 """Tensors of a kind that hold something else than zeros, unless a disk has lost them."""
 

@@ -15,6 +15,7 @@ from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
@@ -144,7 +145,7 @@ def serving_features(workspace: Workspace, header: Header, settings: RunsSegment
     Raises:
         VplError: they were asked for and cannot; the message says why.
     """
-    folder = settings.features or workspace.path / "features" / settings.split
+    folder = settings.features or place(workspace.path, "features", settings.split)
     if settings.source == "photos":
         return None
     if not (folder / "artifact.json").exists():

@@ -10,6 +10,7 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
+from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.methods import find_method
 from vpltool.stages._groups import find_groups, groups_header
@@ -33,8 +34,8 @@ def find_decoder(work: Path, choice: str) -> Path:
         if len(names) > 1 and not preferred:
             raise VplError(f"{work / 'decoder'} holds several decoders",
                            " or ".join(f"`decoder={name!r}`" for name in names))
-        return work / "decoder" / f"{(preferred or names)[0]}.safetensors"
-    for path in (work / "decoder" / f"{choice}.safetensors", Path(choice), work / choice):
+        return place(work, "decoder", (preferred or names)[0])
+    for path in (place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return path
     raise VplError(f"no decoder called `{choice}`",
@@ -47,7 +48,7 @@ def find_segmenter(work: Path, choice: str) -> Path:
     Raises:
         VplError: there is none, or there are several.
     """
-    here = [path for path in (work / folder / f"{choice}.safetensors"
+    here = [path for path in (place(work, folder, choice)
                               for folder in ("decoder", "groups")) if path.is_file()]
     if choice and len(here) > 1:
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",

@@ -13,6 +13,7 @@ from vpltool.engine.models import load_main
 from vpltool.engine.photos import check_current, naming_photo, read_known_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
+from vpltool.formats.kinds import place
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.threads import in_threads
@@ -73,7 +74,7 @@ def frozen_layers(
     Raises:
         VplError: the features do not hold what is asked for, or the model cannot be had.
     """
-    folder = features or workspace.path / "features" / split
+    folder = features or place(workspace.path, "features", split)
     if source != "photos" and (folder / "artifact.json").exists():
         found = open_features(workspace, features, split)
         if set(reads) <= set(found.header.options["keep"]):

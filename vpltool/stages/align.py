@@ -22,6 +22,7 @@ from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.engine.prototypes import Prototypes, patch_source
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_device
@@ -134,7 +135,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
-    target = settings.out or workspace.path / "prototypes/aligned.safetensors"
+    target = settings.out or place(workspace.path, "prototypes", "aligned")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
         start = read_checkpoint(

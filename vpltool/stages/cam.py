@@ -29,15 +29,13 @@ from vpltool.engine.prototypes import (
     space_of,
 )
 from vpltool.formats import InputFolder, Workspace
+from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.parallel.device import dtype_of, find_device, find_precision
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-
-TENSORS = ("tokens", "patches", "attention", "attentions", "layers")
-"""What a method may read of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
     check_rows(prototypes, method.READS)
     no_network = "head" not in method.READS
     check_fits(features, prototypes, head=not no_network)
-    check_kept(features, [name for name in TENSORS if name in method.READS])
+    check_kept(features, [name for name in FEATURE_TENSORS if name in method.READS])
     second = open_second(workspace, settings.second, split, method.READS)
     warn_without_effect(settings, without={
         **({"precision": "no network is run"} if no_network else {}),
@@ -103,7 +101,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         options={"prototypes": prototypes.path.stem}, skip={"precision"} if no_network else ())
     stem = prototypes.path.stem
     name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")
-    folder = settings.out or workspace.path / "cams" / name / split
+    folder = settings.out or place(workspace.path, "cams", name, split)
     outputs = open_outputs({folder: header}, photos, settings,
                            1 + len(workspace.classes))
     return make_photos(
@@ -128,7 +126,7 @@ def _start(workspace: Workspace, settings: CamSettings, method: ModuleType, feat
     of_rows = {name: tensor.to(device) for name, tensor in prototypes.of_rows.items()}
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
     tags = tag_tensors(workspace, (by_id[key] for key in todo))
-    wanted = [name for name in TENSORS if name in method.READS]
+    wanted = [name for name in FEATURE_TENSORS if name in method.READS]
     reads_photo, reads_captions = "photo" in method.READS, "captions" in method.READS
 
     def draw(batch: FeatureBatch) -> Iterator[Made]:

@@ -15,6 +15,7 @@ from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs, r
 from vpltool.engine.photos import chosen_shard, photos_with
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace, find_folder, open_input
+from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import ScoredPhoto
@@ -146,11 +147,11 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: ModuleType, so
         model=source.header.model, options=options,
         skip=() if of_cams else _OF_CAMS)
     if not of_cams:
-        return {settings.out or workspace.path / "predictions" / f"{source.name}-crf" / split:
+        return {settings.out or place(workspace.path, "predictions", f"{source.name}-crf", split):
                 header}
-    out = settings.out or workspace.path / "masks" / source.name / split
+    out = settings.out or place(workspace.path, "masks", source.name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else workspace.path / "masks" / f"{source.name}-full" / split)
+            else place(workspace.path, "masks", f"{source.name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 

@@ -22,6 +22,7 @@ from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batch
 from vpltool.engine.photos import chosen_shard, photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
+from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import EmbeddingBatch
@@ -29,7 +30,6 @@ from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.parallel.device import dtype_of, find_device, find_precision
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages.cam import TENSORS
 from vpltool.stages.extract import parse_kept
 
 
@@ -78,7 +78,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     split, method = settings.split, find_method("embeddings", settings.method).load()
     carried = _carried(settings.carry)
     features = open_features(workspace, settings.features, split)
-    check_kept(features, [*(name for name in TENSORS if name in method.READS), *carried])
+    check_kept(features, [*(name for name in FEATURE_TENSORS if name in method.READS), *carried])
     second = open_second(workspace, settings.second, split, method.READS)
     no_network = "head" not in method.READS
     warn_without_effect(settings, without={
@@ -129,7 +129,7 @@ def _start(settings: EmbedSettings, method: ModuleType, features: InputFolder,
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     head = read_head(features).to(device, dtype) if reads_head else None
-    read = [name for name in TENSORS if name in method.READS]
+    read = [name for name in FEATURE_TENSORS if name in method.READS]
     copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
 
     def embed(batch: FeatureBatch) -> Iterator[Made]:

@@ -12,6 +12,7 @@ from vpltool import console, options
 from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace
+from vpltool.formats.kinds import place
 from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
@@ -76,7 +77,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     find_method("segmenters", settings.segmenter)
     photos = workspace.photos(settings.split)
     if settings.new:
-        folder = workspace.path / "features" / settings.split
+        folder = place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return dict(_NOTHING)

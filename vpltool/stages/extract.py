@@ -15,6 +15,7 @@ from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outpu
 from vpltool.engine.photos import Photos, assigned, chosen_shard
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
 from vpltool.lazy import torch
 from vpltool.parallel.device import dtype_of, find_device, find_precision, worker_count
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -23,8 +24,6 @@ from vpltool.stage import Stage
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
-
-KEPT = ("tokens", "patches", "attention", "attentions", "layers")
 
 OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
@@ -129,7 +128,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    parent = "features-second" if settings.encoder else "features"
+    parent = SECOND_FOLDER if settings.encoder else "features"
     folder = settings.out or workspace.path / parent / settings.split
     outputs = open_outputs(
         {folder: header}, Photos(
@@ -220,22 +219,22 @@ def smaller_side_hint(batch: Batch) -> str:
 def _kept(keep: str) -> tuple[str, ...]:
     kept = parse_kept("keep", keep)
     if not kept:
-        raise VplError("`keep=''` is empty", f"one or more of {', '.join(KEPT)}")
+        raise VplError("`keep=''` is empty", f"one or more of {', '.join(FEATURE_TENSORS)}")
     return kept
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Read a list of the tensors of features, `tokens,patches`, in the order of `KEPT`.
+    """Read a list of the tensors of features, `tokens,patches`, in the order of `FEATURE_TENSORS`.
 
     Raises:
         VplError: features have no such tensor.
     """
     names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
-        if name not in KEPT:
+        if name not in FEATURE_TENSORS:
             raise VplError(f"`{setting_name}={choice!r}`: features have no `{name}`",
-                           near_name(name, KEPT))
-    return tuple(name for name in KEPT if name in names)
+                           near_name(name, FEATURE_TENSORS))
+    return tuple(name for name in FEATURE_TENSORS if name in names)
 
 
 def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:

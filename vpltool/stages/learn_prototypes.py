@@ -21,6 +21,7 @@ from vpltool.engine.prototypes import (
 )
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -164,7 +165,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         model=features.header.model, options=named))
     if targets is None:
         header.call.pop("targets", None)
-    target = settings.out or workspace.path / "prototypes/vision.safetensors"
+    target = settings.out or place(workspace.path, "prototypes", "vision")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
         from vpltool.parallel.ranks import joined

@@ -18,6 +18,7 @@ from vpltool.formats import (
     OutputFolder,
     Workspace,
 )
+from vpltool.formats.kinds import place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
@@ -187,14 +188,14 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.path.stem, work.settings
-    masks = settings.out or base / "predictions" / name / task.name
+    masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
         check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images):
         more = ["probabilities"] if settings.probabilities else []
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
-        folders |= {base / kind / name / task.name: _make_header(work, task, kind)
+        folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in more}
     return open_outputs(folders, task.photos, settings,
                         1 + len(work.named.classes))

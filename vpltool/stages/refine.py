@@ -31,6 +31,7 @@ from vpltool.engine.prototypes import (
 )
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
+from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, find_method
 from vpltool.methods.inputs import PhotoMaps
@@ -40,7 +41,6 @@ from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._segmenters import decoder_header, find_decoder, read_segmenter, reads_of
-from vpltool.stages.cam import TENSORS
 
 UNREFINED = tuple(name for name in BEST_FIRST if not name.endswith("-refined"))
 
@@ -88,7 +88,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     split, method = settings.split, find_method("refiners", settings.method).load()
     cams = find_cams(workspace, settings.cams, split, UNREFINED)
     features = open_features(workspace, settings.features, split)
-    check_kept(features, [name for name in TENSORS if name in method.READS])
+    check_kept(features, [name for name in FEATURE_TENSORS if name in method.READS])
     beside = _open_beside(workspace, settings, method, features)
     photos = photos_with(workspace, split, settings.limit, features, cams,
                          *([beside.second] if beside.second else []),
@@ -100,7 +100,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
                 **({"prototypes": beside.prototypes.path} if beside.prototypes else {}),
                 **({"decoder": beside.decoder} if beside.decoder else {})})
     name = f"{cams.name}-refined"
-    folder = settings.out or workspace.path / "cams" / name / split
+    folder = settings.out or place(workspace.path, "cams", name, split)
     outputs = open_outputs({folder: header}, photos, settings,
                            1 + len(workspace.classes))
 
@@ -152,7 +152,7 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     header = decoder_header(path)
     check_same_model(features.header.model, header.model, f"{features.path} and {path}")
     reads, layers = reads_of(header)
-    check_kept(features, [name for name in TENSORS if name in reads])
+    check_kept(features, [name for name in FEATURE_TENSORS if name in reads])
     held = features.header.options["layers"]
     if not layers <= set(held):
         wanted = ",".join(map(str, sorted(layers)))
@@ -174,7 +174,7 @@ def _start(workspace: Workspace, settings: RefineSettings, method: ModuleType, c
     device = find_device(settings.device)
     network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}
-    wanted = [name for name in TENSORS if name in reads]
+    wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 

@@ -15,6 +15,7 @@ from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, find_method
@@ -78,7 +79,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
-    target = settings.out or workspace.path / "prototypes/seeds.safetensors"
+    target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
         from vpltool.parallel.ranks import joined

@@ -16,6 +16,7 @@ from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.engine.prototypes import Prototypes, read_patches, space_of, space_record
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -97,7 +98,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "shift-gap", settings, inputs=inputs,
         model=features.header.model, options=named))
-    target = settings.out or workspace.path / "prototypes/shifted.safetensors"
+    target = settings.out or place(workspace.path, "prototypes", "shifted")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
         centroid, counted = _centroid(workspace, features, regions, text, settings)

@@ -12,6 +12,7 @@ from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
@@ -60,7 +61,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         inputs={"features": features, "classes": workspace.classes_identity,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features)}))
-    path = settings.out or workspace.path / "prototypes/tags.safetensors"
+    path = settings.out or place(workspace.path, "prototypes", "tags")
     if check_file(path, header, overwrite=settings.overwrite, update=settings.update):
         return path
     ids = photos_with(workspace, settings.split, settings.limit, features).ids

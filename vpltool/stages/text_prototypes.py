@@ -14,6 +14,7 @@ from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting, warn_without_effect
@@ -69,7 +70,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     from vpltool.clip.models import find_source, local_weights
 
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
-    path = settings.out or workspace.path / "prototypes/text.safetensors"
+    path = settings.out or place(workspace.path, "prototypes", "text")
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")

@@ -15,6 +15,7 @@ from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import torch
 from vpltool.methods import find_method
@@ -93,7 +94,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     if network.in_joint_space:
         _check_rows(frozen, prototypes, settings.method)
     name = settings.name or masks.name
-    target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
+    target = settings.out or place(workspace.path, "decoder", name)
     first = None if stepless else _start_from(workspace, settings, network, frozen.model,
                                               target)
     header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first,

@@ -11,6 +11,7 @@ from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
+from vpltool.formats.kinds import place
 from vpltool.lazy import torch
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
@@ -67,7 +68,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
-    target = settings.out or workspace.path / "groups" / f"{settings.name}.safetensors"
+    target = settings.out or place(workspace.path, "groups", settings.name)
     with joined(settings.device) as process:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
