@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.engine.running import load_trained, stand_in_workspace
+from vpltool.engine.segmenters import segmenter_header
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import atomic_path
@@ -17,8 +19,6 @@ from vpltool.lazy import Image, Tensor, np, npt
 from vpltool.methods.inputs import side_of
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._group_predict import GroupSegmenter, GroupSettings
-from vpltool.stages._running import load_trained, stand_in_workspace
-from vpltool.stages._segmenters import segmenter_header
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""

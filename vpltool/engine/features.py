@@ -24,6 +24,7 @@ from vpltool.parallel.batches import FeatureBatch
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
     from vpltool.core.vit import Head
+    from vpltool.parallel.photos import Batch
 
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
@@ -79,6 +80,11 @@ def smaller_photos_hint(header: Header) -> str:
         return f"`device='cpu'`, or smaller photos in `extract(split={held['split']!r})`"
     return (f"`extract(split={held['split']!r}, keep={','.join(held['keep'])!r}, "
             f"max_side={(held['max_side'] or 2048) // 2}, overwrite=True)`, or `device='cpu'`")
+
+
+def smaller_side_hint(batch: Batch) -> str:
+    """What to do where one photo does not fit into memory: a hint."""
+    return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 
 
 def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],

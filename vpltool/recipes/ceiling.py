@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import api, console
 from vpltool.engine.features import open_features
 from vpltool.engine.prototypes import read_prototypes
+from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -34,7 +35,6 @@ from vpltool.formats import (
 from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.batches import feature_batches
 from vpltool.recipes._program import run_program
-from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
 

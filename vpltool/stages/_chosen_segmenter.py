@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool.engine.running import RunsSegmenter, stand_in_workspace
+from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.methods.inputs import side_of
 from vpltool.settings import setting
 from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
-from vpltool.stages._running import RunsSegmenter, stand_in_workspace
-from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.photos import read_known_photo
+from vpltool.engine.segmenters import read_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.lazy import torch
@@ -18,7 +19,6 @@ from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import RUNNING, setting
-from vpltool.stages._segmenters import read_segmenter
 from vpltool.stages._training_data import Frozen, TrainingData
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
+from vpltool.engine.groups import read_groups, text_encoder
 from vpltool.engine.photo_work import Made, count_sizes, run_batches
+from vpltool.engine.running import Segmented
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, setting
-from vpltool.stages import _groups
-from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
     from vpltool.core.group_maps import GroupMaps
@@ -137,11 +137,11 @@ class GroupSegmenter:
         from vpltool.core.text import text_prototypes
 
         templates = find_prompts(settings.prompts)
-        groups = _groups.read_groups(path)
+        groups = read_groups(path)
         network = groups.network.to(device)
         short, view = view_of(network, settings)
         texts = text_prototypes(workspace.classes, templates,
-                                _groups.text_encoder(workspace, groups, device))
+                                text_encoder(workspace, groups, device))
         mean, std = groups.header.facts["mean"], groups.header.facts["std"]
         return cls(network, texts.to(device), view,
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),

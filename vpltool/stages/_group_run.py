@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
 from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
@@ -19,7 +20,7 @@ from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import RUNNING, NoEffect, setting
-from vpltool.stages import _groups, _pairs
+from vpltool.stages import _pairs
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
@@ -160,9 +161,9 @@ def words_of(workspace: Workspace, settings: TrainGroupsSettings, process: Ranks
         VplError: the CLIP cannot be had.
     """
     if settings.text == "own":
-        tokenize = _groups.caption_tokenizer(settings.context)
+        tokenize = caption_tokenizer(settings.context)
         return Words(lambda texts: tokenize(texts).to(process.device), {}, 0)
-    encode, model = _groups.clip_encoder(workspace, process.device)
+    encode, model = clip_encoder(workspace, process.device)
     return Words(encode, model, encode(["a photo"]).shape[1])
 
 
@@ -202,7 +203,7 @@ class GroupRun:
         from vpltool.core.group_training import PairBatch
 
         chosen, device = self.settings, self.process.device
-        mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
+        mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
         steps, warn_of_skipped = self._steps(start, worker_count(chosen.workers),
                                              device.type == "cuda")
         try:

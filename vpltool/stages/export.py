@@ -11,6 +11,8 @@ from vpltool import console
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.running import load_trained
+from vpltool.engine.segmenters import find_decoder, segmenter_header
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.corrections import corrections_of
@@ -24,8 +26,6 @@ from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._corrections import check_corrections, read_mask
 from vpltool.stages._panels import named_photos_of
-from vpltool.stages._running import load_trained
-from vpltool.stages._segmenters import find_decoder, segmenter_header
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second
+from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second, smaller_side_hint
 from vpltool.engine.headers import make_header
 from vpltool.engine.models import WORDS, load_clip_vision, load_main
 from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
@@ -209,11 +209,6 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
         device=device, batch_size=1 if window else settings.batch_size,
         workers=worker_count(settings.workers), sized=count_sizes(len(paths)))
     return run_batches(batches, encode, smaller_side_hint)
-
-
-def smaller_side_hint(batch: Batch) -> str:
-    """What to do where one photo does not fit into memory: a hint."""
-    return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 
 
 def _kept(keep: str) -> tuple[str, ...]:

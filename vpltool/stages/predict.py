@@ -11,6 +11,7 @@ from typing import Any
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
+from vpltool.engine.running import Segmented, from_features, from_photos, serving_features
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import (
     Header,
@@ -41,7 +42,6 @@ from vpltool.stages._named_photos import (
     photo_identities,
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
-from vpltool.stages._running import Segmented, from_features, from_photos, serving_features
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
               writes=("predictions", "probabilities", "cams", "group-maps"),

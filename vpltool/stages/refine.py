@@ -29,6 +29,7 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
+from vpltool.engine.segmenters import decoder_header, find_decoder, read_segmenter, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, place
@@ -40,7 +41,6 @@ from vpltool.parallel.device import dtype_of, find_device
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._segmenters import decoder_header, find_decoder, read_segmenter, reads_of
 
 UNREFINED = tuple(name for name in BEST_FIRST if not name.endswith("-refined"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.models import check_words, load_clip_vision
 from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
@@ -23,7 +24,6 @@ from vpltool.names import csv_id
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder

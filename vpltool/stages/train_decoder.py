@@ -12,6 +12,7 @@ from vpltool.engine.checkpoints import Start, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
 from vpltool.engine.photos import with_photo_files
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
+from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
@@ -33,7 +34,6 @@ from vpltool.stages._fitting import (
     fit_segmenter,
     take_weights,
 )
-from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 

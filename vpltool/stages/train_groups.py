@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.groups import MEAN, STD, take_weights
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError
@@ -15,7 +16,7 @@ from vpltool.formats.kinds import place
 from vpltool.lazy import torch
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _groups, _pairs
+from vpltool.stages import _pairs
 from vpltool.stages._group_run import GroupRun, TrainGroupsSettings, run_training, words_of
 from vpltool.stages._tar_pairs import TarPairs
 
@@ -140,8 +141,8 @@ def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: Gro
         # BatchNorm's statistics are a process's own.
         model=model, options={"processes": ranks} if ranks > 1 else {},
         skip=("split",) if settings.pairs else ())
-    return replace(header, facts={"config": shape.to_config(), "mean": list(_groups.MEAN),
-                                  "std": list(_groups.STD)})
+    return replace(header, facts={"config": shape.to_config(), "mean": list(MEAN),
+                                  "std": list(STD)})
 
 
 def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
@@ -155,5 +156,5 @@ def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
     torch.manual_seed(settings.seed)
     network = GroupNetwork(shape)
     if settings.begin:
-        _groups.take_weights(network, settings.begin)
+        take_weights(network, settings.begin)
     return network

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.engine.features import open_features, smaller_photos_hint
+from vpltool.engine.features import open_features, smaller_photos_hint, smaller_side_hint
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
+from vpltool.engine.segmenters import read_segmenter, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
@@ -21,8 +22,6 @@ from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import setting
-from vpltool.stages._segmenters import read_segmenter, reads_of
-from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder

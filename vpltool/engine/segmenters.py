@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from vpltool.engine.checkpoints import is_checkpoint
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.groups import find_groups, groups_header
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.methods import find_method
-from vpltool.stages._groups import find_groups, groups_header
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
