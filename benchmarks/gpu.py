@@ -24,7 +24,7 @@ from stages import STAGES, TOY, Bench, Sizes
 
 from vpltool.clip.load import load_clip
 from vpltool.core.photos import PhotoSettings
-from vpltool.parallel.device import PRECISIONS, worker_count
+from vpltool.parallel.device import dtype_of, worker_count
 from vpltool.parallel.photos import load_batches
 
 FULL = Sizes(rounds=2, photos=(48, 1536), learn_photos=512, product_pixels=2**21,
@@ -73,7 +73,7 @@ def idle(bench: Bench) -> Iterator[Row]:
     """What share of the time the encoder waits for photos that are decoded."""
     world, (_, many) = bench.world, bench.sizes.photos
     clip = load_clip(world.model, str(world.base / "clip"), bench.device)
-    vision = clip.vision.to(PRECISIONS[bench.precision])
+    vision = clip.vision.to(dtype_of(bench.precision))
     settings = PhotoSettings(vision.patch, clip.mean, clip.std)
 
     def decoded() -> Iterator[torch.Tensor]:

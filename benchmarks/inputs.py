@@ -23,7 +23,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.core.vit import VisionTower
 from vpltool.demo.scenes import draw_scene
 from vpltool.methods.inputs import ScoredPhoto
-from vpltool.parallel.device import PRECISIONS
+from vpltool.parallel.device import dtype_of
 
 TAGS = (3, 7)
 CLASSES, WORDS = 20, 25
@@ -40,7 +40,7 @@ class Inputs:
         self.batch_size = bench.sizes.batch_size
         self.photos, self.steps = (4, 2) if toy else (64, 100)
         self.bank = 200 if toy else 50_000
-        self.dtype = PRECISIONS[bench.precision]
+        self.dtype = dtype_of(bench.precision)
 
     @cached_property
     def vision(self) -> VisionTower:

@@ -131,7 +131,7 @@ class Bench:
 
     def products_seconds(self, work: Work, shape: Shape) -> float:
         """Seconds of a bare loop of the encoder's own products, as many as the work has."""
-        device, dtype = self.device, machine.PRECISIONS[work.precision]
+        device, dtype = self.device, machine.dtype_of(work.precision)
         rate = products_rate(device, dtype, 1 + round(shape.patches), shape.width, shape.heads,
                              seconds=0.01 if self.sizes.data == "toy" else 2)
         return work.flops / rate

@@ -46,7 +46,8 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
 LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
-STAGES = FILES | WORK | {"methods", "stages", "presets"}
+ENGINE = FILES | WORK | {"methods", "engine"}
+STAGES = ENGINE | {"stages", "presets"}
 RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
                  "recipes", "command", "segmenter"}
 
@@ -68,6 +69,7 @@ MAY_IMPORT = {
     "datasets": {"datasets", "formats", "console", "errors", "lazy", "json_text", "names"},
     "presets": {"presets", "errors"},
     "methods": FILES | WORK | {"methods", "presets"},
+    "engine": ENGINE,
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,

@@ -22,10 +22,10 @@ import vpltool
 from vpltool.core import affinity, gradcam, phase_one, segment, training
 from vpltool.core import crf as core_crf
 from vpltool.core.vit import VisionTower
+from vpltool.engine.photo_work import Failed
 from vpltool.parallel.processes import run_jobs
 from vpltool.pictures.overlays import sheet
 from vpltool.stages import crf
-from vpltool.stages._photo_work import Failed
 from vpltool.stages._scored import Scores
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)

@@ -38,7 +38,7 @@ from vpltool.methods import KINDS
 from vpltool.methods.label_refiners import densecrf
 from vpltool.shell import settings_with
 from vpltool.stages import find_stages
-from vpltool.stages.train_decoder import _DEFAULT_LR as DEFAULT_LR
+from vpltool.stages._fitting import DEFAULT_LR
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 WORLDS = ("random", "demo", "real")

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.started import read_started
 from vpltool.shell import command_line, program
-from vpltool.stages._inputs import BEST_FIRST
 from vpltool.state import Artifact, State, read_state
 
 _WORDLESS = (("features", "features", "extract"), ("prototypes", "prototypes", "tag-prototypes"))

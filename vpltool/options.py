@@ -1,13 +1,16 @@
 """Settings that several stages share: one name, one help text, one meaning.
 
-Each function makes the field of a settings dataclass; its arguments are what may differ.
+Each function makes the field of a settings dataclass; its arguments are what may differ. The
+classes are the blocks that stages inherit.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from vpltool.settings import RUNNING, NoEffect, setting
+from vpltool.settings import RUNNING, NoEffect, Settings, setting
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 STORES = ("fp16", "fp32")
@@ -91,7 +94,43 @@ def features() -> Any:
                    record="never", brief=False)
 
 
+def second() -> Any:
+    """Folder of features of a second encoder."""
+    return setting(None, "Features of a second encoder, for a method that reads them; default: "
+                         "features-second/SPLIT.", metavar="DIR", record="never", brief=False)
+
+
 def allow_pipe() -> Any:
     """Whether addresses may start programs."""
     return setting(False, "Take addresses that start a program: pipe:COMMAND. Only those of this "
                           "command line.", record="never", by_hand=True, off="-", brief=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaces(Settings, shared=True):
+    """Where a result goes, and what becomes of one that is there."""
+
+    out: Path | None = out()
+    overwrite: bool = overwrite()
+    update: bool = update()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerPhoto(Replaces, shared=True):
+    """Settings of a stage that makes one file per photo of a split."""
+
+    split: str = split("train")
+    device: str = device()
+    batch_size: int = batch_size(8)
+    limit: int = limit()
+    shard: str = shard()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeSplit(Replaces, shared=True):
+    """Settings of a stage that makes one file of all photos of a split, from their features."""
+
+    split: str = split("train")
+    features: Path | None = features()
+    device: str = device()
+    limit: int = limit("changed")

@@ -16,6 +16,7 @@ from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
 from vpltool.formats.whereabouts import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
+from vpltool.parallel.device import find_device, settle_precision
 from vpltool.parallel.once import once, write_alone, writer
 from vpltool.settings import Settings, make, names_of, values_of
 from vpltool.stages import FoundStage, find_stages
@@ -98,8 +99,6 @@ def _settled(values: Mapping[str, Any]) -> str:
     Raises:
         VplError: several processes share the work; their machines may differ.
     """
-    from vpltool.parallel.device import find_device, settle_precision
-
     count = find_shard(str(values.get("shard") or "")).count
     if max(count, rank_of_process()[1]) > 1:
         raise VplError("`precision='auto'`: the machines that share this work may choose "

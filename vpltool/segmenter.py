@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
+from vpltool.engine.running import load_trained, stand_in_workspace
+from vpltool.engine.segmenters import segmenter_header
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import workspace_around
-from vpltool.stages._group_predict import GroupSettings
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
-    from torch import Tensor
+from vpltool.formats.labels import png_bytes
+from vpltool.lazy import Image, Tensor, np, npt
+from vpltool.methods.inputs import side_of
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.stages._group_predict import GroupSegmenter, GroupSettings
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
@@ -52,9 +53,6 @@ class Segmentation:
         Raises:
             VplError: the name does not end in .png, or the file cannot be written.
         """
-        from vpltool.formats.atomic import atomic_path
-        from vpltool.formats.labels import png_bytes
-
         path = Path(file)
         if path.suffix.lower() != ".png":
             raise VplError(f"{path}: labels are saved as PNG", f"save({path.stem + '.png'!r}); a "
@@ -121,8 +119,6 @@ class Segmenter:
         Raises:
             VplError: the file is neither, or its CLIP is not to be had or is another one.
         """
-        from vpltool.stages._segmenters import segmenter_header
-
         path = Path(file)
         if not path.is_file():
             raise VplError(f"{path} does not exist" if not path.exists() else
@@ -170,9 +166,6 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
     from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.segment import segment
-    from vpltool.methods.inputs import side_of
-    from vpltool.parallel.device import find_device, find_precision
-    from vpltool.stages._running import load_trained
 
     where = find_device(device)
     dtype = find_precision(precision, where, console.warn)
@@ -195,8 +188,6 @@ def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: 
                  ) -> Probabilities:
     """Load trained groups, and encode the words that they are named by."""
     from vpltool.core.photos import to_pixels
-    from vpltool.parallel.device import find_device
-    from vpltool.stages._group_predict import GroupSegmenter
 
     segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
 
@@ -226,8 +217,6 @@ def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspa
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
-    from vpltool.stages._running import stand_in_workspace
-
     work = workspace_around(file.resolve())
     if not pretrained and (work / "workspace.json").exists():
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
@@ -235,9 +224,6 @@ def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    import numpy as np
-    from PIL import Image
-
     from vpltool.core.photos import describe_failure, read_photo
 
     if isinstance(photo, (str, Path)):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
@@ -102,13 +103,20 @@ def setting(
 class Settings:
     """Base of the settings of a stage or a method.
 
+    A block that several stages inherit says `shared=True`: its settings are listed after a stage's
+    own.
+
     Args:
         given: names of those that were given explicitly; the others are defaults.
         of_method: settings of the method, where a stage has methods.
     """
 
+    shared: ClassVar[bool] = False
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     of_method: Settings | None = field(default=None, repr=False)
+
+    def __init_subclass__(cls, *, shared: bool = False) -> None:
+        cls.shared = shared
 
     def __post_init__(self) -> None:
         for entry in described(type(self)):
@@ -184,15 +192,19 @@ _TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: 
 
 
 def described(kind: type[Settings]) -> tuple[Described, ...]:
-    """List the settings of a dataclass, in order."""
+    """List the settings of a dataclass in order; those of shared blocks come last."""
     return _described(kind)  # type: ignore[arg-type]
 
 
 @functools.cache
 def _described(kind: Any) -> tuple[Described, ...]:
     hints = typing.get_type_hints(kind)
+    blocks = [part for part in kind.__mro__ if vars(part).get("shared")]
+    own = [part for part in reversed(kind.__mro__) if part not in blocks]
+    order = list(dict.fromkeys(name for part in (*own, *blocks)
+                               for name in inspect.get_annotations(part)))
     found = []
-    for entry in dataclasses.fields(kind):
+    for entry in sorted(dataclasses.fields(kind), key=lambda entry: order.index(entry.name)):
         if _KEY in entry.metadata:
             base, many = _base_type(hints[entry.name])
             found.append(Described(entry.name, base, many, entry.default, entry.metadata[_KEY]))

@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.headers import relative_path
+from vpltool.engine.models import WORDS, encoder_weights
+from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
@@ -21,7 +25,7 @@ from vpltool.formats import (
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.deletion import PHOTO_FOLDERS, orphaned_folders
-from vpltool.formats.kinds import KINDS
+from vpltool.formats.kinds import KINDS, SECOND_FOLDER, folders_of
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
@@ -30,13 +34,9 @@ from vpltool.provenance import check_header
 from vpltool.settings import described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
-from vpltool.stages._all_photos import given_again, other_photos
-from vpltool.stages._checkpoints import is_checkpoint
 from vpltool.stages._corrections import identity_of_corrections
 from vpltool.stages._group_predict import named_workspace
-from vpltool.stages._inputs import relative_path, tags_of
 from vpltool.stages._masks import content_identity
-from vpltool.stages._models import WORDS, encoder_weights
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
 
@@ -102,9 +102,9 @@ class Artifact:
         """Format an input as users do: by NAME where it is in its place; empty for the default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
-        if source == f"{'features-second' if role == 'second' else 'features'}/{split}":
+        if source == f"{SECOND_FOLDER if role == 'second' else 'features'}/{split}":
             return ""
-        if folder in ("prototypes", "decoder", "groups") and len(rest) == 1:
+        if folder in folders_of(per_photo=False) and len(rest) == 1:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
             return f"{folder}/{rest[0]}" if role == "what" else rest[0]
@@ -358,7 +358,7 @@ def _orphaned(work: Path, known: Iterable[Artifact], damaged: Iterable[str]
 
 
 def _paths(work: Path) -> Iterable[Path]:
-    for kind in (*PHOTO_FOLDERS, "features-second"):
+    for kind in (*PHOTO_FOLDERS, SECOND_FOLDER):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
     # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
     for path in sorted(work.glob("features-*/**/artifact.json")):

@@ -246,7 +246,7 @@ def _half(base: Path, case: Case) -> list[str]:
 
 def kill_once(case: Case, base: Path, chance: Random, figures: Figures) -> bool:
     """Kill a command once, look at what it left, and run it again; whether it was killed."""
-    from vpltool.stages._heads import HEAD
+    from vpltool.engine.features import HEAD
 
     restore(case.before, base)
     killed = run(case.words, base, chance.uniform(0, case.seconds))

@@ -32,6 +32,7 @@ from vpltool.datasets.pairs import stream_pairs
 from vpltool.datasets.prompts import find_prompts
 from vpltool.datasets.voc import read_voc
 from vpltool.datasets.webdataset import read_tar
+from vpltool.engine.checkpoints import read_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import describe, open_input, open_workspace, read_labels, read_tensors
 from vpltool.formats.archives import write_tree
@@ -44,7 +45,6 @@ from vpltool.methods.labels import LabellingRequest, find_reader
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of
-from vpltool.stages._checkpoints import read_checkpoint
 
 Read = Callable[[Path], object]
 

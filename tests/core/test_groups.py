@@ -273,7 +273,7 @@ def test_it_is_groupvit_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from vpltool.clip.groupvit import is_groupvit
     from vpltool.clip.weights import read_weights, recognise
-    from vpltool.stages._groups import take_weights
+    from vpltool.engine.groups import take_weights
 
     torch.manual_seed(0)
     theirs = transformers.GroupViTModel(transformers.GroupViTConfig(

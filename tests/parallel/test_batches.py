@@ -114,7 +114,7 @@ def test_its_exception_comes_out(error: BaseException) -> None:
 def test_extract_writes_the_same_from_a_thread(run: Run, ready: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does with a GPU."""
-    monkeypatch.setattr("vpltool.stages._photo_work.write_behind",
+    monkeypatch.setattr("vpltool.engine.photo_work.write_behind",
                         lambda write, _waiting: write_behind(write, 4))
     result = run("extract", "--workers", 0, "--out", tmp_path / "x", work=ready / "work")
     assert result.code == 0, result.err
@@ -141,7 +141,7 @@ def test_cam_and_refine_write_the_same_from_a_thread(
         return write_behind(watched, 2)
 
     assert run(*command, "--out", tmp_path / "apart", work=ready / "work").code == 0
-    monkeypatch.setattr("vpltool.stages._photo_work.write_behind", behind)
+    monkeypatch.setattr("vpltool.engine.photo_work.write_behind", behind)
     result = run(*command, "--out", tmp_path / "behind", work=ready / "work")
     assert result.code == 0, result.err
     assert len(threads) == 1
@@ -156,7 +156,7 @@ def test_predict_writes_the_same_from_a_thread(run: Run, layered: Path, tmp_path
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does with a GPU."""
     for name, waiting in (("apart", 0), ("behind", 2)):
-        monkeypatch.setattr("vpltool.stages._photo_work._write_ahead",
+        monkeypatch.setattr("vpltool.engine.photo_work._write_ahead",
                             lambda _settings, n=waiting: n)
         result = run("predict", "--decoder", "tiny", "--source", "photos", "--workers", 0, "--out",
                      tmp_path / name, work=layered / "work")

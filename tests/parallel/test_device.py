@@ -229,7 +229,7 @@ def test_auto_is_bf16_where_the_device_computes_in_it(
     told = list[str]()
     for where in (torch.device("cpu"), torch.device("cuda")):
         assert settle_precision("auto", where) == taken
-        assert find_precision("auto", where, told.append) == device.PRECISIONS[taken]
+        assert find_precision("auto", where, told.append) == device.dtype_of(taken)
         assert settle_precision("fp32", where) == "fp32"
     assert not told
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import Run, draw_scenes, write_scenes
 
+from vpltool.engine.models import DEFAULT_ENCODERS
 from vpltool.formats import open_workspace
 from vpltool.papers.encoders import main
-from vpltool.stages._models import DEFAULT_ENCODERS
 
 
 @pytest.fixture(scope="module")

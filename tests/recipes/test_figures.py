@@ -20,10 +20,10 @@ from conftest import SHAPES, TRAIN, Result, copy_workspace, run_chain
 from PIL import Image
 
 from vpltool.core.training import labels_at
+from vpltool.engine.segmenters import read_segmenter
 from vpltool.formats import open_input, open_workspace, read_tensors
 from vpltool.papers.figures import figure1, figure4
 from vpltool.papers.figures.__main__ import main
-from vpltool.stages._segmenters import read_segmenter
 
 
 @pytest.fixture(scope="module")

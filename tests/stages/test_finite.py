@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vpltool.engine.photo_work import make_photos
 from vpltool.formats import Header, open_output, write_tensors
 from vpltool.formats.values import BadValues, check_values
-from vpltool.stages import _photo_work
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 
@@ -146,9 +146,9 @@ def test_what_a_stage_makes_is_checked(tmp_path: Path) -> None:
     output.labels = 4
     settings = type("Settings", (), {"device": "cpu", "batch_size": 1})()
     with pytest.raises(Exception, match="2 of 3 photos failed"):
-        _photo_work.make_photos("cam", [output], lambda todo: iter(made.items()),
-                                lambda folder, key, tensors: folder.write_tensors(key, tensors),
-                                settings)
+        make_photos("cam", [output], lambda todo: iter(made.items()),
+                    lambda folder, key, tensors: folder.write_tensors(key, tensors),
+                    settings)
     assert [file.name for file in (tmp_path / "cams").glob("*.safetensors")] == ["c.safetensors"]
     assert output.failed == {"a": "`cam` holds NaN or infinity",
                              "b": "`classes` names a class that is not among the 3"}

@@ -16,9 +16,9 @@ from PIL import Image
 from reference.small_regions import without_small_regions
 
 from vpltool import Segmenter
+from vpltool.engine.running import load_trained
 from vpltool.formats import open_workspace
 from vpltool.methods.inputs import TrainedSegmenter
-from vpltool.stages._running import load_trained
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -9,8 +9,8 @@ import torch
 from conftest import TRAIN, Run, copy_workspace, run_chain
 from reference import clip_es, weclip
 
+from vpltool.engine.segmenters import read_segmenter
 from vpltool.formats import open_input, read_tensors
-from vpltool.stages._segmenters import read_segmenter
 
 RFM = ("refine", "--cams", "text", "--method", "rfm", "--decoder", "tiny")
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from vpltool.clip.groupvit import from_groupvit, is_groupvit
 from vpltool.core import group_training
 from vpltool.core.group_maps import class_maps, group_maps, name_groups
+from vpltool.engine.groups import find_groups, read_groups, text_encoder
 from vpltool.formats import Header, describe, open_workspace, read_tensors, write_tensors
-from vpltool.stages._groups import find_groups, read_groups, text_encoder
 from vpltool.stages._pairs import Cut, Plan, WorkspacePairs, cut_photo, read_steps
 
 SIZES = ("--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",

@@ -16,6 +16,7 @@ from reference import dino
 
 from vpltool import Segmenter
 from vpltool.core.photos import to_pixels
+from vpltool.engine.models import load_main, with_weights
 from vpltool.formats import (
     Header,
     expect_header,
@@ -28,7 +29,6 @@ from vpltool.next_step import next_step
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.stages import find_stages
 from vpltool.stages._card import model_card
-from vpltool.stages._models import load_main, with_weights
 from vpltool.state import read_state
 
 TIMM = "vit_tiny_patch16_224"

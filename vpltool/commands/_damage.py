@@ -22,6 +22,9 @@ from vpltool.commands._findings import (
 )
 from vpltool.commands._prepare_again import prepare_line
 from vpltool.commands._tree import age, size
+from vpltool.engine.checkpoints import checkpoint_of, is_checkpoint
+from vpltool.engine.features import HEAD, head_path
+from vpltool.engine.models import WORDS
 from vpltool.errors import VplError, counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
@@ -33,9 +36,6 @@ from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.storage import short_path
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
-from vpltool.stages._checkpoints import checkpoint_of, is_checkpoint
-from vpltool.stages._heads import HEAD, head_path
-from vpltool.stages._models import WORDS
 from vpltool.state import Artifact, State, read_artifact, read_state
 
 _UNREADABLE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
@@ -200,8 +200,9 @@ def _lacks_head(artifact: Artifact) -> bool:
     """Whether the head that `cam` needs is gone; a second encoder has none."""
     header = artifact.header
     second = "encoder" in header.options and header.call.get("encoder") != WORDS
-    # An encoder that runs by its own code has no head, and gives no tokens for one.
-    without = "encoder" in header.model and "tokens" not in header.options.get("keep", ())
+    # Without tokens, neither `embed` nor an encoder that runs by its own code stores one.
+    without = ("tokens" not in header.options.get("keep", ())
+               and ("encoder" in header.model or header.command == "embed"))
     return (header.kind == "features" and not second and not without
             and not head_path(artifact.path).exists())
 

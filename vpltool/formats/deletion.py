@@ -14,7 +14,7 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.formats.checking import check_file, salvaged_header
 from vpltool.formats.header import Header
-from vpltool.formats.kinds import KINDS
+from vpltool.formats.kinds import KINDS, folders_of
 from vpltool.formats.manifest import (
     MANIFEST,
     REPLACED,
@@ -27,8 +27,7 @@ from vpltool.formats.manifest import (
 )
 from vpltool.formats.storage import write_json
 
-PHOTO_FOLDERS = ("tags", "features", "cams", "masks", "predictions", "probabilities",
-                 "ground-truth", "group-maps")
+PHOTO_FOLDERS = (*folders_of(per_photo=True), "ground-truth")
 """Folders of the workspace, or beginnings of their names, that hold files a photo."""
 
 
@@ -126,8 +125,7 @@ def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header
     found: dict[Path, Header] = {}
     for folder in _holding(work, {*folders}):
         header = first_header(folder)
-        if header is not None and header.kind in KINDS and KINDS[header.kind].layout.endswith(
-                "folder"):
+        if header is not None and header.kind in KINDS and KINDS[header.kind].per_photo:
             # Ids may have folders of their own.
             split = header.options.get("split")
             root = next((above for above in (folder, *folder.parents) if above.name == split),

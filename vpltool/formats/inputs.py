@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError, counted, near_name
@@ -36,11 +35,7 @@ from vpltool.formats.storage import (
     tensors_of,
 )
 from vpltool.formats.values import BadValues, check_form, form_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
+from vpltool.lazy import np, npt, torch
 
 _VOTERS = 5
 """Photos that tell the form of a folder's features."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 
@@ -34,6 +35,8 @@ class Kind:
         made_by: the call that makes it, in backticks as in `VplError`.
         tensors: the tensors of a .safetensors of this kind.
         version: increased when older files can no longer be read.
+        apart: whether its files do not lie in the workspace's folder of its name: beside others,
+            at its top, or wherever the user wants them.
     """
 
     name: str
@@ -42,6 +45,12 @@ class Kind:
     made_by: str
     tensors: dict[str, TensorSpec]
     version: int = 1
+    apart: bool = False
+
+    @property
+    def per_photo(self) -> bool:
+        """Whether there is a folder of them, a file per photo."""
+        return self.layout.endswith("-folder")
 
     @property
     def suffix(self) -> str:
@@ -76,7 +85,7 @@ _ALL = (
              "layer_index": TensorSpec(("I64",), ("layers",), optional=True),
          }),
     Kind("head", "tensors", "CLIP's last block and projection, so that `cam` need not load CLIP",
-         "`extract()`", {}),
+         "`extract()`", {}, apart=True),
     Kind("prototypes", "tensors", "class vectors in CLIP's joint space, from text or from vision",
          "`text_prototypes()`", {
              "prototypes": TensorSpec(("F32",), ("rows", "dim")),
@@ -89,7 +98,8 @@ _ALL = (
              "space_further": TensorSpec(("F32",), ("further", "dim", "dim"), optional=True),
              "space_bias": TensorSpec(("F32",), ("layers", "dim"), optional=True),
          }),
-    Kind("alignment", "tensors", "checkpoint of an interrupted alignment", "`align()`", {}),
+    Kind("alignment", "tensors", "checkpoint of an interrupted alignment", "`align()`", {},
+         apart=True),
     Kind("tags", "tensors-folder", "how sure CLIP is of each class in a photo", "`tag()`", {
         "scores": TensorSpec(("F32",), ("classes",)),
     }),
@@ -100,11 +110,11 @@ _ALL = (
          }),
     Kind("masks", "labels-folder", "pseudo masks: palette PNG, 255 = ignore", "`crf()`", {}),
     Kind("corrections", "labels-folder", "masks that a person has corrected: palette PNG",
-         "`prepare('folder', images='IMAGES', corrections='DIR')`", {}),
+         "`prepare('folder', images='IMAGES', corrections='DIR')`", {}, apart=True),
     Kind("decoder", "tensors", "a trained decoder, with everything needed to rebuild it",
          "`train_decoder()`", {}),
     Kind("bundle", "tensors", "a segmenter with all that it needs: decoder, classes, CLIP",
-         "`export('bundle')`", {}),
+         "`export('bundle')`", {}, apart=True),
     Kind("groups", "tensors", "encoders that divide photos into groups, which words can name",
          "`train_groups()`", {}),
     Kind("group-maps", "tensors-folder", "which groups of both stages a photo's patches belong to",
@@ -126,6 +136,33 @@ _ALL = (
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
+
+FEATURE_TENSORS = tuple(name for name, spec in KINDS["features"].tensors.items()
+                        if spec.dtypes == _STORED)
+"""What `extract` can keep, and a method can read: `tokens`, `patches`, `attention`, …"""
+
+SECOND_FOLDER = "features-second"
+"""Folder of features of a second encoder, beside those of the first."""
+
+
+def folders_of(*, per_photo: bool) -> tuple[str, ...]:
+    """Folders of a workspace that hold a file per photo, or that hold single .safetensors."""
+    return tuple(kind.name for kind in _ALL if not kind.apart
+                 and (kind.per_photo if per_photo else kind.layout == "tensors"))
+
+
+def place(work: Path, kind: str, name: str, split: str = "") -> Path:
+    """Return where a result lies in a workspace, unless `out` says otherwise.
+
+    Args:
+        work: the workspace folder.
+        kind: what it is.
+        name: which of them; of features, the split.
+        split: whose photos it has; a single file has none.
+    """
+    found = KINDS[kind]
+    return (work / kind / name / split if found.per_photo
+            else work / kind / f"{name}{found.suffix}")
 
 
 def kind_named(name: str) -> Kind:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError
@@ -40,11 +40,7 @@ from vpltool.formats.replacing import check_replacing
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
 from vpltool.formats.values import check_labels, check_values
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
+from vpltool.lazy import np, npt, torch
 
 _DEEPEST = 50
 """Levels of folders that ids may have."""

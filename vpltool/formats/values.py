@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from vpltool.errors import VplError
-from vpltool.formats.kinds import IGNORE, KINDS
+from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS
 from vpltool.lazy import np, npt, torch
 
-_NEVER_ZERO = {"features": ("tokens", "patches", "attention", "attentions", "layers"),
+_NEVER_ZERO = {"features": FEATURE_TENSORS,
                "prototypes": ("prototypes",)}
 """Tensors of a kind that hold something else than zeros, unless a disk has lost them."""
 

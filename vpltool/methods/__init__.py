@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from vpltool.errors import VplError, near_name
+from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.methods import interfaces
 from vpltool.methods.interfaces import MethodModule
 from vpltool.settings import Settings
@@ -65,8 +66,7 @@ class MethodKind:
         return ("Settings", *(("READS",) if self.reads else ()), self.function, *self.also)
 
 
-_FEATURES = ("tokens", "patches", "attention", "attentions", "layers", "second_patches",
-             "second_attention")
+_FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (

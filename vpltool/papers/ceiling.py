@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
+from vpltool.engine.features import open_features
+from vpltool.engine.prototypes import read_prototypes
+from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
@@ -34,8 +37,6 @@ from vpltool.lazy import Image, Tensor, np
 from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
-from vpltool.stages._inputs import open_features, read_prototypes
-from vpltool.stages._segmenters import find_decoder
 from vpltool.stages._truth import read_truth
 from vpltool.state import read_state
 

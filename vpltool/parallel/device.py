@@ -13,7 +13,7 @@ from vpltool.errors import VplError
 from vpltool.lazy import torch
 from vpltool.parallel.processes import core_count
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 _SLOW = 2.0
 """Times slower than fp32 from which on it is worth a warning; with instructions it is faster."""
@@ -87,16 +87,22 @@ def find_precision(choice: str, device: torch.device,
         VplError: no such format, or half precision on a CPU.
     """
     choice = settle_precision(choice, device)
-    if choice not in PRECISIONS:
+    if choice not in _DTYPES:
         raise VplError(f"`{choice}` is not a precision", "one of fp32, bf16, fp16 or auto")
     if choice == "fp16" and device.type == "cpu":
         raise VplError("fp16 is not available on CPUs", "`precision='fp32'`, or `precision='bf16'`")
     if choice == "bf16" and device.type == "cpu" and warn is not None:
-        slower = slowdown_of(PRECISIONS[choice])
+        slower = slowdown_of(dtype_of(choice))
         if slower > _SLOW:
             warn(f"{choice} is about {slower:.0f} times slower than fp32 on this CPU, which lacks "
                  "the instructions for it: `precision='fp32'`")
-    return PRECISIONS[choice]
+    return dtype_of(choice)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the element type that `fp32`, `bf16` or `fp16` stands for."""
+    found: torch.dtype = getattr(torch, _DTYPES[precision])
+    return found
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError, counted
@@ -20,11 +20,8 @@ from vpltool.formats import (
 )
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.manifest import again
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
@@ -58,8 +55,6 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
     """
-    import numpy as np
-
     from vpltool.core.agreement import agreement, overlap
 
     _check_source(source)
@@ -162,8 +157,6 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
 def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
                         ) -> npt.NDArray[np.float64]:
     """Probability that a photo shows each class (count,); 0 where none was stored."""
-    import numpy as np
-
     from vpltool.core.agreement import photo_probabilities
 
     tensors = folder.read_tensors(key)
@@ -174,8 +167,6 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
 
 
 def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    import numpy as np
-
     from vpltool.core.agreement import calibration_error, reliability
 
     sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
@@ -205,8 +196,6 @@ def _names(workspace: Workspace, row: npt.NDArray[np.bool_]) -> str:
 
 
 def _mean(values: npt.NDArray[Any]) -> float | None:
-    import numpy as np
-
     # A class that is never predicted has no precision, one that is never tagged no recall.
     return _rounded(float(np.nanmean(values))) if np.isfinite(values.astype(float)).any() else None
 

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vpltool.engine.running import RunsSegmenter, stand_in_workspace
+from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.methods.inputs import side_of
-from vpltool.stages._group_predict import check_words, named_workspace
-from vpltool.stages._running import stand_in_workspace
-from vpltool.stages._segmenters import find_segmenter, is_bundle, segmenter_header
+from vpltool.settings import setting
+from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 
-if TYPE_CHECKING:
-    from vpltool.stages.predict import PredictSettings
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(GroupSettings, RunsSegmenter):
+    """Settings of `predict`."""
+
+    images: tuple[Path, ...] = setting(
+        (), "Photos or folders of photos; default: those of the split.",
+        metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
+    decoder: str = setting("", "Decoder, or trained groups; default: the only decoder, or the "
+                               "first of vision-refined, vision, text-refined and text, else the "
+                               "groups.",
+                           metavar="NAME-OR-PATH", record="never")
+    segmenter: str = setting(
+        "", "Decoder, trained groups, or a bundle; with a bundle, photos need no workspace.",
+        metavar="NAME-OR-PATH", record="never")
+    tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
+                         record="changed")
+    probabilities: bool = setting(
+        True, "Also store class probabilities of a split; crf prefers them to labels.",
+        off="--labels-only", record="never")
+    overlay: bool = setting(False, "Also draw each photo with labels and names.",
+                            record="never")
 
 
 @dataclass(frozen=True)

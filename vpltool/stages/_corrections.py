@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.datasets.tags import some
@@ -26,10 +25,8 @@ from vpltool.formats import (
 )
 from vpltool.formats.corrections import FOLDER, import_call, is_edited
 from vpltool.formats.labels import size_of_labels
+from vpltool.lazy import np, npt
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
                      ) -> dict[str, Path]:
@@ -85,8 +82,6 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
     Raises:
         VplError: see `read_mask`; or the workspace lacks a class of an earlier import.
     """
-    import numpy as np
-
     header = describe(path).header
     names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
     if names in ((), workspace.classes[:len(names)]):
@@ -193,14 +188,10 @@ def warn_of_untagged(untagged: Sequence[str]) -> None:
 
 def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
     """Tell whether labels show a class that is not among the class indices of a photo's tags."""
-    import numpy as np
-
     return not {*np.unique(labels).tolist()} <= {0, IGNORE, *tags}
 
 
 def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> None:
-    import numpy as np
-
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     odd = found[(found > classes) & (found != IGNORE)]
     if len(odd):

@@ -1,30 +1,170 @@
-"""Fitting a segmenter in one pass over its photos, where its method needs no steps."""
+"""Training a segmenter: its settings, the network that is built, and fitting without steps."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console
-from vpltool.methods.inputs import LabelledPhoto
+from vpltool import console, options
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.photos import read_known_photo
+from vpltool.engine.segmenters import read_segmenter
+from vpltool.errors import VplError
+from vpltool.formats import Photo
+from vpltool.lazy import torch
+from vpltool.methods import KINDS
+from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _inputs
-from vpltool.stages._training_data import TrainingData
+from vpltool.settings import RUNNING, setting
+from vpltool.stages._training_data import Frozen, TrainingData
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.formats import Photo
     from vpltool.parallel.ranks import Ranks
-    from vpltool.stages.train_decoder import TrainDecoderSettings
+
+DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDecoderSettings(options.WholeSplit):
+    """Settings of `train-decoder`."""
+
+    masks: str = setting("", "Pseudo masks to train on; a name, or a folder of your own. "
+                             "Default: the first found of vision-refined, vision, text-refined, "
+                             "text.", metavar="NAME-OR-PATH", record="never")
+    prototypes: str = setting(
+        "vision", "Pixel classifier: vision, text or a file; the default without words is tags.",
+        metavar="NAME-OR-PATH", source="VPL, eq. 12")
+    method: str = setting(KINDS["segmenters"].default, "Kind of segmenter to train.",
+                          metavar="NAME")
+    source: str = setting(
+        "auto", "Train on photos, features or auto; photos: random scale, mirror, crop, encoded at "
+                "each step; features: mirror and crop of stored layers, much faster; auto: "
+                "features if they contain layers.",
+        choices=("auto", "features", "photos"))
+    iters: int = setting(30000, "Training steps; 0, for a residual decoder: the dense CAM over all "
+                                "classes, no tags needed.", low=0,
+                         source="VPL, implementation details")
+    batch_size: int = setting(6, "Crops per step.", low=1, source="VPL, implementation details")
+    crop: int = setting(20, "Side of a crop, in patches.", low=2,
+                        source="WeCLIP, official code: 320 pixels")
+    lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
+    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: off.", low=0,
+                                source="VPL, eq. 14")
+    lambda_aff: float = setting(
+        0.0, "Weight of WeCLIP's affinity loss; 0.1 there: patches of one label become similar in "
+             "the decoder's fused features. 0: off.", low=0, record="changed")
+    optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(DEFAULT_LR),
+                             source="VPL, implementation details")
+    lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
+                        source="WeCLIP, official code, for adamw; VPL gives none")
+    power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER; WeCLIP: 1.", low=0)
+    balanced: bool = setting(
+        False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
+               "pixel (the paper).", off="--plain", source="VPL, eq. 14")
+    max_side: int = setting(
+        1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
+        metavar="PIXELS", record="changed")
+    corrected_times: int = setting(
+        1, "How many times each photo with a corrected mask is used per epoch.", low=1,
+        metavar="N", record="changed")
+    start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
+                         metavar="NAME-OR-PATH", record="never")
+    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
+                        inside=True)
+    checkpoint_every: int = setting(
+        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING,
+        record="never", brief=False)
+    seed: int = options.seed()
+    precision: str = options.precision()
+    workers: int = options.workers()
+
 
 STEPLESS = dict.fromkeys(
     ("iters", "batch_size", "crop", "lambda_ce", "lambda_rsc", "lambda_aff", "optimizer", "lr",
      "power", "balanced", "start", "checkpoint_every", "seed"),
     "it is computed in one pass, without steps")
 """Settings of the training that a method with `fit` does not read, and why."""
+
+
+def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts,
+                    frozen: Frozen) -> SegmenterNetwork:
+    """Build the network that is trained, always the same one for a seed.
+
+    Args:
+        settings: of `train-decoder`.
+        method: of segmenters.
+        parts: what the network is built of.
+        frozen: where its inputs come from.
+
+    Raises:
+        VplError: the method refuses its settings, or the features are not what it reads.
+    """
+    if not hasattr(method, "rebuild"):
+        raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
+                       "rebuild(config) gives an empty network, for `predict`")
+    torch.manual_seed(settings.seed)
+    network: SegmenterNetwork = method.build(parts, settings.of_method)
+    if not hasattr(method, "fit"):
+        _check_training(settings, network)
+    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
+    if network.reads_patches and held != "block":
+        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
+                       f"holds others ({held})",
+                       "`source='photos'`" + (", or `residual=False`" if hasattr(
+                           settings.of_method, "residual") else ""))
+    return network
+
+
+def _check_training(settings: TrainDecoderSettings, network: SegmenterNetwork) -> None:
+    """Check that the settings of the steps suit the network.
+
+    Raises:
+        VplError: one does not.
+    """
+    if not settings.iters and not network.serves_untrained:
+        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
+                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
+                                        if hasattr(settings.of_method, "residual") else ""))
+    if settings.lambda_aff and not network.fuses:
+        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
+                       "features to compare", "`lambda_aff=0`")
+    if settings.lambda_rsc and not network.in_joint_space:
+        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
+                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")
+
+
+def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mapping[str, str]
+                 ) -> None:
+    """Begin with the weights of another decoder; prototypes stay the network's own.
+
+    Args:
+        network: changed in place.
+        path: the other decoder.
+        name: the method that built the network.
+        model: identity of its CLIP.
+
+    Raises:
+        VplError: the other decoder is of another method, shape or CLIP.
+    """
+    header, other = read_segmenter(path)
+    check_same_model(model, header.model, f"the prototypes and {path}")
+    theirs = header.facts.get("segmenter", "weclip")
+    if theirs != name:
+        raise VplError(f"{path} is of the method {theirs}", f"`method={theirs!r}`")
+    own, found = ({key: tensor for key, tensor in part.state_dict().items()
+                   if key not in ("prototypes", "class_index")} for part in (network, other))
+    differ = [key for key in own.keys() | found.keys()
+              if key not in own or key not in found or own[key].shape != found[key].shape]
+    if differ or network.layers != other.layers or network.reads != other.reads:
+        options = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
+                            if key in ("layers", "width", "residual"))
+        raise VplError(f"{path} has another shape than this decoder", options)
+    network.load_state_dict(found, strict=False)
 
 
 def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,
@@ -41,8 +181,6 @@ def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,
     Raises:
         VplError: a photo cannot be read any more, or the masks label nothing.
     """
-    from vpltool.parallel.device import worker_count
-
     network.to(ranks.device)
     own = replace(data, photos=[photo for photo in data.photos
                                    if ranks.shard.holds(photo.id)])
@@ -92,7 +230,7 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     from vpltool.core.training import labels_at
 
     encoder = data.frozen.encoder
-    pixels = _inputs.read_known_photo(data.workspace, photo)
+    pixels = read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
     height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     grid = (height // patch, width // patch)
@@ -103,8 +241,6 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
 
 def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:
     """Replace the pixels that `_read_pixels` left by what the network reads."""
-    import torch
-
     vision = data.frozen.encoder.vision
     weight = vision.weight
     assert photo.layers is not None

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
+from vpltool.engine.groups import read_groups, text_encoder
+from vpltool.engine.photo_work import Made, count_sizes, run_batches
+from vpltool.engine.running import Segmented
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
+from vpltool.lazy import torch
+from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, setting
-from vpltool.stages import _groups
-from vpltool.stages._photo_work import Made, count_sizes, run_batches
-from vpltool.stages._running import Segmented
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.group_maps import GroupMaps
     from vpltool.core.group_segment import GroupScores, GroupView
     from vpltool.core.groups import GroupNetwork
@@ -137,11 +137,11 @@ class GroupSegmenter:
         from vpltool.core.text import text_prototypes
 
         templates = find_prompts(settings.prompts)
-        groups = _groups.read_groups(path)
+        groups = read_groups(path)
         network = groups.network.to(device)
         short, view = view_of(network, settings)
         texts = text_prototypes(workspace.classes, templates,
-                                _groups.text_encoder(workspace, groups, device))
+                                text_encoder(workspace, groups, device))
         mean, std = groups.header.facts["mean"], groups.header.facts["std"]
         return cls(network, texts.to(device), view,
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
@@ -171,7 +171,6 @@ def from_groups(workspace: Workspace, path: Path, paths: Mapping[str, Path], set
     Raises:
         VplError: see `GroupSegmenter.of`.
     """
-    from vpltool.parallel.device import find_device, worker_count
     from vpltool.parallel.photos import load_batches
 
     segmenter = GroupSegmenter.of(workspace, path, settings, find_device(settings.device))

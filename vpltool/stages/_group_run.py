@@ -9,25 +9,134 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console
+from vpltool import console, options
+from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, write_tensors
-from vpltool.stages import _groups, _pairs
-from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.lazy import Tensor, torch
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import find_precision, worker_count
+from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.signals import defer_interrupts
+from vpltool.settings import RUNNING, NoEffect, setting
+from vpltool.stages import _pairs
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.group_training import GroupTraining, PairBatch, StepRecord
     from vpltool.core.groups import GroupNetwork
     from vpltool.parallel.ranks import Ranks
-    from vpltool.stages.train_groups import TrainGroupsSettings
 
 _LOSSES = ("pairs", "first", "second", "text")
 
 _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
+
+
+_NO_NPR = NoEffect({"npr": ("none",)}, "there are no prototypes")
+_NO_PHOTOS = NoEffect({"npr": ("none", "text")}, "photos have no prototypes")
+_NO_TEXT = NoEffect({"npr": ("none", "photos")}, "captions have no prototypes")
+_NO_TOWER = NoEffect({"text": ("clip",)}, "the text tower is the CLIP's, and frozen")
+_NO_DIM = NoEffect({"text": ("clip",)}, "the joint space is the CLIP's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGroupsSettings(options.Replaces):
+    """Settings of `train-groups`."""
+
+    npr: str = setting("both", "Prototypes that keep groups apart; of photos, of text, both, or "
+                               "none, which is GroupViT.",
+                       choices=("both", "photos", "text", "none"), source="PGSeg")
+    text: str = setting("clip", "Text tower; clip: the workspace's CLIP, frozen; own: trained "
+                                "jointly, as in the paper.", choices=("clip", "own"),
+                        source="vpltool: far fewer pairs are enough")
+    begin: Path | None = setting(
+        None, "Initial weights; a .safetensors of this command, or GroupViT's with the names of "
+              "the package transformers. Missing weights are random.",
+        metavar="FILE", flag="--start", record="never")
+    side: int = setting(224, "Side of the photos in pixels, a multiple of the patch.", low=2,
+                        source="GroupViT")
+    patch: int = setting(16, "Side of a patch, in pixels.", low=1, source="GroupViT")
+    width: int = setting(384, "Width of a token, a multiple of the heads.", low=2,
+                         source="GroupViT")
+    heads: int = setting(6, "Heads of the attention.", low=1, source="GroupViT")
+    depths: str = setting("6,3,3", "Blocks before the first grouping, before the second, and after "
+                                   "it.", metavar="A,B,C", source="GroupViT")
+    groups: str = setting("64,8", "Groups of the first stage and of the second.", metavar="A,B",
+                          source="GroupViT")
+    dim: int = setting(256, "Dimensions of the joint space.", low=2, source="GroupViT",
+                       no_effect=[_NO_DIM])
+    hidden: int = setting(4096, "Width of the projectors' hidden layer.", low=2, brief=False,
+                          source="GroupViT")
+    npr_hidden: int = setting(4096, "Width of the hidden layer after the prototypes.", low=2,
+                              brief=False, source="PGSeg, official code", no_effect=[_NO_PHOTOS])
+    drop_path: float = setting(0.1, "Drop-path rate of the last block; lower for earlier blocks.",
+                               low=0, high=0.9, brief=False,
+                               source="PGSeg, official code")
+    text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    text_depth: int = setting(12, "Blocks of the text tower.", low=1, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    text_heads: int = setting(4, "Heads of the text tower.", low=1, brief=False,
+                              source="GroupViT", no_effect=[_NO_TOWER])
+    context: int = setting(77, "Maximum number of tokens per caption.", low=3, brief=False,
+                           source="GroupViT", no_effect=[_NO_TOWER])
+    em_rounds: int = setting(10, "EM iterations, T.", low=1, source="PGSeg", no_effect=[_NO_NPR])
+    momentum: float = setting(0.9, "Momentum of the prototypes' moving average.",
+                              low=0, high=1, source="PGSeg", no_effect=[_NO_NPR])
+    tau: float = setting(1.0, "Temperature of EM over the tokens of a photo.", low=1e-4,
+                         source="PGSeg", no_effect=[_NO_PHOTOS])
+    text_tau: float = setting(0.07, "Temperature of EM over captions.", low=1e-4,
+                              source="vpltool: that of the pairs at the start; PGSeg's prototypes "
+                                     "of text are numbers", no_effect=[_NO_TEXT])
+    reject: float = setting(0.1, "Minimum similarity of a group and its prototype, as a share of "
+                                 "the range in the photo; other pairs do not count.", low=0, high=1,
+                            source="PGSeg", no_effect=[_NO_NPR])
+    reconstruct: bool = setting(True, "Add the reconstruction from the prototypes to the tokens.",
+                                source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_first: float = setting(0.1, "Weight of the first stage's prototypes.", low=0,
+                                  source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_second: float = setting(0.1, "Weight of the second stage's prototypes.", low=0,
+                                   source="PGSeg", no_effect=[_NO_PHOTOS])
+    lambda_text: float = setting(0.01, "Weight of the text's prototypes.", low=0, source="PGSeg",
+                                 no_effect=[_NO_TEXT])
+    iters: int = setting(30000, "Training steps.", low=1,
+                         source="vpltool; PGSeg: 30 passes over 27 million")
+    batch_size: int = setting(256, "Pairs per step, over all processes.", low=2,
+                              source="GroupViT, a GPU's; PGSeg: 1024 on each of four")
+    lr: float = setting(1e-4, "Peak learning rate of AdamW.", low=0,
+                        source="PGSeg, from GroupViT's weights; GroupViT, from none: 1.6e-3")
+    lr_start: float = setting(1e-6, "Learning rate of the first step.", low=0, brief=False,
+                              source="PGSeg")
+    lr_end: float = setting(1e-5, "Final learning rate, after half-cosine decay.", low=0,
+                            brief=False, source="PGSeg")
+    warmup: float = setting(1 / 3, "Share of the steps used for warm-up.", low=0, high=1,
+                            source="PGSeg: 10 of 30 passes")
+    weight_decay: float = setting(0.05, "Weight decay.", low=0, source="PGSeg")
+    clip: float = setting(5.0, "Maximum norm of the gradient; 0: no clipping.", low=0, brief=False,
+                          source="PGSeg")
+    crop: float = setting(0.5, "Minimum share of a photo's area in a crop; 1: all of it.",
+                          low=0.01, high=1, source="vpltool")
+    mirror: bool = setting(True, "Mirror photos at random.", source="GroupViT")
+    pairs: tuple[str, ...] = setting(
+        (), "WebDataset tars with photos and captions, instead of the workspace's photos; paths, "
+            "folders, or addresses such as s3://…; {000..009} stands for ten. Repeatable.",
+        metavar="TARS", record="never")
+    allow_pipe: bool = options.allow_pipe()
+    window: int = setting(512, "Pairs from tars that are shuffled together, in memory.",
+                          low=1, brief=False, record="changed", source="vpltool")
+    split: str = options.split("train")
+    name: str = setting("groups", "Name of the result.", record="never", inside=True)
+    checkpoint_every: int = setting(
+        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING,
+        record="never", brief=False)
+    seed: int = options.seed()
+    device: str = options.device()
+    precision: str = options.precision()
+    workers: int = options.workers()
+    limit: int = options.limit(record="changed")
 
 
 @dataclass(frozen=True)
@@ -52,9 +161,9 @@ def words_of(workspace: Workspace, settings: TrainGroupsSettings, process: Ranks
         VplError: the CLIP cannot be had.
     """
     if settings.text == "own":
-        tokenize = _groups.caption_tokenizer(settings.context)
+        tokenize = caption_tokenizer(settings.context)
         return Words(lambda texts: tokenize(texts).to(process.device), {}, 0)
-    encode, model = _groups.clip_encoder(workspace, process.device)
+    encode, model = clip_encoder(workspace, process.device)
     return Words(encode, model, encode(["a photo"]).shape[1])
 
 
@@ -72,7 +181,6 @@ class GroupRun:
     @property
     def training(self) -> GroupTraining:
         from vpltool.core.group_training import GroupTraining
-        from vpltool.parallel.device import find_precision
 
         chosen = self.settings
         return GroupTraining(
@@ -92,13 +200,10 @@ class GroupRun:
 
     def batches(self, start: int) -> Generator[PairBatch, None, None]:
         """The pairs of each step from `start` on, on the device."""
-        import torch
-
         from vpltool.core.group_training import PairBatch
-        from vpltool.parallel.device import worker_count
 
         chosen, device = self.settings, self.process.device
-        mean, std = torch.tensor([_groups.MEAN, _groups.STD], device=device).view(2, 3, 1, 1)
+        mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
         steps, warn_of_skipped = self._steps(start, worker_count(chosen.workers),
                                              device.type == "cuda")
         try:
@@ -125,9 +230,6 @@ class GroupRun:
 
 def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
     from vpltool.core.group_training import Exchange, Objective, make_optimizer, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.memory import explain_out_of_memory
-    from vpltool.parallel.signals import defer_interrupts
 
     settings, process, training = run.settings, run.process, run.training
     network = network.to(process.device)
@@ -191,8 +293,6 @@ class _Log:
         Raises:
             VplError: one is not finite.
         """
-        import torch
-
         self._unread.append(record)
         done = record.iteration + 1
         logged = done % max(self.steps // 50, 1) == 0 or done == self.steps

@@ -11,6 +11,7 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, Workspace
+from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.stages._corrections import (
     find_corrections,
@@ -20,9 +21,6 @@ from vpltool.stages._corrections import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     Found = dict[str, Callable[[], npt.NDArray[np.uint8]]]
 
 
@@ -101,8 +99,6 @@ def _packed(labels: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]
     size, content = labels.shape, zlib.compress(labels.tobytes(), 1)
 
     def unpacked() -> npt.NDArray[np.uint8]:
-        import numpy as np
-
         return np.frombuffer(zlib.decompress(content), np.uint8).reshape(size)
 
     return unpacked

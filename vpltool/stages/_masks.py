@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.photos import check_current
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
@@ -22,8 +23,8 @@ from vpltool.formats import (
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _inputs
 from vpltool.stages._corrections import (
     check_corrections,
     identity_of_corrections,
@@ -31,10 +32,6 @@ from vpltool.stages._corrections import (
     read_mask,
     warn_of_untagged,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""
@@ -97,7 +94,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
         found = find_folder(workspace.path, ("masks",), choice, split, ("masks",),
-                            f"`crf(split={split!r})`", preferred=_inputs.BEST_FIRST)
+                            f"`crf(split={split!r})`", preferred=BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
             if folder.is_dir() and not (folder / MANIFEST).exists():
@@ -105,7 +102,7 @@ def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[s
         raise
     workspace.check_classes(found.header, found.path)
     there = found.available(ids) if ids else []
-    _inputs.check_current(workspace, there, found)
+    check_current(workspace, there, found)
     return Masks(found.path, found.name, there, header=found.header)
 
 

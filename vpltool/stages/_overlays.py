@@ -8,6 +8,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.formats import Workspace, read_labels
 from vpltool.formats.atomic import atomic_path
+from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
 
 _QUALITY = 90
@@ -36,8 +37,6 @@ def write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
     Returns:
         the folder of pictures.
     """
-    from vpltool.parallel.device import worker_count
-
     labels = {key: predictions / f"{key}.png" for key in photos}
     todo = [key for key, path in labels.items()
             if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]

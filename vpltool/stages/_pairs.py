@@ -6,17 +6,13 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vpltool import console
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Workspace
+from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel.threads import in_threads
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
 
 _TOLD = 5
 """Photos that cannot be read and are named; all are counted."""
@@ -142,8 +138,6 @@ def read_steps(plan: Plan, start: int, *, workers: int, pinned: bool) -> Iterato
         workers: number of threads; 0: none.
         pinned: whether photos come in memory from which a GPU copies without waiting.
     """
-    import torch
-
     def make(iteration: int) -> ReadPairs:
         parts = [_read_one(plan, position) for position in plan.positions(iteration)]
         pixels = torch.stack([part for part, _ in parts])
@@ -159,8 +153,6 @@ def _read_one(plan: Plan, position: int) -> tuple[Tensor, str]:
     Raises:
         VplError: none of ten in a row can be read.
     """
-    import numpy as np
-
     rng = np.random.default_rng((plan.seed, 3, position))
     count = len(plan.source)
     for further in range(10):
@@ -193,8 +185,6 @@ def warn_of_broken(plan: Plan) -> None:
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.uint32]:
     """The order of an epoch: each pair once."""
-    import numpy as np
-
     return np.random.default_rng((seed, 1, epoch)).permutation(count).astype(np.uint32)
 
 
@@ -212,10 +202,6 @@ def cut_photo(photo: npt.NDArray[np.uint8], cut: Cut, rng: np.random.Generator) 
     Returns:
         (3, side, side) uint8.
     """
-    import numpy as np
-    import torch
-    from PIL import Image
-
     share = rng.uniform(cut.least, 1.0)
     ratio = math.exp(rng.uniform(-1, 1) * min(math.log(4 / 3), -math.log(share)))
     height, width = (max(length * math.sqrt(share * part), 1.0) for length, part in zip(

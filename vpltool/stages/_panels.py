@@ -20,10 +20,9 @@ from vpltool.formats import (
     read_labels,
 )
 from vpltool.formats.manifest import photo_ids
+from vpltool.lazy import Image, Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.pictures.overlays import Rgb, SheetPanel
 
 KINDS = ("cams", "masks", "predictions", "group-maps", "probabilities")
@@ -163,8 +162,6 @@ def _first_photo(path: Path) -> Path | None:
 
 
 def _is_labels(path: Path) -> bool:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             return image.format == "PNG" and image.mode in ("P", "L")

@@ -4,62 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from vpltool import console
+from vpltool import console, options
+from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.photos import photos_with
+from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
+from vpltool.lazy import Tensor, torch
+from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import NoEffect, setting
-from vpltool.stages import _aligned, _inputs
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""
-
-
-class PixelSettings(Protocol):
-    """The settings that choose pixels; each stage has fields of its own for them."""
-
-    @property
-    def pixels(self) -> str:
-        """`all`, `seeds` or `regions`."""
-
-    @property
-    def phi(self) -> float:
-        """Where seeds begin."""
-
-    @property
-    def phi_background(self) -> float:
-        """Where background seeds end."""
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels at most."""
-
-    @property
-    def seed(self) -> int:
-        "Random seed."
-
-    @property
-    def split(self) -> str:
-        """Split of the data set."""
-
-    @property
-    def limit(self) -> int:
-        """Photos at most; 0: all."""
-
-    @property
-    def device(self) -> str:
-        """Where the pixels go."""
 
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
@@ -93,21 +60,39 @@ def text(*, brief: bool = True) -> Any:
                    brief=brief)
 
 
-def read_start(workspace: Workspace, choice: str, features: InputFolder) -> _inputs.Prototypes:
+_REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSettings(options.WholeSplit, shared=True):
+    """Settings that choose the pixels which prototypes are made of."""
+
+    cams: str = cams()
+    phi: float = phi(_REGIONS)
+    phi_background: float = phi_background(_REGIONS)
+    pixels: str = setting(
+        "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
+                 "mean per class and photo.",
+        choices=("seeds", "regions"))
+    max_pixels: int = max_pixels()
+    seed: int = options.seed()
+
+
+def read_start(workspace: Workspace, choice: str, features: InputFolder) -> Prototypes:
     """Read the rows that others are made from: those of the text, or of tags.
 
     Raises:
         VplError: as `read_text`.
     """
-    if Path(choice).stem != _inputs.OF_TAGS:
+    if Path(choice).stem != OF_TAGS:
         return read_text(workspace, choice, features)
-    found = _inputs.read_prototypes(workspace, choice)
-    _aligned.check_fits(features, found)
+    found = read_prototypes(workspace, choice)
+    check_fits(features, found)
     return found
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
-              ) -> _inputs.Prototypes:
+              ) -> Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
 
     Args:
@@ -119,12 +104,12 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
     Raises:
         VplError: they are not there, of other classes or another CLIP, or come from photos.
     """
-    found = _inputs.read_prototypes(workspace, choice, aligned=aligned)
+    found = read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
     if space not in TEXT_SPACES:
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
-    _aligned.check_fits(features, found)
+    check_fits(features, found)
     return found
 
 
@@ -137,7 +122,7 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
     hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`" if workspace.encoder
             else f"`cam(prototypes='text', split={split!r})`, then "
                  f"`refine(cams='text', split={split!r})`")
-    return _inputs.find_cams(workspace, choice, split, _inputs.SEEDING, hint)
+    return find_cams(workspace, choice, split, SEEDING, hint)
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
@@ -160,14 +145,12 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     Raises:
         VplError: there is no seed or no tag, a photo is missing, or the memory does not suffice.
     """
-    import torch
-
     from vpltool.core.phase_one import Pixels
 
     device = ranks.device
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
-    found = set().union(*ranks.collect(list(_inputs.photos_with(
+    found = set().union(*ranks.collect(list(photos_with(
         workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
     ids, share = pixels_per_photo([key for key in photos if key in found], settings.max_pixels)
     mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
@@ -180,7 +163,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     seen = count = 0
     with console.progress("read features", len(mine)) as advance:
         for number, key in mine:
-            patches = _aligned.read_patches(features, key, space)
+            patches = read_patches(features, key, space)
             all_of_it = len(patches)
             patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
             seen += all_of_it
@@ -236,8 +219,6 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
 def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
               settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
-    import torch
-
     from vpltool.core.seeds import UNSURE, region_features, seed_labels
 
     if maps is None:
@@ -256,8 +237,6 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
 
 def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `most` of the pixels, in their order; all if they are not more."""
-    import torch
-
     if len(pixels) <= most:
         return pixels, labels
     generator = torch.Generator().manual_seed(seed)
@@ -267,8 +246,6 @@ def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple
 
 def memory_for(count: int) -> AbstractContextManager[None]:
     """Say which setting to lower where the memory does not suffice for so many pixels."""
-    from vpltool.parallel.memory import explain_out_of_memory
-
     return explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 

@@ -7,19 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages._inputs import naming_photo
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from vpltool.core.metrics import Counts, SeedHistogram
 
 
@@ -133,8 +131,6 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
     tensors = source.read_tensors(photo_id)
     check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)
     if not len(tensors["classes"]):
-        import numpy as np
-
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
                         align_corners=False)[0]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.photos import photos_with
+from vpltool.engine.prototypes import read_patches
 from vpltool.formats import InputFolder, Workspace
-from vpltool.stages import _inputs
-from vpltool.stages._aligned import read_patches
+from vpltool.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
 
 
@@ -73,8 +73,8 @@ def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: 
 
     Args:
         workspace: gives the photos.
-        features: features of the split, see `_inputs.open_features`.
-        cams: NAME or path; empty: the first of `_inputs.SEEDING` that is there.
+        features: features of the split, see `open_features`.
+        cams: NAME or path; empty: the first of `SEEDING` that is there.
         split: of the photos.
         phi: Φ.
         limit: only the first photos; 0: all.
@@ -83,7 +83,7 @@ def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: 
     Raises:
         VplError: there are no CAMs, or they are of other classes.
     """
-    maps = _inputs.find_cams(workspace, cams, split, _inputs.SEEDING)
+    maps = find_cams(workspace, cams, split, SEEDING)
     return Regions(features, maps,
-                   list(_inputs.photos_with(workspace, split, limit, features, maps).ids), phi,
+                   list(photos_with(workspace, split, limit, features, maps).ids), phi,
                    space)

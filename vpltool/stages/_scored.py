@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
+from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
 
 Job = tuple[str, Path]
 """A photo's id and path."""
@@ -82,8 +77,6 @@ class ReadBatch:
 
 def read_scored(scores: Scores, job: Job) -> Read:
     """Read a photo and the scores of its labels."""
-    import numpy as np
-
     from vpltool.core.crf_size import bounded_size, shrink_photo
     from vpltool.core.photos import describe_failure, read_photo
 
@@ -103,7 +96,6 @@ def read_scored(scores: Scores, job: Job) -> Read:
 
 def _scores_of(scores: Scores, key: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Scores of the present labels at a size (L, H, W), and their classes (L,)."""
-    import torch
     import torch.nn.functional as F
 
     from vpltool.core import crf

@@ -7,12 +7,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import Header
-from vpltool.stages._checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.lazy import torch
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import worker_count
+from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
@@ -38,25 +43,11 @@ class Training:
         return checkpoint_of(self.target)
 
 
-class StepSettings(Protocol):
-    """The settings that say how steps are taken, not what comes of them."""
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
-
-    @property
-    def workers(self) -> int:
-        """Threads that make crops."""
-
-
-def take_steps(run: Training, network: SegmenterNetwork, start: Start, settings: StepSettings,
-               ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
+def take_steps(run: Training, network: SegmenterNetwork, start: Start,
+               settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
+               ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""
     from vpltool.core.training import make_optimizer, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.device import worker_count
-    from vpltool.parallel.memory import explain_out_of_memory
 
     device = ranks.device
     network = network.to(device)
@@ -109,8 +100,6 @@ def _read_losses(records: list[StepRecord]) -> list[list[float]]:
     Raises:
         VplError: one is not finite.
     """
-    import torch
-
     losses: list[list[float]] = torch.stack([
         torch.stack([loss for loss in (record.mask, record.contrast, record.affinity)
                      if loss is not None]) for record in records]).tolist()

@@ -6,18 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.datasets.pairs import Cursor, stream_pairs
 from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, location_of
 from vpltool.errors import VplError
 from vpltool.formats.header import identity_of_many
+from vpltool.lazy import Tensor, np, torch
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._pairs import Cut, ReadPairs, cut_photo
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 UNREAD = "photos that cannot be read"
 
@@ -99,8 +97,6 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
     Raises:
         VplError: there is no pair, or a thousand photos in a row cannot be read.
     """
-    import torch
-
     source, epoch = plan.source, plan.source.cursor.epoch
     pairs = stream_pairs(source.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
                          window=source.window, start=source.cursor)
@@ -132,8 +128,6 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
 def _decode(plan: TarPlan, item: tuple[Pair | Flaw, Cursor]
             ) -> tuple[tuple[Tensor, str] | Flaw, Cursor]:
     """Decode and cut a pair's photo, and choose one of its captions; chance is the pair's own."""
-    import numpy as np
-
     from vpltool.core.photos import read_photo
 
     pair, cursor = item

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.features import open_features
+from vpltool.engine.models import load_main
+from vpltool.engine.photos import check_current, naming_photo, read_known_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
+from vpltool.formats.kinds import place
+from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _inputs
 from vpltool.stages._masks import Masks
-from vpltool.stages._models import load_main
 from vpltool.stages.extract import parse_layers, parse_numbers
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-    from torch import Tensor
-
     from vpltool.core.training import CropBatch, TrainingSettings, Window
 
 _WHOLE = 1024
@@ -75,17 +74,15 @@ def frozen_layers(
     Raises:
         VplError: the features do not hold what is asked for, or the model cannot be had.
     """
-    folder = features or workspace.path / "features" / split
+    folder = features or place(workspace.path, "features", split)
     if source != "photos" and (folder / "artifact.json").exists():
-        found = _inputs.open_features(workspace, features, split)
+        found = open_features(workspace, features, split)
         if set(reads) <= set(found.header.options["keep"]):
-            _inputs.check_current(workspace, ids, found)
+            check_current(workspace, ids, found)
             return _stored_layers(found, ids, split, layers if "layers" in reads else None)
     if source == "features":
         raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
                        f"{_extract(split)}, or `source='photos'`")
-
-    from vpltool.parallel.device import find_device, find_precision
 
     on = find_device(device)
     dtype = find_precision(precision, on, console.warn)
@@ -213,16 +210,12 @@ def _photos_of(data: TrainingData, settings: TrainingSettings, iteration: int) -
 
 
 def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
-    import torch
-
     return [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long)
             for photo in photos]
 
 
 def _cut_features(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
     """Read and cut what is stored for the photos of a step; only what the network reads."""
-    import torch
-
     from vpltool.core.decoder import layers_of
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
@@ -261,8 +254,6 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
     gives what cutting the normalised photo would.
     """
-    import torch
-
     from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
@@ -273,7 +264,7 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     own = data.own(len(photos))
     for number, photo in enumerate(photos):
         path = data.workspace.image_path(photo)
-        with _inputs.naming_photo(photo, path):
+        with naming_photo(photo, path):
             size = photo_size(path)
         height, width = fit_size(size, patch,
                                  scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
@@ -281,7 +272,7 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
         labels = labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number in own:
-            pixels = _inputs.read_known_photo(data.workspace, photo)
+            pixels = read_known_photo(data.workspace, photo)
             images.append(_cut_pixels(pixels, window, patch))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
     return CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
@@ -289,10 +280,6 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
 
 def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
     """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
     from vpltool.core.training import cut_photo
 
     if max(photo.shape) > _WHOLE:
@@ -305,8 +292,6 @@ def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Ten
 
 def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
-    import torch
-
     encoder = data.frozen.encoder
     vision, weight = encoder.vision, encoder.vision.weight
     mean, std = torch.tensor([encoder.mean, encoder.std], device=weight.device).view(2, 1, 3, 1, 1)

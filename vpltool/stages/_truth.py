@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.storage import short_path
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _FEW = 0.1
 """Share of true masks with a class that is no tag of theirs up to which tags are incomplete."""
@@ -42,8 +38,6 @@ def read_truth(
         VplError: missing, damaged, of another size, or with a value that is neither a class nor
             ignored.
     """
-    import numpy as np
-
     path = workspace.path / workspace.root / str(photo.mask)
     found = size_of_labels(path)
     if found != size:
@@ -74,8 +68,6 @@ def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.ui
 
     A photo without any tag has no such class.
     """
-    import numpy as np
-
     if not photo.labels:
         return ""
     there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())

@@ -8,25 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, Workspace, write_tensors
-from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
-from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
-from vpltool.stages._checkpoints import (
+from vpltool.engine.checkpoints import (
     Start,
     checkpoint_of,
     load_state,
     read_checkpoint,
     write_checkpoint,
 )
-from vpltool.stages._models import check_words
+from vpltool.engine.features import check_kept, open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.prototypes import Prototypes, patch_source
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor, torch
+from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.parallel.device import find_device
+from vpltool.parallel.signals import defer_interrupts
+from vpltool.settings import RUNNING, NoEffect, setting, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages import _phase_one
 from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.alignment import Aligner, AlignmentSettings, Regions
 
@@ -34,7 +40,7 @@ _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignSettings(Settings):
+class AlignSettings(options.WholeSplit):
     """Settings of `align`; what the paper leaves open says so in its source."""
 
     cams: str = _phase_one.cams()
@@ -82,7 +88,6 @@ class AlignSettings(Settings):
     phi_background: float = setting(
         0.15, "A patch counts for the background where all CAMs are at most this, with 1 - CAM as "
               "weight; 1: everywhere.", low=0, high=1, source="vpltool", no_effect=[_NO_REGIONS])
-    split: str = options.split("train")
     max_pixels: int = _phase_one.max_pixels()
     checkpoint_every: int = setting(
         500, "Steps between checkpoints; there is also one every minute, and one on interruption. "
@@ -90,12 +95,6 @@ class AlignSettings(Settings):
         record="never", brief=False)
     seed: int = options.seed()
     text: str = _phase_one.text(brief=False)
-    features: Path | None = options.features()
-    device: str = options.device()
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=47, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
@@ -125,26 +124,26 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     """
     check_words(workspace)
     warn_without_effect(settings)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    _inputs.check_kept(features, ["patches"])
+    features = open_features(workspace, settings.features, settings.split)
+    check_kept(features, ["patches"])
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "align", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
-    target = settings.out or workspace.path / "prototypes/aligned.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    target = settings.out or place(workspace.path, "prototypes", "aligned")
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         start = read_checkpoint(
             checkpoint_of(target), replace(header, kind="alignment"), overwrite=settings.overwrite,
             update=settings.update, keep="`out='FILE'` keeps it")
         regions = _gather(workspace, features, maps, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
-            _align(_Run(settings, regions, text, _aligned.patch_source(features), header, target),
+            _align(_Run(settings, regions, text, patch_source(features), header, target),
                    start)
     return target
 
@@ -156,13 +155,10 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     Raises:
         VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
     """
-    import torch
-
     from vpltool.core.alignment import Regions
     from vpltool.core.seeds import region_weights
-    from vpltool.parallel.device import find_device
 
-    ids = list(_inputs.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
+    ids = list(photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
@@ -230,14 +226,14 @@ class _Run:
         settings: how.
         regions: what the text is aligned with.
         text: prototypes in CLIP's joint space.
-        patches: kind of the patches, see `_aligned.patch_source`.
+        patches: kind of the patches, see `patch_source`.
         header: of the result.
         target: its file.
     """
 
     settings: AlignSettings
     regions: Regions
-    text: _inputs.Prototypes
+    text: Prototypes
     patches: str
     header: Header
     target: Path
@@ -254,8 +250,6 @@ class _Run:
 
     def build(self) -> Aligner:
         """The networks as they begin, always the same for a seed."""
-        import torch
-
         from vpltool.core.alignment import Aligner
 
         chosen, kept = self.settings, torch.ones_like(self.text.class_index, dtype=torch.bool)
@@ -272,8 +266,6 @@ class _Run:
 
 def _align(task: _Run, start: Start) -> None:
     from vpltool.core.alignment import make_optimizer, refresh, train
-    from vpltool.parallel.checkpoints import CheckpointRule
-    from vpltool.parallel.signals import defer_interrupts
 
     training, aligner = task.training, task.build()
     optimizer, steps = make_optimizer(aligner, training), training.iterations

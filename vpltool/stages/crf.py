@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options
+from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.headers import make_header
+from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import chosen_shard, photos_with
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, InputFolder, OutputFolder, Workspace, find_folder, open_input
+from vpltool.formats.kinds import place
+from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
+from vpltool.methods.inputs import ScoredPhoto
 from vpltool.methods.interfaces import LabelRefiner
 from vpltool.parallel.batches import bucketed
+from vpltool.parallel.device import find_device, worker_count
+from vpltool.parallel.memory import physical_memory
 from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
 from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
 from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from vpltool.methods.inputs import ScoredPhoto
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrfSettings(Settings):
+class CrfSettings(options.PerPhoto):
     """Settings of `crf`."""
 
     what: str = setting("", "What to refine: CAMs, or predictions/NAME; default: the first CAMs "
@@ -46,15 +47,7 @@ class CrfSettings(Settings):
     max_side: int = setting(
         2048, "Scale longer photos down to this; labels keep the photo's own size. 0: never.",
         low=0, metavar="PIXELS", record="changed")
-    split: str = options.split("train")
-    device: str = options.device()
-    batch_size: int = options.batch_size(8)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
@@ -98,13 +91,13 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     source = _find_source(workspace, settings.what, settings.split)
     warn_without_effect(settings, without={} if source.kind == "cams" else {
         "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
-    photos = _inputs.photos_with(workspace, settings.split, settings.limit, source,
-                                 shard=_photo_work.chosen_shard(settings))
+    photos = photos_with(workspace, settings.split, settings.limit, source,
+                         shard=chosen_shard(settings.shard))
     labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
     if source.kind != "cams":
         photos = replace(photos, own={})
-    outputs = _photo_work.open_outputs(_folders(workspace, settings, method, source), photos,
-                                       settings, 1 + len(workspace.classes))
+    outputs = open_outputs(_folders(workspace, settings, method, source), photos,
+                           settings, 1 + len(workspace.classes))
     confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
     # Values, not settings: a worker process must find the method's file before it knows its class.
     task = _Task(Scores(source, settings.alpha, settings.max_side), settings.method,
@@ -114,7 +107,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     def write(output: OutputFolder, key: str, made: list[npt.NDArray[np.uint8]]) -> None:
         output.write_labels(key, made[outputs.index(output)])
 
-    return _photo_work.make_photos(
+    return make_photos(
         f"crf {source.name} {settings.split}", outputs,
         lambda todo: _start(task, settings, [(key, paths[key]) for key in todo]), write, settings,
         reads=paths)
@@ -125,7 +118,7 @@ def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:
     workspace.photos(split)
     source = find_folder(workspace.path, ("cams", "predictions"), what, split,
                          ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
-                         preferred=_inputs.BEST_FIRST)
+                         preferred=BEST_FIRST)
     workspace.check_classes(source.header, source.path)
     base = (workspace.path / "predictions").resolve()
     if source.kind == "predictions" and base in source.path.resolve().parents:
@@ -146,17 +139,17 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner, 
     options = method.recorded(settings.of_method)
     if of_cams:
         options["confidence"] = _confidence(settings, method)
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "masks" if of_cams else "predictions", "crf", settings,
         inputs={"what": source, "classes": workspace.classes_identity},
         model=source.header.model, options=options,
         skip=() if of_cams else _OF_CAMS)
     if not of_cams:
-        return {settings.out or workspace.path / "predictions" / f"{source.name}-crf" / split:
+        return {settings.out or place(workspace.path, "predictions", f"{source.name}-crf", split):
                 header}
-    out = settings.out or workspace.path / "masks" / source.name / split
+    out = settings.out or place(workspace.path, "masks", source.name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else workspace.path / "masks" / f"{source.name}-full" / split)
+            else place(workspace.path, "masks", f"{source.name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 
@@ -193,8 +186,6 @@ class _Worker:
         Raises:
             VplError: it cannot do what is asked for.
         """
-        from vpltool.parallel.device import find_device
-
         method = load_method(LabelRefiner, task.method)
         settings = make(method.Settings, task.values, ())
         device = find_device(task.device)
@@ -205,10 +196,8 @@ _worker: list[_Worker] = []
 
 
 def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
-           ) -> Iterator[_photo_work.Made]:
+           ) -> Iterator[Made]:
     """Check that the method can run here; the result yields labels, one for each confidence."""
-    from vpltool.parallel.device import worker_count
-
     worker = _Worker.of(task)
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
@@ -224,7 +213,6 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
     """Warn if the largest photos may not fit into the memory, all processes together."""
     from vpltool.core.crf_size import bounded_size
     from vpltool.core.photos import photo_size
-    from vpltool.parallel.memory import physical_memory
 
     def needed(job: Job) -> int:
         try:
@@ -243,31 +231,29 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
 def _begin_worker(task: _Task) -> None:
     import multiprocessing
 
-    import torch
-
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     _worker[:] = [_Worker.of(task)]
 
 
-def _one_photo(job: Job) -> _photo_work.Made:
+def _one_photo(job: Job) -> Made:
     """Refine the labels of a photo, in a worker process."""
     return _solve(_worker[0], [read_scored(_worker[0].task.scores, job)])[0]
 
 
-def _run_batches(worker: _Worker, jobs: Sequence[Job], size: int) -> Iterator[_photo_work.Made]:
+def _run_batches(worker: _Worker, jobs: Sequence[Job], size: int) -> Iterator[Made]:
     """Do the jobs on a device, photos of one size and number of labels together."""
     read = (read_scored(worker.task.scores, job) for job in jobs)
     alike = bucketed(read, lambda photo: photo.scored.scores.shape, size)
     batches = read_ahead(map(ReadBatch, alike))
-    return _photo_work.run_batches(batches, lambda batch: _solve(worker, batch.photos),
-                                   lambda _: _LOWER)
+    return run_batches(batches, lambda batch: _solve(worker, batch.photos),
+                       lambda _: _LOWER)
 
 
 _LOWER = "try `device='cpu', workers=1`, or `max_side=1024`"
 
 
-def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
+def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
     """Refine the labels of photos of one size and number of labels.
 
     Raises:
@@ -277,7 +263,7 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
     from vpltool.core.photos import describe_failure
 
     if batch[0].failure:
-        return [(read.key, _photo_work.Failed(read.failure)) for read in batch]
+        return [(read.key, Failed(read.failure)) for read in batch]
     try:
         marginals = _marginals(worker, [read.scored for read in batch])
     except (ValueError, RuntimeError, MemoryError) as error:
@@ -285,7 +271,7 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[_photo_work.Made]:
             read = batch[0]
             reason = (f"out of memory with {read.each} of {read.path.name}; {_LOWER}"
                       if is_out_of_memory(error) else describe_failure(read.path, error))
-            return [(read.key, _photo_work.Failed(reason))]
+            return [(read.key, Failed(reason))]
         if is_out_of_memory(error):
             raise
         # One of them is to blame.

@@ -13,6 +13,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels, write_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.workspace import read_images
+from vpltool.lazy import Image
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -147,7 +148,5 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _write_photo(path: Path, pixels: Rgb) -> None:
-    from PIL import Image
-
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="JPEG", quality=92)

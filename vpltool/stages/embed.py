@@ -7,43 +7,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.engine.features import (
+    check_kept,
+    head_path,
+    open_features,
+    open_second,
+    read_batch,
+    read_head,
+    smaller_photos_hint,
+)
+from vpltool.engine.headers import make_header
+from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import chosen_shard, photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, read_tensors, write_tensors
+from vpltool.formats.kinds import FEATURE_TENSORS
+from vpltool.lazy import torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.methods.interfaces import EmbeddingMethod
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.parallel.device import dtype_of, find_device, find_precision
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
-from vpltool.stages._heads import head_path, read_head
-from vpltool.stages.cam import TENSORS
 from vpltool.stages.extract import parse_kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings(Settings):
+class EmbedSettings(options.PerPhoto):
     """Settings of `embed`."""
 
     method: str = setting(KINDS["embeddings"].default, "Method that embeds the patches.",
                           metavar="NAME")
-    split: str = options.split("train")
     name: str = setting("", "Name of the result, features-NAME/SPLIT; default: the method.",
                         record="never", inside=True)
     carry: str = setting(
         "", "Tensors to copy from the input features; tokens for cam --method surgery, attention, "
             "attentions, layers for train-decoder.", metavar="LIST")
     features: Path | None = options.features()
-    second: Path | None = _second.second()
+    second: Path | None = options.second()
     store: str = options.store()
-    device: str = options.device()
     precision: str = options.precision()
-    batch_size: int = options.batch_size(8)
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=35, panel="1. Begin", reads=("features", "head"), writes=("features", "head"),
@@ -73,18 +77,18 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     """
     split, method = settings.split, load_method(EmbeddingMethod, settings.method)
     carried = _carried(settings.carry)
-    features = _inputs.open_features(workspace, settings.features, split)
-    _inputs.check_kept(features, [*(name for name in TENSORS if name in method.READS), *carried])
-    second = _second.open_second(workspace, settings.second, split, method.READS)
+    features = open_features(workspace, settings.features, split)
+    check_kept(features, [*(name for name in FEATURE_TENSORS if name in method.READS), *carried])
+    second = open_second(workspace, settings.second, split, method.READS)
     no_network = "head" not in method.READS
     warn_without_effect(settings, without={
         **({"precision": "no network is run"} if no_network else {}),
         **({} if second else {"second": f"`{settings.method}` reads no second encoder"})})
-    photos = _inputs.photos_with(workspace, split, settings.limit, features,
-                                 *([second] if second else []),
-                                 shard=_photo_work.chosen_shard(settings))
+    photos = photos_with(workspace, split, settings.limit, features,
+                         *([second] if second else []),
+                         shard=chosen_shard(settings.shard))
     held = features.header.options
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "features", "embed", settings, model=features.header.model,
         inputs={"features": features, **({"second": second} if second else {})},
         # What later commands ask of features, whoever made them.
@@ -96,14 +100,14 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     if folder.resolve() == features.path.resolve():
         raise VplError(f"{folder} would replace the features that are read",
                        "`name='NAME'`, or `out='DIR'`, puts it elsewhere")
-    outputs = _photo_work.open_outputs({folder: header}, replace(photos, own={}), settings)
+    outputs = open_outputs({folder: header}, replace(photos, own={}), settings)
 
     def copy_head() -> None:
         if "tokens" in carried:
             own = read_tensors(head_path(features.path), "head")
             write_tensors(head_path(folder), *own)
 
-    return _photo_work.make_photos(
+    return make_photos(
         f"embed {settings.method} {split}", outputs,
         lambda todo: _start(settings, method, features, second, carried, todo),
         lambda output, key, tensors: output.write_tensors(key, tensors), settings,
@@ -119,22 +123,18 @@ def _carried(choice: str) -> tuple[str, ...]:
 
 def _start(settings: EmbedSettings, method: EmbeddingMethod, features: InputFolder,
            second: InputFolder | None, carried: tuple[str, ...], todo: list[str]
-           ) -> Iterator[_photo_work.Made]:
+           ) -> Iterator[Made]:
     """Load what the method reads; the result yields each photo's features."""
-    import torch
-
-    from vpltool.parallel.device import PRECISIONS, find_device, find_precision
-
-    device, store = find_device(settings.device), PRECISIONS[settings.store]
+    device, store = find_device(settings.device), dtype_of(settings.store)
     reads_head = "head" in method.READS
     dtype = find_precision(settings.precision if reads_head else "fp32", device, console.warn)
     head = read_head(features).to(device, dtype) if reads_head else None
-    read = [name for name in TENSORS if name in method.READS]
+    read = [name for name in FEATURE_TENSORS if name in method.READS]
     copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
 
-    def embed(batch: FeatureBatch) -> Iterator[_photo_work.Made]:
+    def embed(batch: FeatureBatch) -> Iterator[Made]:
         tensors = ({name: batch.tensors[name] for name in read}
-                   | _second.read_batch(second, batch, method.READS))
+                   | read_batch(second, batch, method.READS))
         made = method.make_patches(EmbeddingBatch(
             batch.ids, batch.grid, to_device(tensors, device, dtype), head), settings.of_method)
         patches = made.to(store).cpu()
@@ -144,5 +144,5 @@ def _start(settings: EmbedSettings, method: EmbeddingMethod, features: InputFold
 
     batches = feature_batches(features, todo, list(dict.fromkeys([*read, *copied])),
                               settings.batch_size, device=device)
-    return _photo_work.run_batches(batches, embed,
-                                   lambda _: _inputs.smaller_photos_hint(features.header))
+    return run_batches(batches, embed,
+                       lambda _: smaller_photos_hint(features.header))

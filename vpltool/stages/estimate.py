@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
 from vpltool.formats import Photo, Workspace
+from vpltool.formats.kinds import place
+from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
+from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
-from vpltool.stages._models import load_clip_vision, load_main
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
 
@@ -77,7 +78,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     find_method("segmenters", settings.segmenter)
     photos = workspace.photos(settings.split)
     if settings.new:
-        folder = workspace.path / "features" / settings.split
+        folder = place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return dict(_NOTHING)
@@ -93,7 +94,6 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
         return dict(_NOTHING)
 
     from vpltool.core.photos import fit_size
-    from vpltool.parallel.device import find_device, worker_count
 
     device = find_device(settings.device)
     encoder = load_main(workspace, device)
@@ -167,8 +167,6 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
 
 def _dim(encoder: Encoder) -> int:
     """Dimensions of a patch embedding."""
-    import torch
-
     side, weight = 2 * encoder.vision.patch, encoder.vision.weight
     pixels = torch.zeros(1, 3, side, side, device=weight.device)
     with torch.no_grad():
@@ -177,8 +175,6 @@ def _dim(encoder: Encoder) -> int:
 
 def _encoder_seconds(encoder: Encoder, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches."""
-    import torch
-
     vision = encoder.vision
     pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
     with torch.no_grad():
@@ -188,8 +184,6 @@ def _encoder_seconds(encoder: Encoder, side: int, device: torch.device) -> float
 
 def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches, with words that are as likely as each other."""
-    import torch
-
     from vpltool.clip.encoders import with_head
     from vpltool.core.tagging import TagSettings, Vocabulary, tag_scores
 
@@ -203,8 +197,6 @@ def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float
 
 def _crf_seconds(pixels: int, device: torch.device) -> float:
     """Seconds a photo with two labels, by one process: of what `crf` would run here."""
-    import numpy as np
-
     side = max(8, round(pixels ** 0.5))
     rng = np.random.default_rng(0)
     # Smooth, as photos are: noise would fill the lattice.
@@ -229,8 +221,6 @@ def _training_seconds(encoder: Encoder, settings: EstimateSettings, device: torc
 def _fit_seconds(method: SegmenterMethod, encoder: Encoder, settings: EstimateSettings,
                  device: torch.device, patches: int) -> float:
     """Seconds a photo of a method that is fitted in one pass."""
-    import torch
-
     network = _network(encoder, settings).to(device)
     layers = torch.randn(settings.layers, patches, encoder.vision.width, device=device)
     photo = LabelledPhoto(
@@ -246,8 +236,6 @@ def _fit_seconds(method: SegmenterMethod, encoder: Encoder, settings: EstimateSe
 
 def _step_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device) -> float:
     """Seconds a step of the segmenter."""
-    import torch
-
     from vpltool.core.training import CropBatch, TrainingSettings, make_optimizer, train
 
     if not settings.iters:
@@ -275,8 +263,6 @@ def _step_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.de
 
 def _network(encoder: Encoder, settings: EstimateSettings) -> SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
-    import torch
-
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}

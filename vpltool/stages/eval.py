@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     InputFolder,
@@ -22,7 +23,6 @@ from vpltool.formats.shards import rank_of_process
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
-from vpltool.stages._inputs import BEST_FIRST
 from vpltool.stages._pixel_counts import Tally, count_pixels
 from vpltool.stages._reports import Report
 

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
+from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.running import load_trained
+from vpltool.engine.segmenters import find_decoder, segmenter_header
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
+from vpltool.lazy import np, npt
 from vpltool.methods import load_method
 from vpltool.methods.inputs import Predictions
 from vpltool.methods.interfaces import Exporter
+from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
 from vpltool.stages._corrections import check_corrections, read_mask
 from vpltool.stages._panels import named_photos_of
-from vpltool.stages._running import load_trained
-from vpltool.stages._segmenters import find_decoder, segmenter_header
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +70,6 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
 def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export a trained decoder together with its encoder."""
-    from vpltool.parallel.device import find_device
-
     decoder = find_decoder(workspace.path, settings.what)
     workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
@@ -119,7 +114,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
-            preferred=[f"{name}{suffix}" for name in _inputs.BEST_FIRST for suffix in ("-crf", "")],
+            preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "")],
             full=method.FULL)
     except VplError:
         # That a split is unknown says more.

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second, smaller_side_hint
+from vpltool.engine.headers import make_header
+from vpltool.engine.models import WORDS, load_clip_vision, load_main
+from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import Photos, assigned, chosen_shard
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
+from vpltool.lazy import torch
+from vpltool.parallel.device import dtype_of, find_device, find_precision, worker_count
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work, _second
-from vpltool.stages._heads import head_path
-from vpltool.stages._models import WORDS, load_clip_vision, load_main
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
-
-KEPT = ("tokens", "patches", "attention", "attentions", "layers")
 
 OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
@@ -34,7 +35,7 @@ _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside t
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings(Settings):
+class ExtractSettings(options.PerPhoto):
     """Settings of `extract`."""
 
     split: str = options.split("train")
@@ -78,15 +79,8 @@ class ExtractSettings(Settings):
     layers: str = setting("", "Blocks whose output is stored as `layers`; 0 is the first; spread: "
                               "four, evenly spaced; default: all but the last.", metavar="LIST")
     store: str = options.store()
-    device: str = options.device()
     precision: str = options.precision()
-    batch_size: int = options.batch_size(8)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
@@ -118,28 +112,26 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     second = settings.encoder not in ("", WORDS)
     kept = _kept_of_second(settings) if second else _kept(settings.keep)
     kept = _kept_of_windows(settings, kept) if settings.window else kept
-    shard = _photo_work.chosen_shard(settings)
-    photos = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
-                                  lambda photo: photo.id)
-
-    from vpltool.parallel.device import find_device, find_precision
+    shard = chosen_shard(settings.shard)
+    photos = assigned(workspace.photos(settings.split, settings.limit), shard,
+                      lambda photo: photo.id)
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     encoder, source = _load(workspace, settings, device)
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "features", "extract", settings, model=encoder.identity,
         inputs=source.inputs if source else {}, skip=OF_CLIP if second else (),
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    parent = "features-second" if settings.encoder else "features"
+    parent = SECOND_FOLDER if settings.encoder else "features"
     folder = settings.out or workspace.path / parent / settings.split
-    outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos(
+    outputs = open_outputs(
+        {folder: header}, Photos(
             [photo.id for photo in photos], {}, {}, not settings.limit, shard,
             workspace.hashes_of(photos)), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
@@ -152,7 +144,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
                 kind="head", command="extract", model=encoder.identity,
                 facts={"config": head.config}), head.state_dict())
 
-    return _photo_work.make_photos(
+    return make_photos(
         f"extract {settings.split}", outputs,
         lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
                             device, dtype),
@@ -161,12 +153,12 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 
 
 def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
-          ) -> tuple[Encoder, _second.FoundEncoder | None]:
+          ) -> tuple[Encoder, FoundEncoder | None]:
     """Load the workspace's encoder, or the one that is named, and where that was found."""
     if settings.encoder not in ("", WORDS):
         warn_without_effect(settings, without=dict.fromkeys(
             OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
-        return _second.load_second(workspace, settings.encoder, device)
+        return load_second(workspace, settings.encoder, device)
     warn_without_effect(settings)
     load = load_clip_vision if settings.encoder else load_main
     return load(workspace, device), None
@@ -174,14 +166,11 @@ def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
 
 def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
-           ) -> Iterator[_photo_work.Made]:
+           ) -> Iterator[Made]:
     """Move the tower to the device; the result yields each photo's features."""
-    import torch
-
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.windows import encode_windows
-    from vpltool.parallel.device import PRECISIONS, worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)
@@ -192,7 +181,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
         raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
                        f"for example `window={32 * vision.patch}`")
 
-    def encode(batch: Batch) -> Iterator[_photo_work.Made]:
+    def encode(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         index = {"layer_index": torch.tensor(layers)} if layers else {}
@@ -200,7 +189,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
             found = encode_windows(
                 vision, pixels, window, settings.overlap, at_once=settings.batch_size,
                 patches=patches if "patches" in kept else "none", layers=layers,
-                calibration=calibration, store=PRECISIONS[settings.store])
+                calibration=calibration, store=dtype_of(settings.store))
             yield batch.ids[0], {"grid": grid, **index,
                                  **{name: field[0] for name, field in found.items()}}
             return
@@ -208,7 +197,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
                           attention="attention" in kept, attentions="attentions" in kept,
                           attention_blocks=settings.attention_blocks, layers=layers,
                           calibration=calibration)
-        fields = {name: getattr(features, name).to(PRECISIONS[settings.store]).cpu()
+        fields = {name: getattr(features, name).to(dtype_of(settings.store)).cpu()
                   for name in kept}
         for number, key in enumerate(batch.ids):
             yield key, {"grid": grid, **index,
@@ -218,40 +207,35 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
         list(paths.items()),
         PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale, settings.max_side),
         device=device, batch_size=1 if window else settings.batch_size,
-        workers=worker_count(settings.workers), sized=_photo_work.count_sizes(len(paths)))
-    return _photo_work.run_batches(batches, encode, smaller_side_hint)
-
-
-def smaller_side_hint(batch: Batch) -> str:
-    """What to do where one photo does not fit into memory: a hint."""
-    return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
+        workers=worker_count(settings.workers), sized=count_sizes(len(paths)))
+    return run_batches(batches, encode, smaller_side_hint)
 
 
 def _kept(keep: str) -> tuple[str, ...]:
     kept = parse_kept("keep", keep)
     if not kept:
-        raise VplError("`keep=''` is empty", f"one or more of {', '.join(KEPT)}")
+        raise VplError("`keep=''` is empty", f"one or more of {', '.join(FEATURE_TENSORS)}")
     return kept
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Read a list of the tensors of features, `tokens,patches`, in the order of `KEPT`.
+    """Read a list of the tensors of features, `tokens,patches`, in the order of `FEATURE_TENSORS`.
 
     Raises:
         VplError: features have no such tensor.
     """
     names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
-        if name not in KEPT:
+        if name not in FEATURE_TENSORS:
             raise VplError(f"`{setting_name}={choice!r}`: features have no `{name}`",
-                           near_name(name, KEPT))
-    return tuple(name for name in KEPT if name in names)
+                           near_name(name, FEATURE_TENSORS))
+    return tuple(name for name in FEATURE_TENSORS if name in names)
 
 
 def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
     """What is kept of a second encoder: of what is asked for, what methods may read."""
     kept = _kept(settings.keep)
-    readable = tuple(_second.SECOND.values())
+    readable = tuple(SECOND.values())
     missing = [name for name in kept if name not in readable]
     if missing and ("keep" in settings.given or len(missing) == len(kept)):
         raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import open_features
+from vpltool.engine.models import check_words
+from vpltool.engine.prototypes import (
+    check_fits,
+    check_one_space,
+    find_prototypes,
+    read_prototypes,
+    space_of,
+)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs
-from vpltool.stages._models import check_words
 from vpltool.stages._regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
     from vpltool.core.gap import Gap
     from vpltool.pictures.scatter import Panel
@@ -119,22 +125,22 @@ def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: In
             name.
     """
     if not choices:
-        vision = _inputs.find_prototypes(workspace.path, "vision")
+        vision = find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
     sets: dict[str, PrototypeSet] = {}
     first = None
     for choice in choices:
-        found = _inputs.read_prototypes(workspace, choice, aligned=True)
-        _aligned.check_fits(features, found)
+        found = read_prototypes(workspace, choice, aligned=True)
+        check_fits(features, found)
         first = first or found
-        _aligned.check_one_space(first, found)
+        check_one_space(first, found)
         name = found.path.stem
         if name in sets:
             raise VplError(f"two of the prototypes are called `{name}`",
                            "name each once; files need distinct names")
         sets[name] = PrototypeSet(name, found.header.facts["space"], identity_of_file(found.path),
                                   found.rows, found.class_index)
-    return list(sets.values()), _aligned.space_of(first) if first else None
+    return list(sets.values()), space_of(first) if first else None
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,9 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     Raises:
         VplError: an input is missing or of another model, or there is no region.
     """
-    import torch
-
     from vpltool.core.gap import modality_gap
 
-    source = _inputs.open_features(workspace, settings.features, settings.split)
+    source = open_features(workspace, settings.features, settings.split)
     sets, space = _read_sets(workspace, settings.prototypes, source)
     regions = open_regions(workspace, source, settings.cams, settings.split, settings.phi,
                            settings.limit, space)

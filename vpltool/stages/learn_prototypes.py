@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
+from vpltool.engine.photos import photos_identity, with_photo_files
+from vpltool.engine.prototypes import (
+    Prototypes,
+    check_fits,
+    check_one_space,
+    read_prototypes,
+    space_of,
+    space_record,
+)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
-from vpltool.stages._models import check_words
+from vpltool.stages import _phase_one
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.phase_one import Pixels, Reading
     from vpltool.parallel.ranks import Ranks
 
@@ -26,7 +36,7 @@ UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnPrototypesSettings(Settings):
+class LearnPrototypesSettings(_phase_one.PixelSettings):
     """Settings of `learn-prototypes`; the defaults are the paper's reading."""
 
     tau_t: float = setting(
@@ -60,11 +70,6 @@ class LearnPrototypesSettings(Settings):
     start: str = setting(
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
-    split: str = options.split("train")
-    max_pixels: int = _phase_one.max_pixels()
-    seed: int = options.seed()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
     phi: float = _phase_one.phi(
         NoEffect({"pixels": ("all", "regions")}, "it is where seeds begin"), brief=False)
     phi_background: float = _phase_one.phi_background(
@@ -98,7 +103,6 @@ class LearnPrototypesSettings(Settings):
         False, "With seeds: weight all classes equally.", brief=False, no_effect=[
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
-    features: Path | None = options.features()
     device: str = options.device(brief=False)
     limit: int = options.limit("changed", brief=False)
     update: bool = options.update(brief=False)
@@ -142,7 +146,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
                        targets=targets or ("text" if settings.pixels == "all" else "seeds"))
     _check_reading(settings)
     warn_without_effect(settings)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
+    features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
     start = _read_start(workspace, settings, features, text)
     inputs: dict[str, InputFolder | Path | str] = {
@@ -156,22 +160,22 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         inputs["cams"], named["cams"] = maps, maps.name
     inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
                                        *([maps] if maps else []))
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "learn-prototypes", settings, inputs=inputs,
         model=features.header.model, options=named))
     if targets is None:
         header.call.pop("targets", None)
-    target = settings.out or workspace.path / "prototypes/vision.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    target = settings.out or place(workspace.path, "prototypes", "vision")
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         from vpltool.parallel.ranks import joined
 
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     _aligned.space_of(text))
+                                     space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = _aligned.space_record(text)
+            of_space, facts_of_space = space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {"prototypes": rows, "class_index": start.class_index, **of_space})
@@ -187,7 +191,7 @@ def _check_reading(settings: LearnPrototypesSettings) -> None:
 
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
-                text: _inputs.Prototypes) -> _inputs.Prototypes:
+                text: Prototypes) -> Prototypes:
     """Read the prototypes that W begins as: those of `text`, or others.
 
     Raises:
@@ -195,9 +199,9 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     """
     if settings.start == "text":
         return text
-    start = _inputs.read_prototypes(workspace, settings.start, aligned=True)
-    _aligned.check_fits(features, start)
-    _aligned.check_one_space(text, start)
+    start = read_prototypes(workspace, settings.start, aligned=True)
+    check_fits(features, start)
+    check_one_space(text, start)
     ours, theirs = start.class_index.tolist(), text.class_index.tolist()
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"
@@ -216,8 +220,8 @@ def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
-def _learn(workspace: Workspace, pool: Pixels, text: _inputs.Prototypes,
-           start: _inputs.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
+def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
+           start: Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, dict[str, Any]]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     from vpltool.core import phase_one

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.engine.features import open_features
+from vpltool.engine.photos import assigned, chosen_shard
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.packed import PACKED, read_packed, write_tar
@@ -15,7 +17,6 @@ from vpltool.formats.shards import Shard
 from vpltool.parallel.once import write_alone
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     Raises:
         VplError: there are no features, or a tar cannot be written.
     """
-    shard = _photo_work.chosen_shard(settings)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    ids = _photo_work.assigned([photo.id for photo in workspace.photos(settings.split)], shard)
+    shard = chosen_shard(settings.shard)
+    features = open_features(workspace, settings.features, settings.split)
+    ids = assigned([photo.id for photo in workspace.photos(settings.split)], shard)
     write_alone(features.path)
     files = _left(features, ids)
     at = settings.to

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import options
+from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
+from vpltool.engine.running import Segmented, from_features, from_photos, serving_features
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import (
     Header,
@@ -16,18 +19,17 @@ from vpltool.formats import (
     OutputFolder,
     Workspace,
 )
+from vpltool.formats.kinds import place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
-from vpltool.settings import setting, warn_without_effect
+from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
-from vpltool.stages._chosen_segmenter import Chosen, choose_segmenter
+from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
 from vpltool.stages._group_predict import (
     DECODER_SETTINGS,
     GROUP_SETTINGS,
-    GroupSettings,
     SegmentedByGroups,
     from_groups,
     without_effect,
@@ -40,56 +42,6 @@ from vpltool.stages._named_photos import (
     photo_identities,
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
-from vpltool.stages._running import Segmented, from_features, from_photos
-from vpltool.stages._serving import serving_features
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictSettings(GroupSettings):
-    """Settings of `predict`."""
-
-    images: tuple[Path, ...] = setting(
-        (), "Photos or folders of photos; default: those of the split.",
-        metavar="[PHOTO-OR-FOLDER]...", positional=True, record="never")
-    decoder: str = setting("", "Decoder, or trained groups; default: the only decoder, or the "
-                               "first of vision-refined, vision, text-refined and text, else the "
-                               "groups.",
-                           metavar="NAME-OR-PATH", record="never")
-    segmenter: str = setting(
-        "", "Decoder, trained groups, or a bundle; with a bundle, photos need no workspace.",
-        metavar="NAME-OR-PATH", record="never")
-    split: str = options.split("val")
-    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
-                          metavar="LIST")
-    flip: bool = setting(False, "Also predict the mirrored photo, and average.")
-    average: str = setting(
-        "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
-        choices=("probabilities", "logits"), record="changed")
-    source: str = setting(
-        "auto", "Read photos, features or auto; features: stored layers of the split, one scale, "
-                "no flip, much faster; auto: features where they suffice.",
-        choices=("auto", "features", "photos"))
-    features: Path | None = options.features()
-    tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
-                         record="changed")
-    probabilities: bool = setting(
-        True, "Also store class probabilities of a split; crf prefers them to labels.",
-        off="--labels-only", record="never")
-    overlay: bool = setting(False, "Also draw each photo with labels and names.",
-                            record="never")
-    max_side: int | None = setting(
-        None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
-        metavar="PIXELS")
-    device: str = options.device()
-    precision: str = options.precision()
-    batch_size: int = options.batch_size(4)
-    workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
-
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
               writes=("predictions", "probabilities", "cams", "group-maps"),
@@ -143,9 +95,9 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += _photo_work.make_photos(f"predict {work.path.stem} {task.name}", outputs,
-                                            functools.partial(_start, work, task), _write, settings,
-                                            reads=task.paths)
+            made += make_photos(f"predict {work.path.stem} {task.name}", outputs,
+                                functools.partial(_start, work, task), _write, settings,
+                                reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
             made += [output.path for output in outputs]
@@ -173,7 +125,7 @@ class _Task:
     """
 
     name: str
-    photos: _photo_work.Photos
+    photos: Photos
     paths: Mapping[str, Path]
     features: InputFolder | None = None
     images: Sequence[Path] = ()
@@ -189,14 +141,14 @@ def _one_picture(settings: PredictSettings) -> Path | None:
 def _split_task(work: Chosen) -> _Task:
     """The photos of a split of the workspace that are this process's."""
     workspace, settings = work.workspace, work.settings
-    shard = _photo_work.chosen_shard(settings)
-    listed = _photo_work.assigned(workspace.photos(settings.split, settings.limit), shard,
-                                  lambda photo: photo.id)
+    shard = chosen_shard(settings.shard)
+    listed = assigned(workspace.photos(settings.split, settings.limit), shard,
+                      lambda photo: photo.id)
     features = (serving_features(workspace, work.header, settings, work.scales,
                                  [photo.id for photo in listed])
                 if work.header.kind != "groups" else None)
-    photos = _inputs.photos_with(workspace, settings.split, settings.limit,
-                                 *([features] if features else []), shard=shard)
+    photos = photos_with(workspace, settings.split, settings.limit,
+                         *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
         return _Task(settings.split, replace(photos, own={}), paths, features)
@@ -212,7 +164,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = WHOLE if _one_picture(settings) else _photo_work.chosen_shard(settings)
+    shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
     groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
@@ -220,9 +172,9 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         left -= len(paths)
         if not paths:
             break
-        paths = {key: paths[key] for key in _photo_work.assigned(paths, shard)}
-        photos = _photo_work.Photos(list(paths), photo_identities(paths), {}, not settings.limit,
-                                    shard)
+        paths = {key: paths[key] for key in assigned(paths, shard)}
+        photos = Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+                        shard)
         tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
@@ -236,17 +188,17 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.path.stem, work.settings
-    masks = settings.out or base / "predictions" / name / task.name
+    masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
         check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images):
         more = ["probabilities"] if settings.probabilities else []
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
-        folders |= {base / kind / name / task.name: _make_header(work, task, kind)
+        folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in more}
-    return _photo_work.open_outputs(folders, task.photos, settings,
-                                    1 + len(work.named.classes))
+    return open_outputs(folders, task.photos, settings,
+                        1 + len(work.named.classes))
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -258,11 +210,11 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     if work.header.kind != "groups":
         options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
         skip = (*GROUP_SETTINGS, *(("precision",) if task.features else ()))
-    header = _inputs.make_header(
+    header = make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=work.header.model, skip=skip, options=options)
-    images = [_inputs.relative_path(path, workspace.path) for path in task.images]
+    images = [relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(work.header) else set())
@@ -270,7 +222,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = _inputs.relative_path(settings.classes, workspace.path)
+        sources["classes"] = relative_path(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:
@@ -289,9 +241,9 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     header = _make_header(work, task, "predictions")
     header = replace(header, inputs=header.inputs | photo_identities(task.paths))
     made = [out]
-    if not _inputs.check_file(out, header, overwrite=settings.overwrite, update=settings.update):
+    if not check_file(out, header, overwrite=settings.overwrite, update=settings.update):
         for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, _photo_work.Failed):
+            if isinstance(seen, Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
             write_labels(out, labels_of(seen.probabilities, seen.size), header)
     if settings.overlay:
@@ -301,7 +253,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     return made
 
 
-def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.Made]:
+def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
     if work.header.kind == "groups":
@@ -313,13 +265,13 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[_photo_work.M
     return (_among_tags(made, task.tagged) for made in seen)
 
 
-def _among_tags(made: _photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> _photo_work.Made:
+def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
+                ) -> Made:
     """Let only tagged classes compete, where tags are known."""
     from vpltool.core.segment import only_classes
 
     key, seen = made
-    if tagged is None or isinstance(seen, _photo_work.Failed):
+    if tagged is None or isinstance(seen, Failed):
         return made
     return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 

@@ -12,6 +12,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import describe_change, last_call
@@ -23,26 +24,14 @@ from vpltool.settings import RUNNING, Settings, changed, described, make, settin
 from vpltool.stage import Stage
 from vpltool.stages._corrections import take_corrections
 from vpltool.stages._labelling import read_corrections
-from vpltool.stages._models import DEFAULT_CLIP, ChosenModels, choose_models
 from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(Settings):
+class PrepareSettings(ModelSettings):
     """Settings that all data sets share."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
-    model: str = setting(DEFAULT_CLIP[0], "CLIP model; its name in open_clip.")
-    pretrained: str = setting(
-        DEFAULT_CLIP[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
-                         "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
-    encoder: str = setting(
-        "", "Encode photos with this vision encoder instead of a CLIP; timm:MODEL, "
-            "timm:MODEL,FILE, hf:ORG/NAME, a folder, or DINO's weights; auto: DINOv2. The "
-            "workspace then has no words.", metavar="NAME-OR-FILE")
-    words: str = setting(
-        "", "With an encoder: a CLIP beside it, for text prototypes and tags; MODEL:PRETRAINED, "
-            "hf-hub:ORG/NAME, or a folder.", metavar="CLIP", brief=False)
     classes: Path | None = setting(
         None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")

@@ -8,46 +8,59 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import options
+from vpltool.engine.features import (
+    BEST_FIRST,
+    check_kept,
+    find_cams,
+    open_features,
+    open_second,
+    read_second,
+    smaller_photos_hint,
+)
+from vpltool.engine.headers import check_same_model, make_header
+from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine.photos import chosen_shard, paths_of, photos_with, read_known_photo
+from vpltool.engine.prototypes import (
+    Prototypes,
+    check_fits,
+    check_rows,
+    class_rows,
+    read_prototypes,
+    space_of,
+)
+from vpltool.engine.segmenters import decoder_header, find_decoder, read_segmenter, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, OutputFolder, Workspace
+from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.interfaces import Refiner
 from vpltool.parallel.batches import feature_batches
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.parallel.device import dtype_of, find_device
+from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _photo_work, _second
-from vpltool.stages._segmenters import decoder_header, find_decoder, read_segmenter, reads_of
-from vpltool.stages.cam import TENSORS
 
-UNREFINED = tuple(name for name in _inputs.BEST_FIRST if not name.endswith("-refined"))
+UNREFINED = tuple(name for name in BEST_FIRST if not name.endswith("-refined"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineSettings(Settings):
+class RefineSettings(options.PerPhoto):
     """Settings of `refine`."""
 
     cams: str = setting("", "CAMs to refine; default: vision if it exists, else text.",
                         metavar="NAME-OR-PATH", record="never")
     method: str = setting(KINDS["refiners"].default, "Method that refines the maps.",
                           metavar="NAME", aliases=["--affinity"])
-    split: str = options.split("train")
     prototypes: str = setting("vision", "Prototypes, for a method that reads them.",
                               metavar="NAME-OR-PATH", record="never", brief=False)
     decoder: str = setting("", "Decoder, for a method that reads one; default: the only one, or "
                                "the first of vision-refined, vision, text-refined and text.",
                            metavar="NAME-OR-PATH", record="never", brief=False)
     features: Path | None = options.features()
-    second: Path | None = _second.second()
+    second: Path | None = options.second()
     store: str = options.store()
-    device: str = options.device()
-    batch_size: int = options.batch_size(8)
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=42, panel="2. Maps and prototypes", reads=("cams", "features", "decoder"),
@@ -73,34 +86,32 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(Refiner, settings.method)
-    cams = _inputs.find_cams(workspace, settings.cams, split, UNREFINED)
-    features = _inputs.open_features(workspace, settings.features, split)
-    _inputs.check_kept(features, [name for name in TENSORS if name in method.READS])
+    cams = find_cams(workspace, settings.cams, split, UNREFINED)
+    features = open_features(workspace, settings.features, split)
+    check_kept(features, [name for name in FEATURE_TENSORS if name in method.READS])
     beside = _open_beside(workspace, settings, method, features)
-    photos = _inputs.photos_with(workspace, split, settings.limit, features, cams,
-                                 *([beside.second] if beside.second else []),
-                                 shard=_photo_work.chosen_shard(settings))
-    header = _inputs.make_header(
+    photos = photos_with(workspace, split, settings.limit, features, cams,
+                         *([beside.second] if beside.second else []),
+                         shard=chosen_shard(settings.shard))
+    header = make_header(
         workspace, "cams", "refine", settings, model=features.header.model,
         inputs={"cams": cams, "features": features, "classes": workspace.classes_identity,
                 **({"second": beside.second} if beside.second else {}),
                 **({"prototypes": beside.prototypes.path} if beside.prototypes else {}),
                 **({"decoder": beside.decoder} if beside.decoder else {})})
     name = f"{cams.name}-refined"
-    folder = settings.out or workspace.path / "cams" / name / split
-    outputs = _photo_work.open_outputs({folder: header}, photos, settings,
-                                       1 + len(workspace.classes))
+    folder = settings.out or place(workspace.path, "cams", name, split)
+    outputs = open_outputs({folder: header}, photos, settings,
+                           1 + len(workspace.classes))
 
     def write(output: OutputFolder, key: str, made: dict[str, Any]) -> None:
-        from vpltool.parallel.device import PRECISIONS
-
         # Here, so that on a GPU only the writing thread waits for the maps.
-        output.write_tensors(key, made | {"cam": made["cam"].to(PRECISIONS[settings.store]).cpu()})
+        output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    return _photo_work.make_photos(
+    return make_photos(
         f"refine {name} {split}", outputs,
         lambda todo: _start(workspace, settings, method, cams, features, beside, todo), write,
-        settings, reads=_inputs.paths_of(workspace, split) if "photo" in method.READS else None)
+        settings, reads=paths_of(workspace, split) if "photo" in method.READS else None)
 
 
 @dataclass(frozen=True)
@@ -108,19 +119,19 @@ class _Beside:
     """What a method reads beside CAMs and features."""
 
     second: InputFolder | None
-    prototypes: _inputs.Prototypes | None
+    prototypes: Prototypes | None
     decoder: Path | None
 
 
 def _open_beside(workspace: Workspace, settings: RefineSettings, method: Refiner,
                  features: InputFolder) -> _Beside:
-    second = _second.open_second(workspace, settings.second, settings.split, method.READS)
+    second = open_second(workspace, settings.second, settings.split, method.READS)
     prototypes = None
     if "prototypes" in method.READS:
-        prototypes = _inputs.read_prototypes(
-            workspace, _inputs.class_rows(workspace, settings), aligned=True)
-        _aligned.check_fits(features, prototypes)
-        _inputs.check_rows(prototypes, method.READS)
+        prototypes = read_prototypes(
+            workspace, class_rows(workspace, settings), aligned=True)
+        check_fits(features, prototypes)
+        check_rows(prototypes, method.READS)
     decoder = (_find_decoder(workspace, settings.decoder, features)
                if "decoder" in method.READS else None)
     name = settings.method
@@ -139,9 +150,9 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     """
     path = find_decoder(workspace.path, choice)
     header = decoder_header(path)
-    _inputs.check_same_model(features.header.model, header.model, f"{features.path} and {path}")
+    check_same_model(features.header.model, header.model, f"{features.path} and {path}")
     reads, layers = reads_of(header)
-    _inputs.check_kept(features, [name for name in TENSORS if name in reads])
+    check_kept(features, [name for name in FEATURE_TENSORS if name in reads])
     held = features.header.options["layers"]
     if not layers <= set(held):
         wanted = ",".join(map(str, sorted(layers)))
@@ -153,33 +164,31 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
 
 
 def _start(workspace: Workspace, settings: RefineSettings, method: Refiner, cams: InputFolder,
-           features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[_photo_work.Made]:
+           features: InputFolder, beside: _Beside, todo: list[str]) -> Iterator[Made]:
     from vpltool.core.decoder import layers_of
     from vpltool.core.grids import resample_maps
-    from vpltool.parallel.device import find_device
-    from vpltool.parallel.memory import explain_out_of_memory
 
     method.check(features.header.options, settings.of_method)
     device = find_device(settings.device)
     network = read_segmenter(beside.decoder)[1].to(device) if beside.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}
-    wanted = [name for name in TENSORS if name in reads]
+    wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
     by_id = {photo.id: photo for photo in workspace.photos(settings.split)}
 
     found = beside.prototypes
-    space = _aligned.space_of(found) if found else None
+    space = space_of(found) if found else None
     space = space.to(device) if space else None
     of_prototypes: dict[str, Any] = {} if found is None else {
         "prototypes": found.rows.to(device), "class_index": found.class_index.to(device),
         "of_rows": {name: tensor.to(device) for name, tensor in found.of_rows.items()},
         "row_photos": found.photos}
 
-    def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> _photo_work.Made:
+    def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> Made:
         try:
             maps = cams.read_tensors(key)
         except BadValues as error:
-            return key, _photo_work.Failed(error.message)
+            return key, Failed(error.message)
         # Those of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)
         photo = by_id[key]
@@ -187,20 +196,20 @@ def _start(workspace: Workspace, settings: RefineSettings, method: Refiner, cams
             tensors["patches"] = space(tensors["patches"].float())
         if network is not None and network.layers:
             tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
-        tensors |= {name: tensor.to(device) for name, tensor in _second.read_second(
+        tensors |= {name: tensor.to(device) for name, tensor in read_second(
             beside.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
-            _inputs.read_known_photo(workspace, photo) if "photo" in method.READS else None,
+            read_known_photo(workspace, photo) if "photo" in method.READS else None,
             photo.captions if "captions" in method.READS else (), **of_prototypes, decoder=network),
             settings.of_method)}
 
-    def results() -> Iterator[_photo_work.Made]:
+    def results() -> Iterator[Made]:
         for batch in feature_batches(features, todo, wanted, settings.batch_size, device=device):
-            yield from ((key, _photo_work.Failed(why)) for key, why in batch.failed.items())
+            yield from ((key, Failed(why)) for key, why in batch.failed.items())
             for number, key in enumerate(batch.ids):
                 with explain_out_of_memory(f"a photo of {batch.each}",
-                                           _inputs.smaller_photos_hint(features.header)):
+                                           smaller_photos_hint(features.header)):
                     made = refined(key, batch.grid, {
                         name: field[number].to(device, non_blocking=True)
                         for name, field in batch.tensors.items()})

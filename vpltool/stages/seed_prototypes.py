@@ -7,51 +7,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console, options
+from vpltool import console
+from vpltool.engine.features import open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.photos import photos_identity, with_photo_files
+from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, write_tensors
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
+from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.interfaces import Estimator
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
+from vpltool.stages import _phase_one
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 
-_REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SeedPrototypesSettings(Settings):
+class SeedPrototypesSettings(_phase_one.PixelSettings):
     """Settings of `seed-prototypes`."""
 
-    cams: str = _phase_one.cams()
-    phi: float = _phase_one.phi(_REGIONS)
-    phi_background: float = _phase_one.phi_background(_REGIONS)
-    pixels: str = setting(
-        "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
-                 "mean per class and photo.",
-        choices=("seeds", "regions"))
     method: str = setting(KINDS["estimators"].default,
                           "Method that estimates the prototypes.", metavar="NAME")
-    split: str = options.split("train")
-    max_pixels: int = _phase_one.max_pixels()
-    seed: int = options.seed()
     text: str = setting("text", "Prototypes to start from; default: text, or tags where the "
                                 "encoder knows no words.",
                         metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"])
-    features: Path | None = options.features()
-    device: str = options.device()
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
@@ -83,28 +68,27 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     method = load_method(Estimator, settings.method)
     warn_without_effect(settings)
     _check_divides(settings, method)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_start(workspace, _inputs.class_rows(workspace, settings, "text"),
+    features = open_features(workspace, settings.features, settings.split)
+    text = _phase_one.read_start(workspace, class_rows(workspace, settings, "text"),
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "seed-prototypes", settings, model=features.header.model,
         inputs={"features": features, "text": text.path, "cams": maps,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features,
                                           maps)},
         options={"text": text.path.stem, "cams": maps.name}))
-    target = settings.out or workspace.path / "prototypes/seeds.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    target = settings.out or place(workspace.path, "prototypes", "seeds")
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         from vpltool.parallel.ranks import joined
 
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     _aligned.space_of(text),
-                                     unlabelled=method.UNLABELLED)
+                                     space_of(text), unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
-            of_space, facts_of_space = _aligned.space_record(text)
+            of_space, facts_of_space = space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {**tensors, **of_space})
@@ -126,7 +110,7 @@ def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
 
 
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
-              pool: Pixels, text: _inputs.Prototypes, ranks: Ranks
+              pool: Pixels, text: Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run the method; give the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
@@ -139,7 +123,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         of_rows: dict[str, Tensor] = more[0] if more else {}
         facts = _phase_one.facts_of(
             workspace, pool, (zs, zs_index), rows, index, ranks,
-            _inputs.OF_TAGS if text.header.command == "tag-prototypes" else "text")
+            OF_TAGS if text.header.command == "tag-prototypes" else "text")
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}

@@ -9,25 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.engine.features import open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.prototypes import Prototypes, read_patches, space_of, space_record
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor, torch
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _aligned, _inputs, _phase_one
-from vpltool.stages._all_photos import photos_identity, with_photo_files
-from vpltool.stages._models import check_words
+from vpltool.stages import _phase_one
 from vpltool.stages._regions import Regions, open_regions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vpltool.core.aligned_space import AlignedSpace
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftGapSettings(Settings):
+class ShiftGapSettings(options.Replaces):
     """Settings of `shift-gap`."""
 
     share: float = setting(
@@ -48,9 +51,6 @@ class ShiftGapSettings(Settings):
     features: Path | None = options.features()
     split: str = options.split("train")
     limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=46, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
@@ -83,27 +83,27 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
         raise VplError(f"`share={settings.share}` is not a finite number",
                        "`share=1.0` moves by the whole gap")
     warn_without_effect(settings)
-    features = _inputs.open_features(workspace, settings.features, settings.split)
+    features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
     inputs: dict[str, InputFolder | Path | str] = {"features": features, "text": text.path}
     named = {"text": text.path.stem}
     regions = None
     if settings.centroid == "regions":
         regions = open_regions(workspace, features, settings.cams, settings.split, settings.phi,
-                               settings.limit, _aligned.space_of(text))
+                               settings.limit, space_of(text))
         inputs |= {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
         named["cams"] = regions.maps.name
     inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
                                        *([regions.maps] if regions else []))
-    header = with_photo_files(workspace, _inputs.make_header(
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "shift-gap", settings, inputs=inputs,
         model=features.header.model, options=named))
-    target = settings.out or workspace.path / "prototypes/shifted.safetensors"
-    if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                              update=settings.update):
+    target = settings.out or place(workspace.path, "prototypes", "shifted")
+    if not check_file(target, header, overwrite=settings.overwrite,
+                      update=settings.update):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        of_space, facts_of_space = _aligned.space_record(text)
+        of_space, facts_of_space = space_record(text)
         facts = {**facts_of_space, "space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
@@ -115,7 +115,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
 
 
 def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | None,
-              text: _inputs.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
+              text: Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
     """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool.
 
     Raises:
@@ -124,8 +124,8 @@ def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | No
     from vpltool.core.gap import feature_centroid
 
     if regions is None:
-        ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
-        centroid, _ = feature_centroid(_pixels(features, ids, _aligned.space_of(text)), groups=1)
+        ids = photos_with(workspace, settings.split, settings.limit, features).ids
+        centroid, _ = feature_centroid(_pixels(features, ids, space_of(text)), groups=1)
         return centroid, text.class_index >= 0
     try:
         centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
@@ -150,11 +150,10 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
 
 def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
             ) -> Iterator[tuple[Tensor, Tensor]]:
-    import torch
 
     with console.progress("read features", len(ids)) as advance:
         for key in ids:
-            patches = _aligned.read_patches(features, key, space).float()
+            patches = read_patches(features, key, space).float()
             yield (torch.nn.functional.normalize(patches, dim=-1),
                    torch.zeros(len(patches), dtype=torch.long))
             advance()

@@ -10,26 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.engine.features import smaller_side_hint
+from vpltool.engine.headers import check_same_model, make_header
+from vpltool.engine.models import check_words, load_clip_vision
+from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import Photos, assigned, chosen_shard
+from vpltool.engine.prototypes import Prototypes, read_prototypes
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Photo, Workspace, open_input
 from vpltool.formats.atomic import atomic_path
+from vpltool.lazy import Tensor, torch
 from vpltool.names import csv_id
-from vpltool.settings import NoEffect, Settings, setting, warn_without_effect
+from vpltool.parallel.device import find_device, find_precision, worker_count
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _photo_work
-from vpltool.stages._models import check_words, load_clip_vision
-from vpltool.stages.extract import smaller_side_hint
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagSettings(Settings):
+class TagSettings(options.PerPhoto):
     """Settings of `tag`."""
 
     prototypes: str = setting("text", "Prototypes to compare patches with; text, or a file.",
@@ -63,16 +65,9 @@ class TagSettings(Settings):
         no_effect=[NoEffect({"rescore": (False,)}, "nothing is cut out")])
     max_side: int = setting(512, "Scale longer photos down to this first; 0: never.", low=0,
                             metavar="PIXELS")
-    split: str = options.split("train")
-    device: str = options.device()
     precision: str = options.precision()
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
-    limit: int = options.limit()
-    shard: str = options.shard()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=25, panel="1. Begin", reads=("workspace", "images", "prototypes"),
@@ -103,22 +98,22 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     """
     check_words(workspace)
     warn_without_effect(settings)
-    shard = _photo_work.chosen_shard(settings)
+    shard = chosen_shard(settings.shard)
     photos = workspace.photos(settings.split, settings.limit)
-    prototypes = _inputs.read_prototypes(workspace, settings.prototypes)
-    header = _inputs.make_header(
+    prototypes = read_prototypes(workspace, settings.prototypes)
+    header = make_header(
         workspace, "tags", "tag", settings, model=prototypes.header.model,
         inputs={"prototypes": prototypes.path, "classes": workspace.classes_identity})
     folder = settings.out or workspace.path / "tags" / settings.split
-    mine = _photo_work.assigned(photos, shard, lambda photo: photo.id)
-    outputs = _photo_work.open_outputs(
-        {folder: header}, _photo_work.Photos(
+    mine = assigned(photos, shard, lambda photo: photo.id)
+    outputs = open_outputs(
+        {folder: header}, Photos(
             [photo.id for photo in mine], {}, {}, not settings.limit, shard,
             workspace.hashes_of(mine)), settings)
     paths = {photo.id: workspace.image_path(photo) for photo in photos}
     table = folder.parent / f"{folder.name}.csv"
     try:
-        _photo_work.make_photos(
+        make_photos(
             f"tag {settings.split}", outputs,
             lambda todo: _start(workspace, settings, prototypes, {key: paths[key] for key in todo}),
             lambda output, key, scores: output.write_tensors(key, {"scores": scores}), settings,
@@ -129,17 +124,16 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     return _write_table(workspace, settings, photos, folder, table)
 
 
-def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prototypes,
-           paths: Mapping[str, Path]) -> Iterator[_photo_work.Made]:
+def _start(workspace: Workspace, settings: TagSettings, prototypes: Prototypes,
+           paths: Mapping[str, Path]) -> Iterator[Made]:
     """Load the tower; the result yields each photo's scores."""
     from vpltool.core.tagging import Vocabulary
-    from vpltool.parallel.device import find_device, find_precision
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     encoder = load_clip_vision(workspace, device)
-    _inputs.check_same_model(encoder.identity, prototypes.header.model,
-                             f"the workspace's CLIP and {prototypes.path}")
+    check_same_model(encoder.identity, prototypes.header.model,
+                     f"the workspace's CLIP and {prototypes.path}")
     encoder.vision.to(dtype)
     words = Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
                           background=settings.background)
@@ -147,11 +141,10 @@ def _start(workspace: Workspace, settings: TagSettings, prototypes: _inputs.Prot
 
 
 def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[str, Path],
-            device: torch.device) -> Iterator[_photo_work.Made]:
+            device: torch.device) -> Iterator[Made]:
     from vpltool.clip.encoders import with_head
     from vpltool.core import tagging
     from vpltool.core.photos import PhotoSettings
-    from vpltool.parallel.device import worker_count
     from vpltool.parallel.photos import load_batches
 
     vision = with_head(encoder, "`tag`")
@@ -159,7 +152,7 @@ def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[
                                crop=settings.crop if settings.rescore else 0,
                                patches=settings.patches)
 
-    def score(batch: Batch) -> Iterator[_photo_work.Made]:
+    def score(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, vision.weight.dtype, non_blocking=True)
         yield from zip(batch.ids, tagging.tag_scores(vision, pixels, words, used).cpu(),
                        strict=True)
@@ -168,8 +161,8 @@ def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[
         list(paths.items()),
         PhotoSettings(vision.patch, encoder.mean, encoder.std, max_side=settings.max_side),
         device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
-        sized=_photo_work.count_sizes(len(paths)))
-    return _photo_work.run_batches(batches, score, smaller_side_hint)
+        sized=count_sizes(len(paths)))
+    return run_batches(batches, score, smaller_side_hint)
 
 
 def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[Photo],

@@ -5,35 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.engine.features import check_kept, open_features
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
-from vpltool.settings import Settings, setting
+from vpltool.parallel.device import find_device
+from vpltool.settings import setting
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
-from vpltool.stages._all_photos import photos_identity, with_photo_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagPrototypesSettings(Settings):
+class TagPrototypesSettings(options.WholeSplit):
     """Settings of `tag-prototypes`."""
 
     share: float = setting(0.1, "Share of each photo's patches that is used, the most salient "
                                 "ones.", low=0.001, high=1, source="vpltool")
-    split: str = options.split("train")
-    features: Path | None = options.features()
-    device: str = options.device()
     batch_size: int = options.batch_size(8)
-    limit: int = options.limit("changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=36, panel="2. Maps and prototypes", reads=("features",),
@@ -61,17 +54,17 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     Raises:
         VplError: there are no features, or no photo has a tag.
     """
-    features = _inputs.open_features(workspace, settings.features, settings.split)
-    _inputs.check_kept(features, ["patches"])
-    header = with_photo_files(workspace, _inputs.make_header(
+    features = open_features(workspace, settings.features, settings.split)
+    check_kept(features, ["patches"])
+    header = with_photo_files(workspace, make_header(
         workspace, "prototypes", "tag-prototypes", settings, model=features.header.model,
         inputs={"features": features, "classes": workspace.classes_identity,
                 "tags": workspace.tags_identity(settings.split),
                 "photos": photos_identity(workspace, settings.split, settings.limit, features)}))
-    path = settings.out or workspace.path / "prototypes/tags.safetensors"
-    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update):
+    path = settings.out or place(workspace.path, "prototypes", "tags")
+    if check_file(path, header, overwrite=settings.overwrite, update=settings.update):
         return path
-    ids = _inputs.photos_with(workspace, settings.split, settings.limit, features).ids
+    ids = photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
             for photo in workspace.photos(settings.split, settings.limit) if photo.labels}
     tagged = [key for key in ids if key in tags]
@@ -84,8 +77,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         console.warn(f"no photo is tagged with {', '.join(without)}: their prototypes are zero, "
                      "and nothing resembles them")
 
-    import torch
-
     write_tensors(path, replace(header, facts={"space": "vision", "rows": [*workspace.classes]}),
                   {"prototypes": rows, "class_index": torch.arange(1, len(rows) + 1)})
     return path
@@ -94,10 +85,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
 def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, Sequence[int]],
                  classes: int, settings: TagPrototypesSettings) -> Tensor:
     """Average the salient patches of each class's photos: L2-normed rows (classes, dim)."""
-    import torch
-
     from vpltool.core.saliency import salient_means
-    from vpltool.parallel.device import find_device
 
     device = find_device(settings.device)
     total = torch.zeros(0)

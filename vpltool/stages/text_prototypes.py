@@ -10,16 +10,19 @@ from vpltool import console, options
 from vpltool.datasets.attributes import read_attributes
 from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
-from vpltool.settings import Settings, setting, warn_without_effect
+from vpltool.formats.kinds import place
+from vpltool.lazy import torch
+from vpltool.parallel.device import find_device
+from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs
-from vpltool.stages._models import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPrototypesSettings(Settings):
+class TextPrototypesSettings(options.Replaces):
     """Settings of `text-prototypes`."""
 
     prompts: str = setting(
@@ -41,9 +44,6 @@ class TextPrototypesSettings(Settings):
         0.9, "Share of the attributes, the nearest ones, that are added to a class.", low=0, high=1,
         record="changed", source="ExCEL, official code", brief=False)
     device: str = options.device()
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
 
 
 STAGE = Stage(order=20, panel="1. Begin", reads=("workspace",), writes=("prototypes",),
@@ -70,7 +70,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     from vpltool.clip.models import find_source, local_weights
 
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
-    path = settings.out or workspace.path / "prototypes/text.safetensors"
+    path = settings.out or place(workspace.path, "prototypes", "text")
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")
@@ -80,7 +80,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     # The fingerprint of the model is not known before it is loaded, nor where a download lies.
     source = find_source(workspace.model, workspace.pretrained, workspace.path)
     weights = local_weights(workspace.model, workspace.pretrained, workspace.path)
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "prototypes", "text-prototypes", settings,
         model=source.names | {name: value for name, value in (
             ("weights", weights),
@@ -93,15 +93,12 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         options={"prompts": list(templates),
                  "words": settings.words.name if settings.words else None},
         skip=() if described else _OF_ATTRIBUTES)
-    if _inputs.check_file(path, header, overwrite=settings.overwrite, update=settings.update,
-                          by_model_name=True):
+    if check_file(path, header, overwrite=settings.overwrite, update=settings.update,
+                  by_model_name=True):
         return path
-
-    import torch
 
     from vpltool.clip.load import load_clip
     from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
-    from vpltool.parallel.device import find_device
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                      base=workspace.path, normalise=workspace.normalise)

@@ -3,99 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console, options
+from vpltool import console
+from vpltool.engine.checkpoints import Start, read_checkpoint
+from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
+from vpltool.engine.photos import with_photo_files
+from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
+from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.header import changed_inputs, join_supervision
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
-from vpltool.methods import KINDS, load_method
+from vpltool.lazy import torch
+from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.settings import RUNNING, Settings, setting, warn_without_effect
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.signals import defer_interrupts
+from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _inputs, _masks
-from vpltool.stages._all_photos import with_photo_files
-from vpltool.stages._checkpoints import Start, read_checkpoint
-from vpltool.stages._fitting import STEPLESS, fit_segmenter
-from vpltool.stages._segmenters import build_segmenter, find_decoder, take_weights
+from vpltool.stages import _masks
+from vpltool.stages._fitting import (
+    DEFAULT_LR,
+    STEPLESS,
+    TrainDecoderSettings,
+    build_segmenter,
+    fit_segmenter,
+    take_weights,
+)
 from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
-
-_DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainDecoderSettings(Settings):
-    """Settings of `train-decoder`."""
-
-    masks: str = setting("", "Pseudo masks to train on; a name, or a folder of your own. "
-                             "Default: the first found of vision-refined, vision, text-refined, "
-                             "text.", metavar="NAME-OR-PATH", record="never")
-    prototypes: str = setting(
-        "vision", "Pixel classifier: vision, text or a file; the default without words is tags.",
-        metavar="NAME-OR-PATH", source="VPL, eq. 12")
-    method: str = setting(KINDS["segmenters"].default, "Kind of segmenter to train.",
-                          metavar="NAME")
-    source: str = setting(
-        "auto", "Train on photos, features or auto; photos: random scale, mirror, crop, encoded at "
-                "each step; features: mirror and crop of stored layers, much faster; auto: "
-                "features if they contain layers.",
-        choices=("auto", "features", "photos"))
-    iters: int = setting(30000, "Training steps; 0, for a residual decoder: the dense CAM over all "
-                                "classes, no tags needed.", low=0,
-                         source="VPL, implementation details")
-    batch_size: int = setting(6, "Crops per step.", low=1, source="VPL, implementation details")
-    crop: int = setting(20, "Side of a crop, in patches.", low=2,
-                        source="WeCLIP, official code: 320 pixels")
-    lambda_ce: float = setting(1.0, "Weight of the cross-entropy.", low=0, source="VPL, eq. 14")
-    lambda_rsc: float = setting(1.0, "Weight of the regional semantic contrast; 0: off.", low=0,
-                                source="VPL, eq. 14")
-    lambda_aff: float = setting(
-        0.0, "Weight of WeCLIP's affinity loss; 0.1 there: patches of one label become similar in "
-             "the decoder's fused features. 0: off.", low=0, record="changed")
-    optimizer: str = setting("sgd", "sgd or adamw.", choices=tuple(_DEFAULT_LR),
-                             source="VPL, implementation details")
-    lr: float = setting(0.0, "Learning rate; 0: 0.01 for sgd, 0.002 for adamw.", low=0,
-                        source="WeCLIP, official code, for adamw; VPL gives none")
-    power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER; WeCLIP: 1.", low=0)
-    balanced: bool = setting(
-        False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
-               "pixel (the paper).", off="--plain", source="VPL, eq. 14")
-    max_side: int = setting(
-        1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
-        metavar="PIXELS", record="changed")
-    corrected_times: int = setting(
-        1, "How many times each photo with a corrected mask is used per epoch.", low=1,
-        metavar="N", record="changed")
-    start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
-                         metavar="NAME-OR-PATH", record="never")
-    split: str = options.split("train")
-    features: Path | None = options.features()
-    name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
-                        inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
-    seed: int = options.seed()
-    device: str = options.device()
-    precision: str = options.precision()
-    workers: int = options.workers()
-    limit: int = options.limit(record="changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
-
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
@@ -132,7 +77,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         _check_divides(settings)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
-    prototypes = _inputs.read_prototypes(workspace, _inputs.class_rows(workspace, settings))
+    prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = frozen_layers(
         workspace, masks.ids, source=settings.source, features=settings.features,
         split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
@@ -141,7 +86,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer=settings.optimizer, lr=settings.lr or _DEFAULT_LR[settings.optimizer],
+        optimizer=settings.optimizer, lr=settings.lr or DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
         lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
         precision=_precision_of_steps(settings, frozen, stepless))
@@ -150,7 +95,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     if network.in_joint_space:
         _check_rows(frozen, prototypes, settings.method)
     name = settings.name or masks.name
-    target = settings.out or workspace.path / "decoder" / f"{name}.safetensors"
+    target = settings.out or place(workspace.path, "decoder", name)
     first = None if stepless else _start_from(workspace, settings, network, frozen.model,
                                               target)
     header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first,
@@ -191,10 +136,6 @@ def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> d
 def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool
                         ) -> torch.dtype:
     """The number format that the decoder's steps are computed in."""
-    import torch
-
-    from vpltool.parallel.device import find_device, find_precision
-
     if stepless or settings.precision != "bf16":
         return torch.float32
     # Where there is an encoder, it has warned of a format that is slow.
@@ -202,14 +143,14 @@ def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless
     return find_precision("bf16", find_device(settings.device), warn)
 
 
-def _check_rows(frozen: Frozen, prototypes: _inputs.Prototypes, method: str) -> None:
+def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
     """Check that prototypes can classify the pixels of a method that compares them.
 
     Raises:
         VplError: they are of another model, or of classes alone.
     """
-    _inputs.check_same_model(frozen.model, prototypes.header.model,
-                             f"{frozen.name} and {prototypes.path}")
+    check_same_model(frozen.model, prototypes.header.model,
+                     f"{frozen.name} and {prototypes.path}")
     if 0 not in prototypes.class_index.tolist():
         raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
                        f"{prototypes.path} has none of the background",
@@ -249,13 +190,13 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
 
 def _make_header(
     workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
-    prototypes: _inputs.Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
+    prototypes: Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
     inputs: dict[str, Any] = {
         **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "decoder", "train-decoder", settings,
         inputs=inputs | ({"features": frozen.features} if frozen.features else {})
         | ({"start": first} if first else {}),
@@ -265,7 +206,7 @@ def _make_header(
                  **({"layers": list(frozen.layers)} if frozen.layers else {})},
         skip=unread)
     # The masks' identity is that of their bytes, not that of how they were made.
-    sources = {**header.sources, "masks": _inputs.relative_path(masks.path, workspace.path)}
+    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
     return with_photo_files(workspace, replace(
         header, sources=sources, call=call, supervision=join_supervision(
@@ -280,8 +221,8 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         VplError: another one is there; if masks have changed since, it says how many.
     """
     try:
-        return _inputs.check_file(target, header, overwrite=settings.overwrite,
-                                  update=settings.update)
+        return check_file(target, header, overwrite=settings.overwrite,
+                          update=settings.update)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)
@@ -302,7 +243,6 @@ def _fit(run: Training, method: SegmenterMethod, network: SegmenterNetwork,
 def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
            ) -> None:
     from vpltool.parallel.ranks import joined
-    from vpltool.parallel.signals import defer_interrupts
 
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.

@@ -2,131 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool import options
+from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.groups import MEAN, STD, take_weights
+from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
-from vpltool.settings import RUNNING, NoEffect, Settings, setting, warn_without_effect
+from vpltool.formats.kinds import place
+from vpltool.lazy import torch
+from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _groups, _inputs, _pairs
-from vpltool.stages._checkpoints import checkpoint_of, read_checkpoint
-from vpltool.stages._group_run import GroupRun, run_training, words_of
-from vpltool.stages._models import check_words
+from vpltool.stages import _pairs
+from vpltool.stages._group_run import GroupRun, TrainGroupsSettings, run_training, words_of
 from vpltool.stages._tar_pairs import TarPairs
 
 if TYPE_CHECKING:
     from vpltool.core.groups import GroupNetwork, GroupShape
-
-_NO_NPR = NoEffect({"npr": ("none",)}, "there are no prototypes")
-_NO_PHOTOS = NoEffect({"npr": ("none", "text")}, "photos have no prototypes")
-_NO_TEXT = NoEffect({"npr": ("none", "photos")}, "captions have no prototypes")
-_NO_TOWER = NoEffect({"text": ("clip",)}, "the text tower is the CLIP's, and frozen")
-_NO_DIM = NoEffect({"text": ("clip",)}, "the joint space is the CLIP's")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainGroupsSettings(Settings):
-    """Settings of `train-groups`."""
-
-    npr: str = setting("both", "Prototypes that keep groups apart; of photos, of text, both, or "
-                               "none, which is GroupViT.",
-                       choices=("both", "photos", "text", "none"), source="PGSeg")
-    text: str = setting("clip", "Text tower; clip: the workspace's CLIP, frozen; own: trained "
-                                "jointly, as in the paper.", choices=("clip", "own"),
-                        source="vpltool: far fewer pairs are enough")
-    begin: Path | None = setting(
-        None, "Initial weights; a .safetensors of this command, or GroupViT's with the names of "
-              "the package transformers. Missing weights are random.",
-        metavar="FILE", flag="--start", record="never")
-    side: int = setting(224, "Side of the photos in pixels, a multiple of the patch.", low=2,
-                        source="GroupViT")
-    patch: int = setting(16, "Side of a patch, in pixels.", low=1, source="GroupViT")
-    width: int = setting(384, "Width of a token, a multiple of the heads.", low=2,
-                         source="GroupViT")
-    heads: int = setting(6, "Heads of the attention.", low=1, source="GroupViT")
-    depths: str = setting("6,3,3", "Blocks before the first grouping, before the second, and after "
-                                   "it.", metavar="A,B,C", source="GroupViT")
-    groups: str = setting("64,8", "Groups of the first stage and of the second.", metavar="A,B",
-                          source="GroupViT")
-    dim: int = setting(256, "Dimensions of the joint space.", low=2, source="GroupViT",
-                       no_effect=[_NO_DIM])
-    hidden: int = setting(4096, "Width of the projectors' hidden layer.", low=2, brief=False,
-                          source="GroupViT")
-    npr_hidden: int = setting(4096, "Width of the hidden layer after the prototypes.", low=2,
-                              brief=False, source="PGSeg, official code", no_effect=[_NO_PHOTOS])
-    drop_path: float = setting(0.1, "Drop-path rate of the last block; lower for earlier blocks.",
-                               low=0, high=0.9, brief=False,
-                               source="PGSeg, official code")
-    text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
-                              source="GroupViT", no_effect=[_NO_TOWER])
-    text_depth: int = setting(12, "Blocks of the text tower.", low=1, brief=False,
-                              source="GroupViT", no_effect=[_NO_TOWER])
-    text_heads: int = setting(4, "Heads of the text tower.", low=1, brief=False,
-                              source="GroupViT", no_effect=[_NO_TOWER])
-    context: int = setting(77, "Maximum number of tokens per caption.", low=3, brief=False,
-                           source="GroupViT", no_effect=[_NO_TOWER])
-    em_rounds: int = setting(10, "EM iterations, T.", low=1, source="PGSeg", no_effect=[_NO_NPR])
-    momentum: float = setting(0.9, "Momentum of the prototypes' moving average.",
-                              low=0, high=1, source="PGSeg", no_effect=[_NO_NPR])
-    tau: float = setting(1.0, "Temperature of EM over the tokens of a photo.", low=1e-4,
-                         source="PGSeg", no_effect=[_NO_PHOTOS])
-    text_tau: float = setting(0.07, "Temperature of EM over captions.", low=1e-4,
-                              source="vpltool: that of the pairs at the start; PGSeg's prototypes "
-                                     "of text are numbers", no_effect=[_NO_TEXT])
-    reject: float = setting(0.1, "Minimum similarity of a group and its prototype, as a share of "
-                                 "the range in the photo; other pairs do not count.", low=0, high=1,
-                            source="PGSeg", no_effect=[_NO_NPR])
-    reconstruct: bool = setting(True, "Add the reconstruction from the prototypes to the tokens.",
-                                source="PGSeg", no_effect=[_NO_PHOTOS])
-    lambda_first: float = setting(0.1, "Weight of the first stage's prototypes.", low=0,
-                                  source="PGSeg", no_effect=[_NO_PHOTOS])
-    lambda_second: float = setting(0.1, "Weight of the second stage's prototypes.", low=0,
-                                   source="PGSeg", no_effect=[_NO_PHOTOS])
-    lambda_text: float = setting(0.01, "Weight of the text's prototypes.", low=0, source="PGSeg",
-                                 no_effect=[_NO_TEXT])
-    iters: int = setting(30000, "Training steps.", low=1,
-                         source="vpltool; PGSeg: 30 passes over 27 million")
-    batch_size: int = setting(256, "Pairs per step, over all processes.", low=2,
-                              source="GroupViT, a GPU's; PGSeg: 1024 on each of four")
-    lr: float = setting(1e-4, "Peak learning rate of AdamW.", low=0,
-                        source="PGSeg, from GroupViT's weights; GroupViT, from none: 1.6e-3")
-    lr_start: float = setting(1e-6, "Learning rate of the first step.", low=0, brief=False,
-                              source="PGSeg")
-    lr_end: float = setting(1e-5, "Final learning rate, after half-cosine decay.", low=0,
-                            brief=False, source="PGSeg")
-    warmup: float = setting(1 / 3, "Share of the steps used for warm-up.", low=0, high=1,
-                            source="PGSeg: 10 of 30 passes")
-    weight_decay: float = setting(0.05, "Weight decay.", low=0, source="PGSeg")
-    clip: float = setting(5.0, "Maximum norm of the gradient; 0: no clipping.", low=0, brief=False,
-                          source="PGSeg")
-    crop: float = setting(0.5, "Minimum share of a photo's area in a crop; 1: all of it.",
-                          low=0.01, high=1, source="vpltool")
-    mirror: bool = setting(True, "Mirror photos at random.", source="GroupViT")
-    pairs: tuple[str, ...] = setting(
-        (), "WebDataset tars with photos and captions, instead of the workspace's photos; paths, "
-            "folders, or addresses such as s3://…; {000..009} stands for ten. Repeatable.",
-        metavar="TARS", record="never")
-    allow_pipe: bool = options.allow_pipe()
-    window: int = setting(512, "Pairs from tars that are shuffled together, in memory.",
-                          low=1, brief=False, record="changed", source="vpltool")
-    split: str = options.split("train")
-    name: str = setting("groups", "Name of the result.", record="never", inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
-    seed: int = options.seed()
-    device: str = options.device()
-    precision: str = options.precision()
-    workers: int = options.workers()
-    limit: int = options.limit(record="changed")
-    out: Path | None = options.out()
-    overwrite: bool = options.overwrite()
-    update: bool = options.update()
-
 
 STAGE = Stage(order=72, panel="3. Masks and segmenter", reads=("workspace", "images"),
               writes=("groups",), settings=TrainGroupsSettings, together=True)
@@ -174,13 +69,13 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
-    target = settings.out or workspace.path / "groups" / f"{settings.name}.safetensors"
+    target = settings.out or place(workspace.path, "groups", settings.name)
     with joined(settings.device) as process:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
         header = _make_header(workspace, settings, shape, words.model, process.count, source)
-        if not _inputs.check_file(target, header, overwrite=settings.overwrite,
-                                  update=settings.update):
+        if not check_file(target, header, overwrite=settings.overwrite,
+                          update=settings.update):
             start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
                                     update=settings.update)
             network = _build(settings, shape)
@@ -238,7 +133,7 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
 def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: GroupShape,
                  model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
                  ) -> Header:
-    header = _inputs.make_header(
+    header = make_header(
         workspace, "groups", "train-groups", settings,
         inputs={**({"pairs": source.identity} if isinstance(source, TarPairs) else
                    {"captions": workspace.captions_identity(settings.split)}),
@@ -246,8 +141,8 @@ def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: Gro
         # BatchNorm's statistics are a process's own.
         model=model, options={"processes": ranks} if ranks > 1 else {},
         skip=("split",) if settings.pairs else ())
-    return replace(header, facts={"config": shape.to_config(), "mean": list(_groups.MEAN),
-                                  "std": list(_groups.STD)})
+    return replace(header, facts={"config": shape.to_config(), "mean": list(MEAN),
+                                  "std": list(STD)})
 
 
 def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
@@ -256,12 +151,10 @@ def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
     Raises:
         VplError: the weights cannot be read, or are of another shape.
     """
-    import torch
-
     from vpltool.core.groups import GroupNetwork
 
     torch.manual_seed(settings.seed)
     network = GroupNetwork(shape)
     if settings.begin:
-        _groups.take_weights(network, settings.begin)
+        take_weights(network, settings.begin)
     return network

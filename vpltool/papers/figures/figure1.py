@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.photos import read_known_photo
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.stages._inputs import read_known_photo
 
 if TYPE_CHECKING:
     from PIL import Image

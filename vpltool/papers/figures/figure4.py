@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.features import open_features
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.segmenters import find_decoder, read_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import (
     Header,
@@ -22,8 +25,6 @@ from vpltool.formats import (
 from vpltool.formats.atomic import atomic_path
 from vpltool.shell import command_line
 from vpltool.stages import gap
-from vpltool.stages._inputs import check_same_model, open_features
-from vpltool.stages._segmenters import find_decoder, read_segmenter
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -14,10 +13,7 @@ from vpltool.formats import OutputFolder
 from vpltool.formats.changes import count_photos
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.labels import read_labels
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+from vpltool.lazy import np, npt
 
 MOST = 200
 """Photos that are compared; of more, every nth."""
@@ -32,8 +28,6 @@ class _Before:
 
     def differs_from(self, now: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Tell which pixels have another label."""
-        import numpy as np
-
         before = np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)
         different: npt.NDArray[np.bool_] = before != now
         return different

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -13,9 +13,7 @@ from vpltool.formats import Header, read_tensors, write_tensors
 from vpltool.formats.fields import LIST, NUMBER, check_fields
 from vpltool.formats.header import as_recorded, difference, is_stale
 from vpltool.formats.manifest import UPDATE_HINT
-
-if TYPE_CHECKING:
-    import torch
+from vpltool.lazy import torch
 
 Losses = list[list[float]]
 
@@ -55,8 +53,6 @@ def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
                      optimizer: torch.optim.Optimizer, done: int, curve: Losses, recent: Losses
                      ) -> None:
     """Write all that the same command needs to go on after `done` steps."""
-    import torch
-
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():

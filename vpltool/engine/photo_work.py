@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
 from vpltool import console
+from vpltool.engine.label_changes import LabelChanges
+from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
-from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.formats.values import BadValues
+from vpltool.options import PerPhoto
+from vpltool.parallel.device import find_device
+from vpltool.parallel.memory import Divisible, run_within_memory
 from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
-from vpltool.stages._label_changes import LabelChanges
-
-if TYPE_CHECKING:
-    from vpltool.parallel.memory import Divisible
 
 
 @dataclass(frozen=True)
@@ -33,86 +33,8 @@ Made = tuple[str, Any]
 """A photo's id, and what is to be written for it, or `Failed`."""
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The photos that a stage is asked for.
-
-    Args:
-        ids: those that can be done.
-        own: id to what of a photo's own the result depends on, see `open_output`.
-        left_out: id to reason, of those that an earlier stage failed on.
-        whole: whether these are all photos of the split, or all of the shard.
-        shard: which photos this process does: the ids, `own` and `left_out` are of these.
-        hashes: id to hash of the photo's file, where it can be read.
-    """
-
-    ids: Sequence[str]
-    own: Mapping[str, str]
-    left_out: Mapping[str, str]
-    whole: bool = True
-    shard: Shard = WHOLE
-    hashes: Mapping[str, str] = field(default_factory=dict)
-
-
-class Sharded(Protocol):
-    """The setting that says which photos are whose."""
-
-    @property
-    def shard(self) -> str:
-        """Which photos this process does; empty: as the environment says."""
-
-
-class Running(Sharded, Protocol):
-    """The settings that the frame itself reads."""
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether to replace what is there."""
-
-    @property
-    def update(self) -> bool:
-        """Whether to recompute stale results."""
-
-    @property
-    def device(self) -> str:
-        """Where the work is done."""
-
-    @property
-    def batch_size(self) -> int:
-        "Photos per batch."
-
-
-def chosen_shard(settings: Sharded) -> Shard:
-    """The shard that this process does; said, unless it is all photos.
-
-    Raises:
-        VplError: what the settings or the environment say is no shard.
-    """
-    shard = find_shard(settings.shard)
-    if shard.count > 1:
-        console.note(f"shard {shard} of the photos, {shard.set_by}")
-    return shard
-
-
-Named = TypeVar("Named")
-
-
-def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
-             ) -> list[Named]:
-    """Choose the photos that this process does.
-
-    Every stage that works on single photos asks this function, and no other.
-
-    Args:
-        photos: ids, or anything that has one.
-        shard: see `chosen_shard`.
-        key: gives the id.
-    """
-    return [photo for photo in photos if shard.holds(key(photo))]
-
-
 def open_outputs(
-    folders: Mapping[Path, Header], photos: Photos, settings: Running, labels: int = 0
+    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int = 0
 ) -> list[OutputFolder]:
     """Open the folders that a stage writes, the most wanted first; nothing is changed yet.
 
@@ -137,7 +59,7 @@ def open_outputs(
 def make_photos(
     title: str, outputs: Sequence[OutputFolder],
     start: Callable[[list[str]], Iterable[Made]],
-    write: Callable[[OutputFolder, str, Any], None], settings: Running,
+    write: Callable[[OutputFolder, str, Any], None], settings: PerPhoto,
     on_start: Callable[[], None] | None = None, reads: Mapping[str, Path] | None = None,
 ) -> list[Path]:
     """Do the work of a stage for all photos that are left, and write it down.
@@ -211,9 +133,7 @@ def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> 
                 "photos that are gone")
 
 
-def _write_ahead(settings: Running) -> int:
-    from vpltool.parallel.device import find_device
-
+def _write_ahead(settings: PerPhoto) -> int:
     return settings.batch_size if find_device(settings.device).type == "cuda" else 0
 
 
@@ -253,8 +173,6 @@ def run_batches(
     Raises:
         VplError: the memory does not suffice for one photo.
     """
-    from vpltool.parallel.memory import run_within_memory
-
     def run_one(batch: Any) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})
         return [*((key, Failed(reason)) for key, reason in failed.items()),

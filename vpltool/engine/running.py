@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from vpltool import console
+from vpltool import console, options
+from vpltool.engine.features import open_features, smaller_photos_hint, smaller_side_hint
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.models import load_main, with_weights
+from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
+from vpltool.engine.segmenters import read_segmenter, reads_of
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
-from vpltool.stages import _inputs
-from vpltool.stages._models import load_main, with_weights
-from vpltool.stages._photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.stages._segmenters import read_segmenter
-from vpltool.stages.extract import smaller_side_hint
+from vpltool.parallel.device import find_device, find_precision, worker_count
+from vpltool.settings import setting
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from vpltool.clip.encoders import Encoder
     from vpltool.parallel.photos import Batch
 
@@ -96,8 +97,8 @@ def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: to
         raise VplError(f"{path} only names its encoder: {error.message}",
                        "`export('bundle')` without `clip='identity'` puts it into the file"
                        ) from error
-    _inputs.check_same_model(encoder.identity, header.model,
-                             f"{workspace.encoder or workspace.pretrained} and {path}")
+    check_same_model(encoder.identity, header.model,
+                     f"{workspace.encoder or workspace.pretrained} and {path}")
     return encoder
 
 
@@ -109,40 +110,84 @@ class Segmented:
     size: tuple[int, int]
 
 
-class Running(Protocol):
-    """The settings that running a segmenter reads."""
+@dataclass(frozen=True, kw_only=True)
+class RunsSegmenter(options.PerPhoto, shared=True):
+    """Settings that say how a segmenter sees photos."""
 
-    @property
-    def device(self) -> str:
-        """Where the work is done."""
+    split: str = options.split("val")
+    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
+                          metavar="LIST")
+    flip: bool = setting(False, "Also predict the mirrored photo, and average.")
+    average: str = setting(
+        "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
+        choices=("probabilities", "logits"), record="changed")
+    source: str = setting(
+        "auto", "Read photos, features or auto; features: stored layers of the split, one scale, "
+                "no flip, much faster; auto: features where they suffice.",
+        choices=("auto", "features", "photos"))
+    features: Path | None = options.features()
+    max_side: int | None = setting(
+        None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
+        metavar="PIXELS")
+    precision: str = options.precision()
+    batch_size: int = options.batch_size(4)
+    workers: int = options.workers()
 
-    @property
-    def precision(self) -> str:
-        """Number format of the encoder."""
 
-    @property
-    def batch_size(self) -> int:
-        "Photos per batch."
+def serving_features(workspace: Workspace, header: Header, settings: RunsSegmenter,
+                     scales: Sequence[float], ids: Sequence[str]) -> InputFolder | None:
+    """Find stored features of a split that can take the place of the photos.
 
-    @property
-    def workers(self) -> int:
-        """Processes that read photos."""
+    Args:
+        workspace: where they are looked for.
+        header: of the decoder.
+        settings: of `predict`.
+        scales: sizes at which photos are to be seen.
+        ids: of the photos.
 
-    @property
-    def max_side(self) -> int | None:
-        """Longer photos are scaled down to this first; 0: never; None: as in training."""
+    Raises:
+        VplError: they were asked for and cannot; the message says why.
+    """
+    folder = settings.features or place(workspace.path, "features", settings.split)
+    if settings.source == "photos":
+        return None
+    if not (folder / "artifact.json").exists():
+        if settings.source == "features":
+            raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
+        return None
+    features = open_features(workspace, settings.features, settings.split)
+    if reason := _reason_against_features(header, features, settings, scales, ids):
+        if settings.source == "features":
+            raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
+        console.note(f"photos are read, since {reason}")
+        return None
+    check_same_model(features.header.model, header.model,
+                     f"{features.path} and the decoder")
+    return features
 
-    @property
-    def flip(self) -> bool:
-        """Whether to see photos mirrored, too."""
 
-    @property
-    def average(self) -> str:
-        """What is averaged over scales and mirrored copies."""
+def _reason_against_features(header: Header, features: InputFolder, settings: RunsSegmenter,
+                             scales: Sequence[float], ids: Sequence[str]) -> str:
+    """Say why features cannot take the place of the photos; empty if they can."""
+    held = features.header.options
+    reads, layers = reads_of(header)
+    if len(scales) > 1 or settings.flip:
+        return "stored features are of one scale, not mirrored"
+    side = side_of(header, settings.max_side)
+    for name, wanted in (("scale", scales[0]), ("max_side", side)):
+        if held[name] != wanted:
+            return (f"{features.path} was made with `{name}={held[name]}`, not "
+                    f"`{name}={wanted}`")
+    if not (reads <= set(held["keep"]) and layers <= set(held.get("layers") or ())
+            and ("patches" not in reads or held.get("patches", "block") == "block")):
+        return f"{features.path} lacks layers or patches that the decoder reads"
+    if any(not features.holds(key) and key not in features.failed for key in ids):
+        return f"{features.path} holds only some of the photos"
+    return ""
 
 
 def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path],
-                  settings: Running) -> Iterator[Made]:
+                  settings: RunsSegmenter) -> Iterator[Made]:
     """Segment photos from their stored layers.
 
     Args:
@@ -160,7 +205,6 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
     from vpltool.core.decoder import layers_of
     from vpltool.core.photos import describe_failure, photo_size
     from vpltool.core.segment import probabilities_of
-    from vpltool.parallel.device import find_device
 
     device = find_device(settings.device)
     network = read_segmenter(decoder)[1].to(device)
@@ -182,11 +226,11 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
 
     names = [*reads, *(["layer_index"] if "layers" in reads else [])]
     batches = feature_batches(features, list(paths), names, settings.batch_size, device=device)
-    return run_batches(batches, decode, lambda _: _inputs.smaller_photos_hint(features.header))
+    return run_batches(batches, decode, lambda _: smaller_photos_hint(features.header))
 
 
 def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
-                scales: Sequence[float], settings: Running) -> Iterator[Made]:
+                scales: Sequence[float], settings: RunsSegmenter) -> Iterator[Made]:
     """Segment photos with the CLIP of the workspace and a decoder.
 
     Args:
@@ -204,7 +248,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     """
     from vpltool.core.photos import PhotoSettings
     from vpltool.core.segment import segment
-    from vpltool.parallel.device import find_device, find_precision, worker_count
     from vpltool.parallel.photos import load_batches
 
     device = find_device(settings.device)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
+from vpltool.lazy import torch
+from vpltool.parallel.device import find_device
+from vpltool.settings import Settings, setting
 
 if TYPE_CHECKING:
-    import torch
-
     from vpltool.clip.encoders import Encoder
 
 WORDS = "words"
@@ -155,28 +156,21 @@ def _names_of(encoder: str) -> tuple[str, str]:
     return name, Path(file).name
 
 
-class ModelSettings(Protocol):
-    """The settings of `prepare` that name models."""
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Settings of `prepare` that name models."""
 
-    @property
-    def model(self) -> str:
-        """Name of the CLIP."""
-
-    @property
-    def pretrained(self) -> str:
-        """Its weights."""
-
-    @property
-    def encoder(self) -> str:
-        """What encodes the photos in its place."""
-
-    @property
-    def words(self) -> str:
-        """A CLIP beside that."""
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Names of the settings that were given by hand."""
+    model: str = setting(DEFAULT_CLIP[0], "CLIP model; its name in open_clip.")
+    pretrained: str = setting(
+        DEFAULT_CLIP[1], "Weights of the model; a tag of open_clip, hf-hub:ORG/NAME, a file, or a "
+                         "folder with open_clip_config.json.", metavar="TAG-OR-PATH")
+    encoder: str = setting(
+        "", "Encode photos with this vision encoder instead of a CLIP; timm:MODEL, "
+            "timm:MODEL,FILE, hf:ORG/NAME, a folder, or DINO's weights; auto: DINOv2. The "
+            "workspace then has no words.", metavar="NAME-OR-FILE")
+    words: str = setting(
+        "", "With an encoder: a CLIP beside it, for text prototypes and tags; MODEL:PRETRAINED, "
+            "hf-hub:ORG/NAME, or a folder.", metavar="CLIP", brief=False)
 
 
 def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str],
@@ -223,8 +217,6 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
 
 def _default_encoder() -> str:
     """The encoder that a new workspace gets where nothing is named, for this machine's device."""
-    from vpltool.parallel.device import find_device
-
     chosen = DEFAULT_ENCODERS.get(find_device("auto").type, DEFAULT_ENCODERS["cpu"])
     console.note(f"encoder: {chosen}; `encoder` names another, `pretrained` a CLIP")
     return chosen

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, expect_header, read_tensors
 from vpltool.formats.header import is_same_model
-from vpltool.stages._checkpoints import is_checkpoint
-from vpltool.stages._models import check_words
+from vpltool.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from vpltool.core.groups import GroupNetwork
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,8 +130,6 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
     """
     if groups.network.shape.caption is None:
         return clip_encoder(workspace, device, groups.header.model)[0]
-
-    import torch
 
     tokenize = caption_tokenizer(groups.network.shape.caption.context)
     network = groups.network.to(device)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.groups import find_groups, groups_header
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
+from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.methods import load_method
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.stages import _inputs
-from vpltool.stages._checkpoints import is_checkpoint
-from vpltool.stages._groups import find_groups, groups_header
-from vpltool.stages._inputs import BEST_FIRST
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.methods.inputs import SegmenterParts
-    from vpltool.stages._training_data import Frozen
-    from vpltool.stages.train_decoder import TrainDecoderSettings
 
 
 def find_decoder(work: Path, choice: str) -> Path:
@@ -39,8 +35,8 @@ def find_decoder(work: Path, choice: str) -> Path:
         if len(names) > 1 and not preferred:
             raise VplError(f"{work / 'decoder'} holds several decoders",
                            " or ".join(f"`decoder={name!r}`" for name in names))
-        return work / "decoder" / f"{(preferred or names)[0]}.safetensors"
-    for path in (work / "decoder" / f"{choice}.safetensors", Path(choice), work / choice):
+        return place(work, "decoder", (preferred or names)[0])
+    for path in (place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return path
     raise VplError(f"no decoder called `{choice}`",
@@ -53,7 +49,7 @@ def find_segmenter(work: Path, choice: str) -> Path:
     Raises:
         VplError: there is none, or there are several.
     """
-    here = [path for path in (work / folder / f"{choice}.safetensors"
+    here = [path for path in (place(work, folder, choice)
                               for folder in ("decoder", "groups")) if path.is_file()]
     if choice and len(here) > 1:
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
@@ -130,82 +126,7 @@ def is_bundle(path: Path) -> bool:
     return header is not None and header.kind == "bundle"
 
 
-def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mapping[str, str]
-                 ) -> None:
-    """Begin with the weights of another decoder; prototypes stay the network's own.
-
-    Args:
-        network: changed in place.
-        path: the other decoder.
-        name: the method that built the network.
-        model: identity of its CLIP.
-
-    Raises:
-        VplError: the other decoder is of another method, shape or CLIP.
-    """
-    header, other = read_segmenter(path)
-    _inputs.check_same_model(model, header.model, f"the prototypes and {path}")
-    theirs = header.facts.get("segmenter", "weclip")
-    if theirs != name:
-        raise VplError(f"{path} is of the method {theirs}", f"`method={theirs!r}`")
-    own, found = ({key: tensor for key, tensor in part.state_dict().items()
-                   if key not in ("prototypes", "class_index")} for part in (network, other))
-    differ = [key for key in own.keys() | found.keys()
-              if key not in own or key not in found or own[key].shape != found[key].shape]
-    if differ or network.layers != other.layers or network.reads != other.reads:
-        options = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
-                            if key in ("layers", "width", "residual"))
-        raise VplError(f"{path} has another shape than this decoder", options)
-    network.load_state_dict(found, strict=False)
-
-
 def reads_of(header: Header) -> tuple[set[str], set[int]]:
     """What a decoder reads of the frozen CLIP: `layers` and `patches`, and which layers."""
     return (set(header.facts.get("reads", ("layers", "patches"))),
             set(header.options.get("layers", ())))
-
-
-def build_segmenter(settings: TrainDecoderSettings, method: SegmenterMethod, parts: SegmenterParts,
-                    frozen: Frozen) -> SegmenterNetwork:
-    """Build the network that is trained, always the same one for a seed.
-
-    Args:
-        settings: of `train-decoder`.
-        method: of segmenters.
-        parts: what the network is built of.
-        frozen: where its inputs come from.
-
-    Raises:
-        VplError: the method refuses its settings, or the features are not what it reads.
-    """
-    import torch
-
-    torch.manual_seed(settings.seed)
-    network = method.build(parts, settings.of_method)
-    if not method.stepless:
-        _check_training(settings, network)
-    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
-    if network.reads_patches and held != "block":
-        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
-                       f"holds others ({held})",
-                       "`source='photos'`" + (", or `residual=False`" if hasattr(
-                           settings.of_method, "residual") else ""))
-    return network
-
-
-def _check_training(settings: TrainDecoderSettings, network: SegmenterNetwork) -> None:
-    """Check that the settings of the steps suit the network.
-
-    Raises:
-        VplError: one does not.
-    """
-    if not settings.iters and not network.serves_untrained:
-        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
-                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
-                                        if hasattr(settings.of_method, "residual") else ""))
-    if settings.lambda_aff and not network.fuses:
-        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
-                       "features to compare", "`lambda_aff=0`")
-    if settings.lambda_rsc and not network.in_joint_space:
-        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
-                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")

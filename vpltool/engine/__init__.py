@@ -1,0 +1,1 @@
+"""What stages share: photos, inputs, headers, and the frame of the work; it knows no stage."""

@@ -1,0 +1,212 @@
+"""Stored features of a split, CLIP's head beside them, those of a second encoder, and CAMs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpltool.engine.headers import check_same_model, relative_path
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    find_folder,
+    open_input,
+    read_tensors,
+)
+from vpltool.formats.kinds import SECOND_FOLDER, place
+from vpltool.lazy import torch
+from vpltool.parallel.batches import FeatureBatch
+
+if TYPE_CHECKING:
+    from vpltool.clip.encoders import Encoder
+    from vpltool.core.vit import Head
+    from vpltool.parallel.photos import Batch
+
+
+BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
+              "tags-salient-refined", "tags-refined", "tags-salient", "tags")
+"""Names of maps, masks and predictions, the furthest first: what stages take if none is named."""
+
+SEEDING = tuple(name for name in BEST_FIRST if not name.startswith("vision"))
+"""Maps that seeds are taken from: made without vision prototypes."""
+
+
+def open_features(workspace: Workspace, choice: Path | None, split: str) -> InputFolder:
+    """Open the features of a split, or of a folder that is named.
+
+    Raises:
+        VplError: they are not there, or there is no such split.
+    """
+    workspace.photos(split)
+    if choice and not choice.exists() and (workspace.path / choice).exists():
+        choice = workspace.path / choice
+    return open_input(choice or place(workspace.path, "features", split), ("features",),
+                      f"`extract(split={split!r})`")
+
+
+def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
+    """Check that features hold tensors, before the first photo is opened.
+
+    Raises:
+        VplError: they do not; the hint is the `extract`, or `embed`, that keeps them, too.
+    """
+    kept = features.header.options["keep"]
+    missing = [name for name in wanted if name not in kept]
+    if missing:
+        raise VplError(f"{features.path} holds {', '.join(kept)}, but no {missing[0]}",
+                       _keeping(features.header, list(dict.fromkeys([*kept, *missing]))))
+
+
+def _keeping(header: Header, names: Sequence[str]) -> str:
+    """The call that makes features again with these tensors: a hint."""
+    split, every = header.options["split"], ",".join(names)
+    if header.command == "extract":
+        encoder = header.call.get("encoder")
+        return (f"`extract(split={split!r}, keep={every!r}, "
+                f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
+    carried = ",".join(name for name in names if name != "patches")
+    return (f"`embed(method={header.options['method']!r}, split={split!r}, carry={carried!r}, "
+            "overwrite=True)`, where the features that it reads hold them")
+
+
+def smaller_photos_hint(header: Header) -> str:
+    """What to do where the features of one photo do not fit into memory: a hint."""
+    held = header.options
+    if header.command != "extract":
+        return f"`device='cpu'`, or smaller photos in `extract(split={held['split']!r})`"
+    return (f"`extract(split={held['split']!r}, keep={','.join(held['keep'])!r}, "
+            f"max_side={(held['max_side'] or 2048) // 2}, overwrite=True)`, or `device='cpu'`")
+
+
+def smaller_side_hint(batch: Batch) -> str:
+    """What to do where one photo does not fit into memory: a hint."""
+    return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
+
+
+def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],
+              hint: str = "") -> InputFolder:
+    """Find CAMs by NAME or path; if none is named, the first of those preferred.
+
+    Raises:
+        VplError: there are none, they are of other classes, or there is no such split.
+    """
+    workspace.photos(split)
+    found = find_folder(workspace.path, ("cams",), choice, split, ("cams",),
+                        hint or f"`cam(split={split!r})`", preferred=preferred)
+    workspace.check_classes(found.header, found.path)
+    return found
+
+
+SECOND = {"second_patches": "patches", "second_attention": "attention"}
+"""What a method may read of the second encoder: name in `READS` to the tensor's."""
+
+
+@dataclass(frozen=True)
+class FoundEncoder:
+    """Where a second encoder was found.
+
+    Args:
+        setting: the setting `encoder`, with its path as seen from the workspace.
+        inputs: role to its file of weights, if they are on this machine.
+    """
+
+    setting: str
+    inputs: Mapping[str, Path]
+
+
+def load_second(workspace: Workspace, given: str, device: torch.device
+                ) -> tuple[Encoder, FoundEncoder]:
+    """Load the second encoder that the setting `encoder` names.
+
+    Raises:
+        VplError: there is no such encoder, or its tower cannot be used.
+    """
+    from vpltool.clip.encoders import find_encoder, load_encoder
+
+    # A path as typed here, or as `update` has it from a header.
+    source = find_encoder(given, (Path(), workspace.path))
+    setting = source.setting(relative_path(source.path, workspace.path)
+                             if source.path else "")
+    inputs = {"weights": source.weights} if source.weights else {}
+    return load_encoder(source, device), FoundEncoder(setting, inputs)
+
+
+def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
+                ) -> InputFolder | None:
+    """Open what a method reads of a second encoder; None if it reads nothing of one.
+
+    Raises:
+        VplError: it is not there, or lacks a tensor.
+    """
+    wanted = [tensor for name, tensor in SECOND.items() if name in reads]
+    if not wanted:
+        return None
+    folder = choice or workspace.path / SECOND_FOLDER / split
+    found = open_input(folder, ("features",), f"`extract(split={split!r}, encoder='WEIGHTS')`")
+    check_kept(found, wanted)
+    return found
+
+
+def read_second(second: InputFolder | None, key: str, reads: Collection[str],
+                grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Read a photo's tensors of the second encoder, resampled to CLIP's grid (h, w), float32.
+
+    Raises:
+        VplError: they are of another part of the photo: the aspect ratios differ.
+    """
+    from vpltool.core.grids import is_same_view, resample_attention, resample_patches
+
+    if second is None:
+        return {}
+    names = {name: tensor for name, tensor in SECOND.items() if name in reads}
+    tensors = second.read_tensors(key, "grid", *names.values())
+    height, width = tensors["grid"].tolist()
+    if not is_same_view((height, width), grid):
+        raise VplError(f"{key}: {second.path} has {height}×{width} patches (height×width), CLIP's "
+                       f"features {grid[0]}×{grid[1]}: not of the same photo",
+                       "make one of them again with `extract(overwrite=True)`")
+    resample = {"patches": resample_patches, "attention": resample_attention}
+    return {name: resample[tensor](tensors[tensor], (height, width), grid)
+            for name, tensor in names.items()}
+
+
+def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
+               ) -> dict[str, torch.Tensor]:
+    """Read the tensors of a second encoder for a batch of photos, stacked; see `read_second`."""
+    photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
+    return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}
+
+
+HEAD = ".head.safetensors"
+"""End of its name, after that of the features' folder."""
+
+
+def head_path(features: Path) -> Path:
+    """Where the head lies: beside the features of the same split."""
+    return features.parent / f"{features.name}{HEAD}"
+
+
+def read_head(features: InputFolder) -> Head:
+    """Read the head beside features, on the CPU.
+
+    Raises:
+        VplError: it is not there, is damaged, or is another encoder's than the features.
+    """
+    from vpltool.core.meta_device import rebuild
+    from vpltool.core.vit import Head
+
+    path = head_path(features.path)
+    header, tensors = read_tensors(path, "head",
+                                   made_by="`extract()` writes it beside the features")
+    if header.model:
+        check_same_model(header.model, features.header.model, f"{path} and {features.path}")
+    try:
+        head = rebuild(lambda: Head.from_config(header.facts["config"]), tensors)
+    except ValueError as error:
+        raise VplError(f"{path} is damaged: {error}",
+                       f"delete {features.path} and {path}, and run `extract()` again") from error
+    return head.eval().requires_grad_(False)

@@ -1,0 +1,130 @@
+"""Headers of what stages write, and whether a file is there already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.errors import OtherSettings, VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    expect_header,
+    identity_of_file,
+)
+from vpltool.formats.header import as_recorded, difference, is_same_model, is_stale, tell_options
+from vpltool.formats.inputs import supervision_of
+from vpltool.formats.manifest import UPDATE_HINT
+from vpltool.formats.replacing import check_replacing
+from vpltool.parallel.once import write_alone
+from vpltool.settings import Settings, changed, recorded
+
+
+def make_header(
+    workspace: Workspace, kind: str, command: str, settings: Settings, *,
+    inputs: Mapping[str, InputFolder | Path | str], model: Mapping[str, str],
+    options: Mapping[str, Any] | None = None, skip: Collection[str] = (),
+) -> Header:
+    """Make the header of an artifact from the settings that it is made with.
+
+    Args:
+        workspace: paths are told relative to it.
+        kind: what is written.
+        command: the stage.
+        settings: its settings.
+        inputs: role to what is read: a folder, a file, or an identity. A role that is the name of
+            a setting lets `update` find the input again.
+        model: identity of the CLIP.
+        options: options that replace the settings' own, or are added.
+        skip: settings that have no effect here.
+    """
+    identities, sources = {}, {}
+    for role, item in inputs.items():
+        if isinstance(item, str):
+            identities[role] = item
+            continue
+        identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
+                                  else (identity_of_file(item), item))
+        sources[role] = relative_path(path, workspace.path)
+    call = {name: value for name, value in changed(settings).items() if name not in sources}
+    out = getattr(settings, "out", None)
+    # Of an artifact elsewhere nothing is known afterwards; and its bytes must not depend on where.
+    if out is not None and not (inside := relative_path(out, workspace.path)).startswith(".."):
+        call["out"] = inside
+    return Header(kind=kind, command=command, model=dict(model), inputs=identities, call=call,
+                  options=recorded(settings, skip) | dict(options or {}), sources=sources,
+                  supervision=supervision_of(inputs.values()))
+
+
+def relative_path(path: Path, base: Path) -> str:
+    """Format a path as seen from a folder."""
+    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
+
+
+def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:
+    """Check that two artifacts come from the same CLIP.
+
+    Raises:
+        VplError: they do not; `what` says which two, `features/train and prototypes/text`.
+    """
+    if not is_same_model(first, second):
+        beside = "encoder" in {*first} ^ {*second}
+        names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
+                 f"{_shown(model, other)}"
+                 f"{', ' + model['normalise'] if 'normalise' in model else ''})"
+                 for model, other in ((first, second), (second, first))]
+        raise VplError(
+            f"{what} come from different models: {names[0]} and {names[1]}",
+            "the features of the CLIP are those of `extract(encoder='words')`: "
+            "`features='features-second/SPLIT'`" if beside else
+            "make one of them again with the workspace's model: "
+            "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
+
+
+def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """The part of a CLIP's identity that tells it from another one of its name, shortened."""
+    key = "fingerprint" if model.get("fingerprint") != other.get("fingerprint") else "weights"
+    return model.get(key, "?")[:6]
+
+
+def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = False,
+               by_model_name: bool = False) -> bool:
+    """Tell whether a single file is there already, made with the same configuration.
+
+    Args:
+        path: the file.
+        header: as it would be written now.
+        overwrite: never done; the caller replaces it.
+        update: not done if the same command made it with other options or from other inputs.
+        by_model_name: compare models without their fingerprints, when it is not loaded yet.
+
+    Raises:
+        OtherSettings: it is there, made with other settings.
+        VplError: another command is writing it.
+    """
+    write_alone(path)
+    if overwrite or not path.exists():
+        check_replacing(path, same=not path.exists())
+        return False
+    found = expect_header(path, header.kind)
+    header = as_recorded(header, found)
+    if by_model_name:
+        found = replace(found, model={key: value for key, value in found.model.items()
+                                      if key in header.model or key == "normalise"})
+    if found.config_hash == header.config_hash:
+        console.note(f"{path} already exists, made with the same settings")
+        return True
+    stale = is_stale(header, found)
+    check_replacing(path, same=stale)
+    if update and found.command == header.command:
+        tell_options(header, found, path)
+        return False
+    reasons = "; ".join(difference(header, found, path))
+    raise OtherSettings(f"{path} was made with other settings: {reasons}",
+                        (UPDATE_HINT if stale else "")
+                        + "`overwrite=True` replaces it; `out='FILE'` keeps both")

@@ -1,0 +1,268 @@
+"""The photos of a split that a stage works on, and the identity of a whole split."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from vpltool import console
+from vpltool.errors import VplError, part_of
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    identity_of_many,
+    open_input,
+)
+from vpltool.formats.kinds import KINDS
+from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
+from vpltool.formats.outputs import replaced_photos
+from vpltool.formats.shards import WHOLE, Shard, find_shard
+from vpltool.lazy import Tensor, np, npt, torch
+
+if TYPE_CHECKING:
+    pass
+
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos that a stage is asked for.
+
+    Args:
+        ids: those that can be done.
+        own: id to what of a photo's own the result depends on, see `open_output`.
+        left_out: id to reason, of those that an earlier stage failed on.
+        whole: whether these are all photos of the split, or all of the shard.
+        shard: which photos this process does: the ids, `own` and `left_out` are of these.
+        hashes: id to hash of the photo's file, where it can be read.
+    """
+
+    ids: Sequence[str]
+    own: Mapping[str, str]
+    left_out: Mapping[str, str]
+    whole: bool = True
+    shard: Shard = WHOLE
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def chosen_shard(choice: str) -> Shard:
+    """The shard that this process does; said, unless it is all photos.
+
+    Args:
+        choice: the setting `shard`; empty: as the environment says.
+
+    Raises:
+        VplError: what the setting or the environment says is no shard.
+    """
+    shard = find_shard(choice)
+    if shard.count > 1:
+        console.note(f"shard {shard} of the photos, {shard.set_by}")
+    return shard
+
+
+Named = TypeVar("Named")
+
+
+def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
+             ) -> list[Named]:
+    """Choose the photos that this process does.
+
+    Every stage that works on single photos asks this function, and no other.
+
+    Args:
+        photos: ids, or anything that has one.
+        shard: see `chosen_shard`.
+        key: gives the id.
+    """
+    return [photo for photo in photos if shard.holds(key(photo))]
+
+
+def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
+                shard: Shard = WHOLE) -> Photos:
+    """The photos of a split, or of a shard of it, that all inputs hold, with their tags as own.
+
+    Raises:
+        VplError: an input is not complete, holds none of them, or was made from other photos or
+            tags.
+    """
+    photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
+    ids = [photo.id for photo in photos]
+    left_out = {key: why for folder in inputs for key, why in folder.left_out(ids).items()}
+    for folder in inputs:
+        ids = folder.available(ids)
+    check_current(workspace, ids, *inputs)
+    hashes = known_hashes(workspace, photos, inputs)
+    return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard,
+                  {key: hashes[key] for key in (*ids, *left_out) if key in hashes})
+
+
+def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
+    """Check that folders were made from the photos that are there, and from their tags.
+
+    Args:
+        workspace: where the photos are.
+        ids: those that are read.
+        inputs: the folders.
+
+    Raises:
+        VplError: one was not; what makes these photos' files again is the hint.
+    """
+    wanted = set(ids)
+    photos = [photo for photo in workspace.photos() if photo.id in wanted]
+    hashes, tags = workspace.hashes_of(photos), tags_of(workspace, photos)
+    for folder in inputs:
+        _check_current(folder, wanted, hashes, tags)
+
+
+def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
+                   tags: Mapping[str, str]) -> None:
+    tagged = folder.own if folder.kind in ("cams", "masks") else {}
+    for what, before, now in (("photo replaced", folder.photos, hashes),
+                              ("tags changed", tagged, tags)):
+        old = sorted(replaced_photos(before, now).intersection(ids))
+        if old:
+            raise VplError(
+                f"{folder.path}: {part_of(len(old), len(ids), 'files', 'is', 'are')} out of date "
+                f"({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
+                f"{UPDATE_HINT}{again(folder.header)} makes only these again")
+
+
+def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
+    """Id to class indices, as text: what of a photo's own its maps depend on."""
+    return {photo.id: " ".join(map(str, workspace.indices_of(photo))) for photo in photos}
+
+
+def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
+    """Id to path of each photo of a split."""
+    return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
+
+
+def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
+    """Id to class indices (K,) of each photo; on the host, where reading them does not wait."""
+    return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
+            for photo in photos}
+
+
+def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
+    """Read a photo that an earlier stage could read: RGB (H, W, 3).
+
+    Raises:
+        VplError: it cannot be read any more; the photo is named.
+    """
+    from vpltool.core.photos import read_photo
+
+    path = workspace.image_path(photo)
+    with naming_photo(photo, path):
+        return read_photo(path)
+
+
+@contextlib.contextmanager
+def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
+    """Turn what reading a photo raises into an error that names it.
+
+    Raises:
+        VplError: the photo cannot be read.
+    """
+    from vpltool.core.photos import describe_failure
+
+    try:
+        yield
+    except OSError as error:
+        raise VplError(f"{photo.id}: {describe_failure(path, error)}",
+                       "fix it and run the same command again") from error
+
+
+def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> str:
+    """Return a hash of the ids of the photos that folders give: all but those that failed.
+
+    It is the input `photos` of such a file: once a failed photo is there, the file is stale.
+
+    Args:
+        workspace: gives the photos.
+        split: of the photos.
+        limit: only the first photos; 0: all.
+        inputs: what is read of each photo.
+    """
+    ids = [photo.id for photo in workspace.photos(split, limit)]
+    left_out = {key for folder in inputs for key in folder.left_out(ids)}
+    return identity_of_many({key: "" for key in ids if key not in left_out})
+
+
+def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
+                 ) -> dict[str, str]:
+    """Return id to hash of each photo's file; where it cannot be read, as folders know it.
+
+    Args:
+        workspace: where the photos are.
+        photos: of the workspace.
+        inputs: folders that were made from them.
+    """
+    photos = list(photos)
+    known: Mapping[str, str] = {key: hashed for folder in inputs
+                                for key, hashed in folder.photos.items()}
+    return {photo.id: known[photo.id] for photo in photos if photo.id in known
+            } | workspace.hashes_of(photos)
+
+
+def with_photo_files(workspace: Workspace, header: Header) -> Header:
+    """Add the input `photo-files` to the header of a file that is made from all photos of a split.
+
+    Args:
+        workspace: gives the photos.
+        header: its sources are the folders that are read, its options the split and the limit.
+    """
+    return replace(header, inputs=header.inputs | {
+        "photo-files": _files_identity(workspace, header)})
+
+
+def _files_identity(workspace: Workspace, header: Header) -> str:
+    """Hash of the files of the photos that the sources of a header give."""
+    photos = workspace.photos(str(header.options.get("split", "train")),
+                              int(header.options.get("limit", 0)))
+    folders = list(_folders(workspace, header))
+    left_out = {key for folder in folders for key in folder.left_out(
+        [photo.id for photo in photos])}
+    return identity_of_many(known_hashes(
+        workspace, (photo for photo in photos if photo.id not in left_out), folders))
+
+
+def other_photos(workspace: Workspace, header: Header) -> list[str]:
+    """Say that a file would be made from other photos now, if it would.
+
+    Files of earlier versions do not record theirs.
+    """
+    if header.inputs.keys().isdisjoint(("photos", "photo-files")):
+        return []
+    split = str(header.options.get("split", "train"))
+    try:
+        if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
+            # That photos or tags have changed is said anyway.
+            return []
+        if "photos" in header.inputs and header.inputs["photos"] != photos_identity(
+                workspace, split, int(header.options.get("limit", 0)),
+                *_folders(workspace, header)):
+            return ["other photos can be read than it was made from"]
+        if "photo-files" in header.inputs and header.inputs["photo-files"] != _files_identity(
+                workspace, header):
+            return ["photos were replaced"]
+    except VplError:
+        return ["photos have changed"]
+    return []
+
+
+def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
+    for source in header.sources.values():
+        path = workspace.path / source
+        if (path / MANIFEST).exists():
+            yield open_input(path, tuple(KINDS))
+
+
+def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
+    """Return the photos that a folder lacks since an earlier step failed, which works by now."""
+    return {key for key in folder.waiting if sources and not folder.holds(key)
+            and all(source.holds(key) for source in sources)}

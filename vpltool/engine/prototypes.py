@@ -1,0 +1,234 @@
+"""Prototypes that stages read: their rows, and the space in which these lie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.headers import check_same_model
+from vpltool.engine.models import check_words
+from vpltool.errors import VplError
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    read_tensors,
+)
+from vpltool.formats.kinds import place
+from vpltool.formats.manifest import UPDATE_HINT
+from vpltool.lazy import Tensor
+from vpltool.settings import Settings, described
+
+if TYPE_CHECKING:
+    from vpltool.core.aligned_space import AlignedSpace
+    from vpltool.core.vit import Head
+
+
+
+OF_TAGS = "tags"
+"""Name of the prototypes that are made from tags alone."""
+
+
+def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
+    """NAME or path of the prototypes that a setting names, in place of its default those of tags.
+
+    Where an encoder takes the CLIP's place, its patches have no text to be compared with.
+
+    Args:
+        workspace: the workspace.
+        settings: of a stage.
+        name: of the setting.
+    """
+    choice: str = getattr(settings, name)
+    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
+    given = name in settings.given or choice != default
+    return OF_TAGS if workspace.encoder and not given else choice
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Prototypes that were read.
+
+    Args:
+        path: their file.
+        header: its header.
+        rows: L2-normed vectors (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        of_rows: what else the file says of each row, see `formats.kinds`.
+        of_space: tensors of the map into the rows' own space; empty: CLIP's joint space.
+    """
+
+    path: Path
+    header: Header
+    rows: Tensor
+    class_index: Tensor
+    of_rows: Mapping[str, Tensor]
+    of_space: Mapping[str, Tensor]
+
+    @property
+    def photos(self) -> Sequence[str]:
+        """Ids of the photos that `photo_of` numbers."""
+        return tuple(self.header.facts.get("photos", ()))
+
+
+def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:
+    """Read prototypes by NAME (`text`, `vision`) or path.
+
+    Args:
+        workspace: whose classes they must be of.
+        choice: NAME or path.
+        aligned: whether the caller maps patches into the rows' own space, if they have one.
+
+    Raises:
+        VplError: they are not there, are of other classes, or lie in another space than CLIP's; the
+            hint is what makes them.
+    """
+    path = find_prototypes(workspace.path, choice)
+    if choice == "text" and not path.exists():
+        check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
+    hint = prototypes_hint(workspace.path, choice)
+    header, tensors = read_tensors(path, "prototypes", made_by=hint)
+    owners = tensors["class_index"].tolist()
+    named = dict(zip(owners, header.facts.get("rows", []), strict=False))
+    named.pop(0, None)
+    wanted = {index + 1: name for index, name in enumerate(workspace.classes)}
+    if named != wanted:
+        old, new = set(named.values()), set(wanted.values())
+        reasons = [f"class `{name}` is new" for name in sorted(new - old)]
+        reasons += [f"class `{name}` is gone" for name in sorted(old - new)]
+        raise VplError(f"{path} has other classes than the workspace: "
+                       f"{'; '.join(reasons) or 'their order has changed'}",
+                       f"{UPDATE_HINT}{hint}, with `overwrite=True`, replaces it")
+    rows, index = tensors.pop("prototypes"), tensors.pop("class_index")
+    of_space = {name: tensors.pop(name) for name in list(tensors) if name.startswith("space_")}
+    if of_space and not aligned:
+        raise VplError(f"{path} lies in an aligned space, but prototypes in CLIP's joint "
+                       "space are needed", "name others, such as `text` or `vision`; `cam`, "
+                       "`seed_prototypes` and `gap` take aligned ones")
+    return Prototypes(path, header, rows, index, tensors, of_space)
+
+
+_ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
+               "photo_of": ("which photos its rows come from", "bank"),
+               "scale": ("how its rows are weighed", "discriminant"),
+               "bias": ("how its rows are weighed", "discriminant")}
+
+
+def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
+    """Check that prototypes say of their rows what a method reads, before the first photo.
+
+    Raises:
+        VplError: they do not; the hint is the estimator that makes such prototypes.
+    """
+    for name, (what, maker) in _ROW_MAKERS.items():
+        if name in reads and name not in prototypes.of_rows:
+            raise VplError(f"{prototypes.path} does not say {what}",
+                           f"`seed_prototypes(method={maker!r}, out='{maker}.safetensors')`, then "
+                           f"`prototypes='{maker}.safetensors'`")
+
+
+def find_prototypes(work: Path, choice: str) -> Path:
+    """Path of prototypes given by NAME or path."""
+    named = place(work, "prototypes", choice)
+    return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
+
+
+_MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
+           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`",
+           OF_TAGS: "`tag_prototypes()`"}
+
+
+def prototypes_hint(work: Path, choice: str) -> str:
+    """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
+    import difflib
+
+    there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))
+             if not is_checkpoint(path)]
+    near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
+    if choice in _MAKERS or not near:
+        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there
+                           else _MAKERS["text"])
+    made = "" if near[0] in there else f" {_MAKERS[near[0]]} makes it"
+    return f"did you mean `{near[0]}`?{made}"
+
+
+def space_of(prototypes: Prototypes) -> AlignedSpace | None:
+    """The map from CLIP's joint space to that of the rows; None if they lie in the joint space."""
+    if not prototypes.of_space:
+        return None
+
+    from vpltool.core.aligned_space import AlignedSpace
+
+    return AlignedSpace.from_tensors(prototypes.of_space, _facts(prototypes)["last_relu"])
+
+
+def head_in_space(head: Head, space: AlignedSpace | None) -> Head:
+    """Put the map into a space after CLIP's head; without a space, it is the head itself."""
+    if space is None:
+        return head
+
+    from vpltool.core.aligned_space import AlignedHead
+
+    return AlignedHead.of(head, space).eval().requires_grad_(False)
+
+
+def space_record(prototypes: Prototypes) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Tensors and facts that say in which space rows lie, for others that are made from them."""
+    facts = _facts(prototypes)
+    return prototypes.of_space, {"aligned": facts} if facts else {}
+
+
+def _facts(prototypes: Prototypes) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = prototypes.header.facts.get("aligned", {})
+    return found
+
+
+def patch_source(features: InputFolder) -> str:
+    """Where the patches of features come from, as `extract` calls it: `block` or `value`."""
+    return str(features.header.options.get("patches", "block"))
+
+
+def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False
+               ) -> None:
+    """Check that features and prototypes come from one CLIP, and can be taken to one space.
+
+    Args:
+        features: the features.
+        prototypes: the prototypes.
+        head: whether patches come from CLIP's head, which gives those of `block`.
+
+    Raises:
+        VplError: they do not, or cannot.
+    """
+    check_same_model(features.header.model, prototypes.header.model,
+                     f"{features.path} and {prototypes.path}")
+    wanted = _facts(prototypes).get("patches")
+    found = "block" if head else patch_source(features)
+    if wanted not in (None, found):
+        whose = "those of the last block are read" if head else f"{features.path} holds `{found}`"
+        raise VplError(f"{prototypes.path} was aligned with patches of the kind `{wanted}`, and "
+                       f"{whose}",
+                       f"`extract(patches={found!r}, overwrite=True)`, then "
+                       "`align(overwrite=True)`" + ("; or `method='dense'`" if head else ""))
+
+
+def check_one_space(first: Prototypes, second: Prototypes) -> None:
+    """Check that the rows of two files lie in one space.
+
+    Raises:
+        VplError: they do not.
+    """
+    ours, theirs = first.of_space, second.of_space
+    if (_facts(first) != _facts(second) or set(ours) != set(theirs)
+            or not all(ours[name].equal(theirs[name]) for name in ours)):
+        raise VplError(f"{first.path} and {second.path} lie in different spaces",
+                       "each alignment has its own space: name prototypes of one space only")
+
+
+def read_patches(features: InputFolder, key: str, space: AlignedSpace | None) -> Tensor:
+    """Read a photo's patches (h·w, dim) as they are stored; with a space, mapped into it."""
+    patches = features.read_tensors(key, "patches")["patches"]
+    return patches if space is None else space(patches.float())
