@@ -42,7 +42,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     return found
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 STAGES = FILES | WORK | {"methods", "labelling", "stages", "presets"}
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "json_text": set(),
     "file_hashes": {"console", "json_text"},
     "names": set(),
+    "lazy": set(),
     "core": {"core", "errors"},
     "clip": {"clip", "core", "errors", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors"},

@@ -41,7 +41,7 @@ class ReviewSettings(Settings):
                              "each time.", by_hand=True, brief=False)
 
 
-STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("masks", "predictions"), writes=(),
+STAGE = Stage(order=89, panel="4. Scores and pictures", reads=("masks", "predictions"), writes=(),
               settings=ReviewSettings)
 
 

@@ -12,7 +12,7 @@ const toPhoto = ([id, tags, state]) => ({ id, tags, state });
 let photos = start.photos.map(toPhoto);
 let byId = new Map(photos.map((one) => [one.id, one]));
 let newest = start.newest, shown = start.shown, training = start.training;
-let now = null, chosen = 0, order = [], tool = "region", scale = 0, radius = 14;
+let now = null, chosen = 0, order = [], tool = "region", scale = 0, breadth = 20;
 let stroke = null, polygon = [], grab = null, cursor = null;
 
 const canvas = new Canvas($("stage"), start.colours);
@@ -263,10 +263,10 @@ $("stage").addEventListener("pointermove", (event) => {
   const point = canvas.width ? canvas.at(event) : null;
   if (stroke && point) {
     stroke.push(point);
-    canvas.sketch(stroke, radius);
+    canvas.sketch(stroke, radius());
   } else if (tool === "region") canvas.light(point ? canvas.regionAt(point) : -1);
   else if (tool === "polygon" && polygon.length && point) canvas.sketch([...polygon, point], 0);
-  else if (point && (tool === "brush" || tool === "eraser")) canvas.sketch([point], radius);
+  else if (point && (tool === "brush" || tool === "eraser")) canvas.sketch([point], radius());
 });
 $("stage").addEventListener("pointerup", () => { grab = null; endStroke(); });
 $("stage").addEventListener("pointercancel", () => { grab = null; dropStroke(); });
@@ -282,12 +282,12 @@ $("stage").addEventListener("wheel", (event) => {
 function use(point) {
   if (tool === "region") paint(point);
   else if (tool === "polygon") canvas.sketch(polygon = [...polygon, point], 0);
-  else canvas.sketch(stroke = [point], radius);
+  else canvas.sketch(stroke = [point], radius());
 }
 
 function endStroke() {
   if (!stroke) return;
-  const { inside, box } = canvas.shape(stroke, radius);
+  const { inside, box } = canvas.shape(stroke, radius());
   take(inside, box, label(), `${tool}: ${name(label())}`);
   dropStroke();
 }
@@ -317,6 +317,8 @@ function aim(x, y) {
   say(`${name(canvas.labels[cursor.y * canvas.width + cursor.x])}, ${cursor.x} from the left, ${cursor.y} from the top`);
 }
 
+const stride = () => Math.max(1, Math.round(0.02 * Math.max(canvas.width, canvas.height)));
+
 function press() {
   if (!cursor) return aim(0, 0);
   use(cursor);
@@ -330,7 +332,7 @@ const KEYS = [
   ["1 to 9", "class, in the order of the list", null], ["0", "background", () => choose(0)], ["u", "unlabelled: nothing is learned here", () => choose(255)],
   ["r", "region", () => pick("region")], ["s", "large or small regions", setScale], ["b", "brush", () => pick("brush")],
   ["e", "eraser", () => pick("eraser")], ["g", "polygon", () => pick("polygon")],
-  ["[", "smaller brush", () => setRadius(radius - 3)], ["]", "larger brush", () => setRadius(radius + 3)],
+  ["[", "smaller brush", () => setBreadth(breadth - 3)], ["]", "larger brush", () => setBreadth(breadth + 3)],
   ["t", "the tag of this class is wrong, or is missing", () => toggle(chosen)],
   ["m", "whole photo is background", clear], ["k", "skip", () => accept("skipped")],
   ["+", "zoom in", () => canvas.zoom(1.3)], ["-", "zoom out", () => canvas.zoom(1 / 1.3)], ["f", "whole photo", () => canvas.fit()],
@@ -344,13 +346,13 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 document.addEventListener("keydown", (event) => {
   const { key, target } = event;
   if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const typing = target.matches("input, select"), onButton = target.matches("button");
+  const typing = target.matches("input, select"), onButton = target.matches("button, a");
   if (typing || (onButton && (key === "Enter" || key === " "))) return;
   if (key in ARROWS) {
     const [x, y] = ARROWS[key];
     if (target === $("list")) step(x + y);
     else if (target === $("stage") && event.shiftKey) canvas.pan(-60 * x, -60 * y);
-    else if (target === $("stage")) aim(8 * x, 8 * y);
+    else if (target === $("stage")) aim(stride() * x, stride() * y);
     else return;
   } else if (key === " " && target === $("stage")) press();
   else if (key in peek) {
@@ -366,9 +368,12 @@ document.addEventListener("keyup", ({ key }) => {
   canvas.draw();
 });
 
-function setRadius(value) {
-  radius = Math.min(80, Math.max(1, value));
-  $("size").value = radius;
+// A brush is as wide on every photo: a share of its longer side, in thousandths.
+const radius = () => Math.max(0.5, breadth / 1000 * Math.max(canvas.width, canvas.height));
+
+function setBreadth(value) {
+  breadth = Math.min(80, Math.max(1, value));
+  $("size").value = breadth;
 }
 
 // ---- the rest of the page
@@ -387,7 +392,7 @@ document.querySelector("[role=radiogroup]").addEventListener("keydown", (event) 
   pick(other.dataset.tool);
   other.focus();
 });
-$("size").addEventListener("input", () => setRadius(Number($("size").value)));
+$("size").addEventListener("input", () => setBreadth(Number($("size").value)));
 $("opacity").addEventListener("input", () => { $("mask").style.opacity = $("opacity").value / 100; });
 $("outline").addEventListener("change", () => { canvas.outline = $("outline").checked; canvas.draw(); });
 $("filter").addEventListener("change", () => { list.show(visible()); list.select(now?.id); });
