@@ -3,6 +3,22 @@
 
 const NONE = 255;
 
+// Left, top, right and bottom of each region.
+function bounds({ width, height, data }) {
+  const found = new Int32Array(4 * (data.reduce((most, one) => Math.max(most, one), 0) + 1));
+  for (let at = 0; at < found.length; at += 4) found.set([width, height, -1, -1], at);
+  for (let y = 0, place = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, place++) {
+      const at = 4 * data[place];
+      if (x < found[at]) found[at] = x;
+      if (y < found[at + 1]) found[at + 1] = y;
+      if (x > found[at + 2]) found[at + 2] = x;
+      found[at + 3] = y;
+    }
+  }
+  return found;
+}
+
 export class Canvas {
   constructor(stage, colours) {
     this.stage = stage;
@@ -84,6 +100,8 @@ export class Canvas {
     return column < 0 || row < 0 || column >= this.width || row >= this.height ? null : { x: column, y: row };
   }
 
+  warm(all) { all.forEach((one) => { if (one) one.bounds ??= bounds(one); }); }
+
   regionAt(point) {
     const { regions, width, height } = this;
     if (!regions) return -1;
@@ -91,24 +109,21 @@ export class Canvas {
       + Math.floor((point.x + 0.5) * regions.width / width)];
   }
 
-  // Which pixels of the grid belong to a region, as {box, inside}.
+  // Which pixels of a box belong to a region, as {box, inside}; only the region's own box is read.
   regionPixels(number) {
     const { regions, width, height } = this;
-    const column = Int32Array.from({ length: width }, (_, x) => Math.floor((x + 0.5) * regions.width / width));
-    const inside = new Uint8Array(width * height);
-    let left = width, right = -1, top = height, bottom = -1;
-    for (let y = 0; y < height; y++) {
-      const start = Math.floor((y + 0.5) * regions.height / height) * regions.width;
-      for (let x = 0; x < width; x++) {
-        if (regions.data[start + column[x]] !== number) continue;
-        inside[y * width + x] = 1;
-        if (x < left) left = x;
-        if (x > right) right = x;
-        if (y < top) top = y;
-        bottom = y;
-      }
+    regions.bounds ??= bounds(regions);
+    const [left, top, right, bottom] = regions.bounds.subarray(4 * number, 4 * number + 4);
+    const x = Math.max(0, Math.floor(left * width / regions.width) - 1), y = Math.max(0, Math.floor(top * height / regions.height) - 1);
+    const w = Math.min(width, Math.ceil((right + 1) * width / regions.width) + 1) - x;
+    const h = Math.min(height, Math.ceil((bottom + 1) * height / regions.height) + 1) - y;
+    const column = Int32Array.from({ length: w }, (_, at) => Math.floor((x + at + 0.5) * regions.width / width));
+    const inside = new Uint8Array(w * h);
+    for (let row = 0, at = 0; row < h; row++) {
+      const start = Math.floor((y + row + 0.5) * regions.height / height) * regions.width;
+      for (let place = 0; place < w; place++, at++) inside[at] = regions.data[start + column[place]] === number ? 1 : 0;
     }
-    return { inside, box: [left, top, right - left + 1, bottom - top + 1] };
+    return { inside, box: [x, y, w, h] };
   }
 
   // Show a region's outline under the pointer.
@@ -119,18 +134,17 @@ export class Canvas {
     context.clearRect(0, 0, this.width, this.height);
     if (number < 0) return;
     const { inside, box: [x, y, w, h] } = this.regionPixels(number);
-    context.fillStyle = "#fff";
-    for (const [grow, colour] of [[1, "#000"], [0, "#fff"]]) {
-      context.fillStyle = colour;
-      for (let row = y; row < y + h; row++) {
-        for (let column = x; column < x + w; column++) {
-          const place = row * this.width + column;
-          if (inside[place] && this.isEdge(inside, place, row, column)) {
-            context.fillRect(column - grow, row - grow, 1 + 2 * grow, 1 + 2 * grow);
-          }
-        }
+    const image = new ImageData(w, h), out = new Uint32Array(image.data.buffer);
+    const reach = Math.max(1, Math.round(0.8 / this.view.zoom));
+    for (let row = 0, at = 0; row < h; row++) {
+      for (let column = 0; column < w; column++, at++) {
+        if (!inside[at]) continue;
+        const lone = (by) => column < by || row < by || column >= w - by || row >= h - by || !inside[at - by] || !inside[at + by]
+          || !inside[at - by * w] || !inside[at + by * w];
+        out[at] = lone(reach) ? 0xffffffff : lone(2 * reach) ? 0xc0000000 : 0;
       }
     }
+    context.putImageData(image, x, y);
   }
 
   // Give the pixels that `inside` marks a label; null if none changes.
@@ -141,7 +155,7 @@ export class Canvas {
       for (let column = 0; column < w; column++) {
         const place = (y + row) * this.width + x + column, at = row * w + column;
         before[at] = this.labels[place];
-        pixels[at] = inside[place] ? label : before[at];
+        pixels[at] = inside[at] ? label : before[at];
         changes ||= pixels[at] !== before[at];
         this.labels[place] = pixels[at];
       }
@@ -169,12 +183,8 @@ export class Canvas {
     } else {
       context.fill("evenodd");
     }
-    const drawn = context.getImageData(0, 0, w, h).data, inside = new Uint8Array(this.width * this.height);
-    for (let row = 0; row < h; row++) {
-      for (let column = 0; column < w; column++) {
-        if (drawn[4 * (row * w + column) + 3] > 127) inside[(top + row) * this.width + left + column] = 1;
-      }
-    }
+    const drawn = context.getImageData(0, 0, w, h).data;
+    const inside = Uint8Array.from({ length: w * h }, (_, at) => (drawn[4 * at + 3] > 127 ? 1 : 0));
     return { inside, box: [left, top, w, h] };
   }
 

@@ -61,6 +61,7 @@ async function open(id, { again = false } = {}) {
     const regions = await Promise.all(wanted.regions);
     if (now.id !== id) return;
     now.regions = regions;
+    canvas.warm(regions);
     canvas.regions = regions[scale];
     const place = visible().findIndex((one) => one.id === id);
     visible().slice(place + 1, place + 3).forEach((one) => load(one.id).all.catch(() => {}));
