@@ -88,10 +88,11 @@ MAY_IMPORT = {
     "next_step": STAGES | {"shell", "state", "failures"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
-    "commands": RUNS | {"commands"},
+    "review": RUNS | {"review", "__version__"},
+    "commands": RUNS | {"commands", "review"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
-    "reference": RUNS | {"commands"},
+    "reference": RUNS | {"commands", "review"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 

@@ -1,0 +1,79 @@
+"""Regions of a photo that a click gives a class: superpixels at two scales.
+
+SLIC (Achanta et al., TPAMI 2012) in numpy. A pixel chooses among the nine centres around the cell
+of the grid that it lies in, so that an iteration is nine subtractions of whole pictures.
+"""
+
+from __future__ import annotations
+
+from vpltool.lazy import Image, np, npt
+
+SCALES = (120, 600)
+"""About how many regions a photo has, coarse and fine."""
+
+SIDE = 800
+"""Longer photos are scaled down to this before they are cut; their regions are scaled up again."""
+
+_COMPACTNESS, _ROUNDS = 12.0, 5
+"""Weight of the distance against the colour's, and rounds: SLIC's usual values (10 to 20, and 5 to
+10)."""
+
+_TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+_WHITE = (0.95047, 1.0, 1.08883)
+"""Linear sRGB to CIE XYZ (IEC 61966-2-1), and the XYZ of D65's white."""
+
+
+def photo_regions(photo: npt.NDArray[np.uint8], scales: tuple[int, ...] = SCALES
+                  ) -> list[npt.NDArray[np.uint16]]:
+    """Cut a photo into regions.
+
+    Args:
+        photo: RGB (H, W, 3).
+        scales: about how many regions, for each result.
+
+    Returns:
+        number of each pixel's region (h, w), of the photo scaled to `SIDE` at most; one a scale.
+    """
+    height, width = photo.shape[:2]
+    shrink = min(1.0, SIDE / max(height, width))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    colours = lab(np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX)))
+    return [slic(colours, count) for count in scales]
+
+
+def lab(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Convert sRGB (H, W, 3) to CIELAB under D65 (H, W, 3)."""
+    level = np.arange(256) / 255
+    linear = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    xyz = linear.astype(np.float32)[photo] @ (
+        np.array(_TO_XYZ, np.float32) / np.array(_WHITE, np.float32)[:, None]).T
+    roots = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(roots, 2, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=2)
+
+
+def slic(colours: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.uint16]:
+    """Number the superpixels of a picture (h, w), from its CIELAB values (h, w, 3)."""
+    height, width = colours.shape[:2]
+    step = (height * width / count) ** 0.5
+    rows, columns = max(1, round(height / step)), max(1, round(width / step))
+    row = np.arange(height)[:, None] * rows // height
+    column = np.arange(width)[None] * columns // width
+    near = _COMPACTNESS / step
+    y, x = np.mgrid[:height, :width].astype(np.float32) * np.float32(near)
+    values = [*np.moveaxis(colours, 2, 0), y, x]
+    owner = row * columns + column
+    for _ in range(_ROUNDS):
+        size = np.maximum(np.bincount(owner.ravel(), minlength=rows * columns), 1)
+        centres = [(np.bincount(owner.ravel(), channel.ravel(), rows * columns) / size).astype(
+            np.float32) for channel in values]
+        least = np.full((height, width), np.inf, np.float32)
+        for down, right in np.ndindex(3, 3):
+            other = (np.clip(row + down - 1, 0, rows - 1) * columns
+                     + np.clip(column + right - 1, 0, columns - 1))
+            distance = sum((channel - centre[other]) ** 2
+                           for channel, centre in zip(values, centres, strict=True))
+            nearer = distance < least
+            least, owner = np.where(nearer, distance, least), np.where(nearer, other, owner)
+    return owner.astype(np.uint16)
+
