@@ -14,7 +14,11 @@ from vpltool.core.discriminant import (
 )
 from vpltool.core.distributed import ALONE
 from vpltool.core.phase_one import Pixels
-from vpltool.methods.estimators.discriminant import Settings, tagged_discriminant
+from vpltool.methods.estimators.discriminant import (
+    Settings,
+    choose_instances,
+    tagged_discriminant,
+)
 
 
 def _moments(photos: list[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
@@ -120,3 +124,50 @@ def test_labels_of_its_own_are_among_the_tags() -> None:
     weight, bias = tagged_discriminant(pixels, 4, Settings(rounds=2, confidence=0.0), ALONE)
     assert not weight[3].any()
     assert bias[3] == -1e4
+
+
+def _scenes(seed: int = 0) -> tuple[Pixels, torch.Tensor]:
+    """Photos whose salient patches are an object, or a scene that all photos share; the truth.
+
+    The seeds do not tell a photo's two tags apart: all have the first one's label.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    tags = [torch.tensor(shown) for shown in ([1, 2], [1, 3], [2, 3], [1, 2], [2, 3], [1, 3])]
+    truth = torch.cat([torch.cat([torch.zeros(60), *(torch.full((10,), float(tag))
+                                                     for tag in shown)]) for shown in tags]).long()
+    photo_of = torch.arange(len(tags)).repeat_interleave(80)
+    embeddings = 4 * torch.eye(6)[truth] + torch.randn(len(truth), 6, generator=rng)
+    labels = torch.full_like(truth, -1)
+    labels[(truth == 0) & (torch.rand(len(truth), generator=rng) < 0.5)] = 0
+    salient = (truth > 0) | (torch.rand(len(truth), generator=rng) < 0.2)
+    first = torch.stack([shown[0] for shown in tags])[photo_of]
+    labels = torch.where(salient & (labels != 0), first, labels)
+    return Pixels(embeddings, photo_of, labels, tags), truth
+
+
+def test_instances_are_those_of_plain_loops() -> None:
+    pixels, _ = _scenes()
+    settings = Settings(instances=0.1)
+    found = choose_instances(pixels, 4, settings, ALONE)
+    assert found.tolist() == reference.choose_instances(
+        pixels.embeddings.double().numpy(), pixels.labels.tolist(), pixels.photo_of.tolist(),
+        [shown.tolist() for shown in pixels.tags], 4, 0.1, settings.shrinkage, 3)
+
+
+def test_instances_tell_the_tags_of_a_photo_apart() -> None:
+    """Photos without a tag do, where the seeds do not."""
+    pixels, truth = _scenes()
+    seeds = pixels.labels > 0
+    chosen = choose_instances(pixels, 4, Settings(instances=0.1), ALONE)
+    assert (pixels.labels[seeds] == truth[seeds]).float().mean() < 0.6
+    assert (chosen[chosen > 0] == truth[chosen > 0]).float().mean() > 0.95
+    assert set(chosen.tolist()) == {-1, 0, 1, 2, 3}
+
+
+def test_a_tag_that_every_photo_has_is_told_from_the_mean_of_all() -> None:
+    pixels, _ = _scenes()
+    everywhere = [torch.cat([shown, torch.tensor([4])]) for shown in pixels.tags]
+    pixels = Pixels(pixels.embeddings, pixels.photo_of, pixels.labels, everywhere)
+    chosen = choose_instances(pixels, 5, Settings(instances=0.05), ALONE)
+    assert (chosen == 4).sum() > 0
+    assert torch.equal(chosen == 0, pixels.labels == 0)

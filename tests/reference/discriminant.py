@@ -62,3 +62,50 @@ def tagged_discriminant(
             labels.append(shown[likely.argmax()] if likely.max() >= confidence else -1)
         weight, bias = fit(labels)
     return weight, bias
+
+
+def choose_instances(
+    pixels: Array, labels: list[int], photo_of: list[int], tags: list[list[int]], classes: int,
+    share: float, shrinkage: float, choices: int,
+) -> list[int]:
+    """For each tag, the pixels of its photos that photos without the tag lack; 0: background."""
+    width = pixels.shape[1]
+    mean = pixels.mean(axis=0)
+    covariance = sum(np.outer(pixel - mean, pixel - mean) for pixel in pixels) / len(pixels)
+    inverse = np.linalg.inv((1 - shrinkage) * covariance
+                            + shrinkage * np.trace(covariance) / width * np.eye(width))
+    own = [[number for number, photo in enumerate(photo_of) if photo == index]
+           for index in range(len(tags))]
+    photo_means = [pixels[numbers].mean(axis=0) for numbers in own]
+
+    def score(tag: int, seen: list[list[int]]) -> list[float]:
+        shown = [index for index in range(len(tags)) if tag in tags[index] and seen[index]]
+        lacking = [photo_means[index] for index in range(len(tags)) if tag not in tags[index]]
+        positive = np.mean([pixels[seen[index]].mean(axis=0) for index in shown], axis=0)
+        negative = np.mean(lacking or photo_means, axis=0)
+        return [(positive - negative) @ inverse @ (pixel - (positive + negative) / 2)
+                for pixel in pixels]
+
+    chosen = {tag: [[number for number in numbers if labels[number] > 0] for numbers in own]
+              for tag in range(1, classes)}
+    scores = {}
+    for step in range(choices + 1):
+        scores = {tag: score(tag, seen) for tag, seen in chosen.items()}
+        for tag, seen in chosen.items():
+            for index, numbers in enumerate(own):
+                def gain(number: int, tag: int = tag, index: int = index, step: int = step,
+                         scores: dict[int, list[float]] = scores) -> float:
+                    others = [scores[other][number] for other in tags[index] if other != tag]
+                    return scores[tag][number] - (
+                        max(0.0, *others) if step == choices and others else 0.0)
+
+                possible = sorted((number for number in numbers if labels[number] != 0), key=gain,
+                                  reverse=True)
+                seen[index] = (possible[:max(1, int(share * len(numbers)))]
+                               if tag in tags[index] else [])
+    found = [0 if label == 0 else -1 for label in labels]
+    for index, shown in enumerate(tags):
+        for tag in shown:
+            for number in chosen[tag][index]:
+                found[number] = tag
+    return found
