@@ -180,3 +180,11 @@ def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
     done = run("doctor", work=work)
     assert done.code == 1
     assert "prototypes/text.safetensors" in done.out
+
+
+@pytest.mark.parametrize("values", [{"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70}])
+def test_values_that_no_mask_can_have(copied: Path, run: Run, values: dict[str, int]) -> None:
+    work = copied / "work"
+    change(work / "workspace.json", lambda content: content.update(mask_values=values))
+    said = told(run("eval", "--what", "masks/text-refined", "--split", "train", work=work))
+    assert "workspace.json is not valid" in said

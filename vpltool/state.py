@@ -217,7 +217,7 @@ class State:
         if header.kind != "decoder":
             return []
         try:
-            photos = self.workspace.photos(str(header.options["split"]),
+            photos = self.workspace.photos(str(header.options.get("split", "")),
                                            int(header.options.get("limit", 0)))
         except VplError:
             return []

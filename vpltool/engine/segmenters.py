@@ -105,8 +105,9 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
         tensors = read_tensors(path, "decoder")[1]
     from vpltool.core.meta_device import rebuild
 
-    # Files from before there were methods are all of this one.
-    method = load_method(SegmenterMethod, str(header.facts.get("segmenter", "weclip")))
+    if "segmenter" not in header.facts:
+        raise VplError(f"{path} does not name the method of its network", again(header))
+    method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
     try:
         network: SegmenterNetwork = rebuild(lambda: method.rebuild(header.facts["config"]),
                                             tensors)

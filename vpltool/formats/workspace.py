@@ -258,13 +258,15 @@ def open_workspace(path: Path) -> Workspace:
     try:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
                                          "encoder": TEXT})
+        values = {int(value): label for value, label in content.get("mask_values", {}).items()}
+        if other := [number for number in (*values, *values.values()) if not 0 <= number <= 255]:
+            raise ValueError(f"`mask_values` has {other[0]}, which no pixel of a mask can have")
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),
             model=content["model"], pretrained=content["pretrained"], ignore=content["ignore"],
-            mask_values={int(value): label
-                         for value, label in content.get("mask_values", {}).items()},
-            normalise=content.get("normalise", "model"), encoder=content.get("encoder", ""))
+            mask_values=values, normalise=content.get("normalise", "model"),
+            encoder=content.get("encoder", ""))
     except ValueError as error:
         raise VplError(f"{path / 'workspace.json'} is not valid: {error}", _PREPARE
                        ) from error

@@ -138,7 +138,7 @@ def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
                          f"{', '.join(differs)}")
         return {}, []
     return ({name: Measured(**row) for name, row in found["rows"].items()},
-            [Row(**row) for row in found["listed"]])
+            [Row(**row) for row in found.get("listed", ())])
 
 
 def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
