@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 361, "lines": 51_574, "code": 31_737, "imports": 14.3, "indented": 689,
-    "type_checking": 94, "eager": 48, "any": 595, "cycles": 5, "kind_folders": 45}
+    "files": 357, "lines": 51_960, "code": 32_250, "imports": 14.1, "indented": 399,
+    "type_checking": 47, "eager": 55, "any": 618, "cycles": 2, "kind_folders": 33}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

@@ -99,7 +99,7 @@ MAY_IMPORT = {
 
 def test_every_part_has_its_layer() -> None:
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
-    others = {"__init__", "__main__", "__pycache__", "errors", "lazy", "py"}
+    others = {"__init__", "__main__", "__pycache__", "errors", "py"}
     assert parts - others == set(MAY_IMPORT)
 
 

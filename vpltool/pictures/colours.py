@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeAlias
 
 from vpltool.lazy import np, npt
 
-Values = npt.NDArray[np.float64]
+Values: TypeAlias = "npt.NDArray[np.float64]"
 
-_FIRST = np.array([[213, 94, 0], [0, 114, 178], [240, 228, 66], [204, 121, 167], [0, 158, 115],
-                   [230, 159, 0], [86, 180, 233]])
+_FIRST = ((213, 94, 0), (0, 114, 178), (240, 228, 66), (204, 121, 167), (0, 158, 115),
+          (230, 159, 0), (86, 180, 233))
 """Okabe and Ito's colours, which colour-blind people tell apart (Wong, Nature Methods 2011). Those
 of sky and of grass do not come first."""
 
@@ -19,21 +20,21 @@ _LEVELS = 12
 _LIGHTNESS, _CHROMA = (0.45, 0.9), 0.08
 """Range of OKLab's lightness, and its least chroma: visible over photos, and never grey."""
 
-_SEEN_BY = np.array([
-    np.eye(3),
-    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
-     [-0.003882, -0.048116, 1.051998]],
-    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
-     [-0.011820, 0.042940, 0.968881]]])
+_SEEN_BY = (
+    ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216),
+     (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413),
+     (-0.011820, 0.042940, 0.968881)))
 """Linear RGB as it is seen by most people, by protanopes and by deuteranopes (Machado et al.,
 IEEE TVCG 2009)."""
 
-_CONES = np.array([[0.4122214708, 0.5363325363, 0.0514459929],
-                   [0.2119034982, 0.6806995451, 0.1073969566],
-                   [0.0883024619, 0.2817188376, 0.6299787005]])
-_OKLAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468],
-                   [1.9779984951, -2.4285922050, 0.4505937099],
-                   [0.0259040371, 0.7827717662, -0.8086757660]])
+_CONES = ((0.4122214708, 0.5363325363, 0.0514459929),
+          (0.2119034982, 0.6806995451, 0.1073969566),
+          (0.0883024619, 0.2817188376, 0.6299787005))
+_OKLAB = ((0.2104542553, 0.7936177850, -0.0040720468),
+          (1.9779984951, -2.4285922050, 0.4505937099),
+          (0.0259040371, 0.7827717662, -0.8086757660))
 """Linear RGB to cone responses, and their cube roots to OKLab (Ottosson 2020)."""
 
 
@@ -46,8 +47,8 @@ def class_palette() -> list[int]:
     """
     candidates = _candidates()
     views = _views(candidates)
-    chosen = list(_FIRST)
-    nearest = _distances(views, _views(_FIRST)).min(axis=1)
+    chosen = list(np.array(_FIRST))
+    nearest = _distances(views, _views(np.array(_FIRST))).min(axis=1)
     while len(chosen) < 254:
         best = int(nearest.argmax())
         chosen.append(candidates[best])
@@ -68,8 +69,8 @@ def _views(colours: Values) -> Values:
     """OKLab of colours (n, 3) as each sort of eyes sees them (3, n, 3)."""
     part = colours / 255
     linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
-    seen = np.einsum("vij,nj->vni", _SEEN_BY, linear).clip(0, 1)
-    return np.cbrt(seen @ _CONES.T) @ _OKLAB.T
+    seen = np.einsum("vij,nj->vni", np.array(_SEEN_BY), linear).clip(0, 1)
+    return np.cbrt(seen @ np.array(_CONES).T) @ np.array(_OKLAB).T
 
 
 def _distances(some: Values, others: Values) -> Values:
