@@ -202,7 +202,7 @@ class Loaded:
         return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
                 if self.given.reads("photo") else [])
 
-    def captions(self, ids: Iterable[str]) -> list[Sequence[str]]:
+    def captions(self, ids: Iterable[str]) -> list[tuple[str, ...]]:
         """Return captions for a method that reads them; empty for others."""
         return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
 
