@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting processes takes longer than toy photos do."""
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
 
 
 def test_a_step_of_groups_is_that_of_the_plain_way() -> None:
@@ -255,7 +255,7 @@ def test_the_page_has_these_tables() -> None:
 def demo_world(tmp_path_factory: pytest.TempPathFactory) -> worlds.World:
     """Photos of VOC's size, a trained CLIP, and a decoder that is its dense CAM."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+        patch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
         world = worlds.make_world(tmp_path_factory.mktemp("demo") / "w", 4, CPU, model="demo")
         world.run("extract")
         world.run("cam")

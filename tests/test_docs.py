@@ -94,7 +94,7 @@ def test_the_pipeline_of_the_readme_runs(run: Run, tmp_path: Path, tiny_clip: Pa
         "train-decoder", "predict", "eval"}
     write_scenes(tmp_path, draw_scenes())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
     model = "ViT-B-16-quickgelu --pretrained openai"
     assert model in lines[0]
     for line in lines:
@@ -122,7 +122,7 @@ def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tm
     """Line by line; `export onnx`, `push` and `pull` have tests of their own."""
     lines = [line for block in blocks(ROOT / "docs/deploy.md") for line in commands(block)]
     assert len(lines) == 11
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
     first, *rest = (line for line in lines if not re.match(
         r"vpltool (?:export onnx|pull|push .*--private)", line))
     home = layered / "work"

@@ -112,7 +112,7 @@ def reader(request: pytest.FixtureRequest, run: Run, tmp_path_factory: pytest.Te
     home = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        patch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+        patch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
         yield Reader(home, request.param(home), run)
 
 

@@ -54,7 +54,7 @@ def test_dropped_before_the_work_it_ends_the_work(run: Run, copied: Path,
         interrupt_and_drop()
         return find_device(name)
 
-    monkeypatch.setattr("vpltool.parallel.device.find_device", find)
+    monkeypatch.setattr("vpltool.stages.extract.find_device", find)
     result = run("extract", "--overwrite", "--workers", 0, work=copied / "work")
     assert result.code == 130
     assert result.lines("error:") == ["interrupted; finished results are kept"]

@@ -91,13 +91,14 @@ def update(*, brief: bool = True) -> Any:
 def features() -> Any:
     """Folder of features."""
     return setting(None, "Folder of features; default: features/SPLIT.", metavar="DIR",
-                   record="never", brief=False)
+                   record="never", brief=False, reads="features")
 
 
 def second() -> Any:
     """Folder of features of a second encoder."""
     return setting(None, "Features of a second encoder, for a method that reads them; default: "
-                         "features-second/SPLIT.", metavar="DIR", record="never", brief=False)
+                         "features-second/SPLIT.", metavar="DIR", record="never", brief=False,
+                   reads="second")
 
 
 def allow_pipe() -> Any:

@@ -60,6 +60,7 @@ class About:
     brief: bool = True
     no_effect: tuple[NoEffect, ...] = ()
     aliases: tuple[str, ...] = ()
+    reads: str = ""
 
 
 def setting(
@@ -68,7 +69,7 @@ def setting(
     metavar: str = "", flag: str = "", off: str = "", short: str = "", panel: str = "",
     record: str = "always", by_hand: bool = False, inside: bool = False,
     positional: bool = False, brief: bool = True, no_effect: Iterable[NoEffect] = (),
-    aliases: Iterable[str] = (),
+    aliases: Iterable[str] = (), reads: str = "",
 ) -> Any:
     """Make the field of a setting.
 
@@ -93,9 +94,11 @@ def setting(
         brief: whether `--help` shows it; otherwise only `--help-all` does.
         no_effect: when it has none.
         aliases: further options that mean the same, such as its name in earlier versions.
+        reads: the input that it names, which `engine.given` opens: `features`, `second`,
+            `prototypes`, `cams` or `decoder`.
     """
     about = About(help, source, low, high, tuple(choices), metavar, flag, off, short, panel, record,
-                  by_hand, inside, positional, brief, tuple(no_effect), tuple(aliases))
+                  by_hand, inside, positional, brief, tuple(no_effect), tuple(aliases), reads)
     return field(default=default, metadata={_KEY: about})
 
 

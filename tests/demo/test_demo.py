@@ -161,7 +161,7 @@ def test_the_tutorial_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Every command of the page, from top to bottom, on twelve scenes and with three iterations."""
     lines = [line for block in blocks(ROOT / "docs/tutorial.md") for line in commands(block)]
     assert len(lines) > 20
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
     monkeypatch.chdir(tmp_path)
     for line in lines:
         quick = re.sub(r"--iters [1-9]\d*", "--iters 3", line)

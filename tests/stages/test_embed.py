@@ -120,7 +120,7 @@ def test_what_is_carried_is_copied(root: Path, run: Run) -> None:
     (("embed", "--out", "features/train"), "would replace the features", "--name NAME"),
     (("embed", "--method", "proxyclip", "--second", "none"), "no features in none", "extract"),
     (("cam", "--method", "surgery", "--features", "features-value/train"), "but no tokens",
-     "vpltool embed --method value --split train --carry tokens --overwrite")])
+     "vpltool embed --method value --carry tokens --split train --overwrite")])
 def test_refusals(command: tuple[str, ...], said: str, hint: str, root: Path, run: Run,
                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root / "work")

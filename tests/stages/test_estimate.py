@@ -62,7 +62,7 @@ def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,
     monkeypatch.setattr(estimate, "_encoder_seconds", lambda *_: 0.5)
     monkeypatch.setattr(estimate, "_crf_seconds", lambda *_: 4.0)
     monkeypatch.setattr(estimate, "_step_seconds", lambda *_: 0.25)
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 1)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 1)
     report = json.loads(run("estimate", "--iters", 100, "--json", work=ready / "work").out)
     assert report["seconds"] == {"extract": 3.0, "crf": 12.0, "train-decoder": 25.0}
     assert report["total"] == 40.0

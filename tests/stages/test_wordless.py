@@ -389,7 +389,7 @@ def test_the_example_of_the_page_runs(base: Path, tmp_path: Path, tiny_clip: Pat
     for name in ("photos", "tags.csv", "dino.pth"):
         (work / name).symlink_to(copied / name)
     monkeypatch.chdir(work)
-    monkeypatch.setattr("vpltool.parallel.device.worker_count", lambda _asked: 0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
     for line in lines:
         quick = line.replace("ViT-B-16-quickgelu:openai", str(tiny_clip)).replace("3000", "3")
         result = run(*quick.split()[1:], work=work)

@@ -136,11 +136,14 @@ def _seconds_in(precision: torch.dtype) -> float:
 
 
 def worker_count(choice: int) -> int:
-    """Number of worker processes: as asked, or the cores less one, between 1 and 8, for -1.
+    """Number of worker processes: as asked, or `default_workers` for -1."""
+    return choice if choice >= 0 else default_workers()
+
+
+def default_workers() -> int:
+    """Number of worker processes where none is asked for: the cores less one, between 1 and 8.
 
     Processes that torchrun has started on this machine share its cores.
     """
-    if choice >= 0:
-        return choice
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, min(8, core_count() // max(int(beside) if beside.isdecimal() else 1, 1) - 1))

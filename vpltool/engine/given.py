@@ -1,0 +1,298 @@
+"""What a stage for single photos is given: the inputs that its settings declare, checked, opened.
+
+A setting declares what it names (`reads="prototypes"`, see `settings.setting`). So this file opens
+it, checks it against the others, records it in the header, and says where it has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.engine.features import (
+    SECOND,
+    check_kept,
+    find_cams,
+    open_features,
+    open_second,
+    read_batch,
+    read_head,
+    smaller_photos_hint,
+)
+from vpltool.engine.headers import check_same_model, make_header
+from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
+from vpltool.engine.photos import chosen_shard, paths_of, photos_with, read_known_photo
+from vpltool.engine.prototypes import (
+    Prototypes,
+    check_fits,
+    check_rows,
+    class_rows,
+    head_in_space,
+    read_prototypes,
+    space_of,
+)
+from vpltool.engine.segmenters import decoder_header, find_decoder, reads_of
+from vpltool.errors import VplError
+from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
+from vpltool.formats.kinds import FEATURE_TENSORS
+from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.methods.interfaces import MethodModule
+from vpltool.options import PerPhoto
+from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.settings import described, warn_without_effect
+
+if TYPE_CHECKING:
+    from vpltool.core.aligned_space import AlignedSpace
+    from vpltool.core.vit import Head
+
+_ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "decoder"}
+"""Inputs that only some methods read, as messages call them."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The inputs of a stage for single photos; `open_given` makes it.
+
+    Args:
+        workspace: where they were found.
+        settings: of the stage.
+        method: the method that reads them.
+        required: names of the inputs that the stage reads whatever the method.
+        opened: name of a setting to its input: a folder, prototypes, or the path of a decoder.
+    """
+
+    workspace: Workspace
+    settings: PerPhoto
+    method: MethodModule
+    required: Sequence[str]
+    opened: Mapping[str, InputFolder | Prototypes | Path]
+
+    @property
+    def features(self) -> InputFolder:
+        """Stored features of the split."""
+        return self._folder("features")
+
+    @property
+    def cams(self) -> InputFolder:
+        """The CAMs, of a stage that has the setting `cams`."""
+        return self._folder("cams")
+
+    @property
+    def second(self) -> InputFolder | None:
+        """Features of a second encoder, if the method reads them."""
+        return self._folder("second") if "second" in self.opened else None
+
+    @property
+    def prototypes(self) -> Prototypes | None:
+        """Prototypes, if they are read."""
+        found = self.opened.get("prototypes")
+        return found if isinstance(found, Prototypes) else None
+
+    @property
+    def decoder(self) -> Path | None:
+        """File of a trained decoder, if the method reads one."""
+        found = self.opened.get("decoder")
+        return found if isinstance(found, Path) else None
+
+    def _folder(self, name: str) -> InputFolder:
+        found = self.opened[name]
+        assert isinstance(found, InputFolder)
+        return found
+
+    def reads(self, name: str) -> bool:
+        """Tell whether the method reads something."""
+        return name in self.method.READS
+
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors of the features that the method reads."""
+        return [name for name in FEATURE_TENSORS if self.reads(name)]
+
+    def header(self, kind: str, command: str, *, options: Mapping[str, Any] | None = None,
+               skip: Collection[str] = ()) -> Header:
+        """Make the header of what is written; see `make_header`."""
+        files: dict[str, InputFolder | Path | str] = {
+            name: found.path if isinstance(found, Prototypes) else found
+            for name, found in self.opened.items()}
+        inputs = {name: files.pop(name) for name in self.required}
+        classes = {} if kind == "features" else {"classes": self.workspace.classes_identity}
+        return make_header(
+            self.workspace, kind, command, self.settings, model=self.features.header.model,
+            inputs=inputs | classes | files, options=options,
+            skip={*skip, *(() if self.reads("head") else ("precision",))})
+
+    def make(self, title: str, folder: Path, header: Header,
+             start: Callable[[list[str]], Iterable[Made]], *,
+             write: Callable[[OutputFolder, str, Any], None] | None = None,
+             on_start: Callable[[], None] | None = None) -> list[Path]:
+        """Make what is left to do of a folder; see `make_photos`.
+
+        Raises:
+            VplError: an input is not complete or out of date, or the folder was made otherwise.
+            PhotosFailed: some photos failed.
+        """
+        settings, folders = self.settings, [
+            found for name in ("features", "cams", "second")
+            if isinstance(found := self.opened.get(name), InputFolder)]
+        photos = photos_with(self.workspace, settings.split, settings.limit, *folders,
+                             shard=chosen_shard(settings.shard))
+        labels = 1 + len(self.workspace.classes)
+        if header.kind == "features":
+            # They do not depend on the tags.
+            photos, labels = replace(photos, own={}), 0
+        return make_photos(
+            title, open_outputs({folder: header}, photos, settings, labels), start,
+            write or (lambda output, key, made: output.write_tensors(key, made)), settings,
+            on_start,
+            paths_of(self.workspace, settings.split) if self.reads("photo") else None)
+
+    def load(self, precision: str = "fp32") -> Loaded:
+        """Load what the method reads of each photo alike, onto the device."""
+        device, found = find_device(self.settings.device), self.prototypes
+        dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
+        space = space_of(found) if found else None
+        head = head_in_space(read_head(self.features), space) if self.reads("head") else None
+        photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
+        loaded = Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
+                        space.to(device, dtype) if space else None)
+        return loaded if found is None else replace(
+            loaded, rows=found.rows.to(device), class_index=found.class_index.to(device),
+            of_rows={name: tensor.to(device) for name, tensor in found.of_rows.items()},
+            row_photos=found.photos)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a method reads of each photo alike, on the device; `Given.load` makes it.
+
+    Args:
+        given: the inputs.
+        device: where the work is done.
+        dtype: number format of the network.
+        photos: id to photo of the split.
+        head: CLIP's head, into the space of the prototypes.
+        space: that space, where it is not CLIP's joint space.
+        rows: L2-normed prototypes (rows, dim).
+        class_index: class of each row (rows,), 0 is the background.
+        of_rows: what else is known of each row.
+        row_photos: ids of the photos that `photo_of` numbers.
+    """
+
+    given: Given
+    device: torch.device
+    dtype: torch.dtype
+    photos: Mapping[str, Photo]
+    head: Head | None = None
+    space: AlignedSpace | None = None
+    rows: Tensor | None = None
+    class_index: Tensor | None = None
+    of_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    row_photos: Sequence[str] = ()
+
+    def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
+        """Read photos (H, W, 3) for a method that reads them; empty for others.
+
+        Raises:
+            VplError: one cannot be read any more.
+        """
+        return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
+                if self.given.reads("photo") else [])
+
+    def captions(self, ids: Iterable[str]) -> list[tuple[str, ...]]:
+        """Return captions for a method that reads them; empty for others."""
+        return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
+
+    def run(self, todo: list[str],
+            make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[Made]],
+            copied: Sequence[str] = ()) -> Iterator[Made]:
+        """Run a method over batches of stored features; see `run_batches`.
+
+        Args:
+            todo: ids of the photos.
+            make: given a batch as it was read, and the tensors that the method reads of it: on the
+                device, those of a second encoder too, patches in the space of the prototypes.
+            copied: tensors that are read for other ends.
+        """
+        given = self.given
+        names = given.tensors
+
+        def run(batch: FeatureBatch) -> Iterable[Made]:
+            tensors = to_device(
+                {name: batch.tensors[name] for name in names}
+                | read_batch(given.second, batch, given.method.READS), self.device, self.dtype)
+            if self.space is not None and "patches" in tensors:
+                tensors["patches"] = self.space(tensors["patches"])
+            return make(batch, tensors)
+
+        batches = feature_batches(given.features, todo, list(dict.fromkeys([*names, *copied])),
+                                  given.settings.batch_size, device=self.device)
+        return run_batches(batches, run, lambda _: smaller_photos_hint(given.features.header))
+
+
+def open_given(workspace: Workspace, settings: PerPhoto, method: MethodModule,
+               required: Sequence[str], *, kept: Collection[str] = (),
+               preferred: Sequence[str] = ()) -> Given:
+    """Open the inputs that a stage's settings declare, and check that they fit together.
+
+    Args:
+        workspace: where they are looked for.
+        settings: of the stage.
+        method: what its `READS` does not name is not opened, unless it is required.
+        required: inputs that the stage reads whatever the method, in the order of the header.
+        kept: tensors of the features that the stage reads itself.
+        preferred: CAMs that are taken where none are named, the furthest first.
+
+    Raises:
+        VplError: one is missing, lacks what is read of it, or is of another model or split.
+    """
+    split, reads = settings.split, method.READS
+    opened: dict[str, InputFolder | Prototypes | Path] = {}
+    named = {entry.about.reads: getattr(settings, entry.name)
+             for entry in described(type(settings)) if entry.about.reads}
+    if "cams" in named:
+        opened["cams"] = find_cams(workspace, named["cams"], split, preferred)
+    features = opened["features"] = open_features(workspace, named["features"], split)
+    check_kept(features, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
+    if not set(reads).isdisjoint(SECOND):
+        second = open_second(workspace, named["second"], split, reads)
+        assert second is not None
+        opened["second"] = second
+    if "prototypes" in named and "prototypes" in {*required, *reads}:
+        prototypes = read_prototypes(workspace, class_rows(workspace, settings), aligned=True)
+        check_rows(prototypes, reads)
+        check_fits(features, prototypes, head="head" in reads)
+        opened["prototypes"] = prototypes
+    if "decoder" in named and "decoder" in reads:
+        opened["decoder"] = _find_decoder(workspace, named["decoder"], features)
+    chosen = vars(settings)["method"]
+    unused = {name: f"`{chosen}` reads no {what}" for name, what in _ABOUT.items()
+              if name in named and name not in opened}
+    if "head" not in reads and hasattr(settings, "precision"):
+        unused["precision"] = "no network is run"
+    warn_without_effect(settings, without=unused)
+    return Given(workspace, settings, method, required, opened)
+
+
+def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> Path:
+    """Path of a decoder whose layers the features hold.
+
+    Raises:
+        VplError: there is none, it is of another CLIP, or the features lack a layer of it.
+    """
+    path = find_decoder(workspace.path, choice)
+    header = decoder_header(path)
+    check_same_model(features.header.model, header.model, f"{features.path} and {path}")
+    reads, layers = reads_of(header)
+    check_kept(features, [name for name in FEATURE_TENSORS if name in reads])
+    held = features.header.options["layers"]
+    if not layers <= set(held):
+        wanted = ",".join(map(str, sorted(layers)))
+        raise VplError(f"{features.path} holds the layers {held}; {path} reads {wanted}",
+                       f"`extract(split={features.header.options['split']!r}, keep="
+                       f"{','.join(features.header.options['keep'])!r}, layers={wanted!r}, "
+                       "overwrite=True)`")
+    return path
