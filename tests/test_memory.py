@@ -19,10 +19,11 @@ from conftest import TRAIN, Run, draw_scenes, prepare, run_chain, save_clip, wri
 from PIL import Image
 
 import vpltool
-from vpltool.core import affinity, gradcam, phase_one, segment, training
+from vpltool.core import affinity, phase_one, segment, training
 from vpltool.core import crf as core_crf
 from vpltool.core.vit import VisionTower
 from vpltool.engine.photo_work import Failed
+from vpltool.methods.cams import dense, gradcam
 from vpltool.parallel.processes import run_jobs
 from vpltool.pictures.overlays import sheet
 from vpltool.stages import crf
@@ -32,8 +33,8 @@ PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
 
 HALVED: dict[str, tuple[tuple[object, ...], Any, str, int]] = {
     "extract": (("extract", "--workers", 0), VisionTower, "forward", 1),
-    "cam": (("cam",), gradcam, "gradcam", 1),
-    "cam dense": (("cam", "--method", "dense"), gradcam, "dense_cam", 0),
+    "cam": (("cam",), gradcam, "make_cams", 0),
+    "cam dense": (("cam", "--method", "dense"), dense, "make_cams", 0),
     "predict photos": ((*PREDICT, "--source", "photos"), VisionTower, "forward", 1),
     "predict features": ((*PREDICT, "--source", "features"), segment, "probabilities_of", 1),
 }
@@ -46,7 +47,7 @@ def leave_room(room: int, owner: Any, name: str, place: int,
     run: Callable[..., Any] = getattr(owner, name)
 
     def short(*args: Any, **options: Any) -> Any:
-        if len(args[place]) > room:
+        if len(getattr(args[place], "ids", args[place])) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return run(*args, **options)
 

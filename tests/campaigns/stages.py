@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# Its first import writes a cache of fonts, outside of any workspace.
+import matplotlib.font_manager  # noqa: F401
 from conftest import CHAIN, TRAIN, draw_scenes, prepare, save_clip, write_scenes
 from conftest import run_in_process as run
 

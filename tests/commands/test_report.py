@@ -476,8 +476,8 @@ def test_thousands_of_photos_load(browser: Any, tmp_path: Path) -> None:
                 "layers": [{"picture": "p.png", "iou": number / 5000, "areas": [[1, 0.5]],
                             "found": [1]}]} for number in range(5000)]
     empty: dict[str, Any] = dict.fromkeys(
-        ("scores", "splits", "iou_classes", "agreement", "charts", "gaps", "artifacts", "facts"),
-        [])
+        ("scores", "splits", "iou_classes", "agreement", "charts", "gaps", "artifacts", "facts",
+         "unread"), [])
     page = tmp_path / "many.html"
     page.write_text("".join(render_page({
         **empty, "title": "many", "version": "1", "split": "train", "speck": 0.01,

@@ -15,9 +15,9 @@ import pytest
 from conftest import Run, Scene, copy_workspace, draw_scenes
 from PIL import Image
 
-from vpltool.core import gradcam
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace
+from vpltool.methods.cams import gradcam
 from vpltool.papers.tables.__main__ import main
 from vpltool.papers.tables.setup import first_split
 
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_it_and_it_goes_on(tabled: Path, monkeypatch: pytest.MonkeyP
 
     words = (1, "--name", "stopped", "--set", "learn-prototypes.max-pixels=100")
     with monkeypatch.context() as patch:
-        patch.setattr(gradcam, "gradcam", stop)
+        patch.setattr(gradcam, "make_cams", stop)
         assert run_tables(tabled, *words) == 130
     assert "run the same command again" in capsys.readouterr().err
     folder = tabled / "work/tables/stopped"

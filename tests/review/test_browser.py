@@ -26,6 +26,9 @@ class Window:
     def __init__(self, browser: Any, port: int, work: Path) -> None:
         self.browser, self.client, self.work = browser, Client(port), work
         self.base = f"http://127.0.0.1:{port}/"
+        # The browser is the session's: tests of other pages may have made it narrow.
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.set_window_size(1200, 900)
         self.visit()
 
     def visit(self, path: str = f"?token={TOKEN}") -> None:

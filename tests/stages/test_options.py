@@ -213,7 +213,8 @@ def test_photos_are_seen_as_asked(run: Run, layered: Path, tmp_path: Path) -> No
     result = run("predict", "--decoder", "tiny", "--source", "photos", "--workers", 0,
                  "--max-side", 24, "--precision", "bf16", "--out", tmp_path / "x",
                  work=layered / "work")
-    assert (result.code, result.lines("warning:")) == (0, [])
+    assert result.code == 0
+    assert not [line for line in result.lines("warning:") if "no effect" in line]
 
 
 @pytest.mark.parametrize(("slower", "taken"), [(0.3, "bf16"), (4.0, "fp32")])

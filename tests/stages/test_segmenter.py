@@ -16,8 +16,8 @@ from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
+from vpltool.engine import running
 from vpltool.formats import read_tensors, write_tensors
-from vpltool.stages import _running
 
 PREDICT = ("predict", "--decoder", "tiny", "--workers", 0)
 SIZES = {"scene6": (40, 48), "scene7": (48, 40)}
@@ -520,7 +520,7 @@ def test_overlays(run: Run, work: Path, holiday: Path) -> None:
 def test_a_photo_that_a_cpu_would_take_minutes_for_is_named(
         run: Run, work: Path, holiday: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its attention, which grows with the square of its patches; the others are done."""
-    monkeypatch.setattr(_running, "_MOST_PATCHES", 40)
+    monkeypatch.setattr(running, "_MOST_PATCHES", 40)
     big = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(big).save(holiday / "big.png")
     line = (*PREDICT, holiday / "sea.jpg", holiday / "big.png", "--max-side")
