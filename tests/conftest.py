@@ -204,8 +204,7 @@ def _no_workers_unless_asked() -> Iterator[None]:
     """
     from vpltool.parallel import device
 
-    count = device.worker_count
-    with mock.patch.object(device, "worker_count", lambda choice: count(max(choice, 0))):
+    with mock.patch.object(device, "default_workers", lambda: 0):
         yield
 
 

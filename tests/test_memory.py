@@ -19,11 +19,12 @@ from conftest import TRAIN, Run, draw_scenes, prepare, run_chain, save_clip, wri
 from PIL import Image
 
 import vpltool
-from vpltool.core import affinity, phase_one, segment, training
 from vpltool.core import crf as core_crf
+from vpltool.core import phase_one, segment, training
 from vpltool.core.vit import VisionTower
 from vpltool.engine.photo_work import Failed
 from vpltool.methods.cams import dense, gradcam
+from vpltool.methods.refiners import attention
 from vpltool.parallel.processes import run_jobs
 from vpltool.pictures.overlays import sheet
 from vpltool.stages import crf
@@ -91,7 +92,7 @@ def test_one_photo_too_large_names_its_size_and_the_option(
 
 
 TOLD: dict[str, tuple[tuple[object, ...], Any, str, str, str]] = {
-    "refine": (("refine", "--cams", "text"), affinity, "refine", "a photo of 6×5 patches",
+    "refine": (("refine", "--cams", "text"), attention, "refine", "a photo of 6×5 patches",
                "--max-side 512"),
     "learn": (("learn-prototypes", "--iters", 1), phase_one, "learn", "180 pixels",
                          "--max-pixels 90"),

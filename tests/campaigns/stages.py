@@ -240,7 +240,7 @@ def _own_folders(base: Path) -> Iterator[None]:
     cache, os.environ["VPLTOOL_CACHE"] = os.environ.get("VPLTOOL_CACHE"), tempfile.tempdir
     try:
         # What `update` runs says no number of workers, and a process that starts is a find.
-        with mock.patch.object(device, "worker_count", lambda choice: max(choice, 0)):
+        with mock.patch.object(device, "default_workers", lambda: 0):
             yield
     finally:
         tempfile.tempdir = before

@@ -18,7 +18,7 @@ from PIL import Image
 
 import vpltool
 from vpltool.parallel import processes
-from vpltool.parallel.device import worker_count
+from vpltool.parallel.device import default_workers, worker_count
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.parallel.signals import block_interrupts, defer_interrupts, interrupt_at_sigterm
 
@@ -267,10 +267,10 @@ def test_cores_are_counted_where_the_system_does_not_tell_which_are_ours(
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert core_count() == 6
-    assert worker_count(-1) == 5
+    assert default_workers() == 5
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert core_count() == 1
-    assert worker_count(-1) == 1
+    assert default_workers() == 1
     assert worker_count(3) == 3
 
 
