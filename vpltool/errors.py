@@ -79,16 +79,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 _SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "_alloc_failed")
 
 
-def check_choice(option: str, value: str, known: Iterable[str]) -> None:
-    """Check the value of an option that takes one of a few words.
-
-    Raises:
-        VplError: it is none of them; the hint is the nearest.
-    """
-    if value not in (words := tuple(known)):
-        raise VplError(f"--{option} {value}: no such {option}", near_name(value, words))
-
-
 def near_name(wanted: str, known: Iterable[str]) -> str:
     """Say which known name is meant: "did you mean `cat`?", or the list of all that there are."""
     names = sorted(known)
