@@ -103,6 +103,9 @@ def test_click_undo_redo_reload(window: Window) -> None:
     window.keys("y")
     window.client.until(lambda: window.correction() is not None)
     assert (window.correction() == found).all()
+    window.keys("z", "y")  # the second before the first is answered
+    window.saved()
+    assert (window.correction() == found).all()
     window.visit("")
     window.keys("p")
     window.client.until(lambda: window.js(

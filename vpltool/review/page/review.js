@@ -116,6 +116,9 @@ function take(inside, box, label, what) {
 function move(path) {
   if (!now?.labels || (path === "/api/undo" ? !now.history.length : !now.redo)) return;
   dropStroke();
+  // Counted now: the next key may come before the answer. What the photo is then, the answer says.
+  now.moved = true;
+  if (path === "/api/undo") { now.history.pop(); now.redo += 1; } else { now.history.push("redone"); now.redo -= 1; }
   queue.add(path, { id: now.id });
 }
 
@@ -124,8 +127,8 @@ async function heard(found) {
   if (!photo) return;
   Object.assign(photo, { state: found.state, tags: found.tags });
   if (now?.id === found.id && !queue.has(found.id)) {
-    const moved = found.history.length !== now.history.length || found.redo !== now.redo;
-    Object.assign(now, found);
+    const moved = now.moved || found.history.length !== now.history.length || found.redo !== now.redo;
+    Object.assign(now, found, { moved: false });
     if (moved) await reload(found.id);
   }
   describe();
