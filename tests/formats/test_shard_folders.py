@@ -266,3 +266,28 @@ def test_a_limit_is_not_the_whole(tmp_path: Path) -> None:
         work(output)
     assert not json.loads((tmp_path / "artifact.json").read_text())["complete"]
     assert len(open_input(tmp_path, ("cams",)).available(IDS[:6])) == 6
+
+
+def test_another_process_begins_while_the_folder_is_opened(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has written since the manifest was looked for is no stranger's."""
+    from vpltool.formats import outputs
+
+    known_manifest = outputs.known_manifest
+
+    def looked_for_just_before(path: Path, header: Header, made_by: str) -> object:
+        found = known_manifest(path, header, made_by)
+        monkeypatch.setattr(outputs, "known_manifest", known_manifest)
+        other = open_output(path, header, IDS[:1], shard=Shard(1, 3))
+        other.begin()
+        other.write_tensors(IDS[0], CAM)
+        other.finish()
+        return found
+
+    monkeypatch.setattr(outputs, "known_manifest", looked_for_just_before)
+    own = open_output(tmp_path / "cams", HEADER, IDS[1:2], shard=Shard(0, 3))
+    own.begin()
+    own.write_tensors(IDS[1], CAM)
+    own.finish()
+    assert sorted(path.name for path in (tmp_path / "cams").glob("photo*")) == [
+        "photo0.safetensors", "photo1.safetensors"]

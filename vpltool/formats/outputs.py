@@ -339,6 +339,8 @@ def open_output(
         VplError: it was made by something else.
     """
     manifest = path / MANIFEST
+    # Before the manifest is read: what another process has begun meanwhile begins with one.
+    filled = path.is_dir() and any(not entry.name.startswith(PART) for entry in path.iterdir())
     content = known_manifest(path, header, kind_named(header.kind).made_by)
     output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard,
                           before=content, photos=photos or {})
@@ -382,8 +384,7 @@ def open_output(
             output.outdated = ((there & changed) | lost) - output.corrected
     else:
         check_replacing(path, same=True)
-    if content is None and path.is_dir() and any(
-            entry for entry in path.iterdir() if not entry.name.startswith(PART)):
+    if content is None and filled:
         raise VplError(f"{path} holds files that vpltool did not make",
                        "move them away, or choose another folder with `out='DIR'`")
     if output.packed and (output.clears or output.outdated):
