@@ -17,6 +17,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.methods.estimators.discriminant import (
     Settings,
     choose_instances,
+    tag_precision,
     tagged_discriminant,
 )
 
@@ -171,3 +172,51 @@ def test_a_tag_that_every_photo_has_is_told_from_the_mean_of_all() -> None:
     chosen = choose_instances(pixels, 5, Settings(instances=0.05), ALONE)
     assert (chosen == 4).sum() > 0
     assert torch.equal(chosen == 0, pixels.labels == 0)
+
+
+def test_tag_precision_is_scikit_learn_s() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = torch.Generator().manual_seed(0)
+    shares, tagged = torch.rand(30, 5, generator=rng), torch.rand(30, 5, generator=rng) < 0.3
+    tagged[:, 3], tagged[:, 4] = True, False
+    wanted = np.mean([metrics.average_precision_score(tagged[:, k], shares[:, k])
+                      for k in range(3)])
+    assert tag_precision(shares, tagged, ALONE) == pytest.approx(wanted)
+    assert tag_precision(shares[:, 3:], tagged[:, 3:], ALONE) == 1
+
+
+def _precision(pixels: Pixels, weight: torch.Tensor, bias: torch.Tensor) -> float:
+    """How well shares of the classes, photo by photo, tell the tags."""
+    likely = (pixels.embeddings @ weight.T + bias).softmax(dim=-1)
+    shares = torch.stack([likely[pixels.photo_of == number].mean(dim=0)
+                          for number in range(len(pixels.tags))])
+    tagged = torch.tensor([[label in shown.tolist() for label in range(1, len(weight))]
+                           for shown in pixels.tags])
+    return tag_precision(shares[:, 1:], tagged, ALONE)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize("instances_win", [True, False])
+def test_of_seeds_and_instances_those_that_tell_the_tags_are_kept(
+        rounds: int, instances_win: bool) -> None:
+    pixels, truth = _scenes()
+    if not instances_win:
+        # True seeds; and a scene that goes with a tag tells photos apart better than the object.
+        tags = [torch.tensor([1 + number % 3]) for number in range(6)]
+        scene = (truth == 0) & (torch.arange(len(truth)) % 3 > 0)
+        own = torch.cat(tags)[pixels.photo_of]
+        rng = torch.Generator().manual_seed(3)
+        pixels = Pixels(2.5 * torch.eye(8)[torch.where(
+            scene, torch.where(pixels.photo_of < 3, 3 + own, torch.zeros_like(own)),
+            torch.where(truth > 0, own, truth))] + 0.7 * torch.randn(len(truth), 8, generator=rng),
+            pixels.photo_of, torch.where(truth > 0, own, torch.where(scene, -1, 0)), tags)
+    settings = Settings(rounds=rounds, instances=0.1)
+    labels = choose_instances(pixels, 4, settings, ALONE)
+    starts = [tagged_discriminant(Pixels(pixels.embeddings, pixels.photo_of, seeds, pixels.tags),
+                                  4, Settings(rounds=rounds), ALONE)
+              for seeds in (pixels.labels, labels)]
+    precisions = [_precision(pixels, *start) for start in starts]
+    assert not torch.equal(starts[0][0], starts[1][0])
+    assert (precisions[1] > precisions[0]) == instances_win
+    found = tagged_discriminant(pixels, 4, settings, ALONE)
+    torch.testing.assert_close(found, starts[instances_win])
