@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,14 @@ def test_values_that_no_mask_can_have(copied: Path, run: Run, values: dict[str, 
     change(work / "workspace.json", lambda content: content.update(mask_values=values))
     said = told(run("eval", "--what", "masks/text-refined", "--split", "train", work=work))
     assert "workspace.json is not valid" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("rows", ["bar", {}]), ("rows", 7), ("photos", 7), ("photos", [[]]), ("aligned", 7),
+    ("space", [])])
+def test_facts_that_other_stages_read(copied: Path, run: Run, name: str, value: object) -> None:
+    path = copied / "work/prototypes/text.safetensors"
+    header, tensors = read_tensors(path, "prototypes")
+    write_tensors(path, replace(header, facts=header.facts | {name: value}), tensors)
+    for command in (("cam", "--overwrite"), ("update",)):
+        assert f"`{name}` is not" in told(run(*command, work=copied / "work"))

@@ -173,6 +173,8 @@ def kill_everywhere(case: Counted, start: Path, room: Path, figures: Figures,
         if killed.code != -signal.SIGKILL:
             return killed.code == 0
         figures.counts[case.name, "kills by count"] += 1
+        if number % 25 == 0:
+            chaos.say(f"{case.name}: {number} kills", figures)
         where, now = f"{case.name}, killed at change {number}", chaos.contents(base)
         figures.damage += [f"{where}: {name} is lost" for name in case.kept
                            if now.get(name) != old[name]]
