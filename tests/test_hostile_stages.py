@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import TRAIN, Result, Run
 
 from vpltool.formats import read_tensors, write_tensors
 from vpltool.formats.manifest import MANIFEST
@@ -200,3 +200,16 @@ def test_facts_that_other_stages_read(copied: Path, run: Run, name: str, value: 
     write_tensors(path, replace(header, facts=header.facts | {name: value}), tensors)
     for command in (("cam", "--overwrite"), ("update",)):
         assert f"`{name}` is not" in told(run(*command, work=copied / "work"))
+
+
+@pytest.mark.parametrize("heads", [-1, 0, 3])
+def test_a_decoder_whose_width_its_heads_do_not_divide(copied: Path, run: Run, heads: int) -> None:
+    work = copied / "work"
+    assert run(*TRAIN, "--name", "tiny", work=work).code == 0
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    config = header.facts["config"]
+    hostile = config | {"shape": config["shape"] | {"heads": heads}}
+    write_tensors(path, replace(header, facts=header.facts | {"config": hostile}), tensors)
+    said = told(run("predict", "--decoder", "tiny", "--split", "val", "--workers", 0, work=work))
+    assert "tiny.safetensors" in said and f"cannot be divided among {heads} heads" in said
