@@ -183,10 +183,12 @@ def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
     assert "prototypes/text.safetensors" in done.out
 
 
-@pytest.mark.parametrize("values", [{"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70}])
-def test_values_that_no_mask_can_have(copied: Path, run: Run, values: dict[str, int]) -> None:
+@pytest.mark.parametrize("fields", [
+    *({"mask_values": values} for values in ({"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70})),
+    {"ignore": 758}, {"ignore": -1}, {"classes": [f"class {number}" for number in range(255)]}])
+def test_values_that_no_mask_can_have(copied: Path, run: Run, fields: dict[str, Any]) -> None:
     work = copied / "work"
-    change(work / "workspace.json", lambda content: content.update(mask_values=values))
+    change(work / "workspace.json", lambda content: content.update(fields))
     said = told(run("eval", "--what", "masks/text-refined", "--split", "train", work=work))
     assert "workspace.json is not valid" in said
 
@@ -213,3 +215,19 @@ def test_a_decoder_whose_width_its_heads_do_not_divide(copied: Path, run: Run, h
     write_tensors(path, replace(header, facts=header.facts | {"config": hostile}), tensors)
     said = told(run("predict", "--decoder", "tiny", "--split", "val", "--workers", 0, work=work))
     assert "tiny.safetensors" in said and f"cannot be divided among {heads} heads" in said
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "update"])
+def test_a_decoder_that_names_no_split(copied: Path, run: Run, command: str) -> None:
+    """The masks that it learned are then those of all photos that have one."""
+    work = copied / "work"
+    assert run(*TRAIN, "--name", "tiny", work=work).code == 0
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    options = {key: value for key, value in header.options.items() if key != "split"}
+    write_tensors(path, replace(header, options=options), tensors)
+    assert run(command, work=work).code == 0
+    (work / "masks/text-refined/train/scene1.png").unlink()
+    listed = json.loads(run("status", "--json", work=work).out)
+    (stale,) = (entry["stale"] for entry in listed if entry["name"] == "decoder/tiny.safetensors")
+    assert any("masks" in reason for reason in stale)
