@@ -231,3 +231,17 @@ def test_a_decoder_that_names_no_split(copied: Path, run: Run, command: str) -> 
     listed = json.loads(run("status", "--json", work=work).out)
     (stale,) = (entry["stale"] for entry in listed if entry["name"] == "decoder/tiny.safetensors")
     assert any("masks" in reason for reason in stale)
+
+
+def test_a_tensor_of_no_type(copied: Path, run: Run) -> None:
+    """Also where many tensors are told in groups, as `inspect` does."""
+    path = copied / "work/features/train.head.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:8 + length])
+    next(entry for name, entry in entries.items() if name != "__metadata__")["dtype"] = {"": {}}
+    hostile = json.dumps(entries).encode()
+    path.write_bytes(len(hostile).to_bytes(8, "little") + hostile + content[8 + length:])
+    for command in (("inspect", path), ("cam", "--overwrite")):
+        said = told(run(*command, work=copied / "work"))
+        assert "train.head.safetensors is not a .safetensors file" in said
