@@ -36,11 +36,6 @@ def labels_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
-def test_a_bundle_holds_no_absolute_path(run: Run, work: Path) -> None:
-    content = exported(run, work, "--what", "tiny").read_bytes()
-    assert b"pytest-of" not in content and str(Path.home()).encode() + b"/" not in content
-
-
 @pytest.mark.parametrize("name", ["tiny", "residual", "linear"])
 def test_the_file_alone_is_enough(name: str, run: Run, work: Path, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
