@@ -150,7 +150,25 @@ def prepare(room: Path) -> Path:
     for words in SETUP:
         outcome = chaos.run(words, base)
         assert outcome.code == 0, f"{words}: {outcome.said}"
+    warm(base, room / "counted-warm")
     return base
+
+
+def warm(start: Path, base: Path) -> None:
+    """Run all cases once in this process, so that forks need not import and compile again."""
+    from conftest import run_in_process
+
+    before = Path.cwd()
+    for case in CASES:
+        chaos.restore(start, base)
+        case.change(base)
+        os.chdir(base)
+        try:
+            result = run_in_process(*case.words, work=Path("work"))
+        finally:
+            os.chdir(before)
+        assert result.code == 0, f"{case.words}: {result.err}"
+    shutil.rmtree(base)
 
 
 def kill_everywhere(case: Counted, start: Path, room: Path, figures: Figures,
