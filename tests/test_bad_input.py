@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import CHAIN, Run, draw_scenes, prepare, run_chain, save_clip, write_scenes
 from PIL import Image
 
+from vpltool.engine import running
 from vpltool.formats import open_input, read_labels, read_tensors
 
 TRAIN = [f"scene{number}" for number in range(6)]
@@ -73,6 +75,35 @@ def test_a_truncated_photo_among_good_ones(bare: Path, run: Run) -> None:
     assert mended.code == 0
     assert not mended.lines("warning:")
     assert len(mtimes(work / "cams/text/train")) == 6
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_photo_whose_attention_a_cpu_would_need_minutes_for(
+        scale: int, bare: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named before it is encoded; both settings that the message names do."""
+    assert prepare(bare).code == 0
+    work = bare / "work"
+    # Photos of 5×6 patches; this one has 15×18.
+    monkeypatch.setattr(running, "_MOST_PATCHES", 40 * scale**2)
+    with Image.open(bare / "photos/scene2.png") as image:
+        image.resize((3 * image.width, 3 * image.height)).save(bare / "photos/scene2.png")
+    extract = ("extract", "--workers", 0, "--batch-size", 2, "--scale", scale, "--overwrite")
+    result = run(*extract, work=work)
+    assert result.code == 1
+    error, = result.lines("error:")
+    assert "1 of 6 photos failed" in error and "scene2" in error
+    assert "patches, over 40" in error or "patches, over 160" in error
+    assert sorted(mtimes(work / "features/train")) == [
+        f"{key}.safetensors" for key in TRAIN if key != "scene2"]
+    options = re.findall(r"--(?:max-side|window) \d+", error)
+    assert [option.split()[0] for option in options] == ["--max-side", "--window"]
+    for option in options:
+        # The window that is named is larger than these photos.
+        keep = ("--keep", "patches", "--max-side", 0) if "window" in option else ()
+        value = 16 if "window" in option else option.split()[1]
+        again = run(*extract, option.split()[0], value, *keep, work=work)
+        assert again.code == 0, again.err
+        assert len(mtimes(work / "features/train")) == 6
 
 
 def test_a_photo_torn_between_extract_and_crf(copied: Path, run: Run) -> None:

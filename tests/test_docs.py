@@ -169,3 +169,28 @@ def test_the_launchers_of_the_page_on_scale_run(layered: Path, tmp_path: Path, t
     assert manifest["complete"]
     assert not list((base / "work/features/train/.shards").iterdir())
     assert (base / "work/prototypes/vision.safetensors").exists()
+
+
+def named_tests(page: Path) -> list[tuple[str, str]]:
+    """File and function of each test that a page names; `::NAME` is in the file before it."""
+    named, file = list[tuple[str, str]](), ""
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text("utf-8")):
+        file = path or file
+        if path or name:
+            named.append((file, name))
+    return named
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = named_tests(ROOT / "docs/reliability.md")
+    assert len(named) > 150
+    for file, name in named:
+        text = (ROOT / file).read_text("utf-8")
+        assert not name or re.search(rf"^def {name}\(", text, flags=re.MULTILINE), f"{file}::{name}"
+
+
+def test_every_case_of_the_review_has_a_test() -> None:
+    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", (ROOT / "docs/reliability.md").read_text(
+        "utf-8"), flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == [*range(40, 67), *range(70, 95)]
+    assert all("::test_" in tests for _, tests in rows)

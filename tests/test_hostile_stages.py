@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import TRAIN, Result, Run
 
 from vpltool.formats import read_tensors, write_tensors
 from vpltool.formats.manifest import MANIFEST
@@ -182,9 +183,65 @@ def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
     assert "prototypes/text.safetensors" in done.out
 
 
-@pytest.mark.parametrize("values", [{"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70}])
-def test_values_that_no_mask_can_have(copied: Path, run: Run, values: dict[str, int]) -> None:
+@pytest.mark.parametrize("fields", [
+    *({"mask_values": values} for values in ({"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70})),
+    {"ignore": 758}, {"ignore": -1}, {"classes": [f"class {number}" for number in range(255)]}])
+def test_values_that_no_mask_can_have(copied: Path, run: Run, fields: dict[str, Any]) -> None:
     work = copied / "work"
-    change(work / "workspace.json", lambda content: content.update(mask_values=values))
+    change(work / "workspace.json", lambda content: content.update(fields))
     said = told(run("eval", "--what", "masks/text-refined", "--split", "train", work=work))
     assert "workspace.json is not valid" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("rows", ["bar", {}]), ("rows", 7), ("photos", 7), ("photos", [[]]), ("aligned", 7),
+    ("space", [])])
+def test_facts_that_other_stages_read(copied: Path, run: Run, name: str, value: object) -> None:
+    path = copied / "work/prototypes/text.safetensors"
+    header, tensors = read_tensors(path, "prototypes")
+    write_tensors(path, replace(header, facts=header.facts | {name: value}), tensors)
+    for command in (("cam", "--overwrite"), ("update",)):
+        assert f"`{name}` is not" in told(run(*command, work=copied / "work"))
+
+
+@pytest.mark.parametrize("heads", [-1, 0, 3])
+def test_a_decoder_whose_width_its_heads_do_not_divide(copied: Path, run: Run, heads: int) -> None:
+    work = copied / "work"
+    assert run(*TRAIN, "--name", "tiny", work=work).code == 0
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    config = header.facts["config"]
+    hostile = config | {"shape": config["shape"] | {"heads": heads}}
+    write_tensors(path, replace(header, facts=header.facts | {"config": hostile}), tensors)
+    said = told(run("predict", "--decoder", "tiny", "--split", "val", "--workers", 0, work=work))
+    assert "tiny.safetensors" in said and f"cannot be divided among {heads} heads" in said
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "update"])
+def test_a_decoder_that_names_no_split(copied: Path, run: Run, command: str) -> None:
+    """The masks that it learned are then those of all photos that have one."""
+    work = copied / "work"
+    assert run(*TRAIN, "--name", "tiny", work=work).code == 0
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    options = {key: value for key, value in header.options.items() if key != "split"}
+    write_tensors(path, replace(header, options=options), tensors)
+    assert run(command, work=work).code == 0
+    (work / "masks/text-refined/train/scene1.png").unlink()
+    listed = json.loads(run("status", "--json", work=work).out)
+    (stale,) = (entry["stale"] for entry in listed if entry["name"] == "decoder/tiny.safetensors")
+    assert any("masks" in reason for reason in stale)
+
+
+def test_a_tensor_of_no_type(copied: Path, run: Run) -> None:
+    """Also where many tensors are told in groups, as `inspect` does."""
+    path = copied / "work/features/train.head.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:8 + length])
+    next(entry for name, entry in entries.items() if name != "__metadata__")["dtype"] = {"": {}}
+    hostile = json.dumps(entries).encode()
+    path.write_bytes(len(hostile).to_bytes(8, "little") + hostile + content[8 + length:])
+    for command in (("inspect", path), ("cam", "--overwrite")):
+        said = told(run(*command, work=copied / "work"))
+        assert "train.head.safetensors is not a .safetensors file" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,30 @@ def test_a_result_is_drawn_and_saved(layered: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), result.labels)
     with pytest.raises(VplError, match="saved as PNG"):
         result.save(tmp_path / "labels.jpg")
+
+
+def test_a_result_is_plotted(layered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "show", lambda: pytest.fail("a script waits for a window"))
+    result = Segmenter.load(layered / "work/decoder/tiny.safetensors")(
+        layered / "photos/scene6.png")
+    axes = result.plot()
+    (drawn,) = axes.get_images()
+    np.testing.assert_array_equal(drawn.get_array(), np.asarray(result.overlay()))
+    assert not axes.axison
+    assert result.plot() is not axes, "each photo has a picture of its own"
+    pyplot.close("all")
+
+
+def test_without_matplotlib_a_result_is_not_plotted(layered: Path, monkeypatch: pytest.MonkeyPatch
+                                                    ) -> None:
+    result = Segmenter.load(layered / "work/decoder/tiny.safetensors")(
+        layered / "photos/scene6.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(VplError, match="matplotlib is not installed") as caught:
+        result.plot()
+    assert "`overlay()`" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["nope", "decoder"])

@@ -150,7 +150,25 @@ def prepare(room: Path) -> Path:
     for words in SETUP:
         outcome = chaos.run(words, base)
         assert outcome.code == 0, f"{words}: {outcome.said}"
+    warm(base, room / "counted-warm")
     return base
+
+
+def warm(start: Path, base: Path) -> None:
+    """Run all cases once in this process, so that forks need not import and compile again."""
+    from conftest import run_in_process
+
+    before = Path.cwd()
+    for case in CASES:
+        chaos.restore(start, base)
+        case.change(base)
+        os.chdir(base)
+        try:
+            result = run_in_process(*case.words, work=Path("work"))
+        finally:
+            os.chdir(before)
+        assert result.code == 0, f"{case.words}: {result.err}"
+    shutil.rmtree(base)
 
 
 def kill_everywhere(case: Counted, start: Path, room: Path, figures: Figures,
@@ -173,6 +191,8 @@ def kill_everywhere(case: Counted, start: Path, room: Path, figures: Figures,
         if killed.code != -signal.SIGKILL:
             return killed.code == 0
         figures.counts[case.name, "kills by count"] += 1
+        if number % 25 == 0:
+            chaos.say(f"{case.name}: {number} kills", figures)
         where, now = f"{case.name}, killed at change {number}", chaos.contents(base)
         figures.damage += [f"{where}: {name} is lost" for name in case.kept
                            if now.get(name) != old[name]]

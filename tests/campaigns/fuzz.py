@@ -99,8 +99,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _of_numba() -> bool:
-    """Whether Numba reads its own cache of compiled code."""
-    return any("/numba/core/caching.py" in frame.filename
+    """Whether Numba reads compiled code: its own cache, or what it has just pickled itself."""
+    return any(frame.filename.endswith(("/numba/core/caching.py", "/numba/core/serialize.py"))
                for frame in traceback.extract_stack(limit=30))
 
 

@@ -239,6 +239,8 @@ def test_truncated_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entries", [
     b"[]", b"17", b'{"a": 3}', b'{"a": {"dtype": "F16"}}', b'{"__metadata__": {"vpltool": "[]"}}',
+    b'{"a": {"dtype": {"": {}}, "shape": [16], "data_offsets": [0, 0]}}',
+    b'{"a": {"dtype": "F16 8", "shape": [0], "data_offsets": [0, 0]}}',
     b'{"__metadata__": {"vpltool": "{}"}}', b'{"__metadata__": {"vpltool": "{"}}', b"\xff\xfe{}"])
 def test_garbage_is_named(tmp_path: Path, entries: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(entries)) + entries)

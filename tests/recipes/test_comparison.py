@@ -184,6 +184,22 @@ def test_a_list_that_is_none(text: str, said: str, tmp_path: Path) -> None:
         read_comparison(tmp_path / "rows.toml")
 
 
+@pytest.mark.parametrize(("option", "said"), [
+    ("", "starts a program"), (" --allow-pipe", "only taken from a command line")])
+def test_rows_start_no_program(option: str, said: str, base: Path, tmp_path: Path,
+                               capsys: pytest.CaptureFixture[str]) -> None:
+    mark, rows = tmp_path / "mark", tmp_path / "rows.toml"
+    rows.write_text(ROWS.replace("extract --split {split}", f"train-groups --pairs 'pipe:touch "
+                                 f"{mark}'{option}").replace(" --workers 0", ""))
+    told = ""
+    try:
+        assert main([str(base / "work"), "--rows", str(rows), "--seeds", "7"]) == 1
+    except VplError as error:
+        told = error.message
+    assert said in told + capsys.readouterr().err
+    assert not mark.exists()
+
+
 def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(base, "--only", "txt") == 1
     assert "did you mean `text`?" in capsys.readouterr().err

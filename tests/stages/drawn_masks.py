@@ -1,16 +1,26 @@
-"""Drawn masks with holes, islands, parts and single pixels, in a workspace."""
+"""Drawn masks with holes, islands, parts and single pixels, and photos with secrets."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from conftest import SHAPES, draw_scenes, write_scenes
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from vpltool.formats import Header, Photo, Workspace, open_output, read_labels, write_workspace
+from vpltool.formats import (
+    Header,
+    Photo,
+    Workspace,
+    open_output,
+    open_workspace,
+    read_labels,
+    write_workspace,
+)
 
 Labels = npt.NDArray[np.uint8]
 FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
@@ -63,3 +73,26 @@ def draw_made(tmp_path: Path) -> Path:
 def masks_of(folder: Path) -> dict[str, Labels]:
     return {file.relative_to(folder).with_suffix("").as_posix(): read_labels(file)
             for file in sorted(folder.rglob("*.png"))}
+
+
+def hide_secrets(work: Path) -> None:
+    """Give every photo a place, an owner and a comment, in the format that it has then."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "Owner"
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 18: "GPS-84"})
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "Owner 48.8584")
+    entries = [json.loads(line) for line in (work / "images.jsonl").read_text().splitlines()]
+    for entry, suffix in zip(entries, cycle((".jpg", ".png", ".webp", ".tif", ".gif", ".jpeg",
+                                             ".bmp", ".png")), strict=False):
+        path = work / open_workspace(work).root / entry["image"]
+        with Image.open(path) as image:
+            # Stored lying, so that it is upright with its orientation, where a format has one.
+            turned = suffix not in (".gif", ".bmp")
+            pixels = image.convert("RGB").rotate(90 if turned else 0, expand=True)
+        path.unlink()
+        options = {".png": {"pnginfo": text, "exif": exif}, ".gif": {"comment": b"Owner 48.8584"},
+                   ".bmp": {}}.get(suffix, {"exif": exif})
+        pixels.save(path.with_suffix(suffix), **options)  # type: ignore[arg-type]
+        entry["image"] = Path(entry["image"]).with_suffix(suffix).as_posix()
+    (work / "images.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

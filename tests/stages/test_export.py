@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
-from drawn_masks import FORMATS
 from PIL import Image
 
 from vpltool.datasets.classes import ClassFile, read_classes
@@ -27,7 +25,6 @@ from vpltool.formats import (
     voc_palette,
     write_workspace,
 )
-from vpltool.methods import find_methods
 
 SIZE = (12, 9)
 
@@ -112,32 +109,6 @@ def test_the_same_bytes_each_time(name: str, tmp_path: Path, run: Run,
     assert exported(run, first.parent.parent, name).read_bytes() == before
     other = exported(run, first.parent.parent, name, "--out", tmp_path / first.name)
     assert other.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["voc-server", "coco-rle", "coco-panoptic"])
-def test_servers_learn_neither_user_nor_path(name: str, tmp_path: Path, run: Run,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "coco-rle":
-        pytest.importorskip("pycocotools")
-    for variable in ("USER", "LOGNAME", "USERNAME"):
-        monkeypatch.setenv(variable, "jane-doe")
-    arguments = (("voc", VOC.classes, ["2008_1"], "test") if name == "voc-server"
-                 else ("coco", COCO.classes, ["COCO_val2014_42"], "val"))
-    path = exported(run, build(tmp_path, *arguments), name)
-    contents = [path.read_bytes()]
-    if path.suffix == ".tgz":
-        contents.append(gzip.decompress(contents[0]))
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            contents += [archive.read(member) for member in archive.namelist()]
-    assert not [secret for content in contents for secret in (b"jane-doe", b"pytest-of")
-                if secret in content]
-
-
-def test_each_export_has_a_test_of_what_it_tells() -> None:
-    """Here, in test_export_photos.py, in test_bundle.py or in test_onnx.py."""
-    assert {*FORMATS, "masks", "coco-rle", "review", "voc-server", "coco-panoptic", "bundle",
-            "onnx"} == set(find_methods("exports"))
 
 
 def test_coco_rle(coco: Path, run: Run) -> None:

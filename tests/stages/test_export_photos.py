@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Run, run_in_process
-from drawn_masks import EXACT, FORMATS, draw_labels, draw_made, masks_of
-from PIL import Image, PngImagePlugin
+from drawn_masks import EXACT, FORMATS, draw_labels, draw_made, hide_secrets, masks_of
+from PIL import Image
 
 from vpltool.core.photos import photo_size, read_photo
 from vpltool.formats import Header, open_output, open_workspace, read_labels, write_labels
@@ -195,71 +194,7 @@ def test_an_edited_copy_in_a_review_is_not_replaced(work: Path, run: Run) -> Non
     assert "scene2.png was changed since" in result.lines("error:")[0]
 
 
-# What others may see.
-
-SECRETS = (OWNER.encode(), b"48.8584", b"GPS-84", b"Owner", b"pytest-of")
-
-
-def hide_secrets(work: Path) -> None:
-    """Give every photo a place, an owner and a comment, in the format that it has then."""
-    exif = Image.Exif()
-    exif[0x0112], exif[0x013B] = 6, "Owner"
-    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 18: "GPS-84"})
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Comment", "Owner 48.8584")
-    entries = [json.loads(line) for line in (work / "images.jsonl").read_text().splitlines()]
-    for entry, suffix in zip(entries, (".jpg", ".png", ".webp", ".tif", ".gif", ".jpeg", ".bmp",
-                                       ".png"), strict=True):
-        path = work.parent / "photos" / entry["image"]
-        with Image.open(path) as image:
-            # Stored lying, so that it is upright with its orientation, where a format has one.
-            turned = suffix not in (".gif", ".bmp")
-            pixels = image.convert("RGB").rotate(90 if turned else 0, expand=True)
-        path.unlink()
-        options = {".png": {"pnginfo": text, "exif": exif}, ".gif": {"comment": b"Owner 48.8584"},
-                   ".bmp": {}}.get(suffix, {"exif": exif})
-        pixels.save(path.with_suffix(suffix), **options)  # type: ignore[arg-type]
-        entry["image"] = Path(entry["image"]).with_suffix(suffix).as_posix()
-    (work / "images.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def secrets_in(path: Path) -> list[tuple[str, bytes]]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    if path.suffix == ".tgz":
-        with tarfile.open(path) as archive:
-            contents = [(member.name, archive.extractfile(member).read())  # type: ignore[union-attr]
-                        for member in archive.getmembers()]
-    else:
-        contents = [(file.name, file.read_bytes()) for file in files]
-    assert contents
-    return [(name, secret) for name, content in contents for secret in SECRETS if secret in content]
-
-
-@pytest.mark.parametrize("form", [*FORMATS, "masks", "coco-rle", "review"])
-def test_exports_say_nothing_of_place_owner_user_and_path(
-    form: str, work: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("USER", "LOGNAME", "USERNAME"):
-        monkeypatch.setenv(name, OWNER)
-    hide_secrets(work)
-    photos = open_workspace(work).photos("train")
-    what = "drawn"
-    if form == "review":
-        predict_by_hand(work, "train", [photo.id for photo in photos])
-        what = "segmenter"
-    options = ("--by", "random") if form == "review" else ()
-    result = run("export", form, "--what", what, "--split", "train", *options, work=work)
-    assert result.code == 0, result.err
-    paths = [Path(line) for line in result.out.splitlines()]
-    assert not [found for path in paths for found in secrets_in(path)]
-    if form in (*FORMATS, "review"):
-        kept = run("export", form, "--what", what, "--split", "train", *options, "--keep-exif",
-                   "--out", work / "kept", work=work)
-        assert kept.code == 0, kept.err
-        # mmsegmentation takes one suffix, so these photos become PNGs.
-        assert form == "mmseg" or {secret for _, secret in secrets_in(work / "kept")} >= {
-            b"Owner", b"GPS-84"}
-
+# Photos that lie on their side, and have places and owners.
 
 def test_copies_look_as_the_photos_do(work: Path, run: Run) -> None:
     hide_secrets(work)
@@ -279,10 +214,3 @@ def test_a_round_trip_with_turned_photos(work: Path, run: Run) -> None:
     found = masks_of(work.parent / "again/corrections")
     for key, labels in masks_of(work / "masks/drawn/train").items():
         assert (found[key.replace("/", "__")] == np.where(labels == 255, 0, labels)).all()
-
-
-def test_a_report_says_nothing_of_place_owner_user_and_path(work: Path, run: Run) -> None:
-    hide_secrets(work)
-    result = run("report", "--split", "train", work=work)
-    assert result.code == 0, result.err
-    assert secrets_in(work / "report") == []

@@ -168,6 +168,19 @@ def test_the_size_is_looked_at_before_a_pixel_is_decoded(work: Path, run: Run, t
     assert "14000×14000 (height×width), its photo scene2 is" in take(work, path).lines("error:")[0]
 
 
+def test_python_beside_masks_is_not_run(work: Path, run: Run, tmp_path: Path) -> None:
+    """mmsegmentation's export has a Python file, from which the names of classes are read."""
+    result = run("export", "mmseg", "--what", "drawn", "--split", "train", work=work)
+    path, mark = Path(result.out.strip()), tmp_path / "mark"
+    labels = painted(work, "scene2", 2)
+    Image.fromarray(labels).save(path / "ann_dir/train/scene2.png")
+    with (path / "dataset.py").open("a") as file:
+        file.write(f"\nopen({str(mark)!r}, 'w')\n")
+    assert take(work, path).code == 0
+    assert (masks_of(work / "corrections")["scene2"] == labels).all()
+    assert not mark.exists()
+
+
 # Tags, and backups.
 
 def test_a_class_outside_the_tags_is_warned_of(work: Path, tmp_path: Path) -> None:

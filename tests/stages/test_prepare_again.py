@@ -16,6 +16,9 @@ from PIL import Image
 from vpltool.datasets.words import VOC
 from vpltool.formats import Photo, Workspace, open_workspace, write_workspace
 from vpltool.formats.changes import describe_change, explain_change, last_call, read_changes
+from vpltool.setting_text import format_values, setting_entry
+from vpltool.settings import described
+from vpltool.stages.prepare import PrepareSettings
 
 
 @pytest.fixture
@@ -227,6 +230,28 @@ def test_a_new_class_is_no_background_word(base: Path, run: Run) -> None:
     result = taken(again(base, run))
     assert "tree" not in workspace_of(base).background
     assert "the background words changed" in result.err
+
+
+def test_background_words_replace_the_default_ones(base: Path, run: Run) -> None:
+    """They change GradCAM's maps, for which alone the page on own photos names them."""
+    work = base / "work"
+    assert workspace_of(base).background == VOC.background
+    for words in (("text-prototypes",), ("extract", "--split", "train", "--workers", 0), ("cam",)):
+        taken(run(*words, work=work))
+    maps = files_of(work / "cams")
+    (base / "words.txt").write_text("sky\ngrass\n")
+    taken(again(base, run, "--background", base / "words.txt"))
+    assert workspace_of(base).background == ("sky", "grass")
+    assert "words of classes or background have changed" in run("status", "--stale", work=work).out
+    taken(run("update", work=work))
+    new = files_of(work / "cams")
+    assert new.keys() == maps.keys()
+    assert all(new[path] != maps[path] for path in maps if path.suffix == ".safetensors")
+    # The page of commands and the help say what happens without the file, in one way.
+    (entry,) = (entry for entry in described(PrepareSettings) if entry.name == "background")
+    assert "none" not in format_values(setting_entry(entry))
+    assert "default: the 25 words of CLIP-ES" in entry.about.help
+    assert len(VOC.background) == 25
 
 
 def test_halves_stay_halves(base: Path, run: Run) -> None:

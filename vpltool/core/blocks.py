@@ -46,6 +46,17 @@ class BlockShape:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_heads(self.width, self.heads)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Check that a width can be divided among the heads of an attention.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if heads < 1 or width % heads:
+        raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
 
 
 def check_numbers(shape: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape, check_numbers
+from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape, check_heads, check_numbers
 from vpltool.core.calibration import Calibration, calibrated_path
 from vpltool.core.tower import ATTENTION_BLOCKS, DenseFeatures, Tower, cache_parts, joined
 
@@ -68,6 +68,7 @@ class Head(nn.Module):
         if self.pooler is None:
             self.proj = nn.Parameter(torch.empty(pool_width, dim))
         else:
+            check_heads(pool_width, self.pooler.heads)
             self.query = nn.Parameter(torch.empty(pool_width))
             self.key = nn.Linear(shape.width, pool_width)
             self.fc = nn.Linear(pool_width, self.pooler.hidden)

@@ -258,11 +258,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     side = side_of(trained.header, settings.max_side)
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
-        count = batch.pixels.shape[2] * batch.pixels.shape[3] // vision.patch**2
-        if device.type == "cpu" and count > _MOST_PATCHES:
-            smaller = _side_of_most(batch.pixels, vision.patch)
-            reason = (f"{count:,} patches, over {_MOST_PATCHES:,}: attention would take many "
-                      f"minutes on a CPU; `max_side={smaller}`, or a GPU")
+        if reason := too_many_patches(batch.pixels, vision.patch, device, scale=max(scales)):
             yield from ((key, Failed(reason)) for key in batch.ids)
             return
         pixels = batch.pixels.to(device, non_blocking=True)
@@ -279,12 +275,26 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     return _warn_of_background(run_batches(batches, segment_batch, smaller_side_hint), side)
 
 
-def _side_of_most(pixels: Tensor, patch: int) -> int:
-    """The long side of a photo (B, 3, H, W) at which it has as many patches as a CPU may be given.
+def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",
+                     scale: float = 1) -> str:
+    """Say why photos (B, 3, H, W) are not encoded whole, and what would do; empty if they are.
+
+    Args:
+        pixels: the photos, of one size.
+        patch: pixels of a side of a patch.
+        device: a GPU is given any number.
+        other: a setting that would do, too.
+        scale: how much larger these are than `max_side` makes them.
     """
     height, width = pixels.shape[2:]
+    count = height * width // patch**2
+    if device.type != "cpu" or count <= _MOST_PATCHES:
+        return ""
     shrunk = (_MOST_PATCHES * patch**2 / (height * width)) ** 0.5
-    return int(max(height, width) * shrunk) // patch * patch - patch
+    side = (int(max(height, width) * shrunk / scale) // patch - 1) * patch
+    ways = ", ".join(f"`{way}`" for way in (f"max_side={side}", other) if way)
+    return (f"{count:,} patches, over {_MOST_PATCHES:,}: attention would take many minutes on a "
+            f"CPU; {ways}, or a GPU")
 
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:

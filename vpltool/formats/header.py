@@ -36,6 +36,9 @@ _OPTIONS = {"split": TEXT, "method": TEXT, "source": TEXT, "keep": TEXTS,
             "layers": NUMBERS, "scale": SIZE, "max_side": SIZE, "confidence": SIZE, "limit": NUMBER}
 """Options that other stages read, if a header has them."""
 
+_FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "aligned": OBJECT}
+"""Facts that other stages read, if a header has them."""
+
 _OF_FEATURES = {name: _OPTIONS[name] for name in (
     "split", "keep", "layers", "scale", "max_side")}
 
@@ -149,6 +152,8 @@ class Header:
                          _OF_FEATURES if content["kind"] == "features" else {},
                          # `patches` is a number where it is an option of `align`.
                          _OPTIONS | ({"patches": TEXT} if content["kind"] == "features" else {}))
+            check_fields(content.get("facts", {}), {}, _FACTS | (
+                {"photos": TEXTS} if content["kind"] == "prototypes" else {}))
             if not content["command"].split():
                 raise ValueError("`command` is empty")
             if not all(Path(source).parts for source in content.get("sources", {}).values()):

@@ -211,8 +211,12 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
 
 
 def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (str(entry["dtype"]), tuple(map(int, entry["shape"])))
-            for name, entry in entries.items() if name != "__metadata__"}
+    tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+    for name, entry in tensors.items():
+        if not isinstance(entry["dtype"], str) or not entry["dtype"].isidentifier():
+            raise ValueError(f"`{name}` is of no type that there is")
+    return {name: (entry["dtype"], tuple(map(int, entry["shape"])))
+            for name, entry in tensors.items()}
 
 
 def _png_header(path: Path) -> Header | None:

@@ -11,8 +11,16 @@ from vpltool import console, options
 from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second, smaller_side_hint
 from vpltool.engine.headers import make_header
 from vpltool.engine.models import WORDS, load_clip_vision, load_main
-from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
+from vpltool.engine.photo_work import (
+    Failed,
+    Made,
+    count_sizes,
+    make_photos,
+    open_outputs,
+    run_batches,
+)
 from vpltool.engine.photos import Photos, assigned, chosen_shard
+from vpltool.engine.running import too_many_patches
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, write_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
@@ -91,6 +99,8 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """Run the frozen encoder over photos once, and store what later commands need.
 
     Photos are resized to multiples of the patch, each side separately, without a crop (CLIP-ES).
+    A CPU encodes no photo of more than 16,384 patches whole: it is named, with the side that would
+    do.
     --encoder runs another frozen vision transformer and writes to features-second/SPLIT. With
     --window, photos of any size fit into memory; tensors that span all patches are then not stored.
 
@@ -192,6 +202,10 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
                 calibration=calibration, store=dtype_of(settings.store))
             yield batch.ids[0], {"grid": grid, **index,
                                  **{name: field[0] for name, field in found.items()}}
+            return
+        pieces = f"window={max(512 // vision.patch, 1) * vision.patch}"
+        if reason := too_many_patches(pixels, vision.patch, device, pieces, settings.scale):
+            yield from ((key, Failed(reason)) for key in batch.ids)
             return
         features = vision(pixels, patches=patches if "patches" in kept else "none",
                           attention="attention" in kept, attentions="attentions" in kept,

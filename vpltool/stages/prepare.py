@@ -36,8 +36,8 @@ class PrepareSettings(ModelSettings):
         None, "Class names in index order, one per line; or lines VALUE NAME, where VALUE is the "
               "pixel value of the class in the true masks.", metavar="FILE")
     background: Path | None = setting(
-        None, "Background words for GradCAM, one per line. The file replaces the default, the 25 "
-              "words of CLIP-ES.", metavar="FILE")
+        None, "Background words for GradCAM, one per line, which replace the default: the 25 words "
+              "of CLIP-ES.", metavar="FILE")
     corrections: Path | None = setting(
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
               "of Label Studio, CVAT, COCO, YOLO and others. Masks imported earlier are kept; "
