@@ -114,7 +114,7 @@ def test_a_photo_torn_between_extract_and_crf(copied: Path, run: Run) -> None:
     result = run("crf", "--workers", 0, work=work)
     assert result.code == 1
     assert "out of date (photo replaced): scene2" in result.lines("error:")[0]
-    # An earlier version recorded no photos, and goes on to read it.
+    # A photo that could not be read has no hash there, and is read.
     manifest = work / "cams/text-refined/train/artifact.json"
     content = json.loads(manifest.read_text())
     del content["photos"]

@@ -93,27 +93,6 @@ def test_features_of_one_clip_are_never_mixed_with_those_of_another(run: Run, ow
     assert not lost.exists()
 
 
-def test_prototypes_of_an_earlier_version_count_as_up_to_date(run: Run, own_clip: Path) -> None:
-    work, path = own_clip / "work", own_clip / "work/prototypes/text.safetensors"
-    header = describe(path).header
-    assert header is not None
-    old = header.model.copy()
-    weights = old.pop("weights")
-    text = json.dumps(weights)
-    for name in ("features", "cams", "masks"):
-        shutil.rmtree(work / name)
-    state = load_file(path)
-    save_file(state, path, {"vpltool": header.to_json().replace(f', "weights": {text}', "")})
-    there = describe(path).header
-    assert there is not None and there.model == old
-    before = path.read_bytes()
-    assert stale(run, work) == {}
-    assert run("text-prototypes", "--prompts", "single", work=work).code == 0
-    assert path.read_bytes() == before
-    run_chain(own_clip, CHAIN[1:4])
-    assert stale(run, work) == {}
-
-
 # Photos
 
 
@@ -322,7 +301,7 @@ def test_maps_of_tags_that_changed_are_not_read(run: Run, copied: Path) -> None:
     assert run("cam", work=work).code == run("refine", work=work).code == 0
 
 
-def test_manifests_of_an_earlier_version(run: Run, copied: Path) -> None:
+def test_manifests_of_photos_that_could_not_be_read(run: Run, copied: Path) -> None:
     """They do not say what the photos were: they count as made from those that are there."""
     work = copied / "work"
     for path in work.rglob("artifact.json"):

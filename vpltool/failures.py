@@ -44,7 +44,7 @@ def failures_of(state: State) -> list[Failure]:
     """Return what failed, by reason, with the first step that failed on it.
 
     Later steps only pass a failure on, and need no line of their own: `update` makes them again.
-    Manifests of earlier versions do not say which these are: a photo's reason is told once.
+    A photo's reason is told once: `crf` writes two folders.
 
     Args:
         state: of a workspace.

@@ -93,7 +93,7 @@ def setting(
         positional: an argument on the command line, not an option.
         brief: whether `--help` shows it; otherwise only `--help-all` does.
         no_effect: when it has none.
-        aliases: further options that mean the same, such as its name in earlier versions.
+        aliases: further options that mean the same.
         reads: the input that it names, which `engine.given` opens: `features`, `second`,
             `prototypes`, `cams` or `decoder`.
     """

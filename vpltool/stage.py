@@ -27,7 +27,7 @@ class Stage:
         begins: whether it can run where there is no workspace yet; its `run` is given the path.
         together: whether processes that torchrun starts do it together (`parallel.ranks`): only
             the first of them writes files and speaks. Others share the photos, see `shard`.
-        moved: option of an earlier version to the call that took its place, see `VplError`.
+        moved: option that has become another call, to that call, see `VplError`.
     """
 
     order: int

@@ -199,7 +199,7 @@ class State:
         if made_by not in (None, *({work.model} if words else {work.main_encoder, work.model})):
             return [f"the workspace's {what} is {now}, no longer {made_by}"]
         weights = self._weights["encoder" if "encoder" in header.model else "CLIP"]
-        if weights and header.model.get("weights", weights) != weights:
+        if weights and header.model.get("weights") != weights:
             return [f"the weights of {made_by} have changed"]
         return []
 

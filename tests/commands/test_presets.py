@@ -146,7 +146,7 @@ def test_a_command_that_the_preset_does_not_set_has_no_record(copied: Path, run:
     assert header.preset == {}
 
 
-def test_an_older_header_has_no_preset(refined: Path, run: Run) -> None:
+def test_a_header_without_a_preset_has_none(refined: Path, run: Run) -> None:
     """Read while a preset is at work, whose record is not to slip into it."""
     with under_preset({"name": "vpl-voc", "hash": "0", "given": {}}):
         header = Header.from_json('{"kind": "cams", "command": "cam"}', refined)

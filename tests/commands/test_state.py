@@ -8,14 +8,13 @@ import re
 import shlex
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
 
 from vpltool.commands._tree import size
-from vpltool.formats import open_workspace, read_tensors, write_tensors
+from vpltool.formats import open_workspace, read_tensors
 from vpltool.state import read_state
 
 
@@ -149,13 +148,6 @@ def test_a_photo_that_failed_and_was_mended(run: Run, copied: Path) -> None:
         assert result.code == 0, result.err
     assert run("cam", "--prototypes", "seeds", work=work).code == 0
     assert stale(work) == {}
-    # A file of an earlier version does not say which photos it was made from.
-    old = work / "prototypes/old.safetensors"
-    header, tensors = read_tensors(work / "prototypes/seeds.safetensors", "prototypes")
-    inputs = {role: value for role, value in header.inputs.items()
-              if role not in ("photos", "photo-files")}
-    write_tensors(old, replace(header, inputs=inputs, call={**header.call, "out": str(old)}),
-                  tensors)
     before = read_tensors(work / "prototypes/vision.safetensors", "prototypes")[1]["prototypes"]
     photo.write_bytes(good)
     for name, command in made.items():
@@ -177,9 +169,6 @@ def test_a_photo_that_failed_and_was_mended(run: Run, copied: Path) -> None:
         refused = run(*made[name], work=work)
         assert "was made with other settings: other photos can be read" in \
             refused.lines("error:")[0]
-    assert "prototypes/old.safetensors" not in told
-    assert run(*made["seeds"], "--out", old, work=work).code == 0
-    old.unlink()
     result = run("update", work=work)
     assert result.code == 0, result.err
     assert stale(work) == {}

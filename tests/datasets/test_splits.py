@@ -50,13 +50,6 @@ def test_each_class_keeps_a_photo_and_the_same_call_changes_nothing(seed: int) -
         assert there == {label for photo in some for label in photo.labels}
 
 
-def test_a_split_of_an_earlier_version_stays() -> None:
-    """It may hold out the only photo of a class; nothing changes unless that does."""
-    photos = photos_of("emu", "cat", "cat", "cat")
-    before = [Photo("p0", "p0.png", ("emu",), ("val",)), *photos[1:]]
-    assert held(hold_out(photos, 4, before)) == ["p0"]
-
-
 def test_a_photo_returns_where_it_has_become_the_last_of_its_class() -> None:
     photos = photos_of("emu", "emu", "cat", "cat", "cat", "cat")
     first = hold_out(photos, 6, ())

@@ -143,7 +143,7 @@ def test_the_same_call_goes_on_after_every_change(name: str, tmp_path: Path,
 
 @pytest.mark.parametrize("gone", [(), tuple(IDS[:3])])
 def test_a_folder_that_lost_its_manifest(gone: tuple[str, ...], tmp_path: Path) -> None:
-    """As commands of earlier versions left it: it is continued, and a corrected mask is kept."""
+    """It is continued, and a corrected mask is kept."""
     begin(tmp_path, corrected=True)
     old = tree(tmp_path)
     (tmp_path / MANIFEST).unlink()

@@ -157,7 +157,7 @@ def test_a_second_encoder_that_saw_another_photo(root: Path, bank: Path, tmp_pat
     result = run(*line, work=work)
     assert result.code == 1
     assert "6 of 6 files are out of date (photo replaced)" in result.lines("error:")[0]
-    # An earlier version recorded no photos.
+    # As where the photos could not be read.
     manifest = other / "features/train/artifact.json"
     content = json.loads(manifest.read_text())
     del content["photos"]

@@ -182,7 +182,7 @@ def test_what_is_not_given_stays(base: Path, run: Run) -> None:
 def test_what_others_wrote_into_the_list_stays(base: Path, run: Run) -> None:
     path = base / "work/images.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0] |= {"camera": "a phone", "caption": "by hand"}
+    lines[0] |= {"camera": "a phone", "captions": ["by hand"]}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     add_photo(base, "late", "box,train")
     taken(again(base, run))

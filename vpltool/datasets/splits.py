@@ -59,10 +59,8 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
     held = {photo.id for photo in wanted
             if photo.id in earlier and "val" in earlier[photo.id].splits}
     left = _photos_of_class(photo for photo in wanted if photo.id not in held)
-    missing = _without_photos(before)
     for photo in wanted:
-        if photo.id in held and any(not left[label] and label not in missing
-                                    for label in photo.labels):
+        if photo.id in held and any(not left[label] for label in photo.labels):
             held.remove(photo.id)
             left.update(photo.labels)
     new = [photo for photo in wanted if photo.id not in earlier] if held else wanted
@@ -79,9 +77,3 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
 
 def _photos_of_class(photos: Iterable[Photo]) -> Counter[str]:
     return Counter(label for photo in photos for label in photo.labels)
-
-
-def _without_photos(before: Sequence[Photo]) -> set[str]:
-    """Classes that had no photo in `train` before: earlier versions did not look after them."""
-    there = _photos_of_class(photo for photo in before if "train" in photo.splits)
-    return {label for photo in before for label in photo.labels} - there.keys()

@@ -11,7 +11,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Header, read_tensors, write_tensors
 from vpltool.formats.fields import LIST, NUMBER, check_fields
-from vpltool.formats.header import as_recorded, difference, is_stale
+from vpltool.formats.header import difference, is_stale
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import torch
 
@@ -81,7 +81,6 @@ def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool
     if overwrite or not path.exists():
         return fresh
     found, tensors = read_tensors(path, header.kind)
-    header = as_recorded(header, found)
     if found.config_hash != header.config_hash:
         stale = is_stale(header, found)
         if update and found.command == header.command:

@@ -17,7 +17,7 @@ from vpltool.formats import (
     expect_header,
     identity_of_file,
 )
-from vpltool.formats.header import as_recorded, difference, is_same_model, is_stale, tell_options
+from vpltool.formats.header import difference, is_same_model, is_stale, tell_options
 from vpltool.formats.inputs import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.replacing import check_replacing
@@ -112,7 +112,6 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
         check_replacing(path, same=not path.exists())
         return False
     found = expect_header(path, header.kind)
-    header = as_recorded(header, found)
     if by_model_name:
         found = replace(found, model={key: value for key, value in found.model.items()
                                       if key in header.model or key == "normalise"})

@@ -232,10 +232,7 @@ def _files_identity(workspace: Workspace, header: Header) -> str:
 
 
 def other_photos(workspace: Workspace, header: Header) -> list[str]:
-    """Say that a file would be made from other photos now, if it would.
-
-    Files of earlier versions do not record theirs.
-    """
+    """Say that a file would be made from other photos now, if it would."""
     if header.inputs.keys().isdisjoint(("photos", "photo-files")):
         return []
     split = str(header.options.get("split", "train"))

@@ -21,8 +21,7 @@ from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
 from vpltool.json_text import parse_json
 
 MARK = "vpltool-export.json"
-"""File in a folder that says what vpltool wrote there: name to checksum; 0 if unknown, as earlier
-versions wrote for copies of photos."""
+"""File in a folder that says what vpltool wrote there: name to checksum."""
 
 Member = tuple[str, bytes]
 """Name of a file in a folder, and its content."""
@@ -136,7 +135,7 @@ def _check_untouched(path: Path) -> dict[str, int]:
         raise VplError(f"{path} holds files that vpltool did not make, such as "
                        f"{others[0] if others else path.name}", hint)
     changed = sorted(name for name in there & known.keys()
-                     if known[name] and zlib.crc32((path / name).read_bytes()) != known[name])
+                     if zlib.crc32((path / name).read_bytes()) != known[name])
     if changed:
         raise VplError(counted(len(changed), f"file in {path} was changed since vpltool wrote it",
                                f"files in {path} were changed since vpltool wrote them")

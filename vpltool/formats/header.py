@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,6 @@ class Header:
         """Return its fields, as `artifact.json` holds them."""
         content = asdict(self)
         if not self.supervision:
-            # As headers were before corrections were known.
             del content["supervision"]
         return content
 
@@ -240,30 +239,9 @@ def tell_options(expected: Header, found: Header, path: Path) -> None:
         console.note(f"{path}: {'; '.join(changes)}")
 
 
-def as_recorded(expected: Header, found: Header) -> Header:
-    """Return a header to compare with one that was found: without what it does not record.
-
-    Earlier versions did not record the photos that a file is made from, nor a hash of the CLIP's
-    whole file. Their files stay valid.
-    """
-    return replace(expected, inputs=_without(expected.inputs, found.inputs, _LATER_INPUTS),
-                   model=_without(expected.model, found.model, _LATER_OF_MODEL))
-
-
-_LATER_INPUTS, _LATER_OF_MODEL = ("photos", "photo-files", "prompts"), ("weights",)
-
-
-def _without(expected: Mapping[str, str], found: Mapping[str, str], later: Collection[str]
-             ) -> dict[str, str]:
-    return {name: value for name, value in expected.items()
-            if name in found or name not in later}
-
-
 def is_same_model(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Tell whether two identities are of one CLIP; earlier versions did not record `weights`."""
-    return (all(first.get(key) == second.get(key) for key in ("fingerprint", "normalise"))
-            and ("weights" not in first or first["weights"] == second.get(
-                "weights", first["weights"])))
+    """Tell whether two identities are of one CLIP."""
+    return all(first.get(key) == second.get(key) for key in ("fingerprint", "normalise", "weights"))
 
 
 def changed_inputs(expected: Header, found: Header) -> list[str]:

@@ -54,7 +54,7 @@ class InputFolder:
         waiting: ids of those that failed, but only in an earlier step.
         complete: whether no photo that was asked for is to be done.
         replaced: whether a command is deleting its files, or was killed while it did.
-        photos: id to hash of the photo's file that was read; of earlier versions empty.
+        photos: id to hash of the photo's file that was read, where it could be.
     """
 
     path: Path

@@ -33,9 +33,7 @@ _SHARDS = ".shards"
 """Folder of the shards' manifests, in that of their artifact."""
 
 _OF_PHOTOS = {"failed": TEXT_OF, "own": TEXT_OF}
-
-_HASHES = {"photos": TEXT_OF}
-"""Earlier versions did not record these."""
+_SOMETIMES = {"left_out": TEXTS, "photos": TEXT_OF}
 
 UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Beginning of the hint if only inputs have changed."""
@@ -71,8 +69,7 @@ def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
     content = read_json(manifest, hint)
     try:
         check_fields(content, {"header": OBJECT},
-                     {"config": TEXT, "complete": FLAG, "left_out": TEXTS, REPLACED: FLAG}
-                     | _OF_PHOTOS | _HASHES)
+                     {"config": TEXT, "complete": FLAG, REPLACED: FLAG} | _OF_PHOTOS | _SOMETIMES)
     except ValueError as error:
         raise VplError(f"{manifest} is damaged: {error}", hint) from error
     return {"complete": False, "failed": {}, **content}
@@ -144,7 +141,7 @@ def _read_shard(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(file.read_text("utf-8"))
         check_fields(content, {"config": TEXT, "shard": NUMBER, "shards": NUMBER, "whole": FLAG,
-                               "complete": FLAG} | _OF_PHOTOS, {"left_out": TEXTS} | _HASHES)
+                               "complete": FLAG} | _OF_PHOTOS, _SOMETIMES)
         if not 0 <= content["shard"] < content["shards"]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
     except ValueError as error:

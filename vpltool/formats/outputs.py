@@ -18,7 +18,7 @@ from vpltool.formats.deletion import (
     known_manifest,
     mark_replaced,
 )
-from vpltool.formats.header import Header, as_recorded, difference, is_stale, tell_options
+from vpltool.formats.header import Header, difference, is_stale, tell_options
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
@@ -331,8 +331,8 @@ def open_output(
         own: id to the photo's own inputs that its file depends on, such as its tags.
         whole: whether these are all photos of the split, or of the shard.
         shard: which photos this process does; `ids`, `left_out` and `own` are only of these.
-        photos: id to hash of the photo's file, where it can be read. A file that an earlier
-            version made, without one, counts as made from the photo that is there now.
+        photos: id to hash of the photo's file, where it can be read. A file made without one
+            counts as made from the photo that is there now.
 
     Raises:
         OtherSettings: the folder was made with other settings.
@@ -348,7 +348,6 @@ def open_output(
     waiting: Collection[str] = ()
     if content is not None:
         found = header_of(content, manifest)
-        header = output.header = as_recorded(header, found)
         same = found.config_hash == header.config_hash
         stale = is_stale(header, found)
         check_replacing(path, same=same or stale)

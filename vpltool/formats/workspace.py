@@ -79,22 +79,20 @@ class Photo:
 
     @classmethod
     def from_json(cls, line: str) -> Photo:
-        """Read a line of `images.jsonl`; earlier versions wrote one `caption`.
+        """Read a line of `images.jsonl`.
 
         Raises:
             ValueError: the line is not a photo.
         """
         entry = parse_json(line)
-        check_fields(entry, _PHOTO, {"mask": TEXT_OR_NONE, "caption": TEXT})
+        check_fields(entry, _PHOTO, {"mask": TEXT_OR_NONE, "captions": TEXTS})
         if leads_out(entry["id"]):
             raise ValueError(f"the id {entry['id']!r} leads out of a folder")
         if odd := next(filter(leads_out, entry["splits"]), None):
             raise ValueError(f"the split {odd!r} leads out of a folder")
-        single = entry.pop("caption", "")
-        captions = entry.pop("captions", None) or ([single] if single else [])
-        check_fields({"captions": captions}, {"captions": TEXTS})
         return cls(entry.pop("id"), entry.pop("image"), tuple(entry.pop("labels")),
-                   tuple(entry.pop("splits")), entry.pop("mask", None), tuple(captions), entry)
+                   tuple(entry.pop("splits")), entry.pop("mask", None),
+                   tuple(entry.pop("captions", ())), entry)
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,7 @@ def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
             f"such as {photos[0].id if photos else 'none'}, not {len(splits)} such as "
             f"{next(iter(splits))}",
             "`overwrite=True` replaces it; another workspace folder keeps both")
-    # Earlier versions wrote no captions.
-    return all(photo.captions and workspace.image_path(photo).exists() for photo in photos)
+    return all(workspace.image_path(photo).exists() for photo in photos)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -205,10 +205,9 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     shared = {name: call[name] for name in _REMEMBERED
               if name in call and not _is_given(settings, name)}
     if not _is_given(settings, "captions"):
-        # Earlier versions took a single file.
         files = call.get("captions")
-        shared["captions"] = tuple(_from_workspace(path, Path, (
-            [files] if isinstance(files, str) else files if isinstance(files, list) else [])))
+        shared["captions"] = tuple(_from_workspace(
+            path, Path, files if isinstance(files, list) else []))
     return replace(settings, of_method=method, **shared)
 
 
