@@ -1,4 +1,4 @@
-"""Proposals as run lengths: packed and unpacked, counted by runs as by pixels, and hostile files."""
+"""Proposals as run lengths: there and back, counted by runs as by pixels, and hostile files."""
 
 from __future__ import annotations
 
