@@ -14,6 +14,7 @@ from vpltool.core.proposals import (
     means_inside,
     to_tensors,
     votes,
+    with_votes,
 )
 
 SIZE = (13, 17)
@@ -92,3 +93,51 @@ def test_what_cannot_be_packed_is_refused() -> None:
         Proposals.of(SIZE, [Proposal(np.ones((2, 2), bool))])
     with pytest.raises(ValueError, match="not in"):
         Proposals.of(SIZE, [Proposal(np.ones(SIZE, bool), float("nan"))])
+
+
+def test_a_vote_is_what_a_slow_reference_gives() -> None:
+    """Object or background by more than half, weight by Youden's J, one mask at a time."""
+    made, masks = random_proposals(7, seed=4)
+    draw = np.random.default_rng(5)
+    scores = draw.random((3, *SIZE)).astype(np.float32) + np.float32(0.01)
+    scores[0] *= 2
+    scores /= scores.sum(axis=0)
+    shares = means_inside(made, scores)
+    shares[1] = (0.1, 0.2, 0.7)
+    sure = np.zeros(len(masks))
+    sure[1] = 0.5
+    total, weight, count = np.zeros((3, *SIZE)), np.zeros(SIZE), np.zeros(SIZE)
+    for number, mask in enumerate(masks):
+        if mask.sum() < 20:
+            continue
+        objects = shares[number, 0] < 0.5
+        ground = [float(scores[0][part].mean()) if part.any() else 0.0 for part in (mask, ~mask)]
+        agreement = max(0.0, ground[1] - ground[0] if objects else ground[0] - ground[1])
+        vote = np.array([0, *(shares[number, 1:] / shares[number, 1:].sum())]) if objects else (
+            np.array([1.0, 0, 0]))
+        own = float(made.scores[number]) * (sure[number] + (1 - sure[number]) * agreement)
+        total += own * vote[:, None, None] * mask
+        weight += own * mask
+        count += mask
+    mean, share = total / np.maximum(weight, 1e-12), weight / np.maximum(count, 1)
+    wanted = scores * ((1 - share) / 3 + share * mean)
+    wanted /= wanted.sum(axis=0)
+    assert np.allclose(with_votes(made, scores, shares, sure, 20), wanted, atol=1e-6)
+
+
+def test_a_mask_that_separates_nothing_changes_little() -> None:
+    """One object, left; a mask of it is filled, one across its border hardly counts."""
+    scores = np.full((2, 20, 20), 0.5, np.float32)
+    scores[1, :, :10] = 0.8
+    scores[1, :, 10:] = 0.1
+    scores[1, 5:8, 2:8] = 0.3
+    scores[0] = 1 - scores[1]
+    hole = scores.argmax(axis=0)[5:8, 2:8]
+    assert not hole.any()
+    left = np.zeros((20, 20), bool)
+    left[:, :10] = True
+    for mask, filled in ((left, True), (left.T, False)):
+        made = Proposals.of((20, 20), [Proposal(mask)])
+        found = with_votes(made, scores, means_inside(made, scores), np.zeros(1), 0).argmax(axis=0)
+        assert bool(found[5:8, 2:8].all()) == filled
+        assert found[:, 10:].any() == 0

@@ -113,8 +113,8 @@ def write_sam(work: Path, folder: Path, *, whole: bool) -> None:
     for key in KEYS:
         masks = instances_of(work, key)
         entries = [{"segmentation": run_lengths(mask), "area": int(mask.sum()),
-                    "bbox": [0, 0, 1, 1], "predicted_iou": iou, "stability_score": 0.97, "crop_box": [0, 0, 9, 9],
-                    "point_coords": [[1, 1]]}
+                    "bbox": [0, 0, 1, 1], "predicted_iou": iou, "stability_score": 0.97,
+                    "crop_box": [0, 0, 9, 9], "point_coords": [[1, 1]]}
                    for mask, iou in zip(masks, (0.9, 1.02, 0.5), strict=True)]
         height, width = masks[0].shape
         content = {"image": {"image_id": 1, "file_name": f"{flat(key)}.png", "width": width,

@@ -163,6 +163,46 @@ def votes(proposals: Proposals, weights: npt.NDArray[np.float64]) -> npt.NDArray
     return np.where(made < 1e-9, 0.0, made)
 
 
+def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float64],
+               sure: npt.NDArray[np.float64], min_area: int) -> Field:
+    """Multiply the scores of labels by the votes of the proposals that a pixel lies in.
+
+    A proposal says object or background, whichever has more of it, and divides `object` among
+    the classes as its shares do. It votes with its score times its agreement: how much more of
+    that it has inside than there is outside (Youden's J). So a mask that cuts an object in two, or
+    separates nothing, hardly counts, whatever its size. What is missing to 1 is divided evenly.
+
+    Args:
+        proposals: of the size of the scores.
+        scores: of the labels (L, H, W), summing to 1; the first is the background's.
+        shares: of the labels in each proposal (P, L), summing to 1.
+        sure: agreement that each proposal has in any case (P,), as with a word of its own.
+        min_area: smaller proposals do not vote, in pixels.
+
+    Returns:
+        (L, H, W), summing to 1; the scores where no proposal votes.
+    """
+    area = areas(proposals)[:, None]
+    inside = means_inside(proposals, scores)
+    total = scores.reshape(len(scores), -1).sum(axis=1, dtype=np.float64)
+    outside = (total - inside * area) / np.maximum(scores[0].size - area, 1)
+    objects = shares[:, 0] < 0.5
+    difference = (inside - outside)[:, 0]
+    agreement = np.clip(np.where(objects, -difference, difference), 0, 1)
+    counted = (area[:, 0] >= min_area).astype(np.float64)
+    weights = proposals.scores * (sure + (1 - sure) * agreement) * counted
+    classes = np.where(np.arange(len(scores)) > 0, shares, 0)
+    classes /= np.maximum(classes.sum(axis=1, keepdims=True), 1e-12)
+    said = np.where(objects[:, None], classes, np.arange(len(scores)) == 0)
+    for_each = votes(proposals, weights[:, None] * said)
+    total_weight = for_each.sum(axis=0)
+    number = votes(proposals, counted[:, None])[0]
+    weight = total_weight / np.maximum(number, 1)
+    vote = for_each / np.maximum(total_weight, 1e-12)
+    product = scores * ((1 - weight) / len(scores) + weight * vote)
+    return (product / product.sum(axis=0).clip(min=1e-12)).astype(np.float32)
+
+
 _NO_WORD = -1
 
 

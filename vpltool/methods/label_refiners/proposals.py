@@ -2,11 +2,11 @@
 
 Scores (of CAMs, or sharpened by the dense CRF first) say which class, proposals say where it ends:
 each has the mean of the scores inside, as in S2C (Kweon and Yoon, CVPR 2024) and SEPL (Chen et al.,
-2023), and votes with its own score times its agreement, the share of its largest label. A pixel's
-label is the largest product of its own scores and the votes of all proposals that it lies in. A
-word that a proposal brings votes with it where the photo has that tag, and not where it has not.
-Small proposals do not vote; pixels in none keep their scores. A proposal that overlaps another and
-disagrees makes a pixel unsure: below `confidence`, it becomes 255.
+2023), and votes for object or background with its own score times its agreement: how much more of
+that it has inside than there is outside. Which class an object is, its mean and the pixel's own
+scores say together. A word that a proposal brings votes with it where the photo has that tag, and
+not where it has not. Small proposals do not vote; pixels in none keep their scores. Where votes
+and scores disagree, a pixel is unsure: below `confidence`, it becomes 255.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpltool import settings as of_vpltool
-from vpltool.core.proposals import Proposals, areas, means_inside, votes
+from vpltool.core.proposals import Proposals, means_inside, with_votes
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import load_method
@@ -86,8 +86,10 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
         scores = [next(made) if field is None else field for field in known]
     else:
         scores = [photo.scores for photo in photos]
-    return [_voted(photo, field / field.sum(axis=0).clip(min=1e-12), settings)
-            for photo, field in zip(photos, scores, strict=True)]
+    # As in the CRF, no label is impossible anywhere.
+    fields = [field.clip(1e-5, 1) for field in scores]
+    return [_voted(photo, field / field.sum(axis=0), settings)
+            for photo, field in zip(photos, fields, strict=True)]
 
 
 def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settings
@@ -96,30 +98,31 @@ def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settin
     proposals = photo.proposals
     if proposals is None:
         raise VplError("no proposals are given", "`propose()` makes some")
-    if not len(proposals):
+    # Without a background there is nothing that an object could end at.
+    if not len(proposals) or photo.names[:1] != ("",):
         return scores
-    shares = means_inside(proposals, scores)
-    agreement = shares.max(axis=1)
-    shares = _with_words(proposals, shares, photo.names, settings.word_share)
-    weights = proposals.scores * agreement * (areas(proposals) >= settings.min_area)
-    for_each = votes(proposals, weights[:, None] * shares)
-    total = for_each.sum(axis=0)
-    product = scores * np.where(total > 0, for_each / np.maximum(total, 1e-12), 1)
-    return (product / product.sum(axis=0).clip(min=1e-12)).astype(np.float32)
+    shares, sure = _with_words(proposals, means_inside(proposals, scores), photo.names,
+                               settings.word_share)
+    return with_votes(proposals, scores, shares, sure, settings.min_area)
 
 
 def _with_words(proposals: Proposals, shares: npt.NDArray[np.float64], names: Sequence[str],
-                word_share: float) -> npt.NDArray[np.float64]:
-    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing."""
+                word_share: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing.
+
+    Returns:
+        the shares, and how much of each is the word's (P,).
+    """
     labels = {_plain(name): label for label, name in enumerate(names) if name}
     labels |= dict.fromkeys(map(_plain, BACKGROUND_WORDS), 0)
-    mixed = shares.copy()
+    mixed, sure = shares.copy(), np.zeros(len(shares))
     for number, word in enumerate(proposals.words):
         label = labels.get(_plain(word)) if word else None
         if label is not None:
             mixed[number] *= 1 - word_share
             mixed[number, label] += word_share
-    return mixed
+            sure[number] = word_share
+    return mixed, sure
 
 
 def _plain(word: str) -> str:
