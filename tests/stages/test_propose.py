@@ -227,6 +227,24 @@ def test_label_images_have_the_words_of_their_list(work: Path, tmp_path: Path) -
         ("tree", "bar")}
 
 
+def test_painted_words_are_checked_by_the_tags(work: Path, tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "labels"
+    drawn = masks_of(work / "masks/drawn/train")
+    for key, labels in drawn.items():
+        label_image(folder, flat(key), labels)
+    result = propose(work, "--method", "files", "--path", folder, "--format", "labels", "--paint")
+    assert result.code == 0, result.err
+    for key, labels in masks_of(work / "predictions/files/train").items():
+        # Parts in the holes of others are smaller, and on top.
+        assert (labels == np.where(drawn[key] == 255, 0, drawn[key])).mean() > 0.99
+    result = run("eval", "--what", "predictions/files", "--split", "train", "--against", "tags",
+                 "--json", work=work)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["made_by"] == "propose"
+    assert "made with the tags" not in result.err
+    assert "gives no words" in propose(work, "--paint").err
+
+
 def one_soft(folder: Path, name: str, size: tuple[int, int]) -> None:
     folder.mkdir(exist_ok=True)
     Image.fromarray(np.full(size, 200, np.uint8)).save(folder / name)
@@ -373,6 +391,9 @@ def test_sam_runs_on_random_weights(second: bool, work: Path, tmp_path: Path) ->
 def test_what_cannot_be_done_is_refused_first(options: tuple[str, ...], said: str, work: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if "sam" in options:
+        pytest.importorskip("transformers")
+        torchvision_works()
     result = propose(work, *options)
     assert result.code == 1
     assert said in result.err

@@ -203,6 +203,11 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
     return (product / product.sum(axis=0).clip(min=1e-12)).astype(np.float32)
 
 
+def plain_word(word: str) -> str:
+    """A word as tools may write a class: without case, and with spaces."""
+    return word.lower().replace("_", " ").replace("-", " ").strip()
+
+
 _NO_WORD = -1
 
 

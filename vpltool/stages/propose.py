@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import options
-from vpltool.core.proposals import to_tensors
+from vpltool.core.proposals import Proposals, areas, plain_word, to_tensors
 from vpltool.engine.headers import make_header
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import chosen_shard, paths_of, photos_with
 from vpltool.formats import OutputFolder, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
-from vpltool.lazy import torch
+from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.interfaces import Proposer
@@ -34,11 +34,15 @@ class ProposeSettings(options.PerPhoto):
                           metavar="NAME")
     name: str = setting("", "Name of the result; default: the method.", record="never",
                         inside=True)
+    paint: bool = setting(False, "Also paint the class words, the smallest on top, as "
+                                 "predictions/NAME: the other tool's masks alone, which `eval "
+                                 "--against tags` can check, since no tag was used.", off="-",
+                          record="changed")
     workers: int = options.workers()
 
 
 STAGE = Stage(order=58, panel="3. Masks and segmenter", reads=("workspace", "images"),
-              writes=("proposals",), settings=ProposeSettings, methods="proposers")
+              writes=("proposals", "predictions"), settings=ProposeSettings, methods="proposers")
 
 
 def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
@@ -58,13 +62,14 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         settings: which photos, which method.
 
     Returns:
-        the folder of proposals.
+        the folder of proposals; with --paint that of predictions first.
 
     Raises:
         VplError: the files are in no known format, or a package is missing.
         PhotosFailed: some photos failed.
     """
-    warn_without_effect(settings)
+    warn_without_effect(settings, without={} if settings.method == "files" else {
+        "paint": f"`{settings.method}` gives no words"})
     method = load_method(Proposer, settings.method)
     photos = replace(photos_with(workspace, settings.split, settings.limit,
                                  shard=chosen_shard(settings.shard)), own={})
@@ -78,11 +83,22 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
                               by_name(workspace.photos()), workspace.classes)
 
-    def write(output: OutputFolder, key: str, tensors: dict[str, Any]) -> None:
-        output.write_tensors(key, tensors)
+    folders = {folder: header}
+    if settings.paint and settings.method == "files":
+        painted = (folder.parent / f"{folder.name}-painted" if settings.out
+                   else place(workspace.path, "predictions", name, settings.split))
+        folders[painted] = replace(header, kind="predictions", format=0, inputs={
+            **header.inputs, "classes": workspace.classes_identity})
+
+    def write(output: OutputFolder, key: str, made: Proposals) -> None:
+        if output.header.kind == "predictions":
+            output.write_labels(key, _painted(made, workspace.classes))
+        else:
+            output.write_tensors(key, to_tensors(made))
 
     return make_photos(
-        f"propose {name} {settings.split}", open_outputs({folder: header}, photos, settings),
+        f"propose {name} {settings.split}",
+        open_outputs(folders, photos, settings, 1 + len(workspace.classes)),
         lambda todo: _start(method, settings, request, {key: paths[key] for key in todo}),
         write, settings, reads=paths)
 
@@ -103,7 +119,19 @@ def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest
 
 def _made(found: tuple[str, Any]) -> Made:
     key, proposals = found
-    return key, Failed(proposals) if isinstance(proposals, str) else to_tensors(proposals)
+    return key, Failed(proposals) if isinstance(proposals, str) else proposals
+
+
+def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) of the class words alone; words that are no class are background."""
+    labels = {plain_word(name): label for label, name in enumerate(classes, 1)}
+    canvas = np.zeros(proposals.size, np.uint8)
+    named = [(int(area), labels[plain_word(word)], inside) for area, word, inside in zip(
+        areas(proposals), proposals.words, proposals.masks(), strict=True)
+        if plain_word(word) in labels]
+    for _, label, inside in sorted(named, key=lambda found: -found[0]):
+        canvas[inside] = label
+    return canvas
 
 
 _worker: list[tuple[Proposer, Settings]] = []

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpltool import settings as of_vpltool
-from vpltool.core.proposals import Proposals, means_inside, with_votes
+from vpltool.core.proposals import Proposals, means_inside, plain_word, with_votes
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import load_method
@@ -113,21 +113,16 @@ def _with_words(proposals: Proposals, shares: npt.NDArray[np.float64], names: Se
     Returns:
         the shares, and how much of each is the word's (P,).
     """
-    labels = {_plain(name): label for label, name in enumerate(names) if name}
-    labels |= dict.fromkeys(map(_plain, BACKGROUND_WORDS), 0)
+    labels = {plain_word(name): label for label, name in enumerate(names) if name}
+    labels |= dict.fromkeys(map(plain_word, BACKGROUND_WORDS), 0)
     mixed, sure = shares.copy(), np.zeros(len(shares))
     for number, word in enumerate(proposals.words):
-        label = labels.get(_plain(word)) if word else None
+        label = labels.get(plain_word(word)) if word else None
         if label is not None:
             mixed[number] *= 1 - word_share
             mixed[number, label] += word_share
             sure[number] = word_share
     return mixed, sure
-
-
-def _plain(word: str) -> str:
-    """A word as tools may write a class: without case, and with spaces."""
-    return word.lower().replace("_", " ").replace("-", " ").strip()
 
 
 def _crf() -> LabelRefiner:

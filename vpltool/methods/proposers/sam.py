@@ -67,8 +67,13 @@ def _load(model: str, device: str) -> Any:
     if importlib.util.find_spec("transformers") is None:
         raise VplError("sam needs transformers, which is not installed",
                        "pip install 'vpltool[transformers]'")
-    from transformers import pipeline
-
+    try:
+        from transformers import pipeline
+    # Whatever the import of torchvision raises where it was built for another torch.
+    except Exception as error:
+        raise VplError(f"transformers' mask generation cannot be imported: {first_line(error)}",
+                       "it needs torchvision, of the same build as torch: pip install torchvision"
+                       ) from error
     try:
         return pipeline("mask-generation", model=model, device=device,
                         model_kwargs={"use_safetensors": True})
