@@ -46,4 +46,4 @@ def test_nearly_every_stage_and_method_is_recorded() -> None:
     assert stages - used <= {"prepare", "pack", "train-groups", "run", "pull"}
     methods = {name for kind in KINDS if kind not in ("sources", "exports")
                for name, method in find_methods(kind).items() if method.name != KINDS[kind].default}
-    assert methods - used <= {"rfm", "weclip"}
+    assert methods - used <= {"rfm", "weclip", "sam", "files"}

@@ -69,6 +69,19 @@ def estimate(pool, text, text_index, settings, seed):
 def refine_labels(photos, settings, device):
     return [photo.scores ** settings.toy_level for photo in photos]
 '''),
+    "proposers": ("the left part of a photo", ("photo",), "", '''
+import numpy as np
+
+from vpltool.core.photos import read_photo
+from vpltool.core.proposals import Proposal, Proposals
+
+
+def propose(request, settings):
+    for key, path in request.jobs:
+        inside = np.zeros(read_photo(path).shape[:2], bool)
+        inside[:, : int(settings.toy_level * inside.shape[1])] = True
+        yield key, Proposals.of(inside.shape, [Proposal(inside, 0.5, "bar")])
+'''),
     "segmenters": ("one linear map of the last layer", ("layers",), "", '''
 from vpltool.core.segmenter import SegmenterNetwork
 
@@ -187,6 +200,7 @@ RUNS: dict[str, tuple[tuple[object, ...], str]] = {
     # In a process of its own: it must find the file, too.
     "label_refiners": (("--what", "text-refined", "--workers", 1, "--out", "toys/masks"),
                        "toys/masks"),
+    "proposers": ((), "proposals/toy/train"),
     "segmenters": (("--masks", "text-refined", "--prototypes", "text", "--crop", 3,
                     "--batch-size", 2, "--iters", 2, "--name", "toy"), "decoder/toy.safetensors"),
 }

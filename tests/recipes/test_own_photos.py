@@ -250,3 +250,17 @@ def test_every_tenth_photo_is_held_out(run: Run, own: Path, tiny_clip: Path) -> 
         f"{row},{'val' if number == 5 else 'train'}" for number, row in enumerate(rows))]) + "\n")
     assert run(*line, work=own / "work").code == 0
     assert held() == [scenes[5].id]
+
+
+def test_masks_of_another_tool_are_one_more_value(run: Run, own: Path, tiny_clip: Path) -> None:
+    (own / "soft").mkdir()
+    for path in (own / "masks").iterdir():
+        with Image.open(path) as mask:
+            mask.point(lambda label: 220 if label else 20).save(own / "soft" / path.name)
+    # Those of `val` are there, too: both splits can be in one folder.
+    result = again(run, own, tiny_clip, f"proposals={own / 'soft'}", "format=soft")
+    assert result.code == 0, result.err
+    header = describe(own / "work/masks/seeds-refined/train/scene0.png").header
+    assert header is not None and header.options["method"] == "proposals"
+    decoder = describe(own / "work/decoder/segmenter.safetensors").header
+    assert decoder is not None and "another tool" in decoder.supervision

@@ -160,12 +160,46 @@ def size_of_labels(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def read_numbers(path: Path) -> npt.NDArray[np.int64]:
+    """Read the numbers of an instance image (H, W): 8 or 16 bits, or COCO's panoptic colours.
+
+    There, a number is red + 256 green + 65,536 blue.
+
+    Raises:
+        VplError: the file is missing or damaged.
+    """
+    with _opened(path) as image:
+        _check_pixels(path, image)
+        values = np.array(image if image.mode in _INDEX_MODES else image.convert("RGB"), np.int64)
+    return values @ np.array([1, 256, 65536]) if values.ndim == 3 else values
+
+
+def read_soft(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a soft map (H, W), 255 for what is surely in it: a picture's alpha, else its grey.
+
+    So a map may be a grey picture, as of a saliency network, or a photo that was cut out.
+
+    Raises:
+        VplError: the file is missing or damaged.
+    """
+    with _opened(path) as image:
+        _check_pixels(path, image)
+        if image.mode.startswith("I"):
+            return (np.array(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        cut_out = "A" in image.getbands() or "transparency" in image.info
+        return np.array(image.convert("RGBA").getchannel("A") if cut_out else image.convert("L"))
+
+
+def _check_pixels(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > _MOST_PIXELS:
+        raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
+                       "a mask has a pixel for each of its photo's")
+
+
 def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
     """Return the values of a label image, and its palette, flat, if it has one."""
     with _opened(path) as image:
-        if image.width * image.height > _MOST_PIXELS:
-            raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
-                           "a mask has a pixel for each of its photo's")
+        _check_pixels(path, image)
         if image.mode not in _INDEX_MODES:
             raise VplError(f"{short_path(path)} is not an index image (mode {image.mode}): a "
                            "pixel's value must be its class",

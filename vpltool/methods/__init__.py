@@ -67,6 +67,7 @@ class MethodKind:
 
 
 _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
+_OF_LABELS = ("photo", "proposals")
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
@@ -85,8 +86,11 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                "prototypes from pixels and their seed labels", ("patches",), "means",
                given=("Pixels",), interface=interfaces.Estimator),
     MethodKind("label_refiners", "crf", "refine_labels",
-               "label probabilities from scores and the photo", ("photo",), "densecrf",
+               "label probabilities from scores and the photo", _OF_LABELS, "densecrf",
                given=("ScoredPhoto",), interface=interfaces.LabelRefiner),
+    MethodKind("proposers", "propose", "propose", "masks of what may be one thing, of each photo",
+               ("photo",), "felzenszwalb", given=("ProposalRequest",),
+               interface=interfaces.Proposer),
     MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
                ("layers", "patches"), "weclip", ("rebuild",), ("SegmenterParts", "LabelledPhoto"),
                interfaces.SegmenterMethod),

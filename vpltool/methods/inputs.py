@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, identity_of_file
-from vpltool.lazy import Tensor, np, npt
+from vpltool.lazy import Tensor, np, npt, torch
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
     from vpltool.core.phase_one import Pixels as Pixels
+    from vpltool.core.proposals import Proposals
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
 
@@ -223,10 +224,33 @@ class ScoredPhoto:
     Args:
         photo: RGB (H, W, 3) uint8.
         scores: of the labels that are present (L, H, W) float32, in [0, 1].
+        names: of these labels; that of the background is empty.
+        proposals: of the size of the scores, if the method reads `proposals`.
     """
 
     photo: npt.NDArray[np.uint8]
     scores: npt.NDArray[np.float32]
+    names: tuple[str, ...] = ()
+    proposals: Proposals | None = None
+
+
+@dataclass(frozen=True)
+class ProposalRequest:
+    """Which photos a method of `proposers` makes proposals of.
+
+    Args:
+        jobs: id and path of each.
+        device: where networks run.
+        root: folder of the photos.
+        photos: name to photo of the whole workspace, under every name that a tool may give it.
+        classes: class names in index order.
+    """
+
+    jobs: Sequence[tuple[str, Path]]
+    device: torch.device
+    root: Path = field(default_factory=Path)
+    photos: Mapping[str, Photo] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the file defines is found first; a hook that it leaves out does what the class s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -18,6 +18,7 @@ from vpltool.methods import inputs
 if TYPE_CHECKING:
     from vpltool.core.distributed import Group
     from vpltool.core.phase_one import Pixels
+    from vpltool.core.proposals import Proposals
     from vpltool.core.segmenter import SegmenterNetwork
 
 OfMethod: TypeAlias = "settings.Settings | None"
@@ -109,6 +110,26 @@ class LabelRefiner(MethodModule):
                   labels: int) -> int:
         """Estimate the memory that a photo of (height, width) takes, in bytes; 0: unknown."""
         return 0
+
+
+class Proposer(MethodModule):
+    """A method of `proposers`.
+
+    `propose` checks and loads what can be refused before it returns; what it returns yields each
+    photo's id, and its proposals or the reason why it has none.
+    """
+
+    propose: Callable[[inputs.ProposalRequest, OfMethod], Iterator[tuple[str, Proposals | str]]]
+
+    PROCESSES: bool = False
+    """Whether photos are done one at a time, each on one core."""
+
+    SUPERVISION: str = ""
+    """What people said beyond tags, to whoever made the proposals; see `Header`."""
+
+    def identities(self, of_method: OfMethod) -> dict[str, str]:
+        """Role to identity of what else it reads, for the header."""
+        return {}
 
 
 class SegmenterMethod(MethodModule):

@@ -3,13 +3,15 @@
 A file of `exports/` whose format people correct labels in defines, beside `export`,
 `files(path)`, the files that it would read, none if they are in another format; `read(path,
 request)`, which yields a `Labelled` for each photo; and `NEEDS`, the packages that it imports.
+Where the format has regions that may overlap, `outlined(path, request)` yields them before they
+are painted, and `read` paints them.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,7 @@ from vpltool.methods import find_methods
 
 _AGAIN = "export it from the tool again"
 
-_BACKGROUND = ("background", "_background_", "__background__")
+BACKGROUND_WORDS = ("background", "_background_", "__background__")
 """What tools call the pixels of no class."""
 
 
@@ -41,6 +43,50 @@ class Labelled:
     photo: Photo
     labels: npt.NDArray[np.uint8]
     where: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region that a tool has outlined.
+
+    Args:
+        label: of its class.
+        inside: makes the mask (H, W) bool; it raises a VplError where the outline is damaged.
+        score: how sure the tool is, in [0, 1]; people are sure.
+    """
+
+    label: int
+    inside: Callable[[], npt.NDArray[np.bool_]]
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A photo with regions that a tool has outlined, and that may overlap.
+
+    Args:
+        photo: of the workspace.
+        size: (height, width) of the regions.
+        regions: in the order in which they are drawn.
+        where: file, and line or entry, that said so.
+        smallest_on_top: whether they are painted from the largest to the smallest instead.
+    """
+
+    photo: Photo
+    size: tuple[int, int]
+    regions: Sequence[Region]
+    where: str
+    smallest_on_top: bool = False
+
+    def painted(self) -> Labelled:
+        """Paint the regions into labels; what is in none is background."""
+        canvas = np.zeros(self.size, np.uint8)
+        drawn = [(region.label, region.inside()) for region in self.regions]
+        if self.smallest_on_top:
+            drawn.sort(key=lambda region: -int(region[1].sum()))
+        for label, inside in drawn:
+            canvas[inside] = label
+        return Labelled(self.photo, canvas, self.where)
 
 
 @dataclass(frozen=True)
@@ -82,7 +128,7 @@ class LabellingRequest:
         """
         if name in self.classes:
             return self.classes.index(name) + 1
-        if name.lower() in _BACKGROUND:
+        if name.lower() in BACKGROUND_WORDS:
             return 0
         raise VplError(f"{where}: `{name}` is not a class of the workspace",
                        near_name(name, self.classes))
@@ -125,11 +171,21 @@ class FirstRequest(LabellingRequest):
 
     def label(self, name: str, where: str) -> int:
         """The label of a class, a new one for a new name; 0 for `background`."""
-        if name.lower() in _BACKGROUND:
+        if name.lower() in BACKGROUND_WORDS:
             return 0
         return self.met.setdefault(name, len(self.met) + 1)
 
 
+@dataclass(frozen=True)
+class ProposalNames(FirstRequest):
+    """A request for proposals: any word is taken, and sizes are compared by who asks."""
+
+    def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
+        """Take any size."""
+
+    def word(self, label: int) -> str:
+        """What the tool calls a label that `label` has given."""
+        return list(self.met)[label - 1] if label else BACKGROUND_WORDS[0]
 
 
 def read_text(path: Path) -> str:

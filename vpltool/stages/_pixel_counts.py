@@ -30,15 +30,18 @@ class Tally:
         parts: id to identity of the file, of each photo that is scored.
         untagged: id to a class that the true mask holds and the tags do not.
         each: id to its own confusion matrix; none of CAMs.
+        boundaries: see `boundary_counts`; 0 if they are not scored.
     """
 
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
     untagged: dict[str, str] = field(default_factory=dict)
     each: dict[str, Any] = field(default_factory=dict)
+    boundaries: Any = 0
 
 
-def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> Tally:
+def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
+                 tolerance: float = 0.0) -> Tally:
     """Count how the pixels of all photos are labelled, beside their true masks.
 
     Under torchrun each process counts its shard of the photos; the sums are whole numbers, so they
@@ -48,6 +51,7 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo])
         workspace: its true masks and classes.
         source: CAMs, masks or predictions.
         photos: they have true masks; those that `source` lacks are left out.
+        tolerance: of boundaries, as a share of the diagonal; 0: they are not scored.
 
     Returns:
         the counts, whole in every process.
@@ -57,15 +61,16 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo])
             that is no class.
     """
     if rank_of_process()[1] == 1:
-        tally = _tally(workspace, source, photos)
+        tally = _tally(workspace, source, photos, tolerance)
     else:
         from vpltool.parallel.ranks import joined
         with joined("cpu") as ranks:
             mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
             tally = Tally()
-            for part in ranks.collect(_tally(workspace, source, mine)):
+            for part in ranks.collect(_tally(workspace, source, mine, tolerance)):
                 if part.parts:
                     tally.counts += part.counts
+                    tally.boundaries += part.boundaries
                 tally.parts |= part.parts
                 tally.untagged |= part.untagged
                 tally.each |= part.each
@@ -74,15 +79,18 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo])
     return tally
 
 
-def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> Tally:
+def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo], tolerance: float
+           ) -> Tally:
     have = set(source.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in have]
     tally = Tally()
     threads = min(8, os.cpu_count() or 1)
     with console.progress("eval", len(photos)) as advance:
-        for photo, (counts, stray) in zip(photos, in_threads(
-                lambda photo: _count(workspace, source, photo), photos, threads), strict=True):
+        for photo, (counts, stray, edges) in zip(photos, in_threads(
+                lambda photo: _count(workspace, source, photo, tolerance), photos, threads),
+                strict=True):
             tally.counts += counts
+            tally.boundaries += edges
             tally.parts[photo.id] = identity_of_file(source.path_of(photo.id))
             if source.kind != "cams":
                 tally.each[photo.id] = counts
@@ -92,17 +100,18 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo]) -> Ta
     return tally
 
 
-def _count(workspace: Workspace, source: InputFolder, photo: Photo
-           ) -> tuple[Counts | SeedHistogram, str]:
-    """Confusion matrix of a photo's labels, or histogram of its CAMs; and `untagged_class`."""
+def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float
+           ) -> tuple[Counts | SeedHistogram, str, Counts | int]:
+    """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
     from vpltool.core import metrics
+    from vpltool.core.boundaries import boundary_counts
 
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape, classes)
         return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
-                untagged_class(workspace, photo, truth))
+                untagged_class(workspace, photo, truth), 0)
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
     truth = read_truth(workspace, photo, label.shape, path)
@@ -110,7 +119,8 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} recomputes it")
     return (metrics.confusion(truth, label, classes, workspace.ignore),
-            untagged_class(workspace, photo, truth))
+            untagged_class(workspace, photo, truth),
+            boundary_counts(truth, label, classes, tolerance, workspace.ignore) if tolerance else 0)
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
+from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
+
+if TYPE_CHECKING:
+    from vpltool.core.proposals import Proposals
 
 Job = tuple[str, Path]
 """A photo's id and path."""
@@ -22,11 +27,15 @@ class Scores:
         source: CAMs, probabilities or predictions.
         alpha: exponent of the background score of CAMs.
         max_side: larger photos are scaled down to this; 0: never.
+        classes: class names in index order.
+        proposals: of the photos, if the method reads them.
     """
 
     source: InputFolder
     alpha: float
     max_side: int
+    classes: tuple[str, ...] = ()
+    proposals: InputFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,31 @@ def read_scored(scores: Scores, job: Job) -> Read:
         size = bounded_size(own, scores.max_side)
         values, classes = _scores_of(scores, key, size)
         photo = shrink_photo(photo, size)
+        found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
         return Read(key, path, nothing, np.empty(0, np.int64),
                     failure=describe_failure(path, error))
-    return Read(key, path, ScoredPhoto(photo, values.numpy()), classes.numpy(), own)
+    names = tuple(scores.classes[label - 1] if label else "" for label in classes.tolist())
+    return Read(key, path, ScoredPhoto(photo, values.numpy(), names, found), classes.numpy(), own)
+
+
+def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
+                  ) -> Proposals | None:
+    """The proposals of a photo, at a size; None if none are read.
+
+    Raises:
+        VplError: the file is missing or damaged.
+    """
+    from vpltool.core.proposals import from_tensors
+
+    if folder is None:
+        return None
+    try:
+        return from_tensors(folder.read_tensors(key)).resized(size)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise VplError(f"{folder.path_of(key)} is damaged ({error})",
+                       f"delete it and run: {again(folder.header)}") from error
 
 
 def _scores_of(scores: Scores, key: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

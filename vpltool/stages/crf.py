@@ -38,9 +38,12 @@ class CrfSettings(options.PerPhoto):
                         metavar="PATH-OR-NAME", record="never")
     method: str = setting(KINDS["label_refiners"].default, "Method that refines the labels.",
                           metavar="NAME")
+    proposals: str = setting("", "Proposals, for a method that reads them; default: the only ones "
+                                 "of the split.", metavar="NAME-OR-PATH", record="never",
+                             brief=False)
     confidence: float | None = setting(
         None, "For CAMs: minimum confidence; pixels below it become 255, ignored in training. "
-              "Default: 0.95 for densecrf, 0 for par.", low=0, high=1,
+              "Default: 0.95 for densecrf, 0 for par, 0.6 for proposals.", low=0, high=1,
         source="CLIP-ES and WeCLIP, official code")
     alpha: float = setting(1.0, "For CAMs: background score (1 - max)^ALPHA.", low=0,
                            source="CLIP-ES, official code")
@@ -51,7 +54,8 @@ class CrfSettings(options.PerPhoto):
 
 
 STAGE = Stage(order=60, panel="3. Masks and segmenter",
-              reads=("cams", "probabilities", "predictions"), writes=("masks", "predictions"),
+              reads=("cams", "probabilities", "predictions", "proposals"),
+              writes=("masks", "predictions"),
               settings=CrfSettings, methods="label_refiners")
 
 _OF_CAMS = ("alpha", "confidence")
@@ -91,16 +95,18 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     source = _find_source(workspace, settings.what, settings.split)
     warn_without_effect(settings, without={} if source.kind == "cams" else {
         "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
+    proposals = _find_proposals(workspace, settings, method)
     photos = photos_with(workspace, settings.split, settings.limit, source,
-                         shard=chosen_shard(settings.shard))
+                         *((proposals,) if proposals else ()), shard=chosen_shard(settings.shard))
     labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
     if source.kind != "cams":
         photos = replace(photos, own={})
-    outputs = open_outputs(_folders(workspace, settings, method, source), photos,
+    outputs = open_outputs(_folders(workspace, settings, method, source, proposals), photos,
                            settings, 1 + len(workspace.classes))
     confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
     # Values, not settings: a worker process must find the method's file before it knows its class.
-    task = _Task(Scores(source, settings.alpha, settings.max_side), settings.method,
+    task = _Task(Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals),
+                 settings.method,
                  values_of(settings.of_method or Settings()), settings.device, confidences,
                  labels)
 
@@ -132,8 +138,23 @@ def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:
     return source
 
 
-def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner, source: InputFolder
-             ) -> dict[Path, Header]:
+def _find_proposals(workspace: Workspace, settings: CrfSettings, method: LabelRefiner
+                    ) -> InputFolder | None:
+    """Proposals of the split, if the method reads them.
+
+    Raises:
+        VplError: there are none, or several and none is named.
+    """
+    if "proposals" not in method.READS:
+        warn_without_effect(settings, without={
+            "proposals": f"`{settings.method}` reads no proposals"})
+        return None
+    return find_folder(workspace.path, ("proposals",), settings.proposals, settings.split,
+                       ("proposals",), f"`propose(split={settings.split!r})`")
+
+
+def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner,
+             source: InputFolder, proposals: InputFolder | None) -> dict[Path, Header]:
     """Where the results go, and their headers; the masks to train on come first."""
     split, of_cams = settings.split, source.kind == "cams"
     options = method.recorded(settings.of_method)
@@ -141,7 +162,8 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner, 
         options["confidence"] = _confidence(settings, method)
     header = make_header(
         workspace, "masks" if of_cams else "predictions", "crf", settings,
-        inputs={"what": source, "classes": workspace.classes_identity},
+        inputs={"what": source, "classes": workspace.classes_identity,
+                **({"proposals": proposals} if proposals else {})},
         model=source.header.model, options=options,
         skip=() if of_cams else _OF_CAMS)
     if not of_cams:

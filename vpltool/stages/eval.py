@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.core.boundaries import boundary_f
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
@@ -51,6 +52,9 @@ class EvalSettings(Settings):
         metavar="FILE")
     alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
                                 "threshold.", low=0, source="CLIP-ES, official code")
+    boundary: float = setting(
+        0.0, "Score boundaries, too: F of those within this share of the photo's diagonal, such as "
+             "0.02; 0: do not. Not of CAMs.", low=0, high=1)
     sweep: bool = setting(False, "Show the scores of CAMs at every threshold.", off="-")
     limit: int = options.limit()
     out: Path | None = options.out()
@@ -98,6 +102,9 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     why = f"only CAMs are thresholded, and these are {source.kind}"
     warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
         (*_CUTS, "sweep"), why))
+    if source.kind == "cams" or settings.against == "tags":
+        warn_without_effect(settings, without={
+            "boundary": "masks and predictions beside true masks have it"})
     warn_without_effect(settings, without={} if settings.against == "tags" else {
         "share": "it is for `against='tags'`"})
     if settings.against == "tags":
@@ -113,8 +120,11 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         console.warn(part_of(total - len(photos), total, "photos",
                              "has no true mask and is skipped",
                              "have no true mask and are skipped"))
-    tally = count_pixels(workspace, source, photos)
+    tally = count_pixels(workspace, source, photos, settings.boundary)
     report = _report(workspace, source, tally, split, given)
+    if settings.boundary and source.kind != "cams":
+        report["boundary"] = {"tolerance": settings.boundary,
+                              "f": round(boundary_f(tally.boundaries), 6)}
     report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
 
@@ -224,6 +234,9 @@ def show(report: Report, values: Mapping[str, Any]) -> str:
              for name, value in report["iou"].items()]
     lines += [f"{'mIoU':{width}}  {100 * report['miou']:5.1f}",
               f"{'accuracy':{width}}  {100 * report['accuracy']:5.1f}"]
+    if "boundary" in report:
+        lines.append(f"boundary F  {100 * report['boundary']['f']:.1f}, within "
+                     f"{100 * report['boundary']['tolerance']:g} % of the diagonal")
     if values.get("sweep") and "sweep" in report:
         lines += ["threshold  mIoU", *(f"{step:>9}  {100 * value:4.1f}"
                                        for step, value in report["sweep"].items()

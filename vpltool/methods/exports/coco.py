@@ -12,14 +12,17 @@ Source: COCO, "Data format"
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,
@@ -32,7 +35,15 @@ from vpltool.methods.exports._regions import (
     small_setting,
 )
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import Labelled, LabellingRequest, below, parse_json, read_text
+from vpltool.methods.labels import (
+    Labelled,
+    LabellingRequest,
+    Outlined,
+    Region,
+    below,
+    parse_json,
+    read_text,
+)
 from vpltool.settings import setting
 
 READS = ()
@@ -129,55 +140,111 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
     Where instances overlap, the smallest is on top. Needs pycocotools.
     """
+    return (found.painted() for found in outlined(path, request))
+
+
+def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
+    """Yield the instances of each photo; of a large file one photo's are in memory at a time."""
     for file in files(path):
-        yield from _read_file(file, request)
+        yield from _outlined_in(file, request)
 
 
-def _read_file(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
-    content = parse_json(read_text(path), path)
+@dataclass
+class _Listed:
+    """What is kept of a file: its categories and images, and where each image's instances are."""
+
+    categories: list[dict[str, Any]] = field(default_factory=list)
+    images: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    spans: dict[Any, array[int]] = field(default_factory=dict)
+
+
+def _listed(path: Path) -> _Listed:
+    """Go through a file once.
+
+    Raises:
+        VplError: it is not JSON; the line is named.
+        KeyError, TypeError: an entry lacks something.
+    """
+    found, parts = _Listed(), set[str]()
     try:
+        for part, first, length, entry in stream_objects(path):
+            parts.add(part)
+            if part == "categories":
+                found.categories.append(read_span(path, first, length))
+            elif part == "images":
+                found.images[entry["id"]] = read_span(path, first, length)
+            elif part == "annotations":
+                found.spans.setdefault(entry["image_id"], array("Q")).extend((first, length))
+    except VplError:
+        # Only the whole text says in which line it is damaged.
+        content = parse_json(read_text(path), path)
+        raise KeyError("images") if isinstance(content, dict) else TypeError("images") from None
+    for part in ("categories", "images", "annotations"):
+        if part not in parts and not isinstance(parse_json(read_text(path), path)[part], list):
+            raise TypeError(part)
+    return found
+
+
+def _outlined_in(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
+    try:
+        found = _listed(path)
         labels = {entry["id"]: request.label(entry["name"], str(path))
-                  for entry in content["categories"]}
-        images = {entry["id"]: entry for entry in content["images"]}
-        instances: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
-        for entry in content["annotations"]:
-            if entry["image_id"] not in images:
-                raise VplError(f"{path}: annotation {entry.get('id')} belongs to image "
-                               f"{entry['image_id']}, which the file does not list",
-                               "export it from the tool again")
-            instances[entry["image_id"]].append(entry)
-        for key, image in images.items():
-            photo = request.photo(str(image["file_name"]), f"{path}: image {key}")
+                  for entry in found.categories}
+        stray = found.spans.keys() - found.images.keys()
+        for key in (key for key in found.spans if key in stray):
+            entry = read_span(path, *found.spans[key][:2])
+            raise VplError(f"{path}: annotation {entry.get('id')} belongs to image {key}, which "
+                           "the file does not list", "export it from the tool again")
+        for key, image in found.images.items():
+            where = f"{path}: image {key}"
+            photo = request.photo(str(image["file_name"]), where)
             size = (int(image["height"]), int(image["width"]))
-            request.check_size(photo, size, f"{path}: image {key}")
-            yield Labelled(photo, _paint(instances[key], labels, size, path),
-                           f"{path}: image {key}")
+            request.check_size(photo, size, where)
+            spans = found.spans.get(key, array("Q"))
+            entries = [read_span(path, first, length)
+                       for first, length in zip(spans[::2], spans[1::2], strict=True)]
+            yield Outlined(photo, size, [_region(entry, labels, size, path) for entry in entries],
+                           where, smallest_on_top=True)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise VplError(f"{path} is not COCO's instances: an entry lacks {error}",
                        "images, categories and annotations are what it needs") from error
 
 
-def _paint(instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int],
-           size: tuple[int, int], path: Path) -> npt.NDArray[np.uint8]:
-    """Paint instances, the largest first, into labels (H, W)."""
+def _region(entry: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int, int], path: Path
+            ) -> Region:
+    where = f"{path}: annotation {entry.get('id')}"
+    if entry["category_id"] not in labels:
+        raise VplError(f"{where} has the category {entry['category_id']}, which the file does "
+                       "not name", "export it from the tool again")
+    outline = entry.get("segmentation")
+    return Region(labels[entry["category_id"]],
+                  functools.partial(outline_region, outline, size, where), score_of(entry))
+
+
+def score_of(entry: Mapping[str, Any]) -> float:
+    """How sure a tool is of an instance: COCO's `score`, SAM's `predicted_iou`; 1 without either.
+
+    SAM predicts an IoU a little above 1 at times.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    return float(np.clip(float(entry.get("score", entry.get("predicted_iou", 1.0))), 0, 1))
+
+
+def outline_region(outline: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
+    """The region (H, W) of an outline in any of COCO's three forms.
+
+    Raises:
+        VplError: it is none, or of another size.
+    """
     from vpltool.core.instances import region
 
-    regions = []
-    for entry in instances:
-        where = f"{path}: annotation {entry.get('id')}"
-        if entry["category_id"] not in labels:
-            raise VplError(f"{where} has the category {entry['category_id']}, which the file does "
-                           "not name", "export it from the tool again")
-        try:
-            inside = region(entry["segmentation"], size)
-        # pycocotools raises bare exceptions at outlines that are none.
-        except Exception as error:
-            raise VplError(f"{where}: its segmentation cannot be read "
-                           f"({str(error) or type(error).__name__})",
-                           "polygons are lists of x, y; run lengths have `size` and `counts`"
-                           ) from error
-        regions.append((labels[entry["category_id"]], inside))
-    canvas = np.zeros(size, np.uint8)
-    for label, inside in sorted(regions, key=lambda found: -int(found[1].sum())):
-        canvas[inside] = label
-    return canvas
+    try:
+        return region(outline, size)
+    # pycocotools raises bare exceptions at outlines that are none.
+    except Exception as error:
+        raise VplError(f"{where}: its segmentation cannot be read "
+                       f"({str(error) or type(error).__name__})",
+                       "polygons are lists of x, y; run lengths have `size` and `counts`"
+                       ) from error

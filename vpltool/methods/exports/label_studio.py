@@ -12,6 +12,7 @@ Source: Label Studio, "BrushLabels" and "Import pre-annotated data"
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,15 @@ from vpltool.methods.exports._regions import (
     hex_colour,
 )
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import Labelled, LabellingRequest, below, parse_json, read_text
+from vpltool.methods.labels import (
+    Labelled,
+    LabellingRequest,
+    Outlined,
+    Region,
+    below,
+    parse_json,
+    read_text,
+)
 from vpltool.settings import setting
 
 READS = ()
@@ -122,6 +131,11 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     Of several annotations of a photo the newest counts; tasks without one are left out. What was
     drawn last is on top. Needs pycocotools.
     """
+    return (found.painted() for found in outlined(path, request))
+
+
+def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
+    """Yield the strokes and polygons of each photo that has a submitted annotation."""
     for file in files(path):
         tasks = parse_json(read_text(file), file)
         if not isinstance(tasks, list):
@@ -139,7 +153,7 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
 
 def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
-               ) -> Labelled | None:
+               ) -> Outlined | None:
     submitted = [entry for entry in task.get("annotations", ())
                  if not entry.get("was_cancelled")]
     if not submitted:
@@ -147,7 +161,7 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
     newest = max(submitted, key=lambda entry: entry.get("updated_at") or "")
     photo = request.photo(_name_of(task["data"]), where)
     size = request.size(photo, where)
-    canvas = np.zeros(size, np.uint8)
+    regions = []
     for stroke in newest["result"]:
         if "original_width" not in stroke:
             continue  # choices and texts, which have no place in the photo
@@ -155,8 +169,8 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
             photo, (int(stroke["original_height"]), int(stroke["original_width"])), where)
         names = stroke["value"].get(stroke["type"]) or [""]
         label = request.label(names[0], where)
-        canvas[_inside(stroke, size, where)] = label
-    return Labelled(photo, canvas, where)
+        regions.append(Region(label, functools.partial(_inside, stroke, size, where)))
+    return Outlined(photo, size, regions, where)
 
 
 def _name_of(data: Mapping[str, Any]) -> str:

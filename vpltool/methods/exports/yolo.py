@@ -34,6 +34,8 @@ from vpltool.methods.inputs import Predictions
 from vpltool.methods.labels import (
     Labelled,
     LabellingRequest,
+    Outlined,
+    Region,
     labels_of_names,
     parse_yaml,
     read_text,
@@ -113,27 +115,38 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     Polygons are filled as Ultralytics does, the largest first, so that smaller ones are on top.
     Needs OpenCV.
     """
-    from vpltool.core.outlines import fill
+    return (found.painted() for found in outlined(path, request))
 
+
+def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
+    """Yield the polygons of each photo."""
     description = path / "data.yaml"
     labels = labels_of_names(parse_yaml(description).get("names"), request, description)
     for file in files(path):
         photo = request.photo(file.stem, str(file))
         size = request.size(photo, str(file))
-        regions = []
-        for number, line in enumerate(read_text(file).splitlines(), 1):
-            if line.strip():
-                label, shares = _polygon(line, labels, f"{file}:{number}")
-                regions.append((label, fill([shares * (size[1], size[0])], size)))
-        canvas = np.zeros(size, np.uint8)
-        for label, inside in sorted(regions, key=lambda region: -int(region[1].sum())):
-            canvas[inside] = label
-        yield Labelled(photo, canvas, str(file))
+        yield Outlined(photo, size, [
+            _region(line, labels, size, f"{file}:{number}")
+            for number, line in enumerate(read_text(file).splitlines(), 1) if line.strip()],
+            str(file), smallest_on_top=True)
+
+
+def _region(line: str, labels: Mapping[int, int], size: tuple[int, int], where: str) -> Region:
+    label, shares, score = _polygon(line, labels, where)
+
+    def inside() -> npt.NDArray[np.bool_]:
+        from vpltool.core.outlines import fill
+
+        return fill([shares * (size[1], size[0])], size)
+
+    return Region(label, inside, score)
 
 
 def _polygon(line: str, labels: Mapping[int, int], where: str
-             ) -> tuple[int, npt.NDArray[np.float64]]:
-    """The label of a line, and its points (N, 2) as shares of width and height.
+             ) -> tuple[int, npt.NDArray[np.float64], float]:
+    """The label of a line, its points (N, 2) as shares of width and height, and its score.
+
+    Ultralytics writes a score behind the points of predictions (`save_conf`): one number more.
 
     Raises:
         VplError: it is no polygon, or its class is not in data.yaml.
@@ -144,14 +157,16 @@ def _polygon(line: str, labels: Mapping[int, int], where: str
     except ValueError as error:
         raise VplError(f"{where}: not a polygon ({error})",
                        "a line is CLASS X Y X Y X Y …, in shares of width and height") from error
-    if len(shares) < 6 or len(shares) % 2:
+    score, shares = (shares[-1], shares[:-1]) if len(shares) % 2 else (1.0, shares)
+    if len(shares) < 6:
         raise VplError(f"{where}: {len(shares)} numbers after the class are not a polygon"
                        + (", but a box" if len(shares) == 4 else ""),
                        "export polygons (segmentation), not boxes")
-    if not np.isfinite(shares).all() or shares.min() < -0.01 or shares.max() > 1.01:
+    if not (np.isfinite(shares).all() and shares.min() >= -0.01 and shares.max() <= 1.01
+            and 0 <= score <= 1):
         raise VplError(f"{where}: numbers are not in 0 to 1",
                        "points are shares of the width and height, not pixels")
     if number not in labels:
         raise VplError(f"{where}: the class {number} is not in data.yaml",
                        f"its `names` are {', '.join(map(str, sorted(labels)))}")
-    return labels[number], shares.clip(0, 1 - 1e-9).reshape(-1, 2)
+    return labels[number], shares.clip(0, 1 - 1e-9).reshape(-1, 2), float(score)

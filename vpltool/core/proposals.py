@@ -1,0 +1,250 @@
+"""Proposals: masks of what may be one thing, as run lengths, and the votes that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vpltool.lazy import Image, Tensor, np, npt, torch
+
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
+Runs: TypeAlias = "npt.NDArray[np.int64]"
+Field: TypeAlias = "npt.NDArray[np.float32]"
+
+LARGEST = 10_000
+"""Proposals of a photo at most; SAM with its finest grid gives some hundreds."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mask of what may be one thing.
+
+    Args:
+        inside: (H, W).
+        score: how sure the tool is of the outline, in [0, 1].
+        word: what the tool calls it; empty: nothing.
+    """
+
+    inside: Mask
+    score: float = 1.0
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The proposals of a photo; they may overlap, and need not cover it.
+
+    Args:
+        size: (height, width) of every mask.
+        runs: run lengths of all masks, one mask after the other: row by row, outside first (R,).
+        counts: number of run lengths of each mask (P,).
+        scores: of each mask (P,), in [0, 1].
+        words: class word of each mask; empty: none.
+    """
+
+    size: tuple[int, int]
+    runs: Runs
+    counts: Runs
+    scores: Field
+    words: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @classmethod
+    def of(cls, size: tuple[int, int], found: Iterable[Proposal]) -> Proposals:
+        """Pack masks of a size; empty ones are left out.
+
+        Raises:
+            ValueError: one is of another size, has no score in [0, 1], or there are too many.
+        """
+        runs: list[Runs] = []
+        scores, words = list[float](), list[str]()
+        for proposal in found:
+            if proposal.inside.shape != tuple(size):
+                raise ValueError(f"a mask of {proposal.inside.shape}, the photo has {size}")
+            if not 0 <= proposal.score <= 1:
+                raise ValueError(f"a score of {proposal.score}, which is not in [0, 1]")
+            if not proposal.inside.any():
+                continue
+            runs.append(run_lengths(proposal.inside))
+            scores.append(proposal.score)
+            # A file holds words a line each.
+            words.append(" ".join(proposal.word.split()))
+            if len(runs) > LARGEST:
+                raise ValueError(f"more than {LARGEST} proposals of a photo")
+        return cls((int(size[0]), int(size[1])),
+                   np.concatenate(runs) if runs else np.zeros(0, np.int64),
+                   np.array([len(part) for part in runs], np.int64),
+                   np.array(scores, np.float32), words)
+
+    def masks(self) -> Iterator[Mask]:
+        """Yield each mask (H, W)."""
+        for lengths in np.split(self.runs, np.cumsum(self.counts)[:-1]) if len(self) else ():
+            inside = np.arange(len(lengths)) % 2 == 1
+            yield np.repeat(inside, lengths).reshape(self.size)
+
+    def resized(self, size: tuple[int, int]) -> Proposals:
+        """Scale the masks to a size by nearest neighbour; those that vanish are left out."""
+        if tuple(size) == self.size:
+            return self
+        return Proposals.of(size, (
+            Proposal(resize_mask(inside, size), float(score), word)
+            for inside, score, word in zip(self.masks(), self.scores, self.words, strict=True)))
+
+    def intervals(self) -> tuple[Runs, Runs, Runs]:
+        """First and last-plus-one pixel of each run inside a mask, and the mask's number (I,)."""
+        first = np.cumsum(self.counts) - self.counts
+        place = np.arange(len(self.runs)) - np.repeat(first, self.counts)
+        ends = np.cumsum(self.runs)
+        # Each mask has as many pixels as the photo.
+        owner = np.repeat(np.arange(len(self)), self.counts)
+        ends -= owner * (self.size[0] * self.size[1])
+        inside = (place % 2 == 1) & (self.runs > 0)
+        return (ends - self.runs)[inside], ends[inside], owner[inside]
+
+
+def run_lengths(inside: Mask) -> Runs:
+    """Return the run lengths of a mask (H, W), row by row, outside first (R,)."""
+    flat = inside.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(ends, prepend=0, append=flat.size)
+    return np.concatenate([[0], lengths]) if flat[0] else lengths
+
+
+def resize_mask(inside: Mask, size: tuple[int, int]) -> Mask:
+    """Scale a mask to a size (H, W) by nearest neighbour."""
+    if inside.shape == tuple(size):
+        return inside
+    scaled = Image.fromarray(inside).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(scaled).astype(bool)
+
+
+def areas(proposals: Proposals) -> Runs:
+    """Return the pixels of each proposal (P,)."""
+    first, last, owner = proposals.intervals()
+    return np.bincount(owner, last - first, len(proposals)).astype(np.int64)
+
+
+def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]:
+    """Return the mean of each label's scores inside each proposal (P, L).
+
+    Args:
+        proposals: of the size of the scores.
+        scores: (L, H, W).
+    """
+    first, last, owner = proposals.intervals()
+    flat = scores.reshape(len(scores), -1)
+    means = np.empty((len(proposals), len(scores)))
+    size = np.maximum(areas(proposals), 1)
+    for label, values in enumerate(flat):
+        # One sum up to each pixel, so that a mask costs its runs and not its pixels.
+        total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+        means[:, label] = np.bincount(owner, total[last] - total[first], len(proposals)) / size
+    return means
+
+
+def votes(proposals: Proposals, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the sum of the weights of the proposals at each pixel, by label (L, H, W).
+
+    Args:
+        proposals: whose masks are painted.
+        weights: of each proposal for each label (P, L).
+    """
+    first, last, owner = proposals.intervals()
+    pixels = proposals.size[0] * proposals.size[1]
+    made = np.empty((weights.shape[1], *proposals.size))
+    for label, weight in enumerate(weights.T):
+        change = np.bincount(first, weight[owner], pixels + 1)
+        change -= np.bincount(last, weight[owner], pixels + 1)
+        made[label] = np.cumsum(change)[:-1].reshape(proposals.size)
+    # Sums that rise and fall do not come back to 0 exactly.
+    return np.where(made < 1e-9, 0.0, made)
+
+
+def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float64],
+               sure: npt.NDArray[np.float64], min_area: int) -> Field:
+    """Multiply the scores of labels by the votes of the proposals that a pixel lies in.
+
+    A proposal says object or background, whichever has more of it, and divides `object` among
+    the classes as its shares do. It votes with its score times its agreement: how much more of
+    that it has inside than there is outside (Youden's J). So a mask that cuts an object in two, or
+    separates nothing, hardly counts, whatever its size. What is missing to 1 is divided evenly.
+
+    Args:
+        proposals: of the size of the scores.
+        scores: of the labels (L, H, W), summing to 1; the first is the background's.
+        shares: of the labels in each proposal (P, L), summing to 1.
+        sure: agreement that each proposal has in any case (P,), as with a word of its own.
+        min_area: smaller proposals do not vote, in pixels.
+
+    Returns:
+        (L, H, W), summing to 1; the scores where no proposal votes.
+    """
+    area = areas(proposals)[:, None]
+    inside = means_inside(proposals, scores)
+    total = scores.reshape(len(scores), -1).sum(axis=1, dtype=np.float64)
+    outside = (total - inside * area) / np.maximum(scores[0].size - area, 1)
+    objects = shares[:, 0] < 0.5
+    difference = (inside - outside)[:, 0]
+    agreement = np.clip(np.where(objects, -difference, difference), 0, 1)
+    counted = (area[:, 0] >= min_area).astype(np.float64)
+    weights = proposals.scores * (sure + (1 - sure) * agreement) * counted
+    classes = np.where(np.arange(len(scores)) > 0, shares, 0)
+    classes /= np.maximum(classes.sum(axis=1, keepdims=True), 1e-12)
+    said = np.where(objects[:, None], classes, np.arange(len(scores)) == 0)
+    for_each = votes(proposals, weights[:, None] * said)
+    total_weight = for_each.sum(axis=0)
+    number = votes(proposals, counted[:, None])[0]
+    weight = total_weight / np.maximum(number, 1)
+    vote = for_each / np.maximum(total_weight, 1e-12)
+    product = scores * ((1 - weight) / len(scores) + weight * vote)
+    return (product / product.sum(axis=0).clip(min=1e-12)).astype(np.float32)
+
+
+def plain_word(word: str) -> str:
+    """A word as tools may write a class: without case, and with spaces."""
+    return word.lower().replace("_", " ").replace("-", " ").strip()
+
+
+_NO_WORD = -1
+
+
+def to_tensors(proposals: Proposals) -> dict[str, Tensor]:
+    """Return the tensors of a file of proposals."""
+    words = sorted({*proposals.words} - {""})
+    place = {word: number for number, word in enumerate(words)} | {"": _NO_WORD}
+    letters = "\n".join(words).encode()
+    return {"size": torch.tensor(proposals.size),
+            "runs": torch.from_numpy(proposals.runs.astype(np.int64)),
+            "counts": torch.from_numpy(proposals.counts.astype(np.int64)),
+            "scores": torch.from_numpy(proposals.scores),
+            "word": torch.tensor([place[word] for word in proposals.words], dtype=torch.long),
+            "words": torch.frombuffer(bytearray(letters), dtype=torch.uint8) if letters
+            else torch.zeros(0, dtype=torch.uint8)}
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> Proposals:
+    """Read the tensors of a file of proposals.
+
+    Raises:
+        ValueError: run lengths do not add up to the photo's pixels, or a word or score is none.
+    """
+    size = (int(tensors["size"][0]), int(tensors["size"][1]))
+    runs, counts = tensors["runs"].numpy(), tensors["counts"].numpy()
+    words = bytes(tensors["words"].numpy()).decode().split("\n")
+    word, scores = tensors["word"].numpy(), tensors["scores"].numpy()
+    pixels = size[0] * size[1]
+    if min(size) < 1 or (counts < 1).any() or counts.sum() != len(runs):
+        raise ValueError("the numbers of run lengths do not add up")
+    if ((runs < 0) | (runs > pixels)).any():
+        raise ValueError("a run is longer than the photo")
+    owner = np.repeat(np.arange(len(counts)), counts)
+    if (np.bincount(owner, runs, len(counts)) != pixels).any():
+        raise ValueError(f"run lengths do not add up to {size[0]}×{size[1]}")
+    if ((word < _NO_WORD) | (word >= len(words))).any() or not (
+            (scores >= 0) & (scores <= 1)).all():
+        raise ValueError("a word or a score is none")
+    return Proposals(size, runs, counts, scores,
+                     ["" if number == _NO_WORD else words[number] for number in word.tolist()])

@@ -1,0 +1,133 @@
+"""Masks of other tools, or of segments of like colour, that say where classes end.
+
+Scores (of CAMs, or sharpened by the dense CRF first) say which class, proposals say where it ends:
+each has the mean of the scores inside, as in S2C (Kweon and Yoon, CVPR 2024) and SEPL (Chen et al.,
+2023), and votes for object or background with its own score times its agreement: how much more of
+that it has inside than there is outside. Which class an object is, its mean and the pixel's own
+scores say together. A word that a proposal brings votes with it where the photo has that tag, and
+not where it has not. Small proposals do not vote; pixels in none keep their scores. Where votes
+and scores disagree, a pixel is unsure: below `confidence`, it becomes 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpltool import settings as of_vpltool
+from vpltool.core.proposals import Proposals, means_inside, plain_word, with_votes
+from vpltool.errors import VplError
+from vpltool.lazy import np, npt, torch
+from vpltool.methods import load_method
+from vpltool.methods.inputs import ScoredPhoto
+from vpltool.methods.interfaces import LabelRefiner
+from vpltool.methods.labels import BACKGROUND_WORDS
+from vpltool.settings import NoEffect, setting
+
+READS = ("photo", "proposals")
+
+CONFIDENCE = 0.6
+"""Where the stage's `confidence` is not given: half as likely again as all others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(of_vpltool.Settings):
+    """Settings of the votes of proposals."""
+
+    base: str = setting("densecrf", "Scores that proposals refine: of the dense CRF, or cams, as "
+                                    "they are.", choices=("densecrf", "cams"))
+    preset: str = setting(
+        "weclip", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
+        metavar="NAME-OR-FILE", record="never", source="WeCLIP, official code",
+        no_effect=[NoEffect({"base": ("cams",)}, "no CRF is run")])
+    min_area: int = setting(100, "Smaller proposals do not vote, in pixels.", low=0,
+                            source="segment-anything, example of SamAutomaticMaskGenerator")
+    word_share: float = setting(
+        0.5, "Share of a proposal's class word in its vote; the rest is that of the scores. 0: "
+             "words are ignored.", low=0, high=1)
+
+
+def recorded(settings: Settings) -> dict[str, object]:
+    """What headers say of the preset: the kernels of the CRF, if one is run."""
+    return _crf().recorded(_of_crf(settings)) if settings.base == "densecrf" else {}
+
+
+def runs_on(settings: Settings, device: torch.device) -> torch.device:
+    """The device that the CRF runs on; votes are counted on the CPU.
+
+    Raises:
+        VplError: its backend is not installed.
+    """
+    return (_crf().runs_on(_of_crf(settings), device) if settings.base == "densecrf"
+            else torch.device("cpu"))
+
+
+def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
+    """Compile the CRF, if one is run."""
+    if settings.base == "densecrf":
+        _crf().warm_up(_of_crf(settings), device, labels)
+
+
+def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
+    """Estimate the memory that a photo of (height, width) takes, in bytes, beyond its inputs."""
+    voting = size[0] * size[1] * 8 * (2 * labels + 4)
+    return max(voting, _crf().memory_of(_of_crf(settings), device, size, labels)
+               if settings.base == "densecrf" else 0)
+
+
+def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
+                  ) -> list[npt.NDArray[np.float32]]:
+    """Make the distribution of the labels of each photo (L, H, W)."""
+    if settings.base == "densecrf":
+        crf = _crf()
+        known = [crf.decided(photo, 1.0) for photo in photos]
+        left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
+        made = iter(crf.refine_labels(left, _of_crf(settings), device) if left else ())
+        scores = [next(made) if field is None else field for field in known]
+    else:
+        scores = [photo.scores for photo in photos]
+    # As in the CRF, no label is impossible anywhere.
+    fields = [field.clip(1e-5, 1) for field in scores]
+    return [_voted(photo, field / field.sum(axis=0), settings)
+            for photo, field in zip(photos, fields, strict=True)]
+
+
+def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settings
+           ) -> npt.NDArray[np.float32]:
+    """Multiply the scores of a photo (L, H, W) by the votes of its proposals, where there are."""
+    proposals = photo.proposals
+    if proposals is None:
+        raise VplError("no proposals are given", "`propose()` makes some")
+    # Without a background there is nothing that an object could end at.
+    if not len(proposals) or photo.names[:1] != ("",):
+        return scores
+    shares, sure = _with_words(proposals, means_inside(proposals, scores), photo.names,
+                               settings.word_share)
+    return with_votes(proposals, scores, shares, sure, settings.min_area)
+
+
+def _with_words(proposals: Proposals, shares: npt.NDArray[np.float64], names: Sequence[str],
+                word_share: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing.
+
+    Returns:
+        the shares, and how much of each is the word's (P,).
+    """
+    labels = {plain_word(name): label for label, name in enumerate(names) if name}
+    labels |= dict.fromkeys(map(plain_word, BACKGROUND_WORDS), 0)
+    mixed, sure = shares.copy(), np.zeros(len(shares))
+    for number, word in enumerate(proposals.words):
+        label = labels.get(plain_word(word)) if word else None
+        if label is not None:
+            mixed[number] *= 1 - word_share
+            mixed[number, label] += word_share
+            sure[number] = word_share
+    return mixed, sure
+
+
+def _crf() -> LabelRefiner:
+    return load_method(LabelRefiner, "densecrf")
+
+
+def _of_crf(settings: Settings) -> of_vpltool.Settings:
+    return _crf().Settings(preset=settings.preset)

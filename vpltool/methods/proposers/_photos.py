@@ -1,0 +1,58 @@
+"""What methods share that make proposals of what a photo shows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vpltool.core.crf_size import bounded_size, shrink_photo
+from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core.proposals import Proposal, Proposals
+from vpltool.errors import VplError
+from vpltool.lazy import np, npt
+from vpltool.methods.inputs import ProposalRequest
+from vpltool.settings import setting
+
+
+def max_side_setting() -> Any:
+    """Setting: how large photos are at most."""
+    return setting(
+        1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
+        low=0, metavar="PIXELS")
+
+
+def check_skimage(method: str) -> None:
+    """Check that scikit-image is installed.
+
+    Raises:
+        VplError: it is not.
+    """
+    if importlib.util.find_spec("skimage") is None:
+        raise VplError(f"{method} needs scikit-image, which is not installed",
+                       "pip install 'vpltool[superpixels]'")
+
+
+def of_photos(request: ProposalRequest, max_side: int,
+              make: Callable[[npt.NDArray[np.uint8]], Iterable[Proposal]]
+              ) -> Iterator[tuple[str, Proposals | str]]:
+    """Yield each photo's id with its proposals, or why it has none.
+
+    Args:
+        request: the photos.
+        max_side: longer ones are scaled down to this; 0: never.
+        make: given RGB (H, W, 3), makes masks of that size.
+    """
+    for key, path in request.jobs:
+        try:
+            photo = read_photo(path)
+            size = bounded_size((photo.shape[0], photo.shape[1]), max_side)
+            yield key, Proposals.of(size, make(shrink_photo(photo, size)))
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            yield key, describe_failure(path, error)
+
+
+def segments(labels: npt.NDArray[np.int64]) -> Iterator[Proposal]:
+    """Yield each segment of a partition (H, W) as a proposal."""
+    for label in np.unique(labels).tolist():
+        yield Proposal(labels == label)

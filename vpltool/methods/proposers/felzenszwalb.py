@@ -1,0 +1,71 @@
+"""Segments of like colour at several scales (Felzenszwalb and Huttenlocher, IJCV 2004).
+
+A graph of pixels is cut where neighbours differ more than the pixels within a segment do. Scales,
+smoothing and least sizes are those with which Selective Search begins (Uijlings et al., IJCV 2013).
+Each scale covers the photo. No weights. Needs scikit-image: pip install 'vpltool[superpixels]'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpltool import settings
+from vpltool.core.proposals import Proposal, Proposals
+from vpltool.errors import VplError
+from vpltool.lazy import np, npt
+from vpltool.methods.inputs import ProposalRequest
+from vpltool.methods.proposers._photos import (
+    check_skimage,
+    max_side_setting,
+    of_photos,
+    segments,
+)
+from vpltool.settings import setting
+
+READS = ("photo",)
+PROCESSES = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of Felzenszwalb's segments."""
+
+    scales: str = setting("50,100,150,300", "Scales: the larger, the larger the segments. Each is "
+                                            "also the least size of its segments, in pixels.",
+                          metavar="LIST", source="Selective Search, section 5.4 (`quality`)")
+    sigma: float = setting(0.8, "Deviation of the Gaussian that smooths the photo first, in "
+                                "pixels.", low=0, source="Selective Search, official code")
+    max_side: int = max_side_setting()
+
+
+def propose(request: ProposalRequest, settings: Settings
+            ) -> Iterator[tuple[str, Proposals | str]]:
+    """Yield the segments of each photo at all scales."""
+    check_skimage("felzenszwalb")
+    scales = numbers_of("scales", settings.scales)
+
+    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
+        from skimage.segmentation import felzenszwalb
+
+        for scale in scales:
+            yield from segments(felzenszwalb(photo, scale=scale, sigma=settings.sigma,
+                                             min_size=scale))
+
+    return of_photos(request, settings.max_side, make)
+
+
+def numbers_of(name: str, text: str) -> list[int]:
+    """Whole numbers from 1 on, of a list with commas.
+
+    Raises:
+        VplError: it is no such list.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1 or max(numbers) > 1_000_000:
+        raise VplError(f"`{name}={text!r}` is not a list of whole numbers from 1 on",
+                       f"`{name}='100,300'`")
+    return numbers

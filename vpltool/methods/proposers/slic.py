@@ -1,0 +1,53 @@
+"""Superpixels of several sizes by SLIC (Achanta et al., PAMI 2012).
+
+K-means of colour and place: segments of about one size, whatever the photo shows. No weights.
+Needs scikit-image: pip install 'vpltool[superpixels]'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpltool import settings
+from vpltool.core.proposals import Proposal, Proposals
+from vpltool.lazy import np, npt
+from vpltool.methods.inputs import ProposalRequest
+from vpltool.methods.proposers._photos import (
+    check_skimage,
+    max_side_setting,
+    of_photos,
+    segments,
+)
+from vpltool.methods.proposers.felzenszwalb import numbers_of
+from vpltool.settings import setting
+
+READS = ("photo",)
+PROCESSES = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of SLIC."""
+
+    segments: str = setting("50,100,200,400", "Approximate numbers of superpixels.", metavar="LIST")
+    compactness: float = setting(10.0, "More: rounder superpixels; less: truer to colours.",
+                                 low=0.01, source="SLIC, section 3.3")
+    rounds: int = setting(10, "Iterations of k-means.", low=1, source="SLIC, section 3.1")
+    max_side: int = max_side_setting()
+
+
+def propose(request: ProposalRequest, settings: Settings
+            ) -> Iterator[tuple[str, Proposals | str]]:
+    """Yield the superpixels of each photo, of all sizes."""
+    check_skimage("slic")
+    numbers = numbers_of("segments", settings.segments)
+
+    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
+        from skimage.segmentation import slic
+
+        for number in numbers:
+            yield from segments(slic(photo, number, settings.compactness, settings.rounds,
+                                     start_label=0, channel_axis=-1))
+
+    return of_photos(request, settings.max_side, make)

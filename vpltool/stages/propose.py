@@ -1,0 +1,154 @@
+"""`propose`: masks of what may be one thing, made from photos or brought from another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vpltool import options
+from vpltool.core.proposals import Proposals, areas, plain_word, to_tensors
+from vpltool.engine.headers import make_header
+from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine.photos import chosen_shard, paths_of, photos_with
+from vpltool.formats import OutputFolder, Workspace
+from vpltool.formats.header import join_supervision
+from vpltool.formats.kinds import place
+from vpltool.lazy import np, npt, torch
+from vpltool.methods import KINDS, load_method
+from vpltool.methods.inputs import ProposalRequest
+from vpltool.methods.interfaces import Proposer
+from vpltool.parallel.device import find_device, worker_count
+from vpltool.parallel.processes import run_jobs
+from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
+from vpltool.stage import Stage
+from vpltool.stages._labelling import by_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposeSettings(options.PerPhoto):
+    """Settings of `propose`."""
+
+    method: str = setting(KINDS["proposers"].default, "Method that makes the proposals.",
+                          metavar="NAME")
+    name: str = setting("", "Name of the result; default: the method.", record="never",
+                        inside=True)
+    paint: bool = setting(False, "Also paint the class words, the smallest on top, as "
+                                 "predictions/NAME: the other tool's masks alone, which `eval "
+                                 "--against tags` can check, since no tag was used.", off="-",
+                          record="changed")
+    workers: int = options.workers()
+
+
+STAGE = Stage(order=58, panel="3. Masks and segmenter", reads=("workspace", "images"),
+              writes=("proposals", "predictions"), settings=ProposeSettings, methods="proposers")
+
+
+def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
+    """Make or import proposals: masks without classes that show where things end.
+
+    They may overlap, and need not cover a photo. `crf --method proposals` gives them classes.
+    The method `files` imports those of other tools: COCO, SAM, YOLO, Label Studio, PNGs.
+
+    Example: vpltool propose --method felzenszwalb
+
+    Example: vpltool propose --method files --path DIR --format soft
+
+    Next: vpltool crf --method proposals
+
+    Args:
+        workspace: gives the photos.
+        settings: which photos, which method.
+
+    Returns:
+        the folder of proposals; with --paint that of predictions first.
+
+    Raises:
+        VplError: the files are in no known format, or a package is missing.
+        PhotosFailed: some photos failed.
+    """
+    warn_without_effect(settings, without={} if settings.method == "files" else {
+        "paint": f"`{settings.method}` gives no words"})
+    method = load_method(Proposer, settings.method)
+    photos = replace(photos_with(workspace, settings.split, settings.limit,
+                                 shard=chosen_shard(settings.shard)), own={})
+    header = make_header(workspace, "proposals", "propose", settings, model={},
+                         inputs=method.identities(settings.of_method))
+    header = replace(header, supervision=join_supervision([header.supervision,
+                                                           method.SUPERVISION]))
+    name = settings.name or settings.method
+    folder = settings.out or place(workspace.path, "proposals", name, settings.split)
+    paths = paths_of(workspace, settings.split)
+    request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
+                              by_name(workspace.photos()), workspace.classes)
+
+    folders = {folder: header}
+    if settings.paint and settings.method == "files":
+        painted = (folder.parent / f"{folder.name}-painted" if settings.out
+                   else place(workspace.path, "predictions", name, settings.split))
+        folders[painted] = replace(header, kind="predictions", format=0, inputs={
+            **header.inputs, "classes": workspace.classes_identity})
+
+    def write(output: OutputFolder, key: str, made: Proposals) -> None:
+        if output.header.kind == "predictions":
+            output.write_labels(key, _painted(made, workspace.classes))
+        else:
+            output.write_tensors(key, to_tensors(made))
+
+    return make_photos(
+        f"propose {name} {settings.split}",
+        open_outputs(folders, photos, settings, 1 + len(workspace.classes)),
+        lambda todo: _start(method, settings, request, {key: paths[key] for key in todo}),
+        write, settings, reads=paths)
+
+
+def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
+           paths: Mapping[str, Path]) -> Iterator[Made]:
+    """Check and load; the result yields each photo's proposals."""
+    jobs = list(paths.items())
+    if not method.PROCESSES:
+        request = replace(request, jobs=jobs, device=find_device(settings.device))
+        return map(_made, method.propose(request, settings.of_method))
+    # Whatever can be refused is, before other processes start.
+    method.propose(replace(request, jobs=()), settings.of_method)
+    count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
+    return run_jobs(_one_photo, jobs, count, _begin_worker,
+                    (settings.method, values_of(settings.of_method or Settings())))
+
+
+def _made(found: tuple[str, Any]) -> Made:
+    key, proposals = found
+    return key, Failed(proposals) if isinstance(proposals, str) else proposals
+
+
+def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) of the class words alone; words that are no class are background."""
+    labels = {plain_word(name): label for label, name in enumerate(classes, 1)}
+    canvas = np.zeros(proposals.size, np.uint8)
+    named = [(int(area), labels[plain_word(word)], inside) for area, word, inside in zip(
+        areas(proposals), proposals.words, proposals.masks(), strict=True)
+        if plain_word(word) in labels]
+    for _, label, inside in sorted(named, key=lambda found: -found[0]):
+        canvas[inside] = label
+    return canvas
+
+
+_worker: list[tuple[Proposer, Settings]] = []
+
+
+def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
+    import multiprocessing
+
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+    method = load_method(Proposer, task[0])
+    _worker[:] = [(method, make(method.Settings, task[1], ()))]
+
+
+def _one_photo(job: tuple[str, Path]) -> Made:
+    """Make the proposals of a photo, in a worker process."""
+    method, settings = _worker[0]
+    jobs: Sequence[tuple[str, Path]] = [job]
+    (found,) = method.propose(ProposalRequest(jobs, torch.device("cpu")), settings)
+    return _made(found)
