@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
 from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
+from vpltool.engine.tiles import AUTO, parse_tile
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.methods.inputs import side_of
@@ -94,8 +95,12 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
-    """Have photos scaled down as in training, unless a side is given."""
-    return replace(settings, max_side=side_of(header, settings.max_side))
+    """Have photos scaled down as in training, unless a side is given; in tiles, not at all."""
+    if settings.tile:
+        parse_tile(settings.tile, 1)
+    as_trained = 0 if settings.tile not in ("", AUTO) else None
+    given = as_trained if settings.max_side is None else settings.max_side
+    return replace(settings, max_side=side_of(header, given))
 
 
 def parse_scales(choice: str) -> list[float]:
