@@ -136,6 +136,29 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
     return result
 
 
+def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int
+                   ) -> npt.NDArray[np.uint8]:
+    """Labels of some rows of a picture, as `labels_of` has them of a whole one.
+
+    Args:
+        field: probabilities (classes, n, w), rows of a larger field.
+        first: number of their first row in that field.
+        ratio: rows of the field for a row of the picture.
+        rows: the first row of the picture, and the one after the last.
+        width: of the picture.
+
+    Returns:
+        (rows, width).
+    """
+    places = (torch.arange(*rows, device=field.device) + 0.5) * ratio - 0.5 - first
+    places = places.clamp(0, field.shape[1] - 1)
+    upper = places.floor().long()
+    lower = (upper + 1).clamp(max=field.shape[1] - 1)
+    share = (places - upper)[None, :, None]
+    between = field[:, upper] * (1 - share) + field[:, lower] * share
+    return labels_of(between, (rows[1] - rows[0], width))
+
+
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:
     """Let only some classes and the background share the probability (classes, h, w)."""
     kept = torch.zeros_like(probabilities)

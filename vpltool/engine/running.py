@@ -268,7 +268,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
     side = side_of(trained.header, settings.max_side)
-    tiled = _tiled(trained, device, scales, settings)
+    tiled = tiled_segmenter(trained, device, scales, settings)
     large = {key: paths[key] for key in divided(paths, tiled)}
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
@@ -295,9 +295,9 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     return chain(seen, _in_tiles(tiled, large) if tiled else ())
 
 
-def _tiled(trained: TrainedSegmenter, device: torch.device, scales: Sequence[float],
-           settings: RunsSegmenter) -> TiledSegmenter | None:
-    """The segmenter for large photos; None where all are seen whole."""
+def tiled_segmenter(trained: TrainedSegmenter, device: torch.device, scales: Sequence[float],
+                    settings: RunsSegmenter) -> TiledSegmenter | None:
+    """Return a segmenter that sees large photos in tiles; None where all are seen whole."""
     given = settings.max_side if "max_side" in settings.given else None
     tiles = find_tiles(settings.tile, settings.overlap, trained.header, given)
     if tiles is None:

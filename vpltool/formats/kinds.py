@@ -30,7 +30,8 @@ class Kind:
     Args:
         name: its name, the same everywhere.
         layout: `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one
-            .safetensors a photo) or `labels-folder` (one palette PNG a photo).
+            .safetensors a photo), `labels-folder` (one palette PNG a photo) or `raster` (one
+            GeoTIFF).
         about: what it is, in one phrase.
         made_by: the call that makes it, in backticks as in `VplError`.
         tensors: the tensors of a .safetensors of this kind.
@@ -56,7 +57,7 @@ class Kind:
     def suffix(self) -> str:
         """Suffix of the files of this kind."""
         return {
-            "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png",
+            "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png", "raster": ".tif",
         }.get(self.layout, ".safetensors")
 
 
@@ -124,6 +125,8 @@ _ALL = (
          }),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
+    Kind("scenes", "raster", "labels of a GeoTIFF, as one: where nodata is, 255",
+         "`predict(images=['SCENE.tif'])`", {}, apart=True),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
          "`predict(probabilities=True)`", {
              "probabilities": TensorSpec(("F16",), ("classes", "height", "width")),

@@ -29,6 +29,11 @@ _STEPS = {2: 85, 4: 17}
 """Bits of a grey value to the factor by which Pillow multiplies it."""
 
 
+def ignore_of(dtype: npt.DTypeLike) -> int:
+    """The label of pixels that are left out: the highest number that labels of a type can have."""
+    return int(np.iinfo(dtype).max)
+
+
 def voc_palette() -> list[int]:
     """Return the 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …).
 

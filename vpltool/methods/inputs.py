@@ -91,6 +91,19 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class PredictedScene:
+    """Labels of a GeoTIFF, for a method of `exports` whose file says EXPORTS = "scene".
+
+    Args:
+        path: of the GeoTIFF of labels.
+        classes: names of the classes, the first is label 1.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainedSegmenter:
     """A trained network with its frozen encoder.
 

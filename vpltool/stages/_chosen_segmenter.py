@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool import options
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
 from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
 from vpltool.engine.tiles import AUTO, parse_tile
@@ -34,6 +35,8 @@ class PredictSettings(GroupSettings, RunsSegmenter):
     probabilities: bool = setting(
         True, "Also store class probabilities of a split; crf prefers them to labels.",
         off="--labels-only", record="never")
+    bands: str = options.bands()
+    percentiles: str = options.percentiles()
     overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")
 
