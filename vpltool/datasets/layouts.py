@@ -31,7 +31,7 @@ _MOST_CLASSES = 254
 
 def read_folder(
     images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
-    untagged: bool = False,
+    untagged: bool = False, of_folders: bool = False,
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV.
 
@@ -44,6 +44,7 @@ def read_folder(
         classes_known: whether the class names come from elsewhere, and the labels are checked
             against them; see `read_tags`.
         untagged: whether photos without a row are taken, without a tag.
+        of_folders: whether a row may name a folder, and so all photos in it; `.` is the whole one.
 
     Returns:
         the photos; the sorted union of their labels; and remarks for the user.
@@ -62,6 +63,7 @@ def read_folder(
     remarks: list[str] = []
     if labels is not None:
         rows, remarks = read_tags(labels, classes_known=classes_known)
+        rows = _of_folders(rows, names) if of_folders else rows
         listed, doubts = _match(rows, names, images, labels, left_out=not untagged)
         remarks += doubts
     if untagged or labels is None:
@@ -76,6 +78,15 @@ def read_folder(
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
         *_look_alikes(names), *_in_train_and_val(photos), *same_photos(images, photos)]
+
+
+def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
+    """Put a row for each photo in place of those that name a folder; a photo's own row counts."""
+    own = {row.id for row in rows}
+    return [made for row in rows for made in (
+        [TagRow(row.line, _key(name), row.labels, row.splits) for name in names
+         if (row.id == "." or name.startswith(f"{row.id}/")) and own.isdisjoint((name, _key(name)))]
+        or [row])]
 
 
 def _key(name: str) -> str:

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
-from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
 
 if TYPE_CHECKING:
     from vpltool.core.photos import PhotoSettings
-
-AUTO = "auto"
-
-_LONG = 3
-"""With `tile='auto'`, a photo is large if it is longer than so many times the side of training."""
 
 _SIDE = 512
 """Side of a tile with `tile='auto'`, if photos of any size were trained on."""
@@ -39,24 +34,6 @@ class Tiles:
     overlap: float
     least: int
     max_side: int = 0
-
-
-def parse_tile(choice: str, auto: int) -> tuple[int, int]:
-    """Read the setting `tile`: the side of a tile, and which photos are longer than that is for.
-
-    Args:
-        choice: pixels, or `auto`.
-        auto: side of a tile that `auto` means.
-
-    Raises:
-        VplError: it is neither.
-    """
-    if choice == AUTO:
-        return auto, _LONG * auto
-    if not choice.isdecimal() or not int(choice):
-        raise VplError(f"`tile={choice!r}` is neither a number of pixels nor auto",
-                       "for example `tile='448'`, or `tile='auto'`")
-    return int(choice), int(choice)
 
 
 def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None) -> Tiles | None:

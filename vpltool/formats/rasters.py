@@ -149,7 +149,7 @@ class Scene:
             raise VplError(f"{short_path(path)} has {count} band{'s' * (count != 1)}, and "
                            f"`bands={','.join(map(str, self.bands))!r}` asks for "
                            f"{max(self.bands)}", f"choose of 1 to {count}")
-        self.low, self.high = self._limits()
+        self.reduced = self._reduced()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -172,19 +172,37 @@ class Scene:
             console.warn(f"{short_path(self.path)} has no coordinate reference system; what is "
                          "made of it has none either")
 
-    def _limits(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Values of each band that become 0 and 255."""
+    def _reduced(self) -> npt.NDArray[np.bool_]:
+        """Which pixels of a reduced copy are not nodata.
+
+        Raises:
+            VplError: none is.
+        """
         shrunk = max(1.0, max(self.size) / _SAMPLE)
         shape = tuple(max(1, int(side / shrunk)) for side in self.size)
         with reading(self.path):
-            valid = self.file.dataset_mask(out_shape=shape) > 0
-            if not valid.any():
-                raise VplError(f"{short_path(self.path)} has no valid pixel: all is nodata"
-                               + (f", {self.file.nodata:g}" if self.file.nodata is not None
-                                  else ""), "leave it out, or correct its nodata value")
-            if not self.scaling.percentiles and self.file.dtypes[0] == "uint8":
-                return np.zeros(len(self.bands)), np.full(len(self.bands), 255.0)
-            values = self.file.read(self.bands, out_shape=(len(self.bands), *shape))
+            valid: npt.NDArray[np.bool_] = self.file.dataset_mask(out_shape=shape) > 0
+        if not valid.any():
+            raise VplError(f"{short_path(self.path)} has no valid pixel: all is nodata"
+                           + (f", {self.file.nodata:g}" if self.file.nodata is not None else ""),
+                           "leave it out, or correct its nodata value")
+        return valid
+
+    def may_be_valid(self, top: int, left: int, height: int, width: int) -> bool:
+        """Tell whether a window has more than nodata, as far as a reduced copy says."""
+        down, across = (length / side for length, side in zip(self.reduced.shape, self.size,
+                                                              strict=True))
+        return bool(self.reduced[int(top * down) : int((top + height) * down) + 1,
+                                 int(left * across) : int((left + width) * across) + 1].any())
+
+    @cached_property
+    def limits(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Values of each band that become 0 and 255."""
+        if not self.scaling.percentiles and self.file.dtypes[0] == "uint8":
+            return np.zeros(len(self.bands)), np.full(len(self.bands), 255.0)
+        valid = self.reduced
+        with reading(self.path):
+            values = self.file.read(self.bands, out_shape=(len(self.bands), *valid.shape))
         limits = self.scaling.percentiles or _PERCENTILES
         known = [band[valid & np.isfinite(band)] for band in values.astype(np.float64)]
         found = np.array([np.percentile(band, limits) if band.size else (0.0, 1.0)
@@ -201,8 +219,8 @@ class Scene:
         with reading(self.path):
             values = self.file.read(self.bands, window=window)
         if values.dtype != np.uint8 or self.scaling.percentiles:
-            spread = (self.high - self.low)[:, None, None]
-            scaled = (np.nan_to_num(values.astype(np.float64)) - self.low[:, None, None]) / spread
+            low, high = (limit[:, None, None] for limit in self.limits)
+            scaled = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
             values = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
         rgb = np.moveaxis(values, 0, 2)
         rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb

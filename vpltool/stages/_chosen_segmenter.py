@@ -8,10 +8,9 @@ from pathlib import Path
 from vpltool import options
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
 from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
-from vpltool.engine.tiles import AUTO, parse_tile
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
-from vpltool.methods.inputs import side_of
+from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
 from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 

@@ -11,7 +11,7 @@ from typing import Any
 from vpltool import console
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.running import load_trained, tiled_segmenter
-from vpltool.engine.tiles import AUTO, TiledSegmenter
+from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, describe, write_labels
 from vpltool.formats.kinds import place
@@ -26,6 +26,7 @@ from vpltool.formats.rasters import (
     write_scene,
 )
 from vpltool.lazy import Tensor, np, npt
+from vpltool.methods.inputs import AUTO
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._chosen_segmenter import Chosen
 

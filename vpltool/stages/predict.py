@@ -45,7 +45,7 @@ from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._scenes import predict_scenes, scenes_among
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
-              writes=("predictions", "probabilities", "cams", "group-maps"),
+              writes=("predictions", "probabilities", "cams", "group-maps", "scenes"),
               settings=PredictSettings, begins=True)
 
 
