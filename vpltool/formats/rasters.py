@@ -6,6 +6,7 @@ Rasterio is an optional dependency: `pip install 'vpltool[geo]'`.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,9 @@ _SAMPLE = 1024
 _BLOCK = 512
 """Side of the blocks of a GeoTIFF that is written."""
 
+_CACHE = "256"
+"""Megabytes of blocks that GDAL keeps."""
+
 _PERCENTILES = (2.0, 98.0)
 """What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
 
@@ -62,6 +66,8 @@ def import_rasterio() -> Any:
     Raises:
         VplError: it is not installed.
     """
+    # GDAL would keep a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
     try:
         import rasterio
         import rasterio.shutil
