@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.classes import label_type
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower, cache_parts
 
@@ -69,13 +70,17 @@ class WholeSegmenter(nn.Module):
         self.affine = affine
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8."""
+        """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8.
+
+        With more than 255 classes, labels are int32.
+        """
         if self.affine is not None:
             pixels = pixels * self.affine[0] + self.affine[1]
         logits = photo_logits(self.vision, self.network, pixels)
         whole = F.interpolate(logits.softmax(dim=1), size=pixels.shape[2:], mode="bilinear",
                               align_corners=False)
-        return logits, whole.argmax(dim=1).to(torch.uint8)
+        kept = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+        return logits, whole.argmax(dim=1).to(kept)
 
 
 @torch.no_grad()
@@ -126,13 +131,16 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
     """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
     # Class by class: all of them at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
-    labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
+    kept = label_type(len(probabilities) - 1)
+    # torch computes with few types of unsigned numbers.
+    labels = torch.zeros(size, dtype=torch.uint8 if kept == np.uint8 else torch.int32,
+                         device=probabilities.device)
     for index, field in enumerate(probabilities.float()):
         full = F.interpolate(field[None, None], size=size, mode="bilinear",
                              align_corners=False)[0, 0]
         labels[full > best] = index
         best = torch.maximum(best, full)
-    result: npt.NDArray[np.uint8] = labels.cpu().numpy()
+    result: npt.NDArray[np.uint8] = labels.cpu().numpy().astype(kept, copy=False)
     return result
 
 

@@ -13,6 +13,7 @@ from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
+from vpltool.formats.kinds import MOST_CLASSES
 from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -25,8 +26,6 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
                 ".psd", ".tga"}
 """Suffixes of pictures that other programs can convert to JPEG."""
 
-_MOST_CLASSES = 254
-"""A mask has one byte a pixel: 0 is the background, 255 is not scored."""
 
 
 def read_folder(
@@ -51,7 +50,7 @@ def read_folder(
 
     Raises:
         VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
-            that is no photo, a photo is listed twice, or there are more than 254 labels.
+            that is no photo, a photo is listed twice, or there are more than 65,534 labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -293,11 +292,11 @@ def check_class_count(classes: Sequence[str], where: str) -> None:
     """Check that a mask can hold the classes.
 
     Raises:
-        VplError: there are more than 254.
+        VplError: there are more than 65,534.
     """
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > MOST_CLASSES:
         raise VplError(f"{where} has {len(classes)} different labels, such as "
-                       f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
+                       f"{some(classes)}; at most {MOST_CLASSES} classes are possible",
                        "labels are class names, separated by ;, not sentences")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from vpltool.errors import VplError, near_name
 
 IGNORE = 255
 """The label of pixels that losses and scores leave out."""
+
+RESERVED = "(ignored)"
+"""Name of the class 255 where there are more than 254: none has it, since 255 is ignored there,
+too. So a label means the same in bytes and in 16 bits."""
+
+MOST_CLASSES = 65_534
+"""Labels have 16 bits at most: 0 is the background, 255 is ignored."""
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels, from 1: with more than 254, 255 is left out."""
+    plain = tuple(name for name in names if name != RESERVED)
+    return plain if len(plain) < IGNORE else (*plain[: IGNORE - 1], RESERVED, *plain[IGNORE - 1 :])
 
 
 @dataclass(frozen=True)

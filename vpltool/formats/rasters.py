@@ -19,7 +19,8 @@ from vpltool import console
 from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.labels import ignore_of, voc_palette
+from vpltool.formats.kinds import IGNORE
+from vpltool.formats.labels import voc_palette
 from vpltool.formats.storage import short_path
 from vpltool.lazy import Image, np, npt
 
@@ -274,7 +275,7 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
     first = next(parts)
     height, width = like.size
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,
-               "dtype": first.dtype.name, "nodata": ignore_of(first.dtype), "crs": like.file.crs,
+               "dtype": first.dtype.name, "nodata": IGNORE, "crs": like.file.crs,
                "transform": like.file.transform, "tiled": True, "blockxsize": _BLOCK,
                "blockysize": _BLOCK, "compress": "deflate", "BIGTIFF": "IF_SAFER"}
     with atomic_path(path) as temporary, warnings.catch_warnings():
@@ -288,7 +289,7 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
                     top += len(rows)
                 if first.dtype == np.uint8:
                     colours = np.array(voc_palette()).reshape(-1, 3).tolist()
-                    file.write_colormap(1, {index: (*colour, 255 * (index != 255))
+                    file.write_colormap(1, {index: (*colour, 255 * (index != IGNORE))
                                             for index, colour in enumerate(colours)})
                 file.update_tags(**{METADATA_KEY: header.to_json()},
                                  **{f"CLASS_{index}": name

@@ -259,7 +259,7 @@ def open_workspace(path: Path) -> Workspace:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
                                          "encoder": TEXT})
         values = {int(value): label for value, label in content.get("mask_values", {}).items()}
-        if other := [number for number in (*values, *values.values()) if not 0 <= number <= 255]:
+        if other := [number for number in (*values, *values.values()) if not 0 <= number < 1 << 16]:
             raise ValueError(f"`mask_values` has {other[0]}, which no pixel of a mask can have")
         return Workspace(
             path=path, name=content["name"], root=content["root"],

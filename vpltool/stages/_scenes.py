@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.classes import label_type
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.running import load_trained, tiled_segmenter
 from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, describe, write_labels
-from vpltool.formats.kinds import place
-from vpltool.formats.labels import ignore_of, read_labels
+from vpltool.formats.kinds import IGNORE, place
+from vpltool.formats.labels import read_labels
 from vpltool.formats.rasters import (
     SUFFIXES,
     Scaling,
@@ -146,7 +147,9 @@ def _predict(tiled: TiledSegmenter, scene: Scene, out: Path, header: Header,
         for number, labels in _rows(tiled, scene, done, tops) if done < len(files) else ():
             write_labels(files[number], labels, header)
             advance()
-    write_scene(out, scene, (read_labels(file) for file in files), header, classes)
+    kept = label_type(len(classes))
+    write_scene(out, scene, (read_labels(file).astype(kept, copy=False) for file in files), header,
+                classes)
     remove_rows(folder)
 
 
@@ -200,5 +203,5 @@ def _first_after(row: int, ratio: float) -> int:
 
 def _labelled(scene: Scene, labels: npt.NDArray[np.uint8], top: int
               ) -> Iterator[npt.NDArray[np.uint8]]:
-    labels[~scene.valid(top, 0, *labels.shape)] = ignore_of(labels.dtype)
+    labels[~scene.valid(top, 0, *labels.shape)] = IGNORE
     yield labels

@@ -15,6 +15,7 @@ from vpltool.engine.segmenters import find_decoder, segmenter_header
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
 from vpltool.formats.corrections import corrections_of
+from vpltool.formats.kinds import place
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
@@ -83,13 +84,14 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
     Raises:
         VplError: none is named and there is not one alone, or it was made by something else.
     """
-    found = sorted((workspace.path / "scenes").rglob("*.tif"))
+    home = place(workspace.path, "scenes", "").parent
+    found = sorted(home.rglob("*.tif"))
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
             if settings.what and path.is_file()]
     if not near and (settings.what or len(found) != 1):
         names = [path.relative_to(workspace.path).as_posix() for path in found]
         raise VplError(f"no labels of a GeoTIFF at {settings.what}" if settings.what else
-                       f"{workspace.path / 'scenes'} holds {len(found)} GeoTIFFs, not one",
+                       f"{home} holds {len(found)} GeoTIFFs, not one",
                        f"`what={names[0]!r}`" if names else "`predict(images=['SCENE.tif'])`")
     path = (near or found)[0]
     header = expect_header(path, "scenes")
