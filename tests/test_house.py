@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 358, "lines": 52_110, "code": 32_290, "imports": 14.1, "indented": 401,
-    "type_checking": 48, "eager": 59, "any": 620, "cycles": 2, "kind_folders": 33}
+    "files": 365, "lines": 54_150, "code": 33_600, "imports": 14.1, "indented": 424,
+    "type_checking": 49, "eager": 59, "any": 631, "cycles": 2, "kind_folders": 33}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

@@ -101,6 +101,20 @@ def second() -> Any:
                    reads="second")
 
 
+def bands() -> Any:
+    """Which bands of a GeoTIFF are seen."""
+    return setting("", "Of a GeoTIFF: the bands that are seen as red, green and blue, or one for "
+                       "grey; 1 is the first. Default: 1,2,3, or 1.", metavar="LIST",
+                   record="changed", brief=False)
+
+
+def percentiles() -> Any:
+    """What black and white are in a GeoTIFF."""
+    return setting("", "Of a GeoTIFF: percentiles of each band that become black and white. "
+                       "Default: bytes as they are, other numbers 2,98.", metavar="LOW,HIGH",
+                   record="changed", brief=False)
+
+
 def allow_pipe() -> Any:
     """Whether addresses may start programs."""
     return setting(False, "Take addresses that start a program: pipe:COMMAND. Only those of this "

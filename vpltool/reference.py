@@ -31,7 +31,7 @@ _MADE = "<!-- printed by: python -m vpltool.reference docs/reference -->"
 
 _LAYOUTS = {"json": "`.json`", "jsonl": "`.jsonl`", "tensors": "one `.safetensors`",
             "tensors-folder": "a `.safetensors` per photo",
-            "labels-folder": "a palette PNG per photo"}
+            "labels-folder": "a palette PNG per photo", "raster": "one GeoTIFF"}
 
 
 def pages() -> dict[str, str]:

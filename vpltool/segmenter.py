@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from vpltool import console
 from vpltool.engine.running import load_trained, stand_in_workspace
 from vpltool.engine.segmenters import segmenter_header
+from vpltool.engine.tiles import TiledSegmenter, find_tiles
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import atomic_path
@@ -30,15 +32,25 @@ class Segmentation:
 
     Args:
         labels: class of each pixel (height, width) uint8; 0 is the background.
-        probabilities: of the background and each class (1 + classes, height, width) float32.
+        field: probabilities of the background and each class (1 + classes, h, w), a few a patch.
         classes: names of the classes, the first is label 1.
         photo: its pixels (height, width, 3) uint8.
     """
 
     labels: npt.NDArray[np.uint8]
-    probabilities: npt.NDArray[np.float32]
+    field: Tensor
     classes: tuple[str, ...]
     photo: npt.NDArray[np.uint8]
+
+    @functools.cached_property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """Of the background and each class (1 + classes, height, width), at the photo's size."""
+        import torch.nn.functional as F
+
+        whole = F.interpolate(self.field[None].float(), size=self.labels.shape, mode="bilinear",
+                              align_corners=False)[0]
+        found: npt.NDArray[np.float32] = whole.cpu().numpy()
+        return found
 
     def overlay(self) -> Image.Image:
         """Draw the labels over the photo, with a legend of the classes below."""
@@ -78,8 +90,9 @@ class Segmentation:
         return axes
 
 
-Probabilities = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool], "Tensor"]
-"""Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring."""
+Probabilities = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool, str, float], "Tensor"]
+"""Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring, and
+by tiles and their overlap."""
 
 
 class Segmenter:
@@ -137,28 +150,27 @@ class Segmenter:
                            "`train_groups()` makes what any word can name")
         return cls(probabilities, own)
 
-    def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False
-                 ) -> Segmentation:
+    def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False,
+                 tile: int | str = "", overlap: float = 0.25) -> Segmentation:
         """Segment a photo.
 
         Args:
             photo: a path, a PIL image, or an RGB array (height, width, 3) uint8.
             scales: sizes at which a decoder sees it, averaged.
             flip: whether a decoder sees it mirrored, too.
+            tile: side of the tiles that a decoder sees a larger photo in, not scaled down unless
+                `max_side` was given to `load`; auto: as `predict` has it. Empty: none.
+            overlap: of neighbouring tiles, as a share of a tile.
 
         Raises:
             VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
-        import torch.nn.functional as F
-
         from vpltool.core.segment import labels_of
 
         rgb = _as_rgb(photo)
-        size = (rgb.shape[0], rgb.shape[1])
-        field = self._probabilities(rgb, scales, flip)
-        whole = F.interpolate(field[None].float(), size=size, mode="bilinear",
-                              align_corners=False)[0]
-        return Segmentation(labels_of(field, size), whole.cpu().numpy(), self.classes, rgb)
+        field = self._probabilities(rgb, scales, flip, str(tile), overlap)
+        return Segmentation(labels_of(field, (rgb.shape[0], rgb.shape[1])), field, self.classes,
+                            rgb)
 
 
 def _load_network(path: Path, named: Workspace, device: str, precision: str,
@@ -174,7 +186,12 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
     vision = encoder.vision.to(dtype)
     side = side_of(trained.header, max_side)
 
-    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
+    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool, tile: str,
+                      overlap: float) -> Tensor:
+        tiles = find_tiles(tile, overlap, trained.header, max_side)
+        tiled = tiles and TiledSegmenter(trained, where, tiles, scales, flip)
+        if tiled and tiled.divides((rgb.shape[0], rgb.shape[1])):
+            return tiled.whole(rgb)
         target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
                           max_side=side)
         pixels = to_pixels(rgb, target, encoder.mean, encoder.std)[None].to(where, dtype)
@@ -191,10 +208,11 @@ def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: 
 
     segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
 
-    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
-        if tuple(scales) != (1.0,) or flip:
-            raise VplError("groups see a photo by windows, at one scale, and not mirrored",
-                           "leave out `scales` and `flip`")
+    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool, tile: str,
+                      overlap: float) -> Tensor:
+        if tuple(scales) != (1.0,) or flip or tile:
+            raise VplError("groups see a photo by windows of their own, at one scale, and not "
+                           "mirrored", "leave out `scales`, `flip` and `tile`")
         photos = segmenter.photos
         pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
         return segmenter.segment(pixels[None])[0].probabilities

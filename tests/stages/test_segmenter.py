@@ -552,3 +552,42 @@ def test_a_long_photo_in_which_nothing_was_found(run: Run, work: Path, holiday: 
     strongest = 0
     assert said in run(*line, 48, work=work).err
     assert "all background" not in run(*line, 52, work=work).err
+
+
+def test_large_photos_are_seen_in_tiles(run: Run, work: Path, holiday: Path, tmp_path: Path
+                                        ) -> None:
+    """Not scaled down; with `auto`, only photos longer than three times the side of training."""
+    rng = np.random.default_rng(1)
+    big = rng.integers(0, 255, (64, 200, 3), dtype=np.uint8)
+    Image.fromarray(big).save(holiday / "big.png")
+    segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
+    result = run(*PREDICT, holiday, "--tile", 32, "--out", tmp_path / "t", work=work)
+    assert result.code == 0, result.err
+    made = labels(tmp_path / "t")
+    np.testing.assert_array_equal(made["big"], segmenter(big, tile=32).labels)
+    assert manifest(tmp_path / "t")["header"]["options"]["tile"] == "32"
+    auto = Segmenter.load(_of_side(work, 48))
+    assert run("predict", "--decoder", "small", "--workers", 0, holiday, "--tile", "auto", "--out",
+               tmp_path / "a", work=work).code == 0
+    made = labels(tmp_path / "a")
+    np.testing.assert_array_equal(made["big"], auto(big, tile=48).labels)
+    sea = np.asarray(Image.open(holiday / "sea.jpg"))
+    np.testing.assert_array_equal(made["sea"], auto(sea).labels)
+    assert auto(big, tile="auto").field.shape == auto(big, tile=48).field.shape
+    assert auto(big).field.shape != auto(big, tile=48).field.shape
+
+
+def _of_side(work: Path, side: int) -> Path:
+    """The decoder, as if it had been trained at another side."""
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    other = path.with_name("small.safetensors")
+    write_tensors(other, replace(header, facts=header.facts | {"max_side": side}), tensors)
+    return other
+
+
+@pytest.mark.parametrize("tile", ["big", "0", "-3"])
+def test_a_tile_that_is_none(tile: str, run: Run, work: Path, holiday: Path) -> None:
+    result = run(*PREDICT, holiday, f"--tile={tile}", work=work)
+    assert result.code == 1
+    assert "neither a number of pixels nor auto" in result.lines("error:")[0]

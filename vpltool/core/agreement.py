@@ -22,7 +22,7 @@ def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
 
     Unlabelled pixels, 255, count among the pixels and for no class.
     """
-    return np.bincount(labels.ravel(), minlength=256)[:classes] / max(labels.size, 1)
+    return np.bincount(labels.ravel(), minlength=max(256, classes))[:classes] / max(labels.size, 1)
 
 
 def photo_probabilities(pixels: Floats, share: float) -> Floats:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor, np, torch
 
 BACKGROUND = 0
 """Class index of background words and background prototypes."""
+
+
+def label_type(highest: int) -> np.dtype[Any]:
+    """Type of label images: bytes, or 16 bits where a label is above 255, which is ignored."""
+    return np.dtype(np.uint8 if highest <= 255 else np.uint16)
 
 
 def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import TypeAlias
 
+from vpltool.core.classes import label_type
 from vpltool.core.permutohedral import Lattice
 from vpltool.lazy import F, Tensor, np, npt, torch
 
@@ -284,7 +285,8 @@ def to_labels(
         classes: class index of each label (L,).
         confidence: 0 keeps every pixel.
     """
-    labels: npt.NDArray[np.uint8] = classes.astype(np.uint8)[marginals.argmax(axis=0)]
+    kept = label_type(int(classes.max(initial=0)))
+    labels: npt.NDArray[np.uint8] = classes.astype(kept)[marginals.argmax(axis=0)]
     if confidence:
         labels[marginals.max(axis=0) < confidence] = 255
     return labels

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from vpltool.core.classes import label_type
 from vpltool.core.crf import Field, to_labels
 from vpltool.lazy import F, Image, np, npt, torch
 
@@ -63,7 +64,7 @@ def labels_at(marginals: Field, classes: npt.NDArray[np.int64], size: tuple[int,
         return to_labels(marginals, classes, confidence)
     # Class by class: all of them at the size of a large photo take gigabytes.
     best = np.full(size, -1, np.float32)
-    labels = np.zeros(size, np.uint8)
+    labels = np.zeros(size, label_type(int(classes.max(initial=0))))
     for field, label in zip(torch.from_numpy(marginals), classes.tolist(), strict=True):
         full = F.interpolate(field[None, None], size=size, mode="bilinear",
                              align_corners=False)[0, 0].numpy()

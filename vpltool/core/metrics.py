@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+from vpltool.core.classes import label_type
 from vpltool.lazy import np, npt
 
 LEVELS = 1000
@@ -29,15 +30,28 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
         (classes, classes): rows are the truth.
     """
     # All 256 labels are counted and the unwanted ones dropped: faster than picking pixels.
-    joint = (truth.astype(np.uint16) << 8) | predicted
-    counts = np.bincount(joint.ravel(), minlength=65536).reshape(256, 256)[:classes]
+    joint, span = _joint(truth, predicted)
+    counts = np.bincount(joint.ravel(), minlength=span * span).reshape(span, span)
+    if span < classes:
+        counts = np.pad(counts, (0, classes - span))
+    counts = counts[:classes]
     if ignore < classes:
         counts[ignore] = 0
     counts[:, 0] += counts[:, 255]
-    unknown = np.flatnonzero(counts[:, classes:255].sum(axis=0))
+    counts[:, 255] = 0
+    unknown = np.flatnonzero(counts[:, classes:].sum(axis=0))
     if unknown.size:
         raise ValueError(f"label {classes + unknown[-1]} in a prediction of {classes} classes")
     return counts[:, :classes].copy()
+
+
+def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
+           ) -> tuple[npt.NDArray[np.int64], int]:
+    """Number of each pair of labels (H, W), truth · span + other, and the span."""
+    if truth.dtype == other.dtype == np.uint8:
+        return (truth.astype(np.uint16) << 8) | other, 256
+    span = max(256, *(1 + int(labels.max(initial=0)) for labels in (truth, other)))
+    return truth.astype(np.int64) * span + other, span
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,8 @@ def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
     Returns:
         both (H, W).
     """
-    best, best_class = cams[0], np.full(cams.shape[1:], classes[0], np.uint8)
+    best, best_class = cams[0], np.full(cams.shape[1:], classes[0],
+                                        label_type(max(classes)))
     # Class by class: an argmax over so few values a pixel takes twice as long.
     for cam, label in zip(cams[1:], classes[1:], strict=True):
         np.putmask(best_class, cam > best, label)
@@ -139,15 +154,15 @@ def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
         ValueError: a strongest class is none of the classes.
     """
     # As in `confusion`, all pairs of bytes are counted and the unwanted ones dropped.
-    joint = (truth.astype(np.uint16) << 8) | best_class
-    pairs = np.flatnonzero(np.bincount(joint.ravel(), minlength=65536))
-    first = np.zeros(65536, np.int32)
+    joint, span = _joint(truth, best_class)
+    pairs = np.flatnonzero(np.bincount(joint.ravel(), minlength=span * span))
+    first = np.zeros(span * span, np.int32)
     first[pairs] = np.arange(len(pairs)) * (LEVELS + 1)
     level = np.clip(best * LEVELS, 0, LEVELS).astype(np.int32)
     counts = np.bincount((first[joint] + level).ravel(), minlength=len(pairs) * (LEVELS + 1))
     rows = {}
     for pair, row in zip(pairs.tolist(), counts.reshape(-1, LEVELS + 1), strict=True):
-        label, strongest = divmod(pair, 256)
+        label, strongest = divmod(pair, span)
         if label >= classes or label == ignore:
             continue
         if strongest >= classes:

@@ -52,16 +52,21 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
     """
     with _readable(photo) as image:
         _check_density(*image.size, photo)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        upright: Image.Image = image
-        if upright.mode.startswith("I") or upright.mode == "F":
-            return _narrowed(np.asarray(upright), upright.mode)
-        if upright.has_transparency_data:
-            layer = upright.convert("RGBA")
-            upright = Image.new("RGB", layer.size)
-            upright.paste(layer, mask=layer.getchannel("A"))
-        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        return rgb_of(image)
+
+
+def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Decode an open picture, its present frame, to RGB; see `read_photo`."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    upright: Image.Image = image
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _narrowed(np.asarray(upright), upright.mode)
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.new("RGB", layer.size)
+        upright.paste(layer, mask=layer.getchannel("A"))
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def _narrowed(wide: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:

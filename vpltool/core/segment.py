@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.classes import label_type
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower, cache_parts
 
@@ -69,13 +70,17 @@ class WholeSegmenter(nn.Module):
         self.affine = affine
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8."""
+        """Map pixels (1, 3, H, W) to logits (1, classes, 4h, 4w) and labels (1, H, W) uint8.
+
+        With more than 255 classes, labels are int32.
+        """
         if self.affine is not None:
             pixels = pixels * self.affine[0] + self.affine[1]
         logits = photo_logits(self.vision, self.network, pixels)
         whole = F.interpolate(logits.softmax(dim=1), size=pixels.shape[2:], mode="bilinear",
                               align_corners=False)
-        return logits, whole.argmax(dim=1).to(torch.uint8)
+        kept = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+        return logits, whole.argmax(dim=1).to(kept)
 
 
 @torch.no_grad()
@@ -126,14 +131,40 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
     """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
     # Class by class: all of them at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
-    labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
+    kept = label_type(len(probabilities) - 1)
+    # torch computes with few types of unsigned numbers.
+    labels = torch.zeros(size, dtype=torch.uint8 if kept == np.uint8 else torch.int32,
+                         device=probabilities.device)
     for index, field in enumerate(probabilities.float()):
         full = F.interpolate(field[None, None], size=size, mode="bilinear",
                              align_corners=False)[0, 0]
         labels[full > best] = index
         best = torch.maximum(best, full)
-    result: npt.NDArray[np.uint8] = labels.cpu().numpy()
+    result: npt.NDArray[np.uint8] = labels.cpu().numpy().astype(kept, copy=False)
     return result
+
+
+def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int
+                   ) -> npt.NDArray[np.uint8]:
+    """Labels of some rows of a picture, as `labels_of` has them of a whole one.
+
+    Args:
+        field: probabilities (classes, n, w), rows of a larger field.
+        first: number of their first row in that field.
+        ratio: rows of the field for a row of the picture.
+        rows: the first row of the picture, and the one after the last.
+        width: of the picture.
+
+    Returns:
+        (rows, width).
+    """
+    places = (torch.arange(*rows, device=field.device) + 0.5) * ratio - 0.5 - first
+    places = places.clamp(0, field.shape[1] - 1)
+    upper = places.floor().long()
+    lower = (upper + 1).clamp(max=field.shape[1] - 1)
+    share = (places - upper)[None, :, None]
+    between = field[:, upper] * (1 - share) + field[:, lower] * share
+    return labels_of(between, (rows[1] - rows[0], width))
 
 
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:

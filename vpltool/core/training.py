@@ -99,7 +99,8 @@ class CropBatch:
         layers, patches = (
             None if frozen is None else frozen.to(device, non_blocking=True).to(kind)
             for frozen, kind in ((self.layers, dtype), (self.patches, torch.float32)))
-        shown = [tags[labels.flatten().bincount(minlength=256)[tags] > 0]
+        shown = [tags[labels.flatten().bincount(minlength=int(tags.max()) + 1)[tags] > 0]
+                 if len(tags) else tags
                  for tags, labels in zip(self.tags, self.labels, strict=True)]
         return CropBatch(layers, patches, self.labels.to(device, non_blocking=True),
                          self.valid.to(device, non_blocking=True), shown)
@@ -190,7 +191,8 @@ def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
     """
     rows, columns = (_nearest(length, patches * LABELS_PER_PATCH)
                      for length, patches in zip(labels.shape, grid, strict=True))
-    return torch.from_numpy(labels[rows[:, None], columns])
+    taken = labels[rows[:, None], columns]
+    return torch.from_numpy(taken if taken.dtype == np.uint8 else taken.astype(np.int32))
 
 
 def _nearest(length: int, wanted: int) -> npt.NDArray[np.int64]:

@@ -13,13 +13,12 @@ from vpltool import console
 from vpltool.datasets.prompts import read_lines
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE
+from vpltool.formats.kinds import MOST_CLASSES, numbered
 from vpltool.names import spelled
 
 _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
 """Names in a class file that are not classes, and the labels that they mean."""
 
-_MOST = IGNORE - 1
-"""A mask has one byte a pixel: 0 is the background, 255 is not scored."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def read_classes(path: Path) -> ClassFile:
 
     Raises:
         VplError: the file is missing or names no class, only some lines have a value, a name or
-            value is listed twice, or there are more than 254 classes.
+            value is listed twice, or there are more than 65,534 classes.
     """
     hint = "`classes='FILE'` takes a text file with a line NAME, or VALUE NAME, for each class"
     lines = read_lines(path, hint)
@@ -68,11 +67,12 @@ def read_classes(path: Path) -> ClassFile:
     if not names:
         raise VplError(f"{path} names no class, only {' and '.join(name for _, name in read)}",
                        hint)
-    if len(names) > _MOST:
-        raise VplError(f"{path} has {len(names)} classes; {_MOST} at most are possible", hint)
-    if max(read)[0] > IGNORE:
+    if len(names) > MOST_CLASSES:
+        raise VplError(f"{path} has {len(names)} classes; {MOST_CLASSES} at most are possible",
+                       hint)
+    if max(read)[0] > MOST_CLASSES + 1:
         raise VplError(f"{path}: `{max(read)[0]} {max(read)[1]}`: a pixel's value is at most "
-                       f"{IGNORE}", hint)
+                       f"{MOST_CLASSES + 1}", hint)
     if odd := [name for name in names if ";" in name]:
         raise VplError(f"{path}: `{odd[0]}` has a semicolon, which separates tags",
                        "write another name")
@@ -80,6 +80,7 @@ def read_classes(path: Path) -> ClassFile:
     if alike:
         shown = "; ".join(" and ".join(f"`{spelled(name)}`" for name in pair) for pair in alike[:5])
         console.warn(f"{path}: names that look like one class are two: {shown}")
+    names = numbered(names)
     label = dict(zip(names, range(1, len(names) + 1), strict=True))
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}

@@ -13,6 +13,7 @@ from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
+from vpltool.formats.kinds import MOST_CLASSES
 from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -25,13 +26,11 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
                 ".psd", ".tga"}
 """Suffixes of pictures that other programs can convert to JPEG."""
 
-_MOST_CLASSES = 254
-"""A mask has one byte a pixel: 0 is the background, 255 is not scored."""
 
 
 def read_folder(
     images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
-    untagged: bool = False,
+    untagged: bool = False, of_folders: bool = False,
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV.
 
@@ -44,13 +43,14 @@ def read_folder(
         classes_known: whether the class names come from elsewhere, and the labels are checked
             against them; see `read_tags`.
         untagged: whether photos without a row are taken, without a tag.
+        of_folders: whether a row may name a folder, and so all photos in it; `.` is the whole one.
 
     Returns:
         the photos; the sorted union of their labels; and remarks for the user.
 
     Raises:
         VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
-            that is no photo, a photo is listed twice, or there are more than 254 labels.
+            that is no photo, a photo is listed twice, or there are more than 65,534 labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -62,6 +62,7 @@ def read_folder(
     remarks: list[str] = []
     if labels is not None:
         rows, remarks = read_tags(labels, classes_known=classes_known)
+        rows = _of_folders(rows, names) if of_folders else rows
         listed, doubts = _match(rows, names, images, labels, left_out=not untagged)
         remarks += doubts
     if untagged or labels is None:
@@ -76,6 +77,15 @@ def read_folder(
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
         *_look_alikes(names), *_in_train_and_val(photos), *same_photos(images, photos)]
+
+
+def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
+    """Put a row for each photo in place of those that name a folder; a photo's own row counts."""
+    own = {row.id for row in rows}
+    return [made for row in rows for made in (
+        [TagRow(row.line, _key(name), row.labels, row.splits) for name in names
+         if (row.id == "." or name.startswith(f"{row.id}/")) and own.isdisjoint((name, _key(name)))]
+        or [row])]
 
 
 def _key(name: str) -> str:
@@ -282,11 +292,11 @@ def check_class_count(classes: Sequence[str], where: str) -> None:
     """Check that a mask can hold the classes.
 
     Raises:
-        VplError: there are more than 254.
+        VplError: there are more than 65,534.
     """
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > MOST_CLASSES:
         raise VplError(f"{where} has {len(classes)} different labels, such as "
-                       f"{some(classes)}; at most {_MOST_CLASSES} classes are possible",
+                       f"{some(classes)}; at most {MOST_CLASSES} classes are possible",
                        "labels are class names, separated by ;, not sentences")
 
 

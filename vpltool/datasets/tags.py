@@ -60,9 +60,9 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
             try:
                 entry = _entry(path, line, fields, columns, delimiter, first_lines)
                 field = entry["labels"]
-                labels = _parts(field, separators)
+                labels = split_labels(field, separators)
                 _check_no_background(path, line, labels)
-                splits = _parts(entry.get("split") or "train", separators)
+                splits = split_labels(entry.get("split") or "train", separators)
                 _check_splits(path, line, splits)
             except VplError as error:
                 refused.append(error)
@@ -250,8 +250,8 @@ def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimit
     return entry
 
 
-def _parts(field: str, separators: str) -> tuple[str, ...]:
-    """Split a field at the first of the separators that it has, else at spaces."""
+def split_labels(field: str, separators: str) -> tuple[str, ...]:
+    """Split a field at the first of the separators that it has, else at spaces; each part once."""
     mark = next((mark for mark in separators if mark in field), None)
     return tuple(dict.fromkeys(part.strip() for part in field.split(mark) if part.strip()))
 

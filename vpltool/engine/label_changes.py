@@ -6,6 +6,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -24,11 +25,12 @@ class _Before:
     """A label image, compressed: a few hundred of large photos must fit into the memory."""
 
     shape: tuple[int, ...]
+    type: np.dtype[Any]
     content: bytes
 
     def differs_from(self, now: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Tell which pixels have another label."""
-        before = np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)
+        before = np.frombuffer(zlib.decompress(self.content), self.type).reshape(self.shape)
         different: npt.NDArray[np.bool_] = before != now
         return different
 
@@ -74,5 +76,5 @@ def _read(output: OutputFolder) -> dict[str, _Before]:
         except VplError:
             # It is damaged, and therefore made again.
             continue
-        found[key] = _Before(labels.shape, zlib.compress(labels.tobytes(), 1))
+        found[key] = _Before(labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
 from vpltool.engine.segmenters import read_segmenter, reads_of
+from vpltool.engine.tiles import TiledSegmenter, divided, find_tiles
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.bundles import read_part
@@ -21,7 +23,7 @@ from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device, find_precision, worker_count
-from vpltool.settings import setting
+from vpltool.settings import NoEffect, setting
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
@@ -129,6 +131,14 @@ class RunsSegmenter(options.PerPhoto, shared=True):
     max_side: int | None = setting(
         None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
         metavar="PIXELS")
+    tile: str = setting(
+        "", "See photos in overlapping tiles of this side, not scaled down unless max-side says "
+            "so; auto: photos longer than three times the side of training, in tiles of that side.",
+        metavar="PIXELS|auto", record="changed")
+    overlap: float = setting(
+        0.25, "Overlap of neighbouring tiles, as a share of a tile.", low=0, high=0.9,
+        record="changed", brief=False,
+        no_effect=[NoEffect({"tile": ("",)}, "photos are seen whole")])
     precision: str = options.precision()
     batch_size: int = options.batch_size(4)
     workers: int = options.workers()
@@ -171,6 +181,8 @@ def _reason_against_features(header: Header, features: InputFolder, settings: Ru
     """Say why features cannot take the place of the photos; empty if they can."""
     held = features.header.options
     reads, layers = reads_of(header)
+    if settings.tile:
+        return "stored features are not of the tiles that a segmenter sees"
     if len(scales) > 1 or settings.flip:
         return "stored features are of one scale, not mirrored"
     side = side_of(header, settings.max_side)
@@ -256,9 +268,12 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     encoder, vision = trained.encoder, trained.encoder.vision.to(dtype)
     factors = [scale / max(scales) for scale in scales]
     side = side_of(trained.header, settings.max_side)
+    tiled = tiled_segmenter(trained, device, scales, settings)
+    large = {key: paths[key] for key in divided(paths, tiled)}
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
-        if reason := too_many_patches(batch.pixels, vision.patch, device, scale=max(scales)):
+        if reason := too_many_patches(batch.pixels, vision.patch, device, "tile='auto'",
+                                         max(scales)):
             yield from ((key, Failed(reason)) for key in batch.ids)
             return
         pixels = batch.pixels.to(device, non_blocking=True)
@@ -267,12 +282,38 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
         for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
             yield key, Segmented(part, size)
 
+    rest = [entry for entry in paths.items() if entry[0] not in large]
     batches = load_batches(
-        list(paths.items()),
-        PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), side),
+        rest, PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
-        sized=count_sizes(len(paths)))
-    return _warn_of_background(run_batches(batches, segment_batch, smaller_side_hint), side)
+        sized=count_sizes(len(rest)))
+    seen = (_warn_of_background(run_batches(batches, segment_batch, smaller_side_hint), side)
+            if rest else ())
+    return chain(seen, _in_tiles(tiled, large) if tiled else ())
+
+
+def tiled_segmenter(trained: TrainedSegmenter, device: torch.device, scales: Sequence[float],
+                    settings: RunsSegmenter) -> TiledSegmenter | None:
+    """Return a segmenter that sees large photos in tiles; None where all are seen whole."""
+    given = settings.max_side if "max_side" in settings.given else None
+    tiles = find_tiles(settings.tile, settings.overlap, trained.header, given)
+    if tiles is None:
+        return None
+    return TiledSegmenter(trained, device, tiles, scales, settings.flip, settings.average,
+                          settings.batch_size)
+
+
+def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path]) -> Iterator[Made]:
+    """Segment large photos one by one."""
+    from vpltool.core.photos import describe_failure, read_photo
+
+    for key, path in paths.items():
+        try:
+            rgb = read_photo(path)
+        except OSError as error:
+            yield key, Failed(describe_failure(path, error))
+            continue
+        yield key, Segmented(tiled.whole(rgb), (rgb.shape[0], rgb.shape[1]))
 
 
 def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",

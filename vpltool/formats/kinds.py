@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from vpltool.errors import VplError, near_name
 
 IGNORE = 255
 """The label of pixels that losses and scores leave out."""
+
+RESERVED = "(ignored)"
+"""Name of the class 255 where there are more than 254: none has it, since 255 is ignored there,
+too. So a label means the same in bytes and in 16 bits."""
+
+MOST_CLASSES = 65_534
+"""Labels have 16 bits at most: 0 is the background, 255 is ignored."""
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels, from 1: with more than 254, 255 is left out."""
+    plain = tuple(name for name in names if name != RESERVED)
+    return plain if len(plain) < IGNORE else (*plain[: IGNORE - 1], RESERVED, *plain[IGNORE - 1 :])
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,8 @@ class Kind:
     Args:
         name: its name, the same everywhere.
         layout: `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one
-            .safetensors a photo) or `labels-folder` (one palette PNG a photo).
+            .safetensors a photo), `labels-folder` (one palette PNG a photo) or `raster` (one
+            GeoTIFF).
         about: what it is, in one phrase.
         made_by: the call that makes it, in backticks as in `VplError`.
         tensors: the tensors of a .safetensors of this kind.
@@ -56,7 +71,7 @@ class Kind:
     def suffix(self) -> str:
         """Suffix of the files of this kind."""
         return {
-            "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png",
+            "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png", "raster": ".tif",
         }.get(self.layout, ".safetensors")
 
 
@@ -133,6 +148,8 @@ _ALL = (
          }),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
          {}),
+    Kind("scenes", "raster", "labels of a GeoTIFF, as one: where nodata is, 255",
+         "`predict(images=['SCENE.tif'])`", {}, apart=True),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
          "`predict(probabilities=True)`", {
              "probabilities": TensorSpec(("F16",), ("classes", "height", "width")),

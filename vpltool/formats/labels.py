@@ -7,12 +7,12 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.kinds import IGNORE
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.storage import short_path
 from vpltool.lazy import Image, np, npt
 
@@ -47,14 +47,21 @@ def voc_palette() -> list[int]:
 
 def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
                  batch: Batch | None = None) -> None:
-    """Write labels (height, width) uint8 as a palette PNG with the header in a text chunk.
+    """Write labels (height, width) as a palette PNG with the header in a text chunk.
 
-    With a batch, see `atomic_path`.
+    Those of 16 bits become a PNG of 16 bits. With a batch, see `atomic_path`.
     """
-    image = Image.fromarray(labels)
-    image.putpalette(voc_palette())
+    image = _image_of(labels)
     with atomic_path(path, batch) as temporary:
         image.save(temporary, format="PNG", pnginfo=_text_of(header))
+
+
+def _image_of(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Labels with VOC's palette, or of 16 bits, which have none; or RGB."""
+    image = Image.fromarray(pixels)
+    if pixels.ndim == 2 and pixels.dtype == np.uint8:
+        image.putpalette(voc_palette())
+    return image
 
 
 def _text_of(header: Header) -> PngInfo:
@@ -68,6 +75,8 @@ def _text_of(header: Header) -> PngInfo:
 def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
     """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
     from hashlib import sha256
+
+    labels = _narrowest(labels)
 
     size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
     return sha256(size + labels.tobytes()).hexdigest()[:16]
@@ -89,22 +98,21 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
     """
     from io import BytesIO
 
-    image = Image.fromarray(pixels)
-    if pixels.ndim == 2:
-        image.putpalette(voc_palette())
+    image = _image_of(pixels)
     content = BytesIO()
     image.save(content, format="PNG", pnginfo=_text_of(header) if header else None)
     return content.getvalue()
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """Read labels (height, width) uint8 from a palette or greyscale PNG, vpltool's or not.
+    """Read labels (height, width) from a palette or greyscale PNG, vpltool's or not.
 
-    The values are those of the file, whatever its depth: 1, 2, 4, 8 or 16 bits.
+    The values are those of the file, whatever its depth: 1, 2, 4, 8 or 16 bits. They are uint16
+    where one is above 255, else uint8.
 
     Raises:
         VplError: the file is missing or damaged, holds colours instead of indices, or a value
-            above 255.
+            above 65,535.
     """
     return _values_of(path)[0]
 
@@ -148,6 +156,11 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
                    "may be another class than that number",
                    "save it with the palette that it was exported with, or as greyscale with the "
                    "numbers of the classes")
+
+
+def _narrowest(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Labels as bytes, or as 16 bits where one is above 255."""
+    return values.astype(np.uint8 if values.max(initial=0) <= IGNORE else np.uint16, copy=False)
 
 
 def size_of_labels(path: Path) -> tuple[int, int]:
@@ -211,10 +224,10 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
     if image.mode == "L" and depth in _STEPS:
         # Pillow stretches few bits to 0 to 255.
         values //= _STEPS[depth]
-    if (highest := int(values.max(initial=0))) > IGNORE:
-        raise VplError(f"{short_path(path)} has the value {highest}, above {IGNORE}",
+    if (highest := int(values.max(initial=0))) > MOST_CLASSES + 1:
+        raise VplError(f"{short_path(path)} has the value {highest}, above {MOST_CLASSES + 1}",
                        "a pixel's value is the number of its class")
-    return values.astype(np.uint8), palette
+    return _narrowest(values), palette
 
 
 @contextlib.contextmanager

@@ -151,6 +151,10 @@ def describe(path: Path) -> Description:
     """
     if path.suffix == ".png":
         return Description(_png_header(path), {})
+    if path.suffix in (".tif", ".tiff"):
+        from vpltool.formats.rasters import scene_header
+
+        return Description(scene_header(path), {})
     with path.open("rb") as file:
         return _describe_tensors(file, path.stat().st_size, path)
 

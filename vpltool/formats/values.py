@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from vpltool.errors import VplError
-from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS
+from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS, MOST_CLASSES
 from vpltool.lazy import np, npt, torch
 
 _NEVER_ZERO = {"features": FEATURE_TENSORS,
@@ -36,7 +36,7 @@ class BadValues(VplError):
 
 
 def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hint: str = "",
-                 labels: int = IGNORE) -> None:
+                 labels: int = MOST_CLASSES + 1) -> None:
     """Check tensors that are written or were read.
 
     Args:

@@ -257,6 +257,7 @@ def open_workspace(path: Path) -> Workspace:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
                                          "encoder": TEXT})
         values = {int(value): label for value, label in content.get("mask_values", {}).items()}
+<<<<<<< HEAD
         if len(content["classes"]) > 254:
             raise ValueError(f"`classes` has {len(content['classes'])} names, and a mask has "
                              "values for 254")
@@ -264,6 +265,10 @@ def open_workspace(path: Path) -> Workspace:
                               "ignore": (content["ignore"],)}.items():
             if other := [number for number in numbers if not 0 <= number <= 255]:
                 raise ValueError(f"`{name}` has {other[0]}, which no pixel of a mask can have")
+=======
+        if other := [number for number in (*values, *values.values()) if not 0 <= number < 1 << 16]:
+            raise ValueError(f"`mask_values` has {other[0]}, which no pixel of a mask can have")
+>>>>>>> large
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),

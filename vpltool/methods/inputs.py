@@ -92,6 +92,19 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class PredictedScene:
+    """Labels of a GeoTIFF, for a method of `exports` whose file says EXPORTS = "scene".
+
+    Args:
+        path: of the GeoTIFF of labels.
+        classes: names of the classes, the first is label 1.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainedSegmenter:
     """A trained network with its frozen encoder.
 
@@ -304,3 +317,27 @@ def side_of(header: Header, given: int | None = None) -> int:
         given: what the user wants; None: as in training.
     """
     return int(header.facts.get("max_side", 1024)) if given is None else given
+
+
+AUTO = "auto"
+
+_LONG = 3
+"""With `tile='auto'`, a photo is large if it is longer than so many times the side of a tile."""
+
+
+def parse_tile(choice: str, auto: int) -> tuple[int, int]:
+    """Read the setting `tile`: the side of a tile, and which photos are longer than that is for.
+
+    Args:
+        choice: pixels, or `auto`.
+        auto: side of a tile that `auto` means.
+
+    Raises:
+        VplError: it is neither.
+    """
+    if choice == AUTO:
+        return auto, _LONG * auto
+    if not choice.isdecimal() or not int(choice):
+        raise VplError(f"`tile={choice!r}` is neither a number of pixels nor auto",
+                       "for example `tile='448'`, or `tile='auto'`")
+    return int(choice), int(choice)

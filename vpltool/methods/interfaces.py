@@ -149,15 +149,17 @@ class SegmenterMethod(MethodModule):
 
 
 class Exporter(MethodModule):
-    """A method of `exports`; what is given is `Predictions`, or a `TrainedSegmenter`."""
+    """A method of `exports`; it is given `Predictions`, or what `EXPORTS` says."""
 
     SUFFIX: str
     """Of the path that is written if none is named."""
 
-    export: Callable[[inputs.Predictions | inputs.TrainedSegmenter, Path, OfMethod], list[Path]]
+    export: Callable[[inputs.Predictions | inputs.TrainedSegmenter | inputs.PredictedScene, Path,
+                      OfMethod], list[Path]]
 
     EXPORTS: str = ""
-    """`predictions` and not masks; `segmenter`, a trained one; empty: predictions or masks."""
+    """`predictions` and not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
+    predictions or masks."""
 
     FULL: bool = False
     """Whether masks without ignored pixels are preferred."""

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from vpltool import json_text
+from vpltool.core.classes import label_type
 from vpltool.errors import VplError, near_name
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
 from vpltool.formats.labels import size_of_labels
@@ -282,7 +283,7 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
         VplError: an image is damaged, of another size, or has a value that is no class.
     """
     known = labels or dict(enumerate(range(len(request.classes) + 1)))
-    table = np.zeros(256, np.uint8)
+    table = np.zeros(1 + max(IGNORE, *known), label_type(len(request.classes)))
     table[list(known)] = list(known.values())
     table[IGNORE] = IGNORE
     for name, path in images:

@@ -39,6 +39,19 @@ def cam_layer(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Se
     return Image.fromarray(np.dstack([colour, value * opacity * 255]).round().astype(np.uint8))
 
 
+def shown_as(label: int) -> int:
+    """The label whose colour a label has: above 255 the colours of 1 to 254 come again."""
+    return label if label <= IGNORED else 1 + (label - 1) % (IGNORED - 1)
+
+
+def as_bytes(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) as those whose colours they have."""
+    if labels.dtype == np.uint8:
+        return labels
+    table = np.array([shown_as(label) for label in range(1 + int(labels.max(initial=0)))], np.uint8)
+    return table[labels]
+
+
 def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: float = 0.55
                 ) -> Image.Image:
     """Draw what `labels_over` puts over a photo, as an image with a palette of colours and alphas.
@@ -46,6 +59,7 @@ def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: 
     Noise is smoothed where it would be all contour. Two labels stand for the contours; where all
     are taken there are none.
     """
+    labels = as_bytes(labels)
     colours = colour_table(palette).astype(np.uint8)
     alphas = np.full(256, round(opacity * 255), np.uint8)
     alphas[0], colours[IGNORED] = 0, 255

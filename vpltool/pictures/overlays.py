@@ -11,9 +11,11 @@ from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
 from vpltool.pictures.layers import (
     IGNORED,
     LINE_OPACITY,
+    as_bytes,
     blend_maps,
     colour_table,
     contours,
+    shown_as,
     without_ignored,
 )
 
@@ -116,6 +118,7 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
+    labels = as_bytes(labels)
     table = colour_table(palette)
     table[IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
@@ -129,8 +132,7 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
     """List the labels that occur in an image of labels (H, W), sorted, without 0."""
-    return [label for label, count in enumerate(Image.fromarray(labels).histogram())
-            if label and count]
+    return [label for label in np.unique(labels).tolist() if label]
 
 
 def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int, str],
@@ -160,7 +162,7 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
             left, top, height = _GAP, top + height, 0
         if index:
             draw.rectangle([left, top + 3, left + swatch, top + 3 + swatch],
-                           fill=tuple(table[index]), outline=_INK)
+                           fill=tuple(table[shown_as(index)]), outline=_INK)
         draw.multiline_text((left + indent, top), "\n".join(lines), _INK, font, spacing=4)
         left, height = left + round(wide) + 2 * _GAP, max(height, line * len(lines))
     return page.crop((0, 0, width, top + height + _GAP // 2))

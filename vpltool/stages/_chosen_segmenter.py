@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool import options
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
 from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
-from vpltool.methods.inputs import side_of
+from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
 from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 
@@ -33,6 +34,8 @@ class PredictSettings(GroupSettings, RunsSegmenter):
     probabilities: bool = setting(
         True, "Also store class probabilities of a split; crf prefers them to labels.",
         off="--labels-only", record="never")
+    bands: str = options.bands()
+    percentiles: str = options.percentiles()
     overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")
 
@@ -94,8 +97,12 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
-    """Have photos scaled down as in training, unless a side is given."""
-    return replace(settings, max_side=side_of(header, settings.max_side))
+    """Have photos scaled down as in training, unless a side is given; in tiles, not at all."""
+    if settings.tile:
+        parse_tile(settings.tile, 1)
+    as_trained = 0 if settings.tile not in ("", AUTO) else None
+    given = as_trained if settings.max_side is None else settings.max_side
+    return replace(settings, max_side=side_of(header, given))
 
 
 def parse_scales(choice: str) -> list[float]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core.classes import label_type
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import (
@@ -87,13 +88,14 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
     labels = read_mask(path, photo, len(names))
-    table = np.arange(256, dtype=np.uint8)
+    table = np.arange(1 + max(IGNORE, len(names), len(workspace.classes)))
     for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
         if names[label - 1] not in workspace.classes:
             raise VplError(f"{path} shows `{names[label - 1]}`, which is not a class of the "
                            "workspace", near_name(names[label - 1], workspace.classes))
         table[label] = workspace.index_of(names[label - 1])
-    return table[labels]
+    moved: npt.NDArray[np.uint8] = table.astype(label_type(len(table) - 1))[labels]
+    return moved
 
 
 def take_corrections(workspace: Workspace,

@@ -30,7 +30,8 @@ GROUP_SETTINGS = ("classes", "prompts", "threshold", "top", "short_side", "windo
                   "maps")
 """Settings that only groups have."""
 
-DECODER_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "precision")
+DECODER_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "tile",
+                    "overlap", "precision")
 """Settings that groups do not have."""
 
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 
 from vpltool import console
+from vpltool.core.classes import label_type
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.storage import short_path
 from vpltool.lazy import np, npt
@@ -47,8 +49,9 @@ def read_truth(
     classes = len(workspace.classes)
     # What no line of the class file names: 0 is background, 255 is not scored.
     known = {0: 0, workspace.ignore: workspace.ignore, **(
+        {MOST_CLASSES + 1: workspace.ignore} if classes >= IGNORE else {}), **(
         workspace.mask_values or {label: label for label in range(1, classes + 1)})}
-    table = np.full(256, -1, np.int16)
+    table = np.full(1 + max(*known, int(values.max(initial=0))), -1, np.int32)
     table[list(known)] = list(known.values())
     labels = table[values]
     if (labels < 0).any():
@@ -60,7 +63,7 @@ def read_truth(
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"
             if workspace.mask_values else
             f"{_OTHER_NUMBERS}; a line `{value} ignore` beside lines `VALUE NAME` leaves it out")
-    return labels.astype(np.uint8)
+    return labels.astype(label_type(classes))
 
 
 def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8]) -> str:

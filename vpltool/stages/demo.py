@@ -17,6 +17,7 @@ from vpltool.lazy import Image
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages._demo_scene import write_demo_scene
 
 if TYPE_CHECKING:
     from vpltool.pictures.overlays import Rgb
@@ -32,6 +33,9 @@ class DemoSettings(Settings):
     images: int = setting(240, "Scenes in the split train; val gets a third as many.", low=12,
                           metavar="N")
     seed: int = options.seed()
+    scene: bool = setting(
+        False, "Also draw a GeoTIFF of 1,920 × 1,440 pixels, scene/photos/map.tif, and a "
+               "GeoPackage that says roughly where what is.", off="-")
     overwrite: bool = options.overwrite()
 
 
@@ -63,6 +67,8 @@ def run(path: Path, settings: DemoSettings) -> Path:
     from vpltool.demo.scenes import CLASSES
 
     images, seed = settings.images, settings.seed
+    if settings.scene:
+        write_demo_scene(path, seed, CLASSES)
     workspace = Workspace(path, "demo", ".", CLASSES, BACKGROUND, "clip", "clip")
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}

@@ -13,13 +13,14 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.running import load_trained
 from vpltool.engine.segmenters import find_decoder, segmenter_header
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
-from vpltool.formats import InputFolder, Photo, Workspace, find_folder
+from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
 from vpltool.formats.corrections import corrections_of
+from vpltool.formats.kinds import place
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.methods import load_method
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.inputs import PredictedScene, Predictions
 from vpltool.methods.interfaces import Exporter
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, make, setting, values_of
@@ -64,7 +65,7 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
     """
     method = load_method(Exporter, settings.method)
     method.check(settings.of_method)
-    exported = _segmenter if method.EXPORTS == "segmenter" else _predictions
+    exported = {"segmenter": _segmenter, "scene": _scene}.get(method.EXPORTS, _predictions)
     return exported(workspace, settings, method)
 
 
@@ -75,6 +76,31 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
     trained = load_trained(decoder, workspace, find_device("cpu"))
     return method.export(trained, path, settings.of_method)
+
+
+def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
+    """Export the labels of a GeoTIFF.
+
+    Raises:
+        VplError: none is named and there is not one alone, or it was made by something else.
+    """
+    home = place(workspace.path, "scenes", "").parent
+    found = sorted(home.rglob("*.tif"))
+    near = [path for path in (Path(settings.what), workspace.path / settings.what)
+            if settings.what and path.is_file()]
+    if not near and (settings.what or len(found) != 1):
+        names = [path.relative_to(workspace.path).as_posix() for path in found]
+        raise VplError(f"no labels of a GeoTIFF at {settings.what}" if settings.what else
+                       f"{home} holds {len(found)} GeoTIFFs, not one",
+                       f"`what={names[0]!r}`" if names else "`predict(images=['SCENE.tif'])`")
+    path = (near or found)[0]
+    header = expect_header(path, "scenes")
+    classes = workspace.classes
+    if header.inputs.get("classes", workspace.classes_identity) != workspace.classes_identity:
+        raise VplError(f"{path} was predicted with other classes than {workspace.path} has",
+                       again(header))
+    out = settings.out or workspace.path / "exports" / f"{path.stem}{method.SUFFIX}"
+    return method.export(PredictedScene(path, classes), out, settings.of_method)
 
 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:

@@ -180,7 +180,7 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
     """Move the tower to the device; the result yields each photo's features."""
     from vpltool.core.calibration import Calibration
     from vpltool.core.photos import PhotoSettings
-    from vpltool.core.windows import encode_windows
+    from vpltool.core.tiles import encode_windows
     from vpltool.parallel.photos import load_batches
 
     vision = encoder.vision.to(dtype)

@@ -71,9 +71,9 @@ def _describe_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".jsonl":
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {"kind": "images", "photos": len(lines)}
-    if path.suffix not in (".safetensors", ".png"):
+    if path.suffix not in (".safetensors", ".png", ".tif"):
         raise VplError(f"{path} is not a kind of file that vpltool writes",
-                       "it writes .safetensors, .png, .json and .jsonl")
+                       "it writes .safetensors, .png, .tif, .json and .jsonl")
     described = describe(path)
     result: dict[str, Any] = {"kind": "unknown: no vpltool header"}
     if described.header is not None:

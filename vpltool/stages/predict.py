@@ -42,9 +42,10 @@ from vpltool.stages._named_photos import (
     photo_identities,
 )
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
+from vpltool.stages._scenes import predict_scenes, scenes_among
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
-              writes=("predictions", "probabilities", "cams", "group-maps"),
+              writes=("predictions", "probabilities", "cams", "group-maps", "scenes"),
               settings=PredictSettings, begins=True)
 
 
@@ -53,7 +54,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
     Photos of a split go to predictions/NAME/SPLIT, those of a folder to
     predictions/NAME/FOLDER, single files to predictions/NAME/files; later
-    ones are added.
+    ones are added. GeoTIFFs are read by windows and go to scenes/NAME, as
+    GeoTIFFs.
 
     Example: vpltool predict --split val --scales 1,0.75 --flip
 
@@ -62,6 +64,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     Example: vpltool predict sea.jpg --out sea-mask.png
 
     Example: vpltool predict holiday/ --segmenter animals.safetensors
+
+    Example: vpltool predict map.tif --tile 448 --out map-labels.tif
 
     Example: vpltool predict --segmenter groups --classes words.txt holiday/
 
@@ -79,11 +83,18 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     work = choose_segmenter(path, settings)
+    if settings.images and (scenes := scenes_among(settings.images)):
+        if len(scenes) < sum(len(group.paths) for group in find_photos(
+                settings.images, together=True)):
+            raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
+                           "predict them in two runs")
+        return predict_scenes(work, scenes)
     workspace, settings = work.workspace, work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
     unused = without_effect(work.header)
     if tasks[0].features:
         unused["precision"] = "no encoder is run; `source='photos'` runs it"
+    unused |= dict.fromkeys(("bands", "percentiles"), "only a GeoTIFF has bands")
     if settings.images or settings.out:
         why = "only those of a split, at its own path, are stored"
         unused |= {"probabilities": why, "maps": why}

@@ -16,7 +16,7 @@ from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, write_workspace
 from vpltool.formats.changes import describe_change, last_call
-from vpltool.formats.kinds import IGNORE
+from vpltool.formats.kinds import MOST_CLASSES, numbered
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
@@ -106,7 +106,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     source: Source = find_method("sources", settings.method).load().read(
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
-    classes = _ordered(source, kept)
+    classes = numbered(_ordered(source, kept))
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
         _background(settings, source, classes, kept), models.model, models.pretrained,
@@ -154,7 +154,7 @@ def changes_since(workspace: Workspace) -> list[str]:
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
     photos, _ = _photos_of(source, settings, kept)
-    new = replace(workspace, classes=_ordered(source, kept))
+    new = replace(workspace, classes=numbered(_ordered(source, kept)))
     return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
             for phrase in phrases]
 
@@ -267,9 +267,9 @@ def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
     while known and known[-1] not in used and not (path / "corrections").is_dir():
         known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
-    if len(classes) >= IGNORE:
+    if len(classes) > MOST_CLASSES:
         raise VplError(f"{kept.workspace.path / 'workspace.json'} would have {len(classes)} "
-                       f"classes; {IGNORE - 1} at most are possible",
+                       f"classes; {MOST_CLASSES} at most are possible",
                        "`overwrite=True` drops those that no photo has")
     return classes
 

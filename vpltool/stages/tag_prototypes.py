@@ -12,7 +12,7 @@ from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import RESERVED, place
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
@@ -72,7 +72,8 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         raise VplError(f"no photo of the split `{settings.split}` has a tag",
                        "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`")
     rows = _class_means(features, tagged, tags, len(workspace.classes), settings)
-    without = [name for name, row in zip(workspace.classes, rows, strict=True) if not row.any()]
+    without = [name for name, row in zip(workspace.classes, rows, strict=True)
+               if not row.any() and name != RESERVED]
     if without:
         console.warn(f"no photo is tagged with {', '.join(without)}: their prototypes are zero, "
                      "and nothing resembles them")

@@ -14,7 +14,7 @@ from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import RESERVED, place
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting, warn_without_effect
@@ -111,6 +111,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         vectors[classes] = with_attributes(vectors[classes], centres, settings.attribute_share)
         console.note(f"{len(described)} descriptions in {len(centres)} attributes")
     index = [*range(1, len(words) + 1), *(0 for _ in workspace.background)]
+    if RESERVED in words:
+        # Nothing resembles a row of zeros, as those of classes that no photo has.
+        vectors[workspace.classes.index(RESERVED)] = 0
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background],
         "words": list(words.values())})

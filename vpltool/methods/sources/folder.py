@@ -5,21 +5,32 @@ The classes are all labels in alphabetical order, unless --classes names them. W
 photos of the folder are imported without tags: `tag` can find tags, and train-groups uses captions
 instead.
 
+With --tile, large photos and GeoTIFFs are cut into tiles, which are photos of their own. A tile has
+the tags of its photo; or --labels says where things are: a CSV with the columns
+x,y,width,height,labels, x,y,labels, lon,lat,labels or easting,northing,labels, or polygons in a
+GeoPackage.
+
 Example: vpltool prepare folder photos --labels tags.csv
+
+Example: vpltool prepare folder scenes --tile 448 --labels districts.gpkg
 
 Next: vpltool text-prototypes
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
-from vpltool.datasets import layouts
+from vpltool import options, settings
+from vpltool.datasets import layouts, tile_tags
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, near_path
-from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.formats import OutputFolder, Photo, Workspace
+from vpltool.formats.rasters import Scaling
+from vpltool.methods.inputs import Source, SourceRequest, parse_tile
+from vpltool.methods.sources import _cutting
 from vpltool.settings import setting
 
 READS = ()
@@ -40,6 +51,17 @@ class Settings(settings.Settings):
     vocabulary: str | None = setting(
         None, "Classes, class words and background words of VOC or COCO.",
         choices=tuple(VOCABULARIES))
+    tile: str = setting(
+        "", "Cut photos larger than this into tiles of this side, and GeoTIFFs, which are photos "
+            "of their own; auto: 512, of photos longer than three times that.",
+        metavar="PIXELS|auto")
+    tags_of_folder: bool = setting(
+        False, "A row of the CSV may name a folder, or a TIFF of several pages, and so all frames "
+               "in it; a point is the whole folder.")
+    column: str = setting("", "Of a GeoPackage: the column of the classes. Default: class, label, "
+                              "labels, category, type or name.", metavar="NAME", brief=False)
+    bands: str = options.bands()
+    percentiles: str = options.percentiles()
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
@@ -58,9 +80,12 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         raise VplError(f"{settings.masks} does not exist", given if "masks" in settings.given else
                        f"an earlier call has named it; `prepare('folder', "
                        f"images={str(settings.images)!r}, masks='')` forgets it")
-    photos, found, remarks = layouts.read_folder(settings.images, settings.labels, settings.masks,
-                                                 classes_known=bool(named),
-                                                 untagged=settings.untagged)
+    places = settings.labels if settings.labels and _tells_places(settings) else None
+    photos, found, remarks = layouts.read_folder(
+        settings.images, None if places else settings.labels, settings.masks,
+        classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
+    if settings.tile or settings.tags_of_folder:
+        return _cut_up(workspace_path, settings, shared, photos, places, remarks)
     if settings.masks and not any(photo.mask for photo in photos):
         remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
                        f"photo's id: {photos[0].id}.png; found: "
@@ -69,6 +94,48 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     return Source(_name(settings), settings.images, photos, named or found,
                   known.background if known else VOC.background, from_tags=not named,
                   remarks=remarks)
+
+
+_AUTO = 512
+"""Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
+
+
+def _tells_places(settings: Settings) -> bool:
+    """Whether the tags say where things are.
+
+    Raises:
+        VplError: they do, and photos are not cut into tiles.
+    """
+    assert settings.labels is not None
+    if not tile_tags.tells_places(settings.labels):
+        return False
+    if not settings.tile:
+        raise VplError(f"{settings.labels} says where things are, which is for tiles",
+                       "`tile='448'` cuts photos into tiles")
+    return True
+
+
+def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
+            photos: list[Photo], places: Path | None, remarks: list[str]) -> Source:
+    """Cut files into tiles and pages, which are the photos."""
+    side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
+    cut = _cutting.Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
+    regions = tile_tags.read_regions(places, settings.column) if places else []
+    root = workspace_path / _cutting.FOLDER
+    made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root)
+    known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
+    named = shared.classes or (known.classes if known else ())
+    found = tuple(sorted({label for photo in made for label in photo.labels}))
+    layouts.check_class_count(found, str(settings.labels))
+    layouts.check_labels(made, named or found)
+
+    def paint(workspace: Workspace, listed: Sequence[Photo]
+              ) -> tuple[list[Photo], list[OutputFolder]]:
+        return list(listed), _cutting.write_parts(workspace, settings.images, parts, cut)
+
+    return Source(_name(settings), root, made, named or found,
+                  known.background if known else VOC.background, from_tags=not named,
+                  remarks=[*remarks, *more], paint=paint)
 
 
 def _name(settings: Settings) -> str:

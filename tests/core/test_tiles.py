@@ -1,7 +1,8 @@
-"""Windows: they cover a photo once, and each is seen as a photo of its own."""
+"""Tiles: they cover a photo once, and each is seen as a photo of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from PIL import Image
 
 from vpltool.clip.load import load_clip
 from vpltool.core.calibration import Calibration
+from vpltool.core.tiles import blend, encode_windows, rim_weights, spans
 from vpltool.core.vit import VisionTower
-from vpltool.core.windows import encode_windows, spans
 from vpltool.formats import open_input, open_workspace
+
+See = Callable[[Sequence[tuple[int, int]]], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,60 @@ def resident(name: str) -> float:
     """Memory in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
+
+
+def positions(grid: tuple[int, int], tile: int, fineness: int = 2) -> See:
+    """What tiles would say that see where they are: row, and column."""
+    rows, columns = torch.meshgrid(*(torch.arange(fineness * side).float() for side in grid),
+                                   indexing="ij")
+    whole = torch.stack([rows, columns])
+
+    def see(corners: Sequence[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([whole[:, fineness * top : fineness * (top + min(tile, grid[0])),
+                                  fineness * left : fineness * (left + min(tile, grid[1]))]
+                            for top, left in corners])
+
+    return see
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize(("grid", "tile"), [((9, 14), 4), ((3, 14), 4), ((4, 4), 4), ((5, 5), 4),
+                                            ((23, 2), 7), ((6, 6), 1)])
+def test_tiles_that_agree_are_blended_into_what_they_say(grid: tuple[int, int], tile: int,
+                                                         overlap: float) -> None:
+    parts = list(blend(grid, tile, overlap, positions(grid, tile), at_once=3, fineness=2))
+    tops = [top for top, _ in parts]
+    assert tops == [span.start for span in spans(grid[0], tile, overlap)]
+    assert [2 * top for top in (*tops[1:], grid[0])] == [
+        2 * top + part.shape[1] for top, part in parts]
+    found = torch.cat([part for _, part in parts], dim=1)
+    torch.testing.assert_close(found, positions(grid, max(grid))([(0, 0)])[0])
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.6])
+def test_a_later_row_of_tiles_is_the_same_by_itself(overlap: float) -> None:
+    grid, tile = (31, 9), 6
+    noise: dict[tuple[int, int], torch.Tensor] = {}
+
+    def see(corners: Sequence[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([noise.setdefault(corner, torch.rand(3, 24, 24)) for corner in corners])
+
+    whole = list(blend(grid, tile, overlap, see, at_once=2, fineness=4))
+    for first in range(len(whole)):
+        rest = list(blend(grid, tile, overlap, see, at_once=2, fineness=4, first=first))
+        assert [top for top, _ in rest] == [top for top, _ in whole[first:]]
+        for (_, one), (_, other) in zip(rest, whole[first:], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_middle_of_a_tile_counts_more_than_its_rim() -> None:
+    weights = rim_weights(8)
+    assert weights.min() > 0 and torch.equal(weights, weights.flip(0))
+    assert (weights[:4].diff() > 0).all()
+    # Two tiles that say 0 and 1: from one to the other without a step.
+    found = torch.cat([part for _, part in blend(
+        (1, 6), 4, 0.5, lambda corners: torch.stack(
+            [torch.full((1, 2, 8), float(left > 0)) for _, left in corners]),
+        at_once=1, fineness=2)], dim=1)[0, 0]
+    assert found[:4].eq(0).all() and found[-4:].eq(1).all()
+    assert (found[3:9].diff() > 0).all() and found.diff().max() < 0.3

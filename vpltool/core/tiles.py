@@ -1,13 +1,15 @@
-"""A frozen encoder over windows of a photo: memory that does not grow with the photo's patches.
+"""Photos in tiles, which overlap: memory that does not grow with the photo's patches.
 
-A transformer's attention costs memory and time that grow with the square of the patches. A window
-is seen as a photo of its own, and each patch is taken from the window in whose middle it is nearest
-to lie, so what comes out is a patch as the encoder gives it, not a mean of several.
+A transformer's attention costs memory and time that grow with the square of the patches. A tile is
+seen as a photo of its own; the last of a side ends at the photo's edge. Where tiles overlap,
+features are those of the tile in whose middle a patch is nearest to lie, so that a patch is as the
+encoder gives it (`encode_windows`); what a segmenter says is a mean whose weights fall to the rim
+of each tile (`blend`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -97,6 +99,65 @@ def encode_windows(
                     ..., down.first - down.start : down.end - down.start,
                     across.first - across.start : across.end - across.start, :]
     return {name: values.flatten(-3, -2) for name, values in found.items()}
+
+
+Corner = tuple[int, int]
+"""The first row and column of a tile, in patches."""
+
+
+def rim_weights(side: int) -> Tensor:
+    """Weights (side,) in (0, 1] that fall from the middle of a tile to its rim, in a line."""
+    places = torch.arange(side) + 0.5
+    return torch.minimum(places, side - places) * 2 / side
+
+
+def blend(
+    grid: tuple[int, int], tile: int, overlap: float, see: Callable[[Sequence[Corner]], Tensor], *,
+    at_once: int, fineness: int, first: int = 0,
+) -> Iterator[tuple[int, Tensor]]:
+    """See a photo in tiles, and yield what they say together, row of tiles by row of tiles.
+
+    Only the rows are held that the next row of tiles still overlaps.
+
+    Args:
+        grid: (h, w) of the photo, in patches.
+        tile: side of a tile in patches; a side of the photo that is shorter is seen whole.
+        overlap: see `spans`.
+        see: given the corners of some tiles, returns their fields (B, C, fineness·th,
+            fineness·tw), with tiles of (th, tw) patches.
+        at_once: tiles that are seen together.
+        fineness: values a patch, along each side.
+        first: the first row of tiles whose rows are wanted; what precedes is seen only as far as
+            it overlaps them, so that their values are those of a whole run.
+
+    Yields:
+        the first row of a part, in patches, and its values (C, fineness·rows, fineness·w) float32.
+        The parts of all rows of tiles follow each other without a gap.
+    """
+    downs, acrosses = (spans(length, tile, overlap) for length in grid)
+    sides = (min(tile, grid[0]), min(tile, grid[1]))
+    weights = torch.outer(*(rim_weights(fineness * side) for side in sides))
+    begin = next(number for number, down in enumerate(downs)
+                 if down.start + sides[0] > downs[first].start)
+    total = count = None
+    for number in range(begin, len(downs)):
+        top = downs[number].start
+        for part in _parts([(downs[number], across) for across in acrosses], at_once):
+            seen = see([(down.start, across.start) for down, across in part]).float().cpu()
+            if total is None or count is None:
+                total = torch.zeros(seen.shape[1], fineness * sides[0], fineness * grid[1])
+                count = torch.zeros(total.shape[1:])
+            for (_, across), field in zip(part, seen, strict=True):
+                columns = slice(fineness * across.start, fineness * (across.start + sides[1]))
+                total[..., columns] += field * weights
+                count[..., columns] += weights
+        assert total is not None and count is not None
+        bottom = downs[number + 1].start if number + 1 < len(downs) else grid[0]
+        done = fineness * (bottom - top)
+        if number >= first:
+            yield top, total[:, :done] / count[:done]
+        total, count = (torch.cat([part[..., done:, :], torch.zeros_like(part[..., :done, :])], -2)
+                        for part in (total, count))
 
 
 def _parts(windows: Sequence[tuple[Span, ...]], most: int) -> Iterator[Sequence[tuple[Span, ...]]]:

@@ -1,0 +1,235 @@
+"""GeoTIFFs: read by windows, predicted by rows of tiles, written as GeoTIFF, exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, copy_workspace
+from PIL import Image
+
+from vpltool import Segmenter
+from vpltool.core import segment as core_segment
+from vpltool.formats import expect_header
+from vpltool.formats.geopackage import read_geopackage
+from vpltool.formats.rasters import Scaling, Scene, is_scene
+from vpltool.stages import _scenes
+
+rasterio = pytest.importorskip("rasterio")
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+
+PREDICT = ("predict", "--decoder", "tiny", "--tile", 32)
+PLACE = rasterio.transform.from_origin(500_000, 5_800_000, 0.5, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def several_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder of a few steps sees background alone; so each class is seen where it is most."""
+    photo_logits = core_segment.photo_logits
+
+    def centred(*arguments: Any) -> torch.Tensor:
+        made = photo_logits(*arguments)
+        return 20 * (made - made.mean(dim=(2, 3), keepdim=True))
+
+    monkeypatch.setattr(core_segment, "photo_logits", centred)
+
+
+@pytest.fixture
+def work(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    return copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+
+
+def write(path: Path, bands: np.ndarray[Any, Any], **profile: Any) -> Path:
+    given = {"driver": "GTiff", "count": len(bands), "height": bands.shape[1],
+             "width": bands.shape[2], "dtype": bands.dtype.name, "crs": "EPSG:32633",
+             "transform": PLACE, "tiled": True, "blockxsize": 16, "blockysize": 16} | profile
+    with rasterio.open(path, "w", **{key: value for key, value in given.items()
+                                     if value is not None}) as file:
+        file.write(bands)
+    return path
+
+
+@pytest.fixture
+def pixels() -> np.ndarray[Any, Any]:
+    """RGB of a scene (100, 140, 3): shapes in the colours of the photos, on noise."""
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(rng.integers(60, 120, (25, 35, 3), dtype=np.uint8)).resize((140, 100))
+    made = np.asarray(image).copy()
+    for number, (top, left) in enumerate(((5, 8), (40, 70), (70, 20), (60, 110), (10, 100))):
+        made[top : top + 14, left : left + 16] = ((30, 60, 220), (40, 190, 40),
+                                                  (230, 50, 40))[number % 3]
+    return made
+
+
+@pytest.fixture
+def scene(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> Path:
+    """A scene with a corner of nodata."""
+    bands = np.moveaxis(np.maximum(pixels, 1), 2, 0).copy()
+    bands[:, 90:, 120:] = 0
+    return write(tmp_path / "map.tif", bands, nodata=0)
+
+
+def labels_of(path: Path) -> np.ndarray[Any, Any]:
+    with rasterio.open(path) as file:
+        found: np.ndarray[Any, Any] = file.read(1)
+        return found
+
+
+def test_a_scene_becomes_a_scene(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.tif"
+    result = run(*PREDICT, scene, "--out", out, work=work)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [str(out)]
+    with rasterio.open(scene) as before, rasterio.open(out) as file:
+        assert (file.crs, file.transform, file.shape) == (before.crs, before.transform,
+                                                          before.shape)
+        assert file.nodata == 255 and file.dtypes == ("uint8",) and file.count == 1
+        assert file.compression.name == "deflate" and file.block_shapes == [(512, 512)]
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        labels = file.read(1)
+        assert file.tags()["CLASS_1"] == "bar"
+        assert file.colormap(1)[1][:3] == (128, 0, 0)
+    assert (labels[90:, 120:] == 255).all() and (labels != 255).sum() == 100 * 140 - 10 * 20
+    assert len(np.unique(labels)) > 2, "one class would hide a shift"
+    assert expect_header(out, "scenes").options["tile"] == "32"
+    assert list(tmp_path.glob("labels*")) == [out], "rows are gone"
+
+
+def test_the_rows_are_those_of_the_whole_photo(run: Run, work: Path, tmp_path: Path,
+                                               pixels: np.ndarray[Any, Any]) -> None:
+    """A photo whose sides are multiples of the patch is not resized; so both must be the same."""
+    cut = np.ascontiguousarray(pixels[:96, :136])
+    out = tmp_path / "labels.tif"
+    scene = write(tmp_path / "map.tif", np.moveaxis(cut, 2, 0))
+    assert run(*PREDICT, scene, "--out", out, work=work).code == 0
+    segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
+    whole = segmenter(cut, tile=32)
+    np.testing.assert_array_equal(labels_of(out), whole.labels)
+    assert len(np.unique(whole.labels)) > 2, "one class would hide a shift"
+    assert (whole.labels != segmenter(cut).labels).any(), "tiles are seen"
+
+
+def test_a_stopped_run_goes_on(run: Run, work: Path, scene: Path, tmp_path: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    out, other = tmp_path / "labels.tif", tmp_path / "other.tif"
+    assert run(*PREDICT, scene, "--out", other, work=work).code == 0
+    write_labels = _scenes.write_labels
+    written = []
+
+    def stop(path: Path, *arguments: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_labels(path, *arguments)
+
+    monkeypatch.setattr(_scenes, "write_labels", stop)
+    assert run(*PREDICT, scene, "--out", out, work=work).code != 0
+    assert not out.exists() and len(written) == 2
+    monkeypatch.setattr(_scenes, "write_labels", write_labels)
+    again = run(*PREDICT, scene, "--out", out, work=work)
+    assert again.code == 0 and "2 of 4 rows of tiles are done already" in again.err
+    np.testing.assert_array_equal(labels_of(out), labels_of(other))
+    assert "already exists" in run(*PREDICT, scene, "--out", out, work=work).err
+    refused = run(*PREDICT, scene, "--out", out, "--flip", work=work)
+    assert refused.code == 1 and "--overwrite" in refused.lines("hint:")[0]
+
+
+def test_bands_and_their_scale(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    """16 bits and bands in another order give the same picture, up to what percentiles cut."""
+    red, green, blue = np.moveaxis(pixels, 2, 0).astype(np.uint16)
+    path = write(tmp_path / "wide.tif", np.stack([blue, green, red, red * 0]) * 40 + 100)
+    seen = Scene(path, Scaling.parse("3,2,1", "0,100"))
+    low, high = pixels.reshape(-1, 3).min(axis=0), pixels.reshape(-1, 3).max(axis=0)
+    wanted = (pixels.astype(float) - low) / (high - low) * 255
+    np.testing.assert_allclose(seen.read(0, 0, 100, 140), wanted, atol=0.51)
+    # Beyond the edge the last row is repeated.
+    beyond = seen.read(96, 132, 8, 16)
+    np.testing.assert_array_equal(beyond[4:, 8:], np.broadcast_to(beyond[3, 7], (4, 8, 3)))
+    assert Scene(path).read(0, 0, 100, 140).max() == 255
+    grey = Scene(path, Scaling.parse("2", "")).read(0, 0, 100, 140)
+    assert (grey[..., 0] == grey[..., 2]).all()
+
+
+def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    assert run(*PREDICT, scene, work=work).code == 0
+    result = run("export", "geopackage", "--min-area", 0, work=work)
+    assert result.code == 0, result.err
+    (path,) = map(Path, result.out.splitlines())
+    labels = labels_of(work / "scenes/tiny/map.tif")
+    (layer,) = read_geopackage(path)
+    assert layer.system == "EPSG:32633"
+    shapes = [({"type": "Polygon", "coordinates": polygon}, feature.values["label"])
+              for feature in layer.features for polygon in feature.polygons]
+    again = rasterio.features.rasterize(shapes, labels.shape, transform=PLACE)
+    np.testing.assert_array_equal(again, np.where(labels == 255, 0, labels))
+    names = {feature.values["label"]: feature.values["class"] for feature in layer.features}
+    assert names == {label: ("bar", "box", "disc")[label - 1] for label in names}
+
+
+def test_gdal_reads_the_polygons(run: Run, work: Path, scene: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    assert run(*PREDICT, scene, work=work).code == 0
+    (path,) = run("export", "geopackage", work=work).out.splitlines()
+    about = pyogrio.read_info(path)
+    assert about["crs"] == "EPSG:32633" and about["geometry_type"] == "Polygon"
+    (layer,) = read_geopackage(Path(path))
+    assert about["features"] == len(layer.features) > 0
+    left, bottom, right, top = about["total_bounds"]
+    assert 500_000 <= left < right <= 500_070 and 5_799_950 <= bottom < top <= 5_800_000
+
+
+def spoilt(tmp_path: Path, pixels: np.ndarray[Any, Any], how: str) -> list[object]:
+    bands = np.moveaxis(pixels, 2, 0)
+    if how == "all nodata":
+        return [write(tmp_path / "a.tif", bands * 0, nodata=0)]
+    if how == "truncated":
+        path = write(tmp_path / "a.tif", bands)
+        path.write_bytes(path.read_bytes()[:20_000])
+        return [path]
+    if how == "other bands":
+        return [write(tmp_path / "a.tif", bands), write(tmp_path / "b.tif", bands[:1])]
+    path = write(tmp_path / "a.tif", bands)
+    return [path, *{"no such band": ("--bands", "5,2,1"), "no band": ("--bands", "red"),
+                    "percentiles": ("--percentiles", "98,2"),
+                    "tile": ("--tile", "big"), "small": ("--tile", "3")}[how]]
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    ("all nodata", "has no valid pixel: all is nodata, 0"),
+    ("truncated", "cannot be read as a GeoTIFF"),
+    ("other bands", "b.tif has 1 of uint8"),
+    ("no such band", "has 3 bands, and"), ("no band", "is not three numbers of bands, or one"),
+    ("percentiles", "is not two of 0 to 100"), ("tile", "neither a number of pixels nor auto"),
+    ("small", "less than a patch, 8 pixels")])
+def test_bad_input_is_one_line(how: str, said: str, run: Run, work: Path, tmp_path: Path,
+                               pixels: np.ndarray[Any, Any]) -> None:
+    result = run(*PREDICT, *spoilt(tmp_path, pixels, how), "--out", tmp_path / "out", work=work)
+    (error,) = result.lines("error:")
+    assert result.code == 1 and said in error, result.err
+    assert not list((tmp_path / "out").rglob("*.tif"))
+
+
+def test_no_coordinate_system_is_said_once_and_kept(run: Run, work: Path, tmp_path: Path,
+                                                    pixels: np.ndarray[Any, Any]) -> None:
+    scene = write(tmp_path / "a.tif", np.moveaxis(pixels, 2, 0), crs=None)
+    out = tmp_path / "out.tif"
+    result = run(*PREDICT, scene, "--out", out, work=work)
+    assert result.code == 0, result.err
+    assert result.err.count("has no coordinate reference system") == 1
+    with rasterio.open(out) as file:
+        assert file.crs is None and file.transform == PLACE
+
+
+def test_what_is_a_scene(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    bands = np.moveaxis(pixels, 2, 0)
+    assert is_scene(write(tmp_path / "a.tif", bands))
+    assert is_scene(write(tmp_path / "b.tif", np.concatenate([bands, bands]).astype(np.uint16),
+                          crs=None, transform=None))
+    Image.fromarray(pixels).save(tmp_path / "c.tif")
+    assert not is_scene(tmp_path / "c.tif")
+    (tmp_path / "d.tif").write_text(json.dumps({}))
+    assert not is_scene(tmp_path / "d.tif")

@@ -1,0 +1,187 @@
+"""`prepare folder --tile`: tiles as photos, their tags by place, and pages and frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+
+from vpltool.datasets.tile_tags import Box, Region, tags_of_tiles
+from vpltool.formats import open_workspace, read_labels
+from vpltool.formats.geopackage import write_geopackage
+
+SIDE = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A photo of 4 × 3 tiles, and a small one."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("big.png", (100, 160)), ("small.png", (30, 40))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(photos / name)
+    return photos
+
+
+def prepare(run: Run, folder: Path, tiny_clip: Path, *more: object) -> Any:
+    return run("prepare", "folder", folder, "--pretrained", tiny_clip, "--tile", SIDE, *more,
+               work=folder.parent / "work")
+
+
+def tags(folder: Path) -> dict[str, tuple[str, ...]]:
+    return {photo.id: photo.labels for photo in open_workspace(folder.parent / "work").photos()}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder.parent / "tags.csv"
+    path.write_text(text)
+    return path
+
+
+def test_tiles_have_the_tags_of_their_photo(run: Run, folder: Path, tiny_clip: Path) -> None:
+    (folder.parent / "masks").mkdir()
+    truth = np.random.default_rng(1).integers(0, 3, (100, 160), dtype=np.uint8)
+    Image.fromarray(truth).save(folder.parent / "masks/big.png")
+    table = write(folder, "id,labels,split\nbig,cat;dog,val\nsmall,cat,train\n")
+    result = prepare(run, folder, tiny_clip, "--labels", table, "--masks", folder.parent / "masks")
+    assert result.code == 0, result.err
+    workspace = open_workspace(folder.parent / "work")
+    photos = {photo.id: photo for photo in workspace.photos()}
+    tops, lefts = (0, 30, 60), (0, 40, 80, 120)
+    assert set(photos) == {"small", *(f"big/{top:05}-{left:05}" for top in tops for left in lefts)}
+    with Image.open(folder / "big.png") as image:
+        whole = np.asarray(image)
+    for top in tops:
+        for left in lefts:
+            photo = photos[f"big/{top:05}-{left:05}"]
+            assert photo.labels == ("cat", "dog") and photo.splits == ("val",)
+            cut = (slice(top, top + SIDE), slice(left, left + SIDE))
+            np.testing.assert_array_equal(np.asarray(Image.open(workspace.image_path(photo))),
+                                          whole[cut])
+            assert photo.mask
+            mask = workspace.path / workspace.root / photo.mask
+            np.testing.assert_array_equal(read_labels(mask), truth[cut])
+    assert workspace.image_path(photos["small"]).resolve() == (folder / "small.png").resolve()
+    before = {path: path.stat().st_mtime_ns for path in (workspace.path / "tiles").rglob("*.png")}
+    assert prepare(run, folder, tiny_clip).code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "nothing is cut twice"
+
+
+def test_rectangles_are_tags_of_tiles(run: Run, folder: Path, tiny_clip: Path) -> None:
+    """A tile that no row names is not known to be empty; one with an empty row is."""
+    table = write(folder, "id,x,y,width,height,labels,split\nbig,0,0,40,40,cat,\n"
+                          "big,40,0,40,40,,\nbig,80,30,40,40,cat;dog,val\n")
+    result = prepare(run, folder, tiny_clip, "--labels", table)
+    assert result.code == 0, result.err
+    found = tags(folder)
+    assert found["big/00000-00000"] == ("cat",) and found["big/00000-00040"] == ()
+    assert found["big/00030-00080"] == ("cat", "dog")
+    assert "have no tag in the CSV and are left out" in result.err
+    splits = {photo.id: photo.splits for photo in open_workspace(folder.parent / "work").photos()}
+    assert splits["big/00030-00080"] == ("val",) and splits["big/00000-00000"] == ("train",)
+
+
+def test_centres(run: Run, folder: Path, tiny_clip: Path) -> None:
+    (folder / "small.png").unlink()
+    table = write(folder, "x,y,labels\n10,35,cat\n125,90,dog\n")
+    result = prepare(run, folder, tiny_clip, "--labels", table)
+    assert result.code == 0, result.err
+    shown = {key: labels for key, labels in tags(folder).items() if labels}
+    assert shown == {"big/00000-00000": ("cat",), "big/00030-00000": ("cat",),
+                     "big/00060-00120": ("dog",)}
+    assert len(tags(folder)) == 12
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("id,x,y,labels\nbig,500,10,cat\n", "outside of big.png, 160×100 pixels"),
+    ("id,x,y,width,height,labels\nbig,0,-90,40,40,cat\n", "outside of big.png"),
+    ("id,x,y,labels\nbig,here,10,cat\n", "here,10 are not the numbers x,y"),
+    ("lon,lat,labels\n13.4,52.5,cat\n", "does not say where it lies"),
+    ("x,y,labels\n900,900,cat\n", "lie outside of the photos")])
+def test_bad_places_are_one_line(text: str, said: str, run: Run, folder: Path, tiny_clip: Path
+                                 ) -> None:
+    result = prepare(run, folder, tiny_clip, "--labels", write(folder, text))
+    (error,) = result.lines("error:")
+    assert result.code == 1 and said in error, result.err
+    assert not (folder.parent / "work/tiles").exists()
+
+
+def test_places_without_tiles(run: Run, folder: Path, tiny_clip: Path) -> None:
+    result = run("prepare", "folder", folder, "--pretrained", tiny_clip, "--labels",
+                 write(folder, "id,x,y,labels\nbig,1,1,cat\n"), work=folder.parent / "work")
+    assert result.code == 1 and "--tile 448" in result.lines("hint:")[0]
+
+
+def test_polygons_of_a_district(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """In another system than the scene's; nodata tiles are left out."""
+    rasterio = pytest.importorskip("rasterio")
+    from rasterio.warp import transform
+
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    bands = np.random.default_rng(0).integers(1, 255, (3, 80, 120), dtype=np.uint8)
+    bands[:, :, 80:] = 0
+    with rasterio.open(folder / "map.tif", "w", driver="GTiff", count=3, height=80, width=120,
+                       dtype="uint8", crs="EPSG:32633", nodata=0,
+                       transform=rasterio.transform.from_origin(500_000, 5_800_000, 2, 2)) as file:
+        file.write(bands)
+    # Two regions: one in the tile at (0, 0), one across (40, 0) and (40, 40).
+    pixels = [("forest", [(5, 5), (25, 5), (25, 25), (5, 25), (5, 5)]),
+              ("water", [(20, 50), (60, 50), (60, 70), (20, 70), (20, 50)])]
+    regions = []
+    for number, (name, ring) in enumerate(pixels, 1):
+        xs = [500_000 + 2 * x for x, _ in ring]
+        ys = [5_800_000 - 2 * y for _, y in ring]
+        longs, lats = transform("EPSG:32633", "EPSG:4326", xs, ys)
+        regions.append(([list(zip(longs, lats, strict=True))], name, number))
+    write_geopackage(tmp_path / "district.gpkg", regions, rasterio.crs.CRS.from_epsg(4326).to_wkt(),
+                     4326)
+    result = prepare(run, folder, tiny_clip, "--labels", tmp_path / "district.gpkg")
+    assert result.code == 0, result.err
+    assert tags(folder) == {"map/00000-00000": ("forest",), "map/00000-00040": (),
+                            "map/00040-00000": ("water",), "map/00040-00040": ("water",)}
+    no_column = prepare(run, folder, tiny_clip, "--labels", tmp_path / "district.gpkg",
+                        "--column", "clas")
+    assert no_column.code == 1 and "no column clas" in no_column.lines("error:")[0]
+    damaged = tmp_path / "damaged.gpkg"
+    damaged.write_bytes((tmp_path / "district.gpkg").read_bytes()[:3000])
+    refused = prepare(run, folder, tiny_clip, "--labels", damaged)
+    assert refused.code == 1 and "cannot be read as a GeoPackage" in refused.lines("error:")[0]
+
+
+def test_a_region_with_a_hole_is_not_in_the_hole() -> None:
+    tiles = [Box(top, left, 10, 10) for top in (0, 10, 20) for left in (0, 10, 20)]
+    ring = [(0.0, 0.0), (30.0, 0.0), (30.0, 30.0), (0.0, 30.0)]
+    hole = [(10.0, 10.0), (20.0, 10.0), (20.0, 20.0), (10.0, 20.0)]
+    found = tags_of_tiles(tiles, [Region("", ("wood",), [ring, hole])])
+    assert [bool(tagged and tagged.labels) for tagged in found] == [True] * 4 + [False] + [True] * 4
+
+
+def test_frames_and_pages(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """A folder of frames, and a TIFF of several pages, have one row each."""
+    photos = tmp_path / "photos"
+    (photos / "clip1").mkdir(parents=True)
+    frames = [Image.fromarray(np.full((24, 32, 3), 40 * number, np.uint8)) for number in (1, 2, 3)]
+    frames[0].copy().save(photos / "stack.tif", save_all=True, append_images=[
+        frame.copy() for frame in frames[1:]])
+    for number, frame in enumerate(frames):
+        frame.copy().save(photos / f"clip1/f{number}.png")
+    frames[0].save(photos / "single.png")
+    table = write(photos, "id,labels\nclip1,cat\nstack,dog\nsingle,cat\nclip1/f2,dog\n")
+    line = ("prepare", "folder", photos, "--pretrained", tiny_clip, "--labels", table)
+    result = run(*line, "--tags-of-folder", work=tmp_path / "work")
+    assert result.code == 0, result.err
+    workspace = open_workspace(tmp_path / "work")
+    assert tags(photos) == {
+        "clip1/f0": ("cat",), "clip1/f1": ("cat",), "clip1/f2": ("dog",), "single": ("cat",),
+        "stack/00000": ("dog",), "stack/00001": ("dog",), "stack/00002": ("dog",)}
+    for photo in workspace.photos():
+        with Image.open(workspace.image_path(photo)) as image:
+            assert image.size == (32, 24)
+            if photo.id == "stack/00002":
+                assert image.getpixel((0, 0)) == (120, 120, 120)

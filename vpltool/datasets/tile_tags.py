@@ -1,0 +1,288 @@
+"""Tags that say where in a large photo something is: rectangles, centres, polygons; and its tiles.
+
+A CSV has the columns `x,y,width,height,labels` (pixels of a photo: tags of a tile), `x,y,labels`
+(centres in pixels), `lon,lat,labels` (WGS 84) or `easting,northing,labels` (the scene's own
+system); `id` names the photo, and may be missing where the place says it. A GeoPackage has polygons
+and a column of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
+from vpltool.datasets.tags import split_labels
+from vpltool.errors import VplError, near_name
+from vpltool.formats.geopackage import read_geopackage
+from vpltool.formats.rasters import Scene, import_rasterio
+from vpltool.names import id_of_csv
+
+Points = Sequence[tuple[float, float]]
+
+GEOPACKAGE = ".gpkg"
+
+_PLACES = (("x", "y", "width", "height"), ("x", "y"), ("lon", "lat"), ("easting", "northing"))
+
+_CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
+"""Columns of a GeoPackage that hold the class, the first that is there."""
+
+_SHARE, _INSIDE = 0.01, 0.5
+"""A tile shows a region that covers so much of the tile, or of which so much lies in the tile."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tile of a photo, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is where.
+
+    Args:
+        where: file and line or row, for messages.
+        labels: its classes.
+        rings: (x, y) in pixels of the photo: an outline and its holes; one point is a centre.
+        photo: id of the photo; empty: any in which it lies.
+        split: empty: that of the photo.
+        tells_of_tile: whether tiles without any such region are unknown, not empty.
+    """
+
+    where: str
+    labels: tuple[str, ...]
+    rings: Sequence[Points]
+    photo: str = ""
+    split: str = ""
+    tells_of_tile: bool = False
+
+
+@dataclass(frozen=True)
+class Located:
+    """A region in coordinates of a system: EPSG:N, well-known text, or the scene's own (empty)."""
+
+    region: Region
+    system: str
+    pixels: bool = False
+
+
+def tells_places(path: Path) -> bool:
+    """Tell whether a file says where things are, not only which photo shows them.
+
+    Raises:
+        VplError: the CSV cannot be read.
+    """
+    return path.suffix.lower() == GEOPACKAGE or _place_of(path) is not None
+
+
+def _place_of(path: Path) -> tuple[str, ...] | None:
+    """The columns of a CSV that say where a row is."""
+    text = read_csv_text(path, ("id", "labels"))
+    for place in _PLACES:
+        try:
+            columns_of(path, text, (*place, "labels"))
+        except VplError:
+            continue
+        return place
+    return None
+
+
+def read_regions(path: Path, column: str) -> list[Located]:
+    """Read a CSV of places, or a GeoPackage.
+
+    Args:
+        path: the file.
+        column: of a GeoPackage, that of the classes; empty: the first of `_CLASS_COLUMNS`.
+
+    Raises:
+        VplError: the file cannot be read, or a row is no place.
+    """
+    if path.suffix.lower() == GEOPACKAGE:
+        return list(_of_geopackage(path, column))
+    place = _place_of(path)
+    assert place is not None, "`tells_places` was asked first"
+    wanted = (*place, "labels")
+    text = read_csv_text(path, wanted)
+    delimiter, columns = columns_of(path, text, wanted)
+    found, refused = [], list[VplError]()
+    for line, fields in rows_of(path, text, delimiter, wanted):
+        entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
+        try:
+            numbers = [float(entry[name]) for name in place]
+        except ValueError:
+            refused.append(VplError(
+                f"{path}:{line}: {','.join(entry[name] for name in place)} are not the numbers "
+                f"{','.join(place)}", "pixels from the left and the top, or coordinates"))
+            continue
+        labels = split_labels(entry["labels"], ";" if delimiter == "," else ";,|")
+        boxed = len(place) == 4
+        rings = [_rectangle(*numbers)] if boxed else [[(numbers[0], numbers[1])]]
+        found.append(Located(
+            Region(f"{path}:{line}", labels, rings, id_of_csv(entry.get("id", "")),
+                   entry.get("split", ""), boxed),
+            "EPSG:4326" if place[0] == "lon" else "", place[0] == "x"))
+    refuse_rows(path, refused)
+    return found
+
+
+def _rectangle(left: float, top: float, width: float, height: float) -> Points:
+    return [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
+
+
+def _of_geopackage(path: Path, column: str) -> Iterator[Located]:
+    for layer in read_geopackage(path):
+        names = list(layer.features[0].values)
+        chosen = column or next((name for name in _CLASS_COLUMNS if name in names), "")
+        if chosen not in names:
+            raise VplError(f"{path}: the layer {layer.name} has no column {chosen or 'of classes'}"
+                           f"; it has {', '.join(names)}", near_name(chosen, names) if chosen
+                           else "`column='NAME'` says which holds the classes")
+        for number, feature in enumerate(layer.features, 1):
+            value = feature.values[chosen]
+            if value in (None, ""):
+                continue
+            for polygon in feature.polygons:
+                yield Located(Region(f"{path}: {layer.name} {number}", (str(value).strip(),),
+                                     [list(ring) for ring in polygon]), layer.system)
+
+
+def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str) -> list[Region]:
+    """The regions of one photo, in its pixels.
+
+    Args:
+        regions: of all photos.
+        scene: the photo, if it is a GeoTIFF.
+        path: of the photo.
+        key: its id.
+
+    Raises:
+        VplError: regions are in coordinates, and the photo does not say where it lies.
+    """
+    found = []
+    for located in regions:
+        region = located.region
+        if region.photo and region.photo not in (key, path.name):
+            continue
+        rings = region.rings
+        if not located.pixels:
+            if scene is None or (located.system and not scene.placed):
+                raise VplError(f"{path} does not say where it lies, and {region.where} is in "
+                               f"coordinates of {located.system or 'a scene'}",
+                               "give places in pixels: x,y,labels, or a GeoTIFF with its "
+                               "coordinate reference system")
+            rings = [_to_pixels(ring, located.system, scene) for ring in rings]
+        found.append(Region(region.where, region.labels, rings, region.photo, region.split,
+                            region.tells_of_tile))
+    return found
+
+
+def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
+    rasterio = import_rasterio()
+    from rasterio.warp import transform
+
+    xs, ys = zip(*ring, strict=True)
+    if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
+        xs, ys = transform(rasterio.crs.CRS.from_user_input(system), scene.file.crs, xs, ys)
+    inverse: Any = ~scene.file.transform
+    return [inverse @ point for point in zip(xs, ys, strict=True)] if hasattr(
+        inverse, "__matmul__") else [inverse * point for point in zip(xs, ys, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Tags of a tile, and its split; None: nothing is known of it."""
+
+    labels: tuple[str, ...]
+    split: str = ""
+
+
+def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region]) -> list[Tagged | None]:
+    """Give each tile the tags of the regions that it shows.
+
+    A tile shows a region that covers a hundredth of the tile, or half of which lies in it, and a
+    centre that lies in it. Tiles without any are empty; where regions are rectangles, they are
+    unknown.
+    """
+    bounds = [_bounds(region.rings[0]) for region in regions]
+    unknown = any(region.tells_of_tile for region in regions)
+    found: list[Tagged | None] = []
+    for tile in tiles:
+        right, bottom = tile.left + tile.width, tile.top + tile.height
+        shown = [region for region, (low_x, low_y, high_x, high_y)
+                 in zip(regions, bounds, strict=True)
+                 if low_x < right and high_x >= tile.left and low_y < bottom
+                 and high_y >= tile.top and _shows(tile, region)]
+        if not shown and unknown:
+            found.append(None)
+            continue
+        labels = dict.fromkeys(label for region in shown for label in region.labels)
+        splits = [region.split for region in shown if region.split]
+        found.append(Tagged(tuple(labels), splits[0] if splits else ""))
+    return found
+
+
+def outside(regions: Sequence[Region], size: tuple[int, int]) -> list[Region]:
+    """The regions that lie outside of a photo of (height, width)."""
+    whole = Box(0, 0, *size)
+    return [region for region in regions if _clipped_area(region.rings, whole) == 0
+            and not (len(region.rings[0]) == 1 and _holds(whole, region.rings[0][0]))]
+
+
+def _shows(tile: Box, region: Region) -> bool:
+    if len(region.rings[0]) == 1:
+        return _holds(tile, region.rings[0][0])
+    inside = _clipped_area(region.rings, tile)
+    area = abs(_area(region.rings[0])) - sum(abs(_area(hole)) for hole in region.rings[1:])
+    return inside > 0 and (inside >= _SHARE * tile.height * tile.width or inside >= _INSIDE * area)
+
+
+def _holds(tile: Box, point: tuple[float, float]) -> bool:
+    return (tile.left <= point[0] < tile.left + tile.width
+            and tile.top <= point[1] < tile.top + tile.height)
+
+
+def _bounds(ring: Points) -> tuple[float, float, float, float]:
+    xs, ys = zip(*ring, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _area(ring: Points) -> float:
+    """Signed area of a ring, by the shoelace formula."""
+    return sum(one[0] * other[1] - other[0] * one[1]
+               for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)) / 2
+
+
+def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
+    """Area of a polygon within a tile."""
+    parts = [abs(_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
+    return parts[0] - sum(parts[1:])
+
+
+def _clipped(ring: Points, tile: Box) -> Points:
+    """Cut a ring at the four sides of a tile, one after the other (Sutherland and Hodgman)."""
+    sides: Mapping[int, tuple[float, float]] = {
+        0: (tile.left, tile.left + tile.width), 1: (tile.top, tile.top + tile.height)}
+    for axis, limits in sides.items():
+        for limit, keeps in zip(limits, (float.__ge__, float.__le__), strict=True):
+            ring = list(_cut_at(ring, axis, float(limit), keeps))
+            if not ring:
+                return ring
+    return ring
+
+
+def _cut_at(ring: Points, axis: int, limit: float, keeps: Callable[[float, float], bool]
+            ) -> Iterator[tuple[float, float]]:
+    for one, other in zip(ring, [*ring[1:], ring[0]], strict=True):
+        first, second = keeps(float(one[axis]), limit), keeps(float(other[axis]), limit)
+        if first:
+            yield one
+        if first != second:
+            share = (limit - one[axis]) / (other[axis] - one[axis])
+            yield (one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1]))

@@ -1,0 +1,183 @@
+"""Large photos seen by a segmenter in tiles: which photos, at which size, and the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vpltool.errors import VplError
+from vpltool.formats import Header
+from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
+
+if TYPE_CHECKING:
+    from vpltool.core.photos import PhotoSettings
+
+_SIDE = 512
+"""Side of a tile with `tile='auto'`, if photos of any size were trained on."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How large photos are divided.
+
+    Args:
+        side: of a tile, in pixels.
+        overlap: of neighbouring tiles, as a share of a tile.
+        least: a photo is divided if its longer side has more pixels than this.
+        max_side: longer photos are scaled down to this before they are divided; 0: never.
+    """
+
+    side: int
+    overlap: float
+    least: int
+    max_side: int = 0
+
+
+def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None) -> Tiles | None:
+    """Say how a segmenter sees large photos; None: like all others.
+
+    Args:
+        choice: the setting `tile`; empty: none.
+        overlap: see `Tiles`.
+        header: of the segmenter; `auto` is the side that it was trained at.
+        max_side: what the user wants; None: photos in tiles are not scaled down.
+
+    Raises:
+        VplError: the choice is neither a number nor `auto`.
+    """
+    if not choice:
+        return None
+    side, least = parse_tile(choice, side_of(header) or _SIDE)
+    return Tiles(side, overlap, least, max_side or 0)
+
+
+class Raster(Protocol):
+    """A picture that is read by parts."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Read RGB (height, width, 3); what is beyond the right and the bottom is repeated."""
+
+
+@dataclass(frozen=True)
+class PhotoRaster:
+    """A photo in memory, RGB (H, W, 3)."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Raster`."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """See `Raster`."""
+        return padded(self.pixels[top : top + height, left : left + width], height, width)
+
+
+def padded(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Repeat the last row and column of RGB (h, w, 3) up to a size."""
+    beyond = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
+    return np.pad(pixels, beyond, mode="edge") if any(more for _, more in beyond) else pixels
+
+
+@dataclass(frozen=True)
+class TiledSegmenter:
+    """A segmenter that sees pictures in tiles.
+
+    Args:
+        trained: the segmenter, on the device, its tower in the number format of the work.
+        device: where it is.
+        tiles: how large photos are divided.
+        scales: at which each tile is seen.
+        flip: whether it is seen mirrored, too.
+        average: what is averaged over these; see `core.segment.segment`.
+        at_once: tiles that are seen together.
+    """
+
+    trained: TrainedSegmenter
+    device: torch.device
+    tiles: Tiles
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    average: str = "probabilities"
+    at_once: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the side.
+
+        Raises:
+            VplError: a tile is less than a patch.
+        """
+        patch = self.trained.encoder.vision.patch
+        if self.tiles.side < patch:
+            raise VplError(f"`tile={str(self.tiles.side)!r}` is less than a patch, {patch} pixels",
+                           f"for example `tile='{32 * patch}'`")
+
+    @property
+    def photos(self) -> PhotoSettings:
+        """How whole photos are resized before they are divided."""
+        from vpltool.core.photos import PhotoSettings
+
+        encoder = self.trained.encoder
+        return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std, max(self.scales),
+                             self.tiles.max_side)
+
+    def divides(self, size: tuple[int, int]) -> bool:
+        """Tell whether a photo of (height, width) is seen in tiles."""
+        scaled = max(self.photos.fit(size))
+        return max(size) > self.tiles.least and scaled > self.tiles.side
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) in patches of a raster of (height, width) pixels."""
+        patch = self.trained.encoder.vision.patch
+        return -(-size[0] // patch), -(-size[1] // patch)
+
+    def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
+        from vpltool.core.photos import to_pixels
+        from vpltool.core.segment import FINENESS, segment
+        from vpltool.core.tiles import blend
+
+        encoder, photos = self.trained.encoder, self.photos
+        patch, grid = encoder.vision.patch, self.grid(raster.size)
+        side = self.tiles.side // patch
+        height, width = (min(side, length) * patch for length in grid)
+        factors = [scale / max(self.scales) for scale in self.scales]
+
+        def see(corners: Sequence[tuple[int, int]]) -> Tensor:
+            pixels = torch.stack([
+                to_pixels(raster.read(top * patch, left * patch, height, width), (height, width),
+                          photos.mean, photos.std) for top, left in corners])
+            return segment(encoder.vision, self.trained.network, pixels.to(self.device), factors,
+                           flip=self.flip, average=self.average)
+
+        return blend(grid, side, self.tiles.overlap, see, at_once=self.at_once, fineness=FINENESS,
+                     first=first)
+
+    def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
+        """Class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
+        size = self.photos.fit((rgb.shape[0], rgb.shape[1]))
+        if size != rgb.shape[:2]:
+            rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
+                                                         Image.Resampling.BICUBIC))
+        return torch.cat([part for _, part in self.rows(PhotoRaster(rgb))], dim=1)
+
+
+def divided(paths: Mapping[str, Path], tiled: TiledSegmenter | None) -> Iterable[str]:
+    """Yield the ids of the photos that are seen in tiles; those that cannot be read are not."""
+    from vpltool.core.photos import photo_size
+
+    for key, path in paths.items() if tiled else ():
+        try:
+            if tiled and tiled.divides(photo_size(path)):
+                yield key
+        except OSError:
+            # Whoever reads it says so.
+            continue

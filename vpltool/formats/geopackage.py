@@ -1,0 +1,197 @@
+"""GeoPackages: polygons with attributes in SQLite (OGC 12-128r15), read and written as they are.
+
+A geometry is a header of GeoPackage and then well-known binary (OGC 06-103r4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool.errors import VplError
+from vpltool.formats.atomic import atomic_path
+from vpltool.formats.storage import short_path
+
+Ring = Sequence[tuple[float, float]]
+Polygon = Sequence[Ring]
+"""Closed rings of (x, y): the outer one, then holes."""
+
+_APPLICATION, _VERSION = 0x47504B47, 10300
+_POLYGON, _MULTI = 3, 6
+
+_UNKNOWN = -1
+"""What GeoPackage calls a Cartesian system that is not known."""
+
+_TABLES = """
+CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER NOT NULL PRIMARY KEY,
+ organization TEXT NOT NULL, organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL,
+ description TEXT);
+CREATE TABLE gpkg_contents (table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL,
+ identifier TEXT UNIQUE, description TEXT DEFAULT '', last_change DATETIME NOT NULL DEFAULT
+ (strftime('%Y-%m-%dT%H:%M:%fZ','now')), min_x DOUBLE, min_y DOUBLE, max_x DOUBLE, max_y DOUBLE,
+ srs_id INTEGER REFERENCES gpkg_spatial_ref_sys(srs_id));
+CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL,
+ geometry_type_name TEXT NOT NULL, srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL,
+ CONSTRAINT pk_geom_cols PRIMARY KEY (table_name, column_name));
+CREATE TABLE regions (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, geom BLOB,
+ class TEXT NOT NULL, label INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Polygons of one row of a table, and its other columns."""
+
+    polygons: Sequence[Polygon]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A table of polygons.
+
+    Args:
+        name: of the table.
+        system: its coordinate system, as well-known text or EPSG:N; empty: none.
+        features: its rows.
+    """
+
+    name: str
+    system: str
+    features: Sequence[Feature]
+
+
+def write_geopackage(path: Path, regions: Iterable[tuple[Polygon, str, int]], wkt: str,
+                     epsg: int | None) -> int:
+    """Write polygons with the name and the number of their class, and count them.
+
+    Args:
+        path: the file; its table is called `regions`.
+        regions: polygons with class and label.
+        wkt: their coordinate system, as well-known text; empty: none.
+        epsg: its number with EPSG, if it has one.
+    """
+    number = (epsg or 100_000) if wkt else _UNKNOWN
+    with atomic_path(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as base:
+        base.executescript(f"PRAGMA application_id = {_APPLICATION};"
+                           f"PRAGMA user_version = {_VERSION};" + _TABLES)
+        known = [("Undefined Cartesian", -1, "NONE", -1, "undefined"),
+                 ("Undefined geographic", 0, "NONE", 0, "undefined"),
+                 ("WGS 84 geodetic", 4326, "EPSG", 4326, 'GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID'
+                  '["WGS 84",6378137,298.257223563]],PRIMEM["Greenwich",0],UNIT["degree",'
+                  '0.0174532925199433],AUTHORITY["EPSG","4326"]]')]
+        if wkt and number != 4326:
+            known.append((f"EPSG:{epsg}" if epsg else "of the scene", number,
+                          "EPSG" if epsg else "vpltool", number, wkt))
+        base.executemany("INSERT INTO gpkg_spatial_ref_sys (srs_name, srs_id, organization, "
+                         "organization_coordsys_id, definition) VALUES (?, ?, ?, ?, ?)", known)
+        count, box = 0, [float("inf"), float("inf"), -float("inf"), -float("inf")]
+        for polygon, name, label in regions:
+            base.execute("INSERT INTO regions (geom, class, label) VALUES (?, ?, ?)",
+                         (_blob(polygon, number), name, label))
+            xs, ys = zip(*polygon[0], strict=True)
+            box = [min(box[0], *xs), min(box[1], *ys), max(box[2], *xs), max(box[3], *ys)]
+            count += 1
+        base.execute("INSERT INTO gpkg_contents (table_name, data_type, identifier, min_x, min_y, "
+                     "max_x, max_y, srs_id) VALUES ('regions', 'features', 'regions', ?, ?, ?, ?, "
+                     "?)", (*(box if count else (None,) * 4), number))
+        base.execute("INSERT INTO gpkg_geometry_columns VALUES ('regions', 'geom', 'POLYGON', ?, "
+                     "0, 0)", (number,))
+        base.commit()
+    return count
+
+
+def _blob(polygon: Polygon, system: int) -> bytes:
+    rings = b"".join(struct.pack("<I", len(ring)) + b"".join(
+        struct.pack("<dd", *point) for point in ring) for ring in polygon)
+    return (b"GP\0\x01" + struct.pack("<i", system)
+            + struct.pack("<BII", 1, _POLYGON, len(polygon)) + rings)
+
+
+def read_geopackage(path: Path) -> list[Layer]:
+    """Read all polygons of a GeoPackage; points and lines are left out.
+
+    Raises:
+        VplError: it is missing or damaged, or holds no polygon.
+    """
+    if not path.is_file():
+        raise VplError(f"{short_path(path)} does not exist", "give a GeoPackage, FILE.gpkg")
+    address = f"file:{path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as base:
+            layers = [_read_layer(base, *row) for row in base.execute(
+                "SELECT g.table_name, g.column_name, s.organization, s.organization_coordsys_id, "
+                "s.definition FROM gpkg_geometry_columns g JOIN gpkg_spatial_ref_sys s "
+                "ON s.srs_id = g.srs_id").fetchall()]
+    except (sqlite3.Error, struct.error, ValueError, IndexError) as error:
+        raise VplError(f"{short_path(path)} cannot be read as a GeoPackage ({error})",
+                       "write it again, as QGIS does: Export, GeoPackage") from error
+    found = [layer for layer in layers if layer.features]
+    if not found:
+        raise VplError(f"{short_path(path)} holds no polygon", "a layer of polygons is needed")
+    return found
+
+
+def _read_layer(base: sqlite3.Connection, table: str, column: str, organization: str, number: int,
+                definition: str) -> Layer:
+    quoted = '"' + table.replace('"', '""') + '"'
+    rows = base.execute(f"SELECT * FROM {quoted}")
+    names = [entry[0] for entry in rows.description]
+    features = []
+    for row in rows:
+        values = dict(zip(names, row, strict=True))
+        blob = values.pop(column, None)
+        polygons = list(_polygons(blob)) if isinstance(blob, bytes) else []
+        if polygons:
+            features.append(Feature(polygons, values))
+    known = organization.upper() == "EPSG"
+    return Layer(table, f"EPSG:{number}" if known else "" if number in (-1, 0) else definition,
+                 features)
+
+
+def _polygons(blob: bytes) -> Iterator[Polygon]:
+    """The polygons of a geometry.
+
+    Raises:
+        ValueError: it is not one of GeoPackage.
+    """
+    if blob[:2] != b"GP":
+        raise ValueError("a geometry does not begin as those of GeoPackage do")
+    envelope = (0, 32, 48, 48, 64)[blob[3] >> 1 & 7]
+    yield from _well_known(blob, 8 + envelope)[0]
+
+
+def _well_known(blob: bytes, at: int) -> tuple[list[Polygon], int]:
+    """Polygons of well-known binary at a place, and the place after it; others give none."""
+    order = "<" if blob[at] else ">"
+    (code,) = struct.unpack_from(f"{order}I", blob, at + 1)
+    kind, more = code % 1000 & 0xFF, code // 1000
+    # Z, M and ZM: 1000, 2000 and 3000 more, or the highest bits.
+    size = 2 + (more in (1, 3) or bool(code >> 31)) + (more in (2, 3) or bool(code >> 30 & 1))
+    at += 5
+    if kind not in (_POLYGON, _MULTI):
+        return [], at
+    (count,) = struct.unpack_from(f"{order}I", blob, at)
+    at += 4
+    if count > len(blob):
+        raise ValueError("a geometry is longer than its file")
+    if kind == _MULTI:
+        found: list[Polygon] = []
+        for _ in range(count):
+            part, at = _well_known(blob, at)
+            found += part
+        return found, at
+    rings = []
+    for _ in range(count):
+        (points,) = struct.unpack_from(f"{order}I", blob, at)
+        if points > len(blob):
+            raise ValueError("a ring is longer than its file")
+        flat = struct.unpack_from(f"{order}{points * size}d", blob, at + 4)
+        rings.append(list(zip(flat[::size], flat[1::size], strict=True)))
+        at += 4 + 8 * size * points
+    return [rings], at

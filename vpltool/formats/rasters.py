@@ -1,0 +1,326 @@
+"""Scenes: GeoTIFFs of any size, read and written by windows with rasterio.
+
+Rasterio is an optional dependency: `pip install 'vpltool[geo]'`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.errors import VplError, first_line
+from vpltool.formats.atomic import atomic_path
+from vpltool.formats.header import METADATA_KEY, Header
+from vpltool.formats.kinds import IGNORE
+from vpltool.formats.labels import voc_palette
+from vpltool.formats.storage import short_path
+from vpltool.lazy import Image, np, npt
+
+SUFFIXES = (".tif", ".tiff")
+
+_GEOTIFF = {33550, 33922, 34264, 34735}
+"""Tags of a TIFF that say where it lies: pixel scale, tie points, transformation, keys."""
+
+_MANY = 100_000_000
+"""A TIFF with more pixels is read by windows, wherever it lies."""
+
+_SAMPLE = 1024
+"""Side of the reduced picture from which percentiles are taken."""
+
+_BLOCK = 512
+"""Side of the blocks of a GeoTIFF that is written."""
+
+_CACHE = "256"
+"""Megabytes of blocks that GDAL keeps."""
+
+_PERCENTILES = (2.0, 98.0)
+"""What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
+
+
+def is_scene(path: Path) -> bool:
+    """Tell whether a file is a TIFF that is read by windows: it says where it lies, or is large.
+
+    So is a TIFF of numbers or bands that Pillow does not know.
+    """
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            tags: Any = getattr(image, "tag_v2", {})
+            return bool(_GEOTIFF & set(tags)) or image.width * image.height > _MANY
+    except Exception:
+        with path.open("rb") as file:
+            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def import_rasterio() -> Any:
+    """Import rasterio.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    # GDAL would keep a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
+    try:
+        import rasterio
+        import rasterio.shutil
+    except ImportError:
+        raise VplError("a GeoTIFF is read by rasterio, which is not installed",
+                       "pip install 'vpltool[geo]'") from None
+    return rasterio
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which bands of a file are seen as RGB, and what is black and white.
+
+    Args:
+        bands: three numbers of bands, or one for grey, the first is 1; empty: 1,2,3, or 1.
+        percentiles: of the file's values, for black and white; empty: bytes are taken as they
+            are, other numbers from the 2nd to the 98th.
+    """
+
+    bands: tuple[int, ...] = ()
+    percentiles: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, bands: str, percentiles: str) -> Scaling:
+        """Read the settings `bands` and `percentiles`.
+
+        Raises:
+            VplError: they are no such lists.
+        """
+        try:
+            numbers = tuple(int(part) for part in bands.split(",")) if bands else ()
+        except ValueError:
+            numbers = (0,)
+        if len(numbers) not in (0, 1, 3) or min(numbers, default=1) < 1:
+            raise VplError(f"`bands={bands!r}` is not three numbers of bands, or one",
+                           "for example `bands='4,3,2'`")
+        try:
+            limits = tuple(float(part) for part in percentiles.split(",")) if percentiles else ()
+        except ValueError:
+            limits = (1.0, 0.0)
+        if limits and not (len(limits) == 2 and 0 <= limits[0] < limits[1] <= 100):
+            raise VplError(f"`percentiles={percentiles!r}` is not two of 0 to 100",
+                           "for example `percentiles='2,98'`")
+        return cls(numbers, limits)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what GDAL says of a damaged file into one message.
+
+    Raises:
+        VplError: the file cannot be read.
+    """
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (RasterioError, OSError, ValueError) as error:
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise VplError(f"{short_path(path)} cannot be read as a GeoTIFF ({reason})",
+                       "fetch or write it again; `gdalinfo -checksum FILE` reads all of it"
+                       ) from error
+
+
+class Scene:
+    """A GeoTIFF, open for reading by windows; a `Raster` of the engine.
+
+    Args:
+        path: the file.
+        scaling: which bands are seen, and how.
+
+    Raises:
+        VplError: it cannot be read, lacks a band, or has no valid pixel.
+    """
+
+    def __init__(self, path: Path, scaling: Scaling = Scaling()) -> None:  # noqa: B008
+        rasterio = import_rasterio()
+        self.path, self.scaling = path, scaling
+        with reading(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.file = rasterio.open(path)
+        count = self.file.count
+        self.bands = scaling.bands or ((1, 2, 3) if count >= 3 else (1,))
+        if max(self.bands) > count:
+            raise VplError(f"{short_path(path)} has {count} band{'s' * (count != 1)}, and "
+                           f"`bands={','.join(map(str, self.bands))!r}` asks for "
+                           f"{max(self.bands)}", f"choose of 1 to {count}")
+        self.reduced = self._reduced()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.file.height, self.file.width
+
+    @property
+    def layout(self) -> str:
+        """Number and type of the bands, which are the same in all files of a set."""
+        return f"{self.file.count} of {self.file.dtypes[0]}"
+
+    @cached_property
+    def placed(self) -> bool:
+        """Whether the file says where on earth it lies."""
+        return self.file.crs is not None
+
+    def warn_unplaced(self) -> None:
+        """Say once that a file has no coordinate system; results have none either."""
+        if not self.placed:
+            console.warn(f"{short_path(self.path)} has no coordinate reference system; what is "
+                         "made of it has none either")
+
+    def _reduced(self) -> npt.NDArray[np.bool_]:
+        """Which pixels of a reduced copy are not nodata.
+
+        Raises:
+            VplError: none is.
+        """
+        shrunk = max(1.0, max(self.size) / _SAMPLE)
+        shape = tuple(max(1, int(side / shrunk)) for side in self.size)
+        with reading(self.path):
+            valid: npt.NDArray[np.bool_] = self.file.dataset_mask(out_shape=shape) > 0
+        if not valid.any():
+            raise VplError(f"{short_path(self.path)} has no valid pixel: all is nodata"
+                           + (f", {self.file.nodata:g}" if self.file.nodata is not None else ""),
+                           "leave it out, or correct its nodata value")
+        return valid
+
+    def may_be_valid(self, top: int, left: int, height: int, width: int) -> bool:
+        """Tell whether a window has more than nodata, as far as a reduced copy says."""
+        down, across = (length / side for length, side in zip(self.reduced.shape, self.size,
+                                                              strict=True))
+        return bool(self.reduced[int(top * down) : int((top + height) * down) + 1,
+                                 int(left * across) : int((left + width) * across) + 1].any())
+
+    @cached_property
+    def limits(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Values of each band that become 0 and 255."""
+        if not self.scaling.percentiles and self.file.dtypes[0] == "uint8":
+            return np.zeros(len(self.bands)), np.full(len(self.bands), 255.0)
+        valid = self.reduced
+        with reading(self.path):
+            values = self.file.read(self.bands, out_shape=(len(self.bands), *valid.shape))
+        limits = self.scaling.percentiles or _PERCENTILES
+        known = [band[valid & np.isfinite(band)] for band in values.astype(np.float64)]
+        found = np.array([np.percentile(band, limits) if band.size else (0.0, 1.0)
+                          for band in known])
+        return found[:, 0], np.maximum(found[:, 1], found[:, 0] + 1e-9)
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Read RGB (height, width, 3) uint8; what is beyond the edge is repeated.
+
+        Raises:
+            VplError: the file is damaged there.
+        """
+        window = self._window(top, left, height, width)
+        with reading(self.path):
+            values = self.file.read(self.bands, window=window)
+        if values.dtype != np.uint8 or self.scaling.percentiles:
+            low, high = (limit[:, None, None] for limit in self.limits)
+            scaled = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
+            values = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+        rgb = np.moveaxis(values, 0, 2)
+        rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
+        beyond = ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0))
+        return np.pad(rgb, beyond, mode="edge")
+
+    def valid(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.bool_]:
+        """Which pixels (h, w) of a window, cut at the edge, are not nodata."""
+        with reading(self.path):
+            return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
+
+    def _window(self, top: int, left: int, height: int, width: int) -> Any:
+        from rasterio.windows import Window
+
+        return Window(left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))
+
+
+def check_alike(scenes: Sequence[Scene]) -> None:
+    """Check that files of one set have the same bands.
+
+    Raises:
+        VplError: two differ.
+    """
+    for scene in scenes[1:]:
+        if scene.layout != scenes[0].layout:
+            raise VplError(f"{short_path(scene.path)} has {scene.layout}, and "
+                           f"{short_path(scenes[0].path)} has {scenes[0].layout} as bands",
+                           "give files of one kind, or each set by itself")
+
+
+def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]], header: Header,
+                classes: Sequence[str]) -> None:
+    """Write labels as a cloud-optimised GeoTIFF: in blocks, compressed, with reduced copies.
+
+    Coordinate system and transform are those of the scene; nodata is the label of ignored pixels.
+
+    Args:
+        path: the file.
+        like: the scene.
+        parts: rows of labels (h, W) from top to bottom.
+        header: goes into the file's metadata.
+        classes: names of the classes, the first is label 1.
+    """
+    rasterio = import_rasterio()
+    first = next(parts)
+    height, width = like.size
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,
+               "dtype": first.dtype.name, "nodata": IGNORE, "crs": like.file.crs,
+               "transform": like.file.transform, "tiled": True, "blockxsize": _BLOCK,
+               "blockysize": _BLOCK, "compress": "deflate", "BIGTIFF": "IF_SAFER"}
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = temporary.with_name(temporary.name + ".plain.tif")
+        try:
+            with rasterio.open(plain, "w", **profile) as file:
+                top = 0
+                for rows in _and_rest(first, parts):
+                    file.write(rows, 1, window=((top, top + len(rows)), (0, width)))
+                    top += len(rows)
+                if first.dtype == np.uint8:
+                    colours = np.array(voc_palette()).reshape(-1, 3).tolist()
+                    file.write_colormap(1, {index: (*colour, 255 * (index != IGNORE))
+                                            for index, colour in enumerate(colours)})
+                file.update_tags(**{METADATA_KEY: header.to_json()},
+                                 **{f"CLASS_{index}": name
+                                    for index, name in enumerate(("background", *classes))})
+            rasterio.shutil.copy(plain, temporary, driver="COG", compress="DEFLATE",
+                                 blocksize=_BLOCK, overview_resampling="MODE", BIGTIFF="IF_SAFER")
+        finally:
+            plain.unlink(missing_ok=True)
+            temporary.with_name(temporary.name + ".aux.xml").unlink(missing_ok=True)
+
+
+def _and_rest(first: npt.NDArray[np.uint8], rest: Iterator[npt.NDArray[np.uint8]]
+              ) -> Iterator[npt.NDArray[np.uint8]]:
+    yield first
+    yield from rest
+
+
+def scene_header(path: Path) -> Header | None:
+    """Read the header of a GeoTIFF; None if vpltool did not make it.
+
+    Raises:
+        VplError: it is damaged, or rasterio is not installed.
+    """
+    rasterio = import_rasterio()
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(path) as file:
+            text = file.tags().get(METADATA_KEY, "")
+    return Header.from_json(text, path) if text else None
+
+
+def remove_rows(folder: Path) -> None:
+    """Remove the rows of a scene that is written."""
+    shutil.rmtree(folder, ignore_errors=True)

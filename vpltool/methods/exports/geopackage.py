@@ -1,0 +1,75 @@
+"""Polygons of a predicted GeoTIFF, as a GeoPackage.
+
+Each region of one class is a row of the table `regions`, with `class` and `label`, in the scene's
+coordinate system; the background and nodata have none. QGIS, ArcGIS and GDAL open the file.
+
+Example: vpltool export geopackage --what scenes/segmenter/map.tif
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpltool import console, settings
+from vpltool.errors import counted
+from vpltool.formats.geopackage import Polygon, write_geopackage
+from vpltool.formats.rasters import import_rasterio, reading
+from vpltool.methods.inputs import PredictedScene
+from vpltool.settings import setting
+
+EXPORTS = "scene"
+SUFFIX = ".gpkg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of a GeoPackage."""
+
+    min_area: int = setting(16, "Minimum size of a region in pixels; smaller ones are left out. "
+                                "0: keep all.", low=0, metavar="PIXELS")
+
+
+def check(settings: Settings) -> None:
+    """Check that rasterio is installed."""
+    import_rasterio()
+
+
+def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
+    """Write the polygons."""
+    rasterio = import_rasterio()
+    with reading(scene.path), rasterio.open(scene.path) as file:
+        wkt = file.crs.to_wkt() if file.crs else ""
+        epsg = file.crs.to_epsg() if file.crs else None
+        area = abs(file.transform.determinant) * settings.min_area
+        ignored = int(file.nodata) if file.nodata is not None else -1
+        count = write_geopackage(path, _regions(scene, file, ignored, area), wkt, epsg)
+    console.note(f"{path}: {counted(count, 'region', 'regions')}")
+    if not wkt:
+        console.warn(f"{scene.path} has no coordinate reference system; {path.name} has none "
+                     "either")
+    return [path]
+
+
+def _regions(scene: PredictedScene, file: object, ignored: int, area: float
+             ) -> Iterator[tuple[Polygon, str, int]]:
+    from rasterio import band
+    from rasterio.features import shapes
+
+    names = ("background", *scene.classes)
+    # A band is read by windows; an array would be the whole scene.
+    for shape, value in shapes(band(file, 1), transform=file.transform):  # type: ignore[attr-defined]
+        label = int(value)
+        if label in (0, ignored) or label >= len(names):
+            continue
+        polygon = [[(float(x), float(y)) for x, y in ring] for ring in shape["coordinates"]]
+        if _area(polygon) >= area:
+            yield polygon, names[label], label
+
+
+def _area(polygon: Polygon) -> float:
+    """Area of a polygon without its holes, by the shoelace formula."""
+    areas = [abs(sum(one[0] * other[1] - other[0] * one[1]
+                     for one, other in zip(ring, ring[1:], strict=False))) / 2 for ring in polygon]
+    return areas[0] - sum(areas[1:])

@@ -1,0 +1,207 @@
+"""GeoTIFFs predicted by rows of tiles: memory of one row, and after a stop the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from vpltool import console
+from vpltool.core.classes import label_type
+from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.running import load_trained, tiled_segmenter
+from vpltool.engine.tiles import TiledSegmenter
+from vpltool.errors import PhotosFailed, VplError
+from vpltool.formats import Header, describe, write_labels
+from vpltool.formats.kinds import IGNORE, place
+from vpltool.formats.labels import read_labels
+from vpltool.formats.rasters import (
+    SUFFIXES,
+    Scaling,
+    Scene,
+    check_alike,
+    is_scene,
+    remove_rows,
+    write_scene,
+)
+from vpltool.lazy import Tensor, np, npt
+from vpltool.methods.inputs import AUTO
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.stages._chosen_segmenter import Chosen
+
+_ROWS = 128
+"""Rows of pixels that are made at a time."""
+
+
+def scenes_among(images: Sequence[Path]) -> list[Path]:
+    """Return the GeoTIFFs of what is named, and of the folders among them."""
+    named = [path for image in images for path in (
+        sorted(image.rglob("*")) if image.is_dir() else [image])]
+    return [path for path in named if is_scene(path)]
+
+
+def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
+    """Predict GeoTIFFs, each into a GeoTIFF of labels.
+
+    Args:
+        work: the segmenter, and the settings of `predict`.
+        paths: of the scenes.
+
+    Returns:
+        the files: `out`, or below it; by default scenes/SEGMENTER/NAME.tif.
+
+    Raises:
+        VplError: a file cannot be opened, or was predicted with other settings.
+        PhotosFailed: a file turned out to be damaged; the others are done.
+    """
+    settings = work.settings
+    scaling = Scaling.parse(settings.bands, settings.percentiles)
+    scenes = [Scene(path, scaling) for path in paths]
+    check_alike(scenes)
+    outs = _outs(work, paths)
+    todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
+            if not check_file(out, header := _header(work, scene), overwrite=settings.overwrite,
+                              update=settings.update)]
+    failed: dict[str, str] = {}
+    tiled = _load(work) if todo else None
+    for scene, out, header in todo:
+        assert tiled is not None
+        scene.warn_unplaced()
+        try:
+            _predict(tiled, scene, out, header, work.named.classes)
+        except VplError as error:
+            failed[scene.path.stem] = error.message
+    if failed:
+        raise PhotosFailed("; ".join(failed.values()), "fix them and run the same command again; "
+                           "rows that are done are kept", [*outs], sorted(failed))
+    return outs
+
+
+def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
+    """The file of each scene.
+
+    Raises:
+        VplError: two would be one file, or `out` is one file for several.
+    """
+    out = work.settings.out
+    if out and out.suffix.lower() in SUFFIXES and not out.is_dir():
+        if len(paths) > 1:
+            raise VplError(f"{out} is one file, for {len(paths)} scenes",
+                           "use a folder: `out='DIR'`")
+        return [out]
+    folder = out or place(work.workspace.path, "scenes", work.path.stem).with_suffix("")
+    outs = [folder / f"{path.stem}.tif" for path in paths]
+    for number, one in enumerate(outs):
+        if one in outs[:number]:
+            raise VplError(f"{paths[outs.index(one)]} and {paths[number]} would both be {one}",
+                           "predict them in two runs, each with its own `out='DIR'`")
+    return outs
+
+
+def _header(work: Chosen, scene: Scene) -> Header:
+    role = "segmenter" if work.header.kind == "bundle" else "decoder"
+    inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity,
+                              "scene": scene.path}
+    header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
+                         model=work.header.model, options={"scales": work.scales})
+    sources = {name: path for name, path in header.sources.items() if name != "scene"}
+    return replace(header, sources=sources | {
+        "images": relative_path(scene.path, work.workspace.path)})
+
+
+def _load(work: Chosen) -> TiledSegmenter:
+    settings = work.settings
+    if work.header.kind == "groups":
+        raise VplError("groups see photos by windows of their own, and no GeoTIFF",
+                       "`decoder='NAME'` names a decoder")
+    device = find_device(settings.device)
+    dtype = find_precision(settings.precision, device, console.warn)
+    trained = load_trained(work.path, work.workspace, device)
+    trained.encoder.vision.to(dtype)
+    if max(work.scales) != 1:
+        raise VplError(f"`scales={settings.scales!r}`: a GeoTIFF is seen at its own size",
+                       "`scales='1,0.75'`, or resample it with GDAL")
+    tiled = tiled_segmenter(trained, device, work.scales,
+                            replace(settings, tile=settings.tile or AUTO))
+    assert tiled is not None
+    return tiled
+
+
+def _predict(tiled: TiledSegmenter, scene: Scene, out: Path, header: Header,
+             classes: Sequence[str]) -> None:
+    """Predict a scene row of tiles by row of tiles, and join the rows."""
+    from vpltool.core.tiles import spans
+
+    grid = tiled.grid(scene.size)
+    patch = tiled.trained.encoder.vision.patch
+    tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
+    folder = out.with_name(out.name + ".rows")
+    files = [folder / f"{number:05}.png" for number in range(len(tops))]
+    done = next((number for number, file in enumerate(files) if not _is_of(file, header)),
+                len(files))
+    if done:
+        console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
+    with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
+        for number, labels in _rows(tiled, scene, done, tops) if done < len(files) else ():
+            write_labels(files[number], labels, header)
+            advance()
+    kept = label_type(len(classes))
+    write_scene(out, scene, (read_labels(file).astype(kept, copy=False) for file in files), header,
+                classes)
+    remove_rows(folder)
+
+
+def _is_of(file: Path, header: Header) -> bool:
+    """Whether rows were made by the same configuration."""
+    if not file.is_file():
+        return False
+    try:
+        found = describe(file).header
+    except VplError:
+        return False
+    return found is not None and found.config_hash == header.config_hash
+
+
+def _rows(tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
+          ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield the labels (h, W) of each row of tiles that is left, with its number.
+
+    A row of pixels lies between two rows of probabilities; so those of a row of tiles end half a
+    value before its last one, and the next row of tiles begins with that.
+    """
+    import torch
+
+    from vpltool.core.segment import FINENESS, labels_between
+
+    height, width = scene.size
+    patch, grid = tiled.trained.encoder.vision.patch, tiled.grid(scene.size)
+    ratio = FINENESS / patch
+    before: Tensor | None = None
+    for top, field in tiled.rows(scene, max(done - 1, 0)):
+        number = tops.index(top)
+        bottom = FINENESS * top + field.shape[1]
+        begin = _first_after(FINENESS * top, ratio) if top else 0
+        end = height if number + 1 == len(tops) else min(_first_after(bottom, ratio), height)
+        if number >= done:
+            known = field if before is None else torch.cat([before, field], dim=1)
+            labels = np.concatenate(list(chain.from_iterable(
+                _labelled(scene, labels_between(
+                    known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
+                    grid[1] * patch)[:, :width], first)
+                for first in range(begin, end, _ROWS)))) if end > begin else (
+                    np.zeros((0, width), np.uint8))
+            yield number, labels
+        before = field[:, -1:]
+
+
+def _first_after(row: int, ratio: float) -> int:
+    """The first row of pixels that needs a row of probabilities: see `labels_between`."""
+    return int(-(-((row - 0.5) / ratio - 0.5) // 1))
+
+
+def _labelled(scene: Scene, labels: npt.NDArray[np.uint8], top: int
+              ) -> Iterator[npt.NDArray[np.uint8]]:
+    labels[~scene.valid(top, 0, *labels.shape)] = IGNORE
+    yield labels
