@@ -121,6 +121,9 @@ class SegmenterMethod(MethodModule):
                    Callable[[Tensor], Tensor]], None]
     """Only where no training steps are needed: `stepless` says so."""
 
+    TRAINS_ENCODER: bool = False
+    """Whether the last blocks of the encoder are trained, too; its `Settings` then say which."""
+
     @property
     def stepless(self) -> bool:
         """Whether the network is fitted in one pass over the photos."""

@@ -31,7 +31,8 @@ class PredictSettings(GroupSettings, RunsSegmenter):
     tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
-        True, "Also store class probabilities of a split; crf prefers them to labels.",
+        True, "Also store class probabilities of a split, and where it is given, of named photos; "
+              "crf prefers them to labels.",
         off="--labels-only", record="never")
     overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")

@@ -86,7 +86,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         unused["precision"] = "no encoder is run; `source='photos'` runs it"
     if settings.images or settings.out:
         why = "only those of a split, at its own path, are stored"
-        unused |= {"probabilities": why, "maps": why}
+        unused |= {"maps": why} if _keeps_named(settings) else {"probabilities": why, "maps": why}
     warn_without_effect(settings, without=unused)
     if out := _one_picture(settings):
         return _one_file(work, tasks, out)
@@ -130,6 +130,12 @@ class _Task:
     features: InputFolder | None = None
     images: Sequence[Path] = ()
     tagged: Mapping[str, Sequence[int]] | None = None
+
+
+def _keeps_named(settings: PredictSettings) -> bool:
+    """Whether probabilities of named photos are stored: only where that is asked for by name."""
+    return (settings.probabilities and "probabilities" in settings.given
+            and settings.out is None)
 
 
 def _one_picture(settings: PredictSettings) -> Path | None:
@@ -192,7 +198,7 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     if not settings.overwrite:
         check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
-    if not (settings.out or settings.images):
+    if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
