@@ -122,8 +122,12 @@ def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
     return mean if average == "probabilities" else mean.softmax(dim=1)
 
 
-def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
+def labels_of(probabilities: Tensor, size: tuple[int, int], least: float = 0.0
+              ) -> npt.NDArray[np.uint8]:
+    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
+
+    Where it has a smaller probability than `least`, the label is 255.
+    """
     # Class by class: all of them at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
     labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
@@ -132,6 +136,8 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
                              align_corners=False)[0, 0]
         labels[full > best] = index
         best = torch.maximum(best, full)
+    if least:
+        labels[best < least] = 255
     result: npt.NDArray[np.uint8] = labels.cpu().numpy()
     return result
 
