@@ -149,3 +149,7 @@ class Exporter(MethodModule):
 
     def check(self, of_method: OfMethod) -> None:
         """Refuse, before the work, what cannot be done."""
+
+    def runs(self, path: Path, of_method: OfMethod) -> Callable[[Tensor], Tensor] | None:
+        """What runs a segmenter's file: pixels (1, 3, H, W) to logits; None: nothing here does."""
+        return None
