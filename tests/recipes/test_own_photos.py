@@ -250,3 +250,20 @@ def test_every_tenth_photo_is_held_out(run: Run, own: Path, tiny_clip: Path) -> 
         f"{row},{'val' if number == 5 else 'train'}" for number, row in enumerate(rows))]) + "\n")
     assert run(*line, work=own / "work").code == 0
     assert held() == [scenes[5].id]
+
+
+@pytest.mark.parametrize(("student", "wanted"), [
+    ("small", "train-student --teacher segmenter"),
+    ("timm:tiny,FILE", "train-student --teacher segmenter --encoder timm:tiny,FILE"), ("", "")])
+def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own: Path,
+                                       tiny_clip: Path) -> None:
+    """After the segmenter, from what it says of the photos that taught it."""
+    result = again(run, own, tiny_clip, f"student={student}", "--dry-run")
+    assert result.code == 0, result.err
+    lines = [shlex.split(line) for line in result.out.splitlines() if line.startswith("vpltool")]
+    found = [" ".join(words[3:]) for words in lines]
+    assert [line for line in found if line.startswith("train-student")] == (
+        [wanted] if wanted else [])
+    if wanted:
+        before = found[found.index(wanted) - 1]
+        assert before.startswith("predict") and "--split train" in before
