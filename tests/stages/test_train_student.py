@@ -187,7 +187,9 @@ def test_tags_of_what_a_crop_may_show() -> None:
     logits = torch.zeros(1, 4, 6, 6, requires_grad=True)
     shown = torch.tensor([[True, True, False, False]])
     possible = torch.tensor([[True, True, True, False]])
-    loss = joint.tags_loss(logits, torch.ones(1, 6, 6, dtype=torch.bool), shown, possible)
+    terms, known = joint.tag_terms(logits, torch.ones(1, 6, 6, dtype=torch.bool), shown, possible)
+    assert known.tolist() == [[True, False, True]]
+    loss = terms[known].mean()
     loss.backward()
     assert logits.grad is not None
     # One pixel in twenty counts, the likeliest.

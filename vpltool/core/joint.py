@@ -323,7 +323,8 @@ class _Losses(nn.Module):
                                            reduction="none"), labels != IGNORE)
         if not joint.lambda_tags:
             return (first,)
-        return first, joint.lambda_tags * tags_loss(logits, valid, batch.shown, batch.possible)
+        return first, joint.lambda_tags * self._mean(
+            *tag_terms(logits, valid, batch.shown, batch.possible))
 
     def _distilled(self, logits: Tensor, batch: PixelBatch, soft: Tensor, valid: Tensor
                    ) -> tuple[Tensor, ...]:
@@ -361,7 +362,8 @@ def agreeing(labels: Tensor, soft: Tensor) -> Tensor:
     return labels.masked_fill(labels != soft.argmax(dim=1).to(labels.dtype), IGNORE)
 
 
-def tags_loss(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor) -> Tensor:
+def tag_terms(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor
+              ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of tags with the likeliest pixels of each class.
 
     A crop may have lost some of its photo's classes. A class that its labels show is present, one
@@ -372,6 +374,9 @@ def tags_loss(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor) ->
         valid: False where there is padding (B, h, w).
         shown: (B, classes), the background first.
         possible: (B, classes).
+
+    Returns:
+        the terms (B, classes − 1); and which of them are known.
     """
     chance = logits.softmax(dim=1)[:, 1:].masked_fill(~valid[:, None], 0).flatten(2)
     top = chance.topk(max(1, round(_TOP * chance.shape[2])), dim=2).values.mean(dim=2)
@@ -379,4 +384,4 @@ def tags_loss(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor) ->
     # A probability that has left (0, 1) by rounding has no logarithm.
     terms = F.binary_cross_entropy(top.clamp(1e-6, 1 - 1e-6), shown[:, 1:].float(),
                                    reduction="none")
-    return terms.where(known, terms.new_zeros(())).sum() / known.sum().clamp_min(1)
+    return terms, known

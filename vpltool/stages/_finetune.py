@@ -31,6 +31,7 @@ from vpltool.stages._joint import (
     check_steps,
     facts_of,
     train_both,
+    warmup_of,
     warn_of_little,
 )
 from vpltool.stages._pixel_data import PixelData, Taught
@@ -198,5 +199,6 @@ def _steps_of(settings: TrainDecoderSettings) -> TrainingSettings:
     return TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=warmup_of(settings.iters),
         precision=find_precision("bf16", find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)

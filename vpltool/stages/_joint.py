@@ -120,6 +120,11 @@ def check_steps(iters: int, batch_size: int) -> None:
                        "processes")
 
 
+def warmup_of(iters: int) -> int:
+    """Steps in which the learning rate rises: a tenth of all, and 50 at most."""
+    return max(1, min(50, iters // 10))
+
+
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Warn where there are few photos, or classes without any.
 

@@ -33,6 +33,7 @@ from vpltool.stages._joint import (
     check_steps,
     facts_of,
     train_both,
+    warmup_of,
     warn_of_little,
 )
 from vpltool.stages._named_photos import find_photos
@@ -291,5 +292,6 @@ def _steps_of(settings: StudentSettings) -> TrainingSettings:
     return TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=warmup_of(settings.iters),
         precision=find_precision("bf16", find_device(settings.device), console.warn) if lower
         else torch.float32)
