@@ -193,7 +193,8 @@ def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
     assert users == {"coco"}
 
 
-OWN_MEANING = {("train-decoder", "batch_size"), ("align", "batch_size"),
+OWN_MEANING = {("train-decoder", "batch_size"), ("train-student", "batch_size"),
+               ("align", "batch_size"),
                ("train-groups", "batch_size"), ("estimate", "batch_size"), ("show", "limit"),
                ("scores", "out"), ("group-use", "out"), ("report", "split")}
 """Crops, regions or pairs a step, which change the result; photos spread over the split; a table,

@@ -32,6 +32,9 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
      "--name", "photos"),
     ("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--method",
      "discriminant", "--name", "discriminant"),
+    ("train-decoder", "--masks", "text-refined", "--prototypes", "text", "--method", "finetune",
+     "--layers", "0,1", "--blocks", 2, "--crop", 3, "--batch-size", 6, "--iters", 2, "--workers", 0,
+     "--name", "tuned"),
     ("eval", "--split", "train", "--what", "cams/text"),
     ("eval", "--split", "train", "--what", "masks/text-refined-full"),
     ("cam", "--method", "dense", "--split", "train"),
@@ -40,7 +43,7 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
 SAME = ("scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
         "cams/text-dense/train", "masks/text-dense/train", "masks/text-dense-full/train")
 CLOSE = ("prototypes/vision", "prototypes/lbfgs", "prototypes/seeds", "decoder/layers",
-         "decoder/photos", "decoder/discriminant")
+         "decoder/photos", "decoder/discriminant", "decoder/tuned")
 
 
 def spelled(commands: tuple[tuple[object, ...], ...], work: Path) -> list[list[str]]:

@@ -264,3 +264,20 @@ def test_masks_of_another_tool_are_one_more_value(run: Run, own: Path, tiny_clip
     assert header is not None and header.options["method"] == "proposals"
     decoder = describe(own / "work/decoder/segmenter.safetensors").header
     assert decoder is not None and "another tool" in decoder.supervision
+
+
+@pytest.mark.parametrize(("student", "wanted"), [
+    ("small", "train-student --teacher segmenter"),
+    ("timm:tiny,FILE", "train-student --teacher segmenter --encoder timm:tiny,FILE"), ("", "")])
+def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own: Path,
+                                       tiny_clip: Path) -> None:
+    """After the segmenter, from what it says of the photos that taught it."""
+    result = again(run, own, tiny_clip, f"student={student}", "--dry-run")
+    assert result.code == 0, result.err
+    lines = [shlex.split(line) for line in result.out.splitlines() if line.startswith("vpltool")]
+    found = [" ".join(words[3:]) for words in lines]
+    assert [line for line in found if line.startswith("train-student")] == (
+        [wanted] if wanted else [])
+    if wanted:
+        before = found[found.index(wanted) - 1]
+        assert before.startswith("predict") and "--split train" in before

@@ -198,6 +198,21 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
                    identity | ({"weights": weights} if weights else {}))
 
 
+def random_encoder(source: EncoderSource, seed: int) -> Encoder:
+    """Make an encoder of timm with random weights, always the same ones for a seed.
+
+    Raises:
+        VplError: it is not named as one of timm, or timm has no such model.
+    """
+    if source.form != "timm" or source.path is not None:
+        raise VplError("random weights are for a network that timm builds",
+                       f"`encoder='{TIMM}MODEL'`")
+    model, options = create_timm(source.model, seed=seed)
+    vision, colours = _tower_of_timm(model, source.model, options)
+    return Encoder(vision, *colours, {"name": f"{TIMM}{source.model}", "pretrained": "random",
+                                      "fingerprint": fingerprint(vision)})
+
+
 def weights_of(source: EncoderSource) -> str:
     """Return a hash of an encoder's file; empty for a download."""
     if source.path is None:
@@ -260,12 +275,16 @@ def _load_timm(source: EncoderSource) -> _Loaded:
     model, options = create_timm(source.model, pretrained=source.path is None)
     if source.path is not None:
         fill_timm(model, read_weights(recognise(source.path)), source.model, str(source.path))
+    return _tower_of_timm(model, source.model, options)
+
+
+def _tower_of_timm(model: Any, name: str, options: Mapping[str, Any]) -> _Loaded:
     colours = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
     try:
-        return tower_from_timm(model, f"{TIMM}{source.model}"), colours
+        return tower_from_timm(model, f"{TIMM}{name}"), colours
     except VplError:
         # Not a plain ViT: no GradCAM.
-        return TimmTower(model, source.model, options), colours
+        return TimmTower(model, name, options), colours
 
 
 def _load_transformers(source: EncoderSource) -> _Loaded:

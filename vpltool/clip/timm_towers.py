@@ -48,14 +48,15 @@ def check_timm(name: str) -> Any:
     return timm
 
 
-def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrained: bool = False
-                ) -> tuple[Any, dict[str, Any]]:
+def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrained: bool = False,
+                seed: int | None = None) -> tuple[Any, dict[str, Any]]:
     """Build a model of timm without its classifier.
 
     Args:
         name: in timm.
         options: of timm's model; default: those by which it takes any size.
         pretrained: whether to fetch its weights.
+        seed: of random weights, as timm begins a training; None: they are given later.
 
     Returns:
         the model, frozen and in evaluation mode; the options that it was built with.
@@ -66,7 +67,9 @@ def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrain
     timm = check_timm(name)
     for given in (options,) if options is not None else _WAYS:
         try:
-            with silent(), without_random_init():
+            if seed is not None:
+                torch.manual_seed(seed)
+            with silent(), without_random_init() if seed is None else contextlib.nullcontext():
                 model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
             return model.float().eval().requires_grad_(False), dict(given)
         # Its loaders and the hub's client raise many types of errors.

@@ -127,8 +127,12 @@ def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
     return mean if average == "probabilities" else mean.softmax(dim=1)
 
 
-def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w)."""
+def labels_of(probabilities: Tensor, size: tuple[int, int], least: float = 0.0
+              ) -> npt.NDArray[np.uint8]:
+    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
+
+    Where it has a smaller probability than `least`, the label is 255.
+    """
     # Class by class: all of them at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
     kept = label_type(len(probabilities) - 1)
@@ -140,12 +144,14 @@ def labels_of(probabilities: Tensor, size: tuple[int, int]) -> npt.NDArray[np.ui
                              align_corners=False)[0, 0]
         labels[full > best] = index
         best = torch.maximum(best, full)
+    if least:
+        labels[best < least] = 255
     result: npt.NDArray[np.uint8] = labels.cpu().numpy().astype(kept, copy=False)
     return result
 
 
-def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int
-                   ) -> npt.NDArray[np.uint8]:
+def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int,
+                   least: float = 0.0) -> npt.NDArray[np.uint8]:
     """Labels of some rows of a picture, as `labels_of` has them of a whole one.
 
     Args:
@@ -154,6 +160,7 @@ def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int
         ratio: rows of the field for a row of the picture.
         rows: the first row of the picture, and the one after the last.
         width: of the picture.
+        least: see `labels_of`.
 
     Returns:
         (rows, width).
@@ -164,7 +171,7 @@ def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int
     lower = (upper + 1).clamp(max=field.shape[1] - 1)
     share = (places - upper)[None, :, None]
     between = field[:, upper] * (1 - share) + field[:, lower] * share
-    return labels_of(between, (rows[1] - rows[0], width))
+    return labels_of(between, (rows[1] - rows[0], width), least)
 
 
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:

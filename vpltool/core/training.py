@@ -272,6 +272,12 @@ class StepRecord:
     contrast: Tensor
     affinity: Tensor | None = None
 
+    @property
+    def losses(self) -> tuple[Tensor, ...]:
+        """Mask loss, contrast and, where it has a weight, affinity."""
+        return tuple(loss for loss in (self.mask, self.contrast, self.affinity)
+                     if loss is not None)
+
 
 def train(
     network: SegmenterNetwork, optimizer: torch.optim.Optimizer, settings: TrainingSettings,

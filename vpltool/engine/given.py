@@ -34,7 +34,7 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
-from vpltool.engine.segmenters import decoder_header, find_decoder, reads_of
+from vpltool.engine.segmenters import decoder_header, find_decoder, has_tower, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS
@@ -285,6 +285,10 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     """
     path = find_decoder(workspace.path, choice)
     header = decoder_header(path)
+    if has_tower(header):
+        raise VplError(f"{path} has an encoder of its own, and reads no stored features",
+                       "`predict()` runs it; here, name a decoder of `train_decoder()` that was "
+                       "trained on the frozen encoder")
     check_same_model(features.header.model, header.model, f"{features.path} and {path}")
     reads, layers = reads_of(header)
     check_kept(features, [name for name in FEATURE_TENSORS if name in reads])

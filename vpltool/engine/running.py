@@ -13,12 +13,12 @@ from vpltool.engine.features import open_features, smaller_photos_hint, smaller_
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
-from vpltool.engine.segmenters import read_segmenter, reads_of
+from vpltool.engine.segmenters import has_tower, read_segmenter, read_tower, reads_of
 from vpltool.engine.tiles import TiledSegmenter, divided, find_tiles
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Workspace
-from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
+from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.batches import FeatureBatch, feature_batches
@@ -70,21 +70,22 @@ def load_trained(path: Path, workspace: Workspace, device: torch.device) -> Trai
 
 
 def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder | None:
-    """The tower that a bundle holds; None if there is none."""
+    """The tower that a bundle or decoder holds; None if there is none."""
     from vpltool.clip.encoders import Encoder
     from vpltool.clip.stored_towers import tower_from_config
 
-    if header.kind != "bundle" or not header.facts.get("tower"):
+    if not has_tower(header):
         return None
     facts = header.facts
     try:
         mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"{mean}, {std} are not of RGB")
-        tower = tower_from_config(facts["tower"], read_part(path, "tower")[1])
+        tower = tower_from_config(facts["tower"], read_tower(path))
     except (ValueError, KeyError, TypeError) as error:
         raise VplError(f"{path} does not hold the tower that its header names",
-                       "`export('bundle')` writes it again") from error
+                       "`export('bundle')` writes it again" if header.kind == "bundle"
+                       else again(header)) from error
     return Encoder(tower.to(device), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
                    header.model)
 
@@ -179,6 +180,8 @@ def serving_features(workspace: Workspace, header: Header, settings: RunsSegment
 def _reason_against_features(header: Header, features: InputFolder, settings: RunsSegmenter,
                              scales: Sequence[float], ids: Sequence[str]) -> str:
     """Say why features cannot take the place of the photos; empty if they can."""
+    if has_tower(header):
+        return "the segmenter has an encoder of its own"
     held = features.header.options
     reads, layers = reads_of(header)
     if settings.tile:

@@ -13,11 +13,34 @@ from vpltool.formats import Header, describe, expect_header, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
+from vpltool.lazy import Tensor
 from vpltool.methods import load_method
 from vpltool.methods.interfaces import SegmenterMethod
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
+
+
+TOWER = "tower."
+"""Beginning of the names of an encoder's tensors in the file of a segmenter trained with it."""
+
+
+def has_tower(header: Header) -> bool:
+    """Tell whether the file of a segmenter holds an encoder of its own."""
+    return bool(header.facts.get("tower"))
+
+
+def read_tower(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of the encoder that a decoder or bundle holds, in float32.
+
+    Raises:
+        VplError: the file is damaged.
+    """
+    if is_bundle(path):
+        return read_part(path, "tower")[1]
+    names = tuple(name for name in describe(path).shapes if name.startswith(TOWER))
+    return {name.removeprefix(TOWER): tensor.float() if tensor.dtype.itemsize == 2 else tensor
+            for name, tensor in read_tensors(path, "decoder", names)[1].items()}
 
 
 def find_decoder(work: Path, choice: str) -> Path:
@@ -102,7 +125,8 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
         header, tensors = read_part(path, "decoder")
     else:
         header = decoder_header(path)
-        tensors = read_tensors(path, "decoder")[1]
+        tensors = {name: tensor for name, tensor in read_tensors(path, "decoder")[1].items()
+                   if not name.startswith(TOWER)}
     from vpltool.core.meta_device import rebuild
 
     if "segmenter" not in header.facts:

@@ -29,7 +29,7 @@ def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
     """
     write_tensors(path, header, {
         **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
-        **{f"tower.{name}": _without_loss(tensor) for name, tensor in tower.items()}})
+        **{f"tower.{name}": without_loss(tensor) for name, tensor in tower.items()}})
 
 
 def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
@@ -44,6 +44,7 @@ def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
                     else tensor for name, tensor in tensors.items()}
 
 
-def _without_loss(tensor: Tensor) -> Tensor:
+def without_loss(tensor: Tensor) -> Tensor:
+    """Return a tensor in half precision, if that holds all of its values."""
     half = tensor.half()
     return half if bool((half.to(tensor.dtype) == tensor).all()) else tensor

@@ -158,6 +158,8 @@ _ALL = (
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "`eval()`", {}),
     Kind("agreement", "json", "how predictions agree with the photos' tags, and which disagree",
          "`eval(against='tags')`", {}),
+    Kind("calibration", "json", "how sure a segmenter may be, from the tags of held-out photos",
+         "`calibrate()`", {}),
     Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {}),
 )
 

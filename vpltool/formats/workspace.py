@@ -30,7 +30,7 @@ from vpltool.formats.fields import (
     check_fields,
 )
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.kinds import IGNORE
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.manifest import UPDATE_HINT, again
 from vpltool.formats.storage import read_json, write_json
 from vpltool.formats.whereabouts import check_folder, where_else
@@ -257,18 +257,13 @@ def open_workspace(path: Path) -> Workspace:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
                                          "encoder": TEXT})
         values = {int(value): label for value, label in content.get("mask_values", {}).items()}
-<<<<<<< HEAD
-        if len(content["classes"]) > 254:
+        if len(content["classes"]) > MOST_CLASSES:
             raise ValueError(f"`classes` has {len(content['classes'])} names, and a mask has "
-                             "values for 254")
+                             f"values for {MOST_CLASSES:,}")
         for name, numbers in {"mask_values": (*values, *values.values()),
                               "ignore": (content["ignore"],)}.items():
-            if other := [number for number in numbers if not 0 <= number <= 255]:
+            if other := [number for number in numbers if not 0 <= number < 1 << 16]:
                 raise ValueError(f"`{name}` has {other[0]}, which no pixel of a mask can have")
-=======
-        if other := [number for number in (*values, *values.values()) if not 0 <= number < 1 << 16]:
-            raise ValueError(f"`mask_values` has {other[0]}, which no pixel of a mask can have")
->>>>>>> large
         return Workspace(
             path=path, name=content["name"], root=content["root"],
             classes=tuple(content["classes"]), background=tuple(content["background"]),

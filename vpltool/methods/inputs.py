@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpltool.errors import VplError
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, identity_of_file
@@ -115,12 +115,16 @@ class TrainedSegmenter:
         header: that of the file.
         network: in evaluation mode, on the CPU unless a device was asked for.
         encoder: the vision tower, with how photos are normalised for it.
+        photos: some of the workspace, on which an export is calibrated and measured.
+        about: what its card says of it: what it was trained on, its scores, how sure it may be.
     """
 
     path: Path
     header: Header
     network: SegmenterNetwork
     encoder: Encoder
+    photos: Sequence[Path] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

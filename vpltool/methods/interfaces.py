@@ -142,6 +142,9 @@ class SegmenterMethod(MethodModule):
                    Callable[[Tensor], Tensor]], None]
     """Only where no training steps are needed: `stepless` says so."""
 
+    TRAINS_ENCODER: bool = False
+    """Whether the last blocks of the encoder are trained, too; its `Settings` then say which."""
+
     @property
     def stepless(self) -> bool:
         """Whether the network is fitted in one pass over the photos."""
@@ -169,3 +172,7 @@ class Exporter(MethodModule):
 
     def check(self, of_method: OfMethod) -> None:
         """Refuse, before the work, what cannot be done."""
+
+    def runs(self, path: Path, of_method: OfMethod) -> Callable[[Tensor], Tensor] | None:
+        """What runs a segmenter's file: pixels (1, 3, H, W) to logits; None: nothing here does."""
+        return None

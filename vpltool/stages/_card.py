@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from vpltool.formats import Header
 
 _KNOWN = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0",
@@ -36,7 +39,7 @@ print(result.labels.shape)
 
 Label 0 is the background.
 
-## Licences
+{more}## Licences
 
 - The segmenter: {licence}.
 - The encoder's weights: {encoder_licence}.
@@ -45,11 +48,59 @@ The training photos may have their own licences.
 """
 
 
-def model_card(header: Header, repository: str) -> str:
+_LIMITS = (
+    "It was taught by tags, not by outlines that a person has drawn: outlines may be wrong where "
+    "classes occur together, and thin parts are lost.",
+    "It knows these classes only; anything else is background, or mistaken for one of them.",
+    "Scores are of photos like those that it was trained on.")
+
+
+def sections(classes: Sequence[str], about: Mapping[str, Any]) -> list[str]:
+    """Write what a card says of training, scores, calibration and limits, as lines of Markdown.
+
+    Args:
+        classes: names of the classes, the first is label 1.
+        about: see `stages._about.about_segmenter`.
+    """
+    lines = []
+    if "photos" in about:
+        lines += ["## Trained on", "", f"{about['photos']} photos; supervision: "
+                  f"{about['supervision']}. Tagged: " + ", ".join(
+                      f"{name} {count}" for name, count in about["tagged"].items()) + ".", ""]
+    for score in about.get("scores", ()):
+        names = list(score["iou"])
+        lines += [f"## Scores on {score['photos']} photos of `{score['split']}`, "
+                  + ("among the tagged classes" if score["tags"] else "without tags"), "",
+                  f"mIoU {100 * score['miou']:.1f}: " + ", ".join(
+                      f"{name} {'-' if value is None else format(100 * value, '.1f')}"
+                      for name, value in score["iou"].items()) + ".", "",
+                  "Share of the pixels of a class (rows) that get a label (columns), in %:", "",
+                  "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+        for name, row in zip(names, score["confusion"], strict=True):
+            total = max(sum(row), 1)
+            lines.append(f"| {name} | " + " | ".join(
+                f"{100 * value / total:.1f}" for value in row) + " |")
+        lines.append("")
+    if found := about.get("calibration"):
+        lines += ["## How sure it is", "",
+                  f"Temperature {found['temperature']:g}, from the tags of {found['photos']} "
+                  f"photos of `{found['split']}`. `predict --abstain LEVEL` labels fewer pixels:",
+                  "", "| level | pixels labelled | of those of a class, tagged |",
+                  "| ---: | ---: | ---: |"]
+        lines += [f"| {row['level']:g} | {100 * row['share']:.1f} % | "
+                  + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %") + " |"
+                  for row in found["kept"]]
+        lines += ["", "Tags say whether a class is in the photo, not where: outlines are not "
+                  "judged here.", ""]
+    return [*lines, "## Limits", "", *(f"- {limit}" for limit in _LIMITS), ""]
+
+
+def model_card(header: Header, repository: str, measured: Sequence[str] = ()) -> str:
     """Write the card of a bundle: the hub's metadata, then text in Markdown.
 
     Args:
         header: of the bundle.
+        measured: lines that say how the file was measured.
         repository: where it is to lie, `ORGANISATION/NAME`.
     """
     from huggingface_hub import ModelCardData
@@ -73,4 +124,5 @@ def model_card(header: Header, repository: str) -> str:
         size=(f"longer sides are scaled down to {facts['max_side']} pixels" if facts["max_side"]
               else "are not scaled down"),
         options=f"{trained['command']}, {options}",
+        more="\n".join([*sections(classes, facts.get("about", {})), *measured, ""]),
         licence=licence, encoder_licence=facts["licence"]["clip"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vpltool import options
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
@@ -12,6 +14,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, expect_header, open_workspace
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
+from vpltool.stages._calibration import calibration_of
 from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 
 
@@ -32,10 +35,15 @@ class PredictSettings(GroupSettings, RunsSegmenter):
     tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
-        True, "Also store class probabilities of a split; crf prefers them to labels.",
+        True, "Also store class probabilities of a split, and where it is given, of named photos; "
+              "crf prefers them to labels.",
         off="--labels-only", record="never")
     bands: str = options.bands()
     percentiles: str = options.percentiles()
+    abstain: float = setting(
+        0.0, "Write 255 where the label has a smaller probability than this; probabilities are "
+             "calibrated by `calibrate` first. 0: label each pixel.", low=0, high=1,
+        record="changed")
     overlay: bool = setting(False, "Also draw each photo with labels and names.",
                             record="never")
 
@@ -51,6 +59,7 @@ class Chosen:
         header: of the segmenter.
         scales: at which photos are seen.
         named: the workspace with the classes that are predicted: those of the words, for groups.
+        temperature: that `calibrate` has found, where labels may be left out.
     """
 
     workspace: Workspace
@@ -59,6 +68,7 @@ class Chosen:
     header: Header
     scales: list[float]
     named: Workspace
+    temperature: float = 1.0
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
@@ -82,7 +92,8 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     check_words(settings, header, file)
     words = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
     workspace.check_classes(header, file)
-    return Chosen(workspace, _sized(settings, header), file, header, scales, words)
+    return Chosen(workspace, _sized(settings, header), file, header, scales, words,
+                  _temperature(settings, calibration_of(workspace.path, file), file))
 
 
 def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: list[float]
@@ -93,7 +104,22 @@ def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: 
         raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
                        f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
     workspace = stand_in_workspace(path, header.model, header.facts["classes"])
-    return Chosen(workspace, _sized(settings, header), bundle, header, scales, workspace)
+    return Chosen(workspace, _sized(settings, header), bundle, header, scales, workspace,
+                  _temperature(settings, header.facts.get("about", {}).get("calibration"), bundle))
+
+
+def _temperature(settings: PredictSettings, found: Mapping[str, Any] | None, file: Path) -> float:
+    """The temperature of a segmenter; 1 where every pixel is labelled.
+
+    Raises:
+        VplError: pixels may be left out, and it is not known how sure the segmenter may be.
+    """
+    if not settings.abstain:
+        return 1.0
+    if found is None or not isinstance(found.get("temperature"), (int, float)):
+        raise VplError(f"`abstain={settings.abstain}`: it is not known how sure {file} may be",
+                       f"`calibrate(decoder={file.stem!r})`; a bundle is exported again after that")
+    return float(found["temperature"])
 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:

@@ -70,7 +70,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         assert tiled is not None
         scene.warn_unplaced()
         try:
-            _predict(tiled, scene, out, header, work.named.classes)
+            _predict(work, tiled, scene, out, header)
         except VplError as error:
             failed[scene.path.stem] = error.message
     if failed:
@@ -105,7 +105,8 @@ def _header(work: Chosen, scene: Scene) -> Header:
     inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity,
                               "scene": scene.path}
     header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
-                         model=work.header.model, options={"scales": work.scales})
+                         model=work.header.model, options={"scales": work.scales} | (
+                             {"temperature": work.temperature} if work.settings.abstain else {}))
     sources = {name: path for name, path in header.sources.items() if name != "scene"}
     return replace(header, sources=sources | {
         "images": relative_path(scene.path, work.workspace.path)})
@@ -129,8 +130,8 @@ def _load(work: Chosen) -> TiledSegmenter:
     return tiled
 
 
-def _predict(tiled: TiledSegmenter, scene: Scene, out: Path, header: Header,
-             classes: Sequence[str]) -> None:
+def _predict(work: Chosen, tiled: TiledSegmenter, scene: Scene, out: Path, header: Header
+             ) -> None:
     """Predict a scene row of tiles by row of tiles, and join the rows."""
     from vpltool.core.tiles import spans
 
@@ -144,7 +145,7 @@ def _predict(tiled: TiledSegmenter, scene: Scene, out: Path, header: Header,
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
     with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
-        for number, labels in _rows(tiled, scene, done, tops) if done < len(files) else ():
+        for number, labels in _rows(work, tiled, scene, done, tops) if done < len(files) else ():
             write_labels(files[number], labels, header)
             advance()
     kept = label_type(len(classes))
@@ -164,7 +165,7 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
+def _rows(work: Chosen, tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
           ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the labels (h, W) of each row of tiles that is left, with its number.
 
@@ -174,6 +175,7 @@ def _rows(tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
     import torch
 
     from vpltool.core.segment import FINENESS, labels_between
+    from vpltool.core.temperature import tempered
 
     height, width = scene.size
     patch, grid = tiled.trained.encoder.vision.patch, tiled.grid(scene.size)
@@ -184,12 +186,14 @@ def _rows(tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
         bottom = FINENESS * top + field.shape[1]
         begin = _first_after(FINENESS * top, ratio) if top else 0
         end = height if number + 1 == len(tops) else min(_first_after(bottom, ratio), height)
+        field = tempered(field, work.temperature)
         if number >= done:
             known = field if before is None else torch.cat([before, field], dim=1)
             labels = np.concatenate(list(chain.from_iterable(
                 _labelled(scene, labels_between(
                     known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
-                    grid[1] * patch)[:, :width], first)
+                    grid[1] * patch,
+                    work.settings.abstain)[:, :width], first)
                 for first in range(begin, end, _ROWS)))) if end > begin else (
                     np.zeros((0, width), np.uint8))
             yield number, labels

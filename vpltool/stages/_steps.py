@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
 from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import Header
-from vpltool.lazy import torch
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.memory import explain_out_of_memory
@@ -22,7 +22,7 @@ from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.training import StepRecord, TrainingSettings
+    from vpltool.core.training import TrainingSettings
     from vpltool.parallel.ranks import Ranks
 
 _STEPS_UNREAD = 10
@@ -51,60 +51,124 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start,
 
     device = ranks.device
     network = network.to(device)
-    training, steps = run.training, run.training.iterations
+    training = run.training
     optimizer = make_optimizer(network, training)
     load_state(network, optimizer, start.tensors)
-    curve, recent = start.curve, start.recent
-    unread: list[StepRecord] = []
-    if not start.step and ranks.rank == 0:
-        run.checkpoint.unlink(missing_ok=True)
-    rule = CheckpointRule(settings.checkpoint_every)
     with (contextlib.closing(crop_batches(run.data, training, start.step, device=device,
                                           workers=worker_count(settings.workers))) as batches,
-          console.progress(f"train-decoder {run.target.stem}", steps - start.step) as advance,
-          explain_out_of_memory(
-              f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
-              f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
-              f"`crop={max(training.crop // 2, 2)}, overwrite=True`")):
-        for record in train(network, optimizer, training, batches, start=start.step, group=ranks):
+          too_many_crops(training)):
+        return follow_steps(
+            Steps(run.header, run.target, training.iterations, network, optimizer,
+                  ("mask", "contrast", "affinity"), settings.checkpoint_every),
+            train(network, optimizer, training, batches, start=start.step, group=ranks), start,
+            ranks, interrupted)
+
+
+def too_many_crops(training: TrainingSettings) -> contextlib.AbstractContextManager[None]:
+    """Say what to do where the crops of a step do not fit into memory."""
+    return explain_out_of_memory(
+        f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
+        f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
+        f"`crop={max(training.crop // 2, 2)}, overwrite=True`")
+
+
+class Record(Protocol):
+    """What is known of a step when it is done."""
+
+    @property
+    def iteration(self) -> int:
+        """Its number."""
+
+    @property
+    def losses(self) -> Sequence[Tensor]:
+        """Its losses, on the network's device."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A training that is under way: what checkpoints hold, and how often they are written.
+
+    Args:
+        header: of the file that is to come.
+        target: that file.
+        count: number of steps in all.
+        network: what is trained; its state dict goes into checkpoints.
+        optimizer: of its parameters.
+        names: of the losses.
+        every: steps between two checkpoints.
+    """
+
+    header: Header
+    target: Path
+    count: int
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    names: Sequence[str]
+    every: int
+
+
+def follow_steps(work: Steps, records: Iterable[Record], start: Start, ranks: Ranks,
+                 interrupted: Callable[[], bool]) -> list[list[float]]:
+    """Follow the steps that are left, write checkpoints, and stop where that is asked for.
+
+    Args:
+        work: the training.
+        records: takes a step each time that one is asked for.
+        start: where it begins.
+        ranks: the processes that train together.
+        interrupted: tells whether to stop.
+
+    Returns:
+        the loss curve: step, and the means of the losses since the last one.
+
+    Raises:
+        VplError: a loss is not finite; the last checkpoint stays.
+        KeyboardInterrupt: it was interrupted; there is a checkpoint.
+    """
+    checkpoint, steps = checkpoint_of(work.target), work.count
+    curve, recent = start.curve, start.recent
+    unread: list[Record] = []
+    if not start.step and ranks.rank == 0:
+        checkpoint.unlink(missing_ok=True)
+    rule, good = CheckpointRule(work.every), start.step
+    title = f"{work.header.command} {work.target.stem}"
+    with console.progress(title, steps - start.step) as advance:
+        for record in records:
             unread.append(record)
             done, stop = record.iteration + 1, ranks.any(interrupted())
             logged = done % max(steps // 50, 1) == 0 or done == steps
             kept = rule.due(done, interrupted=stop) and done < steps
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
-                recent += _read_losses(unread)
+                recent += _read_losses(unread, checkpoint, good)
                 unread.clear()
-                text = _formatted(recent[-1])
+                text = " ".join(f"{name} {loss:.3f}" for name, loss in zip(
+                    work.names, recent[-1], strict=False))
             if logged:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
                 recent.clear()
             if kept and ranks.rank == 0:
-                write_checkpoint(run.checkpoint, run.header, network, optimizer, done, curve,
-                                 recent)
+                write_checkpoint(checkpoint, work.header, work.network, work.optimizer, done,
+                                 curve, recent)
+            good = done if kept else good
             if kept and stop:
                 raise KeyboardInterrupt
             advance(text=text)
     return curve
 
 
-def _formatted(losses: list[float]) -> str:
-    return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
-        ("mask", "contrast", "affinity"), losses, strict=False))
-
-
-def _read_losses(records: list[StepRecord]) -> list[list[float]]:
-    """Mask loss, contrast and, where it has a weight, affinity of each step, read at once.
+def _read_losses(records: Sequence[Record], checkpoint: Path, good: int) -> list[list[float]]:
+    """Losses of each step, read at once.
 
     Raises:
         VplError: one is not finite.
     """
     losses: list[list[float]] = torch.stack([
-        torch.stack([loss for loss in (record.mask, record.contrast, record.affinity)
-                     if loss is not None]) for record in records]).tolist()
+        torch.stack(list(record.losses)) for record in records]).tolist()
     for record, own in zip(records, losses, strict=True):
         if not math.isfinite(sum(own)):
-            raise VplError(f"the loss is not finite at step {record.iteration}",
+            kept = f"; {checkpoint} holds the network of step {good}" if good else ""
+            raise VplError(f"the loss is not finite at step {record.iteration}{kept}",
                            "lower `lr`, with `overwrite=True`")
     return losses

@@ -273,12 +273,12 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
         crops.append((window.cut_labels(labels), window.valid()))
         if number in own:
             pixels = read_known_photo(data.workspace, photo)
-            images.append(_cut_pixels(pixels, window, patch))
+            images.append(cut_pixels(pixels, window, patch))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
     return CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
 
 
-def _cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
+def cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
     """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
     from vpltool.core.training import cut_photo
 
@@ -298,14 +298,25 @@ def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropB
     for batch in batches:
         assert batch.layers is not None
         images = batch.layers.to(weight.device, non_blocking=True)
-        pixels = (images.float().div_(255) - mean) / std
-        # Padding is 0 for the network, not black.
-        side = pixels.shape[2] // vision.patch
         own = data.own(len(batch.valid))
-        inside = batch.valid[own.start : own.stop].to(weight.device, non_blocking=True).view(
-            -1, 1, side, 1, side, 1)
-        tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
-        tiles.masked_fill_(~inside, 0)
+        pixels = normalised_crops(images, batch.valid[own.start : own.stop], mean, std)
         encoded = vision(pixels.to(weight.dtype), attention=False, layers=data.frozen.layers,
                          patches="block" if data.reads_patches else "none")
         yield replace(batch, layers=encoded.layers, patches=encoded.patches)
+
+
+def normalised_crops(images: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalise crops of photos; padding becomes 0 for the network, not black.
+
+    Args:
+        images: (B, 3, side·patch, side·patch), 0 to 255.
+        valid: False where a patch is padding (B, side²), on any device.
+        mean: of RGB in [0, 1] (1, 3, 1, 1); the same for std.
+        std: see mean.
+    """
+    pixels = (images.float().div_(255) - mean) / std
+    side = round(valid.shape[1] ** 0.5)
+    inside = valid.to(images.device, non_blocking=True).view(-1, 1, side, 1, side, 1)
+    tiles = pixels.unflatten(3, (side, -1)).unflatten(2, (side, -1))
+    tiles.masked_fill_(~inside, 0)
+    return pixels

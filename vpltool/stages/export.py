@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console
@@ -25,6 +25,7 @@ from vpltool.methods.interfaces import Exporter
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
+from vpltool.stages._about import about_segmenter, measured, some_photos, write_card
 from vpltool.stages._corrections import check_corrections, read_mask
 from vpltool.stages._panels import named_photos_of
 
@@ -74,8 +75,11 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
     decoder = find_decoder(workspace.path, settings.what)
     workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
-    trained = load_trained(decoder, workspace, find_device("cpu"))
-    return method.export(trained, path, settings.of_method)
+    trained = replace(load_trained(decoder, workspace, find_device("cpu")),
+                      photos=some_photos(workspace), about=about_segmenter(workspace, decoder))
+    paths = method.export(trained, path, settings.of_method)
+    write_card(trained, path, measured(trained, method, path, settings.of_method))
+    return paths
 
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:

@@ -97,7 +97,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     unused |= dict.fromkeys(("bands", "percentiles"), "only a GeoTIFF has bands")
     if settings.images or settings.out:
         why = "only those of a split, at its own path, are stored"
-        unused |= {"probabilities": why, "maps": why}
+        unused |= {"maps": why} if _keeps_named(settings) else {"probabilities": why, "maps": why}
     warn_without_effect(settings, without=unused)
     if out := _one_picture(settings):
         return _one_file(work, tasks, out)
@@ -107,7 +107,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     for task, outputs in opened:
         try:
             made += make_photos(f"predict {work.path.stem} {task.name}", outputs,
-                                functools.partial(_start, work, task), _write, settings,
+                                functools.partial(_start, work, task),
+                                functools.partial(_write, work), settings,
                                 reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
@@ -141,6 +142,12 @@ class _Task:
     features: InputFolder | None = None
     images: Sequence[Path] = ()
     tagged: Mapping[str, Sequence[int]] | None = None
+
+
+def _keeps_named(settings: PredictSettings) -> bool:
+    """Whether probabilities of named photos are stored: only where that is asked for by name."""
+    return (settings.probabilities and "probabilities" in settings.given
+            and settings.out is None)
 
 
 def _one_picture(settings: PredictSettings) -> Path | None:
@@ -203,7 +210,7 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     if not settings.overwrite:
         check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
-    if not (settings.out or settings.images):
+    if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
         more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
@@ -216,7 +223,8 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings = work.workspace, work.settings
     role = "segmenter" if work.header.kind == "bundle" else "decoder"
     inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity}
-    options: dict[str, Any] = {"split": task.name}
+    options: dict[str, Any] = {"split": task.name} | (
+        {"temperature": work.temperature} if settings.abstain else {})
     skip: tuple[str, ...] = DECODER_SETTINGS
     if work.header.kind != "groups":
         options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
@@ -244,6 +252,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
 def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     """Write the labels of a single photo to a file."""
     from vpltool.core.segment import labels_of
+    from vpltool.core.temperature import tempered
 
     settings, count = work.settings, sum(len(task.photos.ids) for task in tasks)
     if count != 1:
@@ -256,7 +265,8 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, labels_of(seen.probabilities, seen.size), header)
+            write_labels(out, labels_of(tempered(seen.probabilities, work.temperature), seen.size,
+                                        settings.abstain), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(write_overlay(work.named, photo, out,
@@ -287,13 +297,15 @@ def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
     return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
 
 
-def _write(output: OutputFolder, key: str, seen: Segmented) -> None:
+def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> None:
     from vpltool.core.segment import keep_likely, labels_of
+    from vpltool.core.temperature import tempered
 
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, labels_of(seen.probabilities, seen.size))
+        output.write_labels(key, labels_of(tempered(seen.probabilities, work.temperature),
+                                           seen.size, work.settings.abstain))
     elif output.header.kind == "probabilities":
         scores, classes = keep_likely(seen.probabilities)
         output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})

@@ -9,6 +9,7 @@ from vpltool.errors import VplError
 from vpltool.formats import describe, expect_header
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages._about import measured_section
 from vpltool.stages._card import model_card
 from vpltool.stages._hub import check_repository, upload
 
@@ -52,7 +53,8 @@ def run(path: Path, settings: PushSettings) -> str:
     """
     check_repository(settings.repository)
     bundle = settings.segmenter or _only_bundle(path)
-    card = model_card(expect_header(bundle, "bundle"), settings.repository)
+    card = model_card(expect_header(bundle, "bundle"), settings.repository,
+                      measured_section(bundle))
     if settings.card:
         return card
     return upload(settings.repository, bundle, card, private=settings.private)

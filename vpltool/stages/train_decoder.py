@@ -27,6 +27,7 @@ from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _masks
+from vpltool.stages._finetune import finetune
 from vpltool.stages._fitting import (
     DEFAULT_LR,
     STEPLESS,
@@ -72,6 +73,8 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     from vpltool.core.training import TrainingSettings
 
     method = load_method(SegmenterMethod, settings.method)
+    if method.TRAINS_ENCODER:
+        return finetune(workspace, settings, method)
     stepless = method.stepless
     if not stepless:
         _check_divides(settings)

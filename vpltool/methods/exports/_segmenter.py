@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vpltool import settings
 from vpltool.formats import voc_palette
+from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
 
@@ -18,6 +20,9 @@ class SegmenterSettings(settings.Settings):
     max_side: int | None = setting(
         None, "Longer photos are scaled down to this side first; 0: never; default: as in "
               "training.", low=0, metavar="PIXELS")
+    measure: int = setting(
+        10, "Photos of the workspace on which the file is compared with predict and timed, for the "
+            "card beside it; 0: none.", low=0, metavar="N")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
                                "CLIP's.", metavar="NAME")
 
@@ -33,6 +38,21 @@ def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -
         "max_side": side_of(segmenter.header, settings.max_side),
         "licence": {"segmenter": settings.licence or "not stated",
                     "clip": licence_of(model) or "not known: ask whoever published it"}}
+
+
+def photo_pixels(encoder: Any, path: Path, max_side: int
+                 ) -> tuple[tuple[int, int], Tensor]:
+    """Read a photo as a segmenter sees it: its own (height, width), and pixels (1, 3, H, W).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from vpltool.core.photos import fit_size, read_photo, to_pixels
+
+    rgb = read_photo(path)
+    size = (rgb.shape[0], rgb.shape[1])
+    target = fit_size(size, encoder.vision.patch, max_side=max_side)
+    return size, to_pixels(rgb, target, encoder.mean, encoder.std)[None]
 
 
 def palette_of(count: int) -> list[list[int]]:

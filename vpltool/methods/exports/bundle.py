@@ -11,13 +11,17 @@ Next: vpltool predict PHOTOS --segmenter FILE, or vpltool push ORGANISATION/NAME
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.formats import Header
-from vpltool.formats.bundles import write_bundle
+from vpltool.formats.bundles import read_part, write_bundle
+from vpltool.lazy import Tensor
+from vpltool.methods import load_method
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config
 from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.settings import setting
 
 READS = ()
@@ -34,6 +38,21 @@ class Settings(SegmenterSettings):
                         choices=("weights", "identity"))
 
 
+def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
+    """What runs the file, if it holds its tower."""
+    from vpltool.clip.stored_towers import tower_from_config
+    from vpltool.core.meta_device import rebuild
+    from vpltool.core.segment import photo_logits
+
+    if settings.clip != "weights":
+        return None
+    header, tensors = read_part(path, "decoder")
+    method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
+    network = rebuild(lambda: method.rebuild(header.facts["config"]), tensors).eval()
+    tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    return lambda pixels: photo_logits(tower, network, pixels)
+
+
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
     """Write the file."""
     from vpltool.clip.stored_towers import tower_config
@@ -43,7 +62,9 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     facts = {
         "segmenter": made.facts["segmenter"], "config": made.facts["config"],
         "reads": list(segmenter.network.reads),
-        **inference_config(segmenter, settings), "tower": tower_config(tower) if stored else {},
+        **inference_config(segmenter, settings),
+        **({"about": dict(segmenter.about)} if segmenter.about else {}),
+        "tower": tower_config(tower) if stored else {},
         "trained": {"command": made.command, "options": made.options, "version": made.version,
                     "preset": made.preset.get("name", "")}}
     header = Header(

@@ -4,8 +4,9 @@
 [0, 1], minus `mean`, divided by `std`. `logits` (1, classes, 4h, 4w) are for h×w patches; `labels`
 (1, H, W) are the most likely classes, 0 is the background. The file's metadata gives the classes, a
 palette, mean, std, patch, max_side, licences. With `--int8`, onnxruntime's dynamic quantiser stores
-the weights in a quarter of the space. With `--anylabeling PIXELS`, the input is a square of this
-side with values in [0, 1], the outputs are `regions` and `masks` as those of YOLO26's instance
+the weights in a quarter of the space; with `--calibrate N`, the ranges of all values are measured
+on N photos beforehand (static). With `--anylabeling PIXELS`, the input is a square of this side
+with values in [0, 1], the outputs are `regions` and `masks` as those of YOLO26's instance
 segmentation, and a YAML lies beside it: X-AnyLabeling loads that as a custom model, and draws a
 polygon for each region. Needs onnx, onnxscript and onnxruntime.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,14 @@ from typing import Any
 from vpltool import settings
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
-from vpltool.lazy import np, torch
-from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config, palette_of
-from vpltool.methods.inputs import TrainedSegmenter
+from vpltool.lazy import Tensor, np, torch
+from vpltool.methods.exports._segmenter import (
+    SegmenterSettings,
+    inference_config,
+    palette_of,
+    photo_pixels,
+)
+from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
 
 READS = ()
@@ -45,6 +52,9 @@ class Settings(SegmenterSettings):
     """Settings of an ONNX file."""
 
     int8: bool = setting(False, "Store the weights in 8 bits, and multiply in 8 bits.")
+    calibrate: int = setting(
+        0, "With `int8`: photos of the workspace on which the ranges of values are measured "
+           "beforehand; 0: they are measured at each run.", low=0, metavar="N")
     anylabeling: int = setting(0, "Side of X-AnyLabeling's square input, in pixels; the model then "
                                   "returns regions, and a YAML file is written beside it. 0: any "
                                   "size.", low=0, metavar="PIXELS")
@@ -69,7 +79,31 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     """
     import onnx
 
+    if settings.calibrate and not settings.int8:
+        raise VplError(f"`calibrate={settings.calibrate}` is for 8 bits", "`int8=True`")
+    if settings.calibrate and (settings.anylabeling or not segmenter.photos):
+        raise VplError(f"`calibrate={settings.calibrate}` needs "
+                       + ("a graph for photos of any size" if settings.anylabeling
+                          else "photos of the workspace, and none can be found"),
+                       "`calibrate=0`")
+    with silent():
+        model = graph_of(segmenter, settings)
+        if settings.calibrate:
+            model = _quantised_on(model, segmenter, settings)
+        elif settings.int8:
+            model = _quantised(model)
+    onnx.helper.set_model_props(model, metadata_of(segmenter, settings))
+    with atomic_path(path) as temporary:
+        onnx.save_model(model, temporary)
+    return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
 
+
+def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> Any:
+    """Make the graph in full precision, without metadata.
+
+    Raises:
+        VplError: the model is too large for a file, or the side is no multiple of the patch.
+    """
     vision = segmenter.encoder.vision
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
                    for weight in part.state_dict().values())
@@ -85,16 +119,10 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         raise VplError(f"`anylabeling={settings.anylabeling}`: not a multiple of the patch, "
                        f"{vision.patch} pixels",
                        f"`anylabeling={-(-settings.anylabeling // vision.patch) * vision.patch}`")
-    with silent():
-        model = _graph(segmenter, settings.anylabeling)
-        if not settings.anylabeling:
-            _check_any_size(model, segmenter)
-        if settings.int8:
-            model = _quantised(model)
-    onnx.helper.set_model_props(model, _metadata(segmenter, settings))
-    with atomic_path(path) as temporary:
-        onnx.save_model(model, temporary)
-    return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
+    model = _graph(segmenter, settings.anylabeling)
+    if not settings.anylabeling:
+        _check_any_size(model, segmenter)
+    return model
 
 
 def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
@@ -198,7 +226,50 @@ def _quantised(model: Any) -> Any:
         return onnx.load(file)
 
 
-def _metadata(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
+class _Pixels:
+    """Photos as onnxruntime's calibration asks for them, one after another."""
+
+    def __init__(self, segmenter: TrainedSegmenter, settings: Settings) -> None:
+        side = side_of(segmenter.header, settings.max_side)
+        self._left = (photo_pixels(segmenter.encoder, path, side)[1].numpy()
+                      for path in segmenter.photos[: settings.calibrate])
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next photo; None after the last."""
+        pixels = next(self._left, None)
+        return None if pixels is None else {"pixels": pixels}
+
+
+def _quantised_on(model: Any, segmenter: TrainedSegmenter, settings: Settings) -> Any:
+    """The model with products in 8 bits whose ranges were measured on photos.
+
+    Only products with weights: those of two activations, in the attention, keep their precision.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    CalibrationDataReader.register(_Pixels)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, file = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
+        onnx.save_model(model, whole)
+        quantize_static(
+            whole, file, _Pixels(segmenter, settings), per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"], activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})
+        return onnx.load(file)
+
+
+def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
+    """What runs the file, unless it gives regions."""
+    import onnxruntime
+
+    if settings.anylabeling:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+
+
+def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
     """The file's metadata; each value is JSON. The classes begin with the background."""
     said = inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling

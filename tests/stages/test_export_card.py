@@ -1,0 +1,137 @@
+"""What `export` measures of a segmenter's file, and the card that it writes beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, copy_workspace
+from PIL import Image
+
+from vpltool.formats import describe
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, run: Run
+         ) -> Path:
+    """A scored and calibrated discriminant, and a convolutional student of it."""
+    work = copy_workspace(layered, tmp_path_factory.mktemp("card") / "base", tiny_clip) / "work"
+    for command in (
+            ("train-decoder", "--method", "discriminant", "--masks", "text-refined",
+             "--prototypes", "text", "--name", "plain"),
+            ("predict", "--decoder", "plain", "--split", "val"),
+            ("eval", "--what", "predictions/plain", "--split", "val"),
+            ("calibrate", "--decoder", "plain"),
+            ("predict", "--decoder", "plain", "--split", "train"),
+            ("train-student", "--teacher", "plain", "--begin", "random", "--max-side", 64,
+             "--encoder", "timm:mobilenetv3_small_050", "--iters", 2, "--batch-size", 2,
+             "--crop", 3)):
+        result = run(*command, work=work)
+        assert result.code == 0, f"{command}: {result.err}"
+    return work
+
+
+def test_the_card_of_a_bundle(run: Run, work: Path) -> None:
+    """Counts, scores, calibration and what was measured; no name of a photo."""
+    result = run("export", "bundle", "--what", "plain", "--measure", 3, work=work)
+    assert result.code == 0, result.err
+    assert "on 3 photos: 100.00 % of the pixels as predict says" in result.err
+    bundle = Path(result.out.strip())
+    text = bundle.with_name("plain.safetensors.md").read_text()
+    for words in ("6 photos; supervision: tags", "bar 2, box 3, disc 2", "without tags",
+                  "mIoU against its labels 100.00", "| background |", "Temperature",
+                  "## Limits", "s a photo"):
+        assert words in text
+    assert "scene" not in text
+    header = describe(bundle).header
+    assert header is not None
+    assert header.facts["about"]["calibration"]["photos"] == 2
+    pushed = run("push", "me/plain", "--card", "--segmenter", bundle, work=work)
+    for words in ("6 photos; supervision: tags", "mIoU against its labels 100.00", "## Licences"):
+        assert words in pushed.out
+    photo = work.parent / "photos/scene7.png"
+    out = work / "unsure.png"
+    result = run("predict", photo, "--segmenter", bundle, "--abstain", "0.99", "--out", out,
+                 work=work)
+    assert result.code == 0, result.err
+    assert (np.asarray(Image.open(out)) == 255).any()
+
+
+def test_scores_of_another_decoder_are_not_in_the_card(run: Run, work: Path) -> None:
+    path = work / "scores/predictions-plain-val.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"config": "0" * 16}))
+    try:
+        assert run("export", "bundle", "--what", "plain", "--measure", 0, work=work).code == 0
+    finally:
+        path.write_text(before)
+    text = (work / "exports/plain.safetensors.md").read_text()
+    assert "mIoU" not in text
+    assert "a photo;" not in text
+
+
+@pytest.mark.parametrize("name", ["plain", "student"])
+def test_static_int8_is_calibrated_and_measured(name: str, run: Run, work: Path, tmp_path: Path
+                                                ) -> None:
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    result = run("export", "onnx", "--what", name, "--out", whole, "--measure", 2, work=work)
+    assert result.code == 0, result.err
+    assert re.search(r"(100\.00|99\.\d\d) % of the pixels", result.err), result.err
+    result = run("export", "onnx", "--what", name, "--int8", "--calibrate", 4, "--out", small,
+                 work=work)
+    assert result.code == 0, result.err
+    import onnx
+
+    graph = onnx.load(small).graph
+    kinds = {node.op_type for node in graph.node}
+    assert "QuantizeLinear" in kinds
+    assert "DynamicQuantizeLinear" not in kinds
+    assert "mIoU against it" in result.err
+    assert (tmp_path / "small.onnx.md").read_text().count("MB") == 1
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--calibrate", 3), "is for 8 bits"),
+    (("--int8", "--calibrate", 3, "--anylabeling", 16), "of any size")])
+def test_what_a_calibration_needs(options: tuple[object, ...], said: str, run: Run, work: Path
+                                  ) -> None:
+    result = run("export", "onnx", "--what", "plain", *options, work=work)
+    assert result.code == 1
+    assert said in result.err
+
+
+def test_openvino_says_what_predict_says(run: Run, work: Path, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the program of docs/deploy.md runs without vpltool."""
+    pytest.importorskip("openvino")
+    out = tmp_path / "segmenter.xml"
+    result = run("export", "openvino", "--what", "plain", "--out", out, "--measure", 2, work=work)
+    assert result.code == 0, result.err
+    said = re.search(r"photos: ([\d.]+) % of the pixels", result.err)
+    assert said
+    assert float(said[1]) > 98
+    text = (Path(__file__).parents[2] / "docs/deploy.md").read_text("utf-8")
+    (program,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+                  if "openvino" in block)
+    Image.open(work.parent / "photos/scene6.png").convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
+    with Image.open("labels.png") as made:
+        assert made.mode == "P"
+
+
+def test_without_openvino(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name, *more: None if name == "openvino" else found(name, *more))
+    result = run("export", "openvino", "--what", "plain", work=work)
+    assert result.code == 1
+    assert result.lines("hint:") == ["pip install 'vpltool[openvino]'"]

@@ -1,0 +1,199 @@
+"""`train-student`: small networks that learn from a segmenter, stopped and gone on, and used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, copy_workspace
+from PIL import Image
+
+from vpltool import Segmenter
+from vpltool.core import joint
+from vpltool.formats import describe, read_tensors
+
+STUDENT = ("train-student", "--teacher", "tiny", "--begin", "random", "--max-side", 64,
+           "--batch-size", 2, "--crop", 3)
+CONVOLUTIONAL = (*STUDENT, "--encoder", "timm:mobilenetv3_small_050")
+TRANSFORMER = (*STUDENT, "--encoder", "timm:vit_tiny_patch16_224")
+
+
+@pytest.fixture(scope="module")
+def base(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, run: Run
+         ) -> Path:
+    """A workspace whose decoder has said what the photos show. Leave it as it is."""
+    base = copy_workspace(layered, tmp_path_factory.mktemp("student") / "base", tiny_clip)
+    assert run("predict", "--split", "train", "--decoder", "tiny", work=base / "work").code == 0
+    return base
+
+
+@pytest.fixture
+def work(base: Path, tmp_path: Path, tiny_clip: Path) -> Path:
+    return copy_workspace(base, tmp_path / "copy", tiny_clip) / "work"
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C after some steps."""
+    train = joint.train_jointly
+
+    def stopped(*args: Any, **options: Any) -> Iterator[joint.JointRecord]:
+        for done, record in enumerate(train(*args, **options)):
+            if done == steps:
+                raise KeyboardInterrupt
+            yield record
+
+    monkeypatch.setattr(joint, "train_jointly", stopped)
+
+
+@pytest.mark.parametrize("student", [CONVOLUTIONAL, TRANSFORMER], ids=["conv", "vit"])
+def test_stopped_and_gone_on_is_uninterrupted(student: tuple[object, ...], run: Run, base: Path,
+                                              tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                              ) -> None:
+    options = (*student, "--iters", 4)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    result = run(*options, "--out", whole, work=base / "work")
+    assert result.code == 0, result.err
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        assert run(*options, "--checkpoint-every", 2, "--out", parts,
+                   work=base / "work").code == 130
+    again = run(*options, "--out", parts, work=base / "work")
+    assert again.code == 0, again.err
+    assert "resuming from step 2 of 4" in again.err
+    assert parts.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.checkpoint*"))
+
+
+def test_a_convolutional_student_is_used_as_any_segmenter(run: Run, work: Path, tmp_path: Path
+                                                          ) -> None:
+    """predict, eval, a bundle and the Python API, without the encoder of the workspace."""
+    result = run(*CONVOLUTIONAL, "--iters", 3, work=work)
+    assert result.code == 0, result.err
+    header = describe(work / "decoder/student.safetensors").header
+    assert header is not None
+    assert header.model["name"] == "timm:mobilenetv3_small_050"
+    assert {"teacher", "probabilities", "masks", "tags", "photo-files"} <= set(header.inputs)
+    assert [len(entry) for entry in header.facts["curve"]] == [3, 3, 3]
+    description = work / "workspace.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps(content | {"pretrained": "gone"}))
+    result = run("predict", "--split", "val", "--decoder", "student", "--workers", 0, work=work)
+    assert result.code == 0, result.err
+    assert "the segmenter has an encoder of its own" in result.err
+    assert run("eval", "--what", "predictions/student", "--split", "val", work=work).code == 0
+    bundle = tmp_path / "student.safetensors"
+    result = run("export", "bundle", "--what", "student", "--out", bundle, work=work)
+    assert result.code == 0, result.err
+    photo = work.parent / "photos/scene7.png"
+    labels = Segmenter.load(bundle)(photo).labels
+    assert np.array_equal(labels, np.asarray(Image.open(
+        work / "predictions/student/val/scene7.png")))
+
+
+def test_it_learns_what_its_teacher_says(run: Run, work: Path) -> None:
+    """The loss falls; a class that a photo is not tagged with is taught nowhere."""
+    result = run(*TRANSFORMER, "--iters", 60, "--lr", "0.001", "--masks", "none", work=work)
+    assert result.code == 0, result.err
+    header, tensors = read_tensors(work / "decoder/student.safetensors", "decoder")
+    curve = torch.tensor(header.facts["curve"])
+    assert curve[-5:, 1].mean() < 0.8 * curve[:3, 1].mean()
+    assert curve.shape[1] == 2, "without masks there is one loss"
+    assert any(name.startswith("tower.") for name in tensors)
+
+
+def test_photos_without_tags_teach_too(run: Run, work: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in (6, 7):
+        shutil.copy(work.parent / f"photos/scene{number}.png", more / f"new{number}.png")
+    refused = run(*CONVOLUTIONAL, "--iters", 1, "--also", more, work=work)
+    assert refused.code == 1
+    assert refused.lines("hint:")[0].startswith(
+        f"vpltool predict {more} --decoder tiny --probabilities")
+    assert run("predict", more, "--decoder", "tiny", "--probabilities", "--workers", 0,
+               work=work).code == 0
+    assert len(list((work / "probabilities/tiny/more").glob("*.safetensors"))) == 2
+    result = run(*CONVOLUTIONAL, "--iters", 1, "--also", more, work=work)
+    assert result.code == 0, result.err
+    header = describe(work / "decoder/student.safetensors").header
+    assert header is not None
+    assert "also-probabilities" in header.inputs
+
+
+def test_what_it_lacks_is_said_before_the_work(run: Run, work: Path) -> None:
+    shutil.rmtree(work / "probabilities")
+    missing = run(*CONVOLUTIONAL, work=work)
+    assert missing.code == 1
+    assert missing.lines("hint:")[0].startswith("vpltool predict --decoder tiny --split train")
+    itself = run(*CONVOLUTIONAL, "--name", "tiny", work=work)
+    assert itself.code == 1
+    assert not list((work / "decoder").glob("student*"))
+
+
+def test_a_teacher_of_other_classes_is_refused(run: Run, work: Path) -> None:
+    path = work / "workspace.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"classes": ["bar", "box", "ring"]}))
+    result = run(*CONVOLUTIONAL, work=work)
+    assert result.code == 1
+    assert "ring" in result.err
+
+
+def test_little_to_learn_from_and_a_coarse_grid_are_said(run: Run, work: Path) -> None:
+    result = run(*CONVOLUTIONAL, "--iters", 1, "--limit", 2, "--max-side", 32, work=work)
+    assert result.code == 0, result.err
+    said = "\n".join(result.lines("warning:"))
+    assert "2 photos are few" in said
+    assert "no photo is tagged disc" in said
+    assert "small objects will be lost" in said
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(run: Run, work: Path,
+                                                             monkeypatch: pytest.MonkeyPatch
+                                                             ) -> None:
+    train = joint.train_jointly
+
+    def broken(*args: Any, **options: Any) -> Iterator[joint.JointRecord]:
+        for record in train(*args, **options):
+            yield (record if record.iteration < 2 else
+                   joint.JointRecord(record.iteration, (torch.tensor(torch.nan),) * 2))
+
+    monkeypatch.setattr(joint, "train_jointly", broken)
+    result = run(*CONVOLUTIONAL, "--iters", 4, "--checkpoint-every", 2, work=work)
+    assert result.code == 1
+    assert "not finite at step 2" in result.err
+    assert "holds the network of step 2" in result.err
+    assert (work / "decoder/student.checkpoint.safetensors").exists()
+    assert not (work / "decoder/student.safetensors").exists()
+
+
+def test_soft_labels_that_tags_veto() -> None:
+    """Only labels that agree with the teacher sharpen it; doubted ones are ignored."""
+    soft = torch.tensor([0.2, 0.8, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    labels = torch.tensor([[[1, 2], [255, 1]]], dtype=torch.uint8)
+    assert joint.agreeing(labels, soft).tolist() == [[[1, 255], [255, 1]]]
+    kept = joint.undoubted(labels, soft, 0.3)
+    assert kept.tolist() == [[[1, 255], [255, 1]]]
+
+
+def test_tags_of_what_a_crop_may_show() -> None:
+    """An untagged class is pushed down, a shown one up; of one that is lost nothing is known."""
+    logits = torch.zeros(1, 4, 6, 6, requires_grad=True)
+    shown = torch.tensor([[True, True, False, False]])
+    possible = torch.tensor([[True, True, True, False]])
+    terms, known = joint.tag_terms(logits, torch.ones(1, 6, 6, dtype=torch.bool), shown, possible)
+    assert known.tolist() == [[True, False, True]]
+    loss = terms[known].mean()
+    loss.backward()
+    assert logits.grad is not None
+    # One pixel in twenty counts, the likeliest.
+    gradient = logits.grad.sum(dim=(2, 3))[0]
+    assert gradient[1] < 0 < gradient[3]
+    expected = -(torch.tensor(0.25).log() + torch.tensor(0.75).log()) / 2
+    assert torch.isclose(loss, expected)

@@ -1,0 +1,387 @@
+"""Training a network together with its encoder: all of the encoder, or its last blocks.
+
+What is trained is kept twice: as the steps have left it, and as the average of all steps so far
+(Tarvainen and Valpola, NeurIPS 2017), which is the result. The average also says which pseudo
+labels to doubt: networks learn what most labels agree on before they learn the labels' errors (Liu
+et al., NeurIPS 2020), so a label that the average finds unlikely is left out of the loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vpltool.core.distributed import ALONE, Group
+from vpltool.core.grids import LABELS_PER_PATCH
+from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.core.tower import Tower
+from vpltool.core.training import TrainingSettings, learning_rate
+from vpltool.core.vit import VisionTower
+
+IGNORE = 255
+_TOP = 0.05
+"""Share of the patches whose mean says how sure the network is that a crop shows a class."""
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """What joint training adds to `TrainingSettings`.
+
+    Args:
+        blocks: last blocks of the encoder that are trained; 0: all of it, with the embedding.
+        rank: of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0: the
+            matrices themselves are trained.
+        average: decay of the average of the weights.
+        doubt: a pseudo label to which the average gives less probability is ignored; 0: none is.
+        lambda_tags: weight of the tags' loss.
+        lambda_masks: weight of the masks' loss where soft labels are learned.
+        head_lr: factor on the learning rate of the head.
+    """
+
+    blocks: int = 0
+    rank: int = 0
+    average: float = 0.999
+    doubt: float = 0.0
+    lambda_tags: float = 0.0
+    lambda_masks: float = 0.0
+    head_lr: float = 1.0
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Crops of one step, `crop` patches a side.
+
+    Of several processes each has its own crops only.
+
+    Args:
+        pixels: normalised (B, 3, crop·patch, crop·patch); padding is 0.
+        labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
+        valid: False where a patch is padding (B, crop, crop).
+        shown: whether the crop's labels show a class (B, classes), the background first.
+        possible: whether the photo's tags allow a class (B, classes).
+        soft: class probabilities of a teacher (B, classes, 4·crop, 4·crop); None: there is none.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    valid: Tensor
+    shown: Tensor
+    possible: Tensor
+    soft: Tensor | None = None
+
+    def to(self, device: torch.device) -> PixelBatch:
+        """The same on a device."""
+        return replace(self, **{name: part.to(device, non_blocking=True)
+                                for name, part in vars(self).items() if part is not None})
+
+
+class LowRank(nn.Module):
+    """A matrix plus the product of two thin ones, which begins at 0."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return W + up·down."""
+        return weight + self.up @ self.down
+
+
+class Trained(nn.Module):
+    """The parts of a segmenter that are trained: the encoder or its last blocks, and the head."""
+
+    def __init__(self, tower: Tower, network: SegmenterNetwork, settings: JointSettings) -> None:
+        super().__init__()
+        self.layers = network.layers
+        count = settings.blocks
+        self.first = 0
+        self.tower: Tower | None = None
+        self.blocks = nn.ModuleList()
+        if not count or not isinstance(tower, VisionTower) or count >= tower.depth:
+            self.tower = tower.requires_grad_(True)
+        else:
+            self.first = tower.depth - count
+            self.blocks.extend([*tower.blocks, tower.head.block][self.first :])
+            self.blocks.requires_grad_(not settings.rank)
+        self.network = network.requires_grad_(True)
+        for scalar in network.scalars:
+            # Those of a loss that is not taken here.
+            scalar.requires_grad_(False)
+        if settings.rank:
+            for linear in self.matrices():
+                parametrize.register_parametrization(
+                    linear, "weight", LowRank(linear.weight, settings.rank))
+
+    def matrices(self) -> Iterator[nn.Linear]:
+        """The matrices of the blocks, which low-rank updates belong to."""
+        for block in self.blocks:
+            yield from (part for part in block.modules() if isinstance(part, nn.Linear))
+
+    def merge(self) -> None:
+        """Add low-rank updates to their matrices."""
+        for linear in self.matrices():
+            if parametrize.is_parametrized(linear):
+                parametrize.remove_parametrizations(linear, "weight")
+
+    def forward(self, seen: Seen, grid: tuple[int, int]) -> Tensor:
+        """Return class logits (B, classes, h', w'), on a grid that the network chooses."""
+        if self.tower is None:
+            layers = _through(self.blocks, seen, self.first, self.layers)
+        elif isinstance(self.tower, VisionTower):
+            whole = [*self.tower.blocks, self.tower.head.block]
+            layers = _through(whole, replace(seen, tokens=self.tower.embed(seen.tokens)), 0,
+                              self.layers)
+        else:
+            # Towers are frozen for everybody else, and so run without gradients.
+            run = inspect.unwrap(type(self.tower).forward)
+            layers = run(self.tower, seen.tokens, patches="none", attention=False,
+                         layers=self.layers).layers
+        return self.network.logits(self.network.embeddings(layers, None, grid), grid)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the frozen part of an encoder says of crops.
+
+    Args:
+        tokens: input of the first block that is trained (B, prefix+n, width); pixels, if the whole
+            encoder is.
+        kept: outputs of frozen blocks that the network reads, without the prefix (B, n, width).
+        prefix: number of tokens before the patches.
+    """
+
+    tokens: Tensor
+    kept: dict[int, Tensor]
+    prefix: int = 0
+
+
+@torch.no_grad()
+def frozen_part(tower: Tower, pixels: Tensor, first: int, layers: Sequence[int]) -> Seen:
+    """Run the blocks before `first`; with `first` 0 there are none."""
+    prefix = tower.head.prefix if isinstance(tower, VisionTower) else 0
+    if not first:
+        return Seen(pixels, {}, prefix)
+    assert isinstance(tower, VisionTower)
+    tokens, kept = tower.embed(pixels), dict[int, Tensor]()
+    for index, block in enumerate(tower.blocks[:first]):
+        tokens = block(tokens)
+        if index in layers:
+            kept[index] = tokens[:, prefix:]
+    return Seen(tokens, kept, prefix)
+
+
+def _through(blocks: Iterable[nn.Module], seen: Seen, first: int, layers: Sequence[int]) -> Tensor:
+    """Run the rest of the blocks: the layers that are read (B, L, n, width)."""
+    tokens, kept = seen.tokens, dict(seen.kept)
+    for index, block in enumerate(blocks, first):
+        if index > max(layers):
+            break
+        tokens = block(tokens)
+        if index in layers:
+            kept[index] = tokens[:, seen.prefix :]
+    return torch.stack([kept[index].float() for index in layers], dim=1)
+
+
+class Pair(nn.Module):
+    """What is trained, and its average over the steps; a checkpoint holds both."""
+
+    def __init__(self, tower: Tower, network: SegmenterNetwork, settings: JointSettings) -> None:
+        """Take the encoder and the network apart; both are changed in place by the training."""
+        super().__init__()
+        self.settings = settings
+        self.now = Trained(tower, network, settings)
+        self.mean = copy.deepcopy(self.now).requires_grad_(False).eval()
+        # As in training, crops are too small for a walk between patches.
+        self.mean.network.train()
+        # Not a part: what is frozen is in no checkpoint.
+        self.frozen = (tower,)
+
+    def train(self, mode: bool = True) -> Pair:
+        """Set the mode of what is trained; the average stays in that of use."""
+        self.now.train(mode)
+        return self
+
+    def seen(self, pixels: Tensor) -> Seen:
+        """What the frozen part says of crops."""
+        return frozen_part(self.frozen[0], pixels, self.now.first, self.now.layers)
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the average towards what a step has left; the first steps count for more."""
+        decay = min(self.settings.average, (1 + step) / (10 + step))
+        for mean, now in zip(self.mean.state_dict().values(), self.now.state_dict().values(),
+                             strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def finish(self) -> None:
+        """Put the average in the place of what was trained, in the encoder and network given."""
+        self.now.load_state_dict(self.mean.state_dict())
+        self.now.merge()
+        self.now.requires_grad_(False).eval()
+
+
+def joint_optimizer(pair: Pair, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW over the encoder and the head; vectors are free of weight decay."""
+    head = {id(part) for part in pair.now.network.parameters()}
+    groups = []
+    for of_head in (False, True):
+        for decayed in (False, True):
+            own = [part for part in pair.now.parameters() if part.requires_grad
+                   and (id(part) in head) == of_head and (part.dim() > 1) == decayed]
+            if own:
+                groups.append({"params": own, "weight_decay": 0.05 if decayed else 0.0,
+                               "scale": pair.settings.head_lr if of_head else 1.0})
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+@dataclass(frozen=True)
+class JointRecord:
+    """Losses of one step: of the masks or soft labels, of the tags or of masks beside soft labels.
+
+    Args:
+        iteration: number of the step.
+        losses: on the network's device.
+    """
+
+    iteration: int
+    losses: tuple[Tensor, ...]
+
+
+def train_jointly(
+    pair: Pair, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
+    batches: Iterable[PixelBatch], *, start: int = 0, group: Group = ALONE,
+) -> Iterator[JointRecord]:
+    """Run steps `start`, `start + 1`, …; see `training.train`."""
+    device = next(pair.parameters()).device
+    pair.train()
+    losses_of = group.share(_Losses(pair, settings, group))
+    for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
+        torch.manual_seed(settings.seed * 1_000_003 + iteration)
+        for part in optimizer.param_groups:
+            part["lr"] = learning_rate(settings, iteration) * part["scale"]
+        losses = losses_of(batch.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses[1:], start=losses[0]).backward()
+        nn.utils.clip_grad_norm_([part for part in pair.now.parameters() if part.requires_grad],
+                                 1.0)
+        optimizer.step()
+        pair.follow(iteration)
+        yield JointRecord(iteration, tuple(loss.detach() for loss in losses))
+
+
+class _Losses(nn.Module):
+    """The losses of a step as a module, whose gradients processes can share."""
+
+    def __init__(self, pair: Pair, settings: TrainingSettings, group: Group) -> None:
+        super().__init__()
+        self.now = pair.now
+        self.settings, self.group = settings, group
+        self.pair = (pair,)
+
+    def forward(self, batch: PixelBatch) -> tuple[Tensor, ...]:
+        """Return the weighted losses of the crops of this process."""
+        first, *others = self._losses(batch)
+        if self.group.count > 1:
+            # Parameters that a step does not read must have a gradient all the same.
+            first = first + 0 * torch.stack([part.sum() for part in self.now.parameters()
+                                             if part.requires_grad]).sum()
+        return first, *others
+
+    def _losses(self, batch: PixelBatch) -> tuple[Tensor, ...]:
+        (pair,), joint = self.pair, self.pair[0].settings
+        grid = (self.settings.crop, self.settings.crop)
+        lower = self.settings.precision != torch.float32
+        context = (torch.autocast(batch.pixels.device.type, self.settings.precision) if lower
+                   else contextlib.nullcontext())
+        with context:
+            seen = pair.seen(batch.pixels)
+            logits = _at_labels(self.now(seen, grid), self.settings.crop)
+            doubting = None
+            if joint.doubt:
+                with torch.no_grad():
+                    doubting = _at_labels(pair.mean(seen, grid), self.settings.crop).softmax(dim=1)
+        valid = batch.valid.repeat_interleave(LABELS_PER_PATCH, 1).repeat_interleave(
+            LABELS_PER_PATCH, 2)
+        if batch.soft is not None:
+            return self._distilled(logits, batch, batch.soft, valid)
+        labels = batch.labels
+        if doubting is not None:
+            labels = undoubted(labels, doubting, joint.doubt)
+        first = self._mean(F.cross_entropy(logits, labels.long(), ignore_index=IGNORE,
+                                           reduction="none"), labels != IGNORE)
+        if not joint.lambda_tags:
+            return (first,)
+        return first, joint.lambda_tags * self._mean(
+            *tag_terms(logits, valid, batch.shown, batch.possible))
+
+    def _distilled(self, logits: Tensor, batch: PixelBatch, soft: Tensor, valid: Tensor
+                   ) -> tuple[Tensor, ...]:
+        joint = self.pair[0].settings
+        logs = logits.log_softmax(dim=1)
+        first = self._mean(-(soft * logs).sum(dim=1), valid & (soft.sum(dim=1) > 0))
+        if not joint.lambda_masks:
+            return (first,)
+        agreed = agreeing(batch.labels, soft)
+        return first, joint.lambda_masks * self._mean(
+            F.nll_loss(logs, agreed.long(), ignore_index=IGNORE, reduction="none"),
+            agreed != IGNORE)
+
+    def _mean(self, terms: Tensor, counted: Tensor) -> Tensor:
+        """The mean over the pixels of all processes, times their number: they average it."""
+        total = self.group.total(counted.sum()).clamp_min(1) / self.group.count
+        return terms.where(counted, terms.new_zeros(())).sum() / total
+
+
+def _at_labels(logits: Tensor, crop: int) -> Tensor:
+    side = crop * LABELS_PER_PATCH
+    return F.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
+
+
+def undoubted(labels: Tensor, mean: Tensor, least: float) -> Tensor:
+    """Ignore labels (B, h, w) to which probabilities (B, classes, h, w) give less than `least`."""
+    known = labels != IGNORE
+    index = labels.long().where(known, torch.zeros_like(labels, dtype=torch.long))
+    doubted = mean.gather(1, index[:, None])[:, 0] < least
+    return labels.masked_fill(known & doubted, IGNORE)
+
+
+def agreeing(labels: Tensor, soft: Tensor) -> Tensor:
+    """Keep labels (B, h, w) that are the likeliest of soft ones (B, classes, h, w); others: 255."""
+    return labels.masked_fill(labels != soft.argmax(dim=1).to(labels.dtype), IGNORE)
+
+
+def tag_terms(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor
+              ) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of tags with the likeliest pixels of each class.
+
+    A crop may have lost some of its photo's classes. A class that its labels show is present, one
+    that is not tagged is absent, and of the others nothing is known.
+
+    Args:
+        logits: (B, classes, h, w).
+        valid: False where there is padding (B, h, w).
+        shown: (B, classes), the background first.
+        possible: (B, classes).
+
+    Returns:
+        the terms (B, classes − 1); and which of them are known.
+    """
+    chance = logits.softmax(dim=1)[:, 1:].masked_fill(~valid[:, None], 0).flatten(2)
+    top = chance.topk(max(1, round(_TOP * chance.shape[2])), dim=2).values.mean(dim=2)
+    known = (shown | ~possible)[:, 1:]
+    # A probability that has left (0, 1) by rounding has no logarithm.
+    terms = F.binary_cross_entropy(top.clamp(1e-6, 1 - 1e-6), shown[:, 1:].float(),
+                                   reduction="none")
+    return terms, known

@@ -1,0 +1,44 @@
+"""A light head of small convolutions over layers, which `train-student` puts on a small network.
+
+It has no prototypes and no walk, and gives 2×2 values a patch (sub-pixel convolution, Shi et al.,
+CVPR 2016). Here it is trained on the frozen encoder, with `--lambda-rsc 0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vpltool import settings
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.segmenters import _layers
+from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from vpltool.core.light_head import LightHead
+
+READS = ("layers",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """Settings of the light head."""
+
+    layers: str = _layers.layers()
+    width: int = setting(128, "Width of its hidden layers.", low=1)
+
+
+def build(parts: SegmenterParts, settings: Settings) -> LightHead:
+    """Build an untrained head."""
+    from vpltool.core.light_head import LightHead
+
+    return LightHead(parts.layers, parts.input_width, int(parts.class_index.max()) + 1,
+                     settings.width)
+
+
+def rebuild(config: Mapping[str, Any]) -> LightHead:
+    """Rebuild a head from its `config`; load its state dict next."""
+    from vpltool.core.light_head import LightHead
+
+    return LightHead.from_config(config)

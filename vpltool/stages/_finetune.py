@@ -1,0 +1,204 @@
+"""`train-decoder` with a method that trains the last blocks of the encoder, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
+from vpltool.engine.models import load_main
+from vpltool.engine.photos import with_photo_files
+from vpltool.engine.prototypes import class_rows, read_prototypes
+from vpltool.engine.segmenters import find_decoder, has_tower, read_segmenter
+from vpltool.errors import VplError
+from vpltool.formats import Header, Photo, Workspace
+from vpltool.formats.header import join_supervision
+from vpltool.formats.kinds import place
+from vpltool.lazy import torch
+from vpltool.methods import load_method
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.interfaces import SegmenterMethod
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.settings import warn_without_effect
+from vpltool.stages import _masks
+from vpltool.stages._fitting import TrainDecoderSettings, fit_segmenter
+from vpltool.stages._joint import (
+    JointTraining,
+    check_steps,
+    facts_of,
+    train_both,
+    warmup_of,
+    warn_of_little,
+)
+from vpltool.stages._pixel_data import PixelData, Taught
+from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
+
+if TYPE_CHECKING:
+    from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.core.training import TrainingSettings
+
+_ITERS, _LR = 1000, 3e-5
+"""Where they are not given: a head that is computed needs few steps, and small ones."""
+
+_UNREAD = dict.fromkeys(
+    ("optimizer", "lambda_ce", "lambda_rsc", "lambda_aff", "balanced"),
+    "the encoder is trained by AdamW, with the cross-entropy and the tags")
+
+
+def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod) -> Path:
+    """Train the last blocks of the encoder and a head that begins as the discriminant.
+
+    Args:
+        workspace: where inputs are found and the decoder goes.
+        settings: of `train-decoder`.
+        method: a segmenter with `TRAINS_ENCODER`.
+
+    Returns:
+        the file of the decoder, which holds its encoder.
+
+    Raises:
+        VplError: an input is missing, a mask does not fit, or a setting is refused.
+    """
+    settings = replace(settings, lr=settings.lr or _LR,
+                       iters=settings.iters if "iters" in settings.given else _ITERS)
+    warn_without_effect(settings, without=_UNREAD)
+    check_steps(settings.iters, settings.batch_size)
+    photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
+    masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
+    prototypes = read_prototypes(workspace, class_rows(workspace, settings))
+    frozen, ids = frozen_layers(
+        workspace, masks.ids, source=settings.source, features=settings.features,
+        split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
+        device=settings.device, precision="fp32")
+    encoder = frozen.encoder or load_main(workspace, find_device(settings.device))
+    check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
+    _check_blocks(encoder, settings)
+    network = method.build(SegmenterParts(frozen.layers, frozen.input_width, prototypes.rows,
+                                          prototypes.class_index), settings.of_method)
+    target = settings.out or place(workspace.path, "decoder", settings.name or masks.name)
+    first = _take_head(workspace, settings, network, frozen.model, target)
+    side = _side_of(settings, frozen)
+    header = _make_header(workspace, settings, masks, prototypes.path, frozen, ids, first, side)
+    if check_file(target, header, overwrite=settings.overwrite, update=settings.update):
+        return target
+    start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
+                            update=settings.update)
+    _masks.check_masks(masks, workspace, [photos[key] for key in ids])
+    warn_of_little([workspace.indices_of(photos[key]) for key in ids], workspace.classes)
+    seen = [photos[key] for key in _masks.repeated(masks, ids, settings.corrected_times)]
+    if first is None and not start.step:
+        _fit_head(workspace, settings, network, masks, [photos[key] for key in ids], frozen, side)
+    train_both(_task(workspace, settings, header, target, network,
+                     PixelData(workspace, [Taught(photo, tagged=bool(photo.labels))
+                                           for photo in seen], masks, encoder, side)), start)
+    return target
+
+
+def _check_blocks(encoder: Any, settings: TrainDecoderSettings) -> None:
+    """Check that the blocks that are to be trained are there, and can be told apart.
+
+    Raises:
+        VplError: they are not.
+    """
+    from vpltool.clip.encoders import with_head
+
+    chosen: Any = settings.of_method
+    if chosen.blocks or chosen.rank:
+        vision = with_head(encoder, f"`blocks={chosen.blocks}`")
+        if chosen.blocks > vision.depth:
+            raise VplError(f"`blocks={chosen.blocks}`: the encoder has {vision.depth}",
+                           "`blocks=4`, or `blocks=0` for all of it")
+        if chosen.rank and not chosen.blocks:
+            raise VplError(f"`rank={chosen.rank}` is for blocks, and `blocks=0` trains the whole "
+                           "encoder", f"`blocks={vision.depth}`")
+
+
+def _side_of(settings: TrainDecoderSettings, frozen: Frozen) -> int:
+    """The side that longer photos are scaled down to: that of the features, unless one is given."""
+    if frozen.features is None or "max_side" in settings.given:
+        return settings.max_side
+    return int(frozen.features.header.options.get("max_side", settings.max_side))
+
+
+def _take_head(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
+               model: Mapping[str, str], target: Path) -> Path | None:
+    """Begin with the map of the decoder that `start` names; its path, if one is named.
+
+    Raises:
+        VplError: it is no affine map of the same layers of the same encoder.
+    """
+    if not settings.start:
+        return None
+    path = find_decoder(workspace.path, settings.start)
+    if path.resolve() == target.resolve():
+        raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
+                       "`name='NAME'` gives the new one another name")
+    header, other = read_segmenter(path)
+    check_same_model(model, header.model, f"the features and {path}")
+    shapes = [{name: tuple(tensor.shape) for name, tensor in part.state_dict().items()
+               if name.startswith("classifier.")} for part in (network, other)]
+    if shapes[0] != shapes[1] or network.layers != other.layers or has_tower(header):
+        raise VplError(f"{path} does not hold a map of the layers {list(network.layers)}",
+                       "`start` names a decoder of `method='discriminant'` of the same layers; "
+                       "without it, the discriminant is computed first")
+    network.load_state_dict({name: tensor for name, tensor in other.state_dict().items()
+                             if name.startswith("classifier.")}, strict=False)
+    return path
+
+
+def _fit_head(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
+              masks: _masks.Masks, photos: list[Photo], frozen: Frozen, side: int) -> None:
+    """Compute the discriminant; each of several processes reads all photos, and has all of it."""
+    from vpltool.parallel.ranks import Ranks
+
+    data = TrainingData(workspace, masks, photos, frozen, network.reads_patches, side)
+    fit_segmenter(load_method(SegmenterMethod, "discriminant"), network, data, settings,
+                  Ranks(0, 1, find_device(settings.device)))
+
+
+def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
+                 prototypes: Path, frozen: Frozen, ids: Any, first: Path | None, side: int
+                 ) -> Header:
+    inputs: dict[str, Any] = {
+        **_masks.identities_of(masks, ids), "prototypes": prototypes,
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
+    header = make_header(
+        workspace, "decoder", "train-decoder", settings,
+        inputs=inputs | ({"features": frozen.features} if frozen.features else {})
+        | ({"start": first} if first else {}),
+        model=frozen.model, skip=_UNREAD,
+        options={"prototypes": prototypes.stem, "source": "photos", "lr": settings.lr,
+                 "max_side": side, "layers": list(frozen.layers)})
+    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
+    call = {name: value for name, value in header.call.items() if name != "masks"}
+    return with_photo_files(workspace, replace(
+        header, sources=sources, call=call,
+        facts=dict(facts_of(settings.method, workspace.classes, workspace.normalise, side)),
+        supervision=join_supervision([header.supervision, _masks.supervision_by(masks, ids)])))
+
+
+def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, target: Path,
+          network: SegmenterNetwork, data: PixelData) -> JointTraining:
+    from vpltool.core.joint import JointSettings
+
+    chosen: Any = settings.of_method
+    joint = JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,
+                          doubt=chosen.doubt, lambda_tags=chosen.lambda_tags)
+    return JointTraining(header, target, network, data, _steps_of(settings), joint,
+                         ("masks", "tags"), settings.device, settings.checkpoint_every,
+                         settings.workers)
+
+
+def _steps_of(settings: TrainDecoderSettings) -> TrainingSettings:
+    from vpltool.core.training import TrainingSettings
+
+    return TrainingSettings(
+        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
+        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=warmup_of(settings.iters),
+        precision=find_precision("bf16", find_device(settings.device), console.warn)
+        if settings.precision == "bf16" else torch.float32)

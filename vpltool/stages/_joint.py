@@ -1,0 +1,149 @@
+"""Training a network with its encoder, and writing both: for students, and for finetuning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console
+from vpltool.engine.checkpoints import Start, load_state
+from vpltool.engine.segmenters import TOWER
+from vpltool.errors import VplError
+from vpltool.formats import Header, write_tensors
+from vpltool.formats.bundles import without_loss
+from vpltool.formats.shards import rank_of_process
+from vpltool.lazy import torch
+from vpltool.parallel.device import worker_count
+from vpltool.parallel.signals import defer_interrupts
+from vpltool.stages._pixel_data import PixelData, pixel_batches
+from vpltool.stages._steps import Steps, follow_steps, too_many_crops
+
+if TYPE_CHECKING:
+    from vpltool.core.joint import JointSettings
+    from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.core.training import TrainingSettings
+
+FEW = 50
+"""Photos below which a network with its encoder is said to have little to learn from."""
+
+
+@dataclass(frozen=True)
+class JointTraining:
+    """A network that is trained together with its encoder.
+
+    Args:
+        header: of the file that is to come; its facts say how the network is rebuilt.
+        target: that file.
+        network: on the CPU, as it begins.
+        data: what is learned from; with the encoder, which is changed.
+        training: the steps.
+        joint: what is trained and how.
+        names: of the losses.
+        device: where.
+        every: steps between two checkpoints.
+        workers: threads that cut crops; -1: depends on the number of cores.
+    """
+
+    header: Header
+    target: Path
+    network: SegmenterNetwork
+    data: PixelData
+    training: TrainingSettings
+    joint: JointSettings
+    names: Sequence[str]
+    device: str
+    every: int
+    workers: int
+
+
+def train_both(task: JointTraining, start: Start) -> None:
+    """Take the steps that are left, and write the averaged network with its encoder.
+
+    Raises:
+        VplError: a loss is not finite, or a photo cannot be read any more.
+    """
+    from vpltool.core.joint import Pair, joint_optimizer, train_jointly
+    from vpltool.parallel.ranks import joined
+
+    with (joined(task.device) as ranks,
+          defer_interrupts(every=ranks.count > 1) as interrupted):
+        tower = task.data.encoder.vision.float().to(ranks.device)
+        torch.manual_seed(task.training.seed)
+        pair = Pair(tower, task.network.to(ranks.device), task.joint)
+        optimizer = joint_optimizer(pair, task.training)
+        load_state(pair, optimizer, start.tensors)
+        data = replace(task.data, rank=ranks.rank, ranks=ranks.count)
+        with (contextlib.closing(pixel_batches(data, task.training, start.step,
+                                               workers=worker_count(task.workers))) as batches,
+              too_many_crops(task.training)):
+            curve = follow_steps(
+                Steps(task.header, task.target, task.training.iterations, pair, optimizer,
+                      task.names, task.every),
+                train_jointly(pair, optimizer, task.training, batches, start=start.step,
+                              group=ranks), start, ranks, interrupted)
+        pair.finish()
+        if ranks.rank == 0:
+            _write(task, pair, curve)
+
+
+def _write(task: JointTraining, pair: Any, curve: list[list[float]]) -> None:
+    from vpltool.clip.stored_towers import tower_config
+    from vpltool.engine.checkpoints import checkpoint_of
+
+    encoder, network = task.data.encoder, task.network
+    facts = {"config": network.config, "reads": list(network.reads),
+             "tower": tower_config(encoder.vision), "mean": list(encoder.mean),
+             "std": list(encoder.std), "curve": curve}
+    write_tensors(task.target, replace(task.header, facts=task.header.facts | facts), {
+        **network.state_dict(),
+        **{f"{TOWER}{name}": without_loss(tensor)
+           for name, tensor in encoder.vision.state_dict().items()}})
+    checkpoint_of(task.target).unlink(missing_ok=True)
+    if curve:
+        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            task.names, curve[0][1:], curve[-1][1:], strict=False)))
+
+
+def check_steps(iters: int, batch_size: int) -> None:
+    """Check that there are steps, and that the processes of torchrun can share their crops.
+
+    Raises:
+        VplError: there are none, or they cannot.
+    """
+    count = rank_of_process()[1]
+    if batch_size % count:
+        raise VplError(f"{count} processes cannot share `batch_size={batch_size}` evenly",
+                       f"`batch_size={-(-batch_size // count) * count}`, or another number of "
+                       "processes")
+
+
+def warmup_of(iters: int) -> int:
+    """Steps in which the learning rate rises: a tenth of all, and 50 at most."""
+    return max(1, min(50, iters // 10))
+
+
+def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """Warn where there are few photos, or classes without any.
+
+    Args:
+        photos: class indices of each photo's tags; the first class is 1.
+        classes: names of the classes.
+    """
+    if len(photos) < FEW:
+        console.warn(f"{len(photos)} photos are few for a network that is trained with its "
+                     "encoder: compare it by `eval` with what taught it")
+    tagged = {index for tags in photos for index in tags}
+    missing = [name for index, name in enumerate(classes, 1) if index not in tagged]
+    if missing and len(missing) < len(classes):
+        console.warn(f"no photo is tagged {', '.join(missing)}: it will not be recognised")
+
+
+def facts_of(method: str, classes: Sequence[str], normalise: str, max_side: int
+             ) -> Mapping[str, Any]:
+    """What a header says of a segmenter before it is trained; the rest is added when it is written.
+    """
+    return {"segmenter": method, "classes": list(classes), "normalise": normalise,
+            "max_side": max_side}

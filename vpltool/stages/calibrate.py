@@ -1,0 +1,130 @@
+"""`calibrate`: how sure a segmenter may be, by the tags of photos that it has not learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vpltool import console, options
+from vpltool.engine.segmenters import find_segmenter, segmenter_header
+from vpltool.errors import VplError
+from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, open_input
+from vpltool.formats.kinds import place
+from vpltool.formats.storage import read_json, write_json
+from vpltool.lazy import np, torch
+from vpltool.settings import Settings, setting
+from vpltool.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSettings(Settings):
+    """Settings of `calibrate`."""
+
+    decoder: str = setting("", "Segmenter; default: the only one, or the first of vision-refined, "
+                               "vision, text-refined and text.", metavar="NAME-OR-PATH")
+    split: str = options.split("val")
+    limit: int = options.limit()
+    pixels: int = setting(500, "Pixels that are looked at in each photo.", low=1)
+
+
+STAGE = Stage(order=84, panel="3. Masks and segmenter", reads=("decoder", "probabilities"),
+              writes=("calibration",), settings=CalibrateSettings)
+
+
+def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
+    """Find the temperature that makes a segmenter's probabilities fit the tags of held-out photos.
+
+    `predict --abstain 0.7` uses it: pixels that are less sure get 255. The
+    file also says how many pixels keep a label at each level, and how often
+    the tags allow it. Only tags are read, so where a class is tagged, its
+    outlines are not judged. A bundle that is exported later holds it.
+
+    Example: vpltool calibrate --decoder segmenter --split val
+
+    Next: vpltool predict --decoder segmenter --abstain 0.7
+
+    Args:
+        workspace: where the probabilities of `predict` are found.
+        settings: of which segmenter, from which photos.
+
+    Returns:
+        the file.
+
+    Raises:
+        VplError: there are no probabilities, or they are of an earlier segmenter; or no photo is
+            tagged.
+    """
+    from vpltool.core.temperature import fit_temperature, kept_at
+
+    decoder = find_segmenter(workspace.path, settings.decoder)
+    header = segmenter_header(decoder)
+    workspace.check_classes(header, decoder)
+    if header.options.get("split") == settings.split:
+        console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
+                     "sure of new ones than of these")
+    folder = probabilities_of(workspace, decoder, settings.split)
+    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.labels]
+    there = set(folder.available([photo.id for photo in photos])) if photos else set()
+    photos = [photo for photo in photos if photo.id in there]
+    if not photos:
+        raise VplError(f"no photo of `{settings.split}` has a tag to compare with",
+                       "name a split of tagged photos: `split='NAME'`")
+    sample = _sample(workspace, folder, photos, settings.pixels)
+    temperature = fit_temperature(sample)
+    path = workspace.path / "calibration" / f"{decoder.stem}.json"
+    write_json(path, {
+        "kind": "calibration", "decoder": identity_of_file(decoder), "split": settings.split,
+        "photos": len(photos), "pixels": len(sample.probabilities), "temperature": temperature,
+        "kept": [{name: round(value, 4) if value == value else None
+                  for name, value in asdict(kept).items()}
+                 for kept in kept_at(sample, temperature)]})
+    return path
+
+
+def show(path: Path, values: Mapping[str, Any]) -> str:
+    """Format the temperature and what is kept at each level, and where it was written."""
+    found = read_json(path, "`calibrate()`")
+    lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "
+             f"`{found['split']}`", "abstain  pixels kept  tagged, of those of a class"]
+    lines += [f"{row['level']:7.2f}  {100 * row['share']:10.1f} %  "
+              + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %")
+              for row in found["kept"]]
+    return "\n".join([*lines, str(path)])
+
+
+def probabilities_of(workspace: Workspace, decoder: Path, split: str) -> InputFolder:
+    """Open the probabilities that `predict` has stored of a split.
+
+    Raises:
+        VplError: there are none, they are of other classes, or of an earlier segmenter.
+    """
+    path = place(workspace.path, "probabilities", decoder.stem, split)
+    again = f"predict(split={split!r}, decoder={decoder.stem!r}"
+    if not (path / "artifact.json").exists():
+        raise VplError(f"there are no probabilities in {path}", f"`{again})`")
+    found = open_input(path, ("probabilities",))
+    workspace.check_classes(found.header, found.path)
+    if found.header.inputs.get("decoder") != identity_of_file(decoder):
+        raise VplError(f"{path} is of an earlier {decoder.stem}", f"`{again}, update=True)`")
+    return found
+
+
+def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int) -> Any:
+    """Pixels of each photo, evenly spread, with what its tags allow."""
+    from vpltool.core.temperature import Sample, spread
+
+    count = 1 + len(workspace.classes)
+    probabilities, allowed = [], []
+    with console.progress("calibrate", len(photos)) as advance:
+        for photo in photos:
+            tensors = folder.read_tensors(photo.id)
+            flat = spread(tensors["probabilities"], tensors["classes"], count).flatten(1).T
+            places = np.linspace(0, len(flat) - 1, min(pixels, len(flat))).round().astype(int)
+            probabilities.append(flat[torch.from_numpy(places)])
+            own = torch.zeros(count, dtype=torch.bool)
+            own[[0, *workspace.indices_of(photo)]] = True
+            allowed.append(own.expand(len(places), -1))
+            advance()
+    return Sample(torch.cat(probabilities), torch.cat(allowed))

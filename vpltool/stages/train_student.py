@@ -1,0 +1,297 @@
+"""`train-student`: a small network that has learned what a segmenter says of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpltool import console, options
+from vpltool.datasets.layouts import relative_name
+from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.photos import check_current, with_photo_files
+from vpltool.engine.segmenters import find_segmenter, segmenter_header
+from vpltool.errors import VplError, part_of
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    identity_of_file,
+    open_input,
+)
+from vpltool.formats.kinds import place
+from vpltool.lazy import torch
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.settings import RUNNING, setting
+from vpltool.stage import Stage
+from vpltool.stages import _masks
+from vpltool.stages._joint import (
+    JointTraining,
+    check_steps,
+    facts_of,
+    train_both,
+    warmup_of,
+    warn_of_little,
+)
+from vpltool.stages._named_photos import find_photos
+from vpltool.stages._pixel_data import PixelData, Taught
+from vpltool.stages.extract import parse_layers
+
+if TYPE_CHECKING:
+    from vpltool.core.training import TrainingSettings
+
+DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+"""A plain ViT of 5.7 million parameters, Apache-2.0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSettings(options.Replaces):
+    """Settings of `train-student`."""
+
+    teacher: str = setting("", "Segmenter to learn from; default: the only one, or the first of "
+                               "vision-refined, vision, text-refined and text.",
+                           metavar="NAME-OR-PATH", record="never")
+    also: Path | None = setting(
+        None, "Also learn from this folder of photos without tags, whose probabilities `predict "
+              "DIR --probabilities` has stored.", metavar="DIR", record="never")
+    encoder: str = setting(DEFAULT_STUDENT, "Small network; timm:MODEL or timm:MODEL,FILE, a ViT "
+                                            "or a convolutional one.", metavar="NAME-OR-FILE")
+    begin: str = setting("pretrained", "Begin with the network's published weights, or with random "
+                                       "ones.", choices=("pretrained", "random"))
+    masks: str = setting("", "Masks of `crf` that sharpen the teacher where they agree with it; "
+                             "none: the teacher alone. Default: those that taught the teacher.",
+                         metavar="NAME-OR-PATH", record="never")
+    lambda_masks: float = setting(0.5, "Weight of the masks where they agree with the teacher.",
+                                  low=0, source="vpltool")
+    layers: str = setting("spread", "Levels of the network to read; 0 is the first; spread: four, "
+                                    "evenly spaced.", metavar="LIST")
+    width: int = setting(128, "Width of the head's hidden layers.", low=1)
+    split: str = options.split("train")
+    limit: int = options.limit("changed")
+    iters: int = setting(6000, "Training steps.", low=1)
+    batch_size: int = setting(8, "Crops per step.", low=1)
+    crop: int = setting(16, "Side of a crop, in patches.", low=2)
+    lr: float = setting(3e-4, "Learning rate of AdamW; the head's is ten times as high.", low=0)
+    power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER.", low=0)
+    average: float = setting(0.999, "Decay of the average of the weights, which is what is kept.",
+                             low=0, high=1, source="Mean teacher, Tarvainen and Valpola 2017")
+    max_side: int = setting(
+        384, "Longer photos are scaled down to this, in training and use: less is faster; 0: "
+             "never.", low=0, metavar="PIXELS")
+    name: str = setting("student", "Name of the student.", record="never", inside=True)
+    checkpoint_every: int = setting(
+        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
+             "A stopped run resumes from the last.", low=1, panel=RUNNING, record="never",
+        brief=False)
+    seed: int = options.seed()
+    precision: str = options.precision()
+    device: str = options.device()
+    workers: int = options.workers()
+
+
+STAGE = Stage(order=75, panel="3. Masks and segmenter", reads=("decoder", "probabilities", "masks"),
+              writes=("decoder",), settings=StudentSettings, together=True)
+
+
+def run(workspace: Workspace, settings: StudentSettings) -> Path:
+    """Train a small, fast segmenter on what a large one says of the photos.
+
+    It learns the class probabilities that `predict` has stored, averaged
+    over the scales that were asked for there; a class that a photo is not
+    tagged with gets none. The file holds the small network, so predict,
+    eval and export need no other encoder.
+
+    Example: vpltool train-student --teacher segmenter --encoder timm:mobilenetv3_small_100
+
+    Next: vpltool predict --decoder student --split val
+
+    Args:
+        workspace: where inputs are found and the student goes.
+        settings: which teacher, which network, how long.
+
+    Returns:
+        the file of the student.
+
+    Raises:
+        VplError: an input is missing or is of other classes, or a setting is refused.
+    """
+    check_steps(settings.iters, settings.batch_size)
+    lesson = _find_lesson(workspace, settings)
+    target = settings.out or place(workspace.path, "decoder", settings.name)
+    if target.resolve() == lesson.teacher.resolve():
+        raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
+    encoder = _load_student(workspace, settings)
+    _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
+    layers = parse_layers(settings.layers, encoder.vision.depth)
+    header = _make_header(workspace, settings, lesson, encoder.identity, layers)
+    if check_file(target, header, overwrite=settings.overwrite, update=settings.update):
+        return target
+    start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
+                            update=settings.update)
+    if lesson.masks:
+        _masks.check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
+                                                     if taught.masked])
+    warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
+                    if taught.tagged], workspace.classes)
+    train_both(_task(workspace, settings, lesson, encoder, header, target, tuple(layers)), start)
+    return target
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What a student learns from.
+
+    Args:
+        teacher: file of the segmenter.
+        soft: its probabilities, of the split; of the named photos, in `also`.
+        also: see soft.
+        masks: those that sharpen them; None: there are none.
+        photos: those that are learned from.
+    """
+
+    teacher: Path
+    soft: InputFolder
+    also: InputFolder | None
+    masks: _masks.Masks | None
+    photos: Sequence[Taught]
+
+
+def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
+    teacher = find_segmenter(workspace.path, settings.teacher)
+    listed = workspace.photos(settings.split, settings.limit)
+    soft = _open_soft(workspace, teacher, settings.split)
+    ids = soft.available([photo.id for photo in listed])
+    check_current(workspace, ids, soft)
+    masks = _find_masks(workspace, settings, teacher, listed)
+    there, masked = set(ids), set(masks.ids if masks else ())
+    photos = [Taught(photo, soft, photo.id in masked, bool(photo.labels)) for photo in listed
+              if photo.id in there]
+    also = None
+    if settings.also:
+        more, also = _also(workspace, teacher, settings.also)
+        photos += more
+    return _Lesson(teacher, soft, also, masks, photos)
+
+
+def _open_soft(workspace: Workspace, teacher: Path, split: str, again: str = "") -> InputFolder:
+    """Open the probabilities that a teacher has given to the photos of a split or folder.
+
+    Raises:
+        VplError: there are none, they are of other classes, or of another segmenter of this name.
+    """
+    path = place(workspace.path, "probabilities", teacher.stem, split)
+    again = again or f"`predict(split={split!r}, decoder={teacher.stem!r})`"
+    if not (path / "artifact.json").exists():
+        raise VplError(f"{teacher.stem} has not yet said what the photos of `{split}` show: there "
+                       f"is no {path}", f"{again}; `scales='1,0.75', flip=True` for better ones")
+    found = open_input(path, ("probabilities",))
+    workspace.check_classes(found.header, found.path)
+    said_by = found.header.inputs.get("decoder", found.header.inputs.get("segmenter", ""))
+    if said_by != identity_of_file(teacher):
+        raise VplError(f"{path} is of an earlier {teacher.stem}",
+                       f"{again[:-2]}, update=True)`")
+    return found
+
+
+def _also(workspace: Workspace, teacher: Path, folder: Path) -> tuple[list[Taught], InputFolder]:
+    """The photos of a folder without tags, and what the teacher says of them."""
+    (group,) = find_photos([folder], together=False)
+    again = (f"`predict(images=[{str(folder)!r}], decoder={teacher.stem!r}, "
+             "probabilities=True)`")
+    soft = _open_soft(workspace, teacher, group.name, again)
+    root = workspace.path / workspace.root
+    ids = soft.available(list(group.paths))
+    if len(ids) < len(group.paths):
+        console.warn(part_of(len(group.paths) - len(ids), len(group.paths), f"photos of {folder}",
+                             "has no probabilities; it is skipped",
+                             "have no probabilities; they are skipped"))
+    return [Taught(Photo(key, relative_name(group.paths[key], root), (), (group.name,)), soft,
+                   masked=False, tagged=False) for key in ids], soft
+
+
+def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: Path,
+                photos: Sequence[Photo]) -> _masks.Masks | None:
+    """The masks that sharpen the teacher's probabilities: by default those that taught it."""
+    if settings.masks == "none" or not settings.lambda_masks:
+        return None
+    choice = settings.masks or segmenter_header(teacher).sources.get("masks", "")
+    if not choice:
+        return None
+    if not settings.masks and not (workspace.path / choice).is_dir():
+        return None
+    return _masks.find_masks(workspace, choice, settings.split, photos)
+
+
+def _load_student(workspace: Workspace, settings: StudentSettings) -> Any:
+    """The network that is to be trained, with published or random weights."""
+    from vpltool.clip.encoders import find_encoder, load_encoder, random_encoder
+
+    source = find_encoder(settings.encoder, (Path(), workspace.path))
+    if settings.begin == "random":
+        return random_encoder(source, settings.seed)
+    return load_encoder(source, find_device("cpu"))
+
+
+def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
+    """Warn where a student's grid is far coarser than what it learns."""
+    key = next((path.stem for path in soft.path.glob("*.safetensors")), "")
+    if not key or not max_side:
+        return
+    _, shape = soft.describe(key).shapes.get("probabilities", ("", (0, 0, 0)))
+    taught, own = max(shape[1:]) // 4, max_side // patch
+    if 2 * own < taught:
+        console.warn(f"the student sees {own} patches along a photo's longer side, its teacher "
+                     f"{taught}: small objects will be lost; `max_side={taught * patch // 2}`, or "
+                     "a network with smaller patches")
+
+
+def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesson,
+                 model: Mapping[str, str], layers: list[int]) -> Header:
+    inputs: dict[str, Any] = {"teacher": lesson.teacher, "probabilities": lesson.soft,
+                              "classes": workspace.classes_identity,
+                              "tags": workspace.tags_identity(settings.split)}
+    if lesson.also:
+        inputs["also-probabilities"] = lesson.also
+    if lesson.masks:
+        inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
+    header = make_header(workspace, "decoder", "train-student", settings, inputs=inputs,
+                         model=model, options={"layers": layers})
+    sources = dict(header.sources)
+    if lesson.masks:
+        sources["masks"] = relative_path(lesson.masks.path, workspace.path)
+    if settings.also:
+        sources["also"] = relative_path(settings.also, workspace.path)
+    call = {name: value for name, value in header.call.items() if name not in ("masks", "also")}
+    facts = facts_of("light", workspace.classes, workspace.normalise, settings.max_side)
+    return with_photo_files(workspace, replace(header, sources=sources, call=call,
+                                               facts=dict(facts)))
+
+
+def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
+          header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
+    from vpltool.core.joint import JointSettings
+    from vpltool.core.light_head import LightHead
+
+    torch.manual_seed(settings.seed)
+    head = LightHead(layers, encoder.vision.width, 1 + len(workspace.classes), settings.width)
+    data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side)
+    joint = JointSettings(average=settings.average, head_lr=10.0,
+                          lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
+    return JointTraining(header, target, head, data, _steps_of(settings), joint,
+                         ("teacher", "masks"), settings.device, settings.checkpoint_every,
+                         settings.workers)
+
+
+def _steps_of(settings: StudentSettings) -> TrainingSettings:
+    from vpltool.core.training import TrainingSettings
+
+    lower = settings.precision == "bf16"
+    return TrainingSettings(
+        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
+        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=warmup_of(settings.iters),
+        precision=find_precision("bf16", find_device(settings.device), console.warn) if lower
+        else torch.float32)
