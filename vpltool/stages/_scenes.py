@@ -148,6 +148,7 @@ def _predict(work: Chosen, tiled: TiledSegmenter, scene: Scene, out: Path, heade
         for number, labels in _rows(work, tiled, scene, done, tops) if done < len(files) else ():
             write_labels(files[number], labels, header)
             advance()
+    classes = work.named.classes
     kept = label_type(len(classes))
     write_scene(out, scene, (read_labels(file).astype(kept, copy=False) for file in files), header,
                 classes)
