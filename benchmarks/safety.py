@@ -34,7 +34,8 @@ STAGES: tuple[tuple[object, ...], ...] = (
     ("crf", "--workers", 0),
     ("seed-prototypes",),
     ("learn-prototypes", "--iters", 100),
-    ("train-decoder", "--masks", "text-refined", "--iters", 30, "--workers", 0, "--name", "d"),
+    ("train-decoder", "--masks", "text-refined", "--iters", 4, "--batch-size", 4, "--workers", 0,
+     "--name", "d"),
     ("predict", "--decoder", "d", "--split", "train", "--workers", 0, "--probabilities"),
 )
 
