@@ -1,6 +1,6 @@
 """What checked numbers and synced files cost, as shares of the stages that they are part of.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/safety.py --photos 12
+    OMP_NUM_THREADS=1 python benchmarks/safety.py --photos 12
 
 Drawn photos of VOC's sizes and a ViT-B/16, as in `bench.py`. Each stage runs once, in one process
 and whole, and both parts of it are timed within that run: so what else the machine does slows part
@@ -21,8 +21,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+from world import World, make_world
 
-from benchmarks.world import World, make_world
 from vpltool.formats import atomic, outputs, values
 
 STAGES: tuple[tuple[object, ...], ...] = (
@@ -34,7 +34,8 @@ STAGES: tuple[tuple[object, ...], ...] = (
     ("crf", "--workers", 0),
     ("seed-prototypes",),
     ("learn-prototypes", "--iters", 100),
-    ("train-decoder", "--masks", "text-refined", "--iters", 30, "--workers", 0, "--name", "d"),
+    ("train-decoder", "--masks", "text-refined", "--iters", 4, "--batch-size", 4, "--workers", 0,
+     "--name", "d"),
     ("predict", "--decoder", "d", "--split", "train", "--workers", 0, "--probabilities"),
 )
 

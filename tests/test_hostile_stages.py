@@ -245,3 +245,16 @@ def test_a_tensor_of_no_type(copied: Path, run: Run) -> None:
     for command in (("inspect", path), ("cam", "--overwrite")):
         said = told(run(*command, work=copied / "work"))
         assert "train.head.safetensors is not a .safetensors file" in said
+
+
+def test_a_header_that_no_file_can_quote(copied: Path, run: Run) -> None:
+    """JSON can say half a character; why a photo failed is written down, too."""
+    work = copied / "work"
+    path = work / "cams/text/train/scene0.safetensors"
+    header, tensors = read_tensors(path, "cams")
+    write_tensors(path, replace(header, options=header.options | {"target": "\ud800"}), tensors)
+    said = told(run("crf", "--what", "text", "--workers", 0, work=work))
+    assert "1 of 6 photos failed" in said and "scene0" in said
+    failed = json.loads((work / "masks/text/train" / MANIFEST).read_text())["failed"]
+    assert "\\ud800" in failed["scene0"]
+    assert run("status", work=work).code == 0

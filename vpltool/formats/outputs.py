@@ -197,7 +197,8 @@ class OutputFolder:
 
     def fail(self, photo_id: str, reason: str) -> None:
         """Record that a photo failed; the others are processed."""
-        self.failed[photo_id] = reason
+        # It may quote a header, and JSON holds what no file can.
+        self.failed[photo_id] = reason.encode("utf-8", "backslashreplace").decode()
 
     def finish(self) -> None:
         """Set the completion mark; of a shard's manifest, and of the folder's with the last one."""
