@@ -100,7 +100,7 @@ def flag_words(entry: Described, value: Any) -> list[str]:
     return _words(entry, value)
 
 
-def _words(entry: Described, value: Any) -> list[str]:
+def _words(entry: Described, value: object) -> list[str]:
     if entry.about.positional:
         return [str(value)]
     if entry.type is bool:

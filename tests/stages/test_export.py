@@ -25,8 +25,8 @@ from vpltool.formats import (
     Workspace,
     open_output,
     voc_palette,
-    write_workspace,
 )
+from vpltool.formats.workspace_writing import write_workspace
 from vpltool.methods import find_methods
 
 SIZE = (12, 9)

@@ -11,6 +11,9 @@ from vpltool.lazy import Tensor, torch
 BACKGROUND = 0
 """Class index of background words and background prototypes."""
 
+IGNORE = 255
+"""Label of pixels that say nothing."""
+
 
 def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
     """Return which rows compete in each photo: those of its classes and of the background.

@@ -20,6 +20,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,
@@ -68,8 +69,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     files = PhotoFiles(predictions, settings, _TAKEN)
-    images: list[dict[str, Any]] = []
-    instances: list[dict[str, Any]] = []
+    images: list[JsonObject] = []
+    instances: list[JsonObject] = []
     for number, (photo, labels) in enumerate(
             cleaned_predictions(predictions, settings, keeps_ignored=False), 1):
         height, width = labels.shape
@@ -97,7 +98,7 @@ def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArra
         yield inside
 
 
-def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> dict[str, Any]:
+def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
     """Area, box and segmentation of an instance (H, W)."""
     from vpltool.core.instances import run_lengths
     from vpltool.core.outlines import has_holes, outlines_of
@@ -139,7 +140,7 @@ def _read_file(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
         labels = {entry["id"]: request.label(entry["name"], str(path))
                   for entry in content["categories"]}
         images = {entry["id"]: entry for entry in content["images"]}
-        instances: dict[Any, list[dict[str, Any]]] = {key: [] for key in images}
+        instances: dict[Any, list[JsonObject]] = {key: [] for key in images}
         for entry in content["annotations"]:
             if entry["image_id"] not in images:
                 raise VplError(f"{path}: annotation {entry.get('id')} belongs to image "

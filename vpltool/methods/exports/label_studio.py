@@ -21,6 +21,7 @@ from xml.sax.saxutils import quoteattr
 
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
+from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
@@ -73,7 +74,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     tasks = []
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         strokes = list(_strokes(labels, classes))
-        result: dict[str, Any] = {"result": strokes}
+        result: JsonObject = {"result": strokes}
         if settings.kind == "predictions":
             result["model_version"] = predictions.name
         tasks.append({"data": {_IMAGE: settings.address + files.name(photo), "photo": photo.id},
@@ -92,7 +93,7 @@ def _configuration(classes: tuple[str, ...]) -> str:
 
 
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
-             ) -> Iterator[dict[str, Any]]:
+             ) -> Iterator[JsonObject]:
     from vpltool.core.brush import brush_lengths
     from vpltool.core.outlines import connected_parts
 
@@ -159,7 +160,7 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
     return Labelled(photo, canvas, where)
 
 
-def _name_of(data: Mapping[str, Any]) -> str:
+def _name_of(data: Mapping[str, object]) -> str:
     """Name of a task's photo: its id, where `export` said it, else from its address."""
     from urllib.parse import parse_qs, unquote, urlsplit
 
