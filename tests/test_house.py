@@ -17,7 +17,7 @@ import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
     "files": 358, "lines": 51_990, "code": 32_200, "imports": 13.9, "indented": 398,
-    "type_checking": 46, "eager": 59, "any": 340, "cycles": 0, "kind_folders": 33}
+    "type_checking": 46, "eager": 59, "any": 327, "cycles": 0, "kind_folders": 33}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
