@@ -29,7 +29,8 @@ from torch import Tensor
 
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.core.affinity import box_mask
-from vpltool.core.crf import CrfSettings, mean_field, with_background
+from vpltool.core.crf import mean_field, with_background
+from vpltool.core.crf_kernels import CrfSettings
 from vpltool.core.decoder import Decoder
 from vpltool.core.grids import min_max
 from vpltool.core.photos import fit_size, read_photo, to_pixels

@@ -37,7 +37,7 @@ from world import NAMES, World, bytes_of, make_world
 
 from vpltool.core import prototypes as core
 from vpltool.core.classes import allowed_rows
-from vpltool.core.crf import PRESETS
+from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size
 from vpltool.core.training import TrainingSettings

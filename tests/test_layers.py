@@ -212,8 +212,8 @@ def test_shared_settings_have_one_meaning() -> None:
             taken = getattr(options, entry.name)
             default = entry.default
             one = (taken(default) if inspect.signature(taken).parameters and default
-                   is not dataclasses.MISSING and entry.name in ("split", "batch_size")
-                   else taken())
+                   is not dataclasses.MISSING and entry.name in (
+                       "split", "batch_size", "checkpoint_every") else taken())
             assert one.metadata["vpltool"].help == entry.about.help, f"{found.name}: {entry.name}"
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
-from vpltool.core.crf import PRESETS
+from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import TrainingSettings, make_optimizer

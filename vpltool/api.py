@@ -14,7 +14,7 @@ from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
 from vpltool.preset import read_preset
 from vpltool.run import find_stage, run_stage, setting_names
-from vpltool.settings import Described, described
+from vpltool.settings import Described, Values, described
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
@@ -101,7 +101,7 @@ class Workspace:
 
 
 def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
-    def call(*positional: Any, **values: Any) -> Any:
+    def call(*positional: object, **values: object) -> Any:
         values = _named(found, positional) | values
         sets, record = _preset_values(work.preset, found, values) if work.preset else ({}, {})
         with console.one_piece():
@@ -117,8 +117,8 @@ def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
     return call
 
 
-def _preset_values(choice: str, found: FoundStage, values: Mapping[str, Any]
-                   ) -> tuple[dict[str, Any], dict[str, Any]]:
+def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
+                   ) -> tuple[Values, Values]:
     """Return the settings that a preset gives a call, and its record for headers."""
     preset = read_preset(choice)
     sets = preset.values(found, str(values.get("method", "")))
@@ -132,7 +132,7 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, Any]
     return sets, preset.record(sets, other)
 
 
-def _named(found: FoundStage, positional: Sequence[Any]) -> dict[str, Any]:
+def _named(found: FoundStage, positional: Sequence[Any]) -> Values:
     """Give positional arguments their names: the method of a group, then positional settings."""
     names = ["method"] if found.stage.subcommands else []
     entries: list[Described] = list(described(found.stage.settings))

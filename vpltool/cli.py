@@ -17,11 +17,7 @@ from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.whereabouts import check_folder, near_workspace
-from vpltool.parallel.signals import (
-    interrupt_at_sigterm,
-    remember_interrupts,
-    was_interrupted,
-)
+from vpltool.parallel.signals import interrupt_at_sigterm, remember_interrupts, was_interrupted
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
 from vpltool.stages import find_stages

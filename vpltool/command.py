@@ -24,7 +24,7 @@ from vpltool.parallel.signals import check_interrupts
 from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
-from vpltool.settings import described
+from vpltool.settings import Values, described
 from vpltool.shell import command_line, to_shell
 from vpltool.stages import FoundStage, find_stages
 
@@ -129,7 +129,7 @@ class _StageCommand(TyperCommand):
         whole = _options_of(self.found, method)
         self.params, self.callback = whole.params, whole.callback
 
-    def _take_method(self, ctx: Any, args: list[str]) -> None:
+    def _take_method(self, ctx: typer.Context, args: list[str]) -> None:
         kind = self.found.stage.methods
         methods = find_methods(kind)
         chosen = _value_of(self._method_flags(), args)
@@ -151,8 +151,8 @@ class _StageCommand(TyperCommand):
                     if entry.name == "method")
         return (entry.flag, *entry.about.aliases)
 
-    def _check_owner(self, ctx: Any, args: list[str], methods: Mapping[str, Method], name: str
-                     ) -> None:
+    def _check_owner(self, ctx: typer.Context, args: list[str], methods: Mapping[str, Method],
+                     name: str) -> None:
         own = {flag for param in _options_of(self.found, methods[name]).params
                for flag in (*param.opts, *param.secondary_opts)}
         unknown = {word.split("=")[0] for word in args if word.startswith("--")} - own
@@ -183,7 +183,7 @@ def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
     return value
 
 
-def _check_order(ctx: Any, args: list[str], command: Any) -> None:
+def _check_order(ctx: typer.Context, args: list[str], command: TyperCommand) -> None:
     """Say that an option belongs before the command, where that is the mistake."""
     root = ctx.find_root()
     own = {option for param in command.params for option in param.opts}
@@ -192,10 +192,10 @@ def _check_order(ctx: Any, args: list[str], command: Any) -> None:
         for option in chosen & {*param.opts} - {"--help", "-h"}:
             spelt = f"{option} {param.metavar}" if param.metavar else option
             ctx.fail(f"{option} goes before the command: {root.info_name} {spelt}"
-                     + ctx.command_path.removeprefix(root.info_name))
+                     + ctx.command_path.removeprefix(root.info_name or ""))
 
 
-def _check_values(ctx: Any, args: list[str], command: Any) -> None:
+def _check_values(ctx: typer.Context, args: list[str], command: TyperCommand) -> None:
     """Say how the values of a recipe are written, where one looks like an option."""
     params = [*command.params, *ctx.find_root().command.params]
     known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
@@ -207,7 +207,7 @@ def _check_values(ctx: Any, args: list[str], command: Any) -> None:
                      f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
 
-def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: dict[str, Any]
+def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: Values
          ) -> None:
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
@@ -248,9 +248,9 @@ class Call:
     """
 
     found: FoundStage
-    values: dict[str, Any]
+    values: Values
     given: frozenset[str]
-    preset: dict[str, Any]
+    preset: Values
     quiet: bool
 
 
@@ -295,7 +295,7 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
                 bool(ctx.params.get("quiet")))
 
 
-def _values_of(ctx: Any, method: Method | None) -> tuple[dict[str, Any], set[str]]:
+def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[str]]:
     """Setting to value of a parsed command, and the names of those that were given."""
     values = {name: value for name, value in ctx.params.items()
               if value is not None and name not in ("quiet", "as_json", "help_all")}
@@ -307,7 +307,7 @@ def _values_of(ctx: Any, method: Method | None) -> tuple[dict[str, Any], set[str
 
 
 def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str, Any]
-                   ) -> dict[str, Any]:
+                   ) -> Values:
     if preset is None:
         return {}
     method = str(values.get("method", ""))

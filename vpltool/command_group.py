@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from typer import Context
 from typer.core import TyperGroup
 
 from vpltool.command_help import group_help, take_help_topic
@@ -55,7 +56,7 @@ class CommandGroup(TyperGroup):
                 return word
         return ""
 
-    def _check_name(self, ctx: Any, name: str) -> None:
+    def _check_name(self, ctx: Context, name: str) -> None:
         if name and not name.startswith("-") and name not in self.commands:
             ctx.fail(f"no command `{name}`: {_suggestion(name, self.commands, ctx.command_path)}")
 

@@ -43,7 +43,7 @@ class Subject:
     entries: Sequence[Described] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     further: Mapping[str, Sequence[Described]] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     switches: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of JSON: names to values of any type, which its reader checks."""
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:

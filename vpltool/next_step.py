@@ -13,6 +13,7 @@ from vpltool.errors import counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.started import read_started
+from vpltool.settings import Values
 from vpltool.shell import command_line, program
 from vpltool.state import Artifact, State, read_state
 
@@ -83,7 +84,7 @@ def _kinds(workspace: Workspace, state: State) -> set[str]:
         artifact.header.command != "text-prototypes" and "encoder" not in artifact.header.options)}
 
 
-def _values(workspace: Workspace, state: State, stage: str) -> dict[str, Any]:
+def _values(workspace: Workspace, state: State, stage: str) -> Values:
     """The settings without which a stage would not know what to take."""
     splits = _splits(workspace)
     split = {} if "train" in splits else {"split": splits[0]}
@@ -132,7 +133,7 @@ def _source(state: State, artifact: Artifact | None, role: str) -> Artifact | No
     return state.artifacts.get(artifact.header.sources.get(role, "")) if artifact else None
 
 
-def _named(setting: str, artifact: Artifact | None) -> dict[str, Any]:
+def _named(setting: str, artifact: Artifact | None) -> Values:
     """Name what is to be taken, unless a stage finds it by itself."""
     name = artifact.path.parent.name if artifact else ""
     return {} if name in ("", *BEST_FIRST) else {setting: name}

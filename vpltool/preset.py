@@ -6,13 +6,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.formats.header import identity_of_many
 from vpltool.methods import KINDS, find_methods
 from vpltool.presets import find_preset
-from vpltool.settings import Described, described
+from vpltool.settings import Described, Values, described
 from vpltool.stages import FoundStage, find_stages
 
 if sys.version_info >= (3, 11):
@@ -33,14 +32,14 @@ class Preset:
 
     name: str
     identity: str
-    defaults: dict[str, Any]
+    defaults: Values
 
-    def values(self, found: FoundStage, method: str = "") -> dict[str, Any]:
+    def values(self, found: FoundStage, method: str = "") -> Values:
         """What it sets for a stage, or for a subcommand of it."""
-        values: dict[str, Any] = self.defaults.get(found.name, {})
+        values: Values = self.defaults.get(found.name, {})
         return dict(values.get(method, {})) if found.stage.subcommands else dict(values)
 
-    def record(self, taken: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def record(self, taken: Mapping[str, object], given: Mapping[str, object]) -> Values:
         """The record for headers, see `under_preset`; empty if the preset does not set the stage.
 
         Args:
@@ -78,14 +77,14 @@ def read_preset(choice: str) -> Preset:
     return Preset(path.stem, identity_of_many(content), defaults)
 
 
-def _check_stage(found: FoundStage, table: dict[str, Any], path: Path) -> dict[str, Any]:
+def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
     where, stage = f"{path}: [{found.name}]", found.stage
     own = described(stage.settings)
     if not stage.methods:
         return _check(own, table, found.name, where)
     methods = find_methods(stage.methods)
     if stage.subcommands:
-        checked: dict[str, Any] = {}
+        checked: Values = {}
         for key, part in table.items():
             if key not in methods:
                 raise VplError(f"{where}: `{key}` is not a command", near_name(key, methods))
@@ -99,8 +98,8 @@ def _check_stage(found: FoundStage, table: dict[str, Any], path: Path) -> dict[s
     return _check((*own, *described(methods[method].settings)), table, found.name, where)
 
 
-def _check(entries: tuple[Described, ...], table: dict[str, Any], command: str, where: str
-           ) -> dict[str, Any]:
+def _check(entries: tuple[Described, ...], table: Values, command: str, where: str
+           ) -> Values:
     options = {flag[2:]: entry for entry in entries if not entry.about.positional
                for flag in (entry.flag, *entry.about.aliases)}
     if by_hand := [key for key in table if key in options and options[key].about.by_hand]:

@@ -124,8 +124,8 @@ def _preset(name: str, path: Path) -> str:
     return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", "\n".join(rows)])
 
 
-def _flat(values: Mapping[str, Any], command: str = "") -> list[tuple[str, str, Any]]:
-    rows: list[tuple[str, str, Any]] = []
+def _flat(values: Mapping[str, Any], command: str = "") -> list[tuple[str, str, object]]:
+    rows: list[tuple[str, str, object]] = []
     for name, value in values.items():
         rows += (_flat(value, f"{command} {name}".strip()) if isinstance(value, Mapping)
                  else [(command, name, value)])

@@ -24,7 +24,7 @@ from vpltool.stages import FoundStage, find_stages
 
 def run_stage(
     found: FoundStage, path: Path, values: Mapping[str, Any], *,
-    given: Iterable[str] | None = None, preset: Mapping[str, Any] | None = None,
+    given: Iterable[str] | None = None, preset: Mapping[str, object] | None = None,
 ) -> Any:
     """Run a stage in a workspace.
 
@@ -93,7 +93,7 @@ def _once(found: FoundStage, path: Path, settings: Settings
                 f"`{found.name.replace('-', '_')}({given})`")
 
 
-def _settled(values: Mapping[str, Any]) -> str:
+def _settled(values: Mapping[str, object]) -> str:
     """The precision that `auto` stands for on this machine.
 
     Raises:

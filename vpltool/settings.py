@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
@@ -24,6 +24,9 @@ RUNNING = "Running"
 """Heading in `--help` of what changes how a command runs, not what comes out."""
 
 _KEY = "vpltool"
+
+Values: TypeAlias = dict[str, Any]
+"""Name of a setting to its value."""
 
 
 @dataclass(frozen=True)
@@ -260,13 +263,13 @@ def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = 
                          f"{f' with {beside}' if beside else ''}: {why}")
 
 
-def values_of(settings: Settings) -> dict[str, Any]:
+def values_of(settings: Settings) -> Values:
     """Name to value of all settings, the method's included."""
     own = {entry.name: getattr(settings, entry.name) for entry in described(type(settings))}
     return own | (values_of(settings.of_method) if settings.of_method else {})
 
 
-def recorded(settings: Settings, skip: Collection[str] = ()) -> dict[str, Any]:
+def recorded(settings: Settings, skip: Collection[str] = ()) -> Values:
     """What a header's `options` say: the settings that determine the result.
 
     Args:
@@ -285,7 +288,7 @@ def recorded(settings: Settings, skip: Collection[str] = ()) -> dict[str, Any]:
     return options | (recorded(settings.of_method, skip) if settings.of_method else {})
 
 
-def changed(settings: Settings) -> dict[str, Any]:
+def changed(settings: Settings) -> Values:
     """Name to value of the settings that are not at their defaults, as JSON can hold them.
 
     Where and how fast the work was done is left out: it does not change the result.

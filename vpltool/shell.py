@@ -66,7 +66,7 @@ def _translated(code: str, stage: str, work: Path, names: Mapping[str, str]) -> 
                         program(work))
 
 
-def _option(name: str, value: Any, stage: str) -> str:
+def _option(name: str, value: object, stage: str) -> str:
     stages = find_stages()
     first = [stages[stage]] if stage in stages else []
     for found in (*first, *stages.values()):
@@ -93,14 +93,14 @@ def settings_with(found: FoundStage, method: str) -> list[Described]:
     return entries
 
 
-def flag_words(entry: Described, value: Any) -> list[str]:
+def flag_words(entry: Described, value: object) -> list[str]:
     """Words that give a setting a value: `--lambda 0.4`, `--no-flip`."""
     if entry.many and isinstance(value, (list, tuple)):
         return [word for item in value for word in _words(entry, item)]
     return _words(entry, value)
 
 
-def _words(entry: Described, value: Any) -> list[str]:
+def _words(entry: Described, value: object) -> list[str]:
     if entry.about.positional:
         return [str(value)]
     if entry.type is bool:
@@ -112,7 +112,7 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def command_line(name: str, values: Mapping[str, Any], program: Sequence[str] = ("vpltool",)
+def command_line(name: str, values: Mapping[str, object], program: Sequence[str] = ("vpltool",)
                  ) -> str:
     """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
 

@@ -31,7 +31,7 @@ from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import short_path
 from vpltool.provenance import check_header
-from vpltool.settings import described
+from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._corrections import identity_of_corrections
@@ -73,7 +73,7 @@ class Artifact:
             return []
         return sorted(self.folder.left_out(self.folder.failed))
 
-    def call(self) -> dict[str, Any]:
+    def call(self) -> Values:
         """Setting to value of the call that recomputes it; paths as seen from the current folder.
         """
         entries = {entry.name: entry for entry in settings_with(

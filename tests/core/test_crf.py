@@ -13,8 +13,6 @@ from reference import clip_es
 
 from vpltool.core import crf_numba, lattice_numba
 from vpltool.core.crf import (
-    PRESETS,
-    CrfSettings,
     decided,
     fastest_backend,
     mean_field,
@@ -24,6 +22,7 @@ from vpltool.core.crf import (
     with_background,
     wrap_image,
 )
+from vpltool.core.crf_kernels import PRESETS, CrfSettings
 from vpltool.core.permutohedral import Lattice
 
 

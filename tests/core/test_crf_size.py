@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vpltool.core.crf import PRESETS, mean_field, scores_of_labels, to_labels, with_background
+from vpltool.core.crf import mean_field, scores_of_labels, to_labels, with_background
+from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.crf_size import (
     bounded_size,
     estimate_bytes,
@@ -106,7 +107,8 @@ import sys
 from dataclasses import replace
 import numpy as np
 from PIL import Image
-from vpltool.core.crf import PRESETS, mean_field
+from vpltool.core.crf import mean_field
+from vpltool.core.crf_kernels import PRESETS
 
 def memory(what):
     # getrusage's peak begins with that of the process that started this one.

@@ -23,8 +23,8 @@ from vpltool.formats import (
     Workspace,
     open_output,
     voc_palette,
-    write_workspace,
 )
+from vpltool.formats.workspace_writing import write_workspace
 
 SIZE = (12, 9)
 

@@ -28,7 +28,7 @@ from vpltool.formats import (
 from vpltool.next_step import next_step
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.stages import find_stages
-from vpltool.stages._card import model_card
+from vpltool.stages.push import model_card
 from vpltool.state import read_state
 
 TIMM = "vit_tiny_patch16_224"

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from vpltool.clip.models import (
 )
 from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, first_line, near_name, silent
+from vpltool.json_text import JsonObject
 
 HUB_SECONDS = 10
 """Seconds to wait for the hub's first answer."""
@@ -34,11 +36,11 @@ HUB_SECONDS = 10
 QUICK = "-quickgelu"
 """How open_clip's names of models with QuickGELU end."""
 
-Published = dict[str, Any]
+Published = JsonObject
 """What open_clip knows of published weights: `quick_gelu`, `mean`, `std`, `hf_hub`, `url`."""
 
 
-def import_open_clip() -> Any:
+def import_open_clip() -> ModuleType:
     """Import open_clip, even if torchvision's compiled operators do not match torch.
 
     open_clip uses only the image transforms of torchvision. With a torchvision wheel for another
@@ -72,7 +74,7 @@ def refuse_model_code() -> None:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
-def import_timm() -> Any:
+def import_timm() -> ModuleType:
     """Import timm, with the same care, and without open_clip.
 
     Raises:
@@ -149,7 +151,7 @@ def check_source(source: ModelSource) -> list[str]:
     return [] if published or openai else _guesses(open_clip, source, config)
 
 
-def _twin(open_clip: Any, model: str) -> str:
+def _twin(open_clip: ModuleType, model: str) -> str:
     """Name of the same model with the other activation; empty if open_clip has none."""
     other = model.removesuffix(QUICK) if model.endswith(QUICK) else model + QUICK
     return other if other in open_clip.list_models() else ""
@@ -192,7 +194,7 @@ def _activation(quick: bool) -> str:
     return "QuickGELU" if quick else "GELU"
 
 
-def _published(open_clip: Any, source: ModelSource) -> list[Published]:
+def _published(open_clip: ModuleType, source: ModelSource) -> list[Published]:
     """Look up published weights by name; return open_clip's entries, the best match first.
 
     A file is recognised by its published name (except OpenAI's, whose names are not specific;
@@ -223,7 +225,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
-def _colours(open_clip: Any, model: str, published: list[Published]) -> dict[str, Any]:
+def _colours(open_clip: ModuleType, model: str, published: list[Published]) -> JsonObject:
     """Mean and standard deviation of RGB, as for the published weights.
 
     If the weights are unknown: those that all published weights of the model share, else empty.
@@ -233,12 +235,12 @@ def _colours(open_clip: Any, model: str, published: list[Published]) -> dict[str
     return dict(zip(("mean", "std"), chosen.pop(), strict=True)) if len(chosen) == 1 else {}
 
 
-def _siblings(open_clip: Any, model: str) -> list[Published]:
+def _siblings(open_clip: ModuleType, model: str) -> list[Published]:
     return [open_clip.get_pretrained_cfg(model, tag)
             for tag in open_clip.list_pretrained_tags_by_model(model)]
 
 
-def _guesses(open_clip: Any, source: ModelSource, config: Mapping[str, Any]) -> list[str]:
+def _guesses(open_clip: ModuleType, source: ModelSource, config: Mapping[str, Any]) -> list[str]:
     """Say what has to be guessed about a file that is not recognised."""
     guessed = []
     if _twin(open_clip, source.model):
@@ -251,7 +253,7 @@ def _guesses(open_clip: Any, source: ModelSource, config: Mapping[str, Any]) -> 
             "To be sure, name the file after its open_clip tag"]
 
 
-def locate(open_clip: Any, source: ModelSource) -> tuple[str, WeightFile, dict[str, Any]]:
+def locate(open_clip: ModuleType, source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
     """Find the weights on this machine, or download them.
 
     Returns:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ def normalised(own: Colours, identity: Mapping[str, str], normalise: str
     return *NORMALISATIONS[normalise], {**identity, "normalise": normalise}
 
 
-def _fill(open_clip: Any, whole: Any, state: dict[str, Tensor], source: ModelSource,
+def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,
           path: Path) -> None:
     """Load weights into a model; names and shapes have to match.
 
@@ -213,7 +214,7 @@ def check_weights(source: ModelSource) -> None:
                    _whose(open_clip, state) or "give the model of this file: `model='NAME'`")
 
 
-def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
+def _whose(open_clip: ModuleType, state: Mapping[str, Tensor]) -> str:
     """Say which models of open_clip have a ViT of the file's shapes; empty if none has."""
     wanted = _shape_of_state(state)
     found = [name for name in open_clip.list_models() if wanted is not None
@@ -222,7 +223,7 @@ def _whose(open_clip: Any, state: Mapping[str, Tensor]) -> str:
             else "")
 
 
-def _tokenizer_loader(open_clip: Any, name: str, source: ModelSource) -> Callable[[], Any]:
+def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource) -> Callable[[], Any]:
     @functools.cache
     def load() -> Any:
         text = _text_settings(open_clip, name)
@@ -252,7 +253,7 @@ _tokenizers: dict[str, Any] = {}
 """Settings of the text tower to CLIP's own tokenizer: its 49,152 words take 0.1 s to read."""
 
 
-def _text_settings(open_clip: Any, name: str) -> dict[str, Any]:
+def _text_settings(open_clip: ModuleType, name: str) -> dict[str, Any]:
     folder = name.removeprefix("local-dir:")
     config = read_config(Path(folder)) if folder != name else open_clip.get_model_config(name)
     settings: dict[str, Any] = config.get("text_cfg", {})

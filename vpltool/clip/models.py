@@ -16,7 +16,7 @@ from typing import Any
 from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, near_name
 from vpltool.file_hashes import hashes_of
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 HUB = "hf-hub:"
 """Prefix of a name on the Hugging Face hub, as in open_clip."""
@@ -122,7 +122,7 @@ def config_files() -> dict[str, Path]:
             for file in (Path(folder) / "model_configs").glob("*.json")}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """Read `model_cfg` from the open_clip_config.json of a model folder.
 
     Raises:
@@ -209,7 +209,7 @@ def _asks_for_code(config: Any) -> bool:
     return isinstance(config, list) and any(map(_asks_for_code, config))
 
 
-def _reason_against(vision: Mapping[str, Any]) -> str:
+def _reason_against(vision: Mapping[str, object]) -> str:
     timm = str(vision.get("timm_model_name") or "")
     if timm:
         known = (why for start, why in TIMM_TOWERS.items() if timm.startswith(start))

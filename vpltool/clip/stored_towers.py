@@ -15,9 +15,10 @@ from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.meta_device import rebuild
 from vpltool.core.tower import Tower
 from vpltool.core.vit import Head, Resampling, VisionTower
+from vpltool.json_text import JsonObject
 
 
-def tower_config(tower: Tower) -> dict[str, Any]:
+def tower_config(tower: Tower) -> JsonObject:
     """What `tower_from_config` needs in addition to the state dict, as values for JSON."""
     if isinstance(tower, (TimmTower, TransformersTower)):
         return tower.config
@@ -30,7 +31,7 @@ def tower_config(tower: Tower) -> dict[str, Any]:
             "resampling": asdict(tower.resampling)}
 
 
-def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tower:
+def tower_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> Tower:
     """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
 
     Raises:

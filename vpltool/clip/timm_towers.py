@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from vpltool.clip.catalogue import import_timm
 from vpltool.clip.weights import without_random_init
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, silent
+from vpltool.json_text import JsonObject
 
 TIMM = "timm:"
 """Prefix of a name of timm."""
@@ -23,7 +25,7 @@ TIMM = "timm:"
 INSTEAD = ("`timm:vit_small_patch14_reg4_dinov2.lvd142m` and timm's other transformers, Swin and "
            "ConvNeXt take any size")
 
-_WAYS: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {})
+_WAYS: tuple[JsonObject, ...] = ({"dynamic_img_size": True}, {})
 """Options of models that take any size; the first that a model knows."""
 
 _MOST = 1 << 20
@@ -33,7 +35,7 @@ _FOREIGN = ("pretrained", "checkpoint", "cache", "file", "url")
 """Beginnings of options that would read something else than the weights that are given."""
 
 
-def check_timm(name: str) -> Any:
+def check_timm(name: str) -> ModuleType:
     """Return timm, which has a model of this name.
 
     Raises:
@@ -48,8 +50,8 @@ def check_timm(name: str) -> Any:
     return timm
 
 
-def create_timm(name: str, options: Mapping[str, Any] | None = None, *, pretrained: bool = False,
-                seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+def create_timm(name: str, options: Mapping[str, object] | None = None, *,
+                pretrained: bool = False, seed: int | None = None) -> tuple[Any, JsonObject]:
     """Build a model of timm without its classifier.
 
     Args:
@@ -126,7 +128,7 @@ def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: st
 class TimmTower(AdaptedTower):
     """A model of timm, by its `forward_intermediates`."""
 
-    def __init__(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: object, name: str, options: Mapping[str, object]) -> None:
         """Wrap a model.
 
         Args:

@@ -30,7 +30,7 @@ from vpltool.clip.weights import WeightFile, read_weights, recognise
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
 from vpltool.file_hashes import cache_folder, stamp_of
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 _SAMPLE = 64
 """Numbers of two tensors that are compared before all are."""
@@ -135,7 +135,7 @@ def _colour(values: Any) -> Colour:
     return red, green, blue
 
 
-def _content(file: Any) -> dict[str, Any]:
+def _content(file: Any) -> JsonObject:
     """What an open entry says in addition to its tensors."""
     content = parse_json(file.metadata()["tower"])
     return dict(content)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vpltool.clip.timm_towers import check_numbers
 from vpltool.clip.weights import without_random_init
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 HF = "hf:"
 """Prefix of a repository on the Hugging Face hub in the form of transformers."""
@@ -83,7 +84,7 @@ _LEFT_OUT = ("_", "auto_map", "quantization_config", "attn_implementation", "tra
 """Beginnings of entries of a configuration that name code, or how it is to be run."""
 
 
-def import_transformers() -> Any:
+def import_transformers() -> ModuleType:
     """Import transformers.
 
     Raises:
@@ -157,7 +158,7 @@ def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[Any, 
 class TransformersTower(AdaptedTower):
     """A vision model of transformers."""
 
-    def __init__(self, model: Any, kind: str, values: Mapping[str, Any], name: str) -> None:
+    def __init__(self, model: object, kind: str, values: Mapping[str, object], name: str) -> None:
         """Wrap a model.
 
         Args:
@@ -172,7 +173,7 @@ class TransformersTower(AdaptedTower):
         nn.Module.__init__(self)
         self.model = model
         self.family = FAMILIES[kind]
-        self.config: dict[str, Any] = {
+        self.config: JsonObject = {
             "library": "transformers", "model": kind, "name": name, "values": dict(values)}
         levels, prefix = self._probe(name)
         size = values.get("image_size") or 224
@@ -218,7 +219,7 @@ class TransformersTower(AdaptedTower):
             last = getattr(model, self.family.norm)(last)
         return last, found.attentions if attention else ()
 
-    def _given(self, pixels: Tensor) -> dict[str, Any]:
+    def _given(self, pixels: Tensor) -> JsonObject:
         """What the model takes for photos (B, 3, H, W)."""
         if not self.family.packed:
             return {"pixel_values": pixels,
@@ -251,7 +252,7 @@ class TransformersTower(AdaptedTower):
                 else Level(tokens.shape[1], size[0] // tokens.shape[2]) for tokens in found], prefix
 
 
-def transformers_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]
+def transformers_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]
                              ) -> TransformersTower:
     """Rebuild a model of transformers from what a file says of it.
 
@@ -295,7 +296,7 @@ def _classes(kind: str) -> tuple[Any, Any]:
                        "pip install -U transformers") from None
 
 
-def _vision_values(content: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def _vision_values(content: Mapping[str, Any], where: str) -> tuple[str, JsonObject]:
     """The `model_type` and the values of the vision tower that a config.json describes."""
     kind = str(content.get("model_type"))
     if kind in WHOLE:
@@ -307,7 +308,7 @@ def _vision_values(content: Mapping[str, Any], where: str) -> tuple[str, dict[st
     return kind, _clean(content)
 
 
-def _clean(content: Mapping[str, Any]) -> dict[str, Any]:
+def _clean(content: Mapping[str, object]) -> JsonObject:
     return {key: value for key, value in content.items()
             if not key.startswith(_LEFT_OUT) and key not in ("model_type", "name_or_path")}
 
@@ -319,7 +320,7 @@ def _layers(model: nn.Module) -> nn.ModuleList:
     return min(lists, key=lambda entry: entry[0])[1]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         content = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:

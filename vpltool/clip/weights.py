@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import Tensor, torch
 
 OPENAI_MARK = "input_resolution"
@@ -123,7 +123,7 @@ def _check_packed(path: Path, archive: zipfile.ZipFile) -> None:
                        _AGAIN)
 
 
-def _safetensors_entries(path: Path, size: int) -> dict[str, Any]:
+def _safetensors_entries(path: Path, size: int) -> JsonObject:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         try:
@@ -221,7 +221,7 @@ def _brief(error: Exception) -> str:
 class _Module:
     """Replaces any class of a TorchScript archive: keeps its attributes and does nothing."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.attributes = state if isinstance(state, dict) else {}
 
 

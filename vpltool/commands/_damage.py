@@ -11,15 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vpltool import console
-from vpltool.commands._findings import (
-    BROKEN,
-    NOTE,
-    OK,
-    Finding,
-    files_are,
-    named,
-    removal,
-)
+from vpltool.commands._findings import BROKEN, NOTE, OK, Finding, files_are, named, removal
 from vpltool.commands._prepare_again import prepare_line
 from vpltool.commands._tree import age, size
 from vpltool.engine.checkpoints import checkpoint_of, is_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 from vpltool import __version__, console
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, read_json
+from vpltool.formats import Header, JsonObject, Workspace, read_json
 from vpltool.formats.header import format_preset
 from vpltool.lazy import np
 from vpltool.pictures.charts import Chart, line_chart
@@ -42,7 +42,7 @@ def about(workspace: Workspace) -> list[tuple[str, str]]:
         ("Made with", f"vpltool {__version__}")]
 
 
-def read_scores(work: Path) -> list[dict[str, Any]]:
+def read_scores(work: Path) -> list[JsonObject]:
     """Scores that `eval` wrote, the lowest first on each split."""
     found = []
     for path in sorted((work / "scores").glob("*.json")):
@@ -56,7 +56,7 @@ def read_scores(work: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: (entry["split"], entry["miou"]))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         return read_json(path, "`eval()`")
     except VplError as error:
@@ -64,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _score(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
     foreground = [value for name, value in content["iou"].items()
                   if name != "background" and value is not None]
     cut = content.get("threshold")
@@ -86,7 +86,7 @@ def thresholds(scores: Sequence[Mapping[str, Any]], split: str) -> dict[str, flo
             for score in scores if score["split"] == split and score["threshold"]}
 
 
-def artifacts(state: State) -> list[dict[str, Any]]:
+def artifacts(state: State) -> list[JsonObject]:
     """What is in the workspace, from what, and whether it is up to date."""
     return [{"name": artifact.name, "command": artifact.header.command,
              "settings": settings_shown(artifact.header),
@@ -135,7 +135,7 @@ def _steps(rows: Sequence[Sequence[float]]) -> Iterator[float]:
         yield before + last
 
 
-def gaps(work: Path) -> list[dict[str, Any]]:
+def gaps(work: Path) -> list[JsonObject]:
     """Gaps that `gap` measured: numbers of each set of prototypes, and where the picture lies."""
     found = []
     for path in sorted((work / "scores").glob("*.json")):
@@ -157,7 +157,7 @@ def gaps(work: Path) -> list[dict[str, Any]]:
 
 
 def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], layer: int
-              ) -> dict[str, Any] | None:
+              ) -> JsonObject | None:
     """How well a segmenter's classes agree with the tags; None where there is nothing to compare.
 
     Args:

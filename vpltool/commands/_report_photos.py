@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, open_input, read_labels
+from vpltool.formats import (
+    IGNORE,
+    InputFolder,
+    JsonObject,
+    Photo,
+    Workspace,
+    open_input,
+    read_labels,
+)
 from vpltool.lazy import Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
@@ -57,7 +65,7 @@ class Layer:
 class Drawn:
     """A photo of the report: what the page is told of it, and its pictures by name."""
 
-    record: dict[str, Any]
+    record: JsonObject
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -100,7 +108,7 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     from vpltool.core.photos import describe_failure, read_photo
 
     tags = workspace.indices_of(photo)
-    record: dict[str, Any] = {"id": photo.id, "tags": tags, "layers": []}
+    record: JsonObject = {"id": photo.id, "tags": tags, "layers": []}
     path = workspace.image_path(photo)
     try:
         pixels = read_photo(path)
@@ -142,7 +150,7 @@ def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]
 
 
 def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[int, int],
-                truth: Labels | None) -> tuple[Image.Image, dict[str, Any]]:
+                truth: Labels | None) -> tuple[Image.Image, JsonObject]:
     """Draw a layer of a photo, at `size` (width, height) or smaller; and measure it.
 
     Raises:
@@ -172,7 +180,7 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
 
 
 def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels | None
-               ) -> tuple[Image.Image, dict[str, Any]]:
+               ) -> tuple[Image.Image, JsonObject]:
     """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
     from vpltool.core.metrics import labels_at
 
@@ -181,7 +189,7 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
     tensors = source.read_tensors(photo_id)
     classes = tensors["classes"].tolist()
     maps = tensors["cam" if source.kind == "cams" else "probabilities"].float()
-    said: dict[str, Any] = {"classes": [index for index in classes if index]}
+    said: JsonObject = {"classes": [index for index in classes if index]}
     if truth is not None and layer.threshold and classes:
         import torch.nn.functional as F
 
@@ -206,7 +214,7 @@ def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: Column) ->
     return {"iou": round(found.miou, 4)} if found.present else {}
 
 
-def _areas(labels: Labels) -> dict[str, Any]:
+def _areas(labels: Labels) -> JsonObject:
     """Share of the photo that each label covers, the largest first; and the classes found."""
     counts = np.bincount(labels.ravel(), minlength=256) / max(labels.size, 1)
     order = sorted(counts.nonzero()[0].tolist(), key=lambda label: -counts[label])
@@ -220,7 +228,7 @@ def _label_picture(labels: Labels, size: tuple[int, int]) -> Image.Image:
     return label_layer(np.asarray(small), class_palette())
 
 
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     content = BytesIO()
     image.save(content, format=kind, **options)
     return content.getvalue()

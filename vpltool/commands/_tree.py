@@ -7,16 +7,39 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from vpltool.console import duration
 from vpltool.errors import counted
+from vpltool.json_text import JsonObject
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def measured(path: Path) -> dict[str, Any]:
-    """Size in bytes of a file, or of all files in a folder, and when the last was written."""
+class Measured(TypedDict):
+    """Size in bytes of a file, or of all in a folder, and when the last was written, in s."""
+
+    bytes: int
+    written: float
+
+
+class Listed(Measured):
+    """A result as `status` lists it; see there."""
+
+    name: str
+    made_by: str
+    settings: str
+    sources: list[str]
+    stale: list[str]
+    failed: list[str]
+    failed_here: list[str]
+    line: str
+    shards: list[JsonObject]
+    damaged: str
+
+
+def measured(path: Path) -> Measured:
+    """Measure a file or a folder."""
     sizes, times = zip(*((entry.st_size, entry.st_mtime) for entry in _entries(path)), strict=True)
     return {"bytes": sum(sizes), "written": round(max(times), 3)}
 
@@ -35,13 +58,13 @@ def _entries(path: Path) -> Iterator[os.stat_result]:
                     yield entry.stat()
 
 
-def format_tree(listed: Sequence[Mapping[str, Any]]) -> str:
+def format_tree(listed: Sequence[Listed]) -> str:
     """Format results as a tree: what made each, from what else, how large it is and how old.
 
     Args:
         listed: what `status` lists, each after its sources, with `bytes` and `written`.
     """
-    below: dict[str, list[Mapping[str, Any]]] = {}
+    below: dict[str, list[Listed]] = {}
     positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:
         known = [source for source in entry["sources"] if source in positions]
@@ -63,8 +86,8 @@ def format_tree(listed: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _rows(below: Mapping[str, Sequence[Mapping[str, Any]]], parent: str, indent: str
-          ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(below: Mapping[str, Sequence[Listed]], parent: str, indent: str
+          ) -> Iterator[tuple[str, str, Listed]]:
     """Name with its branches, parent and entry of each line below a parent."""
     entries = below.get(parent, ())
     for entry in entries:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool.preset import read_preset
 from vpltool.presets import find_preset, preset_files
@@ -42,7 +41,7 @@ def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
             for name, path in preset_files().items()]
 
 
-def show(result: str | list[dict[str, str]], _values: Mapping[str, Any]) -> str:
+def show(result: str | list[dict[str, str]], _values: Mapping[str, object]) -> str:
     """Format the list, a line each; a preset as it is."""
     if isinstance(result, str):
         return result.rstrip("\n")

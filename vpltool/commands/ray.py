@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vpltool import console
 from vpltool.command import parse_line
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
-from vpltool.formats import open_workspace
+from vpltool.formats import JsonObject, open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
 from vpltool.recipes import find_recipe
@@ -159,8 +160,8 @@ class Outcome:
     error: tuple[str, str] | None = None
 
 
-def _run_line(ray: Any, work: Path, words: Sequence[str], settings: RaySettings, *, update: bool
-              ) -> list[Outcome]:
+def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySettings, *,
+              update: bool) -> list[Outcome]:
     """Run a line as tasks, and wait for all of them.
 
     Raises:
@@ -203,7 +204,7 @@ def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
     return max(1, int(min(fits, default=1)))
 
 
-def _outcome(ray: Any, done: Any, shard: str, retries: int) -> Outcome:
+def _outcome(ray: ModuleType, done: Any, shard: str, retries: int) -> Outcome:
     who = f"shard {shard}" if shard else "the task"
     try:
         outcome: Outcome = ray.get(done)
@@ -237,7 +238,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     return Outcome(_said(call.found, result, call.values))
 
 
-def _said(found: Any, result: Any, values: dict[str, Any]) -> tuple[str, ...]:
+def _said(found: Any, result: Any, values: JsonObject) -> tuple[str, ...]:
     """What a line prints: paths, or what its stage spells."""
     if found.show is not None:
         text = found.show(result, values)

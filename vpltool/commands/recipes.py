@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpltool.json_text import JsonObject
 from vpltool.recipes import find_recipe, recipe_files
 from vpltool.recipes.parse import read_recipe
 from vpltool.settings import Settings, setting
@@ -24,7 +25,7 @@ class RecipesSettings(Settings):
 STAGE = Stage(order=3, panel="1. Begin", reads=(), writes=(), settings=RecipesSettings, begins=True)
 
 
-def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
+def run(_path: Path, settings: RecipesSettings) -> str | list[JsonObject]:
     """List the recipes and their values, or print one as a template for your own.
 
     Example: vpltool recipes own-photos
@@ -42,7 +43,7 @@ def run(_path: Path, settings: RecipesSettings) -> str | list[dict[str, Any]]:
     return listed
 
 
-def show(result: str | list[dict[str, Any]], _values: Mapping[str, Any]) -> str:
+def show(result: str | list[JsonObject], _values: Mapping[str, Any]) -> str:
     """Format the list: a line a recipe, and a line for each of its values."""
     if isinstance(result, str):
         return result.rstrip("\n")

@@ -13,7 +13,7 @@ from vpltool import __version__, console, options
 from vpltool.commands import _report_facts
 from vpltool.commands._report_photos import SPECK, Drawn, Layer, draw_photo, open_layer
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, Photo, Workspace
+from vpltool.formats import IGNORE, JsonObject, Photo, Workspace
 from vpltool.formats.archives import write_folder
 from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.device import worker_count
@@ -81,7 +81,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     truth = settings.truth and any(photo.mask for photo in photos)
     state = _state(workspace)
     gaps = _report_facts.gaps(workspace.path)
-    records: list[dict[str, Any]] = []
+    records: list[JsonObject] = []
 
     def pictures() -> Iterator[tuple[str, bytes]]:
         """Draw photo after photo; what the page is told of them is kept, their pictures are not."""
@@ -93,7 +93,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
             records.append(drawn.record)
             yield from drawn.files.items()
 
-    def content() -> dict[str, Any]:
+    def content() -> JsonObject:
         return _content(workspace, split, scores, state, gaps, layers, records, truth=truth)
 
     if settings.one_file:
@@ -137,7 +137,7 @@ def _draw_one(workspace: Workspace, layers: Sequence[Layer], side: int, truth: b
 
 def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any]], state: State,
              gaps: Sequence[Mapping[str, Any]], layers: Sequence[Layer],
-             records: Sequence[dict[str, Any]], *, truth: bool) -> dict[str, Any]:
+             records: Sequence[JsonObject], *, truth: bool) -> JsonObject:
     """Everything that the page shows; see `report/page.html`."""
     flat = class_palette()
     named = dict(enumerate(("background", *workspace.classes)))
@@ -176,8 +176,8 @@ def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]], content: Any)
             waiting.parent.mkdir(parents=True, exist_ok=True)
             waiting.write_bytes(picture)
 
-        def inside(entry: Mapping[str, Any]) -> dict[str, Any]:
-            held: dict[str, Any] = {}
+        def inside(entry: Mapping[str, Any]) -> JsonObject:
+            held: JsonObject = {}
             if entry.get("picture"):
                 held["picture"] = data_uri(Path(folder) / entry["picture"])
             if "layers" in entry:

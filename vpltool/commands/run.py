@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.datasets.tags import some
@@ -124,7 +123,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     return made
 
 
-def show(result: list[Path] | list[str], values: Mapping[str, Any]) -> str:
+def show(result: list[Path] | list[str], values: Mapping[str, object]) -> str:
     """Format the lines of a dry run; what a recipe made, its last lines have named."""
     return "\n".join(map(str, result)) if values.get("dry_run") else ""
 

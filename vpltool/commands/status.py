@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpltool.commands._tree import format_tree, measured
+from vpltool.commands._tree import Listed, format_tree, measured
 from vpltool.datasets.tags import some
 from vpltool.errors import counted
 from vpltool.failures import failed_here
@@ -28,7 +28,7 @@ STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), wr
               settings=StatusSettings)
 
 
-def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
+def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
     """Show the results in the workspace, with inputs, age and size; what is stale, and why.
 
     Each result is listed below its last input. A result is stale if photos, tags, classes or files
@@ -52,7 +52,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
         `line` is that of `doctor`, which repairs it.
     """
     state = read_state(workspace, passes_over=True)
-    listed: list[dict[str, Any]] = []
+    listed: list[Listed] = []
     for artifact in state.in_order:
         stale = state.stale(artifact)
         if stale or not settings.stale:
@@ -73,7 +73,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[dict[str, Any]]:
     return listed
 
 
-def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+def show(result: list[Listed], values: Mapping[str, Any]) -> str:
     """Format a tree, and below it what is stale: why, and the command that recomputes it."""
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"
@@ -84,17 +84,17 @@ def show(result: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
     return format_tree(result) + (f"\n\n{_format_list(listed)}" if listed else "")
 
 
-def _failed_once(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _failed_once(result: list[Listed]) -> list[Listed]:
     """The entries with each failed photo in the first of them only: the others pass it on."""
     seen: set[str] = set()
-    told = []
+    told: list[Listed] = []
     for entry in result:
         told.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
         seen.update(entry["failed_here"])
     return told
 
 
-def _format_list(result: list[dict[str, Any]]) -> str:
+def _format_list(result: list[Listed]) -> str:
     """A line an artifact; below it which photos failed, and why it is stale."""
     width = max(len(entry["name"]) for entry in result)
     lines = []

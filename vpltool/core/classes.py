@@ -12,6 +12,9 @@ from vpltool.lazy import Tensor, np, torch
 BACKGROUND = 0
 """Class index of background words and background prototypes."""
 
+IGNORE = 255
+"""Label of pixels that say nothing."""
+
 
 def label_type(highest: int) -> np.dtype[Any]:
     """Type of label images: bytes, or 16 bits where a label is above 255, which is ignored."""

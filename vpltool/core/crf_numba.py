@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from vpltool.core.crf_kernels import CrfSettings
 from vpltool.core.lattice_numba import Floats, Integers, Lattice, build_lattice, compiled
-
-if TYPE_CHECKING:
-    from vpltool.core.crf import CrfSettings
 
 _UNROLLED = 4
 """Columns up to which their loops are unrolled: photos have few tags."""

@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.core.group_maps import (
-    GroupMaps,
-    class_maps,
-    group_maps,
-    name_groups,
-    with_background,
-)
+from vpltool.core.group_maps import GroupMaps, class_maps, group_maps, name_groups, with_background
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.segment import FINENESS
 

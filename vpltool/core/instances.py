@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vpltool.core.classes import IGNORE
 from vpltool.errors import VplError
 
 OVERLAPS = ("smallest", "ignore")
@@ -35,7 +36,7 @@ def check_pycocotools() -> None:
 
 def label_map(
     instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
-    overlap: str = "smallest", crowd: str = "class", ignore: int = 255,
+    overlap: str = "smallest", crowd: str = "class",
 ) -> npt.NDArray[np.uint8]:
     """Paint a photo's instances into one label map.
 
@@ -44,9 +45,8 @@ def label_map(
             `iscrowd`.
         labels: category id to label.
         size: (height, width).
-        overlap: one of `OVERLAPS`; `ignore` applies to pixels of two classes.
+        overlap: one of `OVERLAPS`; `ignore`: pixels of two classes are 255.
         crowd: one of `CROWDS`.
-        ignore: label that is not scored.
 
     Returns:
         labels (height, width), 0 where there is no instance.
@@ -72,8 +72,8 @@ def label_map(
         if overlap == "ignore":
             clash |= inside & (claimed > 0) & (claimed != label)
         claimed[inside] = label
-    claimed[clash] = ignore
-    claimed[crowded & (claimed == 0)] = ignore
+    claimed[clash] = IGNORE
+    claimed[crowded & (claimed == 0)] = IGNORE
     return claimed
 
 

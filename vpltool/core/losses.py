@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpltool.core.classes import BACKGROUND
+from vpltool.core.classes import BACKGROUND, IGNORE
 from vpltool.lazy import F, Tensor, torch
 
 
-def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True,
-              ignore: int = 255) -> Tensor:
+def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True) -> Tensor:
     """Return the cross-entropy of the pixels with the pseudo masks.
 
     Args:
         logits: (B, C, h, w); upsampled to the labels.
-        labels: (B, H, W).
+        labels: (B, H, W); 255 is left out.
         balanced: take the mean over background pixels and the mean over the others, half of each,
             as in WeCLIP, since most pixels are background. Else the mean over all pixels.
-        ignore: label that is left out.
 
     Returns:
         the loss; a mean without pixels is 0.
     """
     full = F.interpolate(logits, size=tuple(labels.shape[-2:]), mode="bilinear",
                          align_corners=False)
-    terms = F.cross_entropy(full.float(), labels.long(), ignore_index=ignore, reduction="none")
-    counted = labels != ignore
+    terms = F.cross_entropy(full.float(), labels.long(), ignore_index=IGNORE, reduction="none")
+    counted = labels != IGNORE
     if not balanced:
         return terms.sum() / counted.sum().clamp_min(1)
     background = labels == BACKGROUND
@@ -47,8 +45,8 @@ def patch_affinity(fused: Tensor) -> Tensor:
     return (fused @ fused.transpose(1, 2)).sigmoid()
 
 
-def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radius: int = 8,
-                  ignore: int = 255) -> Tensor:
+def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radius: int = 8
+                  ) -> Tensor:
     """Return WeCLIP's affinity loss: ½·mean(1 − S) over alike pairs + ½·mean(S) over the others.
 
     A pair is two patches at most `radius` rows and columns apart, a patch with itself included, as
@@ -57,17 +55,16 @@ def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radiu
 
     Args:
         fused: see `patch_affinity` (B, h·w, width).
-        labels: of the patches (B, h, w).
+        labels: of the patches (B, h, w); those of 255 are in no pair.
         grid: (h, w).
         radius: largest distance of a pair, along each axis.
-        ignore: label whose patches are in no pair.
     """
     affinity = patch_affinity(fused.float())
     flat = labels.flatten(1)
     y, x = (torch.arange(length, device=flat.device) for length in grid)
     rows, columns = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
     near = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()) <= radius
-    known = flat != ignore
+    known = flat != IGNORE
     counted = near & known[:, :, None] & known[:, None]
     alike = counted & (flat[:, :, None] == flat[:, None])
     apart = counted & ~alike

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import cv2
 
+from vpltool.core.classes import IGNORE
 from vpltool.lazy import np, npt
 
 Ring: TypeAlias = "npt.NDArray[np.int64]"
@@ -111,21 +112,20 @@ def connected_parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bo
         yield numbers == number
 
 
-def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bool,
-                         ignore: int = 255) -> npt.NDArray[np.uint8]:
+def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bool
+                         ) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
     Args:
-        labels: with 0 for the background.
+        labels: with 0 for the background; 255 is kept as it is, and no region takes it.
         least: pixels that a region must have.
         merge: whether a small region, of the background too, takes the label that most pixels
             around it have, the lowest of several; the smallest region first. Otherwise small
             regions of classes become background.
-        ignore: a label that is kept as it is, and that no region takes.
     """
     small: list[tuple[int, int, npt.NDArray[np.bool_], tuple[slice, slice]]] = []
     for label in np.unique(labels):
-        if label == ignore or (label == 0 and not merge):
+        if label == IGNORE or (label == 0 and not merge):
             continue
         # A region's outside connects where the region does not: through sides alone.
         _, numbers, boxes, _ = cv2.connectedComponentsWithStats(
@@ -139,15 +139,15 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
     made = labels.copy()
     for _, _, region, crop in sorted(small, key=lambda found: found[:2]):
         view = made[crop]
-        view[region] = _most_around(view, region, ignore) if merge else 0
+        view[region] = _most_around(view, region) if merge else 0
     return made
 
 
-def _most_around(view: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_], ignore: int) -> int:
+def _most_around(view: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]) -> int:
     """Return the most frequent label around a region; its own if all neighbours are ignored."""
     ring = cv2.dilate(region.astype(np.uint8), _RING).astype(bool) & ~region
     counts = np.bincount(view[ring], minlength=256)
-    counts[ignore] = 0
+    counts[IGNORE] = 0
     return int(counts.argmax()) if counts.any() else int(view[region][0])
 
 

@@ -27,18 +27,17 @@ def text_prototypes(
     return F.normalize(torch.stack(rows).float().cpu(), dim=-1)
 
 
-def attribute_centres(descriptions: Tensor, count: int, *, seed: int = 0) -> Tensor:
+def attribute_centres(descriptions: Tensor, count: int) -> Tensor:
     """Cluster the descriptions of all classes into attributes (ExCEL).
 
     Args:
         descriptions: L2-normed vectors (N, dim).
         count: number of clusters; as many as there are descriptions, if these are fewer.
-        seed: random seed.
 
     Returns:
         the means of the clusters (count, dim), not normalised, as k-means has them.
     """
-    centres = spherical_kmeans(descriptions, count, seed=seed)
+    centres = spherical_kmeans(descriptions, count, seed=0)
     owner = (descriptions @ centres.T).argmax(dim=-1)
     sums = torch.zeros_like(centres).index_add_(0, owner, descriptions)
     sizes = owner.bincount(minlength=len(centres))[:, None]

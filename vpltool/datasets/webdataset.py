@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from vpltool.datasets.captions import clean
@@ -25,7 +26,7 @@ from vpltool.datasets.layouts import PHOTO_SUFFIXES
 from vpltool.datasets.tags import some
 from vpltool.datasets.unfolding import Unfolded
 from vpltool.errors import VplError, near_name
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -228,7 +229,7 @@ def location_of(address: str, key: str) -> str:
     return f"{address}: {key}"
 
 
-def _files(address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
+def _files(address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
     """Yield the files of a tar as `group_by_keys` takes them; what is wrong goes to `flaws`."""
     try:
         with _opened(address) as stream:
@@ -237,7 +238,7 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
         flaws.append(Flaw(UNREADABLE, f"{address} ({_reason(error)})"))
 
 
-def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[dict[str, Any]]:
+def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
     """Yield the regular files that belong to pairs; after a damaged place, the next that is whole.
 
     Args:
@@ -355,7 +356,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def _library(module: str) -> Any:
+def _library(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"webdataset.{module}")
     except ImportError as error:

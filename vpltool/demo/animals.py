@@ -28,13 +28,13 @@ from vpltool.demo.canvas import (
 
 
 def _leg(drawing: Drawing, x: float, top: float, width: float, colour: Colour,
-         foot: Colour, lean: float = 0, texture: str = "fur", low: float = 0) -> None:
+         foot: Colour, lean: float) -> None:
     """Draw a leg from `top` down to the ground, with a darker hoof or paw."""
-    leg = drawing.add(Part(stroke(((x, top), (x + lean * .4, (top + low) / 2),
-                                   (x + lean, low + width * .3)),
+    leg = drawing.add(Part(stroke(((x, top), (x + lean * .4, top / 2),
+                                   (x + lean, width * .3)),
                                   (width * 1.5, width * .85, width * .75)), colour, 0.6, 0.5,
-                           texture, 0.08))
-    leg.mark(box(x + lean - width, low - width, x + lean + width, low + width * .55), foot)
+                           "fur", 0.08))
+    leg.mark(box(x + lean - width, -width, x + lean + width, width * .55), foot)
 
 
 def _eye(part: Part, at: tuple[float, float], size: float,

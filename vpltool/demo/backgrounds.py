@@ -89,13 +89,12 @@ def _steps(values: Plane, low: float, high: float) -> Plane:
 
 # The sky, and objects on the horizon
 
-def _sky(rng: Rng, height: int, width: int, mood: Mood, clouds: float | None = None) -> Plane:
+def _sky(rng: Rng, height: int, width: int, mood: Mood) -> Plane:
     """Draw a sky (height, width, 3) that reaches its horizon colour in the last row."""
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None] ** rng.uniform(0.7, 1.4)
     slant = np.linspace(-1, 1, width, dtype=np.float32)[None] * rng.uniform(-0.15, 0.15)
     sky = _blend(vary(rng, mood.above), vary(rng, mood.low), np.clip(down + slant, 0, 1))
-    amount = float(np.clip((mood.clouds if clouds is None else clouds)
-                           + rng.normal(0, 0.15), 0, 1))
+    amount = float(np.clip(mood.clouds + rng.normal(0, 0.15), 0, 1))
     # Clouds are wider than tall, and flatter towards the horizon.
     zoom = rng.uniform(0.7, 1.5) * width / 320
     tall = crop("cloud", (width, int(height * rng.uniform(1.4, 2.2)) + 2), zoom, rng)
@@ -284,7 +283,7 @@ def _lay(photo: Plane, sheet: Image.Image, top: int) -> None:
     photo[top:] += (over[..., :3] - photo[top:]) * share
 
 
-def _fence(rng: Rng, photo: Plane, row: int, chance: float = 0.25) -> None:
+def _fence(rng: Rng, photo: Plane, row: int, chance: float) -> None:
     if rng.random() > chance:
         return
     height, width = photo.shape[:2]

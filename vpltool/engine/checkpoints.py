@@ -9,9 +9,10 @@ from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import Header, read_tensors, write_tensors
+from vpltool.formats import Header, expect_header, read_tensors, write_tensors
+from vpltool.formats.changes import difference
 from vpltool.formats.fields import LIST, NUMBER, check_fields
-from vpltool.formats.header import difference, is_stale
+from vpltool.formats.header import is_stale
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import torch
 
@@ -47,6 +48,19 @@ def checkpoint_of(target: Path) -> Path:
 def is_checkpoint(path: Path) -> bool:
     """Tell by its name whether a file is a checkpoint."""
     return path.name.endswith(_SUFFIX)
+
+
+def trained_header(path: Path, kind: str) -> Header:
+    """Read the header of what a training has made: of a decoder, a bundle or trained groups.
+
+    Raises:
+        VplError: the file holds something else, or is the checkpoint of a training.
+    """
+    header = expect_header(path, kind)
+    if "checkpoint" in header.facts:
+        raise VplError(f"{path} is the checkpoint of a run that was stopped",
+                       f"the same `{header.command.replace('-', '_')}()` again finishes it")
+    return header
 
 
 def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    find_folder,
-    open_input,
-    read_tensors,
-)
+from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import SECOND_FOLDER, place
 from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch

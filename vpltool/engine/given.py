@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.features import (
     SECOND,
     check_kept,
@@ -34,7 +35,7 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
-from vpltool.engine.segmenters import decoder_header, find_decoder, has_tower, reads_of
+from vpltool.engine.segmenters import find_decoder, has_tower, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS
@@ -112,7 +113,7 @@ class Given:
         """The tensors of the features that the method reads."""
         return [name for name in FEATURE_TENSORS if self.reads(name)]
 
-    def header(self, kind: str, command: str, *, options: Mapping[str, Any] | None = None,
+    def header(self, kind: str, command: str, *, options: Mapping[str, object] | None = None,
                skip: Collection[str] = ()) -> Header:
         """Make the header of what is written; see `make_header`."""
         files: dict[str, InputFolder | Path | str] = {
@@ -284,7 +285,7 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
         VplError: there is none, it is of another CLIP, or the features lack a layer of it.
     """
     path = find_decoder(workspace.path, choice)
-    header = decoder_header(path)
+    header = trained_header(path, "decoder")
     if has_tower(header):
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",
                        "`predict()` runs it; here, name a decoder of `train_decoder()` that was "

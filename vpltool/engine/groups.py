@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
-from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, Workspace, expect_header, read_tensors
+from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
 from vpltool.lazy import Tensor, torch
 
@@ -59,24 +59,11 @@ def find_groups(work: Path, choice: str) -> Path:
                    near_name(choice, names) if names else "`train_groups()`")
 
 
-def groups_header(path: Path) -> Header:
-    """Read the header of trained groups.
-
-    Raises:
-        VplError: the file holds something else, or is the checkpoint of a training.
-    """
-    header = expect_header(path, "groups")
-    if "checkpoint" in header.facts:
-        raise VplError(f"{path} is the checkpoint of a run that was stopped",
-                       "the same `train_groups()` again finishes it")
-    return header
-
-
 def read_groups(path: Path) -> Groups:
-    """Read trained groups, and make their network again; see `groups_header`."""
+    """Read trained groups, and make their network again; see `trained_header`."""
     from vpltool.core.groups import GroupNetwork, GroupShape
 
-    header = groups_header(path)
+    header = trained_header(path, "groups")
     network = GroupNetwork(GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
     return Groups(path, header, network.eval().requires_grad_(False))

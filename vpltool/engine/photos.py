@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Photo,
-    Workspace,
-    identity_of_many,
-    open_input,
-)
+from vpltool.formats import Header, InputFolder, Photo, Workspace, identity_of_many, open_input
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos

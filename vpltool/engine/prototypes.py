@@ -11,12 +11,7 @@ from vpltool.engine.checkpoints import is_checkpoint
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    read_tensors,
-)
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
@@ -175,7 +170,7 @@ def head_in_space(head: Head, space: AlignedSpace | None) -> Head:
     return AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
-def space_record(prototypes: Prototypes) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+def space_record(prototypes: Prototypes) -> tuple[Mapping[str, Tensor], JsonObject]:
     """Tensors and facts that say in which space rows lie, for others that are made from them."""
     facts = _facts(prototypes)
     return prototypes.of_space, {"aligned": facts} if facts else {}

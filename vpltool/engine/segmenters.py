@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool.engine.checkpoints import is_checkpoint
+from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.groups import find_groups, groups_header
+from vpltool.engine.groups import find_groups
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, describe, expect_header, read_tensors
+from vpltool.formats import Header, describe, read_tensors
 from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
@@ -90,19 +90,6 @@ def find_segmenter(work: Path, choice: str) -> Path:
                        f"{error.hint}, or `train_groups()`") from error
 
 
-def decoder_header(path: Path) -> Header:
-    """Read the header of a decoder.
-
-    Raises:
-        VplError: it is none, or only the checkpoint of one.
-    """
-    header = expect_header(path, "decoder")
-    if "checkpoint" in header.facts:
-        raise VplError(f"{path} is the checkpoint of a run that was stopped",
-                       "the same `train_decoder()` again finishes it")
-    return header
-
-
 def segmenter_header(path: Path) -> Header:
     """Read the header of a decoder, a bundle, or trained groups.
 
@@ -110,9 +97,9 @@ def segmenter_header(path: Path) -> Header:
         VplError: the file is none of them, or only the checkpoint of one.
     """
     found = describe(path).header
-    if found and found.kind == "groups":
-        return groups_header(path)
-    return expect_header(path, "bundle") if is_bundle(path) else decoder_header(path)
+    if found and found.kind in ("groups", "bundle"):
+        return trained_header(path, found.kind)
+    return trained_header(path, "decoder")
 
 
 def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
@@ -124,7 +111,7 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
     if is_bundle(path):
         header, tensors = read_part(path, "decoder")
     else:
-        header = decoder_header(path)
+        header = trained_header(path, "decoder")
         tensors = {name: tensor for name, tensor in read_tensors(path, "decoder")[1].items()
                    if not name.startswith(TOWER)}
     from vpltool.core.meta_device import rebuild

@@ -14,17 +14,13 @@ from vpltool.formats.storage import (
     write_json,
     write_tensors,
 )
-from vpltool.formats.workspace import (
-    Photo,
-    Workspace,
-    open_workspace,
-    write_workspace,
-)
+from vpltool.formats.workspace import Photo, Workspace, open_workspace
+from vpltool.json_text import JsonObject
 
 __all__ = [
-    "Header", "IGNORE", "InputFolder", "KINDS", "OutputFolder", "Photo", "Workspace",
+    "Header", "IGNORE", "InputFolder", "JsonObject", "KINDS", "OutputFolder", "Photo", "Workspace",
     "describe", "expect_header", "find_folder", "finish_all", "identity_of_file",
     "identity_of_many", "open_input", "open_output", "open_workspace",
     "read_drawn_labels", "read_json", "read_labels", "read_tensors", "voc_palette", "write_json",
-    "write_labels", "write_tensors", "write_workspace",
+    "write_labels", "write_tensors",
 ]

@@ -13,12 +13,11 @@ import zlib
 from collections.abc import Collection, Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, counted
 from vpltool.formats.atomic import atomic_folder, atomic_path, write_member
 from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 MARK = "vpltool-export.json"
 """File in a folder that says what vpltool wrote there: name to checksum."""
@@ -112,7 +111,7 @@ def _is_of(name: str, split: str) -> bool:
     return split in Path(name).parts[:-1] or Path(name).stem.endswith(f"_{split}")
 
 
-def _mark_of(path: Path) -> dict[str, Any]:
+def _mark_of(path: Path) -> JsonObject:
     try:
         content = parse_json((path / MARK).read_text("utf-8"))
         check_fields(content, {}, {"files": NUMBER_OF, "format": TEXT})

@@ -1,23 +1,22 @@
-"""What changed in a workspace, in words: `changes.jsonl`, one line for each time it was written.
+"""What changed, in words: in a workspace since a file was made, and between two headers.
 
-Artifacts store identities (hashes) of their inputs. This file tells what has changed since an
-input had an older identity.
+Artifacts store identities (hashes) of their inputs. `changes.jsonl`, with a line for each time the
+workspace was written, tells what has changed since an input had an older identity.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool import console
 from vpltool.errors import counted
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
-from vpltool.json_text import parse_json
-
-if TYPE_CHECKING:
-    from vpltool.formats.workspace import Photo, Workspace
+from vpltool.formats.header import Header
+from vpltool.json_text import JsonObject, parse_json
 
 FILE = "changes.jsonl"
 
@@ -65,7 +64,7 @@ def _identities(known: Mapping[str, Any], role: str) -> Collection[str]:
     return known.get("captions" if role == "captions" else "tags", {}).values()
 
 
-def read_changes(workspace_path: Path) -> list[dict[str, Any]]:
+def read_changes(workspace_path: Path) -> list[JsonObject]:
     """Read `changes.jsonl`, oldest first; lines that cannot be read are left out."""
     try:
         text = (workspace_path / FILE).read_text("utf-8")
@@ -88,15 +87,15 @@ def read_changes(workspace_path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def last_call(workspace_path: Path) -> dict[str, Any]:
+def last_call(workspace_path: Path) -> JsonObject:
     """Return the settings that the workspace was last written with; empty if unknown."""
     lines = read_changes(workspace_path)
     return dict(lines[-1].get("call", {})) if lines else {}
 
 
 def add_change(
-    workspace_path: Path, before: Mapping[str, Any], after: Mapping[str, Any], words: Words,
-    call: Mapping[str, Any],
+    workspace_path: Path, before: Mapping[str, object], after: Mapping[str, Any], words: Words,
+    call: Mapping[str, object],
 ) -> None:
     """Add a line to `changes.jsonl`.
 
@@ -115,52 +114,75 @@ def add_change(
         temporary.write_text("\n".join([*lines, line, ""]), "utf-8")
 
 
-def describe_change(
-    old: Workspace, old_photos: Sequence[Photo], new: Workspace, new_photos: Sequence[Photo]
-) -> Words:
-    """Describe how two states of a workspace differ; topics without a change are left out."""
-    words = {
-        "classes": _class_words(old.classes, new.classes),
-        "photos": _photo_words(old_photos, new_photos),
-        "words": (["the background words changed"] if old.background != new.background else []),
-        "masks": _mask_words(old, old_photos, new, new_photos),
-    }
-    return {topic: phrases for topic, phrases in words.items() if phrases}
-
-
-def _class_words(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    phrases = [f"class `{name}` is new" for name in new if name not in old]
-    phrases += [f"class `{name}` is gone" for name in old if name not in new]
-    if [name for name in old if name in new] != [name for name in new if name in old]:
-        phrases.append("the classes are in another order")
-    return phrases
-
-
-def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
-    before, after = ({photo.id: photo for photo in photos} for photos in (old, new))
-    both = [(before[key], after[key]) for key in after if key in before]
-    phrases = [(len(after.keys() - before.keys()), "{} added"),
-            (len(before.keys() - after.keys()), "{} gone"),
-            (sum({*one.labels} != {*other.labels} for one, other in both), "tags of {} changed"),
-            (sum({*one.splits} != {*other.splits} for one, other in both), "splits of {} changed"),
-            (sum(one.image != other.image for one, other in both), "files of {} changed"),
-            (sum(one.captions != other.captions for one, other in both), "captions of {} changed")]
-    return [text.format(count_photos(count)) for count, text in phrases if count]
-
-
-def _mask_words(old: Workspace, old_photos: Sequence[Photo], new: Workspace,
-                new_photos: Sequence[Photo]) -> list[str]:
-    before = {photo.id: photo.mask for photo in old_photos}
-    pairs = [(before.get(photo.id), photo.mask) for photo in new_photos]
-    counts = ((sum(new is not None and was is None for was, new in pairs), "are new"),
-              (sum(None not in (was, new) and was != new for was, new in pairs), "changed"),
-              (sum(new is None and was is not None for was, new in pairs), "are gone"))
-    phrases = [f"true masks of {count_photos(count)} {words}" for count, words in counts if count]
-    if old.mask_values != new.mask_values:
-        phrases.append("the values of true masks changed")
-    return phrases
-
-
 def count_photos(count: int) -> str:
     """Return `1 photo`, `2 photos`, and so on."""
     return counted(count, "photo", "photos")
+
+
+def difference(expected: Header, found: Header, path: Path) -> list[str]:
+    """Describe how two configurations differ, one phrase for each difference.
+
+    Args:
+        expected: the header that the artifact would get now.
+        found: the header that it has.
+        path: path of the artifact; the log of the workspace around it tells what has changed.
+    """
+    work = workspace_around(path)
+    phrases, roles = [], changed_inputs(expected, found)
+    if expected.command != found.command:
+        phrases.append(f"{found.command} made it, not {expected.command}")
+    if expected.kind != found.kind:
+        phrases.append(f"it holds {found.kind}, not {expected.kind}")
+    if expected.format != found.format:
+        phrases.append(f"its format is {found.format}, today's is {expected.format}")
+    phrases += option_changes(expected, found)
+    for role in roles:
+        if (role == "photos" and "tags" in roles) or (
+                role == "photo-files" and not {"photos", "tags"}.isdisjoint(roles)):
+            # Other photos have other tags, and other files: one phrase is enough.
+            continue
+        phrases.append(explain_change(work, role, found.inputs.get(role, ""))
+                    or _INPUT_CHANGES.get(role)
+                    or f"{found.sources.get(role) or expected.sources.get(role) or role} "
+                       "has changed")
+    if expected.model != found.model:
+        old, new = _format_model(found.model), _format_model(expected.model)
+        what = "encoder" if "encoder" in found.options else "CLIP"
+        phrases.append(f"the {what} was {old}, now {new}" if old != new else
+                       f"the weights of the {what} {new} have changed")
+    return phrases
+
+
+def option_changes(expected: Header, found: Header) -> list[str]:
+    """Describe which options differ, one phrase each: `alpha was 4, now 2.5`."""
+    pairs = {name: (found.options.get(name), expected.options.get(name))
+             for name in sorted(set(expected.options) | set(found.options))}
+    return [f"{name} was {_brief(old)}, now {_brief(new)}"
+            for name, (old, new) in pairs.items() if new != old]
+
+
+def tell_options(expected: Header, found: Header, path: Path) -> None:
+    """Say which options differ of what is made again."""
+    if changes := option_changes(expected, found):
+        console.note(f"{path}: {'; '.join(changes)}")
+
+
+def changed_inputs(expected: Header, found: Header) -> list[str]:
+    """Return the roles of the inputs that have changed since a file was made."""
+    return [role for role in sorted(set(expected.inputs) | set(found.inputs))
+            if expected.inputs.get(role) != found.inputs.get(role)]
+
+
+_INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
+                  "photos": "other photos can be read", "photo-files": "photos were replaced",
+                  "corrections": "corrected masks have changed"}
+
+
+def _format_model(model: Mapping[str, str]) -> str:
+    named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
+    return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
+
+
+def _brief(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, first_line
 from vpltool.formats.header import METADATA_KEY, Header
@@ -16,7 +14,7 @@ from vpltool.formats.kinds import KINDS, check_shapes
 from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
 from vpltool.formats.values import check_values
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import Image
 
 _LARGEST_HEADER = 1 << 26
@@ -35,14 +33,13 @@ class Faults:
     foreign: list[Path] = field(default_factory=list)
 
 
-def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None) -> Faults:
+def faults_in(folder: InputFolder) -> Faults:
     """Check every file of a folder: that it is whole, of the folder's kind, and of its run.
 
     A PNG without a header is a mask that a person has corrected, and no fault.
 
     Args:
         folder: the folder.
-        advance: called after each file.
     """
     faults = Faults()
     for file in files_of(folder.path, KINDS[folder.kind].suffix):
@@ -57,7 +54,6 @@ def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None)
             pass
         except VplError as error:
             faults.damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
-        advance()
     for key, entry in folder.packed.items():
         # Those of other machines are checked when they are read.
         if entry.path is not None:
@@ -65,7 +61,6 @@ def faults_in(folder: InputFolder, advance: Callable[[], object] = lambda: None)
                 folder.read_tensors(key)
             except VplError as error:
                 faults.damaged.setdefault(entry.index, error.message)
-        advance()
     return faults
 
 
@@ -119,6 +114,6 @@ def salvaged_header(path: Path) -> Header | None:
                              struct.error), path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         if length < _LARGEST_HEADER:
-            entries: dict[str, Any] = parse_json(file.read(length))
+            entries: JsonObject = parse_json(file.read(length))
             return Header.from_json(entries["__metadata__"][METADATA_KEY], path)
     return None

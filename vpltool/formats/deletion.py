@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.checking import check_file, salvaged_header
@@ -18,6 +17,7 @@ from vpltool.formats.kinds import KINDS, folders_of
 from vpltool.formats.manifest import (
     MANIFEST,
     REPLACED,
+    Manifest,
     files_of,
     header_of,
     joined_manifest,
@@ -31,7 +31,7 @@ PHOTO_FOLDERS = (*folders_of(per_photo=True), "ground-truth")
 """Folders of the workspace, or beginnings of their names, that hold files a photo."""
 
 
-def known_manifest(path: Path, header: Header, hint: str) -> dict[str, Any] | None:
+def known_manifest(path: Path, header: Header, hint: str) -> Manifest | None:
     """Read a folder's manifest; where it is gone, tell by the files which one it was.
 
     Args:
@@ -86,7 +86,7 @@ def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> b
     return (not keeps_corrected if found is None else found.config_hash != header.config_hash)
 
 
-def clear_folder(path: Path, content: dict[str, Any], goes: Callable[[Path], bool]) -> None:
+def clear_folder(path: Path, content: Manifest, goes: Callable[[Path], bool]) -> None:
     """Delete an artifact's files, and record it first.
 
     The record is the manifest of before; the caller writes the new one in its place.
@@ -105,7 +105,7 @@ def clear_folder(path: Path, content: dict[str, Any], goes: Callable[[Path], boo
             file.unlink(missing_ok=True)
 
 
-def mark_replaced(path: Path, content: dict[str, Any]) -> None:
+def mark_replaced(path: Path, content: Manifest) -> None:
     """Record that a folder's files are being replaced, unless it says so already."""
     manifest = path / MANIFEST
     if not manifest.exists() or not read_manifest(manifest, "").get(REPLACED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any
+from typing import TypeGuard
 
 TEXT, TEXTS, NUMBER, FLAG = "a text", "a list of texts", "a whole number", "true or false"
 OBJECT, TEXT_OF, NUMBER_OF = "an object", "an object of texts", "an object of whole numbers"
@@ -13,27 +13,27 @@ NUMBERS, SIZE = "a list of whole numbers", "a number or null"
 SIZE_OF, OBJECTS = "an object of numbers", "a list of objects"
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     # A lone surrogate can be written in JSON, and to no file.
     return isinstance(value, str) and "\0" not in value and not any(
         "\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     # Numbers that floats cannot hold overflow where they are added.
     return value is None or (_is_number(value) and abs(value) < 1 << 63) or (
         isinstance(value, float) and isfinite(value))
 
 
-def _is_object_of(holds: Callable[[Any], bool], value: Any) -> bool:
+def _is_object_of(holds: Callable[[object], bool], value: object) -> bool:
     return isinstance(value, dict) and all(map(holds, value.values()))
 
 
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
+_TYPES: Mapping[str, Callable[[object], bool]] = {
     TEXT: _is_text,
     TEXTS: lambda value: isinstance(value, list) and all(map(_is_text, value)),
     NUMBER: _is_number,
@@ -51,7 +51,7 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def check_fields(content: Any, required: Mapping[str, str],
+def check_fields(content: object, required: Mapping[str, str],
                  optional: Mapping[str, str] | None = None) -> None:
     """Check that a JSON value is an object with fields of these types; it may have others.
 

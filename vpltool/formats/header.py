@@ -8,22 +8,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
-from vpltool import __version__, console
+from vpltool import __version__
 from vpltool.errors import VplError
-from vpltool.formats.fields import (
-    NUMBER,
-    NUMBERS,
-    OBJECT,
-    SIZE,
-    TEXT,
-    TEXT_OF,
-    TEXTS,
-    check_fields,
-)
+from vpltool.formats.fields import NUMBER, NUMBERS, OBJECT, SIZE, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.kinds import KINDS
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 METADATA_KEY = "vpltool"
 """Key of the header, as JSON, in the metadata of a .safetensors or the text of a PNG."""
@@ -42,11 +32,11 @@ _FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "align
 _OF_FEATURES = {name: _OPTIONS[name] for name in (
     "split", "keep", "layers", "scale", "max_side")}
 
-_presets: list[dict[str, Any]] = [{}]
+_presets: list[JsonObject] = [{}]
 
 
 @contextlib.contextmanager
-def under_preset(record: Mapping[str, Any]) -> Iterator[None]:
+def under_preset(record: Mapping[str, object]) -> Iterator[None]:
     """Record in every header made in the block which preset its options come from.
 
     Args:
@@ -60,12 +50,12 @@ def under_preset(record: Mapping[str, Any]) -> Iterator[None]:
         _presets.pop()
 
 
-def current_preset() -> dict[str, Any]:
+def current_preset() -> JsonObject:
     """Return the record of the innermost `under_preset`; empty if there is none."""
     return dict(_presets[-1])
 
 
-def format_preset(preset: dict[str, Any]) -> str:
+def format_preset(preset: JsonObject) -> str:
     """Format a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
     if not preset:
         return "no preset"
@@ -100,14 +90,14 @@ class Header:
 
     kind: str
     command: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     model: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     version: str = __version__
     format: int = 0
-    preset: dict[str, Any] = field(default_factory=current_preset)
-    call: dict[str, Any] = field(default_factory=dict)
+    preset: JsonObject = field(default_factory=current_preset)
+    call: JsonObject = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     supervision: str = ""
 
@@ -124,7 +114,7 @@ class Header:
             del hashed[unhashed]
         return _short_hash(json.dumps(hashed, sort_keys=True).encode())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return its fields, as `artifact.json` holds them."""
         content = asdict(self)
         if not self.supervision:
@@ -189,65 +179,9 @@ def _short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def difference(expected: Header, found: Header, path: Path) -> list[str]:
-    """Describe how two configurations differ, one phrase for each difference.
-
-    Args:
-        expected: the header that the artifact would get now.
-        found: the header that it has.
-        path: path of the artifact; the log of the workspace around it tells what has changed.
-    """
-    from vpltool.formats.changes import explain_change, workspace_around
-
-    work = workspace_around(path)
-    phrases, roles = [], changed_inputs(expected, found)
-    if expected.command != found.command:
-        phrases.append(f"{found.command} made it, not {expected.command}")
-    if expected.kind != found.kind:
-        phrases.append(f"it holds {found.kind}, not {expected.kind}")
-    if expected.format != found.format:
-        phrases.append(f"its format is {found.format}, today's is {expected.format}")
-    phrases += option_changes(expected, found)
-    for role in roles:
-        if (role == "photos" and "tags" in roles) or (
-                role == "photo-files" and not {"photos", "tags"}.isdisjoint(roles)):
-            # Other photos have other tags, and other files: one phrase is enough.
-            continue
-        phrases.append(explain_change(work, role, found.inputs.get(role, ""))
-                    or _INPUT_CHANGES.get(role)
-                    or f"{found.sources.get(role) or expected.sources.get(role) or role} "
-                       "has changed")
-    if expected.model != found.model:
-        old, new = _format_model(found.model), _format_model(expected.model)
-        what = "encoder" if "encoder" in found.options else "CLIP"
-        phrases.append(f"the {what} was {old}, now {new}" if old != new else
-                       f"the weights of the {what} {new} have changed")
-    return phrases
-
-
-def option_changes(expected: Header, found: Header) -> list[str]:
-    """Describe which options differ, one phrase each: `alpha was 4, now 2.5`."""
-    pairs = {name: (found.options.get(name), expected.options.get(name))
-             for name in sorted(set(expected.options) | set(found.options))}
-    return [f"{name} was {_brief(old)}, now {_brief(new)}"
-            for name, (old, new) in pairs.items() if new != old]
-
-
-def tell_options(expected: Header, found: Header, path: Path) -> None:
-    """Say which options differ of what is made again."""
-    if changes := option_changes(expected, found):
-        console.note(f"{path}: {'; '.join(changes)}")
-
-
 def is_same_model(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
     """Tell whether two identities are of one CLIP."""
     return all(first.get(key) == second.get(key) for key in ("fingerprint", "normalise", "weights"))
-
-
-def changed_inputs(expected: Header, found: Header) -> list[str]:
-    """Return the roles of the inputs that have changed since a file was made."""
-    return [role for role in sorted(set(expected.inputs) | set(found.inputs))
-            if expected.inputs.get(role) != found.inputs.get(role)]
 
 
 def is_stale(expected: Header, found: Header) -> bool:
@@ -255,18 +189,3 @@ def is_stale(expected: Header, found: Header) -> bool:
     same = ("kind", "command", "options", "format")
     return (all(getattr(expected, name) == getattr(found, name) for name in same)
             and expected.config_hash != found.config_hash)
-
-
-_INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
-                  "photos": "other photos can be read", "photo-files": "photos were replaced",
-                  "corrections": "corrected masks have changed"}
-
-
-def _format_model(model: Mapping[str, str]) -> str:
-    named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
-    return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
-
-
-def _brief(value: Any) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "…"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import VplError, counted, near_name
-from vpltool.formats.header import Header, difference, join_supervision
+from vpltool.formats.changes import difference
+from vpltool.formats.header import Header, join_supervision
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import (
@@ -27,13 +28,7 @@ from vpltool.formats.manifest import (
 )
 from vpltool.formats.packed import TarSlice, packed_slices, read_packed
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import (
-    Description,
-    describe,
-    describe_bytes,
-    read_tensors,
-    tensors_of,
-)
+from vpltool.formats.storage import Description, describe, describe_bytes, read_tensors, tensors_of
 from vpltool.formats.values import BadValues, check_form, form_of
 from vpltool.lazy import np, npt, torch
 

@@ -46,7 +46,7 @@ def read_span(path: Path, first: int, length: int) -> Any:
         return parse_json(file.read(length))
 
 
-def write_array(path: Path, elements: Iterable[Any]) -> None:
+def write_array(path: Path, elements: Iterable[object]) -> None:
     """Write a JSON array, one element a line."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"

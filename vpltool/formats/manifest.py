@@ -13,7 +13,7 @@ import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final, TypedDict, cast
 
 from vpltool.errors import VplError, counted
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
@@ -22,12 +22,28 @@ from vpltool.formats.kinds import KINDS
 from vpltool.formats.packed import packed_slices
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 
 MANIFEST = "artifact.json"
 
-REPLACED = "replaced"
+REPLACED: Final = "replaced"
 """Field of a manifest whose folder's files are being deleted: not all need be of its header."""
+
+class Manifest(TypedDict, total=False):
+    """The content of an `artifact.json`; that of a shard has no header, but the last three."""
+
+    header: JsonObject
+    config: str
+    complete: bool
+    failed: dict[str, str]
+    left_out: list[str]
+    own: dict[str, str]
+    photos: dict[str, str]
+    replaced: bool
+    shard: int
+    shards: int
+    whole: bool
+
 
 _SHARDS = ".shards"
 """Folder of the shards' manifests, in that of their artifact."""
@@ -39,7 +55,7 @@ UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Beginning of the hint if only inputs have changed."""
 
 
-def manifest_of(path: Path) -> dict[str, Any]:
+def manifest_of(path: Path) -> Manifest:
     """Read a folder's manifest, for `inspect`.
 
     Raises:
@@ -48,7 +64,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
     return joined_manifest(path, "`inspect(path='FILE')` reads one file of it")
 
 
-def joined_manifest(path: Path, hint: str) -> dict[str, Any]:
+def joined_manifest(path: Path, hint: str) -> Manifest:
     """Read a folder's `artifact.json`, joined with the manifests of its shards.
 
     Raises:
@@ -60,7 +76,7 @@ def joined_manifest(path: Path, hint: str) -> dict[str, Any]:
     return join_manifests(content, [part for _, part in parts])
 
 
-def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
+def read_manifest(manifest: Path, hint: str) -> Manifest:
     """Read an `artifact.json` alone, without those of its shards.
 
     Raises:
@@ -72,11 +88,10 @@ def read_manifest(manifest: Path, hint: str) -> dict[str, Any]:
                      {"config": TEXT, "complete": FLAG, REPLACED: FLAG} | _OF_PHOTOS | _SOMETIMES)
     except ValueError as error:
         raise VplError(f"{manifest} is damaged: {error}", hint) from error
-    return {"complete": False, "failed": {}, **content}
+    return cast(Manifest, {"complete": False, "failed": {}, **content})
 
 
-def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
-                   ) -> dict[str, Any]:
+def join_manifests(content: Manifest, parts: Sequence[Manifest]) -> Manifest:
     """Join the content of `artifact.json` with that of shards of its configuration.
 
     Args:
@@ -98,7 +113,7 @@ def join_manifests(content: Mapping[str, Any], parts: Sequence[Mapping[str, Any]
 
 def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str],
                      own: Mapping[str, str], left_out: Collection[str] = (),
-                     photos: Mapping[str, str] | None = None) -> dict[str, Any]:
+                     photos: Mapping[str, str] | None = None) -> Manifest:
     """Return what an `artifact.json` says.
 
     Args:
@@ -121,7 +136,7 @@ def shard_manifest(path: Path, shard: Shard) -> Path:
     return path / _SHARDS / f"{shard.index}-of-{shard.count}.json"
 
 
-def shard_manifests(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+def shard_manifests(path: Path) -> list[tuple[Path, Manifest]]:
     """Read the manifests of a folder's shards, the newest last."""
     dated = []
     for file in sorted((path / _SHARDS).glob("*-of-*.json")):
@@ -131,7 +146,7 @@ def shard_manifests(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
 
 
-def _read_shard(file: Path) -> dict[str, Any]:
+def _read_shard(file: Path) -> Manifest:
     """Read the manifest of a shard.
 
     Raises:
@@ -147,7 +162,7 @@ def _read_shard(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise VplError(f"{file} is damaged: {error}",
                        "delete it and run the same shard again") from error
-    return dict(content)
+    return cast(Manifest, content)
 
 
 def photo_ids(path: Path) -> list[str]:
@@ -158,7 +173,7 @@ def photo_ids(path: Path) -> list[str]:
                                 for file in files_of(path, suffix))]))
 
 
-def header_of(content: Mapping[str, Any], manifest: Path) -> Header:
+def header_of(content: Manifest, manifest: Path) -> Header:
     """Read the header in a manifest's content.
 
     Raises:

@@ -7,24 +7,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
-from vpltool.formats.deletion import (
-    clear_folder,
-    is_of_another_run,
-    known_manifest,
-    mark_replaced,
-)
-from vpltool.formats.header import Header, difference, is_stale, tell_options
+from vpltool.formats.changes import difference, tell_options
+from vpltool.formats.deletion import clear_folder, is_of_another_run, known_manifest, mark_replaced
+from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
     REPLACED,
     UPDATE_HINT,
+    Manifest,
     and_others,
     files_of,
     header_of,
@@ -84,7 +80,7 @@ class OutputFolder:
     known_failed: dict[str, str] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     shard: Shard = WHOLE
-    before: dict[str, Any] | None = None
+    before: Manifest | None = None
     labels: int = 0
     photos: Mapping[str, str] = field(default_factory=dict)
     _batch: Batch | None = None

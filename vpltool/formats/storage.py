@@ -16,7 +16,7 @@ from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
 from vpltool.formats.values import check_values
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +37,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: Path, made_by: str) -> dict[str, Any]:
+def read_json(path: Path, made_by: str) -> JsonObject:
     """Read one JSON object.
 
     Raises:
@@ -214,7 +214,7 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
     return header, found
 
 
-def _tensor_shapes(entries: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensor_shapes(entries: JsonObject) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
     for name, entry in tensors.items():
         if not isinstance(entry["dtype"], str) or not entry["dtype"].isidentifier():

@@ -5,34 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.file_hashes import hashes_of
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.changes import (
-    Words,
-    add_change,
-    describe_change,
-    explain_change,
-    last_call,
-)
-from vpltool.formats.fields import (
-    NUMBER,
-    NUMBER_OF,
-    TEXT,
-    TEXT_OR_NONE,
-    TEXTS,
-    check_fields,
-)
+from vpltool.formats.changes import explain_change
+from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.manifest import UPDATE_HINT, again
-from vpltool.formats.storage import read_json, write_json
+from vpltool.formats.storage import read_json
 from vpltool.formats.whereabouts import check_folder, where_else
 from vpltool.json_text import parse_json
 from vpltool.names import leads_out
@@ -67,7 +52,7 @@ class Photo:
     splits: tuple[str, ...]
     mask: str | None = None
     captions: tuple[str, ...] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the photo as a line of `images.jsonl`."""
@@ -159,11 +144,11 @@ class Workspace:
 
     def tags_identity(self, split: str) -> str:
         """Return a hash of the tags of a split's photos."""
-        return _tags_identity(self.photos(split))
+        return tags_identity_of(self.photos(split))
 
     def captions_identity(self, split: str) -> str:
         """Return a hash of the captions of a split's photos."""
-        return _captions_identity(self.photos(split))
+        return captions_identity_of(self.photos(split))
 
     def check_classes(self, header: Header, where: Path) -> None:
         """Check that an artifact was made with this workspace's class names.
@@ -275,76 +260,13 @@ def open_workspace(path: Path) -> Workspace:
                        ) from error
 
 
-def write_workspace(
-    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, Any] | None = None
-) -> Words:
-    """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
-
-    Args:
-        workspace: the content of `workspace.json`.
-        photos: the lines of `images.jsonl`.
-        call: settings that it is written with, so that a later call can leave them out.
-
-    Returns:
-        what changed, by topic; empty for a new workspace.
-
-    Raises:
-        VplError: the folder cannot be written.
-    """
-    path = workspace.path
-    old, old_photos = _read_old(path)
-    words = describe_change(old, old_photos, workspace, photos) if old else {}
-    same_call = call is None or (old is not None and last_call(path) == call)
-    if old == workspace and old_photos == list(photos) and same_call:
-        return words
-    if old is None or old_photos != list(photos):
-        with atomic_path(path / "images.jsonl") as temporary, temporary.open(
-                "w", encoding="utf-8") as file:
-            for photo in photos:
-                file.write(photo.to_json() + "\n")
-    add_change(path, _identities(old, old_photos) if old else {},
-               _identities(workspace, photos), words, call or {})
-    if old != workspace:
-        _write_description(workspace)
-    return words
-
-
-def _read_old(path: Path) -> tuple[Workspace | None, list[Photo]]:
-    """The workspace that is to be replaced; None if there is none, or it is damaged."""
-    try:
-        return open_workspace(path), read_images(path / "images.jsonl")
-    except VplError:
-        return None, []
-
-
-def _write_description(workspace: Workspace) -> None:
-    content = asdict(workspace)
-    del content["path"]
-    if not workspace.mask_values:
-        del content["mask_values"]
-    if workspace.normalise == "model":
-        del content["normalise"]
-    if not workspace.encoder:
-        del content["encoder"]
-    write_json(workspace.path / "workspace.json", content)
-
-
-def _identities(workspace: Workspace, photos: Sequence[Photo]) -> dict[str, Any]:
-    """Return the identities of the classes, and of the tags and captions of each split."""
-    by_split = {split: [photo for photo in photos if split in photo.splits]
-                for split in sorted({split for photo in photos for split in photo.splits})}
-    captions = {split: _captions_identity(those) for split, those in by_split.items()
-                if any(photo.captions for photo in those)}
-    return {"classes": workspace.classes_identity,
-            "tags": {split: _tags_identity(those) for split, those in by_split.items()},
-            **({"captions": captions} if captions else {})}
-
-
-def _tags_identity(photos: Iterable[Photo]) -> str:
+def tags_identity_of(photos: Iterable[Photo]) -> str:
+    """Return a hash of photos' tags."""
     return identity_of_many({photo.id: " ".join(sorted(photo.labels)) for photo in photos})
 
 
-def _captions_identity(photos: Iterable[Photo]) -> str:
+def captions_identity_of(photos: Iterable[Photo]) -> str:
+    """Return a hash of photos' captions."""
     return identity_of_many({photo.id: "\n".join(photo.captions) for photo in photos})
 
 

@@ -313,8 +313,7 @@ class LabelledPhoto:
 def side_of(header: Header, given: int | None = None) -> int:
     """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
 
-    Decoders of earlier versions do not say how they were trained; they get 1,024, the default of
-    `extract`.
+    A file that does not say it gets 1,024, the default of `extract`.
 
     Args:
         header: of the segmenter.

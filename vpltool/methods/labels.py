@@ -246,7 +246,7 @@ def parse_yaml(path: Path) -> Mapping[str, Any]:
 def _plain_loader(yaml: Any) -> Any:
     """A loader of plain values without aliases: ten lines of them can stand for 2¹⁰⁰ values."""
     class Plain(yaml.SafeLoader):  # type: ignore[misc]
-        def compose_node(self, parent: Any, index: Any) -> Any:
+        def compose_node(self, parent: object, index: object) -> object:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases are not allowed")
             return super().compose_node(parent, index)

@@ -25,6 +25,7 @@ from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
+    JsonObject,
     Photo,
     Workspace,
     expect_header,
@@ -76,7 +77,7 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
             advance()
 
 
-def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -> dict[str, Any]:
+def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -> JsonObject:
     """Train with true masks what a segmenter learned from pseudo masks, and score both.
 
     Args:

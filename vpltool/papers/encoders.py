@@ -19,7 +19,7 @@ from typing import Any
 
 from vpltool import api
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace, write_json
+from vpltool.formats import JsonObject, open_workspace, write_json
 from vpltool.papers.ceiling import cam_ceiling, ceiling
 from vpltool.papers.program import parser_of, run_program
 
@@ -39,7 +39,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(work: Path, encoder: str, values: Mapping[str, object]) -> dict[str, Any]:
+def measure(work: Path, encoder: str, values: Mapping[str, object]) -> JsonObject:
     """Run `own-photos` with an encoder, and score what it made.
 
     Args:

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vpltool.core.photos import (
-    PhotoSettings,
-    describe_failure,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.parallel.processes import end_with_parent, no_script
 from vpltool.parallel.signals import in_main_thread
 from vpltool.parallel.threads import in_threads

@@ -320,6 +320,6 @@ def _map_at(cam: npt.NDArray[np.float32], photo: Rgb) -> npt.NDArray[np.float32]
 
 
 @functools.cache
-def _font(size: int) -> Any:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's built-in font in a size in pixels."""
     return ImageFont.load_default(size)

@@ -6,12 +6,11 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 _TEMPLATES = Path(__file__).parent / "report"
 
 
-def render_page(content: Mapping[str, Any]) -> Iterator[str]:
+def render_page(content: Mapping[str, object]) -> Iterator[str]:
     """Yield the page piece by piece, so that `photos` may come from a generator.
 
     Script and style are inside, and the page's policy allows these alone, by their hashes: what

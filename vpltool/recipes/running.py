@@ -42,7 +42,7 @@ class Job:
     failed: dict[str, None] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
     made: dict[Path, None] = field(default_factory=dict)
-    reports: list[Mapping[str, Any]] = field(default_factory=list)
+    reports: list[Mapping[str, object]] = field(default_factory=list)
 
     def take(self, result: Any) -> None:
         """Take over what a line returned: paths, or a report, which may lie beside others."""
@@ -116,7 +116,7 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
         before = step
 
 
-def run_call(call: Call, work: Path) -> Any:
+def run_call(call: Call, work: Path) -> object:
     """Run a line; what an earlier run made from other inputs is recomputed.
 
     Raises:

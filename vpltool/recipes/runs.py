@@ -113,7 +113,7 @@ def varied_values(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
-             reports: Sequence[Mapping[str, Any]]) -> tuple[FinishedRun, ...]:
+             reports: Sequence[Mapping[str, object]]) -> tuple[FinishedRun, ...]:
     """Add a run that has come to its end; it replaces one of the same values, or the same result.
 
     Args:

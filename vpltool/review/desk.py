@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, Photo, open_workspace
+from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace
 from vpltool.lazy import Image, np, npt
 from vpltool.review import work
 from vpltool.review.journal import Box, Edit, Journal, Status
@@ -80,7 +80,7 @@ class Desk:
             held = work.correction_stamp(self.workspace, key)
             return Status("corrected" if held else "new", self.photo(key).labels)
 
-    def describe(self, key: str) -> dict[str, Any]:
+    def describe(self, key: str) -> JsonObject:
         """Everything of a photo that the page shows beside it."""
         with self.lock:
             status, labels = self.status(key), self._base(key)
@@ -102,7 +102,7 @@ class Desk:
             return (np.full(size, IGNORE, np.uint8) if found is None else _scaled(found, size))
 
     def edit(self, key: str, version: int, op: str, what: str, box: Box, pixels: bytes,
-             state: str, tags: tuple[int, ...] | None) -> dict[str, Any]:
+             state: str, tags: tuple[int, ...] | None) -> JsonObject:
         """Take an edit, and write the corrected mask.
 
         Args:
@@ -141,7 +141,7 @@ class Desk:
             self._publish(key)
             return self.describe(key)
 
-    def move(self, key: str, version: int, back: bool) -> dict[str, Any]:
+    def move(self, key: str, version: int, back: bool) -> JsonObject:
         """Undo a photo's last edit, or do the last undone one again."""
         with self.lock:
             self._check_version(key, version)

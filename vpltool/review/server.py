@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from vpltool import __version__
 from vpltool.errors import VplError
+from vpltool.json_text import JsonObject
 from vpltool.review import work
 from vpltool.review.desk import Conflict, Desk, Pictures
 from vpltool.review.training import Training
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle("POST", _POST)
 
-    def _handle(self, method: str, table: dict[str, Any]) -> None:
+    def _handle(self, method: str, table: JsonObject) -> None:
         try:
             self._answer(method, table)
         except ConnectionError:
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (KeyError, Conflict, VplError, OSError, ValueError, TypeError) as error:
             self._fail(*_refusal(error))
 
-    def _answer(self, method: str, table: dict[str, Any]) -> None:
+    def _answer(self, method: str, table: JsonObject) -> None:
         address = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
         if not self._may_come(method, address.path, query):
@@ -159,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             return ""
         return held.value if held else ""
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self) -> JsonObject:
         length = int(self.headers.get("Content-Length") or 0)
         if not 0 <= length <= _LONGEST:
             self.close_connection = True
@@ -197,7 +198,7 @@ def _refusal(error: Exception) -> tuple[int, str]:
         400, str(error))
 
 
-Answer = dict[str, Any] | tuple[Any, ...]
+Answer = JsonObject | tuple[Any, ...]
 
 
 def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
@@ -253,7 +254,7 @@ def _picture(draw: str) -> Any:
     return answer
 
 
-def _edit(server: ReviewServer, body: dict[str, Any]) -> Answer:
+def _edit(server: ReviewServer, body: JsonObject) -> Answer:
     x, y, w, h = (int(value) for value in body["box"])
     tags = body.get("tags")
     return server.desk.edit(

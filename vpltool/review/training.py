@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import open_workspace, read_json, write_json
+from vpltool.formats import JsonObject, open_workspace, read_json, write_json
 from vpltool.review.work import OWN
 from vpltool.run import find_stage, run_stage
 from vpltool.shell import command_line, program, to_shell
@@ -35,10 +35,10 @@ class Training:
 
     def __init__(self, desk: Desk) -> None:
         self._desk, self._child = desk, None
-        self._said: dict[str, Any] = {}
+        self._said: JsonObject = {}
         self._lock = threading.Lock()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """What the child does, or did; the lines for a shell; and the curve."""
         path = self._desk.path / OWN / _SCORES
         segmenter = segmenter_of(self._desk.path, self._desk.shown.name)
@@ -47,7 +47,7 @@ class Training:
                           in steps(self._desk.path, segmenter, self._desk.split)],
                 "curve": read_json(path, "")["rounds"] if path.exists() else [], **self._said}
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> JsonObject:
         """Start the child, unless it runs."""
         with self._lock:
             if self._child is None:
@@ -67,7 +67,7 @@ class Training:
                                  daemon=True).start()
         return self.state()
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self) -> JsonObject:
         """End the child; what it has finished is kept."""
         if (child := self._child) is not None:
             child.terminate()
@@ -97,7 +97,7 @@ def segmenter_of(path: Path, shown: str) -> str:
                                                                   default="")
 
 
-def steps(path: Path, segmenter: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def steps(path: Path, segmenter: str, split: str) -> Iterator[tuple[str, JsonObject]]:
     """Yield stage and settings of each step: the same lines train again in a shell."""
     yield "update", {}
     scored = _scored(path, split)
@@ -155,7 +155,7 @@ def _train(path: Path, segmenter: str, split: str, shown: str, edits: int, photo
     write_json(scores, {"rounds": rounds})
 
 
-def _point(report: Mapping[str, Any], edits: int, photos: int) -> dict[str, Any]:
+def _point(report: Mapping[str, Any], edits: int, photos: int) -> JsonObject:
     """A point of the curve: edits and photos that are corrected, and the score in percent."""
     masks = "miou" in report
     score = report["miou"] if masks else report["mean"]["f1"]

@@ -21,12 +21,12 @@ from vpltool.formats import (
     open_input,
     open_workspace,
     read_labels,
-    write_workspace,
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER, corrections_of
 from vpltool.formats.labels import png_bytes
+from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import Image, np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._corrections import take_corrections

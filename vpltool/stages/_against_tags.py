@@ -11,6 +11,7 @@ from vpltool import console
 from vpltool.errors import VplError, counted
 from vpltool.formats import (
     InputFolder,
+    JsonObject,
     Photo,
     Workspace,
     describe,
@@ -42,7 +43,7 @@ class _PhotoClasses:
 
 
 def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
-                   share: float) -> dict[str, Any]:
+                   share: float) -> JsonObject:
     """Compare the classes that predictions show with the tags of their photos; opens no true mask.
 
     Args:
@@ -166,7 +167,7 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
     return found[1:]
 
 
-def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> JsonObject:
     from vpltool.core.agreement import calibration_error, reliability
 
     sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
@@ -178,7 +179,7 @@ def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
            predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
-           agreeing: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+           agreeing: npt.NDArray[np.float64]) -> list[JsonObject]:
     """Photos whose classes are not those tagged: those that overlap least come first.
 
     Among equals, those come first of which untagged classes take the larger share.
@@ -204,7 +205,7 @@ def _rounded(value: float) -> float | None:
     return None if value != value else round(float(value), 6)
 
 
-def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
+def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     """Lines of a report: scores of each class, calibration, the worst photos."""
     width = max(len(name) for name in (*report["classes"], "mean"))
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
@@ -229,7 +230,7 @@ def show_of_tags(report: Mapping[str, Any], worst: int = 10) -> list[str]:
         lines.append(f"calibration error {100 * report['calibration']['error']:.1f}")
     else:
         lines.append("no probabilities beside the predictions: no calibration")
-    lines += [f"{entry['id']}: {entry['why']}" for entry in report["worst"][:worst]]
+    lines += [f"{entry['id']}: {entry['why']}" for entry in report["worst"][:10]]
     lines.append(f"{report['what']} on `{report['split']}`: of {report['photos']} photos "
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")

@@ -18,7 +18,7 @@ from vpltool.methods import KINDS
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
-from vpltool.settings import RUNNING, setting
+from vpltool.settings import setting
 from vpltool.stages._training_data import Frozen, TrainingData
 
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ class TrainDecoderSettings(options.WholeSplit):
                          metavar="NAME-OR-PATH", record="never")
     name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
                         inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
+    checkpoint_every: int = options.checkpoint_every(200)
     seed: int = options.seed()
     precision: str = options.precision()
     workers: int = options.workers()

@@ -7,19 +7,19 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.formats import Header, JsonObject, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.signals import defer_interrupts
-from vpltool.settings import RUNNING, NoEffect, setting
+from vpltool.settings import NoEffect, setting
 from vpltool.stages import _pairs
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
@@ -128,10 +128,7 @@ class TrainGroupsSettings(options.Replaces):
                           low=1, brief=False, record="changed", source="vpltool")
     split: str = options.split("train")
     name: str = setting("groups", "Name of the result.", record="never", inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
+    checkpoint_every: int = options.checkpoint_every(200)
     seed: int = options.seed()
     device: str = options.device()
     precision: str = options.precision()
@@ -192,7 +189,7 @@ class GroupRun:
             precision=find_precision(chosen.precision, self.process.device, console.warn),
             seed=chosen.seed)
 
-    def facts_so_far(self) -> dict[str, Any]:
+    def facts_so_far(self) -> JsonObject:
         """What a checkpoint says of the pairs; all processes call it at the same step."""
         if not isinstance(self.source, TarPairs):
             return {}

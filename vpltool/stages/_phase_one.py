@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
 from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.photos import photos_with
+from vpltool.engine.headers import make_header
+from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import NoEffect, setting
@@ -29,32 +30,32 @@ TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""
 
 
-def phi(*no_effect: NoEffect, brief: bool = True) -> Any:
+def phi(*no_effect: NoEffect, brief: bool = True) -> float:
     """The CAM value at which seeds begin."""
     return setting(0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.",
                    low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
 
 
-def phi_background(*no_effect: NoEffect, brief: bool = True) -> Any:
+def phi_background(*no_effect: NoEffect, brief: bool = True) -> float:
     """The CAM value below which background seeds lie."""
     return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
                          "below this.",
                    low=0, high=1, source="vpltool", no_effect=no_effect, brief=brief)
 
 
-def max_pixels() -> Any:
+def max_pixels() -> int:
     """Maximum number of pixels."""
     return setting(500_000, "Use this many pixels at most, the same share of each photo, to "
                             "limit memory and time.", low=1, metavar="N", source="vpltool")
 
 
-def cams(*no_effect: NoEffect, brief: bool = True) -> Any:
+def cams(*no_effect: NoEffect, brief: bool = True) -> str:
     """CAMs that label the pixels."""
     return setting("", "CAMs that give seeds or regions; default: text-refined, else text.",
                    metavar="NAME-OR-PATH", record="never", no_effect=no_effect, brief=brief)
 
 
-def text(*, brief: bool = True) -> Any:
+def text(*, brief: bool = True) -> str:
     "Text prototypes."
     return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
                    brief=brief)
@@ -76,6 +77,18 @@ class PixelSettings(options.WholeSplit, shared=True):
         choices=("seeds", "regions"))
     max_pixels: int = max_pixels()
     seed: int = options.seed()
+
+
+def seeded_header(workspace: Workspace, command: str, settings: options.WholeSplit,
+                  features: InputFolder, text: Prototypes, maps: InputFolder) -> Header:
+    """Make the header of prototypes that CAMs and the features of a whole split give."""
+    return with_photo_files(workspace, make_header(
+        workspace, "prototypes", command, settings, model=features.header.model,
+        inputs={"features": features, "text": text.path, "cams": maps,
+                "tags": workspace.tags_identity(settings.split),
+                "photos": photos_identity(workspace, settings.split, settings.limit, features,
+                                          maps)},
+        options={"text": text.path.stem, "cams": maps.name}))
 
 
 def read_start(workspace: Workspace, choice: str, features: InputFolder) -> Prototypes:
@@ -250,7 +263,7 @@ def memory_for(count: int) -> AbstractContextManager[None]:
 
 
 def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,
-             index: Tensor, ranks: Ranks, start: str = "text") -> dict[str, Any]:
+             index: Tensor, ranks: Ranks, start: str = "text") -> JsonObject:
     """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, identity_of_file
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
@@ -36,7 +36,7 @@ class Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
     untagged: dict[str, str] = field(default_factory=dict)
-    each: dict[str, Any] = field(default_factory=dict)
+    each: JsonObject = field(default_factory=dict)
     boundaries: Any = 0
 
 

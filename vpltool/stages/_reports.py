@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats import read_json
-from vpltool.formats.fields import (
-    NUMBER,
-    OBJECTS,
-    SIZE,
-    SIZE_OF,
-    TEXT,
-    check_fields,
-)
+from vpltool.formats import JsonObject, read_json
+from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
 
 
-class Report(dict[str, Any]):
+class Report(JsonObject):
     """A report as its JSON file holds it, and what else its table says.
 
     Args:
@@ -40,7 +33,7 @@ _MAY_HAVE = {"scored": TEXT, "against": TEXT, "worst": OBJECTS, "content": TEXT,
 _OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
 
 
-def read_scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> JsonObject:
     """Read a file of scores, by true masks or by tags.
 
     Raises:

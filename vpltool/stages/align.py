@@ -16,18 +16,18 @@ from vpltool.engine.checkpoints import (
     write_checkpoint,
 )
 from vpltool.engine.features import check_kept, open_features
-from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
-from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import Prototypes, patch_source
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, Workspace, write_tensors
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import defer_interrupts
-from vpltool.settings import RUNNING, NoEffect, setting, warn_without_effect
+from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
 from vpltool.stages._regions import read_maps
@@ -89,10 +89,7 @@ class AlignSettings(options.WholeSplit):
         0.15, "A patch counts for the background where all CAMs are at most this, with 1 - CAM as "
               "weight; 1: everywhere.", low=0, high=1, source="vpltool", no_effect=[_NO_REGIONS])
     max_pixels: int = _phase_one.max_pixels()
-    checkpoint_every: int = setting(
-        500, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING,
-        record="never", brief=False)
+    checkpoint_every: int = options.checkpoint_every(500)
     seed: int = options.seed()
     text: str = _phase_one.text(brief=False)
 
@@ -128,13 +125,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     check_kept(features, ["patches"])
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, make_header(
-        workspace, "prototypes", "align", settings, model=features.header.model,
-        inputs={"features": features, "text": text.path, "cams": maps,
-                "tags": workspace.tags_identity(settings.split),
-                "photos": photos_identity(workspace, settings.split, settings.limit, features,
-                                          maps)},
-        options={"text": text.path.stem, "cams": maps.name}))
+    header = _phase_one.seeded_header(workspace, "align", settings, features, text, maps)
     target = settings.out or place(workspace.path, "prototypes", "aligned")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
@@ -323,7 +314,7 @@ def _write(task: _Run, aligner: Aligner, curve: list[list[float]]) -> None:
                  f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
 
 
-def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> dict[str, Any]:
+def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> JsonObject:
     """Modality gap and class accuracy of the regions, before and after; noted, too."""
     from vpltool.core.alignment import class_accuracy
     from vpltool.core.gap import modality_gap

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.errors import VplError
-from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels, write_workspace
+from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.workspace import read_images
+from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import Image
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.settings import Settings, setting

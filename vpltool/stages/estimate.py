@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console, options
 from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
-from vpltool.formats import Photo, Workspace
+from vpltool.formats import JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method, load_method
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
 
-_NOTHING: dict[str, Any] = {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
+_NOTHING: JsonObject = {"photos": 0, "seconds": {}, "total": 0.0, "bytes": 0}
 """The report where no photo is to be encoded."""
 
 
@@ -55,7 +55,7 @@ STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=
               settings=EstimateSettings)
 
 
-def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
+def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     """Estimate the time for extraction, masks and training, and the disk space.
 
     Each is measured on this machine with one photo and extrapolated, which takes seconds.
@@ -121,7 +121,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> dict[str, Any]:
     return report
 
 
-def show(_result: dict[str, Any], _values: Mapping[str, Any]) -> str:
+def show(_result: JsonObject, _values: Mapping[str, object]) -> str:
     """Nothing: the note has said it."""
     return ""
 

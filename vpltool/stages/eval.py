@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.core.boundaries import boundary_f
@@ -13,6 +13,7 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     InputFolder,
+    JsonObject,
     Workspace,
     find_folder,
     identity_of_many,
@@ -141,7 +142,7 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
             f"compares with the tags; {own}")
 
 
-def _written(workspace: Workspace, settings: EvalSettings, report: dict[str, Any], name: str
+def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> Report:
     path = settings.out or workspace.path / "scores" / f"{name}.json"
     if rank_of_process()[0] == 0:
@@ -180,10 +181,10 @@ def _given_threshold(settings: EvalSettings) -> float:
 
 
 def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str, given: float
-            ) -> dict[str, Any]:
+            ) -> JsonObject:
     from vpltool.core import metrics
 
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
         "supervision": source.header.supervision or "tags",
@@ -212,7 +213,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
     return report
 
 
-def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[dict[str, Any]]:
+def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
     from vpltool.core import metrics
 
@@ -225,7 +226,7 @@ def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[dict[str, A
             for key in order]
 
 
-def show(report: Report, values: Mapping[str, Any]) -> str:
+def show(report: Report, values: Mapping[str, object]) -> str:
     """Format the scores as a table, and where they were written."""
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])

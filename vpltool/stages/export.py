@@ -137,7 +137,7 @@ def _of_split(of_method: Settings, split: str) -> Settings:
 def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
           ) -> tuple[InputFolder, list[Photo], str]:
     """Find the folder to export, its photos, and the split or the folder of photos it is of."""
-    split = values_of(settings)["split"]
+    split: str = values_of(settings)["split"]
     kinds = (("predictions",) if method.EXPORTS == "predictions"
              else ("predictions", "masks"))
     splits = {name for photo in workspace.photos() for name in photo.splits}

@@ -18,7 +18,7 @@ from vpltool.engine.prototypes import (
     space_of,
 )
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace, identity_of_file, write_json
+from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, setting
@@ -200,10 +200,10 @@ def _panel(measured: _Measured) -> Panel:
                      [(item.name, item.space, item.rows, item.index) for item in sets])
 
 
-def _report(workspace: Workspace, measured: _Measured, split: str) -> dict[str, Any]:
+def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject:
     regions, sets, gaps = measured.regions, measured.sets, measured.gaps
     shown = {workspace.class_name(index): item for index, item in gaps[0].per_class.items()}
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "kind": "gap", "split": split, "photos": len(regions.ids), "cams": regions.maps.name,
         "phi": regions.phi, "features": regions.features.identity, "maps": regions.maps.identity,
         "spread": round(gaps[0].spread, 6),
@@ -239,7 +239,7 @@ def show(report: Report, _values: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *map(str, report.paths)])
 
 
-def _cells(entry: dict[str, Any] | None, first: str, second: str) -> str:
+def _cells(entry: JsonObject | None, first: str, second: str) -> str:
     if entry is None:
         return f"  {'-':>8}  {'-':>6}"
     cell = entry[first] if first == "regions" else format(entry[first], ".3f")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.formats import InputFolder, Workspace
+from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.inputs import find_folder
 from vpltool.settings import Settings, setting
@@ -40,7 +40,7 @@ STAGE = Stage(order=97, panel="4. Scores and pictures", reads=("group-maps",), w
               settings=GroupUseSettings)
 
 
-def run(workspace: Workspace, settings: GroupUseSettings) -> list[dict[str, Any]]:
+def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
     """Measure how many groups a photo uses, and how far their shares overlap (PGSeg).
 
     A group is used if it is the strongest somewhere: many used groups mean richness. The overlap of
@@ -68,7 +68,7 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[dict[str, Any]
     return table
 
 
-def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> dict[str, Any]:
+def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObject:
     title, equals, names = row.partition("=")
     folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
@@ -77,7 +77,7 @@ def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> dict[str
                for name in _matching(workspace.path, part)]
     ids = [photo.id for photo in workspace.photos(settings.split, settings.limit)]
     measured = [_measure(folder, ids) for folder in folders]
-    found: dict[str, Any] = {"title": title if equals else row or folders[0].path.parent.name,
+    found: JsonObject = {"title": title if equals else row or folders[0].path.parent.name,
                              "split": settings.split, "photos": measured[0].pop("photos")}
     return found | {key: [each[key] for each in measured] for key in measured[0]}
 
@@ -89,7 +89,7 @@ def _matching(work: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in (work / "group-maps").glob(pattern)) or [pattern]
 
 
-def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
+def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
     from vpltool.core.group_maps import group_use
 
     held = folder.available(ids)
@@ -99,14 +99,14 @@ def _measure(folder: InputFolder, ids: list[str]) -> dict[str, Any]:
             maps = folder.read_tensors(key, *STAGES)
             uses.append([group_use(maps[stage].float()) for stage in STAGES])
             advance()
-    found: dict[str, Any] = {"photos": len(held)}
+    found: JsonObject = {"photos": len(held)}
     for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):
         found[f"{stage}_used"] = statistics.fmean(use.used for use in each)
         found[f"{stage}_overlap"] = statistics.fmean(use.overlap for use in each)
     return found
 
 
-def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+def show(table: list[JsonObject], values: Mapping[str, Any]) -> str:
     """Format the rows as a table; in Markdown where that is asked for."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
-from vpltool.formats import KINDS, Header, changes, describe, open_workspace, read_json
+from vpltool.formats import KINDS, Header, JsonObject, changes, describe, open_workspace, read_json
 from vpltool.formats.manifest import manifest_of, photo_ids
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -34,7 +34,7 @@ STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writ
               settings=InspectSettings, begins=True)
 
 
-def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
+def run(work: Path, settings: InspectSettings) -> JsonObject:
     """Describe a file: what it is, what made it, and from what.
 
     For a folder, list what it holds.
@@ -62,7 +62,7 @@ def run(work: Path, settings: InspectSettings) -> dict[str, Any]:
     return _describe_folder(path) if path.is_dir() else _describe_file(path)
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def _describe_file(path: Path) -> JsonObject:
     if path.suffix == ".json":
         return _describe_json(path)
     if path.name == changes.FILE:
@@ -75,7 +75,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
         raise VplError(f"{path} is not a kind of file that vpltool writes",
                        "it writes .safetensors, .png, .tif, .json and .jsonl")
     described = describe(path)
-    result: dict[str, Any] = {"kind": "unknown: no vpltool header"}
+    result: JsonObject = {"kind": "unknown: no vpltool header"}
     if described.header is not None:
         result = _of_header(asdict(described.header))
     if described.shapes:
@@ -85,7 +85,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
     return result
 
 
-def _describe_json(path: Path) -> dict[str, Any]:
+def _describe_json(path: Path) -> JsonObject:
     content = read_json(path, "")
     if path.name == "workspace.json" or "header" in content:
         return _describe_folder(path.parent)
@@ -94,7 +94,7 @@ def _describe_json(path: Path) -> dict[str, Any]:
     return {"kind": "JSON", "keys": sorted(content)}
 
 
-def _describe_folder(path: Path) -> dict[str, Any]:
+def _describe_folder(path: Path) -> JsonObject:
     if (path / "artifact.json").exists():
         content = manifest_of(path)
         result = _of_header(content["header"]) | _state_of(path, content)
@@ -110,7 +110,7 @@ def _describe_folder(path: Path) -> dict[str, Any]:
     return {"kind": "folder", "holds": holds}
 
 
-def _describe_workspace(path: Path) -> dict[str, Any]:
+def _describe_workspace(path: Path) -> JsonObject:
     workspace = open_workspace(path)
     photos = workspace.photos()
     splits: dict[str, int] = {}
@@ -126,9 +126,9 @@ def _describe_workspace(path: Path) -> dict[str, Any]:
         "with true masks": sum(photo.mask is not None for photo in photos)}
 
 
-def _holdings(folder: Path) -> dict[str, dict[str, Any]]:
+def _holdings(folder: Path) -> dict[str, JsonObject]:
     """Relative path to a few words about everything in a folder that vpltool wrote."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for depth in range(1, _DEEPEST):
         for manifest in folder.glob("/".join(["*"] * depth + ["artifact.json"])):
             content = manifest_of(manifest.parent)
@@ -142,7 +142,7 @@ def _holdings(folder: Path) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def _header_in(file: Path) -> dict[str, Any] | None:
+def _header_in(file: Path) -> JsonObject | None:
     """Kind and command of a file that vpltool wrote; None if it did not, or it is damaged."""
     try:
         if file.suffix in (".safetensors", ".png"):
@@ -155,11 +155,11 @@ def _header_in(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def _state_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(path: Path, content: Mapping[str, Any]) -> JsonObject:
     return {"photos": len(photo_ids(path)), "complete": content["complete"]}
 
 
-def _of_header(header: Mapping[str, Any]) -> dict[str, Any]:
+def _of_header(header: Mapping[str, Any]) -> JsonObject:
     found = {
         "kind": header["kind"],
         "made by": f"vpltool {header['command']} (version {header['version']})",

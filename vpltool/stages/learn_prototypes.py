@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.engine.features import open_features
@@ -20,7 +20,7 @@ from vpltool.engine.prototypes import (
     space_record,
 )
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats import InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -222,7 +222,7 @@ def _format_rows(index: list[int]) -> str:
 
 def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
            start: Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
-           ) -> tuple[Tensor, dict[str, Any]]:
+           ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     from vpltool.core import phase_one
     from vpltool.core.prototypes import SolverRecord

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
@@ -16,6 +15,7 @@ from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import (
     Header,
     InputFolder,
+    JsonObject,
     OutputFolder,
     Workspace,
 )
@@ -222,8 +222,8 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings = work.workspace, work.settings
     role = "segmenter" if work.header.kind == "bundle" else "decoder"
-    inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity}
-    options: dict[str, Any] = {"split": task.name} | (
+    inputs: JsonObject = {role: work.path, "classes": work.named.classes_identity}
+    options: JsonObject = {"split": task.name} | (
         {"temperature": work.temperature} if settings.abstain else {})
     skip: tuple[str, ...] = DECODER_SETTINGS
     if work.header.kind != "groups":

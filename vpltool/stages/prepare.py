@@ -14,10 +14,11 @@ from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
-from vpltool.formats import Photo, Workspace, write_workspace
-from vpltool.formats.changes import describe_change, last_call
+from vpltool.formats import JsonObject, Photo, Workspace
+from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import MOST_CLASSES, numbered
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
+from vpltool.formats.workspace_writing import describe_change, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
@@ -211,9 +212,9 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     return replace(settings, of_method=method, **shared)
 
 
-def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[str, Any]:
+def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonObject:
     """The settings that a later call may leave out; paths are relative to the workspace."""
-    call: dict[str, Any] = {"method": settings.method}
+    call: JsonObject = {"method": settings.method}
     call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
         call["captions"] = _to_workspace(path, settings.captions)
@@ -231,7 +232,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> dict[
     return call
 
 
-def _to_workspace(path: Path, value: Any) -> Any:
+def _to_workspace(path: Path, value: Any) -> object:
     if isinstance(value, tuple):
         return [_to_workspace(path, item) for item in value]
     return relative_to(value, path) if isinstance(value, Path) else value

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import options
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.engine.given import Given, open_given
 from vpltool.engine.photo_work import Failed, Made
 from vpltool.engine.segmenters import read_segmenter
-from vpltool.formats import OutputFolder, Workspace
+from vpltool.formats import JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, load_method
@@ -72,7 +71,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     given = open_given(workspace, settings, method, ("cams", "features"), preferred=UNREFINED)
     name = f"{given.cams.name}-refined"
 
-    def write(output: OutputFolder, key: str, made: dict[str, Any]) -> None:
+    def write(output: OutputFolder, key: str, made: JsonObject) -> None:
         # Here, so that on a GPU only the writing thread waits for the maps.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
@@ -96,11 +95,11 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
     reads = {*method.READS, *(network.reads if network else ())}
     wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
-    of_prototypes: dict[str, Any] = {} if loaded.rows is None else {
+    of_prototypes: JsonObject = {} if loaded.rows is None else {
         "prototypes": loaded.rows, "class_index": loaded.class_index, "of_rows": loaded.of_rows,
         "row_photos": loaded.row_photos}
 
-    def refined(key: str, grid: tuple[int, int], tensors: dict[str, Any]) -> Made:
+    def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> Made:
         try:
             maps = given.cams.read_tensors(key)
         except BadValues as error:

@@ -11,7 +11,7 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import identity_of_many, open_workspace, read_json
+from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -41,7 +41,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
 """What was compared with: key of a score to the title of its column."""
 
 
-def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
+def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
     """Compare scores in one table; several runs as mean and standard deviation.
 
     Scores against tags, which have other columns, are in a second table.
@@ -80,7 +80,7 @@ def run(path: Path, settings: ScoresSettings) -> list[dict[str, Any]]:
     return table
 
 
-def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
+def show(table: list[JsonObject], values: Mapping[str, Any]) -> str:
     """Format the rows as a table, or one for each thing compared with; in Markdown if asked for."""
     tables = []
     for against, columns in _COLUMNS.items():
@@ -94,7 +94,7 @@ def show(table: list[dict[str, Any]], values: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def _row(work: Path, row: str) -> dict[str, Any]:
+def _row(work: Path, row: str) -> JsonObject:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
     found = [_read(work, name) for pattern in names for name in _matching(work, pattern)]
@@ -140,7 +140,7 @@ def _matching(work: Path, pattern: str) -> list[str]:
     return sorted(str(path) for path in work.glob(pattern)) or [pattern]
 
 
-def _read(work: Path, name: str) -> dict[str, Any]:
+def _read(work: Path, name: str) -> JsonObject:
     """Read the scores of a file under the keys of `_COLUMNS`."""
     path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
     content = read_scores(path)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.engine.features import open_features
-from vpltool.engine.headers import check_file, make_header
-from vpltool.engine.photos import photos_identity, with_photo_files
+from vpltool.engine.headers import check_file
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, write_tensors
+from vpltool.formats import JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
@@ -72,13 +71,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     text = _phase_one.read_start(workspace, class_rows(workspace, settings, "text"),
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = with_photo_files(workspace, make_header(
-        workspace, "prototypes", "seed-prototypes", settings, model=features.header.model,
-        inputs={"features": features, "text": text.path, "cams": maps,
-                "tags": workspace.tags_identity(settings.split),
-                "photos": photos_identity(workspace, settings.split, settings.limit, features,
-                                          maps)},
-        options={"text": text.path.stem, "cams": maps.name}))
+    header = _phase_one.seeded_header(workspace, "seed-prototypes", settings, features, text, maps)
     target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
@@ -111,7 +104,7 @@ def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
 
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
               pool: Pixels, text: Prototypes, ranks: Ranks
-              ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+              ) -> tuple[dict[str, Tensor], JsonObject]:
     """Run the method; give the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)

@@ -14,8 +14,9 @@ from vpltool.engine.photos import with_photo_files
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, expect_header, write_tensors
-from vpltool.formats.header import changed_inputs, join_supervision
+from vpltool.formats import Header, JsonObject, Workspace, expect_header, write_tensors
+from vpltool.formats.changes import changed_inputs
+from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import torch
@@ -196,7 +197,7 @@ def _make_header(
     prototypes: Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
-    inputs: dict[str, Any] = {
+    inputs: JsonObject = {
         **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     header = make_header(

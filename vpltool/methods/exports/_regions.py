@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, options, settings
 from vpltool.errors import VplError, part_of
@@ -31,13 +30,13 @@ _STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
 
 
-def min_area_setting(default: int) -> Any:
+def min_area_setting(default: int) -> int:
     """From which size on regions stay."""
     return setting(default, "Minimum size of a region in pixels; smaller ones are removed. 0: "
                             "keep all.", low=0, metavar="PIXELS")
 
 
-def small_setting(default: str) -> Any:
+def small_setting(default: str) -> str:
     """What becomes of smaller regions."""
     return setting(
         default, "What smaller regions become: background (drop), or the label around them "
@@ -45,13 +44,13 @@ def small_setting(default: str) -> Any:
         no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
 
 
-def keep_exif_setting() -> Any:
+def keep_exif_setting() -> bool:
     """Whether photos keep their metadata."""
     return setting(False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
                           "otherwise only orientation and colour profile stay.", brief=False)
 
 
-def corrections_setting() -> Any:
+def corrections_setting() -> bool:
     """Whether corrected masks take the place of computed ones."""
     return setting(True, "Use corrected masks in place of computed ones.")
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import settings
-from vpltool.formats import voc_palette
+from vpltool.formats import JsonObject, voc_palette
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
@@ -27,7 +26,7 @@ class SegmenterSettings(settings.Settings):
                                "CLIP's.", metavar="NAME")
 
 
-def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> dict[str, Any]:
+def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
     """Return what is needed to run a segmenter elsewhere, as values for JSON."""
     from vpltool.clip.licences import licence_of
 

@@ -23,6 +23,7 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     POLYGON_AREA,
@@ -79,8 +80,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     files = PhotoFiles(predictions, settings, _TAKEN)
-    images: list[dict[str, Any]] = []
-    instances: list[dict[str, Any]] = []
+    images: list[JsonObject] = []
+    instances: list[JsonObject] = []
     for number, (photo, labels) in enumerate(
             cleaned_predictions(predictions, settings, keeps_ignored=False), 1):
         height, width = labels.shape
@@ -108,7 +109,7 @@ def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArra
         yield inside
 
 
-def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> dict[str, Any]:
+def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
     """Area, box and segmentation of an instance (H, W)."""
     from vpltool.core.instances import run_lengths
     from vpltool.core.outlines import has_holes, outlines_of

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats.archives import write_zip
 from vpltool.formats.labels import png_bytes
+from vpltool.json_text import JsonObject
 from vpltool.lazy import np
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
@@ -43,7 +43,7 @@ def _members(predictions: Predictions, numbers: dict[str, int], name: str
              ) -> Iterator[tuple[str, bytes]]:
     import json
 
-    entries: list[dict[str, Any]] = []
+    entries: list[JsonObject] = []
     # A segment's id is red + 256 green + 65536 blue: category ids fit into red; 0 is nothing.
     ids = np.zeros(256, np.uint8)
     ids[1 : len(COCO_IDS) + 1] = COCO_IDS

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
-from vpltool.formats import Photo, Workspace, write_json
+from vpltool.formats import JsonObject, Photo, Workspace, write_json
 from vpltool.formats.json_stream import write_array
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
@@ -52,7 +51,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _dataset(workspace: Workspace, photos: Sequence[Photo], numbers: Mapping[str, int]
-             ) -> dict[str, Any]:
+             ) -> JsonObject:
     """A data set without annotations, as pycocotools reads it: images and categories."""
     from vpltool.core.photos import photo_size
 

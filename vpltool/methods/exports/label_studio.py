@@ -22,6 +22,7 @@ from xml.sax.saxutils import quoteattr
 
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
+from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods.exports._regions import (
     LabellingSettings,
@@ -82,7 +83,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
     tasks = []
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         strokes = list(_strokes(labels, classes))
-        result: dict[str, Any] = {"result": strokes}
+        result: JsonObject = {"result": strokes}
         if settings.kind == "predictions":
             result["model_version"] = predictions.name
         tasks.append({"data": {_IMAGE: settings.address + files.name(photo), "photo": photo.id},
@@ -101,7 +102,7 @@ def _configuration(classes: tuple[str, ...]) -> str:
 
 
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
-             ) -> Iterator[dict[str, Any]]:
+             ) -> Iterator[JsonObject]:
     from vpltool.core.brush import brush_lengths
     from vpltool.core.outlines import connected_parts
 
@@ -173,7 +174,7 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
     return Outlined(photo, size, regions, where)
 
 
-def _name_of(data: Mapping[str, Any]) -> str:
+def _name_of(data: Mapping[str, object]) -> str:
     """Name of a task's photo: its id, where `export` said it, else from its address."""
     from urllib.parse import parse_qs, unquote, urlsplit
 

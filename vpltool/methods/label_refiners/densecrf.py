@@ -11,11 +11,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, settings
 from vpltool.core import crf
-from vpltool.core.crf import PRESETS, CrfSettings, fastest_backend
+from vpltool.core.crf import fastest_backend
+from vpltool.core.crf_kernels import PRESETS, CrfSettings
 from vpltool.core.crf_size import estimate_bytes
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
@@ -50,7 +50,7 @@ class Settings(settings.Settings):
         off="--plain-image", record="changed")
 
 
-def recorded(settings: Settings) -> dict[str, Any]:
+def recorded(settings: Settings) -> dict[str, object]:
     """What headers say of settings that name something else: the kernels of the preset.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.core.grids import min_max
@@ -14,14 +13,14 @@ from vpltool.settings import NoEffect, Settings, setting
 _UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
 
 
-def mask(default: str, source: str = "") -> Any:
+def mask(default: str, source: str = "") -> str:
     """Whether a map stays in boxes."""
     return setting(default, "Area that each class is kept in; box: the boxes of its map; none: "
                             "anywhere.",
                    choices=("box", "none"), source=source)
 
 
-def threshold(default: float, source: str) -> Any:
+def threshold(default: float, source: str) -> float:
     """Where boxes begin."""
     return setting(
         default, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "

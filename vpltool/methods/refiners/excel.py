@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
@@ -29,7 +28,7 @@ class Settings(_boxes.BoxSettings):
     threshold: float = _boxes.threshold(0.79, "ExCEL, official code")
 
 
-def check(features: Mapping[str, Any], settings: Settings) -> None:
+def check(features: Mapping[str, object], settings: Settings) -> None:
     """Check that the features hold the attention of as many blocks.
 
     Raises:

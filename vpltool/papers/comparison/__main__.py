@@ -17,11 +17,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace, read_json, write_json
+from vpltool.formats import JsonObject, open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.papers.comparison.measuring import Measured, Setup, measure
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
@@ -121,7 +120,7 @@ def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
     return text
 
 
-def _protocol(setup: Setup) -> dict[str, Any]:
+def _protocol(setup: Setup) -> JsonObject:
     """What rows of one table have in common."""
     return {"learn": setup.learn, "score": setup.score, "cut": setup.cut,
             "seeds": list(setup.seeds), "masked": list(setup.masked)}
@@ -130,7 +129,7 @@ def _protocol(setup: Setup) -> dict[str, Any]:
 def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
     """What an earlier run of the same protocol has measured, and of which rows."""
     record = setup.work.path / "compare.json"
-    found: dict[str, Any] = read_json(record, "") if record.exists() else {}
+    found: JsonObject = read_json(record, "") if record.exists() else {}
     differs = [name for name, value in _protocol(setup).items() if found.get(name) != value]
     if differs:
         if found:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vpltool.command import parse_line
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import JsonObject
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,7 +72,7 @@ class Row:
 
     def of_tags(self) -> Row:
         """The row with first maps from the prototypes of tags."""
-        lines: dict[str, Any] = {name: [_of_tags(line) for line in getattr(self, name)]
+        lines: JsonObject = {name: [_of_tags(line) for line in getattr(self, name)]
                                  for name in _LINES}
         return replace(self, **lines, cams=_of_tags(self.cams), refined=_of_tags(self.refined))
 

@@ -21,12 +21,11 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.command import parse_line
 from vpltool.errors import VplError
-from vpltool.formats import open_workspace
+from vpltool.formats import JsonObject, open_workspace
 from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.chains import Chains, Protocol
 from vpltool.papers.tables.report import write_table
@@ -72,7 +71,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(int(seed) for seed in text.split(","))
 
 
-def _given(items: list[str], preset: str) -> dict[str, dict[str, Any]]:
+def _given(items: list[str], preset: str) -> dict[str, JsonObject]:
     """Stage to setting to value, of all `--set`.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
-from vpltool.formats import Workspace
+from vpltool.formats import JsonObject, Workspace
 from vpltool.methods import KINDS
 from vpltool.papers.tables.features import find_stored_features
 from vpltool.preset import Preset
@@ -53,7 +53,7 @@ class Protocol:
     given: Mapping[str, Mapping[str, Any]]
     quick: bool = False
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What all files of a folder of tables have in common, as JSON can hold it."""
         given = {f"{stage} {name}": str(value) if isinstance(value, Path) else value
                  for stage, values in self.given.items() for name, value in values.items()}
@@ -77,7 +77,7 @@ class Chains:
     work: api.Workspace
     source: Workspace
     protocol: Protocol
-    made: dict[str, Any] = field(default_factory=dict)
+    made: JsonObject = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     stored: dict[str, Path | None] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class Chains:
                 self.failed.append(f"{stage}: {failed}")
         return self.made[line]
 
-    def _chosen(self, stage: str) -> dict[str, Any]:
+    def _chosen(self, stage: str) -> JsonObject:
         preset = self.protocol.preset.values(find_stage(stage))
         return preset | dict(self.protocol.given.get(stage, {}))
 
@@ -203,7 +203,7 @@ class Chains:
         prototypes = self.learned("vision", seed)
         masks = self.masks(self.cams(prototypes, self.learn), self.learn)
         name = f"decoder-{seed}" if rsc is None else f"decoder-ce-{seed}"
-        values: dict[str, Any] = {} if rsc is None else {"lambda_rsc": rsc}
+        values: JsonObject = {} if rsc is None else {"lambda_rsc": rsc}
         if self.setting("train-decoder", "source") != "photos":
             values |= self.features(self.learn)
         values |= {"masks": masks, "prototypes": prototypes, "split": self.learn, "seed": seed,
@@ -215,7 +215,7 @@ class Chains:
         self.call("predict", decoder=name, split=self.split, **seen)
         return name
 
-    def _announce(self, values: Mapping[str, Any]) -> None:
+    def _announce(self, values: Mapping[str, object]) -> None:
         """Say how long a training will take, from a few steps of it; nothing if it is short."""
         steps = int(self.setting("train-decoder", "iters"))
         started = (self.path / "decoder").glob(f"{values['name']}.*safetensors")
@@ -237,7 +237,7 @@ class Chains:
         return self.path / "prototypes" / f"{name}.safetensors"
 
 
-def _names(found: FoundStage, values: Mapping[str, Any]) -> tuple[str, ...]:
+def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the settings of a stage, and of the method that values choose."""
     kind = found.stage.methods
     return setting_names(found, str(values.get("method") or (KINDS[kind].default if kind else "")))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.datasets.words import COCO, VOC
+from vpltool.json_text import JsonObject
 from vpltool.papers.tables.chains import Chains
 from vpltool.papers.tables.report import Cell, Row
 
@@ -157,7 +158,7 @@ def _sweep(chains: Chains, title: str, name: str, papers: Mapping[float, tuple[f
 
 def seed_score(chains: Chains, cams: str, split: str) -> float:
     """Percent mIoU of CAMs at the threshold of the protocol."""
-    cut: dict[str, Any] = {}
+    cut: JsonObject = {}
     if chains.protocol.cut:
         chosen = chains.cams("text", chains.protocol.cut)
         # No alpha: the best threshold is looked for.
@@ -200,7 +201,7 @@ def _made_score(chains: Chains, what: str, split: str, name: str, **values: Any)
     return _score(chains, what, split, name, **values)
 
 
-def _score(chains: Chains, what: str, split: str, name: str, **values: Any) -> float:
+def _score(chains: Chains, what: str, split: str, name: str, **values: object) -> float:
     report = chains.call("eval", what=what, split=split, **values, out=_path(chains, name))
     return 100 * float(report["miou"])
 

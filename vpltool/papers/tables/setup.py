@@ -6,25 +6,19 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import api, console
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import (
-    Workspace,
-    open_workspace,
-    read_json,
-    write_json,
-    write_workspace,
-)
+from vpltool.formats import Workspace, open_workspace, read_json, write_json
 from vpltool.formats.workspace import relative_to
+from vpltool.formats.workspace_writing import write_workspace
 from vpltool.papers.tables.chains import Chains, Protocol
 from vpltool.papers.tables.features import expected_bytes
 from vpltool.papers.tables.rows import made_scored, unmasked
 from vpltool.stages._truth import check_truth
 
-QUICK: Mapping[str, Mapping[str, Any]] = {
+QUICK: Mapping[str, Mapping[str, object]] = {
     "learn-prototypes": {"iters": 300, "max_pixels": 20_000},
     "train-decoder": {"iters": 100}}
 """What `--quick` sets, by stage; `--set` wins over it, and so does what a row is about."""
