@@ -30,6 +30,7 @@ from vpltool.lazy import Tensor, np, npt
 from vpltool.methods.inputs import AUTO
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._chosen_segmenter import Chosen
+from vpltool.stages._group_predict import GROUP_SETTINGS
 
 _ROWS = 128
 """Rows of pixels that are made at a time."""
@@ -105,7 +106,8 @@ def _header(work: Chosen, scene: Scene) -> Header:
     inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity,
                               "scene": scene.path}
     header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
-                         model=work.header.model, options={"scales": work.scales})
+                         model=work.header.model, options={"scales": work.scales},
+                         skip=(*GROUP_SETTINGS, "split", "source"))
     sources = {name: path for name, path in header.sources.items() if name != "scene"}
     return replace(header, sources=sources | {
         "images": relative_path(scene.path, work.workspace.path)})
