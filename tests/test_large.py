@@ -56,6 +56,13 @@ def test_tiles_have_the_tags_of_the_objects_in_them(made: Path) -> None:
         assert shown <= set(photo.labels), photo.id
 
 
+def test_nothing_is_stale(made: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are compared with what would be cut now."""
+    monkeypatch.chdir(made)
+    result = run("status", "--stale", work=Path("work/map"))
+    assert result.code == 0 and "everything is up to date" in result.out + result.err, result.out
+
+
 def test_the_polygons_are_the_regions_of_the_labels(made: Path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     about = pyogrio.read_info(made / "map.gpkg")

@@ -362,10 +362,10 @@ def test_classes_file(tmp_path: Path, text: str, names: tuple[str, ...],
 @pytest.mark.parametrize(("text", "said"), [
     ("cat\ndog\ncat\n", "`cat`"), ("\n", "empty"), ("1 cat\n1 dog\n", "`1`"),
     ("0 background\n", "names no class, only background"),
-    ("6 ignore\n", "names no class, only ignore"), ("1 cat\n256 dog\n", "`256 dog`"),
+    ("6 ignore\n", "names no class, only ignore"), ("1 cat\n65536 dog\n", "`65536 dog`"),
     ("cat\ndog\n6 ignore\n", "`6 ignore` has a value, `cat` has none"),
     ("1 cat\nbike\n", "`1 cat` has a value, `bike` has none"),
-    ("".join(f"c{number}\n" for number in range(255)), "255 classes")])
+    ("".join(f"c{number}\n" for number in range(65_535)), "65535 classes")])
 def test_classes_file_errors(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "classes.txt"
     path.write_text(text)

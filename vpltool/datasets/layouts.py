@@ -13,7 +13,7 @@ from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
 from vpltool.errors import VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Photo
-from vpltool.formats.kinds import MOST_CLASSES
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -26,6 +26,10 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
                 ".psd", ".tga"}
 """Suffixes of pictures that other programs can convert to JPEG."""
 
+
+
+_MOST_UNLISTED = IGNORE - 1
+"""Different labels that tags may have without a list: sentences instead of labels have more."""
 
 
 def read_folder(
@@ -50,7 +54,7 @@ def read_folder(
 
     Raises:
         VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
-            that is no photo, a photo is listed twice, or there are more than 65,534 labels.
+            that is no photo, a photo is listed twice, or there are too many labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -73,7 +77,7 @@ def read_folder(
         photos.append(Photo(_key(name), name, row.labels, row.splits,
                             relative_name(mask, images) if mask and mask.exists() else None))
     classes = tuple(sorted({label for photo in photos for label in photo.labels}))
-    check_class_count(classes, str(labels))
+    check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
         *_look_alikes(names), *_in_train_and_val(photos), *same_photos(images, photos)]
@@ -288,16 +292,24 @@ def _convert(paths: Iterable[Path]) -> str:
     return ""
 
 
-def check_class_count(classes: Sequence[str], where: str) -> None:
-    """Check that a mask can hold the classes.
+def check_class_count(classes: Sequence[str], where: str, *, listed: bool = False) -> None:
+    """Check that labels are classes, and not words of sentences, and that a mask can hold them.
+
+    Args:
+        classes: the different labels.
+        where: the file, for the message.
+        listed: whether a list names the classes; then there may be more.
 
     Raises:
-        VplError: there are more than 65,534.
+        VplError: there are more than 254, or 65,534 of a list.
     """
-    if len(classes) > MOST_CLASSES:
+    most = MOST_CLASSES if listed else _MOST_UNLISTED
+    if len(classes) > most:
         raise VplError(f"{where} has {len(classes)} different labels, such as "
-                       f"{some(classes)}; at most {MOST_CLASSES} classes are possible",
-                       "labels are class names, separated by ;, not sentences")
+                       f"{some(classes)}; at most {most} classes are possible"
+                       + ("" if listed else " without a list of them"),
+                       "labels are class names, separated by ;, not sentences"
+                       + ("" if listed else "; `classes='FILE'` lists more"))
 
 
 def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from vpltool.lazy import Tensor, np, npt
 from vpltool.methods.inputs import AUTO
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._chosen_segmenter import Chosen
+from vpltool.stages._group_predict import GROUP_SETTINGS
 
 _ROWS = 128
 """Rows of pixels that are made at a time."""
@@ -106,7 +107,8 @@ def _header(work: Chosen, scene: Scene) -> Header:
                               "scene": scene.path}
     header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
                          model=work.header.model, options={"scales": work.scales} | (
-                             {"temperature": work.temperature} if work.settings.abstain else {}))
+                             {"temperature": work.temperature} if work.settings.abstain else {}),
+                         skip=(*GROUP_SETTINGS, "split", "source"))
     sources = {name: path for name, path in header.sources.items() if name != "scene"}
     return replace(header, sources=sources | {
         "images": relative_path(scene.path, work.workspace.path)})

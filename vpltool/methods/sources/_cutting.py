@@ -30,7 +30,7 @@ from vpltool.lazy import Image, np, npt
 FOLDER = "tiles"
 """Folder of the workspace that tiles and pages are written to."""
 
-_TRUE = "ground-truth/tiles"
+_TRUE = "tiles-truth"
 """Folder of their true masks."""
 
 _STAMP = "source.json"

@@ -126,7 +126,7 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
     found = tuple(sorted({label for photo in made for label in photo.labels}))
-    layouts.check_class_count(found, str(settings.labels))
+    layouts.check_class_count(found, str(settings.labels), listed=bool(named))
     layouts.check_labels(made, named or found)
 
     def paint(workspace: Workspace, listed: Sequence[Photo]

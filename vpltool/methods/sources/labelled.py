@@ -76,7 +76,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         shown[entry.photo.id] = [label for label in np.unique(entry.labels).tolist()
                                  if label not in (0, IGNORE)]
     classes = tuple(request.met) if isinstance(request, FirstRequest) else shared.classes
-    check_class_count(classes, str(settings.path))
+    check_class_count(classes, str(settings.path), listed=bool(shared.classes))
     if not any(shown.values()):
         raise VplError(f"{settings.path} ({name}) holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
