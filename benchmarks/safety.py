@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Spent:
     """Adds up seconds that are spent in functions, and how often they are called."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
 
     def timed(self, name: str, function: Callable[..., Any], clock: Callable[[], float]
@@ -67,7 +67,7 @@ def measure(world: World, words: tuple[object, ...]) -> str:
     with (mock.patch.object(values, "_fault", spent.timed(
               "check", values._fault, time.thread_time)),
           mock.patch.object(outputs, "check_labels", spent.timed(
-              "check", outputs.check_labels, time.thread_time)),
+              "check", values.check_labels, time.thread_time)),
           mock.patch.object(atomic, "sync", spent.timed("sync", atomic.sync, time.perf_counter))):
         core, began = time.process_time(), time.perf_counter()
         world.run(*words)

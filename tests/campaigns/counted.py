@@ -131,12 +131,15 @@ def run_killed(words: Words, base: Path, kill_at: int) -> Outcome:
 
 
 def is_up_to_date(base: Path) -> bool:
-    """Tell whether `status` says that everything is up to date."""
+    """Tell whether `status` says so of all, and `vpltool` alone names no unfinished recipe."""
     from vpltool.formats import open_workspace
+    from vpltool.formats.started import read_started
     from vpltool.state import read_state
 
     state = read_state(open_workspace(base / "work"), passes_over=True)
-    return not state.damaged and not any(map(state.stale, state.in_order))
+    started = read_started(base / "work")
+    return ((started is None or started.done) and not state.damaged
+            and not any(map(state.stale, state.in_order)))
 
 
 def prepare(room: Path) -> Path:
