@@ -43,7 +43,7 @@ def test_a_difference_is_found(recorded: dict[str, Any]) -> None:
 def test_nearly_every_stage_and_method_is_recorded() -> None:
     used = {word for line in LINES for word in line}
     stages = {name for name, found in find_stages().items() if found.stage.writes}
-    assert stages - used <= {"prepare", "pack", "train-groups", "run", "pull"}
+    assert stages - used <= {"prepare", "pack", "train-groups", "run", "pull", "propose"}
     methods = {name for kind in KINDS if kind not in ("sources", "exports")
                for name, method in find_methods(kind).items() if method.name != KINDS[kind].default}
-    assert methods - used <= {"rfm", "weclip", "sam", "files"}
+    assert methods - used <= {"rfm", "weclip", "sam", "files", "slic", "proposals"}

@@ -261,7 +261,7 @@ def test_other_sizes_are_refused_or_scaled(work: Path, tmp_path: Path) -> None:
     result = propose(work, *options, "--resize", "--overwrite")
     assert result.code == 0, result.err
     found = read(work, "files")
-    assert found["scene2"].size == (40, 48) and len(found["scene2"]) == 1
+    assert found["scene2"].size == (40, 48) and len(found["scene2"]) == 5
     assert len(found["scene3"]) == 0
 
 

@@ -41,7 +41,7 @@ class Settings(settings.Settings):
                                 record="never")
     format: str = setting("auto", "What a folder of PNGs holds; auto: the path is in a format "
                                   "that is detected.", choices=("auto", *FORMS))
-    levels: str = setting("0.5", "Levels that divide a soft map.", metavar="LIST",
+    levels: str = setting("0.1,0.3,0.5,0.7,0.9", "Levels that divide a soft map.", metavar="LIST",
                           no_effect=[NoEffect({"format": _OTHERS}, "there are no soft maps")])
     resize: bool = setting(False, "Scale masks to their photo's size; without it, those of "
                                   "another size are refused.", off="-")
