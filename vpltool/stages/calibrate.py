@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
+from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
 from vpltool.engine.segmenters import find_segmenter, segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, open_input
@@ -56,8 +57,6 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         VplError: there are no probabilities, or they are of an earlier segmenter; or no photo is
             tagged.
     """
-    from vpltool.core.temperature import fit_temperature, kept_at
-
     decoder = find_segmenter(workspace.path, settings.decoder)
     header = segmenter_header(decoder)
     workspace.check_classes(header, decoder)
@@ -111,10 +110,9 @@ def probabilities_of(workspace: Workspace, decoder: Path, split: str) -> InputFo
     return found
 
 
-def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int) -> Any:
+def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int
+            ) -> Sample:
     """Pixels of each photo, evenly spread, with what its tags allow."""
-    from vpltool.core.temperature import Sample, spread
-
     count = 1 + len(workspace.classes)
     probabilities, allowed = [], []
     with console.progress("calibrate", len(photos)) as advance:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool.core.temperature import tempered
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
@@ -252,7 +253,6 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
 def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     """Write the labels of a single photo to a file."""
     from vpltool.core.segment import labels_of
-    from vpltool.core.temperature import tempered
 
     settings, count = work.settings, sum(len(task.photos.ids) for task in tasks)
     if count != 1:
@@ -299,7 +299,6 @@ def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
 
 def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> None:
     from vpltool.core.segment import keep_likely, labels_of
-    from vpltool.core.temperature import tempered
 
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
