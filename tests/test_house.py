@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 369, "lines": 53_690, "code": 33_240, "imports": 14.1, "indented": 412,
+    "files": 369, "lines": 53_690, "code": 33_240, "imports": 14.1, "indented": 413,
     "type_checking": 49, "eager": 59, "any": 631, "cycles": 2, "kind_folders": 33}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
