@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 370, "lines": 54_260, "code": 33_660, "imports": 14.3, "indented": 442,
-    "type_checking": 53, "eager": 59, "any": 653, "cycles": 2, "kind_folders": 36}
+    "files": 393, "lines": 58_010, "code": 35_950, "imports": 14.1, "indented": 473,
+    "type_checking": 53, "eager": 59, "any": 380, "cycles": 0, "kind_folders": 36}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

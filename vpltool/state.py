@@ -29,7 +29,7 @@ from vpltool.formats.kinds import KINDS, SECOND_FOLDER, folders_of
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with

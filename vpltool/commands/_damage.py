@@ -25,7 +25,7 @@ from vpltool.formats.changes import count_photos
 from vpltool.formats.checking import check_file, faults_in, salvaged_header
 from vpltool.formats.deletion import first_header, orphaned_folders
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
 from vpltool.state import Artifact, State, read_artifact, read_state

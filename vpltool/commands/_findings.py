@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import counted
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 """In order; worth knowing; a command will refuse, stop, or take what it should not."""

@@ -12,7 +12,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.changes import last_call
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.methods import find_methods
 from vpltool.settings import described
 from vpltool.shell import command_line, program

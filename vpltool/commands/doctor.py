@@ -17,7 +17,7 @@ from vpltool.commands._damage import workspace_findings
 from vpltool.commands._findings import BROKEN, NOTE, OK, Finding
 from vpltool.commands._tree import size
 from vpltool.errors import VplError, counted, first_line
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 

@@ -17,7 +17,8 @@ from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, r
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import read_geopackage
-from vpltool.formats.rasters import Scene, import_rasterio
+from vpltool.formats.geotiff import import_rasterio
+from vpltool.formats.rasters import Scene
 from vpltool.names import id_of_csv
 
 Points = Sequence[tuple[float, float]]

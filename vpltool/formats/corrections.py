@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vpltool.formats.labels import identity_of_labels, read_drawn_labels, read_labels
-from vpltool.formats.storage import describe, short_path
+from vpltool.formats.storage import describe
+from vpltool.formats.whereabouts import short_path
 from vpltool.formats.workspace import Workspace
 
 FOLDER = "corrections"

@@ -15,7 +15,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 
 Ring = Sequence[tuple[float, float]]
 Polygon = Sequence[Ring]

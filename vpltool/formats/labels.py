@@ -13,7 +13,7 @@ from vpltool.errors import VplError
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import Image, np, npt
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ Rasterio is an optional dependency: `pip install 'vpltool[geo]'`.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.errors import VplError, first_line
+from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.geotiff import import_rasterio, reading
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import Image, np, npt
 
 SUFFIXES = (".tif", ".tiff")
@@ -37,9 +36,6 @@ _SAMPLE = 1024
 
 _BLOCK = 512
 """Side of the blocks of a GeoTIFF that is written."""
-
-_CACHE = "256"
-"""Megabytes of blocks that GDAL keeps."""
 
 _PERCENTILES = (2.0, 98.0)
 """What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
@@ -59,23 +55,6 @@ def is_scene(path: Path) -> bool:
     except Exception:
         with path.open("rb") as file:
             return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def import_rasterio() -> Any:
-    """Import rasterio.
-
-    Raises:
-        VplError: it is not installed.
-    """
-    # GDAL would keep a twentieth of the machine's memory.
-    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
-    try:
-        import rasterio
-        import rasterio.shutil
-    except ImportError:
-        raise VplError("a GeoTIFF is read by rasterio, which is not installed",
-                       "pip install 'vpltool[geo]'") from None
-    return rasterio
 
 
 @dataclass(frozen=True)
@@ -113,24 +92,6 @@ class Scaling:
             raise VplError(f"`percentiles={percentiles!r}` is not two of 0 to 100",
                            "for example `percentiles='2,98'`")
         return cls(numbers, limits)
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what GDAL says of a damaged file into one message.
-
-    Raises:
-        VplError: the file cannot be read.
-    """
-    from rasterio.errors import RasterioError
-
-    try:
-        yield
-    except (RasterioError, OSError, ValueError) as error:
-        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        raise VplError(f"{short_path(path)} cannot be read as a GeoTIFF ({reason})",
-                       "fetch or write it again; `gdalinfo -checksum FILE` reads all of it"
-                       ) from error
 
 
 class Scene:
@@ -305,20 +266,6 @@ def _and_rest(first: npt.NDArray[np.uint8], rest: Iterator[npt.NDArray[np.uint8]
               ) -> Iterator[npt.NDArray[np.uint8]]:
     yield first
     yield from rest
-
-
-def scene_header(path: Path) -> Header | None:
-    """Read the header of a GeoTIFF; None if vpltool did not make it.
-
-    Raises:
-        VplError: it is damaged, or rasterio is not installed.
-    """
-    rasterio = import_rasterio()
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with rasterio.open(path) as file:
-            text = file.tags().get(METADATA_KEY, "")
-    return Header.from_json(text, path) if text else None
 
 
 def remove_rows(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +19,6 @@ from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def short_path(path: Path) -> str:
-    """Format a path for people: as seen from the current folder, or absolute where that is shorter.
-
-    What is typed into a shell in that folder finds the same file.
-    """
-    whole = path.resolve()
-    return min(os.path.relpath(whole), str(whole), key=len)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -152,7 +142,7 @@ def describe(path: Path) -> Description:
     if path.suffix == ".png":
         return Description(_png_header(path), {})
     if path.suffix in (".tif", ".tiff"):
-        from vpltool.formats.rasters import scene_header
+        from vpltool.formats.geotiff import scene_header
 
         return Description(scene_header(path), {})
     with path.open("rb") as file:

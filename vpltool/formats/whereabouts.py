@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from vpltool.errors import VplError
@@ -42,3 +43,12 @@ def where_else(path: Path) -> str:
                 + (", …" if found[5:] else ""))
     return ("name yours, as in `vpltool -C DIR COMMAND`; or make one: "
             "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
+
+
+def short_path(path: Path) -> str:
+    """Format a path for people: as seen from the current folder, or absolute where that is shorter.
+
+    What is typed into a shell in that folder finds the same file.
+    """
+    whole = path.resolve()
+    return min(os.path.relpath(whole), str(whole), key=len)

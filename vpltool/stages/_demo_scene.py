@@ -10,7 +10,7 @@ from vpltool import console
 from vpltool.formats import Header, write_labels
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.rasters import import_rasterio
+from vpltool.formats.geotiff import import_rasterio
 from vpltool.lazy import np, npt
 
 FOLDER = "scene"

@@ -11,7 +11,7 @@ from vpltool.datasets.layouts import named_photos
 from vpltool.errors import VplError
 from vpltool.formats import identity_of_file
 from vpltool.formats.manifest import MANIFEST, header_of, joined_manifest
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.parallel.threads import in_threads
 
 _THREADS = 8

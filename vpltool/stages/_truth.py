@@ -11,7 +11,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.labels import size_of_labels
-from vpltool.formats.storage import short_path
+from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from vpltool import console, settings
 from vpltool.errors import counted
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.rasters import import_rasterio, reading
+from vpltool.formats.geotiff import import_rasterio, reading
 from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting
 
