@@ -10,10 +10,11 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from inputs import CLASSES, TAGS, Inputs
 from measure import Row, Side, failed
@@ -21,6 +22,7 @@ from stages import Bench
 
 from vpltool import console
 from vpltool.core import alignment
+from vpltool.core.proposals import Proposal, Proposals
 from vpltool.core.tagging import TagSettings, Vocabulary, tag_scores
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps
@@ -75,7 +77,8 @@ ENTRIES: Mapping[str, Mapping[str, Entry]] = {
         "transport": Entry()},
     "label_refiners": {
         "densecrf": Entry(),
-        "par": Entry()},
+        "par": Entry(),
+        "proposals": Entry("counts the votes of 64 proposals, besides the CRF")},
     "estimators": {
         "bank": Entry(), "means": Entry(),
         "discriminant": Entry("two moments of all pixels, and a system of equations, in each of "
@@ -99,7 +102,9 @@ def call_of(kind: str, name: str, entry: Entry, made: Inputs) -> tuple[Call, int
     settings, device = module.Settings(**entry.values), made.device
     batch, ids = made.batch_size, [f"p{number}" for number in range(made.batch_size)]
     if kind == "label_refiners":
-        return partial(module.refine_labels, [made.scored], settings, device), 1
+        scored = (replace(made.scored, proposals=_tiles(made.scored.scores.shape[1:]))
+                  if "proposals" in module.READS else made.scored)
+        return partial(module.refine_labels, [scored], settings, device), 1
     if kind == "embeddings":
         return partial(module.make_patches, EmbeddingBatch(
             ids, made.grid, made.batch(module.READS), made.vision.head), settings), batch
@@ -115,6 +120,13 @@ def call_of(kind: str, name: str, entry: Entry, made: Inputs) -> tuple[Call, int
     return partial(module.refine, PhotoMaps(
         ids[0], made.cams, tags, read, made.photo, prototypes=rows, class_index=index,
         of_rows=beside, decoder=made.decoder if "decoder" in module.READS else None), settings), 1
+
+
+def _tiles(size: tuple[int, int]) -> Proposals:
+    """Sixty-four proposals, eight by eight, that cover a photo."""
+    rows, columns = np.arange(size[0]) * 8 // size[0], np.arange(size[1]) * 8 // size[1]
+    number = 8 * rows[:, None] + columns
+    return Proposals.of(size, (Proposal(number == tile) for tile in range(64)))
 
 
 def _aligning(made: Inputs) -> Call:

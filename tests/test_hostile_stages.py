@@ -184,8 +184,9 @@ def test_a_header_that_is_nested_too_deeply(copied: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("fields", [
-    *({"mask_values": values} for values in ({"1": 300}, {"300": 1}, {"-1": 1}, {"1": 1 << 70})),
-    {"ignore": 758}, {"ignore": -1}, {"classes": [f"class {number}" for number in range(255)]}])
+    *({"mask_values": values} for values in ({"1": 300}, {"66000": 1}, {"-1": 1}, {"1": 1 << 70})),
+    {"ignore": 1 << 16}, {"ignore": -1},
+    {"classes": [f"class {number}" for number in range(65_535)]}], ids=range(7))
 def test_values_that_no_mask_can_have(copied: Path, run: Run, fields: dict[str, Any]) -> None:
     work = copied / "work"
     change(work / "workspace.json", lambda content: content.update(fields))

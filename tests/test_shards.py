@@ -14,7 +14,7 @@ from vpltool.formats.shards import shard_of
 from vpltool.run import setting_names
 from vpltool.stages import find_stages
 
-PER_PHOTO = ("extract", "embed", "cam", "refine", "crf", "predict", "tag")
+PER_PHOTO = ("extract", "embed", "cam", "refine", "crf", "predict", "tag", "propose")
 
 BEFORE: tuple[tuple[object, ...], ...] = (("text-prototypes", "--prompts", "single"),)
 SHARDED: tuple[tuple[object, ...], ...] = (

@@ -24,12 +24,12 @@ from vpltool.stages import find_stages
 
 _HELP = """Photos with image-level tags in, a trained segmenter out.
 
-The commands are listed in the order of the pipeline. Each reads files and writes files, and
-`vpltool COMMAND --help` names the next command. A recipe runs them all:
+Commands are in the order of the pipeline. Each reads and writes files, and its help names the
+next one. A recipe runs them all:
 
     vpltool -C WORK run own-photos photos=PHOTOS tags=tags.csv
 
-or, without photos or a network, on synthetic scenes:
+or, without photos, on synthetic scenes:
 
     vpltool -C work/demo run demo
 """

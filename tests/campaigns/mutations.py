@@ -368,7 +368,8 @@ def _numbers(entry: Any, data: bytearray, chance: Random) -> None:
     """Put odd numbers into a tensor: one, a run, or all."""
     first, end = entry["data_offsets"]
     odd = chance.choice(_NUMBERS[entry["dtype"]])
-    count = (end - first) // len(odd)
+    # Another mutation may have made the offsets odd: then as much as there is.
+    count = max((min(end, len(data)) - first) // len(odd), 1)
     start = chance.randrange(count)
     length = chance.choice((1, 1, 5, count))
     start = 0 if length == count else start

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -63,17 +62,6 @@ def test_tags_csv_is_a_plain_one(world: Path, run: Run, tmp_path: Path) -> None:
                    for photo in open_workspace(path).photos("")}
                   for path in (tmp_path / "work", world))
     assert own == drawn
-
-
-def test_a_world_of_an_earlier_version_gets_its_captions(
-        world: Path, run: Run, tmp_path: Path) -> None:
-    old = shutil.copytree(world, tmp_path / "old")
-    lines = [json.loads(line) for line in (old / "images.jsonl").read_text().splitlines()]
-    (old / "images.jsonl").write_text("".join(
-        json.dumps({key: value for key, value in line.items() if key != "captions"}) + "\n"
-        for line in lines))
-    assert run("demo", "--images", 12, work=old).code == 0
-    assert (old / "images.jsonl").read_bytes() == (world / "images.jsonl").read_bytes()
 
 
 def test_again_does_nothing_and_another_seed_is_refused(world: Path, run: Run) -> None:

@@ -36,9 +36,10 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import Kind
 from vpltool.shell import to_shell
 
-DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
 LENGTHS = {"patches": 6, "tokens": 7, "width": 4, "dim": 5, "layers": 2, "blocks": 3, "rows": 3,
-           "classes": 2, "height": 3, "joint": 4, "further": 1, "groups": 4, "parts": 2}
+           "classes": 2, "height": 3, "joint": 4, "further": 1, "groups": 4, "parts": 2,
+           "runs": 5, "proposals": 2, "letters": 3}
 
 
 def example(kind: Kind, *, optional: bool = True) -> dict[str, Tensor]:

@@ -34,14 +34,14 @@ def test_names_of_its_values() -> None:
     assert names["prepare"] == {
         "images": "photos", "labels": "tags", "masks": "masks", "classes": "classes",
         "hold_out": "held", "corrections": "corrections", "model": "model",
-        "encoder": "encoder", "pretrained": "pretrained"}
-    assert names["predict"] == {"images": "new", "max_side": "side"}
+        "encoder": "encoder", "pretrained": "pretrained", "tile": "tile"}
+    assert names["predict"] == {"images": "new", "max_side": "side", "tile": "tile"}
     assert names["crf"] == {"alpha": "alpha"}
 
 
 def test_paths_are_values_that_fill_a_path(tmp_path: Path) -> None:
     assert path_names(read_recipe(recipe_files()["own-photos"])) == [
-        "photos", "tags", "masks", "classes", "corrections", "words", "new"]
+        "photos", "tags", "masks", "classes", "corrections", "words", "proposals", "new"]
     path = tmp_path / "x.recipe"
     path.write_text("# X.\nmade =\nnames =\nvpltool show --out $made\nvpltool show cams/$names\n"
                     "vpltool eval --threshold-from $made\n")

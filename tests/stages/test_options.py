@@ -132,11 +132,12 @@ OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettin
 def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
     """Stage, setting, row and the options under which it holds, of every other stage.
 
-    `prepare coco` has its own in test_coco.py, `train-groups` in test_train_groups.py.
+    `prepare coco` has its own in test_coco.py, `train-groups` in test_train_groups.py; `propose`,
+    proposals in `crf` and tiles in `predict` need files that no workspace here has.
     """
     found, seen = [], set()
     for name, stage in find_stages().items():
-        if name in ("learn-prototypes", "prepare", "train-groups"):
+        if name in ("learn-prototypes", "prepare", "train-groups", "propose", "crf", "predict"):
             continue
         entries = all_settings(stage)
         known = {entry.name: entry for entry in entries}

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TRAIN, Run, copy_workspace, run_chain
 from drawn_masks import draw_made, hide_secrets
@@ -42,7 +43,8 @@ OF_DATA_SETS = {"voc-server": ("voc", VOC.classes, ["2008_000006", "2008_000011"
                 "coco-panoptic": ("coco", COCO.classes, ["COCO_val2014_000000000042"], "val")}
 """Exports that take the classes and ids of a data set alone."""
 OPTIONS: dict[str, tuple[object, ...]] = {"review": ("--by", "random"), "onnx": ("--max-side", 16)}
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",),
+         "geopackage": ("rasterio",)}
 
 
 def files_in(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -116,12 +118,28 @@ def drawn(tmp_path: Path) -> Path:
     return work
 
 
+def write_scene(work: Path, run: Run) -> str:
+    """Predict a GeoTIFF that lies in the owner's folder; the file of its labels."""
+    import rasterio
+
+    path = work.parent / "map.tif"
+    with rasterio.open(path, "w", driver="GTiff", count=3, height=64, width=64, dtype="uint8",
+                       crs="EPSG:32633", transform=rasterio.Affine(1, 0, 0, 0, -1, 0)) as file:
+        file.write(np.random.default_rng(0).integers(0, 255, (3, 64, 64), dtype=np.uint8))
+        file.update_tags(artist=OWNER)
+    result = run("predict", path, "--decoder", "mine", "--tile", 32, "--workers", 0, work=work)
+    assert result.code == 0, result.err
+    return result.out.splitlines()[0]
+
+
 def export(form: str, drawn: Path, trained: Path, run: Run, *options: object) -> list[Path]:
     """Export what a format takes; its files."""
     work, what, split = drawn, "drawn", "train"
     takes = load_method(Exporter, form).EXPORTS
     if takes == "segmenter":
         work, what = trained, "mine"
+    elif takes == "scene":
+        work, what = trained, write_scene(trained, run)
     elif form in OF_DATA_SETS:
         base = drawn.parent / form
         if not base.exists():
@@ -132,7 +150,7 @@ def export(form: str, drawn: Path, trained: Path, run: Run, *options: object) ->
     elif takes == "predictions":
         what = "segmenter"
     result = run("export", form, "--what", what,
-                 *(() if takes == "segmenter" else ("--split", split)),
+                 *(() if takes in ("segmenter", "scene") else ("--split", split)),
                  *OPTIONS.get(form, ()), *options, work=work)
     assert result.code == 0, result.err
     return [Path(line) for line in result.out.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -300,27 +301,25 @@ def test_hostile_files_are_named(form: str, write: Callable[[Path], None], said:
     assert str(folder) in result.err
 
 
+KEPT: list[object] = []
+
+
 def torchvision_works() -> None:
     """Stand in for NMS where torchvision's own operators are not built for this torch."""
     import torch
 
-    if hasattr(torch.ops.torchvision, "nms"):
+    # Importing torchvision may fail without them, or define them without anything that does it.
+    known = hasattr(torch.ops.torchvision, "nms")
+    if KEPT or known and importlib.import_module("torchvision.extension")._has_ops():
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "FRAGMENT" if known else "DEF")
     KEPT.append(library)
-    for name in ("nms", "qnms"):
+    for name in () if known else ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     # Masks of random weights: each is kept.
     library.impl("nms", lambda boxes, scores, _: scores.argsort(descending=True), "CPU")
-    import torchvision.extension
-
-    torchvision.extension._assert_has_ops = lambda: None
-    import torchvision.ops.boxes
-
-    torchvision.ops.boxes._assert_has_ops = lambda: None
-
-
-KEPT: list[object] = []
+    for module in ("torchvision.extension", "torchvision.ops.boxes"):
+        importlib.import_module(module)._assert_has_ops = lambda: None  # type: ignore[attr-defined]
 
 
 def save_sam(folder: Path, *, second: bool) -> None:

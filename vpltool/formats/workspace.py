@@ -245,8 +245,11 @@ def open_workspace(path: Path) -> Workspace:
         if len(content["classes"]) > MOST_CLASSES:
             raise ValueError(f"`classes` has {len(content['classes'])} names, and a mask has "
                              f"values for {MOST_CLASSES:,}")
-        for name, numbers in {"mask_values": (*values, *values.values()),
-                              "ignore": (content["ignore"],)}.items():
+        last = len(content["classes"])
+        if other := [label for label in values.values()
+                     if not 0 <= label <= last and label != content["ignore"]]:
+            raise ValueError(f"`mask_values` has {other[0]}, and the last class is {last}")
+        for name, numbers in {"mask_values": values, "ignore": (content["ignore"],)}.items():
             if other := [number for number in numbers if not 0 <= number < 1 << 16]:
                 raise ValueError(f"`{name}` has {other[0]}, which no pixel of a mask can have")
         return Workspace(

@@ -101,7 +101,9 @@ def read_scored(scores: Scores, job: Job) -> Read:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
         return Read(key, path, nothing, np.empty(0, np.int64),
                     failure=describe_failure(path, error))
-    names = tuple(scores.classes[label - 1] if label else "" for label in classes.tolist())
+    # A class that is not there is told of by who labels.
+    names = tuple(scores.classes[label - 1] if 0 < label <= len(scores.classes) else ""
+                  for label in classes.tolist())
     return Read(key, path, ScoredPhoto(photo, values.numpy(), names, found), classes.numpy(), own)
 
 
