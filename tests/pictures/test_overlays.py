@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vpltool.pictures.colours import class_palette
-from vpltool.pictures.layers import cam_layer, label_layer
+from vpltool.pictures.layers import blend_maps, cam_layer, label_layer, shown_as
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
@@ -369,3 +369,10 @@ def test_tags_of_a_panel_are_joined_by_commas(tmp_path: Path) -> None:
     workspace: Any = None
     panel = next(show._panels_of(workspace, row, [], show.ShowSettings(), show._Remarks()))
     assert panel.title == "a: human being, dog"
+
+
+def test_maps_of_classes_above_255_take_their_colours_again() -> None:
+    """Found by make fuzz: there are 256 colours."""
+    cams = np.full((1, 2, 3), 0.7, np.float32)
+    again, _ = blend_maps(cams, [256], PALETTE)
+    np.testing.assert_array_equal(again, blend_maps(cams, [shown_as(256)], PALETTE)[0])

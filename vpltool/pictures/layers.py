@@ -25,7 +25,7 @@ def blend_maps(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: S
     kept = [row for row, index in enumerate(classes) if index]
     values = cams[kept].clip(0, 1)
     share = values ** 4 + 1e-9
-    colours = colour_table(palette)[[classes[row] for row in kept]]
+    colours = colour_table(palette)[[shown_as(classes[row]) for row in kept]]
     colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
     return colour, values.max(axis=0)
 
