@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from vpltool.core.classes import IGNORE
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.segmenter import SegmenterNetwork
@@ -26,7 +27,6 @@ from vpltool.core.tower import Tower
 from vpltool.core.training import TrainingSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
-IGNORE = 255
 _TOP = 0.05
 """Share of the patches whose mean says how sure the network is that a crop shows a class."""
 

@@ -276,7 +276,7 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
 
     def segment_batch(batch: Batch) -> Iterator[Made]:
         if reason := too_many_patches(batch.pixels, vision.patch, device, "tile='auto'",
-                                         max(scales)):
+                                      max(scales)):
             yield from ((key, Failed(reason)) for key in batch.ids)
             return
         pixels = batch.pixels.to(device, non_blocking=True)

@@ -17,6 +17,7 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vpltool import settings
@@ -109,47 +110,51 @@ def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group:
     Returns:
         float32; a class without seeds keeps a weight of 0 and is never chosen.
     """
-    starts = [pixels.labels]
-    if settings.instances:
-        starts.append(choose_instances(pixels, classes, settings, group))
+    found = _taught(pixels, pixels.labels, classes, settings, group)
+    if not settings.instances:
+        return found
+    labels = choose_instances(pixels, classes, settings, group)
     # The first of equals: `max` keeps it.
-    weight, bias, _ = max((_taught(pixels, labels, classes, settings, group) for labels in starts),
-                          key=lambda found: found[2])
-    return weight, bias
+    return max(found, _taught(pixels, labels, classes, settings, group),
+               key=lambda other: _tag_precision_of(pixels, *other, group))
 
 
 def _taught(pixels: Pixels, labels: Tensor, classes: int, settings: Settings, group: Group
-            ) -> tuple[Tensor, Tensor, float]:
-    """Return weight, bias and tag precision of a discriminant that starts from labels (N,)."""
+            ) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a discriminant that starts from labels (N,)."""
     weight, bias = _fit(pixels.embeddings, labels, classes, settings, group)
     for _ in range(settings.rounds):
-        labels, _ = _label(pixels, weight, bias, settings.confidence, group)
+        labels = _labels_within_tags(pixels, weight, bias, settings.confidence)
         weight, bias = _fit(pixels.embeddings, labels, classes, settings, group)
-    # Another pass over the pixels, needed only where there is a choice.
-    precision = (_label(pixels, weight, bias, settings.confidence, group)[1]
-                 if settings.instances else 0.0)
-    return weight, bias, precision
+    return weight, bias
 
 
-def _label(pixels: Pixels, weight: Tensor, bias: Tensor, confidence: float, group: Group
-           ) -> tuple[Tensor, float]:
-    """Label the pixels within their photos' tags, and score the photos against their tags.
-
-    Returns:
-        class of each pixel that is sure, -1 for the others; and the tag precision of the
-        discriminant, which sees no tags for it.
-    """
-    allowed = allowed_rows(torch.arange(len(weight), device=weight.device), pixels.tags)
-    shares, found = weight.new_zeros(len(pixels.tags), len(weight)), [pixels.labels[:0]]
+def _scores(pixels: Pixels, weight: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the scores (n, K) of some pixels at a time, and the photo of each (n,)."""
     for part, photos in zip(pixels.embeddings.split(_CHUNK), pixels.photo_of.split(_CHUNK),
                             strict=True):
-        scores = part.float() @ weight.T + bias
-        shares.index_add_(0, photos, scores.softmax(dim=-1))
+        yield part.float() @ weight.T + bias, photos
+
+
+def _labels_within_tags(pixels: Pixels, weight: Tensor, bias: Tensor, confidence: float) -> Tensor:
+    """Label the pixels (N,) with their photos' tags or the background; -1: it is not sure."""
+    allowed = allowed_rows(torch.arange(len(weight), device=weight.device), pixels.tags)
+    found = [pixels.labels[:0]]
+    for scores, photos in _scores(pixels, weight, bias):
         likely, label = scores.masked_fill(~allowed[photos], float("-inf")).softmax(dim=-1).max(
             dim=-1)
         found.append(label.where(likely >= confidence, -1))
+    return torch.cat(found)
+
+
+def _tag_precision_of(pixels: Pixels, weight: Tensor, bias: Tensor, group: Group) -> float:
+    """Tell how well a discriminant, which sees no tags for it, tells the photos' tags."""
+    shares = weight.new_zeros(len(pixels.tags), len(weight))
+    for scores, photos in _scores(pixels, weight, bias):
+        shares.index_add_(0, photos, scores.softmax(dim=-1))
     shares /= pixels.photo_of.bincount(minlength=len(shares)).clamp(min=1)[:, None]
-    return torch.cat(found), tag_precision(shares[:, 1:], allowed[:, 1:], group)
+    tagged = allowed_rows(torch.arange(1, len(weight), device=weight.device), pixels.tags)
+    return tag_precision(shares[:, 1:], tagged, group)
 
 
 def tag_precision(shares: Tensor, tagged: Tensor, group: Group) -> float:

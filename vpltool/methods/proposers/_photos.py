@@ -57,3 +57,19 @@ def segments(labels: npt.NDArray[np.int64]) -> Iterator[Proposal]:
     """Yield each segment of a partition (H, W) as a proposal."""
     for label in np.unique(labels).tolist():
         yield Proposal(labels == label)
+
+
+def numbers_of(name: str, text: str) -> list[int]:
+    """Whole numbers from 1 on, of a list with commas.
+
+    Raises:
+        VplError: it is no such list.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1 or max(numbers) > 1_000_000:
+        raise VplError(f"`{name}={text!r}` is not a list of whole numbers from 1 on",
+                       f"`{name}='100,300'`")
+    return numbers

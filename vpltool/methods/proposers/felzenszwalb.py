@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
-from vpltool.errors import VplError
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
     check_skimage,
     max_side_setting,
+    numbers_of,
     of_photos,
     segments,
 )
@@ -53,19 +53,3 @@ def propose(request: ProposalRequest, settings: Settings
                                              min_size=scale))
 
     return of_photos(request, settings.max_side, make)
-
-
-def numbers_of(name: str, text: str) -> list[int]:
-    """Whole numbers from 1 on, of a list with commas.
-
-    Raises:
-        VplError: it is no such list.
-    """
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1 or max(numbers) > 1_000_000:
-        raise VplError(f"`{name}={text!r}` is not a list of whole numbers from 1 on",
-                       f"`{name}='100,300'`")
-    return numbers

@@ -16,10 +16,10 @@ from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
     check_skimage,
     max_side_setting,
+    numbers_of,
     of_photos,
     segments,
 )
-from vpltool.methods.proposers.felzenszwalb import numbers_of
 from vpltool.settings import setting
 
 READS = ("photo",)
