@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import Run, copy_workspace
 from PIL import Image
+from stopping import stop_after
 
 from vpltool.core import joint
 from vpltool.core.training import TrainingSettings
@@ -69,16 +69,8 @@ def test_stopped_and_gone_on_is_uninterrupted(options: tuple[object, ...], run: 
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     command = (*FINETUNE, *options, "--iters", 5)
     assert run(*command, "--out", whole, work=work).code == 0
-    train = joint.train_jointly
-
-    def stopped(*args: Any, **options: Any) -> Iterator[joint.JointRecord]:
-        for done, record in enumerate(train(*args, **options)):
-            if done == 3:
-                raise KeyboardInterrupt
-            yield record
-
     with monkeypatch.context() as patched:
-        patched.setattr(joint, "train_jointly", stopped)
+        stop_after(3, patched, joint, "train_jointly")
         assert run(*command, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
     again = run(*command, "--out", parts, work=work)
     assert again.code == 0, again.err

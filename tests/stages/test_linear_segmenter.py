@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Run, copy_workspace
 from PIL import Image
+from stopping import stop_after
 
 from vpltool.core import training
 from vpltool.formats import describe, read_tensors
@@ -30,16 +29,8 @@ def test_stopped_and_gone_on_is_uninterrupted(source: str, run: Run, work: Path,
     options = (*TRAIN, "--source", source, "--iters", 5)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     assert run(*options, "--out", whole, work=work).code == 0
-    train = training.train
-
-    def stopped(*args: Any, **options: Any) -> Iterator[training.StepRecord]:
-        for done, record in enumerate(train(*args, **options)):
-            if done == 3:
-                raise KeyboardInterrupt
-            yield record
-
     with monkeypatch.context() as patched:
-        patched.setattr(training, "train", stopped)
+        stop_after(3, patched, training, "train")
         assert run(*options, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
     again = run(*options, "--out", parts, work=work)
     assert again.code == 0, again.err

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TRAIN, Run, copy_workspace
 from PIL import Image
+from stopping import stop_after
 from torch import Tensor
 
 from vpltool.core import training
@@ -39,19 +39,6 @@ def header_of(path: Path) -> Any:
     found = describe(path).header
     assert found is not None
     return found
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C after some steps."""
-    train = training.train
-
-    def stopped(*args: Any, **options: Any) -> Iterator[training.StepRecord]:
-        for done, record in enumerate(train(*args, **options)):
-            if done == steps:
-                raise KeyboardInterrupt
-            yield record
-
-    monkeypatch.setattr(training, "train", stopped)
 
 
 def test_decoder_of_features(layered: Path) -> None:
@@ -101,7 +88,7 @@ def test_stopped_and_gone_on_is_uninterrupted(
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     assert run(*options, "--out", whole, work=layered / "work").code == 0
     with monkeypatch.context() as patched:
-        stop_after(3, patched)
+        stop_after(3, patched, training, "train")
         result = run(*options, "--checkpoint-every", 2, "--workers", 3, "--out", parts,
                      work=layered / "work")
     assert result.code == 130
@@ -287,7 +274,7 @@ def test_a_checkpoint_of_other_settings_is_neither_used_nor_lost(
 ) -> None:
     out, plain = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     with monkeypatch.context() as patched:
-        stop_after(2, patched)
+        stop_after(2, patched, training, "train")
         assert run(*TRAIN, "--checkpoint-every", 1, "--out", out, work=layered / "work").code == 130
     checkpoint = tmp_path / "a.checkpoint.safetensors"
     before = checkpoint.read_bytes()
@@ -306,7 +293,7 @@ def test_unfinished_decoder(run: Run, layered: Path, tmp_path: Path, tiny_clip: 
     work = copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
     shutil.rmtree(work / "decoder")
     with monkeypatch.context() as patched:
-        stop_after(2, patched)
+        stop_after(2, patched, training, "train")
         assert run(*TRAIN, "--checkpoint-every", 1, work=work).code == 130
     none = run("predict", work=work)
     assert none.code == 1
@@ -325,7 +312,7 @@ def test_a_second_run_does_no_work_and_another_is_refused(
 ) -> None:
     path = layered / "work/decoder/tiny.safetensors"
     before = path.stat().st_mtime_ns
-    stop_after(0, monkeypatch)
+    stop_after(0, monkeypatch, training, "train")
     again = run(*TRAIN, "--name", "tiny", work=layered / "work")
     assert again.code == 0, again.err
     assert again.out.splitlines() == [str(path)]
@@ -465,7 +452,7 @@ def test_a_checkpoint_of_other_masks_is_begun_anew_at_an_update(
     run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        stop_after(2, patched)
+        stop_after(2, patched, training, "train")
         assert run(*TRAIN, "--checkpoint-every", 1, work=work).code == 130
     correct_by_hand(work / "masks/text-refined/train/scene1.png")
     refused = run(*TRAIN, work=work)
@@ -708,7 +695,7 @@ def test_checkpoints_come_by_time_too(run: Run, layered: Path, tmp_path: Path,
     now = iter(range(0, 10**6, 30))
     monkeypatch.setattr("vpltool.parallel.checkpoints.CheckpointRule.__init__.__defaults__",
                         (60.0, lambda: next(now)))
-    stop_after(4, monkeypatch)
+    stop_after(4, monkeypatch, training, "train")
     result = run(*TRAIN, "--out", tmp_path / "x.safetensors", work=layered / "work")
     assert result.code == 130
     assert header_of(tmp_path / "x.checkpoint.safetensors").facts["checkpoint"] == 3
@@ -726,7 +713,7 @@ def test_a_decoder_says_what_it_is(layered: Path) -> None:
 
 def test_nothing_is_lost_to_a_typo(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        stop_after(2, patched)
+        stop_after(2, patched, training, "train")
         assert run(*TRAIN, "--checkpoint-every", 1, work=work).code == 130
     before = {path: path.read_bytes() for path in (work / "decoder").iterdir()}
     assert len(before) == 2
@@ -800,7 +787,7 @@ def test_a_segmenter_in_a_file_of_its_own(source: str, run: Run, work: Path,
              "--source", source, "--optimizer", "adamw", "--lr", "0.1")
     assert run(*train, "--name", "whole", work=work).code == 0
     with monkeypatch.context() as patched:
-        stop_after(3, patched)
+        stop_after(3, patched, training, "train")
         assert run(*train, "--name", "toy", "--checkpoint-every", 2, work=work).code == 130
     result = run(*train, "--name", "toy", work=work)
     assert result.code == 0, result.err
@@ -866,7 +853,7 @@ def test_affinity_loss_is_recorded_learned_from_and_gone_on_with(
     assert [len(row) for row in header_of(whole).facts["curve"]] == [4] * 5
     assert whole.read_bytes() != plain.read_bytes()
     with monkeypatch.context() as patched:
-        stop_after(3, patched)
+        stop_after(3, patched, training, "train")
         assert run(*base, "--lambda-aff", 0.1, "--checkpoint-every", 2, "--out", parts,
                    work=layered / "work").code == 130
     assert run(*base, "--lambda-aff", 0.1, "--out", parts, work=layered / "work").code == 0
@@ -893,7 +880,7 @@ def test_a_decoder_begins_with_the_weights_of_another(run: Run, layered: Path, t
     assert "start" in header.inputs
     parts = tmp_path / "parts.safetensors"
     with monkeypatch.context() as patched:
-        stop_after(3, patched)
+        stop_after(3, patched, training, "train")
         assert run(*base, "--checkpoint-every", 2, "--out", parts, work=work).code == 130
     assert run(*base, "--out", parts, work=work).code == 0
     assert parts.read_bytes() == started.read_bytes()

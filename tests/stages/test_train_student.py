@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Run, copy_workspace
 from PIL import Image
+from stopping import stop_after
 
 from vpltool import Segmenter
 from vpltool.core import joint
@@ -38,19 +39,6 @@ def work(base: Path, tmp_path: Path, tiny_clip: Path) -> Path:
     return copy_workspace(base, tmp_path / "copy", tiny_clip) / "work"
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C after some steps."""
-    train = joint.train_jointly
-
-    def stopped(*args: Any, **options: Any) -> Iterator[joint.JointRecord]:
-        for done, record in enumerate(train(*args, **options)):
-            if done == steps:
-                raise KeyboardInterrupt
-            yield record
-
-    monkeypatch.setattr(joint, "train_jointly", stopped)
-
-
 @pytest.mark.parametrize("student", [CONVOLUTIONAL, TRANSFORMER], ids=["conv", "vit"])
 def test_stopped_and_gone_on_is_uninterrupted(student: tuple[object, ...], run: Run, base: Path,
                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +48,7 @@ def test_stopped_and_gone_on_is_uninterrupted(student: tuple[object, ...], run: 
     result = run(*options, "--out", whole, work=base / "work")
     assert result.code == 0, result.err
     with monkeypatch.context() as patched:
-        stop_after(2, patched)
+        stop_after(2, patched, joint, "train_jointly")
         assert run(*options, "--checkpoint-every", 2, "--out", parts,
                    work=base / "work").code == 130
     again = run(*options, "--out", parts, work=base / "work")

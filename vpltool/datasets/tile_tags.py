@@ -16,7 +16,7 @@ from typing import Any
 from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
-from vpltool.formats.geopackage import read_geopackage
+from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.geotiff import import_rasterio
 from vpltool.formats.rasters import Scene
 from vpltool.names import id_of_csv
@@ -240,8 +240,8 @@ def _shows(tile: Box, region: Region) -> bool:
     if len(region.rings[0]) == 1:
         return _holds(tile, region.rings[0][0])
     inside = _clipped_area(region.rings, tile)
-    area = abs(_area(region.rings[0])) - sum(abs(_area(hole)) for hole in region.rings[1:])
-    return inside > 0 and (inside >= _SHARE * tile.height * tile.width or inside >= _INSIDE * area)
+    return inside > 0 and (inside >= _SHARE * tile.height * tile.width
+                           or inside >= _INSIDE * polygon_area(region.rings))
 
 
 def _holds(tile: Box, point: tuple[float, float]) -> bool:
@@ -254,15 +254,9 @@ def _bounds(ring: Points) -> tuple[float, float, float, float]:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def _area(ring: Points) -> float:
-    """Signed area of a ring, by the shoelace formula."""
-    return sum(one[0] * other[1] - other[0] * one[1]
-               for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)) / 2
-
-
 def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
     """Area of a polygon within a tile."""
-    parts = [abs(_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
+    parts = [abs(ring_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
     return parts[0] - sum(parts[1:])
 
 

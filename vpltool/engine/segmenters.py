@@ -9,7 +9,15 @@ from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.groups import find_groups
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, describe, read_tensors
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    describe,
+    identity_of_file,
+    open_input,
+    read_tensors,
+)
 from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
@@ -142,3 +150,28 @@ def reads_of(header: Header) -> tuple[set[str], set[int]]:
     """What a decoder reads of the frozen CLIP: `layers` and `patches`, and which layers."""
     return (set(header.facts.get("reads", ("layers", "patches"))),
             set(header.options.get("layers", ())))
+
+
+def open_probabilities(workspace: Workspace, segmenter: Path, split: str, again: str = ""
+                       ) -> InputFolder:
+    """Open the class probabilities that `predict` has stored of a split or folder.
+
+    Args:
+        workspace: where they are.
+        segmenter: its file.
+        split: name of the split, or of the folder of photos.
+        again: the call that stores them, up to its last bracket; default: that for the split.
+
+    Raises:
+        VplError: there are none, they are of other classes, or of another segmenter of this name.
+    """
+    path = place(workspace.path, "probabilities", segmenter.stem, split)
+    again = again or f"predict(split={split!r}, decoder={segmenter.stem!r}"
+    if not (path / "artifact.json").exists():
+        raise VplError(f"there are no probabilities in {path}", f"`{again})`")
+    found = open_input(path, ("probabilities",))
+    workspace.check_classes(found.header, found.path)
+    said_by = found.header.inputs.get("decoder", found.header.inputs.get("segmenter", ""))
+    if said_by != identity_of_file(segmenter):
+        raise VplError(f"{path} is of an earlier {segmenter.stem}", f"`{again}, update=True)`")
+    return found

@@ -66,6 +66,18 @@ class Layer:
     features: Sequence[Feature]
 
 
+def ring_area(ring: Ring) -> float:
+    """Signed area of a ring, closed or not, by the shoelace formula."""
+    return sum(one[0] * other[1] - other[0] * one[1]
+               for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)) / 2
+
+
+def polygon_area(polygon: Polygon) -> float:
+    """Area of a polygon without its holes."""
+    areas = [abs(ring_area(ring)) for ring in polygon]
+    return areas[0] - sum(areas[1:])
+
+
 def write_geopackage(path: Path, regions: Iterable[tuple[Polygon, str, int]], wkt: str,
                      epsg: int | None) -> int:
     """Write polygons with the name and the number of their class, and count them.

@@ -112,6 +112,19 @@ def check_alone(what: str) -> None:
                    f"shards; to run it all in this process, unset {variable}")
 
 
+def check_even(batch_size: int) -> None:
+    """Check that the processes that torchrun has started can share the items of a step.
+
+    Raises:
+        VplError: they cannot.
+    """
+    count = rank_of_process()[1]
+    if batch_size % count:
+        raise VplError(f"{count} processes cannot share `batch_size={batch_size}` evenly",
+                       f"`batch_size={-(-batch_size // count) * count}`, or another number of "
+                       "processes")
+
+
 def rank_of_process() -> tuple[int, int]:
     """Number of this process, and how many there are, as torchrun says; 0 and 1 without it.
 

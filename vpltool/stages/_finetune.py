@@ -7,39 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import console
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
-from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
+from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.models import load_main
-from vpltool.engine.photos import with_photo_files
 from vpltool.engine.prototypes import class_rows, read_prototypes
-from vpltool.engine.segmenters import find_decoder, has_tower, read_segmenter
+from vpltool.engine.segmenters import has_tower, read_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace
-from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
-from vpltool.lazy import torch
+from vpltool.formats.shards import check_even
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.device import find_device
 from vpltool.settings import warn_without_effect
 from vpltool.stages import _masks
-from vpltool.stages._fitting import TrainDecoderSettings, fit_segmenter
-from vpltool.stages._joint import (
-    JointTraining,
-    check_steps,
-    facts_of,
-    train_both,
-    warmup_of,
-    warn_of_little,
-)
+from vpltool.stages._fitting import TrainDecoderSettings, find_start, fit_segmenter, header_of
+from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
 from vpltool.stages._pixel_data import PixelData, Taught
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.training import TrainingSettings
 
 _ITERS, _LR = 1000, 3e-5
 """Where they are not given: a head that is computed needs few steps, and small ones."""
@@ -66,7 +55,7 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     settings = replace(settings, lr=settings.lr or _LR,
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNREAD)
-    check_steps(settings.iters, settings.batch_size)
+    check_even(settings.batch_size)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
@@ -131,12 +120,9 @@ def _take_head(workspace: Workspace, settings: TrainDecoderSettings, network: Se
     Raises:
         VplError: it is no affine map of the same layers of the same encoder.
     """
-    if not settings.start:
+    path = find_start(workspace, settings, target)
+    if path is None:
         return None
-    path = find_decoder(workspace.path, settings.start)
-    if path.resolve() == target.resolve():
-        raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
-                       "`name='NAME'` gives the new one another name")
     header, other = read_segmenter(path)
     check_same_model(model, header.model, f"the features and {path}")
     shapes = [{name: tuple(tensor.shape) for name, tensor in part.state_dict().items()
@@ -163,22 +149,12 @@ def _fit_head(workspace: Workspace, settings: TrainDecoderSettings, network: Seg
 def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
                  prototypes: Path, frozen: Frozen, ids: Any, first: Path | None, side: int
                  ) -> Header:
-    inputs: dict[str, Any] = {
-        **_masks.identities_of(masks, ids), "prototypes": prototypes,
-        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    header = make_header(
-        workspace, "decoder", "train-decoder", settings,
-        inputs=inputs | ({"features": frozen.features} if frozen.features else {})
-        | ({"start": first} if first else {}),
-        model=frozen.model, skip=_UNREAD,
+    header = header_of(
+        workspace, settings, masks, prototypes, frozen, ids, first, skip=_UNREAD,
         options={"prototypes": prototypes.stem, "source": "photos", "lr": settings.lr,
                  "max_side": side, "layers": list(frozen.layers)})
-    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
-    call = {name: value for name, value in header.call.items() if name != "masks"}
-    return with_photo_files(workspace, replace(
-        header, sources=sources, call=call,
-        facts=dict(facts_of(settings.method, workspace.classes, workspace.normalise, side)),
-        supervision=join_supervision([header.supervision, _masks.supervision_by(masks, ids)])))
+    return replace(header, facts=dict(facts_of(settings.method, workspace.classes,
+                                               workspace.normalise, side)))
 
 
 def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, target: Path,
@@ -188,17 +164,6 @@ def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, 
     chosen: Any = settings.of_method
     joint = JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,
                           doubt=chosen.doubt, lambda_tags=chosen.lambda_tags)
-    return JointTraining(header, target, network, data, _steps_of(settings), joint,
+    return JointTraining(header, target, network, data, steps_of(settings), joint,
                          ("masks", "tags"), settings.device, settings.checkpoint_every,
                          settings.workers)
-
-
-def _steps_of(settings: TrainDecoderSettings) -> TrainingSettings:
-    from vpltool.core.training import TrainingSettings
-
-    return TrainingSettings(
-        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
-        warmup=warmup_of(settings.iters),
-        precision=find_precision("bf16", find_device(settings.device), console.warn)
-        if settings.precision == "bf16" else torch.float32)

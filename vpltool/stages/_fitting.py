@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
-from vpltool.engine.headers import check_same_model
-from vpltool.engine.photos import read_known_photo
-from vpltool.engine.segmenters import read_segmenter
+from vpltool.engine.headers import check_same_model, make_header, relative_path
+from vpltool.engine.photos import read_known_photo, with_photo_files
+from vpltool.engine.segmenters import find_decoder, read_segmenter
 from vpltool.errors import VplError
-from vpltool.formats import Photo
+from vpltool.formats import Header, JsonObject, Photo, Workspace
+from vpltool.formats.header import join_supervision
 from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import setting
+from vpltool.stages import _masks
 from vpltool.stages._training_data import Frozen, TrainingData
 
 if TYPE_CHECKING:
@@ -162,6 +164,55 @@ def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mappin
                             if key in ("layers", "width", "residual"))
         raise VplError(f"{path} has another shape than this decoder", options)
     network.load_state_dict(found, strict=False)
+
+
+def find_start(workspace: Workspace, settings: TrainDecoderSettings, target: Path) -> Path | None:
+    """Path of the decoder that a training begins with; None: none is named.
+
+    Raises:
+        VplError: it is not there, or is the one that would be written.
+    """
+    if not settings.start:
+        return None
+    path = find_decoder(workspace.path, settings.start)
+    if path.resolve() == target.resolve():
+        raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
+                       "`name='NAME'` gives the new one another name")
+    return path
+
+
+def header_of(
+    workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks, prototypes: Path,
+    frozen: Frozen, ids: Sequence[str], first: Path | None, *, options: Mapping[str, object],
+    skip: Collection[str],
+) -> Header:
+    """Make the header of a decoder, without facts.
+
+    Args:
+        workspace: what is trained on lies there.
+        settings: of `train-decoder`.
+        masks: that are learned from.
+        prototypes: file of the pixel classifier.
+        frozen: what the network reads.
+        ids: of the photos.
+        first: the decoder that it begins with.
+        options: see `make_header`.
+        skip: see there.
+    """
+    inputs: JsonObject = {
+        **_masks.identities_of(masks, ids), "prototypes": prototypes,
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
+    header = make_header(
+        workspace, "decoder", "train-decoder", settings,
+        inputs=inputs | ({"features": frozen.features} if frozen.features else {})
+        | ({"start": first} if first else {}),
+        model=frozen.model, options=options, skip=skip)
+    # The masks' identity is that of their bytes, not that of how they were made.
+    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
+    call = {name: value for name, value in header.call.items() if name != "masks"}
+    return with_photo_files(workspace, replace(
+        header, sources=sources, call=call, supervision=join_supervision(
+            [header.supervision, _masks.supervision_by(masks, ids)])))
 
 
 def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.engine.checkpoints import Start, load_state
 from vpltool.engine.segmenters import TOWER
-from vpltool.errors import VplError
 from vpltool.formats import Header, write_tensors
 from vpltool.formats.bundles import without_loss
-from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import torch
-from vpltool.parallel.device import worker_count
+from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.stages._pixel_data import PixelData, pixel_batches
 from vpltool.stages._steps import Steps, follow_steps, too_many_crops
@@ -107,22 +105,19 @@ def _write(task: JointTraining, pair: Any, curve: list[list[float]]) -> None:
             task.names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
-def check_steps(iters: int, batch_size: int) -> None:
-    """Check that there are steps, and that the processes of torchrun can share their crops.
+def steps_of(settings: Any) -> TrainingSettings:
+    """How steps are taken, by the settings of `train-decoder` or `train-student`.
 
-    Raises:
-        VplError: there are none, or they cannot.
+    The learning rate rises in a tenth of the steps, and 50 at most.
     """
-    count = rank_of_process()[1]
-    if batch_size % count:
-        raise VplError(f"{count} processes cannot share `batch_size={batch_size}` evenly",
-                       f"`batch_size={-(-batch_size // count) * count}`, or another number of "
-                       "processes")
+    from vpltool.core.training import TrainingSettings
 
-
-def warmup_of(iters: int) -> int:
-    """Steps in which the learning rate rises: a tenth of all, and 50 at most."""
-    return max(1, min(50, iters // 10))
+    return TrainingSettings(
+        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
+        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=max(1, min(50, settings.iters // 10)),
+        precision=find_precision("bf16", find_device(settings.device), console.warn)
+        if settings.precision == "bf16" else torch.float32)
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
-from vpltool.engine.segmenters import find_segmenter, segmenter_header
+from vpltool.engine.segmenters import find_segmenter, open_probabilities, segmenter_header
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, open_input
-from vpltool.formats.kinds import place
+from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.storage import read_json, write_json
 from vpltool.lazy import np, torch
 from vpltool.settings import Settings, setting
@@ -63,7 +62,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     if header.options.get("split") == settings.split:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
-    folder = probabilities_of(workspace, decoder, settings.split)
+    folder = open_probabilities(workspace, decoder, settings.split)
     photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.labels]
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
@@ -91,23 +90,6 @@ def show(path: Path, values: Mapping[str, Any]) -> str:
               + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %")
               for row in found["kept"]]
     return "\n".join([*lines, str(path)])
-
-
-def probabilities_of(workspace: Workspace, decoder: Path, split: str) -> InputFolder:
-    """Open the probabilities that `predict` has stored of a split.
-
-    Raises:
-        VplError: there are none, they are of other classes, or of an earlier segmenter.
-    """
-    path = place(workspace.path, "probabilities", decoder.stem, split)
-    again = f"predict(split={split!r}, decoder={decoder.stem!r}"
-    if not (path / "artifact.json").exists():
-        raise VplError(f"there are no probabilities in {path}", f"`{again})`")
-    found = open_input(path, ("probabilities",))
-    workspace.check_classes(found.header, found.path)
-    if found.header.inputs.get("decoder") != identity_of_file(decoder):
-        raise VplError(f"{path} is of an earlier {decoder.stem}", f"`{again}, update=True)`")
-    return found
 
 
 def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int

@@ -13,13 +13,7 @@ from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.engine.running import Segmented, from_features, from_photos, serving_features
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    JsonObject,
-    OutputFolder,
-    Workspace,
-)
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE

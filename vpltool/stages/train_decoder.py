@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.engine.checkpoints import Start, read_checkpoint
-from vpltool.engine.headers import check_file, check_same_model, make_header, relative_path
-from vpltool.engine.photos import with_photo_files
+from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
-from vpltool.engine.segmenters import find_decoder
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, JsonObject, Workspace, expect_header, write_tensors
+from vpltool.formats import Header, Workspace, expect_header, write_tensors
 from vpltool.formats.changes import changed_inputs
-from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
-from vpltool.formats.shards import rank_of_process
+from vpltool.formats.shards import check_even, rank_of_process
 from vpltool.lazy import torch
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
@@ -34,7 +31,9 @@ from vpltool.stages._fitting import (
     STEPLESS,
     TrainDecoderSettings,
     build_segmenter,
+    find_start,
     fit_segmenter,
+    header_of,
     take_weights,
 )
 from vpltool.stages._steps import Training, take_steps
@@ -78,7 +77,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         return finetune(workspace, settings, method)
     stepless = method.stepless
     if not stepless:
-        _check_divides(settings)
+        check_even(settings.batch_size)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
@@ -162,19 +161,6 @@ def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
                        "'clusters')` makes some, for `prototypes='seeds'`")
 
 
-def _check_divides(settings: TrainDecoderSettings) -> None:
-    """Check that the processes that torchrun has started can share the crops of a step.
-
-    Raises:
-        VplError: they cannot.
-    """
-    count = rank_of_process()[1]
-    if settings.batch_size % count:
-        raise VplError(f"{count} processes cannot share `batch_size={settings.batch_size}` evenly",
-                       f"`batch_size={-(-settings.batch_size // count) * count}`, or another "
-                       "number of processes")
-
-
 def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
                 model: Mapping[str, str], target: Path) -> Path | None:
     """Give the network the weights of the decoder that it begins with; its path, if there is one.
@@ -182,13 +168,9 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
     Raises:
         VplError: it is not there, does not fit, or is the one that would be written.
     """
-    if not settings.start:
-        return None
-    path = find_decoder(workspace.path, settings.start)
-    if path.resolve() == target.resolve():
-        raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
-                       "`name='NAME'` gives the new one another name")
-    take_weights(network, path, settings.method, model)
+    path = find_start(workspace, settings, target)
+    if path:
+        take_weights(network, path, settings.method, model)
     return path
 
 
@@ -197,24 +179,11 @@ def _make_header(
     prototypes: Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
-    inputs: JsonObject = {
-        **_masks.identities_of(masks, ids), "prototypes": prototypes.path,
-        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    header = make_header(
-        workspace, "decoder", "train-decoder", settings,
-        inputs=inputs | ({"features": frozen.features} if frozen.features else {})
-        | ({"start": first} if first else {}),
-        model=frozen.model,
+    return header_of(
+        workspace, settings, masks, prototypes.path, frozen, ids, first, skip=unread,
         options={"prototypes": prototypes.path.stem, "source": frozen.source,
                  **({} if "lr" in unread else {"lr": training.lr, "warmup": training.warmup}),
-                 **({"layers": list(frozen.layers)} if frozen.layers else {})},
-        skip=unread)
-    # The masks' identity is that of their bytes, not that of how they were made.
-    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
-    call = {name: value for name, value in header.call.items() if name != "masks"}
-    return with_photo_files(workspace, replace(
-        header, sources=sources, call=call, supervision=join_supervision(
-            [header.supervision, _masks.supervision_by(masks, ids)])))
+                 **({"layers": list(frozen.layers)} if frozen.layers else {})})
 
 
 def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,

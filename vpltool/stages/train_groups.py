@@ -13,6 +13,7 @@ from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import place
+from vpltool.formats.shards import check_even
 from vpltool.lazy import torch
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
@@ -49,7 +50,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     Raises:
         VplError: there are no captions, a size does not fit, or a setting is refused.
     """
-    from vpltool.parallel.ranks import joined, rank_of_process
+    from vpltool.parallel.ranks import joined
 
     if settings.text == "clip":
         check_words(workspace, "`text='own'`")
@@ -60,10 +61,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     source = (TarPairs.of(settings.pairs, settings.window, allow_pipe=allowed) if settings.pairs
               else _pairs.WorkspacePairs(workspace, settings.split, settings.limit))
     shape = _shape_of(settings)
-    ranks = rank_of_process()[1]
-    if settings.batch_size % ranks:
-        raise VplError(f"{ranks} processes cannot share `batch_size={settings.batch_size}` evenly",
-                       f"`batch_size={-(-settings.batch_size // ranks) * ranks}`")
+    check_even(settings.batch_size)
     if settings.precision == "fp16":
         raise VplError("`precision='fp16'`: gradients underflow", "`precision='bf16'`")
     if settings.begin and not settings.begin.is_file():

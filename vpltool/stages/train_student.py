@@ -12,36 +12,23 @@ from vpltool.datasets.layouts import relative_name
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photos import check_current, with_photo_files
-from vpltool.engine.segmenters import find_segmenter, segmenter_header
+from vpltool.engine.segmenters import find_segmenter, open_probabilities, segmenter_header
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Photo,
-    Workspace,
-    identity_of_file,
-    open_input,
-)
+from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
+from vpltool.formats.shards import check_even
 from vpltool.lazy import torch
-from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.device import find_device
 from vpltool.settings import RUNNING, setting
 from vpltool.stage import Stage
 from vpltool.stages import _masks
-from vpltool.stages._joint import (
-    JointTraining,
-    check_steps,
-    facts_of,
-    train_both,
-    warmup_of,
-    warn_of_little,
-)
+from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
 from vpltool.stages._named_photos import find_photos
 from vpltool.stages._pixel_data import PixelData, Taught
 from vpltool.stages.extract import parse_layers
 
 if TYPE_CHECKING:
-    from vpltool.core.training import TrainingSettings
+    pass
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
@@ -118,7 +105,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     Raises:
         VplError: an input is missing or is of other classes, or a setting is refused.
     """
-    check_steps(settings.iters, settings.batch_size)
+    check_even(settings.batch_size)
     lesson = _find_lesson(workspace, settings)
     target = settings.out or place(workspace.path, "decoder", settings.name)
     if target.resolve() == lesson.teacher.resolve():
@@ -162,7 +149,7 @@ class _Lesson:
 def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     teacher = find_segmenter(workspace.path, settings.teacher)
     listed = workspace.photos(settings.split, settings.limit)
-    soft = _open_soft(workspace, teacher, settings.split)
+    soft = open_probabilities(workspace, teacher, settings.split)
     ids = soft.available([photo.id for photo in listed])
     check_current(workspace, ids, soft)
     masks = _find_masks(workspace, settings, teacher, listed)
@@ -176,32 +163,11 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     return _Lesson(teacher, soft, also, masks, photos)
 
 
-def _open_soft(workspace: Workspace, teacher: Path, split: str, again: str = "") -> InputFolder:
-    """Open the probabilities that a teacher has given to the photos of a split or folder.
-
-    Raises:
-        VplError: there are none, they are of other classes, or of another segmenter of this name.
-    """
-    path = place(workspace.path, "probabilities", teacher.stem, split)
-    again = again or f"`predict(split={split!r}, decoder={teacher.stem!r})`"
-    if not (path / "artifact.json").exists():
-        raise VplError(f"{teacher.stem} has not yet said what the photos of `{split}` show: there "
-                       f"is no {path}", f"{again}; `scales='1,0.75', flip=True` for better ones")
-    found = open_input(path, ("probabilities",))
-    workspace.check_classes(found.header, found.path)
-    said_by = found.header.inputs.get("decoder", found.header.inputs.get("segmenter", ""))
-    if said_by != identity_of_file(teacher):
-        raise VplError(f"{path} is of an earlier {teacher.stem}",
-                       f"{again[:-2]}, update=True)`")
-    return found
-
-
 def _also(workspace: Workspace, teacher: Path, folder: Path) -> tuple[list[Taught], InputFolder]:
     """The photos of a folder without tags, and what the teacher says of them."""
     (group,) = find_photos([folder], together=False)
-    again = (f"`predict(images=[{str(folder)!r}], decoder={teacher.stem!r}, "
-             "probabilities=True)`")
-    soft = _open_soft(workspace, teacher, group.name, again)
+    again = f"predict(images=[{str(folder)!r}], decoder={teacher.stem!r}, probabilities=True"
+    soft = open_probabilities(workspace, teacher, group.name, again)
     root = workspace.path / workspace.root
     ids = soft.available(list(group.paths))
     if len(ids) < len(group.paths):
@@ -280,18 +246,6 @@ def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, enco
     data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side)
     joint = JointSettings(average=settings.average, head_lr=10.0,
                           lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
-    return JointTraining(header, target, head, data, _steps_of(settings), joint,
+    return JointTraining(header, target, head, data, steps_of(settings), joint,
                          ("teacher", "masks"), settings.device, settings.checkpoint_every,
                          settings.workers)
-
-
-def _steps_of(settings: StudentSettings) -> TrainingSettings:
-    from vpltool.core.training import TrainingSettings
-
-    lower = settings.precision == "bf16"
-    return TrainingSettings(
-        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
-        warmup=warmup_of(settings.iters),
-        precision=find_precision("bf16", find_device(settings.device), console.warn) if lower
-        else torch.float32)

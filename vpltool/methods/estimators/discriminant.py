@@ -116,7 +116,7 @@ def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group:
     labels = choose_instances(pixels, classes, settings, group)
     # The first of equals: `max` keeps it.
     return max(found, _taught(pixels, labels, classes, settings, group),
-               key=lambda other: _tag_precision_of(pixels, *other, group))
+               key=lambda other: _tag_precision_of(pixels, other[0], other[1], group))
 
 
 def _taught(pixels: Pixels, labels: Tensor, classes: int, settings: Settings, group: Group

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.errors import counted
-from vpltool.formats.geopackage import Polygon, write_geopackage
+from vpltool.formats.geopackage import Polygon, polygon_area, write_geopackage
 from vpltool.formats.geotiff import import_rasterio, reading
 from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting
@@ -64,12 +64,5 @@ def _regions(scene: PredictedScene, file: object, ignored: int, area: float
         if label in (0, ignored) or label >= len(names):
             continue
         polygon = [[(float(x), float(y)) for x, y in ring] for ring in shape["coordinates"]]
-        if _area(polygon) >= area:
+        if polygon_area(polygon) >= area:
             yield polygon, names[label], label
-
-
-def _area(polygon: Polygon) -> float:
-    """Area of a polygon without its holes, by the shoelace formula."""
-    areas = [abs(sum(one[0] * other[1] - other[0] * one[1]
-                     for one, other in zip(ring, ring[1:], strict=False))) / 2 for ring in polygon]
-    return areas[0] - sum(areas[1:])

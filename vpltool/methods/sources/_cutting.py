@@ -10,15 +10,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
-from vpltool.datasets.tile_tags import (
-    Box,
-    Located,
-    Region,
-    Tagged,
-    outside,
-    placed,
-    tags_of_tiles,
-)
+from vpltool.datasets.tile_tags import Box, Located, Region, Tagged, outside, placed, tags_of_tiles
 from vpltool.errors import VplError, counted, part_of
 from vpltool.file_hashes import identity_of_file
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels, write_labels
@@ -212,12 +204,13 @@ def write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut: 
                 for _ in own:
                     advance()
                 continue
-            for part, pixels in _pixels(path, own, cut):
+            large = Large(path, cut)
+            for part, pixels in _pixels(large, own):
                 with atomic_path(root / part.photo.image) as temporary:
                     Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
                 advance()
             if masks:
-                _write_masks(workspace, root, masks, own, path, cut)
+                _write_masks(root, masks, own, large)
             write_json(file, stamp)
     console.note(f"{root}: {counted(len(parts), 'photo', 'photos')} cut out")
     return []
@@ -231,10 +224,8 @@ def _stamp(path: Path, masks: Path | None, parts: Sequence[Part], cut: Cut) -> d
             "parts": [[part.page, *asdict(part.box).values()] for part in parts]}
 
 
-def _pixels(path: Path, parts: Sequence[Part], cut: Cut
-            ) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
+def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
     """Read each part: of a scene its window, of a photo what is cut of it."""
-    large = Large(path, cut)
     if large.scene:
         for part in parts:
             box = part.box
@@ -250,10 +241,9 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
     return whole[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def _write_masks(workspace: Workspace, root: Path, masks: Path, parts: Sequence[Part], path: Path,
-                 cut: Cut) -> None:
+def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
     """Cut the true mask of a file as the file is cut."""
-    labels, size = read_labels(masks), Large(path, cut).size
+    labels, size = read_labels(masks), large.size
     if labels.shape != size:
         raise VplError(f"{masks} is {labels.shape[1]}×{labels.shape[0]} pixels, its photo "
                        f"{size[1]}×{size[0]}", "a mask has a pixel for each of its photo's")
