@@ -11,6 +11,7 @@ import pytest
 
 from vpltool.core.metrics import (
     LEVELS,
+    Confusion,
     SeedHistogram,
     confusion,
     confusion_at,
@@ -44,18 +45,18 @@ def slow_confusion(truth: Labels, predicted: Labels, classes: int) -> Labels:
 def test_confusion_is_the_double_loop(seed: int) -> None:
     truth, predicted = some_labels(seed), some_labels(seed + 10)
     found = confusion(truth, predicted, 4)
-    assert (found == slow_confusion(truth, predicted, 4)).all()
-    assert found.sum() == (truth != 255).sum()
+    assert (found.matrix() == slow_confusion(truth, predicted, 4)).all()
+    assert found.matrix().sum() == (truth != 255).sum()
 
 
 def test_labels_from_the_number_of_classes_on_are_not_counted() -> None:
     truth = np.array([[0, 1, 2, 3, 200, 255]], np.uint8)
-    assert confusion(truth, np.zeros_like(truth), 2).tolist() == [[1, 0], [1, 0]]
+    assert confusion(truth, np.zeros_like(truth), 2).matrix().tolist() == [[1, 0], [1, 0]]
 
 
 def test_another_ignore_label() -> None:
     truth = np.array([[0, 1, 1]], np.uint8)
-    assert confusion(truth, truth, 2, ignore=0).tolist() == [[0, 0], [0, 2]]
+    assert confusion(truth, truth, 2, ignore=0).matrix().tolist() == [[0, 0], [0, 2]]
 
 
 def test_a_prediction_of_an_unknown_class_is_refused() -> None:
@@ -67,8 +68,7 @@ def test_a_prediction_of_an_unknown_class_is_refused() -> None:
 def test_scores_by_hand() -> None:
     # Background: 6 right, 1 taken for class 1. Class 1: 2 right, 1 missed. Class 2 never occurs;
     # class 3 is predicted once, where the truth is class 1: no true pixel, so not in the mean.
-    counts = np.array([[6, 1, 0, 0], [1, 2, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
-    found = scores(counts)
+    found = scores(Confusion(4, {(0, 0): 6, (0, 1): 1, (1, 0): 1, (1, 1): 2, (1, 3): 1}))
     assert found.iou[:2].tolist() == pytest.approx([6 / 8, 2 / 5])
     assert math.isnan(found.iou[2])
     assert found.iou[3] == 0
@@ -78,7 +78,7 @@ def test_scores_by_hand() -> None:
 
 
 def test_scores_of_nothing() -> None:
-    found = scores(np.zeros((2, 2), np.int64))
+    found = scores(Confusion(2, {}))
     assert math.isnan(found.miou)
     assert math.isnan(found.accuracy)
     assert found.present == 0
@@ -106,7 +106,7 @@ def test_the_sweep_is_thresholding_each_time(threshold: float) -> None:
         truth, best, best_class = some_maps(seed)
         counts = counts + seed_histogram(truth, best, best_class, 4)
         wanted = wanted + slow_confusion(truth, np.where(best >= threshold, best_class, 0), 4)
-    assert (confusion_at(counts, threshold) == wanted).all()
+    assert (confusion_at(counts, threshold).matrix() == wanted).all()
 
 
 def test_the_histogram_is_not_changed_by_reading_it() -> None:
@@ -157,7 +157,7 @@ def test_the_histogram_is_the_plain_one(classes: int, ignore: int) -> None:
         level = round(threshold * LEVELS)
         counts = (wanted + dense(photos[0]))[level:].sum(axis=0)
         counts[:, 0] += (wanted + dense(photos[0]))[:level].sum(axis=(0, 2))
-        assert (confusion_at(total, threshold) == counts).all()
+        assert (confusion_at(total, threshold).matrix() == counts).all()
 
 
 def test_a_histogram_takes_memory_for_what_occurs() -> None:
@@ -173,7 +173,31 @@ def test_a_histogram_takes_memory_for_what_occurs() -> None:
     tracemalloc.stop()
     assert peak < 4e6
     assert len(total.rows) == 6
-    assert counts.sum() == 3 * truth.size
+    assert sum(counts.pairs.values()) == 3 * truth.size
+
+
+def test_scores_of_65534_classes_take_memory_for_what_occurs() -> None:
+    """A matrix of all pairs would be 34 GB. The numbers are those of fewer classes."""
+    few = [np.random.default_rng(seed).integers(0, 6, (2, 40, 50)) for seed in range(5)]
+    names = np.array([0, 1, 255, 256, 40_000, 65_533], np.uint16)
+    tracemalloc.start()
+    total: Any = sum(confusion(*names[photo], 65_534) for photo in few)
+    found = scores(total)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6
+    wanted: Any = 0
+    for truth, said in few:
+        kept = truth != 2
+        said = np.where(said == 2, 0, said)
+        wanted = wanted + np.bincount(6 * truth[kept] + said[kept], minlength=36).reshape(6, 6)
+    hits = np.diag(wanted)
+    iou = hits / np.maximum(wanted.sum(axis=0) + wanted.sum(axis=1) - hits, 1)
+    assert [round(float(value), 9) for value in found.iou[names]] == pytest.approx(
+        [value if number != 2 else math.nan for number, value in enumerate(iou)], nan_ok=True)
+    assert found.miou == pytest.approx(np.delete(iou, 2).mean())
+    assert found.accuracy == pytest.approx(hits.sum() / wanted.sum())
+    assert found.present == 5
 
 
 def test_a_cam_of_an_unknown_class_is_refused() -> None:
@@ -186,13 +210,13 @@ def test_the_sweep_leaves_out_what_is_ignored() -> None:
     truth = np.array([[0, 1, 1, 255]], np.uint8)
     histogram = seed_histogram(truth, np.ones((1, 4), np.float32), np.ones((1, 4), np.uint8), 2,
                                ignore=0)
-    assert confusion_at(histogram, 0.5).tolist() == [[0, 0], [0, 2]]
+    assert confusion_at(histogram, 0.5).matrix().tolist() == [[0, 0], [0, 2]]
 
 
 def test_a_cam_of_one_counts_as_foreground_at_every_threshold() -> None:
     truth = np.ones((2, 2), np.uint8)
     histogram = seed_histogram(truth, np.ones((2, 2), np.float32), truth, 2)
-    assert confusion_at(histogram, 1.0).tolist() == [[0, 0], [0, 4]]
+    assert confusion_at(histogram, 1.0).matrix().tolist() == [[0, 0], [0, 4]]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 4.0, 10.0])

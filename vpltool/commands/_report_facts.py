@@ -47,7 +47,7 @@ def read_scores(work: Path) -> list[JsonObject]:
     found = []
     for path in sorted((work / "scores").glob("*.json")):
         content = _read(path)
-        if content.get("kind") == "scores" and "confusion" in content:
+        if content.get("kind") == "scores" and "iou" in content:
             found.append(_score(content, path))
     titles = [(entry["title"], entry["split"]) for entry in found]
     for entry in found:
@@ -75,7 +75,7 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
         "miou": content["miou"], "accuracy": content["accuracy"],
         "foreground": sum(foreground) / max(len(foreground), 1),
-        "confusion": content["confusion"], "left_out": content.get("photos_left_out", 0),
+        "confusion": content.get("confusion", []), "left_out": content.get("photos_left_out", 0),
         "cut": f"{cut:g} ({content.get('threshold_chosen_by', '')})" if cut else "",
         "threshold": cut or 0.0, "sweep": content.get("sweep", {}), "preset": preset}
 

@@ -16,8 +16,56 @@ LEVELS = 1000
 Counts: TypeAlias = "npt.NDArray[np.int64]"
 
 
+Pair = tuple[int, int]
+"""A true class and another: the predicted one, or that of the strongest CAM."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Pixels by true and predicted class, of the pairs that occur: `sum` takes them, too.
+
+    With thousands of classes a photo shows a few, and most pairs never occur.
+
+    Args:
+        classes: number of classes, the background included.
+        pairs: (truth, predicted) to pixels.
+    """
+
+    classes: int
+    pairs: dict[Pair, int]
+
+    def __add__(self, other: Confusion) -> Confusion:
+        pairs = dict(self.pairs)
+        for pair, pixels in other.pairs.items():
+            pairs[pair] = pairs.get(pair, 0) + pixels
+        return Confusion(self.classes, pairs)
+
+    def __radd__(self, nothing: int) -> Confusion:
+        """Allow `sum`, which starts from 0."""
+        return self if nothing == 0 else NotImplemented
+
+    def totals(self) -> tuple[Counts, Counts, Counts]:
+        """Pixels of each class (classes,): true ones, predicted ones, and those that are both."""
+        truth, predicted, both = np.zeros((3, self.classes), np.int64)
+        if self.pairs:
+            rows, columns = np.array([*self.pairs], np.int64).T
+            pixels = np.array([*self.pairs.values()], np.int64)
+            np.add.at(truth, rows, pixels)
+            np.add.at(predicted, columns, pixels)
+            hits = rows == columns
+            both[rows[hits]] = pixels[hits]
+        return truth, predicted, both
+
+    def matrix(self) -> Counts:
+        """All pairs (classes, classes): rows are the truth."""
+        counts = np.zeros((self.classes, self.classes), np.int64)
+        for pair, pixels in self.pairs.items():
+            counts[pair] = pixels
+        return counts
+
+
 def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
-              classes: int, ignore: int = 255) -> Counts:
+              classes: int, ignore: int = 255) -> Confusion:
     """Count pixels by true and predicted class.
 
     Args:
@@ -26,32 +74,43 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
         classes: number of classes, the background included.
         ignore: label of pixels that are not scored.
 
-    Returns:
-        (classes, classes): rows are the truth.
+    Raises:
+        ValueError: a prediction is none of the classes.
     """
-    # All 256 labels are counted and the unwanted ones dropped: faster than picking pixels.
-    joint, span = _joint(truth, predicted)
-    counts = np.bincount(joint.ravel(), minlength=span * span).reshape(span, span)
-    if span < classes:
-        counts = np.pad(counts, (0, classes - span))
-    counts = counts[:classes]
-    if ignore < classes:
-        counts[ignore] = 0
-    counts[:, 0] += counts[:, 255]
-    counts[:, 255] = 0
-    unknown = np.flatnonzero(counts[:, classes:].sum(axis=0))
-    if unknown.size:
-        raise ValueError(f"label {classes + unknown[-1]} in a prediction of {classes} classes")
-    return counts[:, :classes].copy()
+    joint, trues, others = _joint(truth, predicted)
+    counts = np.bincount(joint.ravel(), minlength=len(trues) * len(others))
+    pairs: dict[Pair, int] = {}
+    for place in np.flatnonzero(counts).tolist():
+        label, said = int(trues[place // len(others)]), int(others[place % len(others)])
+        if label >= classes or label == ignore:
+            continue
+        said = 0 if said == 255 else said
+        if said >= classes:
+            raise ValueError(f"label {said} in a prediction of {classes} classes")
+        pairs[label, said] = pairs.get((label, said), 0) + int(counts[place])
+    return Confusion(classes, pairs)
+
+
+_BYTES = np.arange(256)
 
 
 def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
-           ) -> tuple[npt.NDArray[np.int64], int]:
-    """Number of each pair of labels (H, W), truth · span + other, and the span."""
+           ) -> tuple[npt.NDArray[np.int64], Counts, Counts]:
+    """Number of each pair of labels (H, W), place · others + place; and the labels at the places.
+    """
     if truth.dtype == other.dtype == np.uint8:
-        return (truth.astype(np.uint16) << 8) | other, 256
-    span = max(256, *(1 + int(labels.max(initial=0)) for labels in (truth, other)))
-    return truth.astype(np.int64) * span + other, span
+        # All 256 labels have a place: faster than finding those that occur.
+        return (truth.astype(np.uint16) << 8) | other, _BYTES, _BYTES
+    (trues, first), (others, second) = map(_places, (truth, other))
+    return first * len(others) + second, trues, others
+
+
+def _places(labels: npt.NDArray[np.uint8]) -> tuple[Counts, npt.NDArray[np.int64]]:
+    """The labels that occur (n,), and the place of each pixel's among them (H, W)."""
+    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
+    places = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    places[found] = np.arange(len(found))
+    return found, places[labels]
 
 
 @dataclass(frozen=True)
@@ -71,14 +130,13 @@ class Scores:
     present: int
 
 
-def scores(counts: Counts) -> Scores:
+def scores(counts: Confusion) -> Scores:
     """IoU = TP / (TP + FP + FN) of each class, mIoU over the classes with true pixels, accuracy."""
-    hits = np.diag(counts).astype(np.float64)
-    truth, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    truth, predicted, hits = counts.totals()
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = hits / (truth + predicted - hits)
     present = truth > 0
-    total = counts.sum()
+    total = truth.sum()
     return Scores(iou, float(iou[present].mean()) if present.any() else float("nan"),
                   float(hits.sum() / total) if total else float("nan"), int(present.sum()))
 
@@ -87,8 +145,7 @@ def scores(counts: Counts) -> Scores:
 class SeedHistogram:
     """Pixels by truth, strongest class and strength: all thresholds of CAMs at once.
 
-    Only the pairs of classes that occur have a row: with hundreds of classes they are a few in a
-    photo, and not many more in all photos. Histograms are added, `sum` takes them too.
+    As in `Confusion`, only the pairs that occur have a row.
 
     Args:
         classes: number of classes, the background included.
@@ -96,7 +153,7 @@ class SeedHistogram:
     """
 
     classes: int
-    rows: dict[tuple[int, int], Counts]
+    rows: dict[Pair, Counts]
 
     def __add__(self, other: SeedHistogram) -> SeedHistogram:
         rows = dict(self.rows)
@@ -153,16 +210,16 @@ def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
     Raises:
         ValueError: a strongest class is none of the classes.
     """
-    # As in `confusion`, all pairs of bytes are counted and the unwanted ones dropped.
-    joint, span = _joint(truth, best_class)
-    pairs = np.flatnonzero(np.bincount(joint.ravel(), minlength=span * span))
-    first = np.zeros(span * span, np.int32)
+    joint, trues, others = _joint(truth, best_class)
+    span = len(trues) * len(others)
+    pairs = np.flatnonzero(np.bincount(joint.ravel(), minlength=span))
+    first = np.zeros(span, np.int32)
     first[pairs] = np.arange(len(pairs)) * (LEVELS + 1)
     level = np.clip(best * LEVELS, 0, LEVELS).astype(np.int32)
     counts = np.bincount((first[joint] + level).ravel(), minlength=len(pairs) * (LEVELS + 1))
     rows = {}
     for pair, row in zip(pairs.tolist(), counts.reshape(-1, LEVELS + 1), strict=True):
-        label, strongest = divmod(pair, span)
+        label, strongest = int(trues[pair // len(others)]), int(others[pair % len(others)])
         if label >= classes or label == ignore:
             continue
         if strongest >= classes:
@@ -180,7 +237,7 @@ def labels_at(cams: npt.NDArray[np.float32], classes: Sequence[int], threshold: 
     return np.where(best >= threshold, best_class, np.uint8(0))
 
 
-def confusion_at(histogram: SeedHistogram, threshold: float) -> Counts:
+def confusion_at(histogram: SeedHistogram, threshold: float) -> Confusion:
     """Confusion matrix of the seeds that a threshold gives: class where CAM ≥ threshold.
 
     Args:
@@ -188,11 +245,11 @@ def confusion_at(histogram: SeedHistogram, threshold: float) -> Counts:
         threshold: in [0, 1], taken to the next of LEVELS steps.
     """
     level = min(max(round(threshold * LEVELS), 0), LEVELS + 1)
-    counts = np.zeros((histogram.classes, histogram.classes), np.int64)
+    pairs: dict[Pair, int] = {}
     for (truth, strongest), above in zip(histogram.rows, histogram.from_level, strict=True):
-        counts[truth, strongest] += above[level]
-        counts[truth, 0] += above[0] - above[level]
-    return counts
+        for said, pixels in ((strongest, above[level]), (0, above[0] - above[level])):
+            pairs[truth, said] = pairs.get((truth, said), 0) + int(pixels)
+    return Confusion(histogram.classes, pairs)
 
 
 def threshold_of_alpha(alpha: float) -> float:

@@ -75,7 +75,7 @@ def _score(workspace: Workspace, decoder: Path, path: Path) -> dict[str, Any] | 
             return None
         return {"split": split, "photos": found["photos"], "miou": found["miou"],
                 "tags": bool(folder.header.options.get("tags")), "iou": found["iou"],
-                "confusion": found["confusion"]}
+                "confusion": found.get("confusion", [])}
     except (VplError, KeyError, OSError):
         return None
 
@@ -94,7 +94,7 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         `photos`, the share of `same` pixels, `miou` of the labels against those of predict, and
         `seconds` a photo of the file and of `predict`; empty, if nothing here runs the file.
     """
-    from vpltool.core.metrics import confusion, scores
+    from vpltool.core.metrics import Confusion, confusion, scores
     from vpltool.core.segment import labels_of, photo_logits
 
     paths = segmenter.photos[: of_method.measure]
@@ -103,7 +103,7 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         return {}
     side = side_of(segmenter.header, of_method.max_side)
     count = 1 + len(segmenter.classes)
-    counts, times = np.zeros((count, count), np.int64), np.zeros(2)
+    counts, times = Confusion(count, {}), np.zeros(2)
     with console.progress(f"measure {path.name}", len(paths)) as advance, torch.no_grad():
         for photo in paths:
             size, pixels = photo_pixels(segmenter.encoder, photo, side)
@@ -116,9 +116,9 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
                 labels.append(labels_of(logits[0].softmax(dim=0), size))
             counts += confusion(labels[1], labels[0], count)
             advance()
-    same = float(np.trace(counts) / counts.sum())
+    found = scores(counts)
+    same, miou = found.accuracy, found.miou
     own, torchs = (times / len(paths)).tolist()
-    miou = float(scores(counts).miou)
     console.note(f"{path.name} on {len(paths)} photos: {100 * same:.2f} % of the pixels as predict "
                  f"says, mIoU against it {100 * miou:.2f}; {own:.3f} s a photo, predict "
                  f"{torchs:.3f} s")

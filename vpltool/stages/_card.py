@@ -73,13 +73,14 @@ def sections(classes: Sequence[str], about: Mapping[str, Any]) -> list[str]:
                   + ("among the tagged classes" if score["tags"] else "without tags"), "",
                   f"mIoU {100 * score['miou']:.1f}: " + ", ".join(
                       f"{name} {'-' if value is None else format(100 * value, '.1f')}"
-                      for name, value in score["iou"].items()) + ".", "",
-                  "Share of the pixels of a class (rows) that get a label (columns), in %:", "",
-                  "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-        for name, row in zip(names, score["confusion"], strict=True):
-            total = max(sum(row), 1)
-            lines.append(f"| {name} | " + " | ".join(
-                f"{100 * value / total:.1f}" for value in row) + " |")
+                      for name, value in score["iou"].items()) + "."]
+        # Scores of very many classes have none.
+        if matrix := score["confusion"]:
+            lines += ["", "Share of the pixels of a class (rows) that get a label (columns), in %:",
+                      "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+            lines += [f"| {name} | " + " | ".join(
+                f"{100 * value / max(sum(row), 1):.1f}" for value in row) + " |"
+                for name, row in zip(names, matrix, strict=True)]
         lines.append("")
     if found := about.get("calibration"):
         lines += ["## How sure it is", "",

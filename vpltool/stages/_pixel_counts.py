@@ -18,7 +18,7 @@ from vpltool.parallel.threads import in_threads
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 if TYPE_CHECKING:
-    from vpltool.core.metrics import Counts, SeedHistogram
+    from vpltool.core.metrics import Confusion, Counts, SeedHistogram
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Tally:
     """What is counted over the photos of a split.
 
     Args:
-        counts: confusion matrix, or `SeedHistogram` of CAMs; 0 before the first photo.
+        counts: `Confusion`, or `SeedHistogram` of CAMs; 0 before the first photo.
         parts: id to identity of the file, of each photo that is scored.
         untagged: id to a class that the true mask holds and the tags do not.
-        each: id to its own confusion matrix; none of CAMs.
+        each: id to its own `Confusion`; none of CAMs.
         boundaries: see `boundary_counts`; 0 if they are not scored.
     """
 
@@ -101,7 +101,7 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo], toler
 
 
 def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float
-           ) -> tuple[Counts | SeedHistogram, str, Counts | int]:
+           ) -> tuple[Confusion | SeedHistogram, str, Counts | int]:
     """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
     from vpltool.core import metrics
     from vpltool.core.boundaries import boundary_counts

@@ -30,7 +30,7 @@ from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
 
-    from vpltool.core.metrics import Counts
+    from vpltool.core.metrics import Confusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,9 @@ STAGE = Stage(order=90, panel="4. Scores and pictures", reads=("cams", "masks", 
 
 _ALPHAS = (1.0, 2.0, 4.0, 8.0)
 
+_MATRIX = 512
+"""Most classes of which scores have a confusion matrix: a quarter of a million numbers."""
+
 
 def run(workspace: Workspace, settings: EvalSettings) -> Report:
     """Score CAMs, masks or predictions against the true masks, or predictions against tags.
@@ -86,7 +89,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         settings: what is scored, and how CAMs are cut.
 
     Returns:
-        scores, confusion matrix, and what was scored; of CAMs the sweep too.
+        scores, the confusion matrix of not too many classes, what was scored; of CAMs the sweep.
 
     Raises:
         VplError: an input or a true mask is missing or damaged, or CAMs are to be cut in two ways.
@@ -209,20 +212,22 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
                      for index, value in enumerate(result.iou.tolist())}
     if source.kind != "cams":
         report["worst"] = _worst(workspace, tally.each)
-    report["confusion"] = counts.tolist()
+    if counts.classes <= _MATRIX:
+        report["confusion"] = counts.matrix().tolist()
     return report
 
 
-def _worst(workspace: Workspace, each: Mapping[str, Counts]) -> list[JsonObject]:
+def _worst(workspace: Workspace, each: Mapping[str, Confusion]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
     from vpltool.core import metrics
 
-    scored = {key: metrics.scores(counts) for key, counts in each.items() if counts.sum()}
-    order = sorted(scored, key=lambda key: (scored[key].miou, key))[:WORST]
-    return [{"id": key, "score": round(scored[key].miou, 6), "why": f"mIoU "
-             f"{100 * scored[key].miou:.1f}: " + ", ".join(
+    scored = {key: metrics.scores(counts).miou for key, counts in each.items() if counts.pairs}
+    order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]
+    return [{"id": key, "score": round(scored[key], 6), "why": f"mIoU "
+             f"{100 * scored[key]:.1f}: " + ", ".join(
                  f"{workspace.class_name(index)} {100 * value:.0f}"
-                 for index, value in enumerate(scored[key].iou.tolist()) if value == value)}
+                 for index, value in enumerate(metrics.scores(each[key]).iou.tolist())
+                 if value == value)}
             for key in order]
 
 
