@@ -149,7 +149,7 @@ def positions(grid: tuple[int, int], tile: int, fineness: int = 2) -> See:
                                             ((23, 2), 7), ((6, 6), 1)])
 def test_tiles_that_agree_are_blended_into_what_they_say(grid: tuple[int, int], tile: int,
                                                          overlap: float) -> None:
-    parts = list(blend(grid, tile, overlap, positions(grid, tile), at_once=3, fineness=2))
+    parts = list(blend(grid, tile, overlap, positions(grid, tile), fineness=2))
     tops = [top for top, _ in parts]
     assert tops == [span.start for span in spans(grid[0], tile, overlap)]
     assert [2 * top for top in (*tops[1:], grid[0])] == [
@@ -166,9 +166,9 @@ def test_a_later_row_of_tiles_is_the_same_by_itself(overlap: float) -> None:
     def see(corners: Sequence[tuple[int, int]]) -> torch.Tensor:
         return torch.stack([noise.setdefault(corner, torch.rand(3, 24, 24)) for corner in corners])
 
-    whole = list(blend(grid, tile, overlap, see, at_once=2, fineness=4))
+    whole = list(blend(grid, tile, overlap, see, fineness=4))
     for first in range(len(whole)):
-        rest = list(blend(grid, tile, overlap, see, at_once=2, fineness=4, first=first))
+        rest = list(blend(grid, tile, overlap, see, fineness=4, first=first))
         assert [top for top, _ in rest] == [top for top, _ in whole[first:]]
         for (_, one), (_, other) in zip(rest, whole[first:], strict=True):
             assert torch.equal(one, other)
@@ -182,6 +182,6 @@ def test_the_middle_of_a_tile_counts_more_than_its_rim() -> None:
     found = torch.cat([part for _, part in blend(
         (1, 6), 4, 0.5, lambda corners: torch.stack(
             [torch.full((1, 2, 8), float(left > 0)) for _, left in corners]),
-        at_once=1, fineness=2)], dim=1)[0, 0]
+        fineness=2)], dim=1)[0, 0]
     assert found[:4].eq(0).all() and found[-4:].eq(1).all()
     assert (found[3:9].diff() > 0).all() and found.diff().max() < 0.3

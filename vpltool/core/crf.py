@@ -47,19 +47,21 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
     return torch.cat([(1 - strongest).clamp_min(0) ** alpha, cams])
 
 
-def scores_of_labels(labels: Image, sure: float = 0.7) -> tuple[Tensor, Tensor]:
+def scores_of_labels(labels: Image, sure: float = 0.7, among: int = 0) -> tuple[Tensor, Tensor]:
     """Scores for a CRF on hard labels: `sure` for the label, the rest shared by the others.
 
     Args:
         labels: (H, W); 255 counts as background.
         sure: how far the labels are trusted.
+        among: number of labels that share the rest; 0: those that are here. Of a part of a photo,
+            those of the whole.
 
     Returns:
         scores (L, H, W) of the L labels present, and their classes (L,).
     """
     classes, index = np.unique(np.where(labels == 255, 0, labels), return_inverse=True)
     one_hot = torch.from_numpy(np.eye(len(classes), dtype=np.float32)[index.reshape(labels.shape)])
-    rest = (1 - sure) / max(len(classes) - 1, 1)
+    rest = (1 - sure) / max((among or len(classes)) - 1, 1)
     scores = one_hot * (sure - rest) + rest
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 

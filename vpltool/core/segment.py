@@ -165,13 +165,38 @@ def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int
     Returns:
         (rows, width).
     """
+    between = rows_between(field, first, ratio, rows)
+    return labels_of(between, (rows[1] - rows[0], width), least)
+
+
+def rows_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int]) -> Tensor:
+    """Interpolate a field (C, n, w) to some rows of a picture (C, rows, w); see `labels_between`.
+
+    They are those that bilinear enlargement of the whole field has.
+    """
     places = (torch.arange(*rows, device=field.device) + 0.5) * ratio - 0.5 - first
     places = places.clamp(0, field.shape[1] - 1)
     upper = places.floor().long()
     lower = (upper + 1).clamp(max=field.shape[1] - 1)
     share = (places - upper)[None, :, None]
-    between = field[:, upper] * (1 - share) + field[:, lower] * share
-    return labels_of(between, (rows[1] - rows[0], width), least)
+    return field[:, upper] * (1 - share) + field[:, lower] * share
+
+
+def part_of(field: Tensor, size: tuple[int, int], corner: tuple[int, int], sides: tuple[int, int]
+            ) -> Tensor:
+    """Enlarge a field (C, h, w) to a picture's size, and return only a part of it (C, *sides).
+
+    Args:
+        field: its values.
+        size: (height, width) of the picture.
+        corner: first row and column of the part.
+        sides: (height, width) of the part.
+    """
+    for start, side, length in zip(corner, sides, size, strict=True):
+        # Rows first; transposed, columns are rows.
+        field = rows_between(field, 0, field.shape[1] / length, (start, start + side)
+                             ).transpose(1, 2)
+    return field.contiguous()
 
 
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ of each tile (`blend`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -104,6 +104,9 @@ def encode_windows(
 Corner = tuple[int, int]
 """The first row and column of a tile, in patches."""
 
+See = Callable[[Sequence[Corner]], Iterable[Tensor]]
+"""Gives what is seen in each of some tiles."""
+
 
 def rim_weights(side: int) -> Tensor:
     """Weights (side,) in (0, 1] that fall from the middle of a tile to its rim, in a line."""
@@ -112,8 +115,7 @@ def rim_weights(side: int) -> Tensor:
 
 
 def blend(
-    grid: tuple[int, int], tile: int, overlap: float, see: Callable[[Sequence[Corner]], Tensor], *,
-    at_once: int, fineness: int, first: int = 0,
+    grid: tuple[int, int], tile: int, overlap: float, see: See, *, fineness: int, first: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """See a photo in tiles, and yield what they say together, row of tiles by row of tiles.
 
@@ -123,9 +125,8 @@ def blend(
         grid: (h, w) of the photo, in patches.
         tile: side of a tile in patches; a side of the photo that is shorter is seen whole.
         overlap: see `spans`.
-        see: given the corners of some tiles, returns their fields (B, C, fineness·th,
+        see: given the corners of a row of tiles, gives the field of each in turn (C, fineness·th,
             fineness·tw), with tiles of (th, tw) patches.
-        at_once: tiles that are seen together.
         fineness: values a patch, along each side.
         first: the first row of tiles whose rows are wanted; what precedes is seen only as far as
             it overlaps them, so that their values are those of a whole run.
@@ -142,15 +143,14 @@ def blend(
     total = count = None
     for number in range(begin, len(downs)):
         top = downs[number].start
-        for part in _parts([(downs[number], across) for across in acrosses], at_once):
-            seen = see([(down.start, across.start) for down, across in part]).float().cpu()
+        corners = [(top, across.start) for across in acrosses]
+        for (_, left), field in zip(corners, see(corners), strict=True):
             if total is None or count is None:
-                total = torch.zeros(seen.shape[1], fineness * sides[0], fineness * grid[1])
+                total = torch.zeros(len(field), fineness * sides[0], fineness * grid[1])
                 count = torch.zeros(total.shape[1:])
-            for (_, across), field in zip(part, seen, strict=True):
-                columns = slice(fineness * across.start, fineness * (across.start + sides[1]))
-                total[..., columns] += field * weights
-                count[..., columns] += weights
+            columns = slice(fineness * left, fineness * (left + sides[1]))
+            total[..., columns] += field.float().cpu() * weights
+            count[..., columns] += weights
         assert total is not None and count is not None
         bottom = downs[number + 1].start if number + 1 < len(downs) else grid[0]
         done = fineness * (bottom - top)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
+from vpltool.parallel.threads import in_threads
 
 if TYPE_CHECKING:
     from vpltool.core.photos import PhotoSettings
@@ -141,25 +143,51 @@ class TiledSegmenter:
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
-        from vpltool.core.photos import to_pixels
-        from vpltool.core.segment import FINENESS, segment
+        from vpltool.core.segment import FINENESS
         from vpltool.core.tiles import blend
 
-        encoder, photos = self.trained.encoder, self.photos
-        patch, grid = encoder.vision.patch, self.grid(raster.size)
+        patch, grid = self.trained.encoder.vision.patch, self.grid(raster.size)
         side = self.tiles.side // patch
         height, width = (min(side, length) * patch for length in grid)
-        factors = [scale / max(self.scales) for scale in self.scales]
 
-        def see(corners: Sequence[tuple[int, int]]) -> Tensor:
-            pixels = torch.stack([
-                to_pixels(raster.read(top * patch, left * patch, height, width), (height, width),
-                          photos.mean, photos.std) for top, left in corners])
-            return segment(encoder.vision, self.trained.network, pixels.to(self.device), factors,
-                           flip=self.flip, average=self.average)
+        def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+            return self._see(raster.read(top * patch, left * patch, height, width)
+                             for top, left in corners)
 
-        return blend(grid, side, self.tiles.overlap, see, at_once=self.at_once, fineness=FINENESS,
-                     first=first)
+        return blend(grid, side, self.tiles.overlap, see, fineness=FINENESS, first=first)
+
+    def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
+        """Class probabilities (classes, h, w) of each tile, RGB; some tiles are seen together.
+
+        On a CPU, each in a thread of its own: cores that share a tile wait for each other after
+        each product, and with what is between the products.
+        """
+        if self.device.type != "cpu":
+            while batch := list(islice(tiles, self.at_once)):
+                yield from self._segment(batch)
+            return
+        threads = torch.get_num_threads()
+        workers = max(1, min(threads, self.at_once))
+
+        def alone(tile: npt.NDArray[np.uint8]) -> Tensor:
+            torch.set_num_threads(threads // workers)
+            return self._segment([tile])[0]
+
+        try:
+            yield from in_threads(alone, tiles, workers if workers > 1 else 0)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        from vpltool.core.photos import to_pixels
+        from vpltool.core.segment import segment
+
+        encoder, photos = self.trained.encoder, self.photos
+        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), photos.mean,
+                                        photos.std) for tile in tiles])
+        return segment(encoder.vision, self.trained.network, pixels.to(self.device),
+                       [scale / max(self.scales) for scale in self.scales], flip=self.flip,
+                       average=self.average)
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
         """Class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""

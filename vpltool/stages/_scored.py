@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
+from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 Job = tuple[str, Path]
 """A photo's id and path."""
+
+Field: TypeAlias = "npt.NDArray[np.float32]"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Scores:
         max_side: larger photos are scaled down to this; 0: never.
         classes: class names in index order.
         proposals: of the photos, if the method reads them.
+        tile: photos with a longer side are worked on in tiles of this side, not scaled down; 0:
+            none are.
     """
 
     source: InputFolder
@@ -36,6 +42,82 @@ class Scores:
     max_side: int
     classes: tuple[str, ...] = ()
     proposals: InputFolder | None = None
+    tile: int = 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of a photo's labels: CAMs or probabilities (K, h, w), or labels (H, W).
+
+    Args:
+        kind: `cams`, `probabilities` or `predictions`.
+        values: as they are stored.
+        classes: class of each map (K,); of each label that the photo shows.
+        alpha: see `Scores`.
+    """
+
+    kind: str
+    values: Tensor
+    classes: Tensor
+    alpha: float
+
+    @classmethod
+    def of(cls, scores: Scores, key: str) -> Stored:
+        """Read those of a photo."""
+        source = scores.source
+        if source.kind == "predictions":
+            labels = source.read_labels(key)
+            shown = np.unique(np.where(labels == IGNORE, 0, labels)).astype(np.int64)
+            return cls(source.kind, torch.from_numpy(labels), torch.from_numpy(shown), 0)
+        tensors = source.read_tensors(key)
+        values = tensors["cam" if source.kind == "cams" else "probabilities"].float()
+        return cls(source.kind, values, tensors["classes"], scores.alpha)
+
+    def labels(self) -> Tensor:
+        """Class of each label (L,): those of the maps, and the background where it has none."""
+        if self.kind != "cams":
+            return self.classes
+        return torch.cat([self.classes.new_zeros(1), self.classes])
+
+    def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Scores of the labels at a size (L, H, W), and their classes (L,)."""
+        import torch.nn.functional as F
+
+        from vpltool.core import crf
+        from vpltool.core.crf_size import shrink_labels
+
+        if self.kind == "predictions":
+            return crf.scores_of_labels(shrink_labels(self.values.numpy(), size))
+        if len(self.values):
+            values = F.interpolate(self.values[None], size=size, mode="bilinear",
+                                   align_corners=False)[0]
+        else:
+            values = self.values.new_zeros((0, *size))
+        return self._with_background(values), self.labels()
+
+    def part(self, size: tuple[int, int], corner: tuple[int, int], sides: tuple[int, int]
+             ) -> tuple[Tensor, Tensor]:
+        """Scores of the labels of a part of the photo (L, *sides), and their classes (L,).
+
+        Args:
+            size: the photo's (height, width).
+            corner: first row and column of the part.
+            sides: (height, width) of the part.
+        """
+        from vpltool.core import crf
+        from vpltool.core.segment import part_of
+
+        if self.kind == "predictions":
+            (top, left), (height, width) = corner, sides
+            return crf.scores_of_labels(
+                self.values[top : top + height, left : left + width].numpy(),
+                among=len(self.classes))
+        return self._with_background(part_of(self.values, size, corner, sides)), self.labels()
+
+    def _with_background(self, values: Tensor) -> Tensor:
+        from vpltool.core.crf import with_background
+
+        return with_background(values, self.alpha) if self.kind == "cams" else values
 
 
 @dataclass(frozen=True)
@@ -45,10 +127,12 @@ class Read:
     Args:
         key: its id.
         path: where it lies.
-        scored: pixels and scores, at the size at which it is worked on.
+        scored: pixels and scores, at the size at which it is worked on; no scores of a photo that
+            is worked on in tiles.
         classes: class index of each label (L,).
         size: the photo's own (height, width).
         failure: why it cannot be used; empty if it can.
+        stored: where it is worked on in tiles, what their scores come from.
     """
 
     key: str
@@ -57,6 +141,7 @@ class Read:
     classes: npt.NDArray[np.int64]
     size: tuple[int, int] = (0, 0)
     failure: str = ""
+    stored: Stored | None = None
 
     @property
     def each(self) -> str:
@@ -93,18 +178,27 @@ def read_scored(scores: Scores, job: Job) -> Read:
     try:
         photo = read_photo(path)
         own = (photo.shape[0], photo.shape[1])
+        stored = Stored.of(scores, key)
+        if scores.tile and max(own) > scores.tile:
+            classes = stored.labels()
+            scored = ScoredPhoto(photo, np.empty(0, np.float32), _names(scores, classes))
+            return Read(key, path, scored, classes.numpy(), own, stored=stored)
         size = bounded_size(own, scores.max_side)
-        values, classes = _scores_of(scores, key, size)
+        values, classes = stored.whole(size)
         photo = shrink_photo(photo, size)
         found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
         return Read(key, path, nothing, np.empty(0, np.int64),
                     failure=describe_failure(path, error))
+    return Read(key, path, ScoredPhoto(photo, values.numpy(), _names(scores, classes), found),
+                classes.numpy(), own)
+
+
+def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:
     # A class that is not there is told of by who labels.
-    names = tuple(scores.classes[label - 1] if 0 < label <= len(scores.classes) else ""
-                  for label in classes.tolist())
-    return Read(key, path, ScoredPhoto(photo, values.numpy(), names, found), classes.numpy(), own)
+    return tuple(scores.classes[label - 1] if 0 < label <= len(scores.classes) else ""
+                 for label in classes.tolist())
 
 
 def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
@@ -125,24 +219,40 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
                        f"delete it and run: {again(folder.header)}") from error
 
 
-def _scores_of(scores: Scores, key: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Scores of the present labels at a size (L, H, W), and their classes (L,)."""
-    import torch.nn.functional as F
+_OVERLAP = 0.25
+"""Of neighbouring tiles, as a share of a tile: with 1,024 pixels, almost four deviations of
+CLIP-ES's appearance kernel."""
 
-    from vpltool.core import crf
-    from vpltool.core.crf_size import shrink_labels
 
-    source = scores.source
-    if source.kind == "predictions":
-        return crf.scores_of_labels(shrink_labels(source.read_labels(key), size))
-    tensors = source.read_tensors(key)
-    of_cams = source.kind == "cams"
-    values, classes = tensors["cam" if of_cams else "probabilities"].float(), tensors["classes"]
-    if len(values):
-        values = F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
-    else:
-        values = values.new_zeros((0, *size))
-    if of_cams:
-        values = crf.with_background(values, scores.alpha)
-        classes = torch.cat([classes.new_zeros(1), classes])
-    return values, classes
+def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Field]
+                     ) -> Iterator[Field]:
+    """Refine each tile as a photo of its own, and blend its marginals with those that it overlaps.
+
+    Args:
+        read: a photo whose scores are `stored`.
+        tile: side of a tile, in pixels.
+        refine: gives the marginals (L, h, w) of a tile.
+
+    Yields:
+        the marginals of the rows that a row of tiles completes (L, rows, W).
+    """
+    from vpltool.core.tiles import blend
+
+    stored, photo, size = read.stored, read.scored, read.size
+    assert stored is not None
+    sides = min(size[0], tile), min(size[1], tile)
+    place_of = {label: place for place, label in enumerate(read.classes.tolist())}
+
+    def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        for top, left in corners:
+            values, classes = stored.part(size, (top, left), sides)
+            places = [place_of[label] for label in classes.tolist()]
+            pixels = np.ascontiguousarray(
+                photo.photo[top : top + sides[0], left : left + sides[1]])
+            # A label that a tile does not show has no probability in it.
+            field = torch.zeros(len(place_of), *sides)
+            field[places] = torch.from_numpy(refine(ScoredPhoto(
+                pixels, values.numpy(), tuple(photo.names[place] for place in places))))
+            yield field
+
+    return (field.numpy() for _, field in blend(size, tile, _OVERLAP, see, fineness=1))

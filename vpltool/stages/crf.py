@@ -26,7 +26,14 @@ from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
 from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored
+from vpltool.stages._scored import (
+    Job,
+    Read,
+    ReadBatch,
+    Scores,
+    read_scored,
+    refined_in_tiles,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,9 @@ class CrfSettings(options.PerPhoto):
     max_side: int = setting(
         2048, "Scale longer photos down to this; labels keep the photo's own size. 0: never.",
         low=0, metavar="PIXELS", record="changed")
+    tile: int = setting(
+        0, "Refine photos with a longer side in overlapping tiles of this side, not scaled down; "
+           "0: none.", low=0, metavar="PIXELS", record="changed")
     workers: int = options.workers()
 
 
@@ -73,7 +83,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     CAMs become two folders: masks/NAME, for training, with 255 where the
     CRF is unsure; and masks/NAME-full, for scoring, without 255. With
     --confidence 0, the default of par, they are the same. Predictions become
-    predictions/NAME-crf.
+    predictions/NAME-crf. With --tile, photos of any size keep their detail.
 
     Example: vpltool crf --what vision-refined --split train
 
@@ -96,6 +106,8 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     warn_without_effect(settings, without={} if source.kind == "cams" else {
         "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
     proposals = _find_proposals(workspace, settings, method)
+    if proposals:
+        warn_without_effect(settings, without={"tile": "proposals are of whole photos"})
     photos = photos_with(workspace, settings.split, settings.limit, source,
                          *((proposals,) if proposals else ()), shard=chosen_shard(settings.shard))
     labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
@@ -105,8 +117,8 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
                            settings, 1 + len(workspace.classes))
     confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
     # Values, not settings: a worker process must find the method's file before it knows its class.
-    task = _Task(Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals),
-                 settings.method,
+    task = _Task(Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
+                        0 if proposals else settings.tile), settings.method,
                  values_of(settings.of_method or Settings()), settings.device, confidences,
                  labels)
 
@@ -236,11 +248,17 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> Non
     from vpltool.core.crf_size import bounded_size
     from vpltool.core.photos import photo_size
 
+    scores = worker.task.scores
+
     def needed(job: Job) -> int:
         try:
-            size = bounded_size(photo_size(job[1]), worker.task.scores.max_side)
+            size = photo_size(job[1])
         except OSError:
             return 0
+        if scores.tile and max(size) > scores.tile:
+            size = min(size[0], scores.tile), min(size[1], scores.tile)
+        else:
+            size = bounded_size(size, scores.max_side)
         return worker.method.memory_of(worker.settings, worker.device, size, worker.task.labels)
 
     needs = sorted(in_threads(needed, jobs, _THREADS))[-processes:]
@@ -266,7 +284,7 @@ def _one_photo(job: Job) -> Made:
 def _run_batches(worker: _Worker, jobs: Sequence[Job], size: int) -> Iterator[Made]:
     """Do the jobs on a device, photos of one size and number of labels together."""
     read = (read_scored(worker.task.scores, job) for job in jobs)
-    alike = bucketed(read, lambda photo: photo.scored.scores.shape, size)
+    alike = bucketed(read, lambda photo: (photo.scored.scores.shape, photo.stored is None), size)
     batches = read_ahead(map(ReadBatch, alike))
     return run_batches(batches, lambda batch: _solve(worker, batch.photos),
                        lambda _: _LOWER)
@@ -287,6 +305,8 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
     if batch[0].failure:
         return [(read.key, Failed(read.failure)) for read in batch]
     try:
+        if batch[0].stored:
+            return [(read.key, _in_tiles(worker, read)) for read in batch]
         marginals = _marginals(worker, [read.scored for read in batch])
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
@@ -301,6 +321,16 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
     return [(read.key, [labels_at(field, read.classes, read.size, confidence)
                         for confidence in worker.task.confidences])
             for read, field in zip(batch, marginals, strict=True)]
+
+
+def _in_tiles(worker: _Worker, read: Read) -> list[npt.NDArray[np.uint8]]:
+    """Labels of a large photo, one for each confidence; memory is that of a row of tiles."""
+    from vpltool.core.crf import to_labels
+
+    rows = [[to_labels(field, read.classes, confidence) for confidence in worker.task.confidences]
+            for field in refined_in_tiles(read, worker.task.scores.tile,
+                                          lambda photo: _marginals(worker, [photo])[0])]
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 
 def _marginals(worker: _Worker, photos: Sequence[ScoredPhoto]) -> list[npt.NDArray[np.float32]]:
