@@ -12,8 +12,9 @@ from PIL import Image
 
 from vpltool.core.crf import to_labels
 from vpltool.core.metrics import confusion
-from vpltool.formats import Header, open_workspace, read_labels, write_labels
+from vpltool.formats import Header, open_input, open_workspace, read_labels, write_labels
 from vpltool.formats.kinds import RESERVED, numbered
+from vpltool.stages._scored import Scores, read_scored, refined_in_tiles
 
 COUNT = 1200
 LINES = {"bar": 100, "box": 255, "disc": 1200}
@@ -130,3 +131,30 @@ def test_confusion_and_argmax_of_many_classes() -> None:
     labels = to_labels(marginals, np.array([0, 7, 900]), 0.7)
     assert labels.dtype == np.uint16
     assert set(np.unique(labels).tolist()) <= {0, 7, 900, 255}
+
+
+def test_a_photo_s_tags_alone_take_part_in_the_crf(work: Path) -> None:
+    """Of 1,201 classes; as in each tile of it."""
+    workspace = open_workspace(work)
+    source = open_input(work / "cams/text/train", ("cams",))
+    for photo in workspace.photos("train"):
+        for tile in (0, 16):
+            read = read_scored(Scores(source, 1.0, 0, workspace.classes, tile=tile),
+                               (photo.id, workspace.image_path(photo)))
+            assert read.classes.tolist() == [0, *sorted(LABELS[tag] for tag in photo.labels)]
+            assert len(read.scored.scores) == (0 if tile else len(read.classes))
+            rows = list(refined_in_tiles(read, tile, lambda one: one.scores)) if tile else []
+            assert all(len(row) == len(read.classes) for row in rows)
+
+
+def test_scores_of_so_many_have_no_confusion_matrix(work: Path, run: Run) -> None:
+    """A report of them is made all the same."""
+    for path in (work / "scores").glob("*.json"):
+        content = json.loads(path.read_text())
+        assert "confusion" not in content and len(content["iou"]) == COUNT + 2
+    assert run("report", "--limit", 1, "--split", "val", work=work).code == 0
+
+
+def test_review_refuses_so_many(work: Path, run: Run) -> None:
+    result = run("review", "--no-open", "--port", 0, work=work)
+    assert result.code == 1 and "254 classes" in result.err

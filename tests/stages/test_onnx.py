@@ -141,6 +141,26 @@ def test_the_program_of_the_page_runs(work: Path, tmp_path: Path, monkeypatch: p
         assert (np.asarray(made) == labels).mean() > 0.97
 
 
+def test_the_program_sees_a_large_photo_in_tiles(work: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's second block, after the first; with tiles that this small photo needs."""
+    text = (Path(__file__).parents[2] / "docs/deploy.md").read_text("utf-8")
+    first, tiles = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+                    if "onnxruntime" in block or "starts(grid" in block)
+    (tmp_path / "segmenter.onnx").symlink_to(work / "work/exports/linear.onnx")
+    with Image.open(work / "photos/scene6.png") as photo:
+        photo.resize((203, 150)).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    program = first.split("photo =")[0] + tiles.replace("448", "40")
+    exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
+    segmenter = Segmenter.load(work / "work/decoder/linear.safetensors", max_side=0)
+    labels, whole = (segmenter(tmp_path / "photo.jpg", tile=tile).labels for tile in (40, ""))
+    with Image.open("labels.png") as made:
+        assert (made.mode, made.size) == ("P", (203, 150))
+        agrees = (np.asarray(made) == labels).mean()
+        assert agrees > 0.97 and agrees > (np.asarray(made) == whole).mean()
+
+
 def test_it_says_what_it_takes_and_gives(work: Path) -> None:
     model = onnx.load(work / "work/exports/linear.onnx")
     onnx.checker.check_model(model)

@@ -185,3 +185,56 @@ def test_frames_and_pages(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
             assert image.size == (32, 24)
             if photo.id == "stack/00002":
                 assert image.getpixel((0, 0)) == (120, 120, 120)
+
+
+def test_a_raster_of_class_numbers(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """Land cover at half the resolution, in another system, of a larger area; 0, 255: none."""
+    rasterio = pytest.importorskip("rasterio")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    origin = rasterio.transform.from_origin
+    rng = np.random.default_rng(0)
+    with rasterio.open(folder / "map.tif", "w", driver="GTiff", count=3, height=80, width=120,
+                       dtype="uint8", crs="EPSG:32633",
+                       transform=origin(500_000, 5_800_000, 2, 2)) as file:
+        file.write(rng.integers(1, 255, (3, 80, 120), dtype=np.uint8))
+    cover = np.zeros((60, 80), np.uint8)
+    cover[10:30, 10:30] = 2
+    cover[30:, 30:] = 255
+    cover[10, 50] = 1  # 4 of the tile's 1,600 pixels
+    with rasterio.open(tmp_path / "cover.tif", "w", driver="GTiff", count=1, height=60, width=80,
+                       dtype="uint8", crs="EPSG:25833",
+                       transform=origin(499_960, 5_800_040, 4, 4)) as file:
+        file.write(cover, 1)
+    (tmp_path / "names.txt").write_text("road\nforest\nlake\n")
+    words = ("--labels", tmp_path / "cover.tif")
+    result = prepare(run, folder, tiny_clip, *words)
+    assert result.code == 1 and "--classes" in result.err
+    result = prepare(run, folder, tiny_clip, *words, "--classes", tmp_path / "names.txt")
+    assert result.code == 0, result.err
+    assert tags(folder) == {f"map/{top:05}-{left:05}": ("forest",) * (top == 0 and left == 0)
+                            for top in (0, 40) for left in (0, 40, 80)}
+    (tmp_path / "names.txt").write_text("road\n")
+    result = prepare(run, folder, tiny_clip, *words, "--classes", tmp_path / "names.txt")
+    assert result.code == 1 and "2 is none of 1 classes" in result.err
+
+
+def test_a_raster_as_large_as_a_photo(run: Run, folder: Path, tiny_clip: Path) -> None:
+    """Without coordinates, pixel by pixel; of another size it is refused."""
+    rasterio = pytest.importorskip("rasterio")
+    (folder / "small.png").unlink()
+    cover = np.zeros((100, 160), np.uint16)
+    cover[:20, :20], cover[90:, 150:] = 1, 3
+    raster = folder.parent / "cover.tif"
+    for number, values in enumerate((cover, cover[1:])):
+        with rasterio.open(raster, "w", driver="GTiff", count=1, height=len(values), width=160,
+                           dtype="uint16") as file:
+            file.write(values, 1)
+        (folder.parent / "names.txt").write_text("a\nb\nc\n")
+        result = prepare(run, folder, tiny_clip, "--labels", raster, "--classes",
+                         folder.parent / "names.txt")
+        assert result.code == number, result.err
+    assert "different sizes" in result.err
+    found = tags(folder)
+    assert found["big/00000-00000"] == ("a",) and found["big/00060-00120"] == ("c",)
+    assert sum(map(len, found.values())) == 2

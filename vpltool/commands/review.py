@@ -11,6 +11,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
+from vpltool.formats.kinds import IGNORE
 from vpltool.parallel.once import once
 from vpltool.review.work import ORDERS
 from vpltool.settings import Settings, setting
@@ -79,6 +80,9 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
                            or not settings.token.isascii()):
         raise VplError("`token` is too short, or not of letters and digits",
                        f"take {_SHORTEST} letters and digits or more")
+    if len(workspace.classes) >= IGNORE:
+        raise VplError(f"{len(workspace.classes)} classes: review paints labels of 8 bits, which "
+                       "tell 254 classes apart", "correct masks in a tool that takes 16 bits")
     with once(workspace.path, "review", "`review()`"):
         desk = Desk(workspace.path, settings.what, settings.split, settings.order)
         try:

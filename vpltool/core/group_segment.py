@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from vpltool.core.group_maps import GroupMaps, class_maps, group_maps, name_groups, with_background
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.segment import FINENESS
+from vpltool.core.tiles import window_starts
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,6 @@ def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view
                         F.avg_pool2d(scores[1:], FINENESS),
                         whole[number] if groups and whole else None)
             for number, scores in enumerate(fine)]
-
-
-def window_starts(length: int, side: int, step: int) -> Sequence[int]:
-    """Where windows begin along a side: a step apart, the last at the end, one at least."""
-    count = -(-max(length - side, 0) // step) + 1
-    return [max(min(number * step, length - side), 0) for number in range(count)]
 
 
 def _times(part: slice, factor: int) -> slice:

@@ -43,15 +43,26 @@ def spans(length: int, window: int, overlap: float) -> list[Span]:
         window: side of a window, in patches.
         overlap: share of a window that it has in common with the next one.
     """
-    if length <= window:
-        return [Span(0, 0, length)]
-    step = max(1, window - round(window * overlap))
-    steps = -(-(length - window) // step)
-    starts = [round(number * (length - window) / steps) for number in range(steps + 1)]
+    starts = window_starts(length, window, max(1, window - round(window * overlap)), even=True)
     # Two neighbours meet in the middle of what they share.
     borders = [0, *((one + window + other) // 2
                     for one, other in zip(starts, starts[1:], strict=False)), length]
     return [Span(*entry) for entry in zip(starts, borders, borders[1:], strict=False)]
+
+
+def window_starts(length: int, window: int, step: int, *, even: bool = False) -> list[int]:
+    """Where windows begin along an axis: the last one ends with it; one at least.
+
+    Args:
+        length: of the axis.
+        window: side of a window.
+        step: from one to the next, at most.
+        even: whether all steps are alike, up to one; otherwise the last is shorter.
+    """
+    left = max(length - window, 0)
+    count = -(-left // step)
+    return [round(number * left / count) if even and count else min(number * step, left)
+            for number in range(count + 1)]
 
 
 def encode_windows(

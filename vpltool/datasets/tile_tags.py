@@ -3,7 +3,7 @@
 A CSV has the columns `x,y,width,height,labels` (pixels of a photo: tags of a tile), `x,y,labels`
 (centres in pixels), `lon,lat,labels` (WGS 84) or `easting,northing,labels` (the scene's own
 system); `id` names the photo, and may be missing where the place says it. A GeoPackage has polygons
-and a column of classes.
+and a column of classes. A TIFF of class numbers is a `TagRaster`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.geotiff import import_rasterio
-from vpltool.formats.rasters import Scene
+from vpltool.formats.rasters import SUFFIXES, Scene
 from vpltool.names import id_of_csv
 
 Points = Sequence[tuple[float, float]]
@@ -30,7 +30,7 @@ _PLACES = (("x", "y", "width", "height"), ("x", "y"), ("lon", "lat"), ("easting"
 _CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
 """Columns of a GeoPackage that hold the class, the first that is there."""
 
-_SHARE, _INSIDE = 0.01, 0.5
+SHARE, _INSIDE = 0.01, 0.5
 """A tile shows a region that covers so much of the tile, or of which so much lies in the tile."""
 
 
@@ -80,7 +80,7 @@ def tells_places(path: Path) -> bool:
     Raises:
         VplError: the CSV cannot be read.
     """
-    return path.suffix.lower() == GEOPACKAGE or _place_of(path) is not None
+    return path.suffix.lower() in (GEOPACKAGE, *SUFFIXES) or _place_of(path) is not None
 
 
 def _place_of(path: Path) -> tuple[str, ...] | None:
@@ -240,7 +240,7 @@ def _shows(tile: Box, region: Region) -> bool:
     if len(region.rings[0]) == 1:
         return _holds(tile, region.rings[0][0])
     inside = _clipped_area(region.rings, tile)
-    return inside > 0 and (inside >= _SHARE * tile.height * tile.width
+    return inside > 0 and (inside >= SHARE * tile.height * tile.width
                            or inside >= _INSIDE * polygon_area(region.rings))
 
 

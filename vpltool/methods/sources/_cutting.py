@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.datasets.layouts import relative_name
+from vpltool.datasets.tag_raster import TagRaster
 from vpltool.datasets.tags import some
 from vpltool.datasets.tile_tags import Box, Located, Region, Tagged, outside, placed, tags_of_tiles
 from vpltool.errors import VplError, counted, part_of
@@ -108,7 +109,8 @@ def _pages(path: Path) -> int:
 
 
 def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequence[Located],
-               root: Path) -> tuple[list[Photo], list[Part], list[str]]:
+               root: Path, raster: TagRaster | None = None
+               ) -> tuple[list[Photo], list[Part], list[str]]:
     """Say which photos are cut out of files; nothing is written.
 
     Args:
@@ -117,6 +119,7 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
         cut: how they are divided.
         regions: what is where in them; empty: tiles have the tags of their file.
         root: the folder that the new photos' paths are relative to.
+        raster: what is where, in place of regions.
 
     Returns:
         the photos: what is cut out, and files that stay whole; the former; and remarks.
@@ -134,7 +137,8 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
             scenes.append(large.scene)
             check_alike([scenes[0], large.scene])
         boxes = large.boxes()
-        if large.pages == 1 and len(boxes) == 1 and not large.scene and not regions:
+        if large.pages == 1 and len(boxes) == 1 and not (
+                large.scene or regions or raster):
             whole.append(replace(photo, image=relative_name(large.path, root),
                                  mask=photo.mask and relative_name(images / photo.mask, root)))
             continue
@@ -145,6 +149,8 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
             _check_inside(here, lost, large)
             known |= {region.where for region in here} - {region.where for region in lost}
             tags = tags_of_tiles(boxes, here)
+        elif raster:
+            tags = [*raster.tags_of(boxes, large.scene, large.path, large.size)]
         for page in range(large.pages):
             for box, tagged in zip(boxes, tags, strict=True):
                 if regions and tagged is None:

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
-from vpltool.datasets import layouts, tile_tags
+from vpltool.datasets import layouts, tag_raster, tile_tags
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, near_path
 from vpltool.formats import OutputFolder, Photo, Workspace
-from vpltool.formats.rasters import Scaling
+from vpltool.formats.rasters import SUFFIXES, Scaling
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
 from vpltool.methods.sources import _cutting
 from vpltool.settings import setting
@@ -42,8 +42,9 @@ class Settings(settings.Settings):
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)
     labels: Path | None = setting(
-        None, "CSV of tags; columns: id, labels and, optionally, split. Default: the CSV of the "
-              "last call; without any, no photo has a tag.", metavar="FILE.csv")
+        None, "CSV of tags; columns: id, labels and, optionally, split. With `tile`, also places, "
+              "polygons or a raster. Default: that of the last call; without any, no photo has a "
+              "tag.", metavar="FILE.csv")
     untagged: bool = setting(
         False, "Also import photos that the CSV does not list, without tags.")
     masks: Path | None = setting(None, "True masks ID.png, for eval, show and report only.",
@@ -120,12 +121,17 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
     """Cut files into tiles and pages, which are the photos."""
     side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
     cut = _cutting.Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
-    regions = tile_tags.read_regions(places, settings.column) if places else []
-    root = workspace_path / _cutting.FOLDER
-    made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root)
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
+    raster = (tag_raster.TagRaster(places, named)
+              if places and places.suffix.lower() in SUFFIXES else None)
+    regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
+    root = workspace_path / _cutting.FOLDER
+    made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root, raster)
     found = tuple(sorted({label for photo in made for label in photo.labels}))
+    if raster and not found:
+        raise VplError(f"{places} has no class in any tile of the photos in {settings.images}",
+                       "see that they are of the same place")
     layouts.check_class_count(found, str(settings.labels), listed=bool(named))
     layouts.check_labels(made, named or found)
 
