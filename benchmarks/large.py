@@ -1,15 +1,21 @@
 """Tiles against the whole photo: how labels agree along the seams, and what tiles cost.
 
     python benchmarks/large.py seams WORK PHOTO DECODER [TILE]
-    python benchmarks/large.py cost WORK PHOTO DECODER [TILE]
+    python benchmarks/large.py cost WORK PHOTO DECODER [TILE] [OVERLAP] [PRECISION]
+    python benchmarks/large.py mosaic PHOTOS OUT [WIDTH] [HEIGHT]
+    python benchmarks/large.py judge OUT/masks/mosaic.png LABELS [TILE] [OVERLAP] [PATCH]
 
 `seams` predicts a photo whole, and in tiles with and without an overlap, and prints how many labels
 are those of the whole photo, along the borders of tiles and elsewhere. `cost` predicts a photo or a
-GeoTIFF in tiles, and prints seconds and the most memory.
+GeoTIFF in tiles, and prints seconds and the most memory. `mosaic` lays the photos of a folder like
+the animals' (photos/, masks/, tags.csv) side by side, with `tiles.csv`, tags of the rectangle of
+each, and `photo.csv`, tags of the whole. `judge` compares labels of a mosaic with the true ones,
+along the borders of tiles and elsewhere.
 """
 
 from __future__ import annotations
 
+import csv
 import resource
 import sys
 import time
@@ -18,19 +24,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from vpltool.api import Workspace
+from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import read_photo
 from vpltool.core.tiles import spans
 from vpltool.engine.running import load_trained
 from vpltool.engine.tiles import TiledSegmenter, Tiles
-from vpltool.formats import open_workspace
+from vpltool.formats import open_workspace, read_labels
 
 _NEAR = 4
 """Pixels from a seam that count as along it, a quarter of a patch."""
 
 
-def seams(work: Path, photo: Path, decoder: Path, tile: int) -> None:
+def seams(work: Path, photo: Path, decoder: Path, tile: int = 448) -> None:
     """Print the agreement with the whole photo along seams and elsewhere."""
     from vpltool.core.segment import labels_of
 
@@ -49,31 +57,79 @@ def seams(work: Path, photo: Path, decoder: Path, tile: int) -> None:
     print(f"{photo.name}: {size[1]}×{size[0]}, {np.mean(whole > 0):.1%} of a class when seen whole")
     for overlap in (0.0, 0.125, 0.25):
         agrees = labels(tile, overlap) == whole
-        near = np.zeros(size, bool)
-        for axis, length in enumerate(size):
-            found = spans(length // patch, tile // patch, overlap)
-            for border in {patch * span.start for span in found} | {
-                    patch * (span.start + tile // patch) for span in found}:
-                if 0 < border < length:
-                    index: list[Any] = [slice(None), slice(None)]
-                    index[axis] = slice(max(border - _NEAR, 0), border + _NEAR)
-                    near[tuple(index)] = True
+        near = _near_seams(size, patch, tile, overlap)
         print(f"tile {tile}, overlap {overlap}: {agrees[near].mean():.2%} along seams "
               f"({near.mean():.0%} of the pixels), {agrees[~near].mean():.2%} elsewhere")
 
 
-def cost(work: Path, photo: Path, decoder: Path, tile: int) -> None:
+def _near_seams(size: tuple[int, int], patch: int, tile: int, overlap: float) -> Any:
+    """Which pixels (H, W) lie along the border of a tile."""
+    near = np.zeros(size, bool)
+    for axis, length in enumerate(size):
+        for span in spans(-(-length // patch), tile // patch, overlap):
+            for border in (patch * span.start, patch * (span.start + tile // patch)):
+                if 0 < border < length:
+                    index: list[Any] = [slice(None), slice(None)]
+                    index[axis] = slice(max(border - _NEAR, 0), border + _NEAR)
+                    near[tuple(index)] = True
+    return near
+
+
+def cost(work: Path, photo: Path, decoder: Path, tile: int = 448, overlap: float = 0.25,
+         precision: str = "fp32") -> None:
     """Print seconds and memory of a prediction in tiles."""
     out = photo.with_name(f"{photo.stem}-labels{'.tif' if 'tif' in photo.suffix else '.png'}")
     start, cpu = time.perf_counter(), time.process_time()
     Workspace(work).predict(images=[photo], decoder=str(decoder), tile=str(tile), out=out,
-                            overwrite=True)
+                            overlap=overlap, precision=precision, overwrite=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{photo.name}, tile {tile}: {time.perf_counter() - start:.0f} s, "
-          f"{time.process_time() - cpu:.0f} s of CPU, {memory:.2f} GiB at most")
+    print(f"{photo.name}, tile {tile}, overlap {overlap}, {precision}: "
+          f"{time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s of CPU, "
+          f"{memory:.2f} GiB at most")
+
+
+def mosaic(photos: Path, out: Path, width: int = 12_000, height: int = 9_000) -> None:
+    """Write a mosaic of photos at their own size, its true mask, and its tags in two ways."""
+    with (photos / "tags.csv").open(encoding="utf-8") as file:
+        tags = {row["id"]: row["labels"] for row in csv.DictReader(file)}
+    for name in ("photos", "masks"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    picture, truth = Image.new("RGB", (width, height)), Image.new("L", (width, height), 255)
+    rows, left, top, tall = list[str](), 0, 0, 0
+    for key in sorted(tags):
+        with (Image.open(photos / f"photos/{key}.jpg") as photo,
+              Image.open(photos / f"masks/{key}.png") as mask):
+            if left + photo.width > width:
+                left, top, tall = 0, top + tall, 0
+            if top + photo.height > height:
+                break
+            picture.paste(photo, (left, top))
+            # Without the palette, which a grey image would take the brightness of.
+            truth.paste(Image.fromarray(np.asarray(mask)), (left, top))
+            rows.append(f"mosaic,{left},{top},{photo.width},{photo.height},{tags[key]}")
+            left, tall = left + photo.width, max(tall, photo.height)
+    picture.save(out / "photos/mosaic.jpg", quality=92)
+    truth.save(out / "masks/mosaic.png")
+    (out / "tiles.csv").write_text("\n".join(["id,x,y,width,height,labels", *rows]) + "\n")
+    shown = sorted({tag for row in rows for tag in row.rsplit(",", 1)[1].split(";")})
+    (out / "photo.csv").write_text(f"id,labels\nmosaic,{';'.join(shown)}\n")
+    print(f"{out}: {len(rows)} photos on {width}×{height} pixels")
+
+
+def judge(truth: Path, labels: Path, tile: int = 448, overlap: float = 0.25, patch: int = 14
+          ) -> None:
+    """Print mIoU and accuracy, along the borders of tiles and elsewhere."""
+    true, said = read_labels(truth), read_labels(labels)
+    near = _near_seams((true.shape[0], true.shape[1]), patch, tile, overlap)
+    for name, where in (("all", np.ones_like(near)), ("seams", near), ("elsewhere", ~near)):
+        found = scores(confusion(np.where(where, true, np.uint8(255)), said, 1 + int(
+            true[true < 255].max())))
+        print(f"{labels.name}, tile {tile}, overlap {overlap}, {name}: mIoU {found.miou:.2%}, "
+              f"accuracy {found.accuracy:.2%}")
 
 
 if __name__ == "__main__":
-    what, *paths = sys.argv[1:4]
-    chosen = int(sys.argv[5]) if len(sys.argv) > 5 else 448
-    {"seams": seams, "cost": cost}[what](Path(paths[0]), Path(paths[1]), Path(sys.argv[4]), chosen)
+    what, *words = sys.argv[1:]
+    kinds = {"seams": (Path, Path, Path, int), "cost": (Path, Path, Path, int, float, str),
+             "mosaic": (Path, Path, int, int), "judge": (Path, Path, int, float, int)}[what]
+    globals()[what](*(kind(word) for kind, word in zip(kinds, words, strict=False)))
