@@ -156,5 +156,5 @@ def test_scores_of_so_many_have_no_confusion_matrix(work: Path, run: Run) -> Non
 
 
 def test_review_refuses_so_many(work: Path, run: Run) -> None:
-    result = run("review", "--no-open", "--port", 0, work=work)
+    result = run("review", "--port", 0, work=work)
     assert result.code == 1 and "254 classes" in result.err

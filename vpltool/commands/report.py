@@ -19,6 +19,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
 from vpltool.pictures.colours import class_palette
+from vpltool.pictures.layers import shown_as
 from vpltool.pictures.page import data_uri, render_page
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -141,7 +142,7 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
     """Everything that the page shows; see `report/page.html`."""
     flat = class_palette()
     named = dict(enumerate(("background", *workspace.classes)))
-    colours = {index: "#{:02x}{:02x}{:02x}".format(*flat[3 * index:3 * index + 3])
+    colours = {index: "#{:02x}{:02x}{:02x}".format(*flat[3 * shown_as(index):][:3])
                for index in named} | {IGNORE: "#ffffff"}
     listed = [{"name": layer.column.name, "kind": "maps" if layer.is_maps else "labels"}
               for layer in layers]

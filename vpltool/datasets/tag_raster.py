@@ -5,16 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool.datasets.tile_tags import SHARE, Box, Tagged
 from vpltool.errors import VplError
 from vpltool.formats.geotiff import import_rasterio, reading
 from vpltool.formats.kinds import IGNORE, RESERVED
+from vpltool.formats.rasters import Scene
 from vpltool.lazy import np
-
-if TYPE_CHECKING:
-    from vpltool.formats.rasters import Scene
 
 
 class TagRaster:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from vpltool.core.crf import scores_of_labels, with_background
+from vpltool.core.crf_size import bounded_size, shrink_labels, shrink_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import again
-from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.lazy import F, Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
 
 if TYPE_CHECKING:
@@ -81,13 +83,8 @@ class Stored:
 
     def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores of the labels at a size (L, H, W), and their classes (L,)."""
-        import torch.nn.functional as F
-
-        from vpltool.core import crf
-        from vpltool.core.crf_size import shrink_labels
-
         if self.kind == "predictions":
-            return crf.scores_of_labels(shrink_labels(self.values.numpy(), size))
+            return scores_of_labels(shrink_labels(self.values.numpy(), size))
         if len(self.values):
             values = F.interpolate(self.values[None], size=size, mode="bilinear",
                                    align_corners=False)[0]
@@ -104,19 +101,16 @@ class Stored:
             corner: first row and column of the part.
             sides: (height, width) of the part.
         """
-        from vpltool.core import crf
         from vpltool.core.segment import part_of
 
         if self.kind == "predictions":
             (top, left), (height, width) = corner, sides
-            return crf.scores_of_labels(
+            return scores_of_labels(
                 self.values[top : top + height, left : left + width].numpy(),
                 among=len(self.classes))
         return self._with_background(part_of(self.values, size, corner, sides)), self.labels()
 
     def _with_background(self, values: Tensor) -> Tensor:
-        from vpltool.core.crf import with_background
-
         return with_background(values, self.alpha) if self.kind == "cams" else values
 
 
@@ -171,7 +165,6 @@ class ReadBatch:
 
 def read_scored(scores: Scores, job: Job) -> Read:
     """Read a photo and the scores of its labels."""
-    from vpltool.core.crf_size import bounded_size, shrink_photo
     from vpltool.core.photos import describe_failure, read_photo
 
     key, path = job

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
+from vpltool.core.crf import to_labels
+from vpltool.core.crf_size import bounded_size, labels_at
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.headers import make_header
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs, run_batches
@@ -245,7 +247,6 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
 
 def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> None:
     """Warn if the largest photos may not fit into the memory, all processes together."""
-    from vpltool.core.crf_size import bounded_size
     from vpltool.core.photos import photo_size
 
     scores = worker.task.scores
@@ -299,7 +300,6 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
     Raises:
         RuntimeError: the memory does not suffice for so many; for a single one it is its result.
     """
-    from vpltool.core.crf_size import labels_at
     from vpltool.core.photos import describe_failure
 
     if batch[0].failure:
@@ -325,8 +325,6 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
 
 def _in_tiles(worker: _Worker, read: Read) -> list[npt.NDArray[np.uint8]]:
     """Labels of a large photo, one for each confidence; memory is that of a row of tiles."""
-    from vpltool.core.crf import to_labels
-
     rows = [[to_labels(field, read.classes, confidence) for confidence in worker.task.confidences]
             for field in refined_in_tiles(read, worker.task.scores.tile,
                                           lambda photo: _marginals(worker, [photo])[0])]
