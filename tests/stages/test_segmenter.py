@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -584,6 +585,34 @@ def _of_side(work: Path, side: int) -> Path:
     other = path.with_name("small.safetensors")
     write_tensors(other, replace(header, facts=header.facts | {"max_side": side}), tensors)
     return other
+
+
+def test_tiles_are_seen_in_threads(work: Path, holiday: Path, monkeypatch: pytest.MonkeyPatch
+                                   ) -> None:
+    """On a CPU each by a core of its own, with the same result; all cores are free again then."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 130, 3), dtype=np.uint8)).save(
+        holiday / "big.png")
+    segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
+    before, seen, own = torch.get_num_threads(), list[tuple[int, int]](), core_segment.segment
+
+    def watched(*words: Any, **named: Any) -> Any:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        return own(*words, **named)
+
+    monkeypatch.setattr(core_segment, "segment", watched)
+    try:
+        fields = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            fields.append(segmenter(holiday / "big.png", tile=32).field)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(fields[0], fields[1])
+    half = len(seen) // 2
+    assert half > 4 and {entry[0] for entry in seen[:half]} == {threading.get_ident()}
+    assert {entry[1] for entry in seen} == {1}
+    assert threading.get_ident() not in {entry[0] for entry in seen[half:]}
 
 
 @pytest.mark.parametrize("tile", ["big", "0", "-3"])
