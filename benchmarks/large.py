@@ -3,14 +3,16 @@
     python benchmarks/large.py seams WORK PHOTO DECODER [TILE]
     python benchmarks/large.py cost WORK PHOTO DECODER [TILE] [OVERLAP] [PRECISION]
     python benchmarks/large.py mosaic PHOTOS OUT [WIDTH] [HEIGHT]
+    python benchmarks/large.py crf OUT [TILE]
     python benchmarks/large.py judge OUT/masks/mosaic.png LABELS [TILE] [OVERLAP] [PATCH]
 
 `seams` predicts a photo whole, and in tiles with and without an overlap, and prints how many labels
 are those of the whole photo, along the borders of tiles and elsewhere. `cost` predicts a photo or a
 GeoTIFF in tiles, and prints seconds and the most memory. `mosaic` lays the photos of a folder like
 the animals' (photos/, masks/, tags.csv) side by side, with `tiles.csv`, tags of the rectangle of
-each, and `photo.csv`, tags of the whole. `judge` compares labels of a mosaic with the true ones,
-along the borders of tiles and elsewhere.
+each, and `photo.csv`, tags of the whole. `crf` sharpens coarse maps of the true mask of 12
+megapixels of it, in tiles and scaled down, as `crf --tile` and `crf` do with CAMs. `judge` compares
+labels of a mosaic with the true ones, along the borders of tiles and elsewhere.
 """
 
 from __future__ import annotations
@@ -24,15 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from vpltool.api import Workspace
+from vpltool.core.crf import decided, mean_field, to_labels
+from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_size import bounded_size, labels_at, shrink_photo
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import read_photo
 from vpltool.core.tiles import spans
 from vpltool.engine.running import load_trained
 from vpltool.engine.tiles import TiledSegmenter, Tiles
 from vpltool.formats import open_workspace, read_labels
+from vpltool.methods.inputs import ScoredPhoto
+from vpltool.stages._scored import Read, Stored, refined_in_tiles
 
 _NEAR = 4
 """Pixels from a seam that count as along it, a quarter of a patch."""
@@ -116,6 +124,39 @@ def mosaic(photos: Path, out: Path, width: int = 12_000, height: int = 9_000) ->
     print(f"{out}: {len(rows)} photos on {width}×{height} pixels")
 
 
+def crf(folder: Path, tile: int = 1024, width: int = 4000, height: int = 3000) -> None:
+    """Print how many pixels are right after the CRF, in tiles and scaled down; time and memory."""
+    photo = read_photo(folder / "photos/mosaic.jpg")[:height, :width].copy()
+    true = read_labels(folder / "masks/mosaic.png")[:height, :width]
+    classes = [label for label in np.unique(true).tolist() if 0 < label < 255]
+    maps = torch.from_numpy(np.stack([true == label for label in classes])).float()
+    stored = Stored("cams", F.interpolate(maps[None], size=(height // 16, width // 16),
+                                          mode="area")[0], torch.tensor(classes), 1.0)
+    del maps
+    names = ("",) * (1 + len(classes))
+    read = Read("mosaic", folder, ScoredPhoto(photo, np.empty(0, np.float32), names),
+                stored.labels().numpy(), (height, width), stored=stored)
+
+    def refine(part: ScoredPhoto) -> Any:
+        known = decided(part.scores)
+        return mean_field(part.photo, part.scores, PRESETS["weclip"], backend="numba"
+                          ) if known is None else known
+
+    def told(name: str, labels: Any, start: float) -> None:
+        right = (labels == true)[true < 255].mean()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{name}: {right:.2%} right, {time.perf_counter() - start:.0f} s, at most "
+              f"{memory:.2f} GiB so far")
+
+    refine(ScoredPhoto(photo[:8, :8], np.full((len(names), 8, 8), 0.5, np.float32)))
+    start = time.perf_counter()
+    told(f"tiles of {tile}", np.concatenate([to_labels(rows, read.classes) for rows in
+                                             refined_in_tiles(read, tile, refine)]), start)
+    start, size = time.perf_counter(), bounded_size((height, width), 2048)
+    small = ScoredPhoto(shrink_photo(photo, size), stored.whole(size)[0].numpy())
+    told("scaled down to 2048", labels_at(refine(small), read.classes, (height, width)), start)
+
+
 def judge(truth: Path, labels: Path, tile: int = 448, overlap: float = 0.25, patch: int = 14
           ) -> None:
     """Print mIoU and accuracy, along the borders of tiles and elsewhere."""
@@ -131,5 +172,6 @@ def judge(truth: Path, labels: Path, tile: int = 448, overlap: float = 0.25, pat
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
     kinds = {"seams": (Path, Path, Path, int), "cost": (Path, Path, Path, int, float, str),
-             "mosaic": (Path, Path, int, int), "judge": (Path, Path, int, float, int)}[what]
+             "mosaic": (Path, Path, int, int), "crf": (Path, int),
+             "judge": (Path, Path, int, float, int)}[what]
     globals()[what](*(kind(word) for kind, word in zip(kinds, words, strict=False)))
