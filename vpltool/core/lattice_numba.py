@@ -6,7 +6,11 @@ where the tensors there are sorted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numba
@@ -26,9 +30,40 @@ _FREE = -1
 
 
 def compiled(loop: Callable[_Values, _Result]) -> Callable[_Values, _Result]:
-    """Compile a function when it is first called, and keep the result on disk."""
-    made: Callable[_Values, _Result] = numba.njit(cache=True, nogil=True)(loop)
-    return made
+    """Compile a function when it is first called, and keep the result on disk.
+
+    One process at a time: where two write the same folder, Numba's index of one names the code of
+    the other, and each later process crashes or runs the wrong loop.
+    """
+    made: Any = numba.njit(cache=True, nogil=True)(loop)
+    compile_one = made.compile
+
+    def compile_alone(signature: object) -> object:
+        with _one_process(Path(made.stats.cache_path)):
+            return compile_one(signature)
+
+    made.compile = compile_alone
+    found: Callable[_Values, _Result] = made
+    return found
+
+
+_compiling = threading.RLock()
+_folders: list[Path] = []
+"""Folders that this process has locked: a loop compiles those that it calls."""
+
+
+@contextmanager
+def _one_process(folder: Path) -> Iterator[None]:
+    """Keep other processes from compiling into a folder; not where the disk knows no locks."""
+    with _compiling, ExitStack() as stack:
+        if folder not in _folders:
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((folder / "compiling.lock").open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        _folders.append(folder)
+        stack.callback(_folders.pop)
+        yield
 
 
 class Lattice(NamedTuple):
