@@ -43,14 +43,14 @@ def measure(base: Path, photos: str, masks: str, encoder: str, scale: float) -> 
     seconds = (time.perf_counter() - start) / (_TRAIN + _VAL)
     run.tag_prototypes()
     run.cam(prototypes="tags", method="salient")
-    run.seed_prototypes(cams="tags-salient", start="tags", phi=0.9, phi_background=0.5,
+    run.seed_prototypes(cams="tags-salient", text="tags", phi=0.9, phi_background=0.5,
                         method="discriminant", instances=0.08)
     run.cam(prototypes="seeds", method="discriminant", name="seeds")
-    run.refine(cams="seeds", method="patches", steps=4, mask="none", keep_scale=True)
+    run.refine(cams="seeds", method="patches", steps=4, mask="none", min_max=False)
     run.crf(what="seeds-refined", preset="weclip", max_side=1024)
     run.train_decoder(masks="seeds-refined", prototypes="seeds", name="segmenter",
                       method="discriminant")
-    run.predict(split="val", decoder="segmenter", scales=[scale], max_side=0)
+    run.predict(split="val", decoder="segmenter", scales=str(scale), max_side=0)
     scores = [run.eval(what=what, split=split)["miou"] for what, split in (
         ("cams/seeds-refined", "train"), ("masks/seeds-refined-full", "train"),
         ("predictions/segmenter", "val"))]
