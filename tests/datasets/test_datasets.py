@@ -14,10 +14,10 @@ from PIL import Image
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.layouts import check_labels, read_folder
 from vpltool.datasets.prompts import PROMPTS, find_prompts
-from vpltool.datasets.voc import read_voc
 from vpltool.datasets.words import COCO, COCO_IDS, VOC
 from vpltool.errors import VplError
 from vpltool.formats import Photo
+from vpltool.methods.sources.voc import read_voc
 from vpltool.shell import to_shell
 
 CLASSES = ("cat", "dog", "dining table")

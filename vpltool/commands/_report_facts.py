@@ -11,7 +11,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, read_json
 from vpltool.formats.header import format_preset
 from vpltool.lazy import np
-from vpltool.pictures.charts import Chart, line_chart
+from vpltool.pictures.page import Chart, line_chart
 from vpltool.state import Artifact, State, settings_shown
 
 _COURSES = {

@@ -19,8 +19,8 @@ from vpltool.lazy import np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
-from vpltool.stages._calibration import calibration_of
 from vpltool.stages._card import sections
+from vpltool.stages._chosen_segmenter import calibration_of
 
 _MOST = 64
 """Photos that an export is given, to calibrate on and to be measured on."""

@@ -104,7 +104,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
            ) -> tuple[Counts | SeedHistogram, str, Counts | int]:
     """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
     from vpltool.core import metrics
-    from vpltool.core.boundaries import boundary_counts
+    from vpltool.core.metrics import boundary_counts
 
     classes = len(workspace.classes) + 1
     if source.kind == "cams":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
 from vpltool.engine.checkpoints import (
+    CheckpointRule,
     Start,
     checkpoint_of,
     load_state,
@@ -24,7 +25,6 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting, warn_without_effect

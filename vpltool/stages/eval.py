@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.core.boundaries import boundary_f
+from vpltool.core.metrics import boundary_f
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (

@@ -150,7 +150,6 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
 
 def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
             ) -> Iterator[tuple[Tensor, Tensor]]:
-
     with console.progress("read features", len(ids)) as advance:
         for key in ids:
             patches = read_patches(features, key, space).float()

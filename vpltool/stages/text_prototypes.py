@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.datasets.attributes import read_attributes
-from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
+from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words

@@ -29,7 +29,7 @@ class SegmenterSettings(settings.Settings):
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
     """Return what is needed to run a segmenter elsewhere, as values for JSON."""
-    from vpltool.clip.licences import licence_of
+    from vpltool.clip.models import licence_of
 
     model = segmenter.header.model
     return {
