@@ -53,7 +53,7 @@ def next_step(workspace: Workspace, state: State) -> Step:
         return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
                     + " stale or not finished", "update")
     there = _kinds(workspace, state)
-    if not any(photo.labels for photo in workspace.photos()) and (
+    if not any(photo.tags for photo in workspace.photos()) and (
             found := _tagging(workspace, state)):
         return found
     last = ""

@@ -68,7 +68,7 @@ def test_masks_have_16_bits_and_the_labels_of_their_tags(work: Path) -> None:
     for photo in open_workspace(work).photos("train"):
         path = work / f"masks/text/train/{photo.id}.png"
         found = set(np.unique(read_labels(path)).tolist())
-        assert found <= {0, 255, *(LABELS[tag] for tag in photo.labels)}
+        assert found <= {0, 255, *(LABELS[tag] for tag in photo.tags)}
         if max(found) > 255:
             with Image.open(path) as image:
                 assert image.mode == "I;16"

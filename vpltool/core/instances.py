@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vpltool.core.classes import IGNORE
 from vpltool.errors import VplError
+from vpltool.lazy import np, npt
 
 OVERLAPS = ("smallest", "ignore")
 """The label of pixels where instances overlap: the smallest one's, as in coco2voc, from which the

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
-
-if TYPE_CHECKING:
-    from vpltool.core.photos import PhotoSettings
 
 _SIDE = 512
 """Side of a tile with `tile='auto'`, if photos of any size were trained on."""
@@ -123,8 +121,6 @@ class TiledSegmenter:
     @property
     def photos(self) -> PhotoSettings:
         """How whole photos are resized before they are divided."""
-        from vpltool.core.photos import PhotoSettings
-
         encoder = self.trained.encoder
         return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std, max(self.scales),
                              self.tiles.max_side)
@@ -141,7 +137,6 @@ class TiledSegmenter:
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
-        from vpltool.core.photos import to_pixels
         from vpltool.core.segment import FINENESS, segment
         from vpltool.core.tiles import blend
 
@@ -172,8 +167,6 @@ class TiledSegmenter:
 
 def divided(paths: Mapping[str, Path], tiled: TiledSegmenter | None) -> Iterable[str]:
     """Yield the ids of the photos that are seen in tiles; those that cannot be read are not."""
-    from vpltool.core.photos import photo_size
-
     for key, path in paths.items() if tiled else ():
         try:
             if tiled and tiled.divides(photo_size(path)):

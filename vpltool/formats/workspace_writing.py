@@ -113,7 +113,7 @@ def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
     both = [(before[key], after[key]) for key in after if key in before]
     phrases = [(len(after.keys() - before.keys()), "{} added"),
             (len(before.keys() - after.keys()), "{} gone"),
-            (sum({*one.labels} != {*other.labels} for one, other in both), "tags of {} changed"),
+            (sum({*one.tags} != {*other.tags} for one, other in both), "tags of {} changed"),
             (sum({*one.splits} != {*other.splits} for one, other in both), "splits of {} changed"),
             (sum(one.image != other.image for one, other in both), "files of {} changed"),
             (sum(one.captions != other.captions for one, other in both), "captions of {} changed")]

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from vpltool import __version__
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
+from vpltool.pictures.colours import class_palette
 from vpltool.review import work
 from vpltool.review.desk import Conflict, Desk, Pictures
 from vpltool.review.training import Training
@@ -202,8 +203,6 @@ Answer = JsonObject | tuple[Any, ...]
 
 
 def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
-    from vpltool.pictures.colours import class_palette
-
     desk, flat = server.desk, class_palette()
     names = ["background", *desk.workspace.classes]
     index = {name: number for number, name in enumerate(names)}
@@ -212,7 +211,7 @@ def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
         "name": desk.workspace.name, "version": __version__, "shown": desk.shown.name,
         "classes": names, "colours": [flat[3 * number:3 * number + 3]
                                       for number in range(len(names))],
-        "photos": [[key, [index[tag] for tag in desk.photos[key].labels], states.get(key, "new")]
+        "photos": [[key, [index[tag] for tag in desk.photos[key].tags], states.get(key, "new")]
                    for key in desk.ids],
         "order": desk.order, "orders": work.ORDERS, "split": desk.split,
         "layers": ["computed", *work.other_layers(desk.workspace, desk.split)],

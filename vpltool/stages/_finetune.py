@@ -82,7 +82,7 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     if first is None and not start.step:
         _fit_head(workspace, settings, network, masks, [photos[key] for key in ids], frozen, side)
     train_both(_task(workspace, settings, header, target, network,
-                     PixelData(workspace, [Taught(photo, tagged=bool(photo.labels))
+                     PixelData(workspace, [Taught(photo, tagged=bool(photo.tags))
                                            for photo in seen], masks, encoder, side)), start)
     return target
 

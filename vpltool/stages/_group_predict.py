@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool.core.photos import PhotoSettings
+from vpltool.core.text import text_prototypes
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
 from vpltool.engine.groups import read_groups, text_encoder
@@ -21,7 +23,6 @@ from vpltool.settings import Settings, setting
 if TYPE_CHECKING:
     from vpltool.core.group_maps import GroupMaps, GroupScores, GroupView
     from vpltool.core.groups import GroupNetwork
-    from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.photos import Batch
 
 _PANEL = "Groups"
@@ -133,9 +134,6 @@ class GroupSegmenter:
         Raises:
             VplError: the groups or their text tower cannot be had, or a size does not fit.
         """
-        from vpltool.core.photos import PhotoSettings
-        from vpltool.core.text import text_prototypes
-
         templates = find_prompts(settings.prompts)
         groups = read_groups(path)
         network = groups.network.to(device)

@@ -12,7 +12,7 @@ from vpltool import console
 from vpltool.engine.checkpoints import Start, load_state
 from vpltool.engine.segmenters import TOWER
 from vpltool.formats import Header, write_tensors
-from vpltool.formats.bundles import without_loss
+from vpltool.formats.storage import without_loss
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.signals import defer_interrupts

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.core.crf_size import bounded_size, shrink_labels, shrink_photo
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.manifest import again
@@ -86,9 +88,6 @@ class ReadBatch:
 
 def read_scored(scores: Scores, job: Job) -> Read:
     """Read a photo and the scores of its labels."""
-    from vpltool.core.crf_size import bounded_size, shrink_photo
-    from vpltool.core.photos import describe_failure, read_photo
-
     key, path = job
     try:
         photo = read_photo(path)
@@ -130,7 +129,6 @@ def _scores_of(scores: Scores, key: str, size: tuple[int, int]) -> tuple[Tensor,
     import torch.nn.functional as F
 
     from vpltool.core import crf
-    from vpltool.core.crf_size import shrink_labels
 
     source = scores.source
     if source.kind == "predictions":

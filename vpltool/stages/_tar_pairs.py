@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.photos import read_photo
 from vpltool.datasets.webdataset import (
     NO_CAPTION,
     Flaw,
@@ -244,8 +245,6 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
 def _decode(plan: TarPlan, item: tuple[Pair | Flaw, Cursor]
             ) -> tuple[tuple[Tensor, str] | Flaw, Cursor]:
     """Decode and cut a pair's photo, and choose one of its captions; chance is the pair's own."""
-    from vpltool.core.photos import read_photo
-
     pair, cursor = item
     if isinstance(pair, Flaw):
         return pair, cursor

@@ -63,7 +63,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
     folder = open_probabilities(workspace, decoder, settings.split)
-    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.labels]
+    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.tags]
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
     if not photos:

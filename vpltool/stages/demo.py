@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.errors import VplError
@@ -19,11 +18,9 @@ from vpltool.formats.workspace import read_images
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import Image, np, npt
 from vpltool.parallel.processes import core_count, run_jobs
+from vpltool.pictures.overlays import Rgb
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-
-if TYPE_CHECKING:
-    from vpltool.pictures.overlays import Rgb
 
 BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
 """Background words: the names of what is drawn behind the objects."""
@@ -90,7 +87,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",
                     tuple(dict.fromkeys(captions[number])))
               for number, (key, split) in enumerate(splits.items())]
-    rows = [f"{photo.id},{';'.join(photo.labels)},{photo.splits[0]}" for photo in photos]
+    rows = [f"{photo.id},{';'.join(photo.tags)},{photo.splits[0]}" for photo in photos]
     _write_lines(path / "tags.csv", ["id,labels,split", *rows])
     lines = [f'{photo.id},"{caption}"' for photo in photos for caption in photo.captions]
     _write_lines(path / "captions.csv", ["id,caption", *lines])

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
@@ -21,8 +23,6 @@ from vpltool.stages._panels import Column
 from vpltool.stages._reports import read_scores
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
-if TYPE_CHECKING:
-    from vpltool.pictures.overlays import SheetPanel
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings(Settings):
@@ -123,8 +123,6 @@ def run(work: Path, settings: ShowSettings) -> Path:
              for photo in _tagged(workspace, settings)], columns, settings), settings, remarks)
     _check_columns(columns, rows)
 
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import sheet
 
     page = sheet(_drawn_rows(workspace, rows, columns, settings, remarks), class_palette(),
                  dict(enumerate(("background", *workspace.classes))))
@@ -177,7 +175,7 @@ def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
     photos = workspace.photos(settings.split)
     if settings.tagged:
         workspace.index_of(settings.tagged)
-        photos = [photo for photo in photos if settings.tagged in photo.labels]
+        photos = [photo for photo in photos if settings.tagged in photo.tags]
         if not photos:
             raise VplError(f"no photo of `{settings.split}` is tagged with `{settings.tagged}`",
                            "choose another split: `split='NAME'`")
@@ -233,12 +231,8 @@ def _drawn_rows(workspace: Workspace, rows: Sequence[_Row], columns: Sequence[Co
 def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,
                remarks: _Remarks) -> Iterator[SheetPanel]:
     """Draw a photo with all that there is of it; what cannot be drawn is noted."""
-    from vpltool.core.photos import describe_failure, read_photo
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
-
     failed = remarks.failed
-    labels = f": {', '.join(row.photo.labels)}" if row.photo else ""
+    labels = f": {', '.join(row.photo.tags)}" if row.photo else ""
     labels = f": {remarks.why[row.id]}" if row.id in remarks.why else labels
     try:
         whole = read_photo(row.path)

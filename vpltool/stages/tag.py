@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.models import check_words, load_clip_vision
@@ -144,7 +145,6 @@ def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[
             device: torch.device) -> Iterator[Made]:
     from vpltool.clip.encoders import with_head
     from vpltool.core import tagging
-    from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.photos import load_batches
 
     vision = with_head(encoder, "`tag`")

@@ -66,7 +66,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         return path
     ids = photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
-            for photo in workspace.photos(settings.split, settings.limit) if photo.labels}
+            for photo in workspace.photos(settings.split, settings.limit) if photo.tags}
     tagged = [key for key in ids if key in tags]
     if not tagged:
         raise VplError(f"no photo of the split `{settings.split}` has a tag",

@@ -154,7 +154,7 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     check_current(workspace, ids, soft)
     masks = _find_masks(workspace, settings, teacher, listed)
     there, masked = set(ids), set(masks.ids if masks else ())
-    photos = [Taught(photo, soft, photo.id in masked, bool(photo.labels)) for photo in listed
+    photos = [Taught(photo, soft, photo.id in masked, bool(photo.tags)) for photo in listed
               if photo.id in there]
     also = None
     if settings.also:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from vpltool.core.instances import region
+from vpltool.core.outlines import connected_parts
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
 from vpltool.json_text import JsonObject
@@ -103,8 +105,6 @@ def _configuration(classes: tuple[str, ...]) -> str:
 
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
              ) -> Iterator[JsonObject]:
-    from vpltool.core.outlines import connected_parts
-
     height, width = labels.shape
     for label in classes_in(labels):
         for number, part in enumerate(connected_parts(labels == label), 1):
@@ -196,8 +196,6 @@ def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
         except (ValueError, OverflowError) as error:
             raise VplError(f"{where}: {error}", _AGAIN) from error
     if stroke["type"] == "polygonlabels":
-        from vpltool.core.instances import region
-
         points = np.array(stroke["value"]["points"], float) / 100 * (size[1], size[0])
         return region([points.ravel().tolist()], size)
     raise VplError(f"{where}: a {stroke['type']} has no outline",

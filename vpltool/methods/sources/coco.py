@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options, settings
+from vpltool.core.instances import check_pycocotools, label_map
 from vpltool.datasets.coco import Outlines, read_coco
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.words import COCO
@@ -82,8 +83,6 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 def _check_pycocotools() -> None:
-    from vpltool.core.instances import check_pycocotools
-
     try:
         check_pycocotools()
     except VplError as error:
@@ -167,8 +166,6 @@ def _start(task: _Task) -> None:
 
 def _make_one(job: _Job) -> tuple[str, str]:
     """Make a photo's mask: its id, and the reason why not."""
-    from vpltool.core.instances import label_map
-
     key, size, spans = job
     task = _task[0]
     try:

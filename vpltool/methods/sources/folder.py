@@ -125,7 +125,7 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
     made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root)
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
-    found = tuple(sorted({label for photo in made for label in photo.labels}))
+    found = tuple(sorted({label for photo in made for label in photo.tags}))
     layouts.check_class_count(found, str(settings.labels), listed=bool(named))
     layouts.check_labels(made, named or found)
 
