@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 376, "lines": 57_710, "code": 35_780, "imports": 13.8, "indented": 343,
-    "type_checking": 47, "eager": 59, "any": 380, "cycles": 0, "kind_folders": 36}
+    "files": 376, "lines": 57_690, "code": 35_752, "imports": 13.8, "indented": 340,
+    "type_checking": 47, "eager": 59, "any": 250, "cycles": 0, "kind_folders": 36}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

@@ -202,7 +202,7 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
                        "pip install transformers sentencepiece")
 
 
-def _asks_for_code(config: Any) -> bool:
+def _asks_for_code(config: object) -> bool:
     """Tell whether `trust_remote_code` is switched on in any place of a configuration."""
     if isinstance(config, Mapping):
         return bool(config.get("trust_remote_code")) or any(map(_asks_for_code, config.values()))

@@ -119,7 +119,7 @@ def _arguments(function: Any) -> str:
     return f"({', '.join(inspect.signature(function).parameters)})"
 
 
-def show(result: list[Entry], values: Mapping[str, Any]) -> str:
+def show(result: list[Entry], values: Mapping[str, object]) -> str:
     """Format the list, all about one method, or the page."""
     if values.get("markdown"):
         return _page(result, whole=not values.get("kind"))

@@ -113,7 +113,7 @@ def check_numbers(shape: Any) -> None:
     Raises:
         TypeError: a field is of another type.
     """
-    kinds: dict[Any, Any] = {"int": int, "float": (int, float)}
+    kinds: dict[Any, type | tuple[type, ...]] = {"int": int, "float": (int, float)}
     for entry in fields(shape):
         value = getattr(shape, entry.name)
         if not isinstance(value, kinds.get(entry.type, object)):

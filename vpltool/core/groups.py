@@ -119,7 +119,7 @@ class GroupShape:
     of_photos: bool = True
     of_text: bool = True
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, object]:
         """As JSON can hold it."""
         config = asdict(self)
         return config | {"depths": list(self.depths), "groups": list(self.groups)}

@@ -153,7 +153,7 @@ def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:
     """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
     from pycocotools import mask as rle_of
 

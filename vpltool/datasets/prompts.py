@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import parse_json
@@ -117,11 +116,11 @@ def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-class _Pairs(list[tuple[str, Any]]):
+class _Pairs(list[tuple[str, object]]):
     """A JSON object as pairs: a name that is there twice is not lost."""
 
 
-def _texts(path: Path, name: str, texts: Any) -> list[str]:
+def _texts(path: Path, name: str, texts: object) -> list[str]:
     if isinstance(texts, _Pairs) or not isinstance(texts, list):
         raise VplError(f"{path}: `{name}` has no list of descriptions", _HINT)
     if not texts:

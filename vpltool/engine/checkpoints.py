@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -38,7 +37,7 @@ class Start:
     curve: Losses
     recent: Losses
     tensors: Mapping[str, torch.Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def checkpoint_of(target: Path) -> Path:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vpltool import console
 from vpltool.engine.photos import Photos
@@ -34,6 +34,7 @@ class Failed:
 
 
 Made = tuple[str, Any]
+Batch = TypeVar("Batch", bound=Divisible)
 """A photo's id, and what is to be written for it, or `Failed`."""
 
 
@@ -96,7 +97,7 @@ def make_photos(
         on_start()
     pending = [(output, set(output.todo)) for output in outputs]
 
-    def put(key: str, made: Any) -> None:
+    def put(key: str, made: object) -> None:
         for output, keys in pending:
             if isinstance(made, Failed):
                 output.fail(key, made.reason)
@@ -164,8 +165,8 @@ def count_sizes(total: int) -> Callable[[], None]:
 
 
 def run_batches(
-    batches: Iterable[Divisible], run: Callable[[Any], Iterable[Made]],
-    too_large: Callable[[Any], str],
+    batches: Iterable[Batch], run: Callable[[Batch], Iterable[Made]],
+    too_large: Callable[[Batch], str],
 ) -> Iterator[Made]:
     """Run batches, and yield the photos of each; batches that do not fit into memory are split.
 
@@ -177,7 +178,7 @@ def run_batches(
     Raises:
         VplError: the memory does not suffice for one photo.
     """
-    def run_one(batch: Any) -> list[Made]:
+    def run_one(batch: Batch) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})
         return [*((key, Failed(reason)) for key, reason in failed.items()),
                 *(run(batch) if len(batch) else ())]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vpltool.errors import VplError, then
 from vpltool.formats.atomic import Batch, atomic_path
@@ -21,7 +21,7 @@ from vpltool.lazy import Tensor, torch
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write one JSON object, indented, so that people can read and edit it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
@@ -23,7 +22,7 @@ from vpltool.json_text import JsonObject
 
 
 def write_workspace(
-    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, Any] | None = None
+    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, object] | None = None
 ) -> Words:
     """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
 

@@ -219,7 +219,7 @@ def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
                        ) from error
 
 
-def parse_yaml(path: Path) -> Mapping[str, Any]:
+def parse_yaml(path: Path) -> Mapping[str, object]:
     """Parse a YAML file that holds names and values.
 
     Raises:

@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "vpltool"
 
-    def log_message(self, *_args: Any) -> None:
+    def log_message(self, *_args: object) -> None:
         """Write no log: the address holds the token."""
 
     def do_GET(self) -> None:
@@ -199,7 +199,7 @@ def _refusal(error: Exception) -> tuple[int, str]:
         400, str(error))
 
 
-Answer = JsonObject | tuple[Any, ...]
+Answer = JsonObject | tuple[object, ...]
 
 
 def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
@@ -246,7 +246,7 @@ def _regions(server: ReviewServer, query: dict[str, str]) -> Answer:
     return _bytes(content[int(query["scale"]) % len(content)], size)
 
 
-def _picture(draw: str) -> Any:
+def _picture(draw: str) -> object:
     def answer(server: ReviewServer, query: dict[str, str]) -> Answer:
         return getattr(server.pictures, draw)(*_file(server, query)), "image/jpeg", 200, {
             "Cache-Control": "private, max-age=300"}
@@ -262,7 +262,7 @@ def _edit(server: ReviewServer, body: JsonObject) -> Answer:
         None if tags is None else tuple(map(int, tags)))
 
 
-def _move(back: bool) -> Any:
+def _move(back: bool) -> object:
     return lambda server, body: server.desk.move(str(body["id"]), int(body["version"]), back)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ def _fit_head(workspace: Workspace, settings: TrainDecoderSettings, network: Seg
 
 
 def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
-                 prototypes: Path, frozen: Frozen, ids: Any, first: Path | None, side: int
+                 prototypes: Path, frozen: Frozen, ids: Sequence[str], first: Path | None, side: int
                  ) -> Header:
     header = header_of(
         workspace, settings, masks, prototypes, frozen, ids, first, skip=_UNREAD,

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.gap import Gap
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine.features import SEEDING, find_cams
@@ -272,7 +273,7 @@ def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], ro
         ranks: processes that hold the pixels.
         start: what `text` is called: `text`, or `tags`.
     """
-    found: Mapping[str, Any] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
+    found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
                                         strict=True))
     console.note("modality gap (1 - cosine to the regions): "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool.core.crf_size import bounded_size, shrink_labels, shrink_photo
 from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
-
-if TYPE_CHECKING:
-    from vpltool.core.proposals import Proposals
 
 Job = tuple[str, Path]
 """A photo's id and path."""
@@ -113,8 +110,6 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
     Raises:
         VplError: the file is missing or damaged.
     """
-    from vpltool.core.proposals import from_tensors
-
     if folder is None:
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.core.gap import Gap, modality_gap
@@ -218,7 +218,7 @@ def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject
     return report
 
 
-def show(report: Report, _values: Mapping[str, Any]) -> str:
+def show(report: Report, _values: Mapping[str, object]) -> str:
     """Format two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),

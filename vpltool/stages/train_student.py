@@ -216,9 +216,9 @@ def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
 
 def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesson,
                  model: Mapping[str, str], layers: list[int]) -> Header:
-    inputs: dict[str, Any] = {"teacher": lesson.teacher, "probabilities": lesson.soft,
-                              "classes": workspace.classes_identity,
-                              "tags": workspace.tags_identity(settings.split)}
+    inputs: dict[str, InputFolder | Path | str] = {
+        "teacher": lesson.teacher, "probabilities": lesson.soft,
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     if lesson.also:
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
