@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vpltool.core.onednn_linear import linear
+from vpltool.core.blocks import linear
 
 MIB = 2**20
 

@@ -53,7 +53,7 @@ def test_tiles_have_the_tags_of_the_objects_in_them(made: Path) -> None:
         tile = truth[top : top + 240, left : left + 240]
         shown = {names[label - 1] for label in range(1, len(names) + 1)
                  if (tile == label).mean() > 0.02}
-        assert shown <= set(photo.labels), photo.id
+        assert shown <= set(photo.tags), photo.id
 
 
 def test_nothing_is_stale(made: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ class World:
         visual = self.clip[0].visual
         return {photo.id: torch.stack([
             clip_es.gradcam(visual, self.pixels(photo), self.rows(photo), [place])
-            for place in range(len(photo.labels))]) for photo in self.photos}
+            for place in range(len(photo.tags))]) for photo in self.photos}
 
     @cached_property
     def affinities(self) -> dict[str, Tensor]:
@@ -235,7 +235,7 @@ def test_gradcam_of_a_float32_peer(world: World) -> None:
                 near = max(near, difference)
     print(f"max |difference|, GradCAM of a float32 peer, {world.name}: {near:.1e}; "
           f"{certain} maps of certain photos: {far:.1e}")
-    assert certain < sum(len(photo.labels) for photo in world.photos)
+    assert certain < sum(len(photo.tags) for photo in world.photos)
     assert near < 1e-3
 
 

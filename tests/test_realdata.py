@@ -73,7 +73,7 @@ def test_maps_are_finite_and_of_the_tagged_classes(name: str, work: Path) -> Non
         _, tensors = read_tensors(work / f"cams/{name}/train/{photo.id}.safetensors", "cams")
         maps = tensors["cam"].float()
         assert tensors["classes"].tolist() == workspace.indices_of(photo)
-        assert tuple(maps.shape) == (len(photo.labels), *features["grid"].tolist())
+        assert tuple(maps.shape) == (len(photo.tags), *features["grid"].tolist())
         assert maps.isfinite().all()
         assert float(maps.min()) >= 0
         assert float(maps.max()) <= 1

@@ -59,3 +59,16 @@ def test_looking_a_stage_up_imports_no_other() -> None:
     loaded = set(json.loads(done.stdout))
     assert "vpltool.stages.eval" in loaded
     assert not {"vpltool.stages.cam", "vpltool.stages.extract", "vpltool.commands.run"} & loaded
+
+
+def test_all_stages_and_methods_import_nothing_heavy() -> None:
+    """Such as a type alias of an array that is no text would."""
+    code = ("import json, sys\nfrom vpltool.methods import KINDS, find_methods\n"
+            "from vpltool.stages import find_stages\n"
+            "stages = [found.stage for found in find_stages().values()]\n"
+            "methods = [one.module for kind in KINDS for one in find_methods(kind).values()]\n"
+            "assert len(stages) > 25 and len(methods) > 40\n"
+            "print(json.dumps(sorted(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], text=True, check=True, capture_output=True,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    assert not set(SLOW) & set(json.loads(done.stdout))

@@ -58,7 +58,7 @@ class Workspace:
         return open_workspace(self.path).photos(split)
 
     def run(self, recipe: str | Path, *values: str, preset: str = "", dry_run: bool = False,
-            jobs: int = 0, **named: Any) -> list[Any]:
+            jobs: int = 0, **named: object) -> list[Any]:
         """Run a recipe: `work.run("own-photos", photos="photos", tags="tags.csv")`.
 
         Args:
@@ -82,7 +82,7 @@ class Workspace:
         given = {name: value for name, value in settings.items() if value}
         found = find_stage("run")
         with console.one_piece():
-            result: list[Any] = run_stage(found, self.path,
+            result: list[object] = run_stage(found, self.path,
                                           {"recipe": str(recipe), "values": words} | given)
         return result
 
@@ -132,7 +132,7 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
     return sets, preset.record(sets, other)
 
 
-def _named(found: FoundStage, positional: Sequence[Any]) -> Values:
+def _named(found: FoundStage, positional: Sequence[object]) -> Values:
     """Give positional arguments their names: the method of a group, then positional settings."""
     names = ["method"] if found.stage.subcommands else []
     entries: list[Described] = list(described(found.stage.settings))

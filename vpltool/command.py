@@ -71,7 +71,7 @@ def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
             panels = {entry.name: f"Options of --method {method.name}" for entry in theirs}
         entries += theirs
 
-    def call(ctx: typer.Context, **values: Any) -> None:
+    def call(ctx: typer.Context, **values: object) -> None:
         _run(ctx, found, method, values)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -306,7 +306,7 @@ def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[s
     return values, given
 
 
-def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str, Any]
+def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str, object]
                    ) -> Values:
     if preset is None:
         return {}
@@ -323,7 +323,7 @@ def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str
     return preset.record(sets, other)
 
 
-def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -> str:
+def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]) -> str:
     """What a preset gives a command, as options."""
     method = str(values.get("method", ""))
     taken = {name: value for name, value in preset.values(found, method).items()
@@ -332,7 +332,7 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, Any]) -
         found.name, taken | ({"method": method} if method else {}))
 
 
-def _print(found: FoundStage, result: Any, as_json: bool, values: Mapping[str, Any]) -> None:
+def _print(found: FoundStage, result: object, as_json: bool, values: Mapping[str, object]) -> None:
     """Print paths, or the report as the stage spells it."""
     if not prints_results(found):
         return

@@ -70,7 +70,7 @@ def _suggestion(name: str, known: Iterable[str], path: str) -> str:
     return hint if hint.startswith("did you mean") else f"`{path} --help` lists the commands"
 
 
-class MadeOnce(Mapping[str, Any]):
+class MadeOnce(Mapping[str, object]):
     """Name to command. A call needs one of dozens, whose options take longest to make.
 
     Args:
@@ -78,15 +78,15 @@ class MadeOnce(Mapping[str, Any]):
         make: makes a command.
     """
 
-    def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], Any]) -> None:
+    def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], object]) -> None:
         self._sources = sources
-        self._make: Callable[[Any], Any] = make
-        self._made: dict[str, Any] = {}
+        self._make: Callable[[Any], object] = make
+        self._made: dict[str, object] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> object:
         if name not in self._made:
             self._made[name] = self._make(self._sources[name])
         return self._made[name]

@@ -74,7 +74,7 @@ def _first_line(command: Any) -> str:
 
 
 def stage_subject(found: FoundStage, method: Method | None, line: str,
-                  defaults: Mapping[str, Any] | None = None) -> Subject:
+                  defaults: Mapping[str, object] | None = None) -> Subject:
     """Return what a page of help is about: a stage, with a method of it if one is chosen.
 
     Args:

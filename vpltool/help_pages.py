@@ -11,7 +11,6 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.setting_text import format_help, format_values, setting_entry
@@ -205,7 +204,7 @@ def _name(entry: Described) -> str:
 _VALUES = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
 
 
-def _default(entry: Described, defaults: Mapping[str, Any]) -> str:
+def _default(entry: Described, defaults: Mapping[str, object]) -> str:
     value = defaults.get(entry.name, entry.default)
     if entry.type is bool or value in (None, "", ()) or value is dataclasses.MISSING:
         return ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     import torch.nn.functional as F
-    from PIL import Image, ImageDraw, ImageFilter, ImageFont
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
     from torch import Tensor
 else:
     class _Lazy(ModuleType):
@@ -31,12 +31,12 @@ else:
             return value
 
     np, npt, torch, F = map(_Lazy, ("numpy", "numpy.typing", "torch", "torch.nn.functional"))
-    Image, ImageDraw, ImageFilter, ImageFont = map(
-        _Lazy, ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont"))
+    Image, ImageDraw, ImageFilter, ImageFont, ImageOps = map(_Lazy, (
+        "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"))
     Tensor = "torch.Tensor"
 
-__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "Tensor", "no_grad", "np", "npt",
-           "torch"]
+__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "Tensor", "no_grad",
+           "np", "npt", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import counted, part_of
@@ -33,7 +32,7 @@ class Step:
 
     why: str
     stage: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
     def line(self, work: Path) -> str:
@@ -53,7 +52,7 @@ def next_step(workspace: Workspace, state: State) -> Step:
         return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
                     + " stale or not finished", "update")
     there = _kinds(workspace, state)
-    if not any(photo.labels for photo in workspace.photos()) and (
+    if not any(photo.tags for photo in workspace.photos()) and (
             found := _tagging(workspace, state)):
         return found
     last = ""

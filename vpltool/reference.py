@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vpltool.commands import methods
 from vpltool.commands.methods import MethodsSettings
@@ -124,7 +123,7 @@ def _preset(name: str, path: Path) -> str:
     return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", "\n".join(rows)])
 
 
-def _flat(values: Mapping[str, Any], command: str = "") -> list[tuple[str, str, object]]:
+def _flat(values: Mapping[str, object], command: str = "") -> list[tuple[str, str, object]]:
     rows: list[tuple[str, str, object]] = []
     for name, value in values.items():
         rows += (_flat(value, f"{command} {name}".strip()) if isinstance(value, Mapping)

@@ -23,7 +23,7 @@ from vpltool.stages import FoundStage, find_stages
 
 
 def run_stage(
-    found: FoundStage, path: Path, values: Mapping[str, Any], *,
+    found: FoundStage, path: Path, values: Mapping[str, object], *,
     given: Iterable[str] | None = None, preset: Mapping[str, object] | None = None,
 ) -> Any:
     """Run a stage in a workspace.
@@ -126,7 +126,7 @@ def find_stage(name: str) -> FoundStage:
     return stages[wanted]
 
 
-def stage_settings(found: FoundStage, values: Mapping[str, Any],
+def stage_settings(found: FoundStage, values: Mapping[str, object],
                    given: Iterable[str] | None = None) -> Settings:
     """Make the settings of a stage, and those of the method that they choose.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
 from vpltool.engine.running import load_trained, stand_in_workspace
 from vpltool.engine.segmenters import segmenter_header
 from vpltool.engine.tiles import TiledSegmenter, find_tiles
@@ -20,6 +21,8 @@ from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, Tensor, np, npt
 from vpltool.methods.inputs import side_of
 from vpltool.parallel.device import find_device, find_precision
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import overlay
 from vpltool.stages._group_predict import GroupSegmenter, GroupSettings
 
 Rgb = Any
@@ -54,9 +57,6 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """Draw the labels over the photo, with a legend of the classes below."""
-        from vpltool.pictures.colours import class_palette
-        from vpltool.pictures.overlays import overlay
-
         return overlay(self.photo, self.labels, class_palette(), dict(enumerate(self.classes, 1)))
 
     def save(self, file: str | Path) -> Path:
@@ -176,7 +176,6 @@ class Segmenter:
 def _load_network(path: Path, named: Workspace, device: str, precision: str,
                   max_side: int | None) -> tuple[Probabilities, tuple[str, ...]]:
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
-    from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.segment import segment
 
     where = find_device(device)
@@ -204,8 +203,6 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
 def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: str
                  ) -> Probabilities:
     """Load trained groups, and encode the words that they are named by."""
-    from vpltool.core.photos import to_pixels
-
     segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
 
     def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool, tile: str,
@@ -242,8 +239,6 @@ def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace
 
 
 def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    from vpltool.core.photos import describe_failure, read_photo
-
     if isinstance(photo, (str, Path)):
         path = Path(photo)
         try:

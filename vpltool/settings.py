@@ -38,7 +38,7 @@ class NoEffect:
         why: the reason, in a few words.
     """
 
-    where: Mapping[str, Container[Any]]
+    where: Mapping[str, Container[object]]
     why: str
 
 
@@ -67,7 +67,7 @@ class About:
 
 
 def setting(
-    default: Any = dataclasses.MISSING, help: str = "", *, source: str = "",  # noqa: A002
+    default: object = dataclasses.MISSING, help: str = "", *, source: str = "",  # noqa: A002
     low: float | None = None, high: float | None = None, choices: Iterable[str] = (),
     metavar: str = "", flag: str = "", off: str = "", short: str = "", panel: str = "",
     record: str = "always", by_hand: bool = False, inside: bool = False,
@@ -144,7 +144,7 @@ class Described:
     name: str
     type: type
     many: bool
-    default: Any
+    default: object
     about: About
 
     @property
@@ -173,7 +173,7 @@ class Described:
         for item in value if self.many else (value,):
             self._check_one(item)
 
-    def _check_one(self, value: Any) -> None:
+    def _check_one(self, value: object) -> None:
         shown = f"`{self.name}={value!r}`"
         wanted = _TAKEN.get(self.type, self.type)
         if not isinstance(value, wanted) or isinstance(value, bool) != (self.type is bool):
@@ -304,7 +304,7 @@ def changed(settings: Settings) -> Values:
     return found | (changed(settings.of_method) if settings.of_method else {})
 
 
-def make(kind: type[S], values: Mapping[str, Any], given: Iterable[str],
+def make(kind: type[S], values: Mapping[str, object], given: Iterable[str],
          of_method: Settings | None = None) -> S:
     """Make settings from values; paths may be strings, lists any sequence.
 
@@ -324,7 +324,7 @@ def make(kind: type[S], values: Mapping[str, Any], given: Iterable[str],
                 given=frozenset(given), of_method=of_method)
 
 
-def _converted(entry: Described, value: Any) -> Any:
+def _converted(entry: Described, value: Any) -> object:
     if entry.type is Path and value == "":
         # Path("") would be the folder in which the command is typed.
         if entry.default is not None:

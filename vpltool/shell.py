@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vpltool.methods import find_methods
 from vpltool.settings import Described, described
@@ -108,7 +107,7 @@ def _words(entry: Described, value: object) -> list[str]:
     return [entry.flag, _number(value)]
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

@@ -23,14 +23,11 @@ from vpltool import Segmenter, completion
 from vpltool.clip.models import check_tower, read_config
 from vpltool.clip.weights import read_weights, recognise
 from vpltool.core.photos import photo_size, read_photo
-from vpltool.datasets.attributes import read_attributes
 from vpltool.datasets.captions import read_captions
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.coco import read_coco
 from vpltool.datasets.layouts import read_folder
-from vpltool.datasets.pairs import stream_pairs
-from vpltool.datasets.prompts import find_prompts
-from vpltool.datasets.voc import read_voc
+from vpltool.datasets.prompts import find_prompts, read_attributes
 from vpltool.datasets.webdataset import read_tar
 from vpltool.engine.checkpoints import read_checkpoint
 from vpltool.errors import VplError
@@ -42,9 +39,11 @@ from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
+from vpltool.methods.sources.voc import read_voc
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of
+from vpltool.stages._tar_pairs import stream_pairs
 
 Read = Callable[[Path], object]
 

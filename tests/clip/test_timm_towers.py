@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vpltool.clip.catalogue import import_timm
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
-from vpltool.clip.licences import licence_of
+from vpltool.clip.models import licence_of
 from vpltool.clip.stored_towers import tower_config, tower_from_config
 from vpltool.clip.timm_towers import TimmTower
 from vpltool.core.adapted import AdaptedTower

@@ -18,8 +18,7 @@ from conftest import Run, copy_workspace, draw_scenes, run_chain, write_scenes
 from PIL import Image
 
 from vpltool.formats import describe, read_labels, write_labels
-from vpltool.pictures.charts import line_chart, ticks
-from vpltool.pictures.page import render_page
+from vpltool.pictures.page import line_chart, render_page, ticks
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
 HOSTILE = "</script><img src=x onerror=\"document.title='run'\">"

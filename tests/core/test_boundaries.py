@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vpltool.core.boundaries import boundary_counts, boundary_f
+from vpltool.core.metrics import boundary_counts, boundary_f
 
 
 def edges(labels: np.ndarray, label: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import brush
 
-from vpltool.core.brush import brush_lengths, from_brush_lengths
+from vpltool.methods.exports.label_studio import brush_lengths, from_brush_lengths
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98, 1.0])

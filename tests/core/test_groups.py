@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from reference import pgseg
 from torch import Tensor
 
-from vpltool.core.caption_tower import CaptionShape
 from vpltool.core.group_maps import (
     GroupMaps,
     class_maps,
@@ -32,7 +31,7 @@ from vpltool.core.group_training import (
     train,
 )
 from vpltool.core.grouping import GroupingBlock, TokenBlock, assign
-from vpltool.core.groups import GroupNetwork, GroupShape, NprShape
+from vpltool.core.groups import CaptionShape, GroupNetwork, GroupShape, NprShape
 
 SHAPE = GroupShape(side=16, patch=4, width=12, heads=2, depths=(2, 1, 1), groups=(6, 3), dim=8,
                    hidden=16, caption=CaptionShape(8, 1, 2, 10, 50), npr=NprShape(hidden=16))

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vpltool.core import onednn_linear
-from vpltool.core.onednn_linear import Linear, linear
+from vpltool.core import blocks
+from vpltool.core.blocks import Linear, linear
 
 
 @pytest.fixture(params=[False, True])
 def convolved(request: pytest.FixtureRequest) -> bool:
     """As on another CPU, and as on AMD's; there the convolution must be what is called."""
-    with mock.patch.object(onednn_linear, "convolves_faster", return_value=request.param):
+    with mock.patch.object(blocks, "convolves_faster", return_value=request.param):
         yield request.param
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vpltool.core import photos
 from vpltool.core.photos import (
     PhotoSettings,
     describe_failure,
@@ -146,6 +147,7 @@ def test_photos_read_in_threads_keep_their_limit(
     is one for all threads, is afterwards what it was."""
     (tmp_path / "large.png").write_bytes(png_of_size(20_000, 20_000))
     Image.fromarray(some_rgb()).save(tmp_path / "small.png")
+    photo_size(tmp_path / "small.png")
     limit = Image.MAX_IMAGE_PIXELS
     inside, ended = threading.Barrier(2), threading.Event()
     really = Image.open
@@ -155,7 +157,7 @@ def test_photos_read_in_threads_keep_their_limit(
         assert path.name == "small.png" or ended.wait(10)
         return really(path)
 
-    monkeypatch.setattr(Image, "open", wait_and_open)
+    monkeypatch.setattr(photos.Image, "open", wait_and_open)
     with ThreadPoolExecutor(2) as pool:
         small = pool.submit(photo_size, tmp_path / "small.png")
         small.add_done_callback(lambda _: ended.set())

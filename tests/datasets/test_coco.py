@@ -84,7 +84,7 @@ def coco(tmp_path: Path) -> Path:
 
 def test_tags_and_splits(coco: Path) -> None:
     photos, remarks, outlines = read_coco(coco, COCO.classes)
-    assert [(photo.id, photo.image, photo.labels, photo.splits) for photo in photos] == [
+    assert [(photo.id, photo.image, photo.tags, photo.splits) for photo in photos] == [
         ("COCO_train2014_000000000009", "train2014/COCO_train2014_000000000009.jpg",
          ("person", "toothbrush"), ("train",)),
         ("COCO_val2014_000000000042", "val2014/COCO_val2014_000000000042.jpg",
@@ -92,7 +92,7 @@ def test_tags_and_splits(coco: Path) -> None:
     assert "1 photo of train has no instance" in remarks[0]
     assert outlines["train"].labels[90] == 80, "labels are contiguous, ids are not"
     kept, remarks, _ = read_coco(coco, COCO.classes, empty=True)
-    assert [photo.labels for photo in kept] == [("person", "toothbrush"), (), ("dining table",)]
+    assert [photo.tags for photo in kept] == [("person", "toothbrush"), (), ("dining table",)]
     assert remarks == []
 
 
@@ -101,12 +101,12 @@ def test_labels_csv_wins(coco: Path) -> None:
         "id,labels\nCOCO_train2014_000000000009,cat\nCOCO_val2014_000000000042,dining table;\n"
         "COCO_val2014_7,dog\n")
     photos, remarks, _ = read_coco(coco, COCO.classes)
-    assert [photo.labels for photo in photos] == [("cat",), ("dining table",)]
+    assert [photo.tags for photo in photos] == [("cat",), ("dining table",)]
     assert "COCO_val2014_7" in remarks[-1]
     for path in (coco / "annotations").iterdir():
         path.unlink()
     photos, _, outlines = read_coco(coco, COCO.classes)
-    assert [photo.labels for photo in photos] == [("cat",), ("dining table",)]
+    assert [photo.tags for photo in photos] == [("cat",), ("dining table",)]
     assert outlines == {}
 
 
@@ -196,9 +196,9 @@ def test_tags_do_not_hang_on_the_masks(coco: Path, run: Run) -> None:
 
 
 def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vpltool.methods.sources import _instances
+    from vpltool.methods.sources import coco as source
 
-    write, written = _instances.write_labels, []
+    write, written = source.write_labels, []
 
     def stop_at_second(path: Path, *rest: Any) -> None:
         if written:
@@ -208,7 +208,7 @@ def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyP
 
     work = coco.parent / "work"
     with monkeypatch.context() as patched:
-        patched.setattr(_instances, "write_labels", stop_at_second)
+        patched.setattr(source, "write_labels", stop_at_second)
         result = run("prepare", "coco", coco, "--workers", 0, work=work)
     assert result.code == 130
     assert not (work / "workspace.json").exists(), "the workspace comes last"

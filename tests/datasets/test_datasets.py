@@ -14,10 +14,10 @@ from PIL import Image
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.layouts import check_labels, read_folder
 from vpltool.datasets.prompts import PROMPTS, find_prompts
-from vpltool.datasets.voc import read_voc
 from vpltool.datasets.words import COCO, COCO_IDS, VOC
 from vpltool.errors import VplError
 from vpltool.formats import Photo
+from vpltool.methods.sources.voc import read_voc
 from vpltool.shell import to_shell
 
 CLASSES = ("cat", "dog", "dining table")
@@ -57,11 +57,11 @@ def photos_of(root: Path, *lists: Path) -> dict[str, Photo]:
 def test_voc_with_xml(voc: Path) -> None:
     (first, second, third), remarks = read_voc(voc, CLASSES)
     assert (first.id, first.image) == ("2007_01", "JPEGImages/2007_01.jpg")
-    assert first.labels == ("cat", "dog")
+    assert first.tags == ("cat", "dog")
     assert first.splits == ("train", "trainval")
     assert first.mask == "SegmentationClass/2007_01.png"
-    assert (second.labels, second.splits, second.mask) == ((), ("trainval", "val"), None)
-    assert third.labels == ("cat",)
+    assert (second.tags, second.splits, second.mask) == ((), ("trainval", "val"), None)
+    assert third.tags == ("cat",)
     assert remarks == []
 
 
@@ -69,7 +69,7 @@ def test_voc_labels_csv_wins(voc: Path) -> None:
     (voc / "labels.csv").write_text("id,labels\n2007_01,dining table;cat\n2007_02,dog\n2007_03,\n")
     for xml in (voc / "Annotations").iterdir():
         xml.write_text("not even XML")
-    labels = [entry.labels for entry in photos_of(voc).values()]
+    labels = [entry.tags for entry in photos_of(voc).values()]
     assert labels == [("dining table", "cat"), ("dog",), ()]
 
 
@@ -92,7 +92,7 @@ def test_voc_augmented(voc: Path, place: str, name: str, line: str) -> None:
     listing.parent.mkdir(exist_ok=True)
     listing.write_text("".join(line.format(key) + "\n" for key in ("2007_03", "2008_09")))
     found = photos_of(voc, *([listing] if place.startswith("..") else []))
-    assert found["2008_09"].labels == ("dog",)
+    assert found["2008_09"].tags == ("dog",)
     assert found["2008_09"].splits == (name,)
     assert found["2008_09"].mask == "SegmentationClassAug/2008_09.png"
     assert name in found["2007_03"].splits
@@ -113,7 +113,7 @@ def test_voc_test_photos_have_no_tags(voc: Path) -> None:
     # The devkit's XML of such a photo, if there is any, is for another task.
     (voc / "Annotations/2008_test.xml").write_text("<annotation><object><part/></object>")
     found = photos_of(voc)["2008_test"]
-    assert (found.labels, found.splits, found.mask) == ((), ("test",), None)
+    assert (found.tags, found.splits, found.mask) == ((), ("test",), None)
 
 
 def test_voc_without_the_photos_of_test(voc: Path) -> None:
@@ -224,7 +224,7 @@ def read(folder: Path, text: str, *, masks: Path | None = None, encoding: str = 
          ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], tuple[str, ...]]:
     (folder / "tags.csv").write_text(text, encoding)
     photos, classes, _ = read_folder(folder / "photos", folder / "tags.csv", masks)
-    return ({entry.id: entry.labels for entry in photos},
+    return ({entry.id: entry.tags for entry in photos},
             {entry.id: entry.splits for entry in photos}, classes)
 
 

@@ -64,7 +64,7 @@ def test_tags_and_true_masks_are_those_that_went_out(name: str, sets: Path, run:
     assert photos.keys() == {key for key, scene in TRUE.items()
                              if name in BOTH or scene.split == "train"}
     for key, photo in photos.items():
-        assert set(photo.labels) == set(TRUE[key].tags)
+        assert set(photo.tags) == set(TRUE[key].tags)
         assert photo.splits == (TRUE[key].split,)
         assert (photo.mask is not None) == (TRUE[key].split == "val")
         if photo.mask:

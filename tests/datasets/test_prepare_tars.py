@@ -74,7 +74,7 @@ def test_numbers_of_classes_are_named_by_a_class_file(tars: Path) -> None:
     (tars / "classes.txt").write_text("cat\ndog\n")
     assert prepared(tars, "--classes", tars / "classes.txt", "--overwrite").code == 0
     photos = open_workspace(tars / "work").photos()
-    assert [photo.labels for photo in photos] == [("dog",), ("cat",)]
+    assert [photo.tags for photo in photos] == [("dog",), ("cat",)]
     write_tar(tars / "tars/000.tar", {"0.jpg": jpeg(0), "0.cls": "7"})
     assert prepared(tars).lines("error:") == ["photo 000/0 has the tag `7`, which is not a class"]
 

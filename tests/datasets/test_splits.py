@@ -46,8 +46,8 @@ def test_each_class_keeps_a_photo_and_the_same_call_changes_nothing(seed: int) -
     later = hold_out(more, 3, first)
     assert set(held(first)) <= set(held(later))
     for some in (first, later):
-        there = {label for photo in some if photo.splits == ("train",) for label in photo.labels}
-        assert there == {label for photo in some for label in photo.labels}
+        there = {label for photo in some if photo.splits == ("train",) for label in photo.tags}
+        assert there == {label for photo in some for label in photo.tags}
 
 
 def test_a_photo_returns_where_it_has_become_the_last_of_its_class() -> None:

@@ -336,7 +336,7 @@ def test_a_row_of_a_photo_before_it_was_converted(tmp_path: Path) -> None:
     (tmp_path / "IMG_1.HEIC").write_bytes(b"heic")
     (tmp_path / "tags.csv").write_text("id,labels\nIMG_1.HEIC,cat\nIMG_2.heic,dog\n")
     photos, _, remarks = read_folder(tmp_path, tmp_path / "tags.csv", None)
-    assert [(photo.image, photo.labels) for photo in photos] == [
+    assert [(photo.image, photo.tags) for photo in photos] == [
         ("IMG_1.jpg", ("cat",)), ("IMG_2.jpg", ("dog",))]
     assert any("IMG_1.HEIC is IMG_1.jpg, IMG_2.heic is IMG_2.jpg" in said for said in remarks)
     assert not any("skipped" in said for said in remarks)

@@ -41,7 +41,7 @@ def test_the_workspace_holds_what_was_drawn(world: Path) -> None:
     assert [len(workspace.photos(split)) for split in ("train", "val")] == [12, 4]
     for number, photo in enumerate(photos):
         scene = draw_scene(0, number)
-        assert photo.labels == scene.tags
+        assert photo.tags == scene.tags
         assert photo.captions == tuple(dict.fromkeys(scene.captions))
         assert photo.mask is not None
         assert (read_labels(world / photo.mask) == scene.labels).all()
@@ -58,7 +58,7 @@ def test_tags_csv_is_a_plain_one(world: Path, run: Run, tmp_path: Path) -> None:
                  world / "truth", "--pretrained", world / "clip", "--captions",
                  world / "captions.csv", work=tmp_path / "work")
     assert result.code == 0, result.err
-    own, drawn = ({photo.id: (photo.labels, photo.captions)
+    own, drawn = ({photo.id: (photo.tags, photo.captions)
                    for photo in open_workspace(path).photos("")}
                   for path in (tmp_path / "work", world))
     assert own == drawn

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from vpltool.parallel.checkpoints import CheckpointRule
+from vpltool.engine.checkpoints import CheckpointRule
 from vpltool.parallel.signals import defer_interrupts
 
 

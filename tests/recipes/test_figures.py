@@ -89,7 +89,7 @@ def test_figure1_of_named_photos(drawn: Path, tmp_path: Path) -> None:
 
 
 def _tags(work: Path, key: str) -> tuple[str, ...]:
-    return next(photo.labels for photo in open_workspace(work).photos() if photo.id == key)
+    return next(photo.tags for photo in open_workspace(work).photos() if photo.id == key)
 
 
 def test_stray_area_by_hand() -> None:

@@ -141,18 +141,18 @@ def test_a_wrong_tag_changes_the_tags_and_not_the_users_csv(client: Client, base
                                                             ) -> None:
     given = (base / "tags.csv").read_bytes()
     empty = {"box": [0, 0, 0, 0], "pixels": "", "state": "new"}
-    old = open_workspace(base / "work").photos()[0].labels
+    old = open_workspace(base / "work").photos()[0].tags
     assert pixel(client, "scene0", "one", **empty, tags=[2])[1]["tags"] == [2]
-    assert open_workspace(base / "work").photos()[0].labels != old
+    assert open_workspace(base / "work").photos()[0].tags != old
     assert (base / "tags.csv").read_bytes() == given
     told = run("update", "--dry-run", work=base / "work")
     assert "have changed since" not in told.err
     again = run("prepare", "folder", base / "photos", work=base / "work")
     assert again.code == 0, again.err
-    assert len(open_workspace(base / "work").photos()[0].labels) == 1
+    assert len(open_workspace(base / "work").photos()[0].tags) == 1
     version = client.json("GET", "/api/photo?id=scene0")["version"]
     client.ask("POST", "/api/undo", {"id": "scene0", "version": version})
-    assert open_workspace(base / "work").photos()[0].labels == old
+    assert open_workspace(base / "work").photos()[0].tags == old
 
 
 def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: pytest.MonkeyPatch

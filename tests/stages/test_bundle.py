@@ -110,7 +110,7 @@ def test_what_the_file_says(run: Run, work: Path, tiny_clip: Path, tmp_path: Pat
 
 def test_half_precision_where_it_loses_nothing(tmp_path: Path) -> None:
     from vpltool.formats import Header
-    from vpltool.formats.bundles import read_part, write_bundle
+    from vpltool.formats.storage import read_part, write_bundle
 
     exact, fine = torch.tensor([1.5, -0.25]), torch.tensor([0.1, 70000.0])
     path = tmp_path / "x.safetensors"
@@ -167,7 +167,7 @@ def test_what_is_refused(arguments: tuple[str, ...], said: str, run: Run, work: 
 
 def test_a_stored_tower_is_another_segmenter_s(run: Run, work: Path, tmp_path: Path) -> None:
     """Tensors of another shape than the header says are noticed, not run."""
-    from vpltool.formats.bundles import read_part, write_bundle
+    from vpltool.formats.storage import read_part, write_bundle
 
     bundle = exported(run, work, "--what", "tiny", "-o", tmp_path / "a.safetensors")
     (header, decoder), tower = read_part(bundle, "decoder"), read_part(bundle, "tower")[1]

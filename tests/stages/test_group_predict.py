@@ -15,8 +15,7 @@ from torch import Tensor
 
 from vpltool import Segmenter, VplError
 from vpltool import Workspace as Notebook
-from vpltool.core.group_maps import with_background
-from vpltool.core.group_segment import GroupView, segment_by_groups
+from vpltool.core.group_maps import GroupView, segment_by_groups, with_background
 from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
 from vpltool.core.tiles import window_starts

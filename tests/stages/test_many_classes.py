@@ -69,7 +69,7 @@ def test_masks_have_16_bits_and_the_labels_of_their_tags(work: Path) -> None:
     for photo in open_workspace(work).photos("train"):
         path = work / f"masks/text/train/{photo.id}.png"
         found = set(np.unique(read_labels(path)).tolist())
-        assert found <= {0, 255, *(LABELS[tag] for tag in photo.labels)}
+        assert found <= {0, 255, *(LABELS[tag] for tag in photo.tags)}
         if max(found) > 255:
             with Image.open(path) as image:
                 assert image.mode == "I;16"
@@ -141,7 +141,7 @@ def test_a_photo_s_tags_alone_take_part_in_the_crf(work: Path) -> None:
         for tile in (0, 16):
             read = read_scored(Scores(source, 1.0, 0, workspace.classes, tile=tile),
                                (photo.id, workspace.image_path(photo)))
-            assert read.classes.tolist() == [0, *sorted(LABELS[tag] for tag in photo.labels)]
+            assert read.classes.tolist() == [0, *sorted(LABELS[tag] for tag in photo.tags)]
             assert len(read.scored.scores) == (0 if tile else len(read.classes))
             rows = list(refined_in_tiles(read, tile, lambda one: one.scores)) if tile else []
             assert all(len(row) == len(read.classes) for row in rows)

@@ -96,7 +96,7 @@ def test_changed_tags(base: Path, run: Run) -> None:
     result = taken(again(base, run))
     assert "tags of 1 photo changed" in result.err
     assert "update" not in result.err, "nothing was made of them yet"
-    assert photos_of(base)["scene0"].labels == ("bar", "disc")
+    assert photos_of(base)["scene0"].tags == ("bar", "disc")
     table.write_text(table.read_text().replace("scene1,box,train\n", "").replace(
         "scene2,disc,train", "scene2,disc,val"))
     result = taken(again(base, run))
@@ -183,12 +183,12 @@ def test_what_is_not_given_stays(base: Path, run: Run) -> None:
 def test_what_others_wrote_into_the_list_stays(base: Path, run: Run) -> None:
     path = base / "work/images.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0] |= {"camera": "a phone", "captions": ["by hand"]}
+    lines[0] |= {"camera": "a phone", "tags": "its own", "captions": ["by hand"]}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     add_photo(base, "late", "box,train")
     taken(again(base, run))
     first = photos_of(base)["scene0"]
-    assert (first.more, first.captions) == ({"camera": "a phone"}, ("by hand",))
+    assert (first.more, first.captions) == ({"camera": "a phone", "tags": "its own"}, ("by hand",))
 
 
 def test_classes_and_words_of_voc_later(base: Path, run: Run) -> None:
@@ -391,7 +391,7 @@ def test_every_change_is_a_line_without_a_date(tmp_path: Path) -> None:
     first = written(tmp_path, ("cat",), CAT)
     written(tmp_path, ("cat",), CAT)
     second = written(tmp_path, ("cat", "dog"), CAT, DOG)
-    third = written(tmp_path, ("cat", "dog"), CAT, replace(DOG, labels=("cat", "dog")))
+    third = written(tmp_path, ("cat", "dog"), CAT, replace(DOG, tags=("cat", "dog")))
     lines = read_changes(tmp_path)
     assert [line["words"] for line in lines] == [
         {}, {"classes": ["class `dog` is new"], "photos": ["1 photo added"]},
@@ -414,7 +414,7 @@ def test_an_old_identity_is_explained(tmp_path: Path) -> None:
     assert explain_change(tmp_path, "classes", old["classes"]) == "class `dog` is new"
     assert explain_change(tmp_path, "tags", old["tags"]) == "1 photo added"
     between = second.tags_identity("train")
-    written(tmp_path, ("cat", "dog"), CAT, replace(DOG, labels=("cat", "dog")))
+    written(tmp_path, ("cat", "dog"), CAT, replace(DOG, tags=("cat", "dog")))
     assert explain_change(tmp_path, "tags", old["tags"]) == (
         "1 photo added; tags of 1 photo changed")
     assert explain_change(tmp_path, "tags", between) == "tags of 1 photo changed"

@@ -78,13 +78,13 @@ def test_prepare_takes_them_and_later_photos(run: Run, own: Path) -> None:
     command = ("prepare", "folder", own / "photos", "--labels", work / "tags/train.csv")
     assert run(*command, work=work).code == 0
     photos = open_workspace(work).photos("train")
-    assert {photo.id: list(photo.labels) for photo in photos} == {
+    assert {photo.id: list(photo.tags) for photo in photos} == {
         row["id"]: row["labels"].split(";") for row in rows}
     Image.fromarray(draw_scenes(9, seed=5)[8].photo).save(own / "photos/later.png")
     result = run(*command, work=work)
     assert "1 of 9 photos" in result.lines("warning:")[0]
     assert run(*command, "--untagged", work=work).code == 0
-    assert {photo.id: photo.labels for photo in open_workspace(work).photos()}["later"] == ()
+    assert {photo.id: photo.tags for photo in open_workspace(work).photos()}["later"] == ()
     assert [row["id"] for row in tag(run, own)][-1] == "later"
 
 

@@ -34,7 +34,7 @@ def prepare(run: Run, folder: Path, tiny_clip: Path, *more: object) -> Any:
 
 
 def tags(folder: Path) -> dict[str, tuple[str, ...]]:
-    return {photo.id: photo.labels for photo in open_workspace(folder.parent / "work").photos()}
+    return {photo.id: photo.tags for photo in open_workspace(folder.parent / "work").photos()}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -59,7 +59,7 @@ def test_tiles_have_the_tags_of_their_photo(run: Run, folder: Path, tiny_clip: P
     for top in tops:
         for left in lefts:
             photo = photos[f"big/{top:05}-{left:05}"]
-            assert photo.labels == ("cat", "dog") and photo.splits == ("val",)
+            assert photo.tags == ("cat", "dog") and photo.splits == ("val",)
             cut = (slice(top, top + SIDE), slice(left, left + SIDE))
             np.testing.assert_array_equal(np.asarray(Image.open(workspace.image_path(photo))),
                                           whole[cut])

@@ -693,7 +693,7 @@ def test_checkpoints_come_by_time_too(run: Run, layered: Path, tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes half a minute by this clock."""
     now = iter(range(0, 10**6, 30))
-    monkeypatch.setattr("vpltool.parallel.checkpoints.CheckpointRule.__init__.__defaults__",
+    monkeypatch.setattr("vpltool.engine.checkpoints.CheckpointRule.__init__.__defaults__",
                         (60.0, lambda: next(now)))
     stop_after(4, monkeypatch, training, "train")
     result = run(*TRAIN, "--out", tmp_path / "x.safetensors", work=layered / "work")

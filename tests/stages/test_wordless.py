@@ -224,7 +224,7 @@ def class_means(work: Path) -> None:
     features = open_input(work / "features/train", ("features",))
     rows = torch.stack([torch.cat([
         features.read_tensors(photo.id, "patches")["patches"].float()
-        for photo in workspace.photos("train") if photo.labels == (name,)]).mean(0)
+        for photo in workspace.photos("train") if photo.tags == (name,)]).mean(0)
         for name in workspace.classes])
     write_tensors(work / "prototypes/tags.safetensors", Header(
         kind="prototypes", command="tag-prototypes", model=features.header.model,

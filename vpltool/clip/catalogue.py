@@ -110,7 +110,7 @@ def mend_torchvision() -> None:
         _declared.append(library)
 
 
-_declared: list[Any] = []
+_declared: list[object] = []
 
 
 def check_source(source: ModelSource) -> list[str]:
@@ -157,7 +157,7 @@ def _twin(open_clip: ModuleType, model: str) -> str:
     return other if other in open_clip.list_models() else ""
 
 
-def _check_activation(source: ModelSource, config: Mapping[str, Any], published: list[Published],
+def _check_activation(source: ModelSource, config: Mapping[str, object], published: list[Published],
                       openai: bool) -> None:
     """Check that the weights were trained with the model's activation.
 
@@ -240,7 +240,7 @@ def _siblings(open_clip: ModuleType, model: str) -> list[Published]:
             for tag in open_clip.list_pretrained_tags_by_model(model)]
 
 
-def _guesses(open_clip: ModuleType, source: ModelSource, config: Mapping[str, Any]) -> list[str]:
+def _guesses(open_clip: ModuleType, source: ModelSource, config: Mapping[str, object]) -> list[str]:
     """Say what has to be guessed about a file that is not recognised."""
     guessed = []
     if _twin(open_clip, source.model):

@@ -278,7 +278,7 @@ def _load_timm(source: EncoderSource) -> _Loaded:
     return _tower_of_timm(model, source.model, options)
 
 
-def _tower_of_timm(model: Any, name: str, options: Mapping[str, Any]) -> _Loaded:
+def _tower_of_timm(model: Any, name: str, options: Mapping[str, object]) -> _Loaded:
     colours = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
     try:
         return tower_from_timm(model, f"{TIMM}{name}"), colours

@@ -223,9 +223,10 @@ def _whose(open_clip: ModuleType, state: Mapping[str, Tensor]) -> str:
             else "")
 
 
-def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource) -> Callable[[], Any]:
+def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource
+                      ) -> Callable[[], object]:
     @functools.cache
-    def load() -> Any:
+    def load() -> object:
         text = _text_settings(open_clip, name)
         key = "" if "hf_tokenizer_name" in text else json.dumps(text, sort_keys=True)
         if key in _tokenizers:
@@ -249,14 +250,14 @@ def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource) -> 
     return load
 
 
-_tokenizers: dict[str, Any] = {}
+_tokenizers: dict[str, object] = {}
 """Settings of the text tower to CLIP's own tokenizer: its 49,152 words take 0.1 s to read."""
 
 
-def _text_settings(open_clip: ModuleType, name: str) -> dict[str, Any]:
+def _text_settings(open_clip: ModuleType, name: str) -> dict[str, object]:
     folder = name.removeprefix("local-dir:")
     config = read_config(Path(folder)) if folder != name else open_clip.get_model_config(name)
-    settings: dict[str, Any] = config.get("text_cfg", {})
+    settings: dict[str, object] = config.get("text_cfg", {})
     return settings
 
 

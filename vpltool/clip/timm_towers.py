@@ -200,7 +200,7 @@ class TimmTower(AdaptedTower):
         return [part.shape for part in seen] == [(1, length, length)] * self.depth
 
 
-def timm_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> TimmTower:
+def timm_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> TimmTower:
     """Rebuild a model of timm from what a file says of it.
 
     Raises:
@@ -227,7 +227,7 @@ def timm_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         raise ValueError(error.message) from error
 
 
-def check_numbers(name: str, value: Any, tensors: int) -> None:
+def check_numbers(name: str, value: object, tensors: int) -> None:
     """Check that the numbers of a configuration, whatever they count, are those of a model.
 
     Args:
@@ -291,7 +291,7 @@ def _gives_tokens(model: Any, pixels: Tensor, maps: Tensor) -> bool:
             and found[-1].shape == (1, patches, maps.shape[1]))
 
 
-def _last_norm(model: Any, width: int) -> nn.LayerNorm | None:
+def _last_norm(model: object, width: int) -> nn.LayerNorm | None:
     """The norm after the last level of a model of maps; None if there is none."""
     parts = [getattr(model, "norm", None), getattr(getattr(model, "head", None), "norm", None)]
     if hasattr(model, "stages"):

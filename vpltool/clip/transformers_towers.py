@@ -119,7 +119,7 @@ def fetch_folder(repository: str) -> Path:
     return folder
 
 
-def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[Any, Any]]:
+def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[object, object]]:
     """Load the vision tower of a folder with `config.json` and `model.safetensors`.
 
     Args:
@@ -196,7 +196,7 @@ class TransformersTower(AdaptedTower):
               attention: bool) -> tuple[Tensor, Sequence[Tensor]]:
         """Run the model, and note the outputs of levels; None: of all."""
         def note(index: int) -> Any:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
                 outputs[index] = output[0] if isinstance(output, tuple) else output
             return hook
 
@@ -333,7 +333,7 @@ def _read(path: Path) -> JsonObject:
     return content
 
 
-def _colours(folder: Path, family: Family) -> tuple[Any, Any]:
+def _colours(folder: Path, family: Family) -> tuple[object, object]:
     """Mean and standard deviation of RGB, as the folder says, or of the family."""
     path = next((folder / name for name in _COLOURS if (folder / name).is_file()), None)
     if path is None:

@@ -157,7 +157,7 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
     try:
         if file.form == "safetensors":
             with safe_open(path, "pt") as entries:
-                found: Any = {name: entries.get_tensor(name) for name in entries.keys()  # noqa: SIM118
+                found: object = {name: entries.get_tensor(name) for name in entries.keys()  # noqa: SIM118
                               if names is None or name.removeprefix("module.") in names}
         elif file.form == "torchscript":
             found = _read_archive(path)
@@ -196,7 +196,7 @@ def without_random_init() -> Iterator[None]:
 
     class Constant(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-                               ) -> Any:
+                               ) -> object:
             kwargs = kwargs or {}
             if func.__name__ not in ("uniform_", "normal_", "kaiming_uniform_"):
                 return func(*args, **kwargs)
@@ -248,13 +248,13 @@ class _ArchiveReader(pickle.Unpickler):
         self.root = root
         self.storages: dict[str, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return our replacement for a class or function; the file's own is never imported."""
         if module.startswith("__torch__"):
             return _Module
         if module == "torch" and name.endswith("Storage"):
             return _element_type(name)
-        known: dict[tuple[str, str], Callable[..., Any]] = {
+        known: dict[tuple[str, str], Callable[..., object]] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _view,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
@@ -286,7 +286,7 @@ def _element_type(storage: str) -> torch.dtype:
 
 
 def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
-          *_: Any) -> Tensor:
+          *_: object) -> Tensor:
     """Return a tensor as a view of its storage; as_strided refuses one that reaches beyond it."""
     return storage.as_strided(size, stride, offset)
 
@@ -298,7 +298,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
         return dict(_named_tensors(_ArchiveReader(archive, root).load(), "", set()))
 
 
-def _named_tensors(module: Any, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
+def _named_tensors(module: object, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
     """List the tensors of a module and the modules in it.
 
     Raises:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import __version__, console
+from vpltool.core.agreement import agreement as score_agreement
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, read_json
 from vpltool.formats.header import format_preset
 from vpltool.lazy import np
-from vpltool.pictures.charts import Chart, line_chart
+from vpltool.pictures.page import Chart, line_chart
 from vpltool.state import Artifact, State, settings_shown
 
 _COURSES = {
@@ -166,8 +167,6 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
         photos: records of `draw_photo`.
         layer: index of the predictions among the layers.
     """
-    from vpltool.core.agreement import agreement as score_agreement
-
     compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][layer]]
     if not compared:
         return None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TypeAlias
 
+from vpltool.core.metrics import confusion, labels_at, scores
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError
 from vpltool.formats import (
     IGNORE,
@@ -105,8 +107,6 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     Returns:
         the photo; a layer that cannot be drawn says why.
     """
-    from vpltool.core.photos import describe_failure, read_photo
-
     tags = workspace.indices_of(photo)
     record: JsonObject = {"id": photo.id, "tags": tags, "layers": []}
     path = workspace.image_path(photo)
@@ -167,7 +167,7 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
     said = _areas(labels)
     if truth is not None:
         said |= _iou(workspace, labels, truth, column)
-    if photo.labels and not layer.knows_tags:
+    if photo.tags and not layer.knows_tags:
         tags, found = {*workspace.indices_of(photo)}, {*said["found"]}
         said |= {"missed": sorted(tags - found), "extra": sorted(found - tags),
                  "apart": len(tags ^ found)}
@@ -182,8 +182,6 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
 def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels | None
                ) -> tuple[Image.Image, JsonObject]:
     """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
-    from vpltool.core.metrics import labels_at
-
     source = layer.column.source
     assert source is not None
     tensors = source.read_tensors(photo_id)
@@ -205,8 +203,6 @@ def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: Column) ->
     Raises:
         VplError: the labels are not those of this workspace, or of another size.
     """
-    from vpltool.core.metrics import confusion, scores
-
     classes = len(workspace.classes) + 1
     if labels.shape != truth.shape or (labels[labels != IGNORE] >= classes).any():
         raise VplError(f"{column.name} is of another size than the photo, or of other classes")

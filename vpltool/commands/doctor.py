@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import __version__
 from vpltool.commands._damage import workspace_findings
@@ -107,7 +106,7 @@ def _disk(work: Path) -> Finding:
     return Finding("machine", OK, about, f"{size(free)} free")
 
 
-def show(result: list[dict[str, str]], _values: Mapping[str, Any]) -> str:
+def show(result: list[dict[str, str]], _values: Mapping[str, object]) -> str:
     """Format the findings, a line each; what repairs it below."""
     width = max((len(entry["about"]) for entry in result), default=0)
     lines: list[str] = []

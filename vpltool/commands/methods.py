@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vpltool.core.phase_one import Pixels
 from vpltool.errors import VplError, near_name
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.setting_text import (
@@ -82,7 +83,6 @@ def _kind(kind: MethodKind) -> Entry:
 
 def _given(name: str) -> Entry:
     """What a class says of itself and of its fields."""
-    from vpltool.core.phase_one import Pixels
     from vpltool.methods import inputs
 
     found = Pixels if name == Pixels.__name__ else getattr(inputs, name)
@@ -119,7 +119,7 @@ def _arguments(function: Any) -> str:
     return f"({', '.join(inspect.signature(function).parameters)})"
 
 
-def show(result: list[Entry], values: Mapping[str, Any]) -> str:
+def show(result: list[Entry], values: Mapping[str, object]) -> str:
     """Format the list, all about one method, or the page."""
     if values.get("markdown"):
         return _page(result, whole=not values.get("kind"))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from vpltool import console
 from vpltool.command import parse_line
@@ -28,6 +27,7 @@ from vpltool.run import run_stage, setting_names
 from vpltool.settings import Settings, setting
 from vpltool.shell import to_shell
 from vpltool.stage import Stage
+from vpltool.stages import FoundStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[Any]:
+def _cluster() -> Iterator[ModuleType]:
     """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running.
 
     Raises:
@@ -204,7 +204,7 @@ def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
     return max(1, int(min(fits, default=1)))
 
 
-def _outcome(ray: ModuleType, done: Any, shard: str, retries: int) -> Outcome:
+def _outcome(ray: ModuleType, done: object, shard: str, retries: int) -> Outcome:
     who = f"shard {shard}" if shard else "the task"
     try:
         outcome: Outcome = ray.get(done)
@@ -238,7 +238,7 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     return Outcome(_said(call.found, result, call.values))
 
 
-def _said(found: Any, result: Any, values: JsonObject) -> tuple[str, ...]:
+def _said(found: FoundStage, result: object, values: JsonObject) -> tuple[str, ...]:
     """What a line prints: paths, or what its stage spells."""
     if found.show is not None:
         text = found.show(result, values)

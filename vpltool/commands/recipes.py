@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool.json_text import JsonObject
 from vpltool.recipes import find_recipe, recipe_files
@@ -43,7 +42,7 @@ def run(_path: Path, settings: RecipesSettings) -> str | list[JsonObject]:
     return listed
 
 
-def show(result: str | list[JsonObject], _values: Mapping[str, Any]) -> str:
+def show(result: str | list[JsonObject], _values: Mapping[str, object]) -> str:
     """Format the list: a line a recipe, and a line for each of its values."""
     if isinstance(result, str):
         return result.rstrip("\n")

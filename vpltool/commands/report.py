@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -164,12 +164,14 @@ def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any
             "scores": [{"confusion": score["confusion"]} for score in scores]}}
 
 
-def _folder(pictures: Iterator[tuple[str, bytes]], content: Any) -> Iterator[tuple[str, bytes]]:
+def _folder(pictures: Iterator[tuple[str, bytes]], content: Callable[[], JsonObject]
+            ) -> Iterator[tuple[str, bytes]]:
     yield from pictures
     yield PAGE, "".join(render_page(content())).encode()
 
 
-def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]], content: Any) -> Path:
+def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]],
+                content: Callable[[], JsonObject]) -> Path:
     """Write the page with its pictures inside; they wait in a temporary folder, not in memory."""
     with TemporaryDirectory() as folder, atomic_path(path) as temporary:
         for name, picture in pictures:

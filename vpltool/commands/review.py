@@ -6,7 +6,6 @@ import secrets
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vpltool import console, options
 from vpltool.errors import VplError
@@ -106,6 +105,6 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
     return [f"{states.count(state)} {state}" for state in STATES]
 
 
-def show(result: list[str], _values: Mapping[str, Any]) -> str:
+def show(result: list[str], _values: Mapping[str, object]) -> str:
     """Format how far a person has come."""
     return ", ".join(result)

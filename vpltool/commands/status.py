@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from vpltool.commands._tree import Listed, format_tree, measured
 from vpltool.datasets.tags import some
@@ -73,7 +72,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
     return listed
 
 
-def show(result: list[Listed], values: Mapping[str, Any]) -> str:
+def show(result: list[Listed], values: Mapping[str, object]) -> str:
     """Format a tree, and below it what is stale: why, and the command that recomputes it."""
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"

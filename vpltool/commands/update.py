@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vpltool import console
 from vpltool.commands._prepare_again import warn_of_changes
@@ -93,6 +92,6 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     return made
 
 
-def show(result: list[str], _values: Mapping[str, Any]) -> str:
+def show(result: list[str], _values: Mapping[str, object]) -> str:
     """Format what was recomputed, a line each."""
     return "\n".join(result)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +256,7 @@ class StepRecord:
 
 def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim.Optimizer:
     """AdamW; the temperature is free of weight decay, which would draw it to 1."""
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": [aligner.log_tau], "weight_decay": 0.0},
         {"params": [*aligner.vision.parameters(), *aligner.text.parameters()]}]
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)

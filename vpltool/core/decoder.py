@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.blocks import Block, BlockShape
+from vpltool.core.blocks import Block, BlockShape, Linear
 from vpltool.core.distributed import ALONE, Group
-from vpltool.core.onednn_linear import Linear
 from vpltool.core.segmenter import SegmenterNetwork
 
 

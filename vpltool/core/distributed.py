@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from vpltool.lazy import Tensor, torch
 
@@ -42,7 +42,7 @@ class Alone:
         """The tensor."""
         return tensor
 
-    def collect(self, item: Any) -> list[Any]:
+    def collect(self, item: T) -> list[T]:
         """A list of the one item."""
         return [item]
 

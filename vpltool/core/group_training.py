@@ -157,7 +157,7 @@ def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions:
 def make_optimizer(network: GroupNetwork, settings: GroupTraining) -> torch.optim.Optimizer:
     """AdamW; biases, norms, scales and what else is no matrix are free of weight decay."""
     learned = [item for item in network.parameters() if item.requires_grad]
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": [item for item in learned if item.dim() >= 2]},
         {"params": [item for item in learned if item.dim() < 2], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)

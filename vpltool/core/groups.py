@@ -3,7 +3,8 @@
     patches → blocks → 64 groups → blocks → 8 groups → blocks → mean → joint space
 
 The eight parts, mapped as the mean is, can be named by any words. With NPR each of the first two
-stages has prototypes, see `npr`; without, this is GroupViT (CVPR 2022).
+stages has prototypes, see `npr`; without, this is GroupViT (CVPR 2022). The text tower is like
+CLIP's, and is trained along with the photos.
 """
 
 from __future__ import annotations
@@ -17,9 +18,50 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.blocks import BlockShape
-from vpltool.core.caption_tower import CaptionShape, CaptionTower
 from vpltool.core.grouping import EPS, Grouped, GroupingBlock, Mixer, TokenBlock
 from vpltool.core.npr import Prototypes, Reconstruction, batch_normed
+
+
+@dataclass(frozen=True)
+class CaptionShape:
+    """Sizes of a text tower; the defaults are GroupViT's.
+
+    Args:
+        width: of a token.
+        depth: number of blocks.
+        heads: of the attention.
+        context: tokens of a caption at most.
+        vocabulary: number of tokens that there are; CLIP's.
+    """
+
+    width: int = 256
+    depth: int = 12
+    heads: int = 4
+    context: int = 77
+    vocabulary: int = 49408
+
+
+class CaptionTower(nn.Module):
+    """A causal transformer; the end token, which has the highest number, speaks for the caption."""
+
+    def __init__(self, shape: CaptionShape) -> None:
+        super().__init__()
+        self.words = nn.Embedding(shape.vocabulary, shape.width)
+        self.positions = nn.Parameter(torch.empty(shape.context, shape.width))
+        block = BlockShape(shape.width, 4 * shape.width, shape.heads, EPS, "quick_gelu")
+        self.blocks = nn.ModuleList(TokenBlock(block, causal=True) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=EPS)
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token numbers (B, length) to vectors (B, width), not normed."""
+        x = self.words(tokens) + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        ends = tokens.argmax(dim=1)
+        last: Tensor = self.norm(x[torch.arange(len(x), device=x.device), ends])
+        return last
 
 
 @dataclass(frozen=True)
@@ -77,7 +119,7 @@ class GroupShape:
     of_photos: bool = True
     of_text: bool = True
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, object]:
         """As JSON can hold it."""
         config = asdict(self)
         return config | {"depths": list(self.depths), "groups": list(self.groups)}

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from vpltool.core.classes import IGNORE
 from vpltool.errors import VplError
+from vpltool.lazy import np, npt
 
 OVERLAPS = ("smallest", "ignore")
 """The label of pixels where instances overlap: the smallest one's, as in coco2voc, from which the
@@ -155,7 +153,7 @@ def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:
     """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
     from pycocotools import mask as rle_of
 

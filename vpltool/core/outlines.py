@@ -6,7 +6,7 @@ OpenCV is an optional dependency: `pip install 'vpltool[labelling]'`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import cv2
 
@@ -54,14 +54,14 @@ def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: floa
     return found
 
 
-def _holes(tree: Any, index: int) -> Iterator[int]:
+def _holes(tree: npt.NDArray[np.int32], index: int) -> Iterator[int]:
     hole = tree[index][2]
     while hole >= 0:
         yield int(hole)
         hole = tree[hole][0]
 
 
-def _ring(line: Any, corners: bool) -> Ring:
+def _ring(line: npt.NDArray[np.generic], corners: bool) -> Ring:
     ring: Ring = line.reshape(-1, 2).astype(np.int64)
     if not corners:
         return ring

@@ -9,17 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from vpltool.errors import VplError
-from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.lazy import Image, ImageOps, Tensor, np, npt, torch
 
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
-
-# Pillow's own limit is lower, and is one for the whole process. It is lifted once: if each photo
-# lifted it and set it again, threads would do so in each other's middle.
-Image.MAX_IMAGE_PIXELS = None
 
 _BLANK, _DENSEST = 40_000_000, 20
 """A photo has at most so many pixels, and so many more for each byte of its file. The densest that
@@ -114,6 +108,11 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
         raise OSError("the photo is no file" if photo.exists() else "the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
+    import PIL.Image
+
+    # Pillow's own limit is lower, and is one for the whole process. It is never set again: threads
+    # would do so in each other's middle.
+    PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo,
                         formats=_FORMATS) as image:
@@ -121,7 +120,7 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
-    except UnidentifiedImageError:
+    except PIL.UnidentifiedImageError:
         raise OSError(f"this is not a readable image{_container(photo)}") from None
     except OSError:
         raise

@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -249,7 +248,7 @@ def make_optimizer(network: SegmenterNetwork, settings: TrainingSettings) -> tor
     scalars = network.scalars
     free = {id(scalar) for scalar in scalars}
     # Checkpoints number the parameters through the groups: the order must stay the network's own.
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": scalars, "weight_decay": 0.0},
         {"params": [item for item in network.parameters() if id(item) not in free]}]
     if settings.optimizer == "adamw":

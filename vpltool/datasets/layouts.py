@@ -76,7 +76,7 @@ def read_folder(
         mask = masks / f"{_key(name)}.png" if masks else None
         photos.append(Photo(_key(name), name, row.labels, row.splits,
                             relative_name(mask, images) if mask and mask.exists() else None))
-    classes = tuple(sorted({label for photo in photos for label in photo.labels}))
+    classes = tuple(sorted({label for photo in photos for label in photo.tags}))
     check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
@@ -320,9 +320,9 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
     """
     known = set(classes)
     for photo in photos:
-        for label in photo.labels:
+        for label in photo.tags:
             if label not in known:
-                whole = " ".join(photo.labels)
+                whole = " ".join(photo.tags)
                 raise VplError(f"photo {photo.id} has the tag `{label}`, which is not a class",
                                f"a name with a space needs a semicolon: `{whole};`"
                                if whole in known else

@@ -53,27 +53,27 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
     if not every or any("val" in photo.splits for photo in photos):
         return list(photos)
     earlier = {photo.id: photo for photo in before}
-    wanted = [photo for photo in photos if "train" in photo.splits and photo.labels]
+    wanted = [photo for photo in photos if "train" in photo.splits and photo.tags]
     if len(wanted) < 2:
         return list(photos)
     held = {photo.id for photo in wanted
             if photo.id in earlier and "val" in earlier[photo.id].splits}
     left = _photos_of_class(photo for photo in wanted if photo.id not in held)
     for photo in wanted:
-        if photo.id in held and any(not left[label] for label in photo.labels):
+        if photo.id in held and any(not left[label] for label in photo.tags):
             held.remove(photo.id)
-            left.update(photo.labels)
+            left.update(photo.tags)
     new = [photo for photo in wanted if photo.id not in earlier] if held else wanted
     for start in range(0, len(new), every)[:max(0, -(-len(wanted) // every) - len(held))]:
         free = (photo for photo in new[start : start + every]
-                if all(left[label] > 1 for label in photo.labels))
+                if all(left[label] > 1 for label in photo.tags))
         if chosen := next(free, None):
             held.add(chosen.id)
-            left.subtract(chosen.labels)
+            left.subtract(chosen.tags)
     return [replace(photo, splits=tuple("val" if split == "train" else split
                                         for split in photo.splits))
             if photo.id in held else photo for photo in photos]
 
 
 def _photos_of_class(photos: Iterable[Photo]) -> Counter[str]:
-    return Counter(label for photo in photos for label in photo.labels)
+    return Counter(label for photo in photos for label in photo.tags)

@@ -138,7 +138,7 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
 
 
 def _counts(photos: Sequence[Photo]) -> Counter[str]:
-    return Counter(label for photo in photos for label in photo.labels)
+    return Counter(label for photo in photos for label in photo.tags)
 
 
 def _are_twins(one: str, other: str, counts: Mapping[str, int]) -> bool:

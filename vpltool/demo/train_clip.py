@@ -31,11 +31,11 @@ TRAIN_SEED, UNSEEN_SEED = 1_000, 2_000
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
-VISION: dict[str, Any] = {
+VISION: dict[str, object] = {
     "image_size": [240, 320], "patch_size": 16, "width": 128, "head_width": 32, "layers": 6,
     "pool_type": "avg"}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3}
-MODEL: dict[str, Any] = {"embed_dim": 128, "vision_cfg": VISION, "text_cfg": TEXT}
+MODEL: dict[str, object] = {"embed_dim": 128, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
 def _photo_and_captions(number: int, seed: int) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
@@ -141,7 +141,7 @@ def measure(model: Any, tokenizer: Any, photos: Tensor, tags: Sequence[tuple[str
         "gap_cosine": float((1 - (images[single] * only).sum(1)).mean())}
 
 
-def save(model: Any, folder: Path, facts: dict[str, Any]) -> None:
+def save(model: Any, folder: Path, facts: dict[str, object]) -> None:
     """Write the model in open_clip's format, in half precision, and a note of how it was made."""
     from safetensors.torch import save_file
 

@@ -1,11 +1,11 @@
-"""Checkpoints of a training: the state of any network and its optimizer, and the losses so far."""
+"""Checkpoints of a training: the state of any network and its optimizer, and when to write one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
@@ -37,7 +37,7 @@ class Start:
     curve: Losses
     recent: Losses
     tensors: Mapping[str, torch.Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def checkpoint_of(target: Path) -> Path:
@@ -128,3 +128,35 @@ def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,
     if weights:
         network.load_state_dict(weights)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+class CheckpointRule:
+    """Tells after each step whether to write a checkpoint.
+
+    One is due at every multiple of a number of steps and when so many seconds have passed without
+    one, whichever comes first; at an interrupt (`defer_interrupts`) always.
+
+    Args:
+        steps: a checkpoint at each multiple of this; 0: steps do not count.
+        seconds: time since the last one, or since the first step; 0: time does not count.
+        clock: seconds from any moment on.
+    """
+
+    def __init__(self, steps: int, seconds: float = 60.0,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.steps, self.seconds, self._clock = steps, seconds, clock
+        self._since: float | None = None
+
+    def due(self, done: int, *, interrupted: bool = False) -> bool:
+        """Tell whether to write a checkpoint after `done` steps; ask once a step.
+
+        Time runs from the next step on: however long the writing takes, steps are done between
+        two checkpoints.
+        """
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        late = self.seconds > 0 and now - self._since >= self.seconds
+        if interrupted or late or (self.steps > 0 and done % self.steps == 0):
+            self._since = None
+            return True
+        return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.core.grids import is_same_view, resample_attention, resample_patches
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
@@ -151,8 +152,6 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
     Raises:
         VplError: they are of another part of the photo: the aspect ratios differ.
     """
-    from vpltool.core.grids import is_same_view, resample_attention, resample_patches
-
     if second is None:
         return {}
     names = {name: tensor for name, tensor in SECOND.items() if name in reads}

@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.errors import OtherSettings, VplError
@@ -23,7 +22,7 @@ from vpltool.settings import Settings, changed, recorded
 def make_header(
     workspace: Workspace, kind: str, command: str, settings: Settings, *,
     inputs: Mapping[str, InputFolder | Path | str], model: Mapping[str, str],
-    options: Mapping[str, Any] | None = None, skip: Collection[str] = (),
+    options: Mapping[str, object] | None = None, skip: Collection[str] = (),
 ) -> Header:
     """Make the header of an artifact from the settings that it is made with.
 

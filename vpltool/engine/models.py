@@ -142,7 +142,7 @@ class ChosenModels:
 
     def licences(self) -> list[str]:
         """Say what is known of the licences of the weights, a line each."""
-        from vpltool.clip.licences import licence_of
+        from vpltool.clip.models import licence_of
 
         named = {name: licence_of({"name": name, "pretrained": weights}) for name, weights in (
             _names_of(self.encoder), (self.model, Path(self.pretrained).name))}

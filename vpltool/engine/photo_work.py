@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vpltool import console
-from vpltool.engine.label_changes import LabelChanges
 from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
+from vpltool.formats.changes import count_photos
+from vpltool.formats.kinds import KINDS
+from vpltool.formats.labels import read_labels
 from vpltool.formats.values import BadValues
+from vpltool.lazy import np, npt
 from vpltool.options import PerPhoto
 from vpltool.parallel.device import find_device
 from vpltool.parallel.memory import Divisible, run_within_memory
@@ -30,6 +34,7 @@ class Failed:
 
 
 Made = tuple[str, Any]
+Batch = TypeVar("Batch", bound=Divisible)
 """A photo's id, and what is to be written for it, or `Failed`."""
 
 
@@ -92,7 +97,7 @@ def make_photos(
         on_start()
     pending = [(output, set(output.todo)) for output in outputs]
 
-    def put(key: str, made: Any) -> None:
+    def put(key: str, made: object) -> None:
         for output, keys in pending:
             if isinstance(made, Failed):
                 output.fail(key, made.reason)
@@ -160,8 +165,8 @@ def count_sizes(total: int) -> Callable[[], None]:
 
 
 def run_batches(
-    batches: Iterable[Divisible], run: Callable[[Any], Iterable[Made]],
-    too_large: Callable[[Any], str],
+    batches: Iterable[Batch], run: Callable[[Batch], Iterable[Made]],
+    too_large: Callable[[Batch], str],
 ) -> Iterator[Made]:
     """Run batches, and yield the photos of each; batches that do not fit into memory are split.
 
@@ -173,10 +178,76 @@ def run_batches(
     Raises:
         VplError: the memory does not suffice for one photo.
     """
-    def run_one(batch: Any) -> list[Made]:
+    def run_one(batch: Batch) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})
         return [*((key, Failed(reason)) for key, reason in failed.items()),
                 *(run(batch) if len(batch) else ())]
 
     for _, made in run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
         yield from made
+
+
+MOST = 200
+"""Photos that are compared; of more, every nth."""
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A label image, compressed: a few hundred of large photos must fit into the memory."""
+
+    shape: tuple[int, ...]
+    type: np.dtype[Any]
+    content: bytes
+
+    def differs_from(self, now: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Tell which pixels have another label."""
+        before = np.frombuffer(zlib.decompress(self.content), self.type).reshape(self.shape)
+        different: npt.NDArray[np.bool_] = before != now
+        return different
+
+
+class LabelChanges:
+    """Label images that are about to be replaced, to tell how much they change.
+
+    Make it before the first of them goes.
+
+    Args:
+        outputs: folders that are to be written; those of other files are left out.
+    """
+
+    def __init__(self, outputs: Sequence[OutputFolder]) -> None:
+        self._before = [(output, _read(output)) for output in outputs
+                        if KINDS[output.header.kind].layout == "labels-folder"]
+
+    def tell(self) -> None:
+        """Say which share of the pixels has another label now, folder by folder."""
+        for output, before in self._before:
+            photos = changed = pixels = 0
+            for key, old in before.items():
+                try:
+                    labels = read_labels(output.path_of(key))
+                except VplError:
+                    # The photo failed this time.
+                    continue
+                if labels.shape != old.shape:
+                    # It is another photo under the same name.
+                    continue
+                photos += 1
+                changed += int(old.differs_from(labels).sum())
+                pixels += labels.size
+            if changed:
+                console.note(f"{output.path}: {100 * changed / pixels:.1f} % of the pixels have "
+                             f"another label than before ({count_photos(photos)} compared)")
+
+
+def _read(output: OutputFolder) -> dict[str, _Before]:
+    there = [key for key in output.todo if output.path_of(key).exists()]
+    found = {}
+    for key in there[:: -(-len(there) // MOST) or 1]:
+        try:
+            labels = read_labels(output.path_of(key))
+        except VplError:
+            # It is damaged, and therefore made again.
+            continue
+        found[key] = _Before(labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1))
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vpltool import console
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, identity_of_many, open_input
 from vpltool.formats.kinds import KINDS
@@ -147,8 +148,6 @@ def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8
     Raises:
         VplError: it cannot be read any more; the photo is named.
     """
-    from vpltool.core.photos import read_photo
-
     path = workspace.image_path(photo)
     with naming_photo(photo, path):
         return read_photo(path)
@@ -161,8 +160,6 @@ def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
     Raises:
         VplError: the photo cannot be read.
     """
-    from vpltool.core.photos import describe_failure
-
     try:
         yield
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo
 from vpltool.engine.features import open_features, smaller_photos_hint, smaller_side_hint
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
@@ -218,7 +219,6 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
         VplError: the decoder cannot be read.
     """
     from vpltool.core.decoder import layers_of
-    from vpltool.core.photos import describe_failure, photo_size
     from vpltool.core.segment import probabilities_of
 
     device = find_device(settings.device)
@@ -261,7 +261,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     Raises:
         VplError: the CLIP cannot be had, or is not that of the decoder.
     """
-    from vpltool.core.photos import PhotoSettings
     from vpltool.core.segment import segment
     from vpltool.parallel.photos import load_batches
 
@@ -308,8 +307,6 @@ def tiled_segmenter(trained: TrainedSegmenter, device: torch.device, scales: Seq
 
 def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path]) -> Iterator[Made]:
     """Segment large photos one by one."""
-    from vpltool.core.photos import describe_failure, read_photo
-
     for key, path in paths.items():
         try:
             rgb = read_photo(path)

@@ -18,9 +18,9 @@ from vpltool.formats import (
     open_input,
     read_tensors,
 )
-from vpltool.formats.bundles import read_part
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
+from vpltool.formats.storage import read_part
 from vpltool.lazy import Tensor
 from vpltool.methods import load_method
 from vpltool.methods.interfaces import SegmenterMethod

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.threads import in_threads
-
-if TYPE_CHECKING:
-    from vpltool.core.photos import PhotoSettings
 
 _SIDE = 512
 """Side of a tile with `tile='auto'`, if photos of any size were trained on."""
@@ -125,8 +123,6 @@ class TiledSegmenter:
     @property
     def photos(self) -> PhotoSettings:
         """How whole photos are resized before they are divided."""
-        from vpltool.core.photos import PhotoSettings
-
         encoder = self.trained.encoder
         return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std, max(self.scales),
                              self.tiles.max_side)
@@ -179,7 +175,6 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        from vpltool.core.photos import to_pixels
         from vpltool.core.segment import segment
 
         encoder, photos = self.trained.encoder, self.photos
@@ -200,8 +195,6 @@ class TiledSegmenter:
 
 def divided(paths: Mapping[str, Path], tiled: TiledSegmenter | None) -> Iterable[str]:
     """Yield the ids of the photos that are seen in tiles; those that cannot be read are not."""
-    from vpltool.core.photos import photo_size
-
     for key, path in paths.items() if tiled else ():
         try:
             if tiled and tiled.divides(photo_size(path)):

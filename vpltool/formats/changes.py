@@ -183,6 +183,6 @@ def _format_model(model: Mapping[str, str]) -> str:
     return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = "not set" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "…"

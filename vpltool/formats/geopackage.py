@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
@@ -48,7 +47,7 @@ class Feature:
     """Polygons of one row of a table, and its other columns."""
 
     polygons: Sequence[Polygon]
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class Scene:
         with reading(self.path):
             return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
 
-    def _window(self, top: int, left: int, height: int, width: int) -> Any:
+    def _window(self, top: int, left: int, height: int, width: int) -> object:
         from rasterio.windows import Window
 
         return Window(left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))

@@ -1,4 +1,4 @@
-"""Reading and writing single files, with the header inside."""
+"""Reading and writing single files, with the header inside; bundles of a segmenter are such."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vpltool.errors import VplError, then
 from vpltool.formats.atomic import Batch, atomic_path
@@ -16,12 +16,12 @@ from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import torch
+from vpltool.lazy import Tensor, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write one JSON object, indented, so that people can read and edit it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -229,3 +229,44 @@ def _png_header(path: Path) -> Header | None:
             if chunk == b"tEXt" and key == METADATA_KEY.encode():
                 return Header.from_json(text.decode("latin-1"), path)
     return None
+
+
+PARTS = ("decoder", "tower")
+"""State dicts in a bundle; their names begin its tensors' names."""
+
+
+def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
+                 tower: Mapping[str, Tensor]) -> None:
+    """Write a bundle.
+
+    Args:
+        path: the file.
+        header: its `facts` say how decoder and tower are rebuilt.
+        decoder: state dict of the network, stored as it is.
+        tower: state dict of the tower; empty: the header names the CLIP. What half precision holds
+            without loss is stored in it: CLIP's weights were published so.
+
+    Raises:
+        VplError: the file cannot be written.
+    """
+    write_tensors(path, header, {
+        **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
+        **{f"tower.{name}": without_loss(tensor) for name, tensor in tower.items()}})
+
+
+def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
+    """Read the header of a bundle and one of its `PARTS`, half precision as float32.
+
+    Raises:
+        VplError: the file is missing, damaged, or no bundle.
+    """
+    names = tuple(name for name in describe(path).shapes if name.startswith(f"{part}."))
+    header, tensors = read_tensors(path, "bundle", names)
+    return header, {name.removeprefix(f"{part}."): tensor.float() if tensor.dtype.itemsize == 2
+                    else tensor for name, tensor in tensors.items()}
+
+
+def without_loss(tensor: Tensor) -> Tensor:
+    """Return a tensor in half precision, if that holds all of its values."""
+    half = tensor.half()
+    return half if bool((half.to(tensor.dtype) == tensor).all()) else tensor

@@ -38,7 +38,8 @@ class Photo:
     Args:
         id: unique; the file name without suffix, with its folders if there are any.
         image: path below the data set's root.
-        labels: names of the classes that the photo shows, without the background.
+        tags: names of the classes that the photo shows, without the background; `labels` in the
+            line.
         splits: names of the splits that it belongs to.
         mask: path of its true mask below the root, or None. Only `eval`, `show` and `report`
             open it.
@@ -48,7 +49,7 @@ class Photo:
 
     id: str
     image: str
-    labels: tuple[str, ...]
+    tags: tuple[str, ...]
     splits: tuple[str, ...]
     mask: str | None = None
     captions: tuple[str, ...] = ()
@@ -56,8 +57,8 @@ class Photo:
 
     def to_json(self) -> str:
         """Return the photo as a line of `images.jsonl`."""
-        entry = asdict(self) | dict(self.more)
-        del entry["more"]
+        entry = {"labels" if name == "tags" else name: value
+                 for name, value in asdict(self).items() if name != "more"} | dict(self.more)
         if not self.captions:
             del entry["captions"]
         return json.dumps(entry, ensure_ascii=False)
@@ -135,7 +136,7 @@ class Workspace:
 
     def indices_of(self, photo: Photo) -> list[int]:
         """Return the class indices of a photo's tags, ascending."""
-        return sorted(self.index_of(label) for label in photo.labels)
+        return sorted(self.index_of(label) for label in photo.tags)
 
     @property
     def classes_identity(self) -> str:
@@ -221,7 +222,7 @@ class Workspace:
                     "tags, and prepare again" if known == {"train"} else near_name(split, known))
         if not photos:
             raise VplError(f"{self.path / 'images.jsonl'} lists no photo", _PREPARE)
-        unknown = {label for photo in photos for label in photo.labels} - set(self.classes)
+        unknown = {label for photo in photos for label in photo.tags} - set(self.classes)
         if unknown:
             raise VplError(f"`{min(unknown)}` in images.jsonl is not a class of this workspace",
                            near_name(min(unknown), self.classes))
@@ -265,7 +266,7 @@ def open_workspace(path: Path) -> Workspace:
 
 def tags_identity_of(photos: Iterable[Photo]) -> str:
     """Return a hash of photos' tags."""
-    return identity_of_many({photo.id: " ".join(sorted(photo.labels)) for photo in photos})
+    return identity_of_many({photo.id: " ".join(sorted(photo.tags)) for photo in photos})
 
 
 def captions_identity_of(photos: Iterable[Photo]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
@@ -23,7 +22,7 @@ from vpltool.json_text import JsonObject
 
 
 def write_workspace(
-    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, Any] | None = None
+    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, object] | None = None
 ) -> Words:
     """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
 
@@ -113,7 +112,7 @@ def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
     both = [(before[key], after[key]) for key in after if key in before]
     phrases = [(len(after.keys() - before.keys()), "{} added"),
             (len(before.keys() - after.keys()), "{} gone"),
-            (sum({*one.labels} != {*other.labels} for one, other in both), "tags of {} changed"),
+            (sum({*one.tags} != {*other.tags} for one, other in both), "tags of {} changed"),
             (sum({*one.splits} != {*other.splits} for one, other in both), "splits of {} changed"),
             (sum(one.image != other.image for one, other in both), "files of {} changed"),
             (sum(one.captions != other.captions for one, other in both), "captions of {} changed")]

@@ -19,6 +19,7 @@ from typing import Any
 
 from vpltool import json_text
 from vpltool.core.classes import label_type
+from vpltool.core.photos import photo_size
 from vpltool.errors import VplError, near_name
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
 from vpltool.formats.labels import size_of_labels
@@ -140,8 +141,6 @@ class LabellingRequest:
         Raises:
             VplError: it cannot be read.
         """
-        from vpltool.core.photos import photo_size
-
         try:
             return photo_size(self.root / photo.image)
         except OSError as error:
@@ -220,7 +219,7 @@ def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
                        ) from error
 
 
-def parse_yaml(path: Path) -> Mapping[str, Any]:
+def parse_yaml(path: Path) -> Mapping[str, object]:
     """Parse a YAML file that holds names and values.
 
     Raises:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
+from vpltool.core.photos import photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.prototypes import read_prototypes
 from vpltool.engine.segmenters import find_decoder
@@ -60,8 +61,6 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
     Raises:
         VplError: a photo has none, or it does not fit.
     """
-    from vpltool.core.photos import photo_size
-
     without = [photo.id for photo in photos if photo.mask is None]
     if without:
         raise VplError(f"{len(without)} of {len(photos)} photos have no true mask, such as "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
 from vpltool.pictures.layers import (
@@ -19,7 +19,7 @@ from vpltool.pictures.layers import (
     without_ignored,
 )
 
-Rgb = npt.NDArray[np.uint8]
+Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 Colour = tuple[int, int, int]
 
 PANEL_WIDTH = 260
@@ -41,7 +41,7 @@ _DARKEST_PAPER = 140
 
 _INK, _GREY = (30, 33, 38), (222, 224, 227)
 
-_HEAT = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
+_HEAT = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 """Five stops from dark blue through magenta to yellow, with evenly rising brightness."""
 
 
@@ -72,7 +72,8 @@ def heat_over(photo: Rgb, cam: npt.NDArray[np.float32], opacity: float = 0.6) ->
     """Blend a map in [0, 1] of any size over a photo (H, W, 3); at 0 the photo is unchanged."""
     value = _map_at(cam, photo)
     stops = np.linspace(0, 1, len(_HEAT))
-    colour = np.stack([np.interp(value, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
+    colour = np.stack([np.interp(value, stops, channel) for channel in zip(*_HEAT, strict=True)],
+                      axis=-1)
     weight = opacity * (0.35 + 0.65 * value[..., None])
     return (photo * (1 - weight) + colour * weight).astype(np.uint8)
 
@@ -276,7 +277,8 @@ def _failed(reason: str, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _wrap(text: str, width: int, font: Any, most: int) -> list[str]:
+def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, most: int
+          ) -> list[str]:
     """Break a text into lines of at most `width` pixels.
 
     Lines end at spaces if there are any. A text that needs more than `most` lines ends in "…".

@@ -1,10 +1,12 @@
-"""The page of a report: HTML that needs nothing but itself and its pictures."""
+"""The page of a report: HTML that needs nothing but itself and its pictures; and its charts."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _TEMPLATES = Path(__file__).parent / "report"
@@ -44,3 +46,105 @@ def data_uri(path: Path) -> str:
 def _hash(text: str) -> str:
     """Hash of a script or style, as a content security policy names it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+WIDTH, HEIGHT = 560, 260
+"""Size of a chart in units of its view box."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 34
+
+_TICKS = 5
+"""About so many marks on an axis."""
+
+_MOST_POINTS = 400
+"""Longer courses are drawn by every n-th point."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark of an axis: where it is in the view box, and the number there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line: its name, and points as SVG takes them; first and last value as they are read out."""
+
+    name: str
+    points: str
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of one or more lines over the same axes."""
+
+    title: str
+    x_name: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    lines: Sequence[Line]
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = HEIGHT - _BOTTOM
+    width: int = WIDTH
+    height: int = HEIGHT
+
+    @property
+    def description(self) -> str:
+        """What it shows, for those who do not see it."""
+        lines = "; ".join(f"{line.name} from {line.first} to {line.last}" for line in self.lines)
+        return (f"{self.title}, {self.x_name} {self.x_ticks[0].text} to {self.x_ticks[-1].text}: "
+                f"{lines}")
+
+
+def line_chart(title: str, x_name: str, xs: Sequence[float],
+               lines: Mapping[str, Sequence[float]]) -> Chart:
+    """Lay out lines over common axes that reach from the smallest value to the largest.
+
+    Args:
+        title: what it shows.
+        x_name: what the horizontal axis counts.
+        xs: the horizontal values, ascending.
+        lines: name to values, as many as `xs`; values that are not finite are left out.
+    """
+    values = [value for line in lines.values() for value in line if math.isfinite(value)]
+    x_marks = ticks(min(xs), max(xs))
+    y_marks = ticks(min(values, default=0.0), max(values, default=1.0))
+    x_of = _scale(x_marks, _LEFT, WIDTH - _RIGHT)
+    y_of = _scale(y_marks, HEIGHT - _BOTTOM, _TOP)
+    step = -(-len(xs) // _MOST_POINTS)
+    drawn = []
+    for name, line in lines.items():
+        points = [(x, y) for x, y in zip(xs, line, strict=True) if math.isfinite(y)]
+        kept = points[::step] + (points[-1:] if (len(points) - 1) % step else [])
+        if kept:
+            drawn.append(Line(name, " ".join(
+                f"{_at(x_of, x):.1f},{_at(y_of, y):.1f}" for x, y in kept),
+                f"{kept[0][1]:.4g}", f"{kept[-1][1]:.4g}"))
+    return Chart(title, x_name, [Tick(_at(x_of, mark), f"{mark:g}") for mark in x_marks],
+                 [Tick(_at(y_of, mark), f"{mark:g}") for mark in y_marks], drawn)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers at even distances, which enclose a range: steps of 1, 2 or 5 times 10ⁿ."""
+    span = high - low or abs(high) or 1.0
+    rough = span / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * number, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _scale(marks: Sequence[float], start: float, end: float) -> tuple[float, float]:
+    """Factor and offset that take the first mark to `start` and the last to `end`."""
+    factor = (end - start) / (marks[-1] - marks[0])
+    return factor, start - factor * marks[0]
+
+
+def _at(scale: tuple[float, float], value: float) -> float:
+    return scale[0] * value + scale[1]

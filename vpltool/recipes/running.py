@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.command import Call, parse_line
@@ -44,7 +43,7 @@ class Job:
     made: dict[Path, None] = field(default_factory=dict)
     reports: list[Mapping[str, object]] = field(default_factory=list)
 
-    def take(self, result: Any) -> None:
+    def take(self, result: object) -> None:
         """Take over what a line returned: paths, or a report, which may lie beside others."""
         if isinstance(result, Mapping):
             self.reports.append(result)
@@ -128,7 +127,7 @@ def run_call(call: Call, work: Path) -> object:
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
-def run_line(words: Sequence[str], work: Path, preset: Preset | None = None) -> tuple[Any, str]:
+def run_line(words: Sequence[str], work: Path, preset: Preset | None = None) -> tuple[object, str]:
     """Run the words after `vpltool`; photos that fail end nothing, but are warned of.
 
     Args:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.formats.atomic import atomic_path
@@ -131,7 +130,7 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
     return (*others[1 - _MOST:], now)
 
 
-def _scores(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
     for report in reports:
         title, score = _SCORES.get(str(report.get("kind")), ("", None))
         if score is not None and (value := score(report)) is not None:

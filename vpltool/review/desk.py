@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from vpltool.core.photos import photo_size, read_photo
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace
 from vpltool.lazy import Image, np, npt
@@ -78,7 +79,7 @@ class Desk:
             if base:
                 return base[1]
             held = work.correction_stamp(self.workspace, key)
-            return Status("corrected" if held else "new", self.photo(key).labels)
+            return Status("corrected" if held else "new", self.photo(key).tags)
 
     def describe(self, key: str) -> JsonObject:
         """Everything of a photo that the page shows beside it."""
@@ -169,8 +170,6 @@ class Desk:
         found = work.read_correction(self.workspace, key)
         found = self.shown.read(key) if found is None else found
         if found is None:
-            from vpltool.core.photos import photo_size
-
             found = np.full(photo_size(self.workspace.image_path(self.photo(key))), IGNORE,
                             np.uint8)
         return found
@@ -192,7 +191,7 @@ class Desk:
     def _publish(self, key: str) -> None:
         """Make mask and tags on disk what the journal says; again after a kill in between."""
         status = self.status(key)
-        if status.tags != self.photo(key).labels:
+        if status.tags != self.photo(key).tags:
             self.workspace = work.set_tags(self.path, key, status.tags)
             self.photos = {photo.id: photo for photo in self.workspace.photos(self.split)}
         if status.state in _WRITTEN:
@@ -264,8 +263,6 @@ class Pictures:
 
 @functools.lru_cache(maxsize=3)
 def _read_once(path: Path, _stamp: float) -> npt.NDArray[np.uint8]:
-    from vpltool.core.photos import read_photo
-
     return read_photo(path)
 
 

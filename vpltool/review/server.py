@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from vpltool import __version__
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
+from vpltool.pictures.colours import class_palette
 from vpltool.review import work
 from vpltool.review.desk import Conflict, Desk, Pictures
 from vpltool.review.training import Training
@@ -100,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "vpltool"
 
-    def log_message(self, *_args: Any) -> None:
+    def log_message(self, *_args: object) -> None:
         """Write no log: the address holds the token."""
 
     def do_GET(self) -> None:
@@ -198,12 +199,10 @@ def _refusal(error: Exception) -> tuple[int, str]:
         400, str(error))
 
 
-Answer = JsonObject | tuple[Any, ...]
+Answer = JsonObject | tuple[object, ...]
 
 
 def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
-    from vpltool.pictures.colours import class_palette
-
     desk, flat = server.desk, class_palette()
     names = ["background", *desk.workspace.classes]
     index = {name: number for number, name in enumerate(names)}
@@ -212,7 +211,7 @@ def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
         "name": desk.workspace.name, "version": __version__, "shown": desk.shown.name,
         "classes": names, "colours": [flat[3 * number:3 * number + 3]
                                       for number in range(len(names))],
-        "photos": [[key, [index[tag] for tag in desk.photos[key].labels], states.get(key, "new")]
+        "photos": [[key, [index[tag] for tag in desk.photos[key].tags], states.get(key, "new")]
                    for key in desk.ids],
         "order": desk.order, "orders": work.ORDERS, "split": desk.split,
         "layers": ["computed", *work.other_layers(desk.workspace, desk.split)],
@@ -247,7 +246,7 @@ def _regions(server: ReviewServer, query: dict[str, str]) -> Answer:
     return _bytes(content[int(query["scale"]) % len(content)], size)
 
 
-def _picture(draw: str) -> Any:
+def _picture(draw: str) -> object:
     def answer(server: ReviewServer, query: dict[str, str]) -> Answer:
         return getattr(server.pictures, draw)(*_file(server, query)), "image/jpeg", 200, {
             "Cache-Control": "private, max-age=300"}
@@ -263,7 +262,7 @@ def _edit(server: ReviewServer, body: JsonObject) -> Answer:
         None if tags is None else tuple(map(int, tags)))
 
 
-def _move(back: bool) -> Any:
+def _move(back: bool) -> object:
     return lambda server, body: server.desk.move(str(body["id"]), int(body["version"]), back)
 
 

@@ -131,7 +131,7 @@ class _Said(console.Silence):
         yield advance
 
 
-def _say(**what: Any) -> None:
+def _say(**what: object) -> None:
     # A page that has gone is no reason to stop.
     with contextlib.suppress(OSError):
         print(json.dumps(what), flush=True)
@@ -163,7 +163,7 @@ def _point(report: Mapping[str, Any], edits: int, photos: int) -> JsonObject:
             "measure": "mIoU" if masks else "F1 against tags"}
 
 
-def _run(path: Path, name: str, values: Mapping[str, Any]) -> Any:
+def _run(path: Path, name: str, values: Mapping[str, object]) -> Any:
     _say(step=command_line(name, values, ["vpltool"]), title="", done=0, total=0)
     with contextlib.suppress(PhotosFailed):
         return run_stage(find_stage(name), path, values)

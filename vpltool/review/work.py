@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core.agreement import class_shares
+from vpltool.core.uncertainty import mean_entropy
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
 from vpltool.formats import (
@@ -131,7 +133,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
     place in later calls of `prepare`.
     """
     workspace = open_workspace(work)
-    photos = [replace(photo, labels=tuple(tags)) if photo.id == photo_id else photo
+    photos = [replace(photo, tags=tuple(tags)) if photo.id == photo_id else photo
               for photo in workspace.photos()]
     call = last_call(work)
     if call.get("method") == "folder":
@@ -141,7 +143,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
             rows = csv.writer(file)
             rows.writerow(("id", "labels", "split"))
             halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            rows.writerows((photo.image, "".join(f"{label};" for label in photo.labels),
+            rows.writerows((photo.image, "".join(f"{label};" for label in photo.tags),
                             "".join(f"{name};" for name in photo.splits if name not in halves))
                            for photo in photos)
     write_workspace(workspace, photos, call)
@@ -184,8 +186,6 @@ def _uncertainty(workspace: Workspace, shown: Shown, split: str):  # type: ignor
     """A function from a photo's id to how unsure its mask is."""
     kind, _, name = shown.name.partition("/")
     if kind == "predictions":
-        from vpltool.core.uncertainty import mean_entropy
-
         path = workspace.path / "probabilities" / name / split
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
@@ -208,8 +208,6 @@ def _uncertainty(workspace: Workspace, shown: Shown, split: str):  # type: ignor
 
 def _disagreement(workspace: Workspace, shown: Shown, photos: Mapping[str, Photo]):  # type: ignore[no-untyped-def]
     """A function from a photo's id to how far its mask is from its tags."""
-    from vpltool.core.agreement import class_shares
-
     def measure(key: str) -> float:
         labels = shown.read(key)
         if labels is None:

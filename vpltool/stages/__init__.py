@@ -51,7 +51,7 @@ class FoundStage:
         """What spells its result for people, if paths are not all that there is to say."""
         return getattr(self.module, "show", None)
 
-    def judge(self, result: Any) -> None:
+    def judge(self, result: object) -> None:
         """Refuse a result that is a verdict, once it is printed; notebooks get it as it is.
 
         Raises:

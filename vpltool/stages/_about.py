@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.engine.segmenters import segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, identity_of_file, open_input
@@ -19,8 +20,8 @@ from vpltool.lazy import np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
-from vpltool.stages._calibration import calibration_of
 from vpltool.stages._card import sections
+from vpltool.stages._chosen_segmenter import calibration_of
 
 _MOST = 64
 """Photos that an export is given, to calibrate on and to be measured on."""
@@ -51,7 +52,7 @@ def about_segmenter(workspace: Workspace, decoder: Path) -> dict[str, Any]:
                                   int(header.options.get("limit", 0)))
     except VplError:
         return about
-    tagged = Counter(name for photo in photos for name in set(photo.labels))
+    tagged = Counter(name for photo in photos for name in set(photo.tags))
     about |= {"photos": len(photos),
               "tagged": {name: tagged[name] for name in workspace.classes}}
     scores = [found for path in sorted((workspace.path / "scores").glob("*.json"))
@@ -94,7 +95,6 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         `photos`, the share of `same` pixels, `miou` of the labels against those of predict, and
         `seconds` a photo of the file and of `predict`; empty, if nothing here runs the file.
     """
-    from vpltool.core.metrics import Confusion, confusion, scores
     from vpltool.core.segment import labels_of, photo_logits
 
     paths = segmenter.photos[: of_method.measure]

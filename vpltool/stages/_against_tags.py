@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.agreement import (
+    agreement,
+    calibration_error,
+    class_shares,
+    overlap,
+    photo_probabilities,
+    reliability,
+)
 from vpltool.errors import VplError, counted
 from vpltool.formats import (
     InputFolder,
@@ -56,10 +64,8 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
     """
-    from vpltool.core.agreement import agreement, overlap
-
     _check_source(source)
-    photos = [photo for photo in photos if photo.labels]
+    photos = [photo for photo in photos if photo.tags]
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
@@ -136,8 +142,6 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
     count = len(workspace.classes)
 
     def read(photo: Photo) -> _PhotoClasses:
-        from vpltool.core.agreement import class_shares
-
         labels = source.read_labels(photo.id)
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
@@ -158,8 +162,6 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
 def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
                         ) -> npt.NDArray[np.float64]:
     """Probability that a photo shows each class (count,); 0 where none was stored."""
-    from vpltool.core.agreement import photo_probabilities
-
     tensors = folder.read_tensors(key)
     found = np.zeros(count + 1)
     found[tensors["classes"].numpy()] = photo_probabilities(
@@ -168,8 +170,6 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
 
 
 def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> JsonObject:
-    from vpltool.core.agreement import calibration_error, reliability
-
     sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
     bins = reliability(sure, tagged)
     return {"error": round(calibration_error(bins), 6), "bins": [

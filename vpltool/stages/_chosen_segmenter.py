@@ -11,10 +11,10 @@ from vpltool import options
 from vpltool.engine.running import RunsSegmenter, stand_in_workspace
 from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, expect_header, open_workspace
+from vpltool.formats import Header, Workspace, expect_header, identity_of_file, open_workspace
+from vpltool.formats.storage import read_json
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
-from vpltool.stages._calibration import calibration_of
 from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 
 
@@ -145,3 +145,12 @@ def parse_scales(choice: str) -> list[float]:
         raise VplError(f"`scales={choice!r}` is not a list of factors",
                        "for example `scales='1,0.75'`")
     return factors
+
+
+def calibration_of(work: Path, decoder: Path) -> dict[str, Any] | None:
+    """What `calibrate` has found out of a decoder, as it is now; None, if it has not."""
+    path = work / "calibration" / f"{decoder.stem}.json"
+    if not path.is_file():
+        return None
+    found = read_json(path, "`calibrate()`")
+    return found if found.get("decoder") == identity_of_file(decoder) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core.classes import label_type
+from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import (
@@ -163,8 +164,6 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
     Raises:
         VplError: a value is no class, or the size is another than the photo's.
     """
-    from vpltool.core.photos import photo_size
-
     try:
         size = photo_size(photo)
     except OSError:

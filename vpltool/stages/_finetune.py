@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     if first is None and not start.step:
         _fit_head(workspace, settings, network, masks, [photos[key] for key in ids], frozen, side)
     train_both(_task(workspace, settings, header, target, network,
-                     PixelData(workspace, [Taught(photo, tagged=bool(photo.labels))
+                     PixelData(workspace, [Taught(photo, tagged=bool(photo.tags))
                                            for photo in seen], masks, encoder, side)), start)
     return target
 
@@ -147,7 +147,7 @@ def _fit_head(workspace: Workspace, settings: TrainDecoderSettings, network: Seg
 
 
 def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
-                 prototypes: Path, frozen: Frozen, ids: Any, first: Path | None, side: int
+                 prototypes: Path, frozen: Frozen, ids: Sequence[str], first: Path | None, side: int
                  ) -> Header:
     header = header_of(
         workspace, settings, masks, prototypes, frozen, ids, first, skip=_UNREAD,

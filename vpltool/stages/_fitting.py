@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine.headers import check_same_model, make_header, relative_path
 from vpltool.engine.photos import read_known_photo, with_photo_files
 from vpltool.engine.segmenters import find_decoder, read_segmenter
@@ -274,7 +275,6 @@ def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
 
 def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
-    from vpltool.core.photos import fit_size, to_pixels
     from vpltool.core.training import labels_at
 
     encoder = data.frozen.encoder

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool.core.photos import PhotoSettings
+from vpltool.core.text import text_prototypes
 from vpltool.datasets.classes import read_classes
 from vpltool.datasets.prompts import find_prompts
 from vpltool.engine.groups import read_groups, text_encoder
@@ -19,10 +21,8 @@ from vpltool.parallel.device import find_device, worker_count
 from vpltool.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from vpltool.core.group_maps import GroupMaps
-    from vpltool.core.group_segment import GroupScores, GroupView
+    from vpltool.core.group_maps import GroupMaps, GroupScores, GroupView
     from vpltool.core.groups import GroupNetwork
-    from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.photos import Batch
 
 _PANEL = "Groups"
@@ -89,7 +89,7 @@ def view_of(network: GroupNetwork, settings: GroupSettings) -> tuple[int, GroupV
     Raises:
         VplError: a size is no multiple of the patch.
     """
-    from vpltool.core.group_segment import GroupView
+    from vpltool.core.group_maps import GroupView
 
     patch = network.shape.patch
     short = settings.short_side or 2 * network.shape.side
@@ -134,9 +134,6 @@ class GroupSegmenter:
         Raises:
             VplError: the groups or their text tower cannot be had, or a size does not fit.
         """
-        from vpltool.core.photos import PhotoSettings
-        from vpltool.core.text import text_prototypes
-
         templates = find_prompts(settings.prompts)
         groups = read_groups(path)
         network = groups.network.to(device)
@@ -150,7 +147,7 @@ class GroupSegmenter:
 
     def segment(self, pixels: torch.Tensor, *, groups: bool = False) -> list[GroupScores]:
         """Segment photos (B, 3, H, W) that were made as `photos` says; see `segment_by_groups`."""
-        from vpltool.core.group_segment import segment_by_groups
+        from vpltool.core.group_maps import segment_by_groups
 
         return segment_by_groups(self.network, pixels.to(self.device, non_blocking=True),
                                  self.texts, self.view, groups=groups)

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.engine.checkpoints import (
+    CheckpointRule,
+    Start,
+    checkpoint_of,
+    load_state,
+    write_checkpoint,
+)
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.signals import defer_interrupts

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.engine.checkpoints import Start, load_state
+from vpltool.engine.checkpoints import Start, checkpoint_of, load_state
 from vpltool.engine.segmenters import TOWER
 from vpltool.formats import Header, write_tensors
-from vpltool.formats.bundles import without_loss
+from vpltool.formats.storage import without_loss
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.signals import defer_interrupts
@@ -87,9 +87,8 @@ def train_both(task: JointTraining, start: Start) -> None:
             _write(task, pair, curve)
 
 
-def _write(task: JointTraining, pair: Any, curve: list[list[float]]) -> None:
+def _write(task: JointTraining, pair: object, curve: list[list[float]]) -> None:
     from vpltool.clip.stored_towers import tower_config
-    from vpltool.engine.checkpoints import checkpoint_of
 
     encoder, network = task.data.encoder, task.network
     facts = {"config": network.config, "reads": list(network.reads),
@@ -137,7 +136,7 @@ def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> N
 
 
 def facts_of(method: str, classes: Sequence[str], normalise: str, max_side: int
-             ) -> Mapping[str, Any]:
+             ) -> Mapping[str, object]:
     """What a header says of a segmenter before it is trained; the rest is added when it is written.
     """
     return {"segmenter": method, "classes": list(classes), "normalise": normalise,

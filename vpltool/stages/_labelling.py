@@ -74,8 +74,8 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
     blank, untagged = list[str](), list[str]()
     for entry in entries:
         photo = entry.photo
-        tags = [classes.index(label) + 1 for label in photo.labels if label in classes]
-        if photo.labels and not every and not _shows_a_class(entry.labels):
+        tags = [classes.index(label) + 1 for label in photo.tags if label in classes]
+        if photo.tags and not every and not _shows_a_class(entry.labels):
             blank.append(photo.id)
             continue
         if is_untagged(entry.labels, tags):

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.formats import Workspace, read_labels
 from vpltool.formats.atomic import atomic_path
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.threads import in_threads
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import overlay
 
 _QUALITY = 90
 """Of the JPEGs."""
@@ -54,10 +57,6 @@ def write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path
     Returns:
         the picture's path.
     """
-    from vpltool.core.photos import describe_failure, read_photo
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import overlay
-
     try:
         pixels = read_photo(photo)
     except OSError as error:

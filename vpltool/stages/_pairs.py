@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vpltool import console
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Workspace
 from vpltool.lazy import Image, Tensor, np, npt, torch
@@ -62,8 +63,6 @@ class WorkspacePairs:
 
     def read(self, number: int) -> tuple[npt.NDArray[np.uint8], Sequence[str]]:
         """Read a photo and its captions, see `PairSource`."""
-        from vpltool.core.photos import describe_failure, read_photo
-
         photo = self.photos[number]
         path = self.workspace.image_path(photo)
         try:

@@ -6,9 +6,9 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
 from vpltool.formats import (
     IGNORE,
@@ -21,9 +21,8 @@ from vpltool.formats import (
 )
 from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import Image, Tensor
-
-if TYPE_CHECKING:
-    from vpltool.pictures.overlays import Rgb, SheetPanel
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
 
 KINDS = ("cams", "masks", "predictions", "group-maps", "probabilities")
 
@@ -55,9 +54,6 @@ class Column:
         Raises:
             VplError: the file is missing or damaged, or comes from another run than its folder.
         """
-        from vpltool.pictures.colours import class_palette
-        from vpltool.pictures.overlays import SheetPanel, cams_over, classes_in, labels_over
-
         if not self.file_of(photo_id).exists():
             raise VplError((self.source.failed.get(photo_id) if self.source else None)
                            or f"{self.name} has no file of this photo")
@@ -79,8 +75,6 @@ def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
     """Draw the strongest of the groups (G, h, w) at each pixel; their colours mean no class."""
     import torch.nn.functional as F
 
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import SheetPanel, labels_over
 
     whole = F.interpolate(shares.float()[None], size=picture.shape[:2], mode="bilinear",
                           align_corners=False)[0]
@@ -154,8 +148,6 @@ def holds_photos(path: Path) -> bool:
 
 
 def _first_photo(path: Path) -> Path | None:
-    from vpltool.datasets.layouts import photos_below
-
     if not path.is_dir() or any(path.rglob("artifact.json")):
         return None
     return next(iter(photos_below(path)), None)
@@ -205,8 +197,6 @@ def _images_of(header: Header) -> list[str]:
 
 def _photo_of(key: str, images: Sequence[Path]) -> Path:
     """Find the photo of an id among files and folders; it need not be there any more."""
-    from vpltool.datasets.layouts import PHOTO_SUFFIXES
-
     for image in images:
         if image.suffix.lower() in PHOTO_SUFFIXES and image.stem == key:
             return image

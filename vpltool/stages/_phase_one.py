@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.gap import Gap
+from vpltool.core.phase_one import Pixels, gaps
+from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine.features import SEEDING, find_cams
 from vpltool.engine.headers import make_header
 from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
@@ -23,7 +26,6 @@ from vpltool.stages._regions import read_maps
 
 if TYPE_CHECKING:
     from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 
 TEXT_SPACES = ("text", "text shifted")
@@ -158,8 +160,6 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     Raises:
         VplError: there is no seed or no tag, a photo is missing, or the memory does not suffice.
     """
-    from vpltool.core.phase_one import Pixels
-
     device = ranks.device
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
@@ -232,8 +232,6 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
 def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
               settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
-    from vpltool.core.seeds import UNSURE, region_features, seed_labels
-
     if maps is None:
         return patches, torch.full((len(patches),), UNSURE)
     cam = read_maps(maps, features, key, len(patches))
@@ -275,9 +273,7 @@ def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], ro
         ranks: processes that hold the pixels.
         start: what `text` is called: `text`, or `tags`.
     """
-    from vpltool.core.phase_one import gaps
-
-    found: Mapping[str, Any] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
+    found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
                                         strict=True))
     console.note("modality gap (1 - cosine to the regions): "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
+from vpltool.core.metrics import Confusion, Counts, SeedHistogram, boundary_counts, strongest
+from vpltool.core.photos import photo_size
 from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, identity_of_file
@@ -16,9 +18,6 @@ from vpltool.formats.values import check_values
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
-
-if TYPE_CHECKING:
-    from vpltool.core.metrics import Confusion, Counts, SeedHistogram
 
 
 @dataclass
@@ -104,7 +103,6 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
            ) -> tuple[Confusion | SeedHistogram, str, Counts | int]:
     """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
     from vpltool.core import metrics
-    from vpltool.core.boundaries import boundary_counts
 
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
@@ -124,8 +122,6 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
-    from vpltool.core.photos import photo_size
-
     path = workspace.image_path(photo)
     with naming_photo(photo, path):
         return photo_size(path)
@@ -136,7 +132,6 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
     """Value and class of the strongest map at each pixel, both (H, W)."""
     import torch.nn.functional as F
 
-    from vpltool.core.metrics import strongest
 
     tensors = source.read_tensors(photo_id)
     check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vpltool.core.photos import fit_size, photo_size
 from vpltool.engine.photos import naming_photo, read_known_photo
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.formats.kinds import IGNORE
@@ -101,7 +102,6 @@ def _batch(data: PixelData, settings: TrainingSettings, step: int) -> PixelBatch
 def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
           ) -> tuple[Any, ...]:
     """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
-    from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import choose_window, labels_at
 
     photo, patch = taught.photo, data.encoder.vision.patch

@@ -69,20 +69,20 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
     if not workspace.classes:
         console.advise("no classes: `train_groups()` needs none; `classes='FILE'` names some")
         return
-    if not any(photo.labels for photo in photos):
+    if not any(photo.tags for photo in photos):
         console.advise("no photo has a tag; " + (
             "after `text_prototypes()`, `tag()` finds some" if workspace.has_words else
             "give them by `labels='FILE.csv'`, or `words='MODEL:PRETRAINED'` to find some"),
                        console.warn)
         return
-    unused = sorted(set(workspace.classes).difference(*(photo.labels for photo in photos)))
+    unused = sorted(set(workspace.classes).difference(*(photo.tags for photo in photos)))
     why = (f"; it stays a class, so that the others keep their numbers; {afresh} removes it"
            if afresh else "")
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")
     if len(unused) > 5:
         console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
-    untagged = [photo.id for photo in photos if not photo.labels and photo.splits != ("test",)]
+    untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",
                              "photos have no tag and count")

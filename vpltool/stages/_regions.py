@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core.gap import photo_regions
+from vpltool.core.grids import resample_maps
+from vpltool.core.seeds import seed_labels
 from vpltool.engine.features import SEEDING, find_cams
 from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import read_patches
@@ -35,8 +38,6 @@ class Regions:
         """
         from torch.nn.functional import normalize
 
-        from vpltool.core.gap import photo_regions
-        from vpltool.core.seeds import seed_labels
 
         with console.progress("read regions", len(self.ids)) as advance:
             for key in self.ids:
@@ -58,8 +59,6 @@ def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int
         key: id of the photo.
         count: patches that the features have of it.
     """
-    from vpltool.core.grids import resample_maps
-
     found = maps.read_tensors(key)
     if found["cam"].shape[1] * found["cam"].shape[2] != count:
         height, width = features.read_tensors(key, "grid")["grid"].tolist()

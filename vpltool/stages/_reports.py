@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json
@@ -20,7 +19,7 @@ class Report(JsonObject):
         classes: names of all classes, those that the report leaves out too.
     """
 
-    def __init__(self, content: Mapping[str, Any], *paths: Path, classes: Sequence[str] = ()
+    def __init__(self, content: Mapping[str, object], *paths: Path, classes: Sequence[str] = ()
                  ) -> None:
         super().__init__(content)
         self.paths = paths

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.core.classes import label_type
+from vpltool.core.temperature import tempered
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.running import load_trained, tiled_segmenter
 from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, describe, write_labels
+from vpltool.formats import Header, InputFolder, describe, write_labels
 from vpltool.formats.kinds import IGNORE, place
 from vpltool.formats.labels import read_labels
 from vpltool.formats.rasters import (
@@ -103,8 +103,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 def _header(work: Chosen, scene: Scene) -> Header:
     role = "segmenter" if work.header.kind == "bundle" else "decoder"
-    inputs: dict[str, Any] = {role: work.path, "classes": work.named.classes_identity,
-                              "scene": scene.path}
+    inputs: dict[str, InputFolder | Path | str] = {
+        role: work.path, "classes": work.named.classes_identity, "scene": scene.path}
     header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
                          model=work.header.model, options={"scales": work.scales} | (
                              {"temperature": work.temperature} if work.settings.abstain else {}),
@@ -178,7 +178,6 @@ def _rows(work: Chosen, tiled: TiledSegmenter, scene: Scene, done: int, tops: Se
     import torch
 
     from vpltool.core.segment import FINENESS, labels_between
-    from vpltool.core.temperature import tempered
 
     height, width = scene.size
     patch, grid = tiled.trained.encoder.vision.patch, tiled.grid(scene.size)

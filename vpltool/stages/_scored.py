@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from vpltool.core.crf import scores_of_labels, with_background
 from vpltool.core.crf_size import bounded_size, shrink_labels, shrink_photo
+from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.manifest import again
 from vpltool.lazy import F, Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
-
-if TYPE_CHECKING:
-    from vpltool.core.proposals import Proposals
 
 Job = tuple[str, Path]
 """A photo's id and path."""
@@ -165,8 +164,6 @@ class ReadBatch:
 
 def read_scored(scores: Scores, job: Job) -> Read:
     """Read a photo and the scores of its labels."""
-    from vpltool.core.photos import describe_failure, read_photo
-
     key, path = job
     try:
         photo = read_photo(path)
@@ -201,8 +198,6 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
     Raises:
         VplError: the file is missing or damaged.
     """
-    from vpltool.core.proposals import from_tensors
-
     if folder is None:
         return None
     try:

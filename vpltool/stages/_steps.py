@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
-from vpltool.engine.checkpoints import Start, checkpoint_of, load_state, write_checkpoint
+from vpltool.engine.checkpoints import (
+    CheckpointRule,
+    Start,
+    checkpoint_of,
+    load_state,
+    write_checkpoint,
+)
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.stages._fitting import TrainDecoderSettings

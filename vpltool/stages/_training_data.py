@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
+from vpltool.core.photos import fit_size, photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.models import load_main
 from vpltool.engine.photos import check_current, naming_photo, read_known_photo
@@ -254,7 +255,6 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
     layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
     gives what cutting the normalised photo would.
     """
-    from vpltool.core.photos import fit_size, photo_size
     from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
 
     patch = data.frozen.encoder.vision.patch

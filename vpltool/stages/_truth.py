@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from vpltool import console
 from vpltool.core.classes import label_type
+from vpltool.core.photos import photo_size
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
@@ -71,7 +72,7 @@ def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.ui
 
     A photo without any tag has no such class.
     """
-    if not photo.labels:
+    if not photo.tags:
         return ""
     there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())
     untagged = there - {0, workspace.ignore, *workspace.indices_of(photo)}
@@ -98,8 +99,6 @@ def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
         VplError: a mask is missing, damaged, of another size than its photo, or has a value that
             is no class; it is named.
     """
-    from vpltool.core.photos import photo_size
-
     def check(photo: Photo) -> None:
         try:
             size = photo_size(workspace.image_path(photo))

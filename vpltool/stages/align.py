@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.core.gap import modality_gap
+from vpltool.core.seeds import region_weights
 from vpltool.engine.checkpoints import (
+    CheckpointRule,
     Start,
     checkpoint_of,
     load_state,
@@ -24,7 +27,6 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.checkpoints import CheckpointRule
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -147,7 +149,6 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
         VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
     """
     from vpltool.core.alignment import Regions
-    from vpltool.core.seeds import region_weights
 
     ids = list(photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
@@ -188,7 +189,7 @@ def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -
     """
     wanted = {*ids}
     tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
-              for name in photo.labels}
+              for name in photo.tags}
     if len(tagged) < 2:
         found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
         raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
@@ -317,7 +318,6 @@ def _write(task: _Run, aligner: Aligner, curve: list[list[float]]) -> None:
 def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> JsonObject:
     """Modality gap and class accuracy of the regions, before and after; noted, too."""
     from vpltool.core.alignment import class_accuracy
-    from vpltool.core.gap import modality_gap
 
     regions, facts = task.regions, dict[str, Any](gap={}, accuracy={})
     named = regions.class_of != 0

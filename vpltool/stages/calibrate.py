@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, options
 from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
@@ -63,7 +62,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
     folder = open_probabilities(workspace, decoder, settings.split)
-    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.labels]
+    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.tags]
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
     if not photos:
@@ -81,7 +80,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     return path
 
 
-def show(path: Path, values: Mapping[str, Any]) -> str:
+def show(path: Path, values: Mapping[str, object]) -> str:
     """Format the temperature and what is kept at each level, and where it was written."""
     found = read_json(path, "`calibrate()`")
     lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "

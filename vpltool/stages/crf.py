@@ -10,6 +10,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core.crf import to_labels
 from vpltool.core.crf_size import bounded_size, labels_at
+from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.headers import make_header
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs, run_batches
@@ -247,8 +248,6 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
 
 def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> None:
     """Warn if the largest photos may not fit into the memory, all processes together."""
-    from vpltool.core.photos import photo_size
-
     scores = worker.task.scores
 
     def needed(job: Job) -> int:
@@ -300,8 +299,6 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
     Raises:
         RuntimeError: the memory does not suffice for so many; for a single one it is its result.
     """
-    from vpltool.core.photos import describe_failure
-
     if batch[0].failure:
         return [(read.key, Failed(read.failure)) for read in batch]
     try:

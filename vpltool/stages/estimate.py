@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
 from vpltool.formats import JsonObject, Photo, Workspace
@@ -93,7 +94,6 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
                      + f" cannot be read: {named}")
         return dict(_NOTHING)
 
-    from vpltool.core.photos import fit_size
 
     device = find_device(settings.device)
     encoder = load_main(workspace, device)
@@ -106,7 +106,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     count = len(photos) - len(failed)
     # A GPU does the CRF of all photos in one process.
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
-    untagged = sum(not photo.labels for photo in photos) if settings.tag else 0
+    untagged = sum(not photo.tags for photo in photos) if settings.tag else 0
     seconds = {
         **({"tag": untagged * _tag_seconds(workspace, side, device)}
            if untagged else {}),
@@ -137,8 +137,6 @@ def _formatted(report: Mapping[str, Any]) -> str:
 def _sizes(workspace: Workspace, photos: Sequence[Photo]
            ) -> tuple[list[tuple[int, int]], list[str]]:
     """(height, width) of some photos, spread over all; and what is wrong with those unreadable."""
-    from vpltool.core.photos import describe_failure, photo_size
-
     sizes: list[tuple[int, int]] = []
     failed: list[str] = []
     spread = photos[:: max(1, len(photos) // _LOOKED_AT)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.core.boundaries import boundary_f
+from vpltool.core.metrics import Confusion, boundary_f, threshold_of_alpha
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
@@ -27,10 +26,6 @@ from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._pixel_counts import Tally, count_pixels
 from vpltool.stages._reports import Report
-
-if TYPE_CHECKING:
-
-    from vpltool.core.metrics import Confusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +166,6 @@ def _given_threshold(settings: EvalSettings) -> float:
         raise VplError(f"{' and '.join(given)} are different ways to cut CAMs",
                        f"give one of them: {' or '.join(given)}")
     if "alpha" in ways:
-        from vpltool.core.metrics import threshold_of_alpha
-
         return threshold_of_alpha(settings.alpha)
     if "threshold_from" not in ways:
         return settings.threshold if "threshold" in ways else 0

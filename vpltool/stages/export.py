@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
 from vpltool.engine.features import BEST_FIRST
@@ -195,8 +196,6 @@ def _choose(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], 
     Raises:
         VplError: a photo has no prediction although none failed on it, or none is left.
     """
-    from vpltool.core.photos import describe_failure, photo_size
-
     there = [photo for photo in photos if photo.id in corrected or source.holds(photo.id)]
     failed = source.left_out(photo.id for photo in photos if photo.id not in corrected)
     absent = {photo.id for photo in photos} - {photo.id for photo in there} - failed.keys()

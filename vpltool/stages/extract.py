@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second, smaller_side_hint
 from vpltool.engine.headers import make_header
 from vpltool.engine.models import WORDS, load_clip_vision, load_main
@@ -179,7 +180,6 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            ) -> Iterator[Made]:
     """Move the tower to the device; the result yields each photo's features."""
     from vpltool.core.calibration import Calibration
-    from vpltool.core.photos import PhotoSettings
     from vpltool.core.tiles import encode_windows
     from vpltool.parallel.photos import load_batches
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.gap import Gap, modality_gap
 from vpltool.engine.features import open_features
 from vpltool.engine.models import check_words
 from vpltool.engine.prototypes import (
@@ -28,7 +29,6 @@ from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:
     from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.gap import Gap
     from vpltool.pictures.scatter import Panel
 
 
@@ -160,8 +160,6 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     Raises:
         VplError: an input is missing or of another model, or there is no region.
     """
-    from vpltool.core.gap import modality_gap
-
     source = open_features(workspace, settings.features, settings.split)
     sets, space = _read_sets(workspace, settings.prototypes, source)
     regions = open_regions(workspace, source, settings.cams, settings.split, settings.phi,
@@ -220,7 +218,7 @@ def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject
     return report
 
 
-def show(report: Report, _values: Mapping[str, Any]) -> str:
+def show(report: Report, _values: Mapping[str, object]) -> str:
     """Format two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),

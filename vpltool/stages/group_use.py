@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, options
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -106,13 +105,13 @@ def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
     return found
 
 
-def show(table: list[JsonObject], values: Mapping[str, Any]) -> str:
+def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
     """Format the rows as a table; in Markdown where that is asked for."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]), *(_format(row[key]) for key in keys)]
               for row in table]
-    return format_table(cells, markdown=values.get("markdown", False))
+    return format_table(cells, markdown=bool(values.get("markdown")))
 
 
 def _format(values: list[float]) -> str:

@@ -171,7 +171,7 @@ def _of_header(header: Mapping[str, Any]) -> JsonObject:
             if value or key in ("options", "inputs", "model")}
 
 
-def show(found: Mapping[str, Any], _values: Mapping[str, Any]) -> str:
+def show(found: Mapping[str, Any], _values: Mapping[str, object]) -> str:
     """Format it for people: a line each; hashes after what they are of, many tensors in groups."""
     shown = dict(found)
     if "inputs" in shown:
@@ -241,6 +241,6 @@ def _format_group(tensors: Mapping[str, str], names: list[str]) -> str:
     return f"{len(names)} tensors, {numbers:,} numbers, {' and '.join(sorted(kinds))}"
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else text[:157] + "…"

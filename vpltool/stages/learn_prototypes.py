@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.phase_one import Pixels, Reading
+from vpltool.core.prototypes import SolverRecord
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
@@ -28,7 +30,6 @@ from vpltool.stage import Stage
 from vpltool.stages import _phase_one
 
 if TYPE_CHECKING:
-    from vpltool.core.phase_one import Pixels, Reading
     from vpltool.parallel.ranks import Ranks
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
@@ -225,7 +226,6 @@ def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     from vpltool.core import phase_one
-    from vpltool.core.prototypes import SolverRecord
 
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
@@ -252,6 +252,4 @@ def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
 
 
 def _reading(settings: LearnPrototypesSettings) -> Reading:
-    from vpltool.core.phase_one import Reading
-
     return Reading(**{entry.name: getattr(settings, entry.name) for entry in fields(Reading)})

@@ -232,7 +232,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
     return call
 
 
-def _to_workspace(path: Path, value: Any) -> object:
+def _to_workspace(path: Path, value: object) -> object:
     if isinstance(value, tuple):
         return [_to_workspace(path, item) for item in value]
     return relative_to(value, path) if isinstance(value, Path) else value

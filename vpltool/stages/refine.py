@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
+from vpltool.core.grids import resample_maps
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.engine.given import Given, open_given
 from vpltool.engine.photo_work import Failed, Made
@@ -85,7 +86,6 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
            ) -> Iterator[Made]:
     """Load what the method reads; the result yields each photo's maps."""
     from vpltool.core.decoder import layers_of
-    from vpltool.core.grids import resample_maps
 
     features = given.features
     method.check(features.header.options, settings.of_method)

@@ -80,7 +80,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
     return table
 
 
-def show(table: list[JsonObject], values: Mapping[str, Any]) -> str:
+def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
     """Format the rows as a table, or one for each thing compared with; in Markdown if asked for."""
     tables = []
     for against, columns in _COLUMNS.items():
@@ -90,7 +90,7 @@ def show(table: list[JsonObject], values: Mapping[str, Any]) -> str:
         cells += [[row["title"], row["split"], str(row["photos"]),
                    *(_format(row[key]) for key in columns)] for row in rows]
         if rows:
-            tables.append(format_table(cells, markdown=values.get("markdown", False)))
+            tables.append(format_table(cells, markdown=bool(values.get("markdown"))))
     return "\n\n".join(tables)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core.phase_one import Pixels
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
@@ -23,7 +24,6 @@ from vpltool.stage import Stage
 from vpltool.stages import _phase_one
 
 if TYPE_CHECKING:
-    from vpltool.core.phase_one import Pixels
     from vpltool.parallel.ranks import Ranks
 
 

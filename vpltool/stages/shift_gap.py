@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.gap import feature_centroid, shift_along_gap
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
@@ -121,8 +122,6 @@ def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | No
     Raises:
         VplError: there is no region.
     """
-    from vpltool.core.gap import feature_centroid
-
     if regions is None:
         ids = photos_with(workspace, settings.split, settings.limit, features).ids
         centroid, _ = feature_centroid(_pixels(features, ids, space_of(text)), groups=1)
@@ -139,8 +138,6 @@ def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | No
 def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
            ) -> tuple[Tensor, tuple[float, float]]:
     """Give the moved rows, and the distance of the centroids before and after."""
-    from vpltool.core.gap import shift_along_gap
-
     def distance(vectors: Tensor) -> float:
         return float((centroid - vectors[counted].mean(dim=0)).norm())
 
@@ -150,7 +147,6 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
 
 def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
             ) -> Iterator[tuple[Tensor, Tensor]]:
-
     with console.progress("read features", len(ids)) as advance:
         for key in ids:
             patches = read_patches(features, key, space).float()

@@ -7,22 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
-from vpltool.formats import Photo, Workspace, open_workspace
+from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _panels
 from vpltool.stages._panels import Column
+from vpltool.stages._reports import read_scores
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
-from vpltool.stages._worst import find_worst
-
-if TYPE_CHECKING:
-    from vpltool.pictures.overlays import SheetPanel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +123,6 @@ def run(work: Path, settings: ShowSettings) -> Path:
              for photo in _tagged(workspace, settings)], columns, settings), settings, remarks)
     _check_columns(columns, rows)
 
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import sheet
 
     page = sheet(_drawn_rows(workspace, rows, columns, settings, remarks), class_palette(),
                  dict(enumerate(("background", *workspace.classes))))
@@ -178,7 +175,7 @@ def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
     photos = workspace.photos(settings.split)
     if settings.tagged:
         workspace.index_of(settings.tagged)
-        photos = [photo for photo in photos if settings.tagged in photo.labels]
+        photos = [photo for photo in photos if settings.tagged in photo.tags]
         if not photos:
             raise VplError(f"no photo of `{settings.split}` is tagged with `{settings.tagged}`",
                            "choose another split: `split='NAME'`")
@@ -234,12 +231,8 @@ def _drawn_rows(workspace: Workspace, rows: Sequence[_Row], columns: Sequence[Co
 def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,
                remarks: _Remarks) -> Iterator[SheetPanel]:
     """Draw a photo with all that there is of it; what cannot be drawn is noted."""
-    from vpltool.core.photos import describe_failure, read_photo
-    from vpltool.pictures.colours import class_palette
-    from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over
-
     failed = remarks.failed
-    labels = f": {', '.join(row.photo.labels)}" if row.photo else ""
+    labels = f": {', '.join(row.photo.tags)}" if row.photo else ""
     labels = f": {remarks.why[row.id]}" if row.id in remarks.why else labels
     try:
         whole = read_photo(row.path)
@@ -275,3 +268,65 @@ def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
                filter(None, settings.ids.split(","))), *([] if settings.truth else ["no-truth"])]
     stem = re.sub(r"[^\w.=+-]+", "-", "_".join(parts))
     return stem if len(stem) <= 120 else f"{stem[:110]}-{sha256(stem.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True)
+class Worst:
+    """What scores say of single photos.
+
+    Args:
+        what: what was scored, such as `predictions/segmenter`.
+        split: of the photos.
+        why: id to reason, the worst first.
+    """
+
+    what: str
+    split: str
+    why: Mapping[str, str]
+
+
+def find_worst(workspace: Workspace, what: str, split: str, scores: Path | None, count: int
+               ) -> Worst:
+    """Find the worst photos by scores.
+
+    Args:
+        workspace: where scores are.
+        what: `predictions/NAME` or `masks/NAME`, whose scores are meant; empty: `scores` says it.
+        split: of the photos, if no scores are named.
+        scores: the file; None: that of `what`, by true masks if there is one, else by tags.
+        count: number of photos at most.
+
+    Raises:
+        VplError: there are no such scores, they tell of no single photo, or no photo is worse than
+            the others.
+    """
+    path = scores or _scores_of(workspace, what, split)
+    content = read_scores(path)
+    if "worst" not in content:
+        raise VplError(f"{path} does not say which photos are the worst",
+                       "`eval(what='predictions/NAME')`, or with `against='tags'`, writes scores "
+                       "that do")
+    listed = {entry["id"]: entry["why"] for entry in content["worst"][:count]}
+    if not listed:
+        raise VplError(f"{path}: the classes of every photo match its tags",
+                       "`show()` without `worst` shows any photo")
+    kind = str(content.get("scored", "predictions"))
+    named = f"{kind}/{str(content['what']).removeprefix(f'{kind}-')}"
+    return Worst(what or named, str(content["split"]), listed)
+
+
+def _scores_of(workspace: Workspace, what: str, split: str) -> Path:
+    """Path of the scores of predictions or masks.
+
+    Raises:
+        VplError: there are none.
+    """
+    source = find_folder(workspace.path, ("predictions", "masks"), what, split,
+                         ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
+    name = f"{source.kind}-{source.name}-{split}"
+    for path in (workspace.path / "scores" / f"{end}.json" for end in (name, f"{name}-tags")):
+        if path.exists():
+            return path
+    wanted = f"what='{source.kind}/{source.name}', split={split!r}"
+    raise VplError(f"no scores of {source.path}",
+                   f"`eval({wanted})`, or without true masks `eval({wanted}, against='tags')`")

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.models import check_words, load_clip_vision
@@ -27,6 +28,7 @@ from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
+    from vpltool.core.tagging import Vocabulary
     from vpltool.parallel.photos import Batch
 
 
@@ -140,11 +142,10 @@ def _start(workspace: Workspace, settings: TagSettings, prototypes: Prototypes,
     return _scored(encoder, settings, words, paths, device)
 
 
-def _scored(encoder: Encoder, settings: TagSettings, words: Any, paths: Mapping[str, Path],
+def _scored(encoder: Encoder, settings: TagSettings, words: Vocabulary, paths: Mapping[str, Path],
             device: torch.device) -> Iterator[Made]:
     from vpltool.clip.encoders import with_head
     from vpltool.core import tagging
-    from vpltool.core.photos import PhotoSettings
     from vpltool.parallel.photos import load_batches
 
     vision = with_head(encoder, "`tag`")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.core.saliency import salient_means
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
@@ -66,7 +67,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
         return path
     ids = photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
-            for photo in workspace.photos(settings.split, settings.limit) if photo.labels}
+            for photo in workspace.photos(settings.split, settings.limit) if photo.tags}
     tagged = [key for key in ids if key in tags]
     if not tagged:
         raise VplError(f"no photo of the split `{settings.split}` has a tag",
@@ -86,8 +87,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
 def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, Sequence[int]],
                  classes: int, settings: TagPrototypesSettings) -> Tensor:
     """Average the salient patches of each class's photos: L2-normed rows (classes, dim)."""
-    from vpltool.core.saliency import salient_means
-
     device = find_device(settings.device)
     total = torch.zeros(0)
     with console.progress("tag-prototypes", len(ids)) as advance:

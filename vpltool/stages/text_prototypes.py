@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.datasets.attributes import read_attributes
-from vpltool.datasets.prompts import PROMPTS, find_prompts, read_lines
+from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
+from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
@@ -98,7 +98,6 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         return path
 
     from vpltool.clip.load import load_clip
-    from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
 
     clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                      base=workspace.path, normalise=workspace.normalise)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.engine.checkpoints import Start, read_checkpoint
@@ -176,7 +176,7 @@ def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: S
 
 def _make_header(
     workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
-    prototypes: Prototypes, frozen: Frozen, ids: Any, training: TrainingSettings,
+    prototypes: Prototypes, frozen: Frozen, ids: Sequence[str], training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
     return header_of(
@@ -187,7 +187,7 @@ def _make_header(
 
 
 def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,
-             ids: Any) -> bool:
+             ids: Sequence[str]) -> bool:
     """Tell whether the decoder is there already.
 
     Raises:

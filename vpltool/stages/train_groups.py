@@ -105,8 +105,7 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
     Raises:
         VplError: they do not fit each other.
     """
-    from vpltool.core.caption_tower import CaptionShape
-    from vpltool.core.groups import GroupShape, NprShape
+    from vpltool.core.groups import CaptionShape, GroupShape, NprShape
 
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),

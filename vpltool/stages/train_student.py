@@ -154,7 +154,7 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     check_current(workspace, ids, soft)
     masks = _find_masks(workspace, settings, teacher, listed)
     there, masked = set(ids), set(masks.ids if masks else ())
-    photos = [Taught(photo, soft, photo.id in masked, bool(photo.labels)) for photo in listed
+    photos = [Taught(photo, soft, photo.id in masked, bool(photo.tags)) for photo in listed
               if photo.id in there]
     also = None
     if settings.also:
@@ -216,9 +216,9 @@ def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
 
 def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesson,
                  model: Mapping[str, str], layers: list[int]) -> Header:
-    inputs: dict[str, Any] = {"teacher": lesson.teacher, "probabilities": lesson.soft,
-                              "classes": workspace.classes_identity,
-                              "tags": workspace.tags_identity(settings.split)}
+    inputs: dict[str, InputFolder | Path | str] = {
+        "teacher": lesson.teacher, "probabilities": lesson.soft,
+        "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     if lesson.also:
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options, settings
+from vpltool.core.outlines import remove_small_regions
+from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import IGNORE, Photo
 from vpltool.formats.archives import Member
@@ -118,8 +120,6 @@ def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *
     unsaid = 0
     for photo, labels in predictions.each():
         if settings.min_area:
-            from vpltool.core.outlines import remove_small_regions
-
             labels = remove_small_regions(labels, settings.min_area,
                                           merge=settings.small == "merge")
         unsaid += bool((labels == IGNORE).any())
@@ -204,7 +204,6 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
         OSError: it cannot be read.
     """
     from vpltool.core.metadata import without_metadata
-    from vpltool.core.photos import read_photo
 
     same = _is_alike(path, suffix)
     content = path.read_bytes()

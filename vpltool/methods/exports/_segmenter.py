@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import settings
+from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.formats import JsonObject, voc_palette
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -29,7 +30,7 @@ class SegmenterSettings(settings.Settings):
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
     """Return what is needed to run a segmenter elsewhere, as values for JSON."""
-    from vpltool.clip.licences import licence_of
+    from vpltool.clip.models import licence_of
 
     model = segmenter.header.model
     return {
@@ -47,8 +48,6 @@ def photo_pixels(encoder: Any, path: Path, max_side: int
     Raises:
         OSError: it cannot be read.
     """
-    from vpltool.core.photos import fit_size, read_photo, to_pixels
-
     rgb = read_photo(path)
     size = (rgb.shape[0], rgb.shape[1])
     target = fit_size(size, encoder.vision.patch, max_side=max_side)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.formats import Header
-from vpltool.formats.bundles import read_part, write_bundle
+from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
 from vpltool.methods import load_method
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config

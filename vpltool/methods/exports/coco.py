@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vpltool.core.instances import region, run_lengths
+from vpltool.core.outlines import connected_parts, has_holes, outlines_of
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -101,8 +103,6 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 
 def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:
-    from vpltool.core.outlines import connected_parts
-
     if parts == "each":
         yield from connected_parts(inside)
     else:
@@ -111,9 +111,6 @@ def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArra
 
 def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
     """Area, box and segmentation of an instance (H, W)."""
-    from vpltool.core.instances import run_lengths
-    from vpltool.core.outlines import has_holes, outlines_of
-
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
            int(rows[-1] - rows[0] + 1)]
@@ -239,8 +236,6 @@ def outline_region(outline: Any, size: tuple[int, int], where: str) -> npt.NDArr
     Raises:
         VplError: it is none, or of another size.
     """
-    from vpltool.core.instances import region
-
     try:
         return region(outline, size)
     # pycocotools raises bare exceptions at outlines that are none.

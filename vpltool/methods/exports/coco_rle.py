@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
+from vpltool.core.instances import check_pycocotools, run_lengths
+from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import JsonObject, Photo, Workspace, write_json
 from vpltool.formats.json_stream import write_array
@@ -32,8 +34,6 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the JSON, and for other classes than COCO's the one that says what numbers mean."""
-    from vpltool.core.instances import check_pycocotools, run_lengths
-
     check_pycocotools()
     workspace, photos = predictions.workspace, predictions.photos
     own = workspace.classes != COCO.classes
@@ -53,8 +53,6 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 def _dataset(workspace: Workspace, photos: Sequence[Photo], numbers: Mapping[str, int]
              ) -> JsonObject:
     """A data set without annotations, as pycocotools reads it: images and categories."""
-    from vpltool.core.photos import photo_size
-
     images = []
     for photo in photos:
         height, width = photo_size(workspace.image_path(photo))

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+from vpltool.core.instances import region
+from vpltool.core.outlines import connected_parts, outlines_of
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
@@ -100,8 +102,6 @@ def _head(name: str, classes: tuple[str, ...]) -> str:
 
 
 def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> Iterator[str]:
-    from vpltool.core.outlines import connected_parts, outlines_of
-
     if settings.shape == "polygon":
         for polygon in outlines_of(inside, corners=True, tolerance=settings.tolerance):
             points = ";".join(f"{x:g},{y:g}" for x, y in polygon)
@@ -223,8 +223,6 @@ def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> np
     Raises:
         KeyError, ValueError: an attribute is missing or no number, or a mask leaves the photo.
     """
-    from vpltool.core.instances import region
-
     if shape == "polygon":
         points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vpltool import settings
 from vpltool.errors import VplError, first_line, silent
@@ -35,6 +35,9 @@ from vpltool.methods.exports._segmenter import (
 )
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 READS = ()
 EXPORTS = "segmenter"
@@ -98,7 +101,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
 
 
-def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> Any:
+def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
     """Make the graph in full precision, without metadata.
 
     Raises:
@@ -125,7 +128,7 @@ def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> Any:
     return model
 
 
-def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
+def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
     """The model as ONNX has it; of a fixed side, or with symbols `rows` and `columns` of patches.
 
     Nothing in it tells where it was made: the exporter notes lines of source files at each node.
@@ -165,7 +168,7 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> Any:
     return model
 
 
-def _check_any_size(model: Any, segmenter: TrainedSegmenter) -> None:
+def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
     """Check that the file says what torch says on another grid than the one it was made on.
 
     Code that makes numbers of the sides of a photo, as some positions do, keeps those of that grid.
@@ -198,7 +201,7 @@ def _check_any_size(model: Any, segmenter: TrainedSegmenter) -> None:
                        "any encoder; timm's and transformers' forms of a model differ in this")
 
 
-def _module(segmenter: TrainedSegmenter, side: int) -> Any:
+def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
     """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
     from vpltool.core.region_head import RegionSegmenter
     from vpltool.core.segment import WholeSegmenter
@@ -211,7 +214,7 @@ def _module(segmenter: TrainedSegmenter, side: int) -> Any:
     return RegionSegmenter(whole, len(segmenter.classes), side).eval()
 
 
-def _quantised(model: Any) -> Any:
+def _quantised(model: ModelProto) -> ModelProto:
     """The model with the weights of its matrix products in 8 bits, a scale for each column.
 
     Unsigned on both sides: processors without 8-bit dot products overflow where one is signed.
@@ -234,13 +237,14 @@ class _Pixels:
         self._left = (photo_pixels(segmenter.encoder, path, side)[1].numpy()
                       for path in segmenter.photos[: settings.calibrate])
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> dict[str, object] | None:
         """The next photo; None after the last."""
         pixels = next(self._left, None)
         return None if pixels is None else {"pixels": pixels}
 
 
-def _quantised_on(model: Any, segmenter: TrainedSegmenter, settings: Settings) -> Any:
+def _quantised_on(model: ModelProto, segmenter: TrainedSegmenter, settings: Settings
+                  ) -> ModelProto:
     """The model with products in 8 bits whose ranges were measured on photos.
 
     Only products with weights: those of two activations, in the attention, keep their precision.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options, settings
+from vpltool.core.uncertainty import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
 from vpltool.formats.archives import write_folder
@@ -132,8 +133,6 @@ def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: 
     if settings.by == "random":
         numbers = np.random.default_rng(settings.seed).random(len(photos))
         return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
-    from vpltool.core.uncertainty import mean_entropy, mean_margin
-
     measure = mean_entropy if settings.by == "entropy" else mean_margin
     folder = _probabilities(predictions, settings)
     with console.progress("uncertainty", len(photos)) as advance:
@@ -193,7 +192,7 @@ def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo], copies: Map
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "photo", "tags", "uncertainty"))
-    rows.writerows((csv_id(key), copies[key], ";".join(known[key].labels), f"{value:.4f}")
+    rows.writerows((csv_id(key), copies[key], ";".join(known[key].tags), f"{value:.4f}")
                    for key, value in chosen.items())
     return table.getvalue()
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool.core.outlines import fill, outlines_of
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.lazy import np, npt
@@ -80,8 +81,6 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
 
 
 def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
-    from vpltool.core.outlines import outlines_of
-
     height, width = labels.shape
     for label in classes_in(labels):
         for polygon in outlines_of(labels == label, corners=False, tolerance=tolerance):
@@ -135,8 +134,6 @@ def _region(line: str, labels: Mapping[int, int], size: tuple[int, int], where: 
     label, shares, score = _polygon(line, labels, where)
 
     def inside() -> npt.NDArray[np.bool_]:
-        from vpltool.core.outlines import fill
-
         return fill([shares * (size[1], size[0])], size)
 
     return Region(label, inside, score)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vpltool.core.crf_size import bounded_size, shrink_photo
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt
@@ -42,8 +43,6 @@ def of_photos(request: ProposalRequest, max_side: int,
         max_side: longer ones are scaled down to this; 0: never.
         make: given RGB (H, W, 3), makes masks of that size.
     """
-    from vpltool.core.photos import describe_failure, read_photo
-
     for key, path in request.jobs:
         try:
             photo = read_photo(path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vpltool.core.losses import patch_affinity
 from vpltool.errors import VplError
@@ -34,7 +33,7 @@ class Settings(BoxSettings):
                           low=1, source="WeCLIP, official code")
 
 
-def check(features: Mapping[str, Any], settings: Settings) -> None:
+def check(features: Mapping[str, object], settings: Settings) -> None:
     """Check that the features hold the attention of as many blocks.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.errors import VplError
@@ -79,7 +79,7 @@ class Settings(BoxSettings):
         low=1, high=64, brief=False, no_effect=[_NO_REGIONS])
 
 
-def check(_features: Mapping[str, Any], settings: Settings) -> None:
+def check(_features: Mapping[str, object], settings: Settings) -> None:
     """Check, before the first photo, that superpixels can be made if they are asked for.
 
     Raises:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tag_raster import TagRaster
 from vpltool.datasets.tags import some
@@ -64,8 +65,6 @@ class Large:
     """
 
     def __init__(self, path: Path, cut: Cut) -> None:
-        from vpltool.core.photos import photo_size
-
         self.path, self.cut = path, cut
         self.scene = Scene(path, cut.scaling) if is_scene(path) else None
         if self.scene:
@@ -92,8 +91,6 @@ class Large:
 
     def read(self, page: int) -> npt.NDArray[np.uint8]:
         """Read a page whole: RGB (H, W, 3)."""
-        from vpltool.core.photos import read_photo, rgb_of
-
         if self.pages == 1:
             return read_photo(self.path)
         with Image.open(self.path) as image:
@@ -158,7 +155,7 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
                     continue
                 part = _part(photo, large, page, box, root)
                 parts.append(replace(part, photo=replace(
-                    part.photo, labels=tagged.labels, splits=(tagged.split,) if tagged.split
+                    part.photo, tags=tagged.labels, splits=(tagged.split,) if tagged.split
                     else photo.splits)) if tagged else part)
     if regions and not known:
         raise VplError(f"{regions[0].region.where} and all other tags lie outside of the photos in "

@@ -128,7 +128,7 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
     root = workspace_path / _cutting.FOLDER
     made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root, raster)
-    found = tuple(sorted({label for photo in made for label in photo.labels}))
+    found = tuple(sorted({label for photo in made for label in photo.tags}))
     if raster and not found:
         raise VplError(f"{places} has no class in any tile of the photos in {settings.images}",
                        "see that they are of the same place")

@@ -82,7 +82,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
                        "submit the annotations in Label Studio, and export them as JSON"
                        if name == "label-studio" else "export it from the tool again")
     unsaid = [key for key in photos if key not in shown]
-    tagged = [replace(photo, labels=tuple(classes[label - 1] for label in shown[key]))
+    tagged = [replace(photo, tags=tuple(classes[label - 1] for label in shown[key]))
               for key, photo in photos.items() if key in shown]
     console.note(f"{settings.path} is {name}: {counted(len(tagged), 'photo', 'photos')}")
     remarks = ([counted(len(unsaid), f"photo of {root} is not labelled and is skipped: ",

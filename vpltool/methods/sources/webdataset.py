@@ -82,7 +82,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         raise VplError(f"{next(iter(splits))} holds no photo"
                        + "".join(f"; {remark}" for remark in flaws.remarks()),
                        "a photo is KEY.jpg, its caption KEY.txt after it")
-    classes = shared.classes or tuple(sorted({tag for photo in listed for tag in photo.labels}))
+    classes = shared.classes or tuple(sorted({tag for photo in listed for tag in photo.tags}))
     check_class_count(classes, str(next(iter(splits))), listed=bool(shared.classes))
     check_labels(listed, classes)
 

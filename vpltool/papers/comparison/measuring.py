@@ -157,7 +157,7 @@ def score_path(setup: Setup, name: str) -> Path:
     return setup.work.path / "scores" / f"{name}.json"
 
 
-def _written_since(result: Any, before: float) -> int:
+def _written_since(result: object, before: float) -> int:
     """How many files of photos a line wrote."""
     folders = [path for path in (result if isinstance(result, list) else [result])
                if isinstance(path, Path) and path.is_dir()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+from vpltool.core.metrics import labels_at
+from vpltool.core.photos import read_photo
 from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
 from vpltool.lazy import Image
@@ -35,7 +37,7 @@ def choose_photos(photos: Sequence[Photo], ids: Sequence[str]) -> list[Photo]:
             raise VplError(f"no photo `{strange[0]}` in the split that is scored",
                            f"such as `{photos[0].id}`")
         return [known[name] for name in ids]
-    mixed = [photo for photo in photos if len(photo.labels) > 1]
+    mixed = [photo for photo in photos if len(photo.tags) > 1]
     found = mixed if len(mixed) >= PHOTOS else list(photos)
     return found[::max(1, len(found) // PHOTOS)][:PHOTOS]
 
@@ -56,8 +58,6 @@ def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]
     Raises:
         VplError: a photo that is named is not there, or maps cannot be read.
     """
-    from vpltool.core.photos import read_photo
-
     workspace = open_workspace(setup.work.path)
     photos = choose_photos(workspace.photos(setup.score), ids)
     pictures = {photo.id: fit_panel(read_photo(workspace.image_path(photo)), _WIDTH)
@@ -76,7 +76,6 @@ def _panels(setup: Setup, row: Row, measured: Measured, pictures: Mapping[str, R
     """A method's labels of each photo, by its first seed."""
     import torch.nn.functional as F
 
-    from vpltool.core.metrics import labels_at
 
     name = (row.refined or row.cams).format(seed=setup.seeds[0] if row.seeded else 0)
     threshold = float(read_json(score_path(setup, f"{name}-cut"), "")["threshold"])

@@ -158,6 +158,6 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
     return Comparison(begin, second, rows)
 
 
-def fill(line: str, values: Mapping[str, Any]) -> list[str]:
+def fill(line: str, values: Mapping[str, object]) -> list[str]:
     """Fill a line in, and split it into words."""
     return [word.format(**values) for word in shlex.split(line)]

@@ -12,12 +12,12 @@ from vpltool.engine.photos import read_known_photo
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.pictures.overlays import Rgb, heat_over
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from vpltool.pictures.overlays import Rgb
 
 
 def figure1(options: argparse.Namespace) -> Path:
@@ -32,8 +32,6 @@ def figure1(options: argparse.Namespace) -> Path:
     Raises:
         VplError: CAMs or photos are missing.
     """
-    from vpltool.pictures.overlays import heat_over
-
     workspace = open_workspace(options.work)
     text, vision = find_pair(options.work, options.text, options.vision, options.split)
     for source in (text, vision):
@@ -114,7 +112,7 @@ def _named_photos(photos: Sequence[Photo], ids: str, workspace: Workspace
         key, _, label = entry.partition(":")
         if key not in known:
             raise VplError(f"no photo `{key}` with both CAMs", near_name(key, known))
-        tags = known[key].labels
+        tags = known[key].tags
         if not tags or (label and label not in tags):
             raise VplError(f"`{key}` is not tagged {label}".rstrip(), near_name(label, tags))
         chosen.append((known[key], workspace.index_of(label or tags[0])))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core.photos import fit_size, photo_size
 from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
 from vpltool.settings import Settings, values_of
 
@@ -87,8 +88,6 @@ def _same_model(header: Header, workspace: Workspace) -> bool:
 
 def _all_below(workspace: Workspace, photos: Iterable[Photo], side: int) -> bool:
     """Whether no photo is longer than this: then the limit changes nothing."""
-    from vpltool.core.photos import photo_size
-
     for photo in photos:
         try:
             if max(photo_size(workspace.image_path(photo))) > side:
@@ -127,8 +126,6 @@ def expected_bytes(workspace: Workspace, photos: Sequence[Photo], wanted: Settin
 
 def _patches_of(path: Path, max_side: int) -> int:
     """Patches of a photo, 16 pixels a side; 0 if it cannot be read."""
-    from vpltool.core.photos import fit_size, photo_size
-
     try:
         height, width = fit_size(photo_size(path), 16, max_side=max_side)
     except OSError:
