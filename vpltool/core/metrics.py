@@ -93,16 +93,14 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
     return Confusion(classes, pairs)
 
 
-_BYTES = np.arange(256)
-
-
 def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
            ) -> tuple[npt.NDArray[np.int64], Counts, Counts]:
     """Number of each pair of labels (H, W), place · others + place; and the labels at the places.
     """
     if truth.dtype == other.dtype == np.uint8:
         # All 256 labels have a place: faster than finding those that occur.
-        return (truth.astype(np.uint16) << 8) | other, _BYTES, _BYTES
+        every = np.arange(256)
+        return (truth.astype(np.uint16) << 8) | other, every, every
     (trues, first), (others, second) = map(_places, (truth, other))
     return first * len(others) + second, trues, others
 
