@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +65,21 @@ class OtherSettings(VplError):
     def __init__(self, message: str, hint: str = "", *, stale: bool = False) -> None:
         super().__init__(message, hint)
         self.stale = stale
+
+
+def check_skimage(what: str, otherwise: str = "") -> None:
+    """Check that scikit-image is installed.
+
+    Args:
+        what: subject and verb of who needs it.
+        otherwise: what works without it, beside installing it; empty: nothing.
+
+    Raises:
+        VplError: it is not.
+    """
+    if importlib.util.find_spec("skimage") is None:
+        raise VplError(f"{what} scikit-image, which is not installed",
+                       f"pip install 'vpltool[superpixels]'{otherwise and f', or {otherwise}'}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vpltool.core.classes import class_rows, class_scores, join_rows
+from vpltool.core.classes import class_rows, class_scores, join_rows, paint
 
 
 def slow_scores(logits: Tensor, class_index: Tensor, classes: Tensor) -> Tensor:
@@ -68,3 +69,15 @@ def test_joining_asks_the_device_nothing() -> None:
     rows = class_rows(torch.tensor([2, 0, 1, 0, 1, 3], device="cpu"), torch.arange(4))
     far = type(rows)(rows.owners, rows.order.to("meta"), rows.groups, rows.columns.to("meta"))
     assert tuple(join_rows(torch.zeros(2, 5, 6, device="meta"), far).shape) == (2, 5, 4)
+
+
+@pytest.mark.parametrize("smallest_on_top", [False, True])
+@pytest.mark.parametrize("first", [3, 254, 256, 65_535])
+def test_regions_are_painted_whatever_their_labels(first: int, smallest_on_top: bool) -> None:
+    small, large = np.zeros((4, 5), bool), np.zeros((4, 5), bool)
+    small[1:3, 1:3], large[1:, :] = True, True
+    labels = paint((4, 5), [(first, small), (2, large)], smallest_on_top=smallest_on_top)
+    assert labels.dtype == (np.uint8 if first < 255 else np.uint16)
+    assert (labels[small] == (first if smallest_on_top else 2)).all()
+    assert (labels[large & ~small] == 2).all()
+    assert not labels[~large].any()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from vpltool.core.instances import run_lengths
 from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.formats import describe, open_input, read_labels
+from vpltool.methods.labels import ProposalNames
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")
@@ -244,6 +245,25 @@ def test_painted_words_are_checked_by_the_tags(work: Path, tmp_path: Path, run: 
     assert json.loads(result.out)["made_by"] == "propose"
     assert "made with the tags" not in result.err
     assert "gives no words" in propose(work, "--paint").err
+
+
+def test_a_file_may_have_more_words_than_bytes_have_values(work: Path, tmp_path: Path) -> None:
+    names = ProposalNames(tmp_path, (), {})
+    words = [f"word {number}" for number in range(300)]
+    labels = [names.label(word, "") for word in words + words]
+    assert labels[:300] == labels[300:] == [number for number in range(1, 302) if number != 255]
+    assert [names.word(label) for label in labels[:300]] == words
+    # CVAT's shapes are painted before they are proposals.
+    shapes = "".join(f'<box label="{word}" xtl="{number % 40}" ytl="2" xbr="{number % 40 + 2}" '
+                     'ybr="5" z_order="0"/>' for number, word in enumerate(words))
+    (tmp_path / "annotations.xml").write_text(
+        f'<annotations><image name="scene2" width="48" height="40">{shapes}</image>'
+        "</annotations>")
+    assert propose(work, "--method", "files", "--path", tmp_path / "annotations.xml").code == 0
+    (found,) = [proposals for proposals in read(work, "files").values() if len(proposals)]
+    # What was drawn last is on top, so the first ones are covered.
+    assert set(found.words) <= set(words[-41:])
+    assert "word 299" in found.words
 
 
 def one_soft(folder: Path, name: str, size: tuple[int, int]) -> None:

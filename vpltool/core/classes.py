@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vpltool.lazy import Tensor, np, torch
+from vpltool.lazy import Tensor, np, npt, torch
 
 BACKGROUND = 0
 """Class index of background words and background prototypes."""
@@ -19,6 +19,24 @@ IGNORE = 255
 def label_type(highest: int) -> np.dtype[Any]:
     """Type of label images: bytes, or 16 bits where a label is above 255, which is ignored."""
     return np.dtype(np.uint8 if highest <= 255 else np.uint16)
+
+
+def paint(size: tuple[int, int], regions: Iterable[tuple[int, npt.NDArray[np.bool_]]], *,
+          smallest_on_top: bool = False) -> npt.NDArray[np.uint8]:
+    """Paint regions over each other into labels (H, W), of 16 bits where a label needs them.
+
+    Args:
+        size: (height, width).
+        regions: label and mask (H, W) of each, in the order in which they are painted.
+        smallest_on_top: whether they are painted from the largest to the smallest instead.
+    """
+    if smallest_on_top:
+        regions = sorted(regions, key=lambda region: -int(region[1].sum()))
+    canvas = np.zeros(size, np.uint8)
+    for label, inside in regions:
+        canvas = canvas.astype(np.promote_types(canvas.dtype, label_type(label)), copy=False)
+        canvas[inside] = label
+    return canvas
 
 
 def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:

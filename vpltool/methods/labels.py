@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from vpltool import json_text
-from vpltool.core.classes import label_type
+from vpltool.core.classes import label_type, paint
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError, near_name
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
+from vpltool.formats.kinds import RESERVED
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.methods import find_methods
@@ -38,7 +39,7 @@ class Labelled:
 
     Args:
         photo: of the workspace.
-        labels: (H, W) uint8 at the photo's size, 255 where nothing is said.
+        labels: (H, W) at the photo's size, 255 where nothing is said.
         where: file, and line or entry, that said so.
     """
 
@@ -82,13 +83,9 @@ class Outlined:
 
     def painted(self) -> Labelled:
         """Paint the regions into labels; what is in none is background."""
-        canvas = np.zeros(self.size, np.uint8)
-        drawn = [(region.label, region.inside()) for region in self.regions]
-        if self.smallest_on_top:
-            drawn.sort(key=lambda region: -int(region[1].sum()))
-        for label, inside in drawn:
-            canvas[inside] = label
-        return Labelled(self.photo, canvas, self.where)
+        labels = paint(self.size, ((region.label, region.inside()) for region in self.regions),
+                       smallest_on_top=self.smallest_on_top)
+        return Labelled(self.photo, labels, self.where)
 
 
 @dataclass(frozen=True)
@@ -173,6 +170,8 @@ class FirstRequest(LabellingRequest):
         """The label of a class, a new one for a new name; 0 for `background`."""
         if name.lower() in BACKGROUND_WORDS:
             return 0
+        if name not in self.met and len(self.met) + 1 == IGNORE:
+            self.met[RESERVED] = IGNORE
         return self.met.setdefault(name, len(self.met) + 1)
 
 

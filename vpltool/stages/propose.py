@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import options
-from vpltool.core.proposals import Proposals, areas, plain_word, to_tensors
+from vpltool.core.classes import paint
+from vpltool.core.proposals import Proposals, plain_word, to_tensors
 from vpltool.engine.headers import make_header
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import chosen_shard, paths_of, photos_with
@@ -125,13 +126,9 @@ def _made(found: tuple[str, Any]) -> Made:
 def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
     """Labels (H, W) of the class words alone; words that are no class are background."""
     labels = {plain_word(name): label for label, name in enumerate(classes, 1)}
-    canvas = np.zeros(proposals.size, np.uint8)
-    named = [(int(area), labels[plain_word(word)], inside) for area, word, inside in zip(
-        areas(proposals), proposals.words, proposals.masks(), strict=True)
-        if plain_word(word) in labels]
-    for _, label, inside in sorted(named, key=lambda found: -found[0]):
-        canvas[inside] = label
-    return canvas
+    named = ((labels[plain_word(word)], inside) for word, inside in zip(
+        proposals.words, proposals.masks(), strict=True) if plain_word(word) in labels)
+    return paint(proposals.size, named, smallest_on_top=True)
 
 
 _worker: list[tuple[Proposer, Settings]] = []

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+from vpltool.core.classes import paint
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts, outlines_of
 from vpltool.errors import VplError
@@ -161,17 +162,21 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
             except (KeyError, ValueError, OverflowError) as error:
                 raise VplError(f"{where}: an image without {error}", _AGAIN) from error
             request.check_size(photo, size, where)
-            canvas = np.zeros(size, np.uint8)
-            for line, shape, attributes in sorted(image.shapes, key=_height):
-                where = f"{file}:{line}"
-                label = request.label(attributes.get("label", ""), where)
-                try:
-                    canvas[_inside(shape, attributes, size)] = label
-                # pycocotools raises bare exceptions at outlines that are none.
-                except Exception as error:
-                    raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN
-                                   ) from error
-            yield Labelled(photo, canvas, f"{file}:{image.line}")
+            yield Labelled(photo, paint(size, _drawn(image, size, file, request)),
+                           f"{file}:{image.line}")
+
+
+def _drawn(image: _Image, size: tuple[int, int], file: Path, request: LabellingRequest
+           ) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Yield label and mask (H, W) of the shapes of an image, the highest last."""
+    for line, shape, attributes in sorted(image.shapes, key=_height):
+        where = f"{file}:{line}"
+        label = request.label(attributes.get("label", ""), where)
+        try:
+            yield label, _inside(shape, attributes, size)
+        # pycocotools raises bare exceptions at outlines that are none.
+        except Exception as error:
+            raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN) from error
 
 
 def _height(shape: tuple[int, str, dict[str, str]]) -> int:

@@ -27,7 +27,8 @@ from vpltool.settings import NoEffect, setting
 READS = ("photo", "proposals")
 
 CONFIDENCE = 0.6
-"""Where the stage's `confidence` is not given: half as likely again as all others."""
+"""Where the stage's `confidence` is not given: below it half of the pixels are right, above it two
+thirds (docs/results.md, masks of other tools)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class Settings(of_vpltool.Settings):
                             source="segment-anything, example of SamAutomaticMaskGenerator")
     word_share: float = setting(
         0.5, "Share of a proposal's class word in its vote; the rest is that of the scores. 0: "
-             "words are ignored.", low=0, high=1)
+             "words are ignored.", low=0, high=1,
+        source="vpltool: neither the word nor the scores alone decide")
 
 
 def recorded(settings: Settings) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,17 +19,6 @@ def max_side_setting() -> Any:
     return setting(
         1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
         low=0, metavar="PIXELS")
-
-
-def check_skimage(method: str) -> None:
-    """Check that scikit-image is installed.
-
-    Raises:
-        VplError: it is not.
-    """
-    if importlib.util.find_spec("skimage") is None:
-        raise VplError(f"{method} needs scikit-image, which is not installed",
-                       "pip install 'vpltool[superpixels]'")
 
 
 def of_photos(request: ProposalRequest, max_side: int,

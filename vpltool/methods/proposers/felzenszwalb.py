@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
+from vpltool.errors import check_skimage
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
-    check_skimage,
     max_side_setting,
     numbers_of,
     of_photos,
@@ -42,7 +42,7 @@ class Settings(settings.Settings):
 def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the segments of each photo at all scales."""
-    check_skimage("felzenszwalb")
+    check_skimage("felzenszwalb needs")
     scales = numbers_of("scales", settings.scales)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:

@@ -19,7 +19,7 @@ from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
-from vpltool.formats import Photo, identity_of_file, identity_of_many
+from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many
 from vpltool.lazy import np
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.labels import Labelled, Outlined, ProposalNames, find_reader
@@ -139,7 +139,7 @@ def _of_labels(labelled: Labelled, names: ProposalNames) -> Made:
         fits(size, labelled.where)
         return Proposals.of(size, (
             Proposal(labelled.labels == label, 1.0, names.word(label))
-            for label in np.unique(labelled.labels).tolist() if 0 < label < 255))
+            for label in np.unique(labelled.labels).tolist() if label not in (0, IGNORE)))
 
     return made
 

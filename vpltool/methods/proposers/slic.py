@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
+from vpltool.errors import check_skimage
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
-    check_skimage,
     max_side_setting,
     numbers_of,
     of_photos,
@@ -40,7 +40,7 @@ class Settings(settings.Settings):
 def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the superpixels of each photo, of all sizes."""
-    check_skimage("slic")
+    check_skimage("slic needs")
     numbers = numbers_of("segments", settings.segments)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:

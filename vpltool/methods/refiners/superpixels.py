@@ -7,13 +7,12 @@ that its map is sure of. Needs scikit-image: pip install 'vpltool[superpixels]'.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from vpltool.core.affinity import attention_walk, box_mask
-from vpltool.errors import VplError
+from vpltool.errors import check_skimage
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._boxes import BoxSettings, rescaled
@@ -85,9 +84,8 @@ def check(_features: Mapping[str, object], settings: Settings) -> None:
     Raises:
         VplError: scikit-image is not installed.
     """
-    if settings.mask in ("superpixel", "both") and importlib.util.find_spec("skimage") is None:
-        raise VplError("superpixels need scikit-image, which is not installed",
-                       "pip install 'vpltool[superpixels]', or `mask='box'`")
+    if settings.mask in ("superpixel", "both"):
+        check_skimage("superpixels need", "`mask='box'`")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
