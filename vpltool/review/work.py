@@ -39,7 +39,7 @@ OWN = "review"
 
 ORDERS = ("uncertain", "worst-tags", "random", "file")
 
-_SHARE, _THREADS = 0.01, 4
+SHARE, _THREADS = 0.01, 4
 """Share of a photo that a class must cover to count as shown, as in `eval --against tags`."""
 
 
@@ -216,7 +216,7 @@ def _disagreement(workspace: Workspace, shown: Shown, photos: Mapping[str, Photo
             return float("inf")
         shares = class_shares(labels, 1 + len(workspace.classes))
         tags = set(workspace.indices_of(photos[key]))
-        said = {int(index) for index in np.flatnonzero(shares[1:] >= _SHARE) + 1}
+        said = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
         # Photos with as many wrong classes: by the pixels of classes that nobody has tagged.
         return len(said ^ tags) + float(sum(shares[index] for index in said - tags))
 
