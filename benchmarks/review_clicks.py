@@ -163,6 +163,10 @@ def orders(seen: Mapping[str, Seen], regions: Callable[[str], npt.NDArray[np.uin
     measures: dict[str, Callable[[str, Seen], float]] = {
         "uncertain": lambda _, one: float((one.open == IGNORE).mean()),
         "worst-tags": lambda _, one: _tags_against(one.full, one.tags),
+        "worst-tags, uncertain": lambda _, one: (
+            _tags_against(one.full, one.tags) + float((one.open == IGNORE).mean())),
+        "worst-tags, prediction": lambda _, one: (
+            _tags_against(one.full, one.tags) + _unlike(one.full, one.predicted)),
         "entropy": lambda _, one: float(one.entropy.mean()),
         "entropy x balance": lambda _, one: float((one.entropy * weights[one.full]).mean()),
         "regions x balance": lambda key, one: _regional(one, regions(key), weights, most),

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,9 @@ def test_other_hosts_and_pages_are_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", [
-    "/../workspace.json", "/%2e%2e/workspace.json", "/api/labels?id=../../tags.csv",
+    "/../workspace.json", "/%2e%2e/workspace.json", "/api/photo?id=../../tags.csv",
     "/photo?id=../../../etc/passwd", "/thumb?id=nobody", "/page/server.py", "/server.py",
-    "/api/labels?id=scene0&layer=../../x", "/api/labels?id=scene0&layer=before%20training%20../x"])
+    "/api/layer?id=scene0&layer=../../x", "/api/layer?id=scene0&layer=before%20training%20../x"])
 def test_an_id_never_becomes_a_path(client: Client, path: str) -> None:
     assert client.ask("GET", path)[0] in (404, 422)
 
@@ -109,14 +108,14 @@ def test_undo_and_redo_outlive_the_server(client: Client, base: Path) -> None:
     pixel(client, "scene1", "two", 2)
     two = read_labels(base / "work/corrections/scene1.png")
     desk = Desk(base / "work", "", "train", "file")
-    desk.move("scene1", desk.describe("scene1")["version"], True)
+    desk.move("scene1", desk.describe("scene1")[0]["version"], back=True)
     one = read_labels(base / "work/corrections/scene1.png")
     assert (two[3:5, 2:6] == 2).all() and (one[3:5, 2:6] == 1).all()
-    desk.move("scene1", desk.describe("scene1")["version"], True)
+    desk.move("scene1", desk.describe("scene1")[0]["version"], back=True)
     assert not (base / "work/corrections/scene1.png").exists()
-    assert desk.describe("scene1")["state"] == "new"
+    assert desk.describe("scene1")[0]["state"] == "new"
     for _ in range(2):
-        desk.move("scene1", desk.describe("scene1")["version"], False)
+        desk.move("scene1", desk.describe("scene1")[0]["version"], back=False)
     assert (read_labels(base / "work/corrections/scene1.png") == two).all()
 
 
@@ -162,7 +161,7 @@ def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: py
     def killed(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(review_work, "write_correction", killed)
+    monkeypatch.setattr("vpltool.review.desk.take_corrections", killed)
     with pytest.raises(KeyboardInterrupt):
         desk.edit("scene0", 0, "one", "test", (0, 0, 2, 1), bytes([1, 2]), "corrected", None)
     assert not (base / "work/corrections/scene0.png").exists()
@@ -179,7 +178,7 @@ def test_a_killed_server_has_saved_everything(base: Path) -> None:
     child.wait()
     assert (read_labels(base / "work/corrections/scene0.png")[3:5, 2:6] == 1).all()
     desk = Desk(base / "work", "", "train", "file")
-    assert desk.describe("scene0")["history"] == ["test"]
+    assert desk.describe("scene0")[0]["history"] == ["test"]
 
 
 def test_a_mask_that_somebody_else_replaced_is_what_counts(client: Client, base: Path) -> None:
@@ -224,19 +223,16 @@ def test_regions_follow_edges() -> None:
     """Two colours are never in one region, and there are about as many as were asked for."""
     photo = np.zeros((120, 160, 3), np.uint8)
     photo[:, 83:] = (220, 60, 30)
-    for count, regions in zip(SCALES, photo_regions(photo), strict=True):
+    for count, regions in zip(SCALES.values(), photo_regions(photo), strict=True):
         assert regions.shape == (120, 160)
         assert count / 2 < len(np.unique(regions)) < 2 * count
         assert not set(regions[:, :83].ravel()) & set(regions[:, 83:].ravel())
 
 
 def test_arrays_are_sent_whole(client: Client, base: Path) -> None:
-    status, content, headers = client.raw("GET", "/api/labels?id=scene0")
-    width, height = map(int, headers["X-Size"].split("x"))
-    labels = np.frombuffer(zlib.decompress(content), np.uint8).reshape(height, width)
+    (labels,) = client.array("/api/photo?id=scene0")
     assert (labels == read_labels(base / "work/masks/text-refined-full/train/scene0.png")).all()
-    status, content, headers = client.raw("GET", "/api/regions?id=scene0&scale=1")
-    assert status == 200 and len(zlib.decompress(content)) == 2 * width * height
+    assert client.array("/api/regions?id=scene0").size == 2 * len(SCALES) * labels.size
 
 
 def test_training_again(client: Client, base: Path) -> None:
@@ -254,7 +250,7 @@ def test_training_again(client: Client, base: Path) -> None:
     header = describe(base / "work/decoder/tiny.safetensors").header
     assert header is not None and "1 corrected mask" in header.supervision
     assert "before training 1" in client.json("GET", "/api/start")["layers"]
-    assert client.ask("GET", "/api/labels?id=scene1&layer=before%20training%201")[0] == 200
+    assert client.ask("GET", "/api/layer?id=scene1&layer=before%20training%201")[0] == 200
     assert client.json("GET", "/api/photo?id=scene0")["history"] == ["test"]
 
 

@@ -88,7 +88,7 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
             raise VplError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
                            "`port=0` takes a free one") from error
         with server:
-            console.note(f"review: {desk.shown.name}, {len(desk.ids)} photos. Open\n\n    "
+            console.note(f"review: {desk.what}, {len(desk.ids)} photos. Open\n\n    "
                          f"{server.address}\n\nCtrl-C ends it; everything is saved.")
             if settings.open:
                 webbrowser.open(server.address)

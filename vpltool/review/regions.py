@@ -1,4 +1,4 @@
-"""Regions of a photo that a click gives a class: superpixels at two scales.
+"""Regions of a photo that a click gives a class: superpixels at two scales, and proposals.
 
 SLIC (Achanta et al., TPAMI 2012) in numpy. A pixel chooses among the nine centres around the cell
 of the grid that it lies in, so that an iteration is nine subtractions of whole pictures.
@@ -6,10 +6,11 @@ of the grid that it lies in, so that an iteration is nine subtractions of whole 
 
 from __future__ import annotations
 
+from vpltool.core.proposals import Proposals
 from vpltool.lazy import Image, np, npt
 
-SCALES = (120, 600)
-"""About how many regions a photo has, coarse and fine."""
+SCALES = {"large": 120, "small": 600}
+"""About how many superpixels a photo has, coarse and fine."""
 
 SIDE = 800
 """Longer photos are scaled down to this before they are cut; their regions are scaled up again."""
@@ -23,13 +24,8 @@ _WHITE = (0.95047, 1.0, 1.08883)
 """Linear sRGB to CIE XYZ (IEC 61966-2-1), and the XYZ of D65's white."""
 
 
-def photo_regions(photo: npt.NDArray[np.uint8], scales: tuple[int, ...] = SCALES
-                  ) -> list[npt.NDArray[np.uint16]]:
-    """Cut a photo into regions.
-
-    Args:
-        photo: RGB (H, W, 3).
-        scales: about how many regions, for each result.
+def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
+    """Cut a photo (H, W, 3) into superpixels.
 
     Returns:
         number of each pixel's region (h, w), of the photo scaled to `SIDE` at most; one a scale.
@@ -37,8 +33,35 @@ def photo_regions(photo: npt.NDArray[np.uint8], scales: tuple[int, ...] = SCALES
     height, width = photo.shape[:2]
     shrink = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    colours = lab(np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX)))
-    return [slic(colours, count) for count in scales]
+    small = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
+    # Noise of single pixels gives regions that fray; a median keeps edges where they are.
+    colours = lab(_median(_median(small, 0), 1))
+    return [slic(colours, count) for count in SCALES.values()]
+
+
+def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
+                     ) -> npt.NDArray[np.uint16]:
+    """Number the smallest proposal that each pixel lies in; elsewhere, superpixels.
+
+    Args:
+        proposals: of the photo, of any size.
+        rest: superpixels (h, w).
+
+    Returns:
+        number of each pixel's region (h, w).
+    """
+    regions, first = rest.copy(), int(rest.max()) + 1
+    masks = sorted(proposals.resized(rest.shape).masks(), key=lambda inside: -int(inside.sum()))
+    for number, inside in enumerate(masks, first):
+        regions[inside] = number
+    return regions
+
+
+def _median(photo: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.uint8]:
+    """The median of each pixel and its two neighbours along an axis."""
+    places, last = np.arange(photo.shape[axis]), photo.shape[axis] - 1
+    one, two, three = (photo.take(np.clip(places + by, 0, last), axis) for by in (-1, 0, 1))
+    return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
 
 def lab(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -84,22 +84,24 @@ export function showClasses(box, { classes, colours, tags, chosen, choose, toggl
   const others = classes.keys().filter((index) => index && !tags.includes(index));
   const order = [...tags, ...others];
   const rows = [[0, "0"], ...order.map((index, place) => [index, place < 9 ? String(place + 1) : ""]), [255, "u"]];
+  const focused = document.activeElement?.id;
   box.replaceChildren(...rows.map(([index, key]) => {
     const name = classes[index] ?? "unlabelled", tagged = tags.includes(index);
     const swatch = element("span", { className: `swatch swatch-${index}` });
     if (index && index !== 255) swatch.style.background = `rgb(${colours[index]})`;
-    const pick = element("button", { className: "pick" }, swatch, element("span", { textContent: name }),
+    const pick = element("button", { id: `class-${index}`, className: "pick" }, swatch, element("span", { textContent: name }),
       element("kbd", { textContent: key, hidden: !key }));
     pick.ariaPressed = String(index === chosen);
     pick.addEventListener("click", () => choose(index));
     if (!index || index === 255) return element("li", {}, pick);
-    const tag = element("button", { className: "tag", textContent: tagged ? "tagged" : "no tag",
+    const tag = element("button", { id: `tag-${index}`, className: "tag", textContent: tagged ? "tagged" : "no tag",
       title: tagged ? "This tag is wrong: take it away (t)" : "Give the photo this tag (t)" });
     tag.ariaPressed = String(tagged);
     tag.ariaLabel = `Tag ${name}`;
     tag.addEventListener("click", () => toggle(index));
     return element("li", {}, pick, tag);
   }));
+  if (focused) document.getElementById(focused)?.focus();
   return order;
 }
 
