@@ -17,7 +17,7 @@ import pytest
 from conftest import Run, copy_workspace
 from review_server import TOKEN, Client, start_process
 
-from vpltool.formats import describe, open_workspace, read_labels
+from vpltool.formats import describe, open_workspace, read_labels, write_labels
 from vpltool.review import work as review_work
 from vpltool.review.desk import GRID, Conflict, Desk
 from vpltool.review.journal import Journal
@@ -209,14 +209,34 @@ def test_a_large_photo_keeps_what_nobody_touched(base: Path) -> None:
 
 
 def test_orders(base: Path) -> None:
-    desk = Desk(base / "work", "", "train", "")
-    assert desk.order == "uncertain"
+    desk = Desk(base / "work", "masks/text-refined-full", "train", "worst-tags")
     ids = {name: desk.ordered(name) for name in review_work.ORDERS}
     assert all(sorted(found) == sorted(desk.photos) for found in ids.values())
     assert ids["file"] == list(desk.photos) and ids["random"] != ids["file"]
-    unsure = [float((read_labels(base / f"work/masks/text-refined/train/{key}.png") == 255).mean())
-              for key in ids["uncertain"]]
-    assert unsure == sorted(unsure, reverse=True)
+    unsure = {key: float((read_labels(base / f"work/masks/text-refined/train/{key}.png") == 255
+                          ).mean()) for key in desk.photos}
+    assert ids["uncertain"] == sorted(unsure, key=lambda key: -unsure[key])
+
+
+def test_worst_tags_first_then_what_two_masks_disagree_about(base: Path) -> None:
+    desk = Desk(base / "work", "", "train", "worst-tags")
+    shown, other = (base / f"work/masks/text-refined-full/train/{key}.png"
+                    for key in ("scene0", "scene1"))
+    header = describe(shown).header
+    photos = {key: desk.photos[key] for key in ("scene0", "scene1")}
+    tagged = {key: desk.workspace.indices_of(photo) for key, photo in photos.items()}
+    for path, key in ((shown, "scene0"), (other, "scene1")):
+        labels = np.zeros_like(read_labels(path))
+        for row, index in enumerate(tagged[key]):
+            labels[2 * row:2 * row + 2] = index
+        write_labels(path, labels, header)
+    first = review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+                             "train")
+    # Both show what their tags say; the other one is made to lack a class.
+    write_labels(shown if first[0] == "scene1" else other,
+                 np.zeros_like(read_labels(shown)), header)
+    assert review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+                            "train") == first[::-1]
 
 
 def test_regions_follow_edges() -> None:
@@ -243,7 +263,7 @@ def test_training_again(client: Client, base: Path) -> None:
         "update", "predict", "predict", "eval"]
     assert client.ask("POST", "/api/train", {})[0] == 200
     found = client.until(lambda: not (state := client.json("GET", "/api/poll?since=0"))[
-        "training"]["runs"] and state)
+        "training"]["runs"] and state, 300)
     assert not found["training"]["error"], found
     assert found["shown"] == "predictions/tiny"
     assert [one["photos"] for one in found["training"]["curve"]] == [0, 1]

@@ -59,8 +59,8 @@ class Desk:
             elif known.stamp != self._stamp(key):
                 # Somebody else has replaced the mask.
                 self.journal.forget([key])
-        self.order = order or self._usual_order()
-        self.ids = self.ordered(self.order)
+        self.order = order
+        self.ids = self.ordered(order)
 
     def _open(self, what: str) -> None:
         self.workspace = open_workspace(self.path)
@@ -191,11 +191,6 @@ class Desk:
             held = () if since >= 0 else [key for key in self.photos if self._stamp(key)]
             return dict.fromkeys(held, "corrected") | found
 
-    @property
-    def newest(self) -> int:
-        """Number of the last change."""
-        return max((known.changed for known in self.journal.known().values()), default=0)
-
     def _version(self, key: str) -> int:
         known = self.journal.of(key)
         return known.changed if known else 0
@@ -250,13 +245,6 @@ class Desk:
         else:
             self._corrected(key).unlink(missing_ok=True)
         self.journal.stamp(key, self._stamp(key))
-
-    def _usual_order(self) -> str:
-        try:
-            work.ORDERS["uncertain"](self.workspace, self.shown, self.split)
-        except VplError:
-            return "worst-tags"
-        return "uncertain"
 
 
 @functools.lru_cache(maxsize=8)

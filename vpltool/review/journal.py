@@ -89,6 +89,11 @@ class Journal:
                 for key, changed, status, stamp in self._file.execute(
                     "SELECT id, changed, status, stamp FROM photos WHERE changed > ?", [since])}
 
+    @property
+    def newest(self) -> int:
+        """Number of the last change."""
+        return int(self._file.execute("SELECT coalesce(max(changed), 0) FROM photos").fetchone()[0])
+
     def of(self, key: str) -> Known | None:
         """What there is of a photo; None if it was never changed."""
         row = self._file.execute("SELECT changed, status, stamp FROM photos WHERE id = ?",

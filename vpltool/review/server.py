@@ -211,13 +211,13 @@ def _start(server: ReviewServer, _query: JsonObject) -> Answer:
                    for key in desk.ids],
         "order": desk.order, "orders": list(work.ORDERS), "scales": desk.scales,
         "layers": ["computed", *work.other_layers(desk.workspace, desk.split)],
-        "newest": desk.newest, "training": server.training.state()})
+        "newest": desk.journal.newest, "training": server.training.state()})
 
 
 def _poll(server: ReviewServer, query: JsonObject) -> Answer:
     desk = server.desk
     with desk.lock:
-        return _json({"newest": desk.newest, "shown": desk.what, "states": desk.states(
+        return _json({"newest": desk.journal.newest, "shown": desk.what, "states": desk.states(
             int(query.get("since", "0"))), "training": server.training.state()})
 
 
