@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Run, copy_workspace
+from PIL import Image
 from review_server import TOKEN, Client, start_process
 
 from vpltool.formats import describe, open_workspace, read_labels, write_labels
@@ -253,6 +254,28 @@ def test_arrays_are_sent_whole(client: Client, base: Path) -> None:
     (labels,) = client.array("/api/photo?id=scene0")
     assert (labels == read_labels(base / "work/masks/text-refined-full/train/scene0.png")).all()
     assert client.array("/api/regions?id=scene0").size == 2 * len(SCALES) * labels.size
+
+
+def test_proposals_are_regions(base: Path, run: Run, tmp_path: Path) -> None:
+    """The smallest proposal that holds a pixel, and superpixels where there is none."""
+    shape = read_labels(base / "work/masks/text-refined-full/train/scene0.png").shape
+    inside = np.zeros(shape, np.uint8)
+    inside[4:20, 6:30] = 255
+    part = np.zeros(shape, np.uint8)
+    part[8:12, 10:16] = 255
+    for number, mask in enumerate((part, inside)):
+        path = tmp_path / "found" / "scene0" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    made = run("propose", "--method", "files", "--path", tmp_path / "found", "--format", "masks",
+               "--workers", 0, work=base / "work")
+    desk = Desk(base / "work", "", "train", "file")
+    assert desk.scales == ["large", "small", "proposals files"], made.err
+    large, _, proposed = desk.regions("scene0")
+    assert (proposed[(inside == 0)] == large[(inside == 0)]).all()
+    assert len({*proposed[part > 0]}) == 1 and len({*proposed[(inside > 0) & (part == 0)]}) == 1
+    assert len({*proposed[inside > 0]} - {*large.ravel()}) == 2
+    assert (desk.regions("scene1")[2] == desk.regions("scene1")[0]).all()
 
 
 def test_training_again(client: Client, base: Path) -> None:
