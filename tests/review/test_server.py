@@ -297,12 +297,17 @@ def test_training_again(client: Client, base: Path) -> None:
     assert client.json("GET", "/api/photo?id=scene0")["history"] == ["test"]
 
 
-def test_an_open_address_needs_a_token(base: Path, run: Run) -> None:
+def test_what_the_command_refuses(base: Path, run: Run) -> None:
     refused = run("review", "--host", "0.0.0.0", "--port", 0, work=base / "work")
     assert refused.code == 1 and "--host=" not in refused.out
     assert "without encryption" in refused.err and "--token" in refused.err
     refused = run("review", "--token", "short", work=base / "work")
     assert refused.code == 1 and "too short" in refused.err
+    (base / "work/review").mkdir(exist_ok=True)
+    (base / "work/review/journal.sqlite").write_bytes(b"not a data base, but long enough" * 99)
+    refused = run("review", "--order", "file", "--port", 0, work=base / "work")
+    assert refused.code == 1 and "journal.sqlite is no journal" in refused.err
+    shutil.rmtree(base / "work/review")
     refused = run("review", "--what", "masks/none", work=base / "work")
     assert refused.code == 1 and "masks/none" in refused.err
 

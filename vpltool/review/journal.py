@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool.errors import VplError
 from vpltool.lazy import np, npt
 
 UNWRITTEN = "unwritten"
@@ -78,10 +79,20 @@ class Journal:
     """The journal; its caller lets one thread in at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, or begin one."""
+        """Open it, or begin one.
+
+        Raises:
+            VplError: the file is damaged, or of another version.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._file.executescript(_TABLES)
+        try:
+            self._file.executescript(_TABLES)
+            self._file.execute("SELECT status, first FROM photos LIMIT 1")
+        except sqlite3.DatabaseError as error:
+            raise VplError(f"{path} is no journal of this version: {error}",
+                           "move it away: corrected masks stay, and only what came before them "
+                           "cannot be undone any more") from error
 
     def known(self, since: int = -1) -> dict[str, Known]:
         """What there is of each photo that was changed after a number."""
