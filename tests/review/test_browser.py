@@ -114,6 +114,18 @@ def test_click_undo_redo_reload(window: Window) -> None:
     assert window.js("return [...review.canvas.labels]") == found.ravel().tolist()
     assert window.js("return performance.getEntriesByName('open').at(-1).duration") < 5000
 
+def test_a_button_is_the_same_while_it_is_pressed(window: Window) -> None:
+    """What is saved meanwhile replaces no button under the mouse: the click would be lost."""
+    from selenium.webdriver import ActionChains
+
+    button = window.browser.find_element("id", "class-1")
+    window.keys("u")
+    window.drag((0, 0))
+    ActionChains(window.browser).click_and_hold(button).perform()
+    window.saved()
+    ActionChains(window.browser).release().perform()
+    assert window.js("return document.querySelector('#class-1').ariaPressed") == "true"
+
 def test_brush_eraser_and_polygon(window: Window) -> None:
     window.keys("u")
     window.click("[data-tool=brush]")

@@ -1,15 +1,16 @@
 import { Canvas } from "./canvas.js";
 import { Queue, encode, get, post } from "./net.js";
-import { PhotoList, WORDS, element, showClasses, showCurve } from "./lists.js";
+import { ClassList, PhotoList, WORDS, element, showCurve } from "./lists.js";
 
 const $ = (id) => document.getElementById(id);
 const start = await get("/api/start").catch((error) => { say(error.message, true); throw error; });
 let photos, byId, newest, shown, training;
-let now = null, chosen = 0, order = [], tool = "region", scale = 0, breadth = 20;
+let now = null, chosen = 0, tool = "region", scale = 0, breadth = 20;
 let stroke = null, polygon = [], grab = null, cursor = null, held = "";
 
 const canvas = new Canvas($("stage"), start.colours);
 const list = new PhotoList($("list"), { choose: open, classes: start.classes });
+const classes = new ClassList($("classes"), { ...start, choose, toggle });
 const queue = new Queue({ heard, refused, told });
 window.review = { queue, canvas };   // for tests
 
@@ -182,7 +183,7 @@ function toggle(index) {
 function describe() {
   const { tags = [], history = [], redo = 0, state = "new", id } = now ?? {};
   if (now?.data) Object.assign(byId.get(id), { state, tags });
-  order = showClasses($("classes"), { ...start, tags, chosen, choose, toggle });
+  classes.show(tags, chosen);
   $("history").replaceChildren(...history.slice(-12).reverse().map((what) => element("li", { textContent: what })));
   if (!history.length) $("history").append(element("li", { className: "soft", textContent: WORDS[state] }));
   $("undo").disabled = !history.length;
@@ -358,7 +359,7 @@ function pressed({ key, target, shiftKey, repeat }) {
   else if (key in ARROWS && target === stage) aim(x, y);
   else if (key === " " && target === stage) press();
   else if (key === "h" || key === "x") { if (!repeat) hold(key).catch((error) => say(error.message, true)); }
-  else if (/^[1-9]$/.test(key)) { if (order[key - 1]) choose(order[key - 1]); }
+  else if (/^[1-9]$/.test(key)) { if (classes.order[key - 1]) choose(classes.order[key - 1]); }
   else if (BY_KEY.get(key)) BY_KEY.get(key)();
   else return false;
   return true;
