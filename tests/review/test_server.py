@@ -278,12 +278,17 @@ def test_proposals_are_regions(base: Path, run: Run, tmp_path: Path) -> None:
     assert (desk.regions("scene1")[2] == desk.regions("scene1")[0]).all()
 
 
-def test_training_again(client: Client, base: Path) -> None:
+def test_training_again(client: Client, base: Path, run: Run) -> None:
     """The child runs what the page says, the new masks are shown, and the old can be compared."""
     pixel(client, "scene0", "one")
     lines = client.json("GET", "/api/start")["training"]["lines"]
     assert [line.split()[-1] if "update" in line else line.split()[3] for line in lines] == [
         "update", "predict", "predict", "eval"]
+    # As if a training had been stopped while it predicted: the next one goes on.
+    assert run("predict", "--split", "val", "--decoder", "tiny", work=base / "work").code == 0
+    manifest = base / "work/predictions/tiny/val/artifact.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    next(manifest.parent.glob("*.png")).unlink()
     assert client.ask("POST", "/api/train", {})[0] == 200
     found = client.until(lambda: not (state := client.json("GET", "/api/poll?since=0"))[
         "training"]["runs"] and state, 300)

@@ -67,7 +67,7 @@ class Training:
                     raise VplError("there is no segmenter to train again",
                                    "`train_decoder()` trains the first one; then reload the page")
                 # The curve begins with the segmenter before any correction.
-                first = [] if self._curve() else steps(desk, segmenter, desk.scored.split)
+                first = [] if self._curve() else steps(desk, segmenter, desk.scored["split"])
                 todo = [*first, _UPDATE, *steps(desk, segmenter, desk.split)]
                 self._said = {"step": "starting", "title": "", "done": 0, "total": 0, "error": ""}
                 _keep(desk.shown.path, desk.path / OWN / "rounds")
@@ -121,16 +121,17 @@ def segmenter_of(path: Path, shown: str) -> str:
 
 
 def steps(desk: Desk, segmenter: str, split: str) -> list[Step]:
-    """Return the steps that score a segmenter and show its masks of a split.
-
-    The curve is of the split `val` if there is one, by true masks if there are any.
-    """
+    """Return the steps that make a segmenter's masks of a split, and score it."""
     predictions = desk.path / "predictions" / segmenter
     return [*(("predict", {"split": name, "decoder": segmenter})
-              for name in dict.fromkeys((split, desk.scored.split))
-              if not (predictions / name / "artifact.json").exists()),
-            ("eval", {"what": f"predictions/{segmenter}", "split": desk.scored.split,
-                      "against": desk.scored.against})]
+              for name in dict.fromkeys((split, desk.scored["split"]))
+              if not _is_whole(predictions / name / "artifact.json")),
+            ("eval", {"what": f"predictions/{segmenter}", **desk.scored})]
+
+
+def _is_whole(manifest: Path) -> bool:
+    """Tell whether predictions are there, and no earlier training was stopped amid them."""
+    return manifest.exists() and bool(read_json(manifest, "").get("complete"))
 
 
 def _keep(old: Path, rounds: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
@@ -15,6 +15,7 @@ from vpltool.errors import VplError
 from vpltool.formats import (
     IGNORE,
     InputFolder,
+    JsonObject,
     Photo,
     Workspace,
     find_folder,
@@ -86,20 +87,16 @@ def labels_of(folder: InputFolder, photo_id: str) -> npt.NDArray[np.uint8] | Non
     return folder.read_labels(photo_id) if folder.holds(photo_id) else None
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The split that a segmenter is scored on, and against what: masks or tags."""
+def find_scored(workspace: Workspace, split: str) -> JsonObject:
+    """The split that the curve is of, `val` if there is one; `masks`, or `tags` without true masks.
 
-    split: str
-    against: str
-
-
-def find_scored(workspace: Workspace, split: str) -> Scored:
-    """Take `val` if there is such a split, else the one shown; true masks if it has any."""
+    Returns:
+        `split` and `against`, as `eval` has them.
+    """
     photos = workspace.photos()
     name = "val" if any("val" in photo.splits for photo in photos) else split
     masks = any(photo.mask for photo in photos if name in photo.splits)
-    return Scored(name, "masks" if masks else "tags")
+    return {"split": name, "against": "masks" if masks else "tags"}
 
 
 def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:

@@ -442,7 +442,8 @@ async function poll() {
       if (id !== now?.id) loads.delete(id);
       else if (now.data && !queue.has(id) && !stroke) await reload(id);
     }
-    if (ran && !training.runs && !training.error) {
+    if (ran && training.error) say(training.error, true);
+    else if (ran && !training.runs) {
       begin(await get("/api/start"));
       loads.clear();
       queue.versions.clear();
