@@ -22,7 +22,7 @@ from vpltool.formats import describe, open_workspace, read_labels, write_labels
 from vpltool.review import work as review_work
 from vpltool.review.desk import GRID, Conflict, Desk
 from vpltool.review.journal import Journal
-from vpltool.review.regions import SCALES, photo_regions
+from vpltool.review.pictures import SCALES, photo_regions
 from vpltool.review.server import ReviewServer
 
 

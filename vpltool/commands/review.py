@@ -99,7 +99,8 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
                 pass
             finally:
                 server.training.stop()
-        states = [desk.states().get(key, "new") for key in desk.photos]
+        known = desk.states()
+    states = [known.get(key, "new") for key in desk.photos]
     return [f"{states.count(state)} {state}" for state in STATES]
 
 

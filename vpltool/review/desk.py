@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.core.photos import photo_size
+from vpltool.core.proposals import from_tensors
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace, read_labels
 from vpltool.formats.corrections import FOLDER
@@ -21,7 +21,7 @@ from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.review import pictures, work
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
-from vpltool.review.regions import SCALES, proposal_regions
+from vpltool.review.pictures import SCALES, proposal_regions
 from vpltool.stages._corrections import take_corrections
 
 GRID = 1600
@@ -51,12 +51,12 @@ class Desk:
         if len(self.workspace.classes) > _MOST_CLASSES:
             raise VplError(f"{len(self.workspace.classes)} classes; the page has colours for "
                            f"{_MOST_CLASSES}", "`export('review')` writes masks for other programs")
-        for key, known in self.journal.known().items():
+        for key, (_, stamp) in self.journal.known().items():
             if key not in self.photos:
                 continue
-            if known.stamp == UNWRITTEN:
+            if stamp == UNWRITTEN:
                 self._publish(key)
-            elif known.stamp != self._stamp(key):
+            elif stamp != self._stamp(key):
                 # Somebody else has replaced the mask.
                 self.journal.forget([key])
         self.order = order
@@ -106,23 +106,20 @@ class Desk:
     def regions(self, key: str) -> npt.NDArray[np.uint16]:
         """Numbers of a photo's regions, one picture for each of `scales` (scales, h, w)."""
         found = pictures.superpixels(self.file(key))
-        for folder in self.proposals.values():
-            proposals = work.read_proposals(folder, key)
-            found = [*found, found[0] if proposals is None
-                     else proposal_regions(proposals, found[0])]
-        return np.stack(found)
+        return np.stack([*found, *(
+            proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
+            if folder.holds(key) else found[0] for folder in self.proposals.values())])
 
     def status(self, key: str) -> Status:
         """A photo's state and tags."""
-        known = self.journal.of(key)
-        return known.status if known else Status("corrected" if self._stamp(key) else "new",
-                                                 self.photo(key).labels)
+        return self.journal.status(key) or Status("corrected" if self._stamp(key) else "new",
+                                                  self.photo(key).labels)
 
     def describe(self, key: str) -> tuple[JsonObject, npt.NDArray[np.uint8]]:
         """What the page shows of a photo: words, and its labels on the grid (h, w)."""
         with self.lock:
             status = self.status(key)
-            return {"id": key, "version": self._version(key), "state": status.state,
+            return {"id": key, "version": self.journal.changed(key), "state": status.state,
                     "tags": [self.workspace.index_of(tag) for tag in status.tags],
                     "redo": len(self.journal.edits(key, undone=True)),
                     "history": [edit.what for edit in self.journal.edits(key)]}, self._grid(key)
@@ -137,15 +134,13 @@ class Desk:
 
     def edit(self, key: str, version: int, op: str, what: str, box: Box, pixels: bytes,
              state: str, tags: tuple[int, ...] | None) -> None:
-        """Take an edit, and write the corrected mask.
+        """Take an edit, see `Edit`, and write the corrected mask.
 
         Args:
             key: of the photo.
             version: number of the change after which the edit was made.
-            op: a name that no other edit has.
-            what: words for the history.
-            box: x, y, width and height on the grid; of no size: no pixel changes.
-            pixels: the labels in it, row by row.
+            op, what, box: see `Edit`.
+            pixels: the labels in the box, row by row.
             state: the photo's state after it.
             tags: class indices of the photo's tags after it; None: as before.
 
@@ -186,17 +181,13 @@ class Desk:
     def states(self, since: int = -1) -> dict[str, str]:
         """Id to state of the photos that were changed after a change; of all that are not new."""
         with self.lock:
-            found = {key: known.status.state for key, known in self.journal.known(since).items()
+            found = {key: status.state for key, (status, _) in self.journal.known(since).items()
                      if key in self.photos}
             held = () if since >= 0 else [key for key in self.photos if self._stamp(key)]
             return dict.fromkeys(held, "corrected") | found
 
-    def _version(self, key: str) -> int:
-        known = self.journal.of(key)
-        return known.changed if known else 0
-
     def _check_version(self, key: str, version: int) -> None:
-        if self._version(key) != version:
+        if self.journal.changed(key) != version:
             raise Conflict("this photo was changed in another window")
 
     def _corrected(self, key: str) -> Path:
@@ -218,8 +209,11 @@ class Desk:
         if self._stamp(key):
             return read_labels(self._corrected(key))
         found = work.labels_of(self.shown, key)
-        return found if found is not None else np.full(
-            photo_size(self.workspace.image_path(self.photo(key))), IGNORE, np.uint8)
+        if found is None:
+            from vpltool.core.photos import photo_size
+
+            found = np.full(photo_size(self.file(key)[0]), IGNORE, np.uint8)
+        return found
 
     def _grid(self, key: str) -> npt.NDArray[np.uint8]:
         """A photo's labels on the grid (h, w), with all edits that are not undone."""

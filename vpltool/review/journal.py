@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt
@@ -66,15 +67,6 @@ class Edit:
     status: Status
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the journal has of a photo: number of its last change, status, and mask's stamp."""
-
-    changed: int
-    status: Status
-    stamp: str
-
-
 class Journal:
     """The journal; its caller lets one thread in at a time."""
 
@@ -94,27 +86,33 @@ class Journal:
                            "move it away: corrected masks stay, and only what came before them "
                            "cannot be undone any more") from error
 
-    def known(self, since: int = -1) -> dict[str, Known]:
-        """What there is of each photo that was changed after a number."""
-        return {key: Known(changed, Status.from_json(status), stamp)
-                for key, changed, status, stamp in self._file.execute(
-                    "SELECT id, changed, status, stamp FROM photos WHERE changed > ?", [since])}
+    def known(self, since: int = -1) -> dict[str, tuple[Status, str]]:
+        """Status, and the mask's stamp, of each photo that was changed after a number."""
+        return {key: (Status.from_json(status), stamp) for key, status, stamp in self._file.execute(
+            "SELECT id, status, stamp FROM photos WHERE changed > ?", [since])}
 
     @property
     def newest(self) -> int:
         """Number of the last change."""
         return int(self._file.execute("SELECT coalesce(max(changed), 0) FROM photos").fetchone()[0])
 
-    def of(self, key: str) -> Known | None:
-        """What there is of a photo; None if it was never changed."""
-        row = self._file.execute("SELECT changed, status, stamp FROM photos WHERE id = ?",
-                                 [key]).fetchone()
-        return Known(row[0], Status.from_json(row[1]), row[2]) if row else None
+    def changed(self, key: str) -> int:
+        """Number of a photo's last change; 0: none."""
+        return int(self._of(key, "changed") or 0)
+
+    def status(self, key: str) -> Status | None:
+        """A photo's status; None if it was never changed."""
+        text = self._of(key, "status")
+        return Status.from_json(text) if text else None
 
     def base(self, key: str) -> bytes | None:
         """The mask that a photo showed first, as PNG; None if it was never changed."""
-        row = self._file.execute("SELECT base FROM photos WHERE id = ?", [key]).fetchone()
-        return bytes(row[0]) if row else None
+        found: bytes | None = self._of(key, "base")
+        return found
+
+    def _of(self, key: str, column: str) -> Any:
+        row = self._file.execute(f"SELECT {column} FROM photos WHERE id = ?", [key]).fetchone()
+        return row[0] if row else None
 
     def edits(self, key: str, *, undone: bool = False) -> list[Edit]:
         """A photo's edits that are not undone, or those that are; oldest first."""

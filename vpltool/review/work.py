@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
 from vpltool.formats import (
@@ -56,11 +55,6 @@ def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
     """The proposals of a split, by name."""
     paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
     return {path.parent.parent.name: open_input(path.parent, ("proposals",)) for path in paths}
-
-
-def read_proposals(folder: InputFolder, photo_id: str) -> Proposals | None:
-    """Read a photo's proposals; None if it has none."""
-    return from_tensors(folder.read_tensors(photo_id)) if folder.holds(photo_id) else None
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
@@ -224,15 +218,8 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     return differing
 
 
-def _random(_workspace: Workspace, _shown: InputFolder, _split: str) -> Measure:
-    numbers = random.Random(0)
-    return lambda _photo: numbers.random()
-
-
-def _file(_workspace: Workspace, _shown: InputFolder, _split: str) -> Measure:
-    return lambda _photo: 0.0
-
-
 # The first is the default: it was the best of fourteen (docs/results.md).
 ORDERS: dict[str, Callable[[Workspace, InputFolder, str], Measure]] = {
-    "worst-tags": _worst_tags, "uncertain": _uncertain, "random": _random, "file": _file}
+    "worst-tags": _worst_tags, "uncertain": _uncertain,
+    "random": lambda *_: lambda photo: random.Random(photo.id).random(),
+    "file": lambda *_: lambda _photo: 0.0}
