@@ -90,7 +90,7 @@ def _once(found: FoundStage, path: Path, settings: Settings
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)
     return once(path, json.dumps([found.name, said, rank_of_process(), shard], sort_keys=True),
-                f"`{found.name.replace('-', '_')}({given})`")
+                f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
 
 
 def _settled(values: Mapping[str, object]) -> str:

@@ -30,6 +30,17 @@ def test_the_second_is_told_which_is_the_first(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("name", "shards"), [("extract", True), ("seed-prototypes", False)])
+def test_only_work_that_can_be_shared_is_hinted_to_be(name: str, shards: bool, tmp_path: Path
+                                                      ) -> None:
+    found = find_stage(name)
+    settings = stage_settings(found, {})
+    with (_once(found, tmp_path, settings), pytest.raises(VplError) as refused,
+          _once(found, tmp_path, settings)):
+        raise AssertionError
+    assert ("shard=" in refused.value.hint) is shards
+
+
 def test_without_a_folder_for_locks_the_work_is_done(tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 TOKEN = "0123456789abcdefTOKEN"
 
@@ -37,12 +41,22 @@ class Client:
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
             ) -> tuple[int, Any]:
-        """Status and JSON; other content as bytes."""
-        status, content, _ = self.raw(method, path, headers, body)
+        """Status and JSON; of an array, the line before it; other content as bytes."""
+        status, content, answered = self.raw(method, path, headers, body)
+        if answered["Content-Encoding"] == "deflate":
+            content = zlib.decompress(content).split(b"\n", 1)[0]
         try:
             return status, json.loads(content)
         except ValueError:
             return status, content
+
+    def array(self, path: str) -> npt.NDArray[np.uint8]:
+        """Bytes of an array (…, height, width)."""
+        status, content, _ = self.raw("GET", path)
+        line, numbers = zlib.decompress(content).split(b"\n", 1)
+        about = json.loads(line)
+        assert status == 200
+        return np.frombuffer(numbers, np.uint8).reshape(-1, about["height"], about["width"])
 
     def json(self, method: str, path: str) -> Any:
         """The JSON of an answer that must be well."""

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Run, copy_workspace
+from PIL import Image
 from review_server import TOKEN, Client, start_process
 
-from vpltool.formats import describe, open_workspace, read_labels
+from vpltool.formats import describe, open_workspace, read_labels, write_labels
 from vpltool.review import work as review_work
 from vpltool.review.desk import GRID, Conflict, Desk
 from vpltool.review.journal import Journal
-from vpltool.review.regions import SCALES, photo_regions
+from vpltool.review.pictures import SCALES, photo_regions
 from vpltool.review.server import ReviewServer
 
 
@@ -68,9 +68,9 @@ def test_other_hosts_and_pages_are_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", [
-    "/../workspace.json", "/%2e%2e/workspace.json", "/api/labels?id=../../tags.csv",
+    "/../workspace.json", "/%2e%2e/workspace.json", "/api/photo?id=../../tags.csv",
     "/photo?id=../../../etc/passwd", "/thumb?id=nobody", "/page/server.py", "/server.py",
-    "/api/labels?id=scene0&layer=../../x", "/api/labels?id=scene0&layer=before%20training%20../x"])
+    "/api/layer?id=scene0&layer=../../x", "/api/layer?id=scene0&layer=before%20training%20../x"])
 def test_an_id_never_becomes_a_path(client: Client, path: str) -> None:
     assert client.ask("GET", path)[0] in (404, 422)
 
@@ -109,14 +109,14 @@ def test_undo_and_redo_outlive_the_server(client: Client, base: Path) -> None:
     pixel(client, "scene1", "two", 2)
     two = read_labels(base / "work/corrections/scene1.png")
     desk = Desk(base / "work", "", "train", "file")
-    desk.move("scene1", desk.describe("scene1")["version"], True)
+    desk.move("scene1", desk.describe("scene1")[0]["version"], back=True)
     one = read_labels(base / "work/corrections/scene1.png")
     assert (two[3:5, 2:6] == 2).all() and (one[3:5, 2:6] == 1).all()
-    desk.move("scene1", desk.describe("scene1")["version"], True)
+    desk.move("scene1", desk.describe("scene1")[0]["version"], back=True)
     assert not (base / "work/corrections/scene1.png").exists()
-    assert desk.describe("scene1")["state"] == "new"
+    assert desk.describe("scene1")[0]["state"] == "new"
     for _ in range(2):
-        desk.move("scene1", desk.describe("scene1")["version"], False)
+        desk.move("scene1", desk.describe("scene1")[0]["version"], back=False)
     assert (read_labels(base / "work/corrections/scene1.png") == two).all()
 
 
@@ -162,7 +162,7 @@ def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: py
     def killed(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(review_work, "write_correction", killed)
+    monkeypatch.setattr("vpltool.review.desk.take_corrections", killed)
     with pytest.raises(KeyboardInterrupt):
         desk.edit("scene0", 0, "one", "test", (0, 0, 2, 1), bytes([1, 2]), "corrected", None)
     assert not (base / "work/corrections/scene0.png").exists()
@@ -179,7 +179,7 @@ def test_a_killed_server_has_saved_everything(base: Path) -> None:
     child.wait()
     assert (read_labels(base / "work/corrections/scene0.png")[3:5, 2:6] == 1).all()
     desk = Desk(base / "work", "", "train", "file")
-    assert desk.describe("scene0")["history"] == ["test"]
+    assert desk.describe("scene0")[0]["history"] == ["test"]
 
 
 def test_a_mask_that_somebody_else_replaced_is_what_counts(client: Client, base: Path) -> None:
@@ -210,60 +210,109 @@ def test_a_large_photo_keeps_what_nobody_touched(base: Path) -> None:
 
 
 def test_orders(base: Path) -> None:
-    desk = Desk(base / "work", "", "train", "")
-    assert desk.order == "uncertain"
+    desk = Desk(base / "work", "masks/text-refined-full", "train", "worst-tags")
     ids = {name: desk.ordered(name) for name in review_work.ORDERS}
     assert all(sorted(found) == sorted(desk.photos) for found in ids.values())
     assert ids["file"] == list(desk.photos) and ids["random"] != ids["file"]
-    unsure = [float((read_labels(base / f"work/masks/text-refined/train/{key}.png") == 255).mean())
-              for key in ids["uncertain"]]
-    assert unsure == sorted(unsure, reverse=True)
+    unsure = {key: float((read_labels(base / f"work/masks/text-refined/train/{key}.png") == 255
+                          ).mean()) for key in desk.photos}
+    assert ids["uncertain"] == sorted(unsure, key=lambda key: -unsure[key])
+
+
+def test_worst_tags_first_then_what_two_masks_disagree_about(base: Path) -> None:
+    desk = Desk(base / "work", "", "train", "worst-tags")
+    shown, other = (base / f"work/masks/text-refined-full/train/{key}.png"
+                    for key in ("scene0", "scene1"))
+    header = describe(shown).header
+    photos = {key: desk.photos[key] for key in ("scene0", "scene1")}
+    tagged = {key: desk.workspace.indices_of(photo) for key, photo in photos.items()}
+    for path, key in ((shown, "scene0"), (other, "scene1")):
+        labels = np.zeros_like(read_labels(path))
+        for row, index in enumerate(tagged[key]):
+            labels[2 * row:2 * row + 2] = index
+        write_labels(path, labels, header)
+    first = review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+                             "train")
+    # Both show what their tags say; the other one is made to lack a class.
+    write_labels(shown if first[0] == "scene1" else other,
+                 np.zeros_like(read_labels(shown)), header)
+    assert review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+                            "train") == first[::-1]
 
 
 def test_regions_follow_edges() -> None:
     """Two colours are never in one region, and there are about as many as were asked for."""
     photo = np.zeros((120, 160, 3), np.uint8)
     photo[:, 83:] = (220, 60, 30)
-    for count, regions in zip(SCALES, photo_regions(photo), strict=True):
+    for count, regions in zip(SCALES.values(), photo_regions(photo), strict=True):
         assert regions.shape == (120, 160)
         assert count / 2 < len(np.unique(regions)) < 2 * count
         assert not set(regions[:, :83].ravel()) & set(regions[:, 83:].ravel())
 
 
 def test_arrays_are_sent_whole(client: Client, base: Path) -> None:
-    status, content, headers = client.raw("GET", "/api/labels?id=scene0")
-    width, height = map(int, headers["X-Size"].split("x"))
-    labels = np.frombuffer(zlib.decompress(content), np.uint8).reshape(height, width)
+    (labels,) = client.array("/api/photo?id=scene0")
     assert (labels == read_labels(base / "work/masks/text-refined-full/train/scene0.png")).all()
-    status, content, headers = client.raw("GET", "/api/regions?id=scene0&scale=1")
-    assert status == 200 and len(zlib.decompress(content)) == 2 * width * height
+    assert client.array("/api/regions?id=scene0").size == 2 * len(SCALES) * labels.size
 
 
-def test_training_again(client: Client, base: Path) -> None:
+def test_proposals_are_regions(base: Path, run: Run, tmp_path: Path) -> None:
+    """The smallest proposal that holds a pixel, and superpixels where there is none."""
+    shape = read_labels(base / "work/masks/text-refined-full/train/scene0.png").shape
+    inside = np.zeros(shape, np.uint8)
+    inside[4:20, 6:30] = 255
+    part = np.zeros(shape, np.uint8)
+    part[8:12, 10:16] = 255
+    for number, mask in enumerate((part, inside)):
+        path = tmp_path / "found" / "scene0" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    made = run("propose", "--method", "files", "--path", tmp_path / "found", "--format", "masks",
+               "--workers", 0, work=base / "work")
+    desk = Desk(base / "work", "", "train", "file")
+    assert desk.scales == ["large", "small", "proposals files"], made.err
+    large, _, proposed = desk.regions("scene0")
+    assert (proposed[(inside == 0)] == large[(inside == 0)]).all()
+    assert len({*proposed[part > 0]}) == 1 and len({*proposed[(inside > 0) & (part == 0)]}) == 1
+    assert len({*proposed[inside > 0]} - {*large.ravel()}) == 2
+    assert (desk.regions("scene1")[2] == desk.regions("scene1")[0]).all()
+
+
+def test_training_again(client: Client, base: Path, run: Run) -> None:
     """The child runs what the page says, the new masks are shown, and the old can be compared."""
     pixel(client, "scene0", "one")
     lines = client.json("GET", "/api/start")["training"]["lines"]
     assert [line.split()[-1] if "update" in line else line.split()[3] for line in lines] == [
         "update", "predict", "predict", "eval"]
+    # As if a training had been stopped while it predicted: the next one goes on.
+    assert run("predict", "--split", "val", "--decoder", "tiny", work=base / "work").code == 0
+    manifest = base / "work/predictions/tiny/val/artifact.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    next(manifest.parent.glob("*.png")).unlink()
     assert client.ask("POST", "/api/train", {})[0] == 200
     found = client.until(lambda: not (state := client.json("GET", "/api/poll?since=0"))[
-        "training"]["runs"] and state)
+        "training"]["runs"] and state, 300)
     assert not found["training"]["error"], found
     assert found["shown"] == "predictions/tiny"
     assert [one["photos"] for one in found["training"]["curve"]] == [0, 1]
     header = describe(base / "work/decoder/tiny.safetensors").header
     assert header is not None and "1 corrected mask" in header.supervision
     assert "before training 1" in client.json("GET", "/api/start")["layers"]
-    assert client.ask("GET", "/api/labels?id=scene1&layer=before%20training%201")[0] == 200
+    assert client.ask("GET", "/api/layer?id=scene1&layer=before%20training%201")[0] == 200
     assert client.json("GET", "/api/photo?id=scene0")["history"] == ["test"]
 
 
-def test_an_open_address_needs_a_token(base: Path, run: Run) -> None:
+def test_what_the_command_refuses(base: Path, run: Run) -> None:
     refused = run("review", "--host", "0.0.0.0", "--port", 0, work=base / "work")
     assert refused.code == 1 and "--host=" not in refused.out
     assert "without encryption" in refused.err and "--token" in refused.err
     refused = run("review", "--token", "short", work=base / "work")
     assert refused.code == 1 and "too short" in refused.err
+    (base / "work/review").mkdir(exist_ok=True)
+    (base / "work/review/journal.sqlite").write_bytes(b"not a data base, but long enough" * 99)
+    refused = run("review", "--order", "file", "--port", 0, work=base / "work")
+    assert refused.code == 1 and "journal.sqlite is no journal" in refused.err
+    shutil.rmtree(base / "work/review")
     refused = run("review", "--what", "masks/none", work=base / "work")
     assert refused.code == 1 and "masks/none" in refused.err
 

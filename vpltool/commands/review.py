@@ -27,10 +27,11 @@ class ReviewSettings(Settings):
     what: str = setting("", "Masks to correct: masks/NAME or predictions/NAME; default: the "
                             "predictions of the split, else its masks.", metavar="NAME")
     split: str = options.split()
-    order: str = setting("", "Which photos come first; uncertain; worst-tags: those whose mask "
-                             "disagrees most with their tags; random; file. Default: uncertain "
-                             "where that is known, else worst-tags.",
-                         choices=("", *ORDERS), metavar="|".join(ORDERS))
+    order: str = setting("worst-tags", "Which photos come first; worst-tags: those whose mask "
+                                       "disagrees most with their tags; uncertain: those of which "
+                                       "the segmenter, or the CRF, is least sure; random; file.",
+                         choices=tuple(ORDERS), metavar="|".join(ORDERS),
+                         source="vpltool, docs/results.md")
     port: int = setting(8642, "Port; 0: any free one.", low=0, high=65535)
     open: bool = setting(False, "Open the browser.", off="-")
     host: str = setting("127.0.0.1", "Address to listen on. Another than this machine's own needs "
@@ -91,7 +92,7 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
             raise VplError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
                            "`port=0` takes a free one") from error
         with server:
-            console.note(f"review: {desk.shown.name}, {len(desk.ids)} photos. Open\n\n    "
+            console.note(f"review: {desk.what}, {len(desk.ids)} photos. Open\n\n    "
                          f"{server.address}\n\nCtrl-C ends it; everything is saved.")
             if settings.open:
                 webbrowser.open(server.address)
@@ -101,7 +102,8 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
                 pass
             finally:
                 server.training.stop()
-        states = [desk.states().get(key, "new") for key in desk.photos]
+        known = desk.states()
+    states = [known.get(key, "new") for key in desk.photos]
     return [f"{states.count(state)} {state}" for state in STATES]
 
 

@@ -21,7 +21,7 @@ from vpltool.errors import VplError
 
 
 @contextlib.contextmanager
-def once(folder: Path, work: str, call: str) -> Iterator[None]:
+def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterator[None]:
     """Run a block unless another process on this machine is running the same work.
 
     The system gives the lock back when a process ends, however it ends. Processes of other
@@ -31,6 +31,7 @@ def once(folder: Path, work: str, call: str) -> Iterator[None]:
         folder: the workspace.
         work: what is done there: two processes with the same words do the same.
         call: the work as a call, for who comes second.
+        shards: whether several processes can share it.
 
     Raises:
         VplError: another process is doing it.
@@ -46,7 +47,7 @@ def once(folder: Path, work: str, call: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _is_running(folder, call, file.read()) from None
+            raise _is_running(folder, call, file.read(), shards) from None
         except OSError:
             yield
             return
@@ -133,7 +134,7 @@ def _lock_file(folder: Path, work: str) -> Path:
     return locks / f"{name.hexdigest()[:24]}.lock"
 
 
-def _is_running(folder: Path, call: str, content: str) -> VplError:
+def _is_running(folder: Path, call: str, content: str, shards: bool) -> VplError:
     known = _known(content)
     process = known["process"] if known else 0
     # Else it has the lock, and has not said so yet.
@@ -141,4 +142,6 @@ def _is_running(folder: Path, call: str, content: str) -> VplError:
     return VplError(f"{call} is already running in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"
                     + (f"; kill {process} ends it, and what it has written is kept" if process
-                       else "") + "; with `shard='0/2'` and `shard='1/2'` two processes share it")
+                       else "")
+                    + ("; with `shard='0/2'` and `shard='1/2'` two processes share it" if shards
+                       else ""))

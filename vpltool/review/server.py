@@ -14,27 +14,28 @@ import secrets
 import sys
 import threading
 import zlib
+from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vpltool import __version__
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
-from vpltool.pictures.colours import class_palette
-from vpltool.review import work
-from vpltool.review.desk import Conflict, Desk, Pictures
+from vpltool.lazy import np, npt
+from vpltool.review import pictures, work
+from vpltool.review.desk import Conflict, Desk
 from vpltool.review.training import Training
+from vpltool.shell import to_shell
 
-_PAGE = Path(__file__).parent / "page"
-_FILES = {"/": ("index.html", "text/html"), "/review.css": ("review.css", "text/css"),
-          **{f"/{name}.js": (f"{name}.js", "text/javascript")
-             for name in ("review", "canvas", "net", "lists")}}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_FILES = {"/" if file.suffix == ".html" else f"/{file.name}": file
+          for file in (Path(__file__).parent / "page").iterdir() if file.suffix in _KINDS}
 """All files that are served, by address: no other address becomes a path."""
 
 _HEADERS = {
+    "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
                                "'self' data:; connect-src 'self'; base-uri 'none'; form-action "
                                "'none'; frame-ancestors 'none'",
@@ -43,6 +44,13 @@ _HEADERS = {
 
 _LONGEST = 16 << 20
 """Bytes of a request at most: all pixels of a grid, and their base64."""
+
+_FAILED: dict[type[Exception], tuple[int, str]] = {
+    Conflict: (409, ""), VplError: (422, ""), KeyError: (404, "there is no "),
+    OSError: (422, "the photo cannot be read: "), ValueError: (400, ""), TypeError: (400, "")}
+"""Status and first words of what went wrong, by its kind."""
+
+_LOCAL = ("127.0.0.1", "localhost")
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -54,18 +62,16 @@ class ReviewServer(ThreadingHTTPServer):
         """Bind the address; port 0: any free one."""
         super().__init__((host, port), _Handler)
         self.desk, self.token, self.host = desk, token, host
-        self.pictures, self.training = Pictures(), Training(desk)
+        self.training = Training(desk)
         self.cookie = f"vpltool-review-{self.server_port}"
-
         # Heavy packages are imported, and the first photo is read, while the browser is opened.
         threading.Thread(target=self._warm, daemon=True).start()
 
     def _warm(self) -> None:
         with contextlib.suppress(OSError, VplError):
             for key in self.desk.ids[:1]:
-                file = _file(self, {"id": key})
-                self.pictures.photo(*file)
-                self.pictures.regions(*file)
+                pictures.screen(self.desk.file(key))
+                self.desk.regions(key)
 
     @property
     def address(self) -> str:
@@ -78,13 +84,16 @@ class ReviewServer(ThreadingHTTPServer):
         name, _, port = named.rpartition(":")
         if port != str(self.server_port):
             return False
-        local = ("127.0.0.1", "localhost")
-        if self.host in local:
-            return name in local
+        if self.host in _LOCAL:
+            return name in _LOCAL
         try:
             return bool(ipaddress.ip_address(name))
         except ValueError:
             return name in (self.host, "localhost")
+
+    def is_token(self, words: str) -> bool:
+        """Tell whether somebody knows the token."""
+        return secrets.compare_digest(words.encode(), self.token.encode())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a browser that has closed its connection."""
@@ -101,70 +110,58 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "vpltool"
 
-    def log_message(self, *_args: object) -> None:
+    def log_message(self, *_args: Any) -> None:
         """Write no log: the address holds the token."""
 
     def do_GET(self) -> None:
-        self._handle("GET", _GET)
+        self._handle(_GET)
 
     def do_POST(self) -> None:
-        self._handle("POST", _POST)
+        self._handle(_POST)
 
-    def _handle(self, method: str, table: JsonObject) -> None:
-        try:
-            self._answer(method, table)
-        except ConnectionError:
-            raise
-        except (KeyError, Conflict, VplError, OSError, ValueError, TypeError) as error:
-            self._fail(*_refusal(error))
-
-    def _answer(self, method: str, table: JsonObject) -> None:
+    def _handle(self, table: Mapping[str, Callable[[ReviewServer, JsonObject], Answer]]) -> None:
         address = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
-        if not self._may_come(method, address.path, query):
-            pass
-        elif method == "GET" and address.path in _FILES:
-            name, kind = _FILES[address.path]
-            self._send((_PAGE / name).read_bytes(), f"{kind}; charset=utf-8")
-        elif address.path not in table:
-            self._fail(404, "there is no such address")
-        else:
-            found = table[address.path](self.server, self._body() if method == "POST" else query)
-            if isinstance(found, tuple):
-                self._send(*found)
+        try:
+            if refusal := self._refusal(address.path, query):
+                self._fail(403, refusal)
+            elif address.path == "/" and "token" in query:
+                self._send("text/plain", b"", 303, {
+                    "Location": "/", "Set-Cookie": f"{self.server.cookie}={self.server.token}; "
+                                                   "HttpOnly; SameSite=Strict; Path=/"})
+            elif self.command == "GET" and address.path in _FILES:
+                file = _FILES[address.path]
+                self._send(f"{_KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
+            elif address.path not in table:
+                self._fail(404, "there is no such address")
             else:
-                self._send(json.dumps(found).encode(), "application/json")
+                self._send(*table[address.path](
+                    self.server, self._body() if self.command == "POST" else query))
+        except ConnectionError:
+            raise
+        except tuple(_FAILED) as error:
+            status, why = next(_FAILED[kind] for kind in _FAILED if isinstance(error, kind))
+            self._fail(status, why + to_shell(str(error).replace("\nhint: ", "; ")))
 
-    def _may_come(self, method: str, path: str, query: dict[str, str]) -> bool:
+    def _refusal(self, path: str, query: Mapping[str, str]) -> str:
+        """Why a request is refused; empty if it is not."""
         host = self.headers.get("Host", "")
         if not self.server.serves(host):
-            self._fail(403, "this server is for another host name")
-        elif method == "POST" and self.headers.get("Origin") != f"http://{host}":
-            self._fail(403, "this request comes from another page")
-        elif path == "/" and self._same(query.get("token", "")):
-            self._send(b"", "text/plain", 303, {
-                "Location": "/", "Set-Cookie": f"{self.server.cookie}={self.server.token}; "
-                                               "HttpOnly; SameSite=Strict; Path=/"})
-        elif not self._same(self._cookie()):
-            self._fail(403, "open the address that `vpltool review` has printed, with its token")
-        else:
-            return True
-        return False
-
-    def _same(self, token: str) -> bool:
-        return secrets.compare_digest(token.encode(), self.server.token.encode())
-
-    def _cookie(self) -> str:
+            return "this server is for another host name"
+        if self.command == "POST" and self.headers.get("Origin") != f"http://{host}":
+            return "this request comes from another page"
+        if path == "/" and self.server.is_token(query.get("token", "")):
+            return ""
         try:
             held = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         except CookieError:
-            return ""
-        return held.value if held else ""
+            held = None
+        return "" if held and self.server.is_token(held.value) else (
+            "open the address that `vpltool review` has printed, with its token")
 
     def _body(self) -> JsonObject:
         length = int(self.headers.get("Content-Length") or 0)
         if not 0 <= length <= _LONGEST:
-            self.close_connection = True
             raise ValueError("the request is too long")
         body = json.loads(self.rfile.read(length))
         if not isinstance(body, dict):
@@ -174,102 +171,88 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, message: str) -> None:
         # What a refused request still sends is not read.
         self.close_connection = self.command == "POST" or self.close_connection
-        self._send(json.dumps({"error": message}).encode(), "application/json", status)
+        self._send("application/json", json.dumps({"error": message}).encode(), status)
 
-    def _send(self, content: bytes, kind: str, status: int = 200,
-              more: dict[str, str] | None = None) -> None:
+    def _send(self, kind: str, content: bytes, status: int = 200,
+              more: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Cache-Control": "no-store"} | _HEADERS | (more or {})).items():
+        for name, value in {**_HEADERS, **(more or {}), "Content-Type": kind,
+                            "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
 
-def _refusal(error: Exception) -> tuple[int, str]:
-    """The status and the words for what went wrong."""
-    if isinstance(error, Conflict):
-        return 409, "this photo was changed in another window"
-    if isinstance(error, VplError):
-        return 422, "; ".join(filter(None, (error.message, error.hint)))
-    if isinstance(error, KeyError):
-        return 404, f"there is no {error}"
-    return (422, f"the photo cannot be read: {error}") if isinstance(error, OSError) else (
-        400, str(error))
+Answer = tuple[Any, ...]
+"""Arguments of `_Handler._send`."""
 
 
-Answer = JsonObject | tuple[object, ...]
+def _json(found: object) -> Answer:
+    return "application/json", json.dumps(found).encode()
 
 
-def _start(server: ReviewServer, _query: dict[str, str]) -> Answer:
+def _array(about: JsonObject, numbers: npt.NDArray[Any]) -> Answer:
+    """Send a line of JSON and an array (…, height, width); the browser inflates it."""
+    height, width = numbers.shape[-2:]
+    line = json.dumps(about | {"width": width, "height": height}) + "\n"
+    content = zlib.compress(line.encode() + np.ascontiguousarray(numbers).tobytes(), 1)
+    return "application/octet-stream", content, 200, {"Content-Encoding": "deflate"}
+
+
+def _start(server: ReviewServer, _query: JsonObject) -> Answer:
+    from vpltool.pictures.colours import class_palette
+
     desk, flat = server.desk, class_palette()
-    names = ["background", *desk.workspace.classes]
-    index = {name: number for number, name in enumerate(names)}
-    states = desk.states()
-    return {
-        "name": desk.workspace.name, "version": __version__, "shown": desk.shown.name,
-        "classes": names, "colours": [flat[3 * number:3 * number + 3]
-                                      for number in range(len(names))],
-        "photos": [[key, [index[tag] for tag in desk.photos[key].tags], states.get(key, "new")]
+    names, states = ["background", *desk.workspace.classes], desk.states()
+    return _json({
+        "name": desk.workspace.name, "classes": names, "split": desk.split, "shown": desk.what,
+        "colours": [flat[3 * number:3 * number + 3] for number in range(len(names))],
+        "photos": [[key, desk.workspace.indices_of(desk.photos[key]), states.get(key, "new")]
                    for key in desk.ids],
-        "order": desk.order, "orders": work.ORDERS, "split": desk.split,
+        "order": desk.order, "orders": list(work.ORDERS), "scales": desk.scales,
         "layers": ["computed", *work.other_layers(desk.workspace, desk.split)],
-        "newest": desk.journal.newest, "training": server.training.state()}
+        "newest": desk.journal.newest, "training": server.training.state()})
 
 
-def _poll(server: ReviewServer, query: dict[str, str]) -> Answer:
-    with server.desk.lock:
-        return {"newest": server.desk.journal.newest, "shown": server.desk.shown.name,
-                "states": server.desk.states(int(query.get("since", "0"))),
-                "training": server.training.state()}
+def _poll(server: ReviewServer, query: JsonObject) -> Answer:
+    desk = server.desk
+    with desk.lock:
+        return _json({"newest": desk.journal.newest, "shown": desk.what, "states": desk.states(
+            int(query.get("since", "0"))), "training": server.training.state()})
 
 
-def _bytes(content: bytes, size: tuple[int, ...]) -> Answer:
-    """Send an array; the browser inflates it."""
-    return zlib.compress(content, 1), "application/octet-stream", 200, {
-        "Content-Encoding": "deflate", "X-Size": f"{size[1]}x{size[0]}"}
-
-
-def _labels(server: ReviewServer, query: dict[str, str]) -> Answer:
-    labels = server.desk.labels(query["id"], query.get("layer", ""))
-    return _bytes(labels.tobytes(), labels.shape)
-
-
-def _file(server: ReviewServer, query: dict[str, str]) -> tuple[Path, float]:
-    path = server.desk.workspace.image_path(server.desk.photo(query["id"]))
-    return path, path.stat().st_mtime
-
-
-def _regions(server: ReviewServer, query: dict[str, str]) -> Answer:
-    size, content = server.pictures.regions(*_file(server, query))
-    return _bytes(content[int(query["scale"]) % len(content)], size)
-
-
-def _picture(draw: str) -> object:
-    def answer(server: ReviewServer, query: dict[str, str]) -> Answer:
-        return getattr(server.pictures, draw)(*_file(server, query)), "image/jpeg", 200, {
-            "Cache-Control": "private, max-age=300"}
-    return answer
+def _picture(draw: Callable[[pictures.Stamped], bytes]) -> Any:
+    return lambda server, query: ("image/jpeg", draw(server.desk.file(query["id"])), 200,
+                                  {"Cache-Control": "private, max-age=300"})
 
 
 def _edit(server: ReviewServer, body: JsonObject) -> Answer:
-    x, y, w, h = (int(value) for value in body["box"])
+    x, y, width, height = (int(value) for value in body["box"])
     tags = body.get("tags")
-    return server.desk.edit(
-        str(body["id"]), int(body["version"]), str(body["op"]), str(body["what"]), (x, y, w, h),
-        base64.b64decode(body["pixels"]), str(body["state"]),
-        None if tags is None else tuple(map(int, tags)))
+    server.desk.edit(str(body["id"]), int(body["version"]), str(body["op"]), str(body["what"]),
+                     (x, y, width, height), base64.b64decode(body["pixels"]), str(body["state"]),
+                     None if tags is None else tuple(map(int, tags)))
+    return _photo(server, body)
 
 
-def _move(back: bool) -> object:
-    return lambda server, body: server.desk.move(str(body["id"]), int(body["version"]), back)
+def _move(back: bool) -> Any:
+    def answer(server: ReviewServer, body: JsonObject) -> Answer:
+        server.desk.move(str(body["id"]), int(body["version"]), back=back)
+        return _photo(server, body)
+    return answer
 
 
-_GET = {"/api/start": _start, "/api/poll": _poll, "/api/labels": _labels, "/api/regions": _regions,
-        "/api/photo": lambda server, query: server.desk.describe(query["id"]),
-        "/api/order": lambda server, query: server.desk.ordered(query["by"]),
-        "/photo": _picture("photo"), "/thumb": _picture("thumb")}
-_POST = {"/api/edit": _edit, "/api/undo": _move(True), "/api/redo": _move(False),
-         "/api/train": lambda server, _body: server.training.begin(),
-         "/api/stop": lambda server, _body: server.training.stop()}
+def _photo(server: ReviewServer, query: JsonObject) -> Answer:
+    return _array(*server.desk.describe(str(query["id"])))
+
+
+_GET: dict[str, Callable[[ReviewServer, JsonObject], Answer]] = {
+    "/api/start": _start, "/api/poll": _poll, "/api/photo": _photo,
+    "/api/layer": lambda server, query: _array({}, server.desk.layer(query["id"], query["layer"])),
+    "/api/regions": lambda server, query: _array({}, server.desk.regions(query["id"])),
+    "/api/order": lambda server, query: _json(server.desk.ordered(query["by"])),
+    "/photo": _picture(pictures.screen), "/thumb": _picture(pictures.thumb)}
+_POST: dict[str, Callable[[ReviewServer, JsonObject], Answer]] = {
+    "/api/edit": _edit, "/api/undo": _move(True), "/api/redo": _move(False),
+    "/api/train": lambda server, _body: _json(server.training.begin()),
+    "/api/stop": lambda server, _body: _json(server.training.stop())}

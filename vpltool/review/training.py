@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import JsonObject, open_workspace, read_json, write_json
+from vpltool.formats import JsonObject, read_json, write_json
 from vpltool.review.work import OWN
 from vpltool.run import find_stage, run_stage
 from vpltool.shell import command_line, program, to_shell
@@ -27,41 +27,53 @@ from vpltool.shell import command_line, program, to_shell
 if TYPE_CHECKING:
     from vpltool.review.desk import Desk
 
-_SCORES = "scores.json"
+Step = tuple[str, JsonObject]
+"""Name of a stage, and its settings."""
+
+_UPDATE: Step = ("update", {})
 
 
 class Training:
     """The child process of a desk, as the page sees it."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self._child = desk, None
+        self._desk, self._lock = desk, threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
         self._said: JsonObject = {}
-        self._lock = threading.Lock()
+
+    @property
+    def _scores(self) -> Path:
+        return self._desk.path / OWN / "scores.json"
 
     def state(self) -> JsonObject:
         """What the child does, or did; the lines for a shell; and the curve."""
-        path = self._desk.path / OWN / _SCORES
-        segmenter = segmenter_of(self._desk.path, self._desk.shown.name)
-        return {"runs": self._child is not None, "segmenter": segmenter,
-                "lines": [command_line(name, values, program(self._desk.path)) for name, values
-                          in steps(self._desk.path, segmenter, self._desk.split)],
-                "curve": read_json(path, "")["rounds"] if path.exists() else [], **self._said}
+        desk = self._desk
+        segmenter = segmenter_of(desk.path, desk.what)
+        return {"runs": self._child is not None, "segmenter": segmenter, "curve": self._curve(),
+                "lines": [command_line(name, values, program(desk.path)) for name, values
+                          in (_UPDATE, *steps(desk, segmenter, desk.split))], **self._said}
 
     def begin(self) -> JsonObject:
-        """Start the child, unless it runs."""
+        """Start the child, unless it runs.
+
+        Raises:
+            VplError: there is no segmenter.
+        """
+        desk = self._desk
         with self._lock:
             if self._child is None:
-                desk = self._desk
-                segmenter = segmenter_of(desk.path, desk.shown.name)
+                segmenter = segmenter_of(desk.path, desk.what)
                 if not segmenter:
                     raise VplError("there is no segmenter to train again",
                                    "`train_decoder()` trains the first one; then reload the page")
-                self._said = {"step": "starting", "done": 0, "total": 0, "error": ""}
-                states = list(desk.states().values())
-                self._child = subprocess.Popen(  # type: ignore[assignment]
+                # The curve begins with the segmenter before any correction.
+                first = [] if self._curve() else steps(desk, segmenter, desk.scored["split"])
+                todo = [*first, _UPDATE, *steps(desk, segmenter, desk.split)]
+                self._said = {"step": "starting", "title": "", "done": 0, "total": 0, "error": ""}
+                _keep(desk.shown.path, desk.path / OWN / "rounds")
+                self._child = subprocess.Popen(
                     [sys.executable, "-m", "vpltool.review.training", str(desk.path.resolve()),
-                     segmenter, desk.split, desk.shown.name, str(desk.journal.count()),
-                     str(states.count("corrected") + states.count("accepted"))],
+                     json.dumps(todo)],
                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
                 threading.Thread(target=self._listen, args=(self._child, segmenter),
                                  daemon=True).start()
@@ -73,11 +85,22 @@ class Training:
             child.terminate()
         return self.state()
 
+    def _curve(self) -> list[JsonObject]:
+        rounds: list[JsonObject] = (read_json(self._scores, "")["rounds"]
+                                    if self._scores.exists() else [])
+        return rounds
+
     def _listen(self, child: subprocess.Popen[str], segmenter: str) -> None:
+        states = list(self._desk.states().values())
+        corrected = states.count("corrected") + states.count("accepted")
         assert child.stdout is not None
         for line in child.stdout:
             with contextlib.suppress(ValueError):
                 self._said |= json.loads(line)
+            if point := self._said.pop("point", None):
+                rounds = self._curve()
+                rounds.append(point | {"photos": corrected if rounds else 0})
+                write_json(self._scores, {"rounds": rounds})
         if child.wait() and not self._said["error"]:
             self._said["error"] = "training has stopped; what is finished is kept"
         try:
@@ -97,22 +120,30 @@ def segmenter_of(path: Path, shown: str) -> str:
                                                                   default="")
 
 
-def steps(path: Path, segmenter: str, split: str) -> Iterator[tuple[str, JsonObject]]:
-    """Yield stage and settings of each step: the same lines train again in a shell."""
-    yield "update", {}
-    scored = _scored(path, split)
-    for name in dict.fromkeys((split, scored[0])):
-        if not (path / "predictions" / segmenter / name / "artifact.json").exists():
-            yield "predict", {"split": name, "decoder": segmenter}
-    yield "eval", {"what": f"predictions/{segmenter}", "split": scored[0], "against": scored[1]}
+def steps(desk: Desk, segmenter: str, split: str) -> list[Step]:
+    """Return the steps that make a segmenter's masks of a split, and score it."""
+    predictions = desk.path / "predictions" / segmenter
+    return [*(("predict", {"split": name, "decoder": segmenter})
+              for name in dict.fromkeys((split, desk.scored["split"]))
+              if not _is_whole(predictions / name / "artifact.json")),
+            ("eval", {"what": f"predictions/{segmenter}", **desk.scored})]
 
 
-def _scored(path: Path, split: str) -> tuple[str, str]:
-    """The split that the curve is of, and what it is scored against."""
-    photos = open_workspace(path).photos()
-    name = "val" if any("val" in photo.splits for photo in photos) else split
-    against = "masks" if any(photo.mask for photo in photos if name in photo.splits) else "tags"
-    return name, against
+def _is_whole(manifest: Path) -> bool:
+    """Tell whether predictions are there, and no earlier training was stopped amid them."""
+    return manifest.exists() and bool(read_json(manifest, "").get("complete"))
+
+
+def _keep(old: Path, rounds: Path) -> None:
+    """Keep the masks that are about to change; links, as new files take the place of old ones."""
+    to = rounds / str(1 + sum(1 for _ in rounds.glob("*")))
+    for path in old.rglob("*.png"):
+        kept = to / path.relative_to(old)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, kept)
+        except OSError:
+            shutil.copy2(path, kept)
 
 
 class _Said(console.Silence):
@@ -127,67 +158,36 @@ class _Said(console.Silence):
             done += count
             _say(title=title, done=done, total=total)
 
-        _say(title=title, done=0, total=total)
+        advance(0)
         yield advance
 
 
-def _say(**what: object) -> None:
+def _say(**what: Any) -> None:
     # A page that has gone is no reason to stop.
     with contextlib.suppress(OSError):
         print(json.dumps(what), flush=True)
 
 
-def _train(path: Path, segmenter: str, split: str, shown: str, edits: int, photos: int) -> None:
-    scores = path / OWN / _SCORES
-    rounds = read_json(scores, "")["rounds"] if scores.exists() else []
-    todo = list(steps(path, segmenter, split))
-    if not rounds:
-        # Where the curve begins: the segmenter before any correction.
-        for name, values in todo[1:]:
-            if name == "eval" or values["split"] != split or _scored(path, split)[0] == split:
-                found = _run(path, name, values)
-        rounds.append(_point(found, 0, 0))
-        write_json(scores, {"rounds": rounds})
-    _keep(path / shown / split, path / OWN / "rounds" / str(len(rounds)))
-    for name, values in list(steps(path, segmenter, split)):
-        found = _run(path, name, values)
-    rounds.append(_point(found, edits, photos))
-    write_json(scores, {"rounds": rounds})
+def _run(path: Path, todo: Sequence[Step]) -> None:
+    for name, values in todo:
+        _say(step=command_line(name, values, ["vpltool"]), title="", done=0, total=0)
+        with contextlib.suppress(PhotosFailed):
+            found = run_stage(find_stage(name), path, values)
+        if name == "eval":
+            _say(point={"score": 100 * (found["miou"] if "miou" in found else found["mean"]["f1"]),
+                        "measure": "mIoU" if "miou" in found else "F1 against tags"})
 
 
-def _point(report: Mapping[str, Any], edits: int, photos: int) -> JsonObject:
-    """A point of the curve: edits and photos that are corrected, and the score in percent."""
-    masks = "miou" in report
-    score = report["miou"] if masks else report["mean"]["f1"]
-    return {"edits": edits, "photos": photos, "score": 100 * score,
-            "measure": "mIoU" if masks else "F1 against tags"}
-
-
-def _run(path: Path, name: str, values: Mapping[str, object]) -> Any:
-    _say(step=command_line(name, values, ["vpltool"]), title="", done=0, total=0)
-    with contextlib.suppress(PhotosFailed):
-        return run_stage(find_stage(name), path, values)
-
-
-def _keep(old: Path, to: Path) -> None:
-    """Keep the masks that are about to change; links, as new files take the place of old ones."""
-    shutil.rmtree(to, ignore_errors=True)
-    for path in old.rglob("*.png"):
-        kept = to / path.relative_to(old)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+def main(path: Path, todo: Sequence[Step]) -> int:
+    """Run steps, and say how far they are; return the exit status."""
+    with console.heard_by(_Said()):
         try:
-            os.link(path, kept)
-        except OSError:
-            shutil.copy2(path, kept)
+            _run(path, todo)
+        except (VplError, OSError, RuntimeError, MemoryError) as problem:
+            _say(error=to_shell(str(problem).replace("\nhint: ", "; ")))
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    with console.heard_by(_Said()):
-        try:
-            _train(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]),
-                   int(sys.argv[6]))
-        except (VplError, OSError, RuntimeError, MemoryError) as problem:
-            said = problem.message if isinstance(problem, VplError) else str(problem)
-            hint = problem.hint if isinstance(problem, VplError) else ""
-            _say(error=to_shell(f"{said}; {hint}" if hint else said))
-            sys.exit(1)
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

@@ -1,22 +1,20 @@
-"""What the page needs of the rest of vpltool, in one place: masks, corrections, tags, orders."""
+"""What the page needs of the rest of vpltool, in one place: masks, tags, orders, proposals."""
 
 from __future__ import annotations
 
 import csv
-import io
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.core.agreement import class_shares
-from vpltool.core.uncertainty import mean_entropy
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
 from vpltool.formats import (
     IGNORE,
     InputFolder,
+    JsonObject,
     Photo,
     Workspace,
     find_folder,
@@ -26,38 +24,21 @@ from vpltool.formats import (
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
-from vpltool.formats.corrections import FOLDER, corrections_of
-from vpltool.formats.labels import png_bytes
 from vpltool.formats.workspace_writing import write_workspace
-from vpltool.lazy import Image, np, npt
+from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages._corrections import take_corrections
 from vpltool.stages._panels import columns_there
-
-Labels = "npt.NDArray[np.uint8]"
 
 OWN = "review"
 """Folder of the workspace that holds the journal, the tags and the earlier states."""
 
-ORDERS = ("uncertain", "worst-tags", "random", "file")
+_BEFORE = "before training "
 
-_SHARE, _THREADS = 0.01, 4
+SHARE, _THREADS = 0.01, 4
 """Share of a photo that a class must cover to count as shown, as in `eval --against tags`."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The computed masks that a person looks at; `source` is None where there are none."""
-
-    name: str
-    source: InputFolder
-
-    def read(self, photo_id: str) -> npt.NDArray[np.uint8] | None:
-        """Read a photo's labels (H, W); None if it has none."""
-        return self.source.read_labels(photo_id) if self.source.holds(photo_id) else None
-
-
-def find_shown(workspace: Workspace, what: str, split: str) -> Shown:
+def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
     """Find the masks to be corrected: those named, else predictions, else masks without 255.
 
     Raises:
@@ -67,7 +48,13 @@ def find_shown(workspace: Workspace, what: str, split: str) -> Shown:
         workspace.path, ("predictions", "masks"), what, split, ("predictions", "masks"),
         f"`predict(split={split!r})` or `crf(split={split!r})` makes some", BEST_FIRST, full=True)
     workspace.check_classes(source.header, source.path)
-    return Shown(f"{source.kind}/{source.name}", source)
+    return source
+
+
+def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
+    """The proposals of a split, by name."""
+    paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
+    return {path.parent.parent.name: open_input(path.parent, ("proposals",)) for path in paths}
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
@@ -75,7 +62,7 @@ def other_layers(workspace: Workspace, split: str) -> list[str]:
     rounds = sorted((workspace.path / OWN / "rounds").glob("*"), key=lambda path: int(path.name))
     return [name for name in columns_there(workspace.path, split)
             if name.startswith(("masks/", "predictions/"))] + [
-        f"before training {path.name}" for path in rounds]
+        f"{_BEFORE}{path.name}" for path in rounds]
 
 
 def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
@@ -83,47 +70,27 @@ def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
     """Read a photo's labels (H, W) in one of `other_layers`; None if it has none there."""
     if name not in other_layers(workspace, split):
         raise VplError(f"no masks are called {name!r}", "reload the page")
-    if name.startswith("before training "):
+    if name.startswith(_BEFORE):
         path = workspace.path / OWN / "rounds" / name.split()[-1] / f"{photo_id}.png"
         return read_labels(path) if path.is_file() else None
-    return find_shown(workspace, name, split).read(photo_id)
+    return labels_of(find_shown(workspace, name, split), photo_id)
 
 
-def read_correction(workspace: Workspace, photo_id: str) -> npt.NDArray[np.uint8] | None:
-    """Read the corrected mask (H, W) that a workspace holds of a photo; None if there is none."""
-    path = corrections_of(workspace.path, [photo_id]).get(photo_id)
-    return read_labels(path) if path else None
+def labels_of(folder: InputFolder, photo_id: str) -> npt.NDArray[np.uint8] | None:
+    """Read a photo's labels (H, W); None if it has none."""
+    return folder.read_labels(photo_id) if folder.holds(photo_id) else None
 
 
-def write_correction(workspace: Workspace, photo_id: str, labels: npt.NDArray[np.uint8]) -> None:
-    """Write a corrected mask (H, W), as `prepare --corrections` does."""
-    with console.heard_by(console.Silence()):
-        take_corrections(workspace, {photo_id: lambda: labels})
+def find_scored(workspace: Workspace, split: str) -> JsonObject:
+    """The split that the curve is of, `val` if there is one; `masks`, or `tags` without true masks.
 
-
-def drop_correction(workspace: Workspace, photo_id: str) -> None:
-    """Delete a photo's corrected mask, so that the computed one counts again."""
-    (workspace.path / FOLDER / f"{photo_id}.png").unlink(missing_ok=True)
-
-
-def correction_stamp(workspace: Workspace, photo_id: str) -> str:
-    """Say which file a photo's corrected mask is; empty if there is none."""
-    try:
-        found = (workspace.path / FOLDER / f"{photo_id}.png").stat()
-    except OSError:
-        return ""
-    return f"{found.st_mtime_ns}:{found.st_size}"
-
-
-def encode(labels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode labels (H, W) as PNG, for the journal."""
-    return png_bytes(labels)
-
-
-def decode(content: bytes) -> npt.NDArray[np.uint8]:
-    """Decode what `encode` has made: (H, W)."""
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        return np.array(image, np.uint8)
+    Returns:
+        `split` and `against`, as `eval` has them.
+    """
+    photos = workspace.photos()
+    name = "val" if any("val" in photo.splits for photo in photos) else split
+    masks = any(photo.mask for photo in photos if name in photo.splits)
+    return {"split": name, "against": "masks" if masks else "tags"}
 
 
 def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
@@ -150,8 +117,13 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
     return open_workspace(work)
 
 
-def rank(workspace: Workspace, shown: Shown, photos: Sequence[Photo], order: str, split: str
-         ) -> list[str]:
+# ---- orders: from a photo to how much a look at it is worth
+
+Measure = Callable[[Photo], float]
+
+
+def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], order: str,
+         split: str) -> list[str]:
     """Order photos by how much a look at them is worth.
 
     Args:
@@ -167,55 +139,87 @@ def rank(workspace: Workspace, shown: Shown, photos: Sequence[Photo], order: str
     Raises:
         VplError: nothing says how unsure these masks are.
     """
-    ids = [photo.id for photo in photos]
-    if order == "random":
-        random.Random(0).shuffle(ids)
-    if order in ("random", "file"):
-        return ids
-    measure = (_uncertainty(workspace, shown, split) if order == "uncertain" else
-               _disagreement(workspace, shown, {photo.id: photo for photo in photos}))
-    with console.progress(f"order: {order}", len(ids)) as advance:
-        values = {}
-        for key, value in zip(ids, in_threads(measure, ids, _THREADS), strict=True):
-            values[key] = value
+    measure = ORDERS[order](workspace, shown, split)
+    with console.progress(f"order: {order}", len(photos)) as advance:
+        values = []
+        for value in in_threads(measure, photos, _THREADS):
+            values.append(value)
             advance()
-    return sorted(ids, key=lambda key: -values[key])
+    return [photos[place].id for place in np.argsort(-np.array(values), kind="stable")]
 
 
-def _uncertainty(workspace: Workspace, shown: Shown, split: str):  # type: ignore[no-untyped-def]
-    """A function from a photo's id to how unsure its mask is."""
-    kind, _, name = shown.name.partition("/")
-    if kind == "predictions":
-        path = workspace.path / "probabilities" / name / split
+def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
+    """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
+    if shown.kind == "predictions":
+        from vpltool.core.uncertainty import mean_entropy
+
+        path = workspace.path / "probabilities" / shown.name / split
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
-                           f"`predict(decoder={name!r}, split={split!r})` stores them; or "
+                           f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
                            "`order='worst-tags'`")
         folder = open_input(path, ("probabilities",))
-        return lambda key: (mean_entropy(folder.read_tensors(key, "probabilities")["probabilities"])
-                            if folder.holds(key) else 0.0)
+        return lambda photo: (
+            mean_entropy(folder.read_tensors(photo.id, "probabilities")["probabilities"])
+            if folder.holds(photo.id) else 0.0)
     try:
-        unsure = find_shown(workspace, f"masks/{name.removesuffix('-full')}", split)
+        unsure = find_shown(workspace, f"masks/{shown.name.removesuffix('-full')}", split)
     except VplError:
         unsure = shown
 
-    def share_left_open(key: str) -> float:
-        labels = unsure.read(key)
+    def share_left_open(photo: Photo) -> float:
+        labels = labels_of(unsure, photo.id)
         return 1.0 if labels is None else float((labels == IGNORE).mean())
 
     return share_left_open
 
 
-def _disagreement(workspace: Workspace, shown: Shown, photos: Mapping[str, Photo]):  # type: ignore[no-untyped-def]
-    """A function from a photo's id to how far its mask is from its tags."""
-    def measure(key: str) -> float:
-        labels = shown.read(key)
+def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
+    """How far a photo's mask is from its tags; among photos with as many wrong classes, from
+    another mask of it."""
+    from vpltool.core.agreement import class_shares
+
+    doubt = _doubt(workspace, shown, split)
+
+    def measure(photo: Photo) -> float:
+        labels = labels_of(shown, photo.id)
         if labels is None:
             return float("inf")
         shares = class_shares(labels, 1 + len(workspace.classes))
-        tags = set(workspace.indices_of(photos[key]))
-        said = {int(index) for index in np.flatnonzero(shares[1:] >= _SHARE) + 1}
-        # Photos with as many wrong classes: by the pixels of classes that nobody has tagged.
-        return len(said ^ tags) + float(sum(shares[index] for index in said - tags))
+        tags = set(workspace.indices_of(photo))
+        said = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
+        return len(said ^ tags) + (doubt(photo) + sum(shares[index] for index in said - tags)) / 2
 
     return measure
+
+
+def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
+    """In [0, 1]: how much of a photo is another class in masks or predictions, where there are
+    both; else how unsure its mask is."""
+    other = "masks" if shown.kind == "predictions" else "predictions"
+    try:
+        second = find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
+                             full=True)
+    except VplError:
+        second = None
+    if second is None:
+        try:
+            unsure = _uncertain(workspace, shown, split)
+        except VplError:
+            return lambda _photo: 0.0
+        return lambda photo: unsure(photo) / np.log(max(3, 1 + len(workspace.classes)))
+
+    def differing(photo: Photo) -> float:
+        pair = labels_of(shown, photo.id), labels_of(second, photo.id)
+        if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+            return 0.0
+        return float((pair[0] != pair[1]).mean())
+
+    return differing
+
+
+# The first is the default: it was the best of fourteen (docs/results.md).
+ORDERS: dict[str, Callable[[Workspace, InputFolder, str], Measure]] = {
+    "worst-tags": _worst_tags, "uncertain": _uncertain,
+    "random": lambda *_: lambda photo: random.Random(photo.id).random(),
+    "file": lambda *_: lambda _photo: 0.0}

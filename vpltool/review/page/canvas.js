@@ -1,23 +1,7 @@
 // The mask over the photo: labels on a grid, what tools change in it, and how it is drawn. A tool
-// gives {box, pixels}, the new labels of a box; `before` of an edit is what the box held.
+// gives {box, inside}, the marked pixels of a box; an edit is {box, pixels}, its new labels.
 
 const NONE = 255;
-
-// Left, top, right and bottom of each region.
-function bounds({ width, height, data }) {
-  const found = new Int32Array(4 * (data.reduce((most, one) => Math.max(most, one), 0) + 1));
-  for (let at = 0; at < found.length; at += 4) found.set([width, height, -1, -1], at);
-  for (let y = 0, place = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, place++) {
-      const at = 4 * data[place];
-      if (x < found[at]) found[at] = x;
-      if (y < found[at + 1]) found[at + 1] = y;
-      if (x > found[at + 2]) found[at + 2] = x;
-      found[at + 3] = y;
-    }
-  }
-  return found;
-}
 
 export class Canvas {
   constructor(stage, colours) {
@@ -31,17 +15,19 @@ export class Canvas {
     colours.forEach((colour, index) => index && bytes.set([...colour, 255], 4 * index));
     bytes.set([255, 255, 255, 150], 4 * NONE);
     this.view = { zoom: 1, x: 0, y: 0 };
-    this.outline = false;
+    Object.assign(this, { outline: false, regions: null, lit: -1 });
     new ResizeObserver(() => this.fit()).observe(stage);
   }
 
-  show(labels, regions) {
-    Object.assign(this, { width: labels.width, height: labels.height, labels: labels.data, regions, lit: -1 });
-    for (const one of [this.mask, this.hint]) Object.assign(one, { width: this.width, height: this.height });
-    for (const one of [this.sheet, this.photo, this.mask, this.hint]) {
-      one.style.width = `${this.width}px`;
-      one.style.height = `${this.height}px`;
-    }
+  show({ width, height, data }) {
+    if (width !== this.width || height !== this.height) {
+      Object.assign(this, { width, height });
+      for (const one of [this.mask, this.hint]) Object.assign(one, { width, height });
+      for (const one of [this.sheet, this.photo, this.mask, this.hint]) {
+        Object.assign(one.style, { width: `${width}px`, height: `${height}px` });
+      }
+    } else if (data.every((label, place) => label === this.labels[place])) return;
+    this.labels = data;
     this.draw();
   }
 
@@ -100,7 +86,25 @@ export class Canvas {
     return column < 0 || row < 0 || column >= this.width || row >= this.height ? null : { x: column, y: row };
   }
 
-  warm(all) { all.forEach((one) => { if (one) one.bounds ??= bounds(one); }); }
+  // All scales of regions, from one array; with left, top, right and bottom of each region.
+  cut({ width, height, data }) {
+    const size = width * height, numbers = new Uint16Array(data.buffer);
+    return Array.from({ length: numbers.length / size }, (_, scale) => {
+      const own = numbers.subarray(scale * size, (scale + 1) * size);
+      const bounds = new Int32Array(4 * (own.reduce((most, one) => Math.max(most, one), 0) + 1));
+      for (let at = 0; at < bounds.length; at += 4) bounds.set([width, height, -1, -1], at);
+      for (let y = 0, place = 0; y < height; y++) {
+        for (let x = 0; x < width; x++, place++) {
+          const at = 4 * own[place];
+          if (x < bounds[at]) bounds[at] = x;
+          if (y < bounds[at + 1]) bounds[at + 1] = y;
+          if (x > bounds[at + 2]) bounds[at + 2] = x;
+          bounds[at + 3] = y;
+        }
+      }
+      return { width, height, data: own, bounds };
+    });
+  }
 
   regionAt(point) {
     const { regions, width, height } = this;
@@ -112,7 +116,6 @@ export class Canvas {
   // Which pixels of a box belong to a region, as {box, inside}; only the region's own box is read.
   regionPixels(number) {
     const { regions, width, height } = this;
-    regions.bounds ??= bounds(regions);
     const [left, top, right, bottom] = regions.bounds.subarray(4 * number, 4 * number + 4);
     const x = Math.max(0, Math.floor(left * width / regions.width) - 1), y = Math.max(0, Math.floor(top * height / regions.height) - 1);
     const w = Math.min(width, Math.ceil((right + 1) * width / regions.width) + 1) - x;
@@ -126,42 +129,45 @@ export class Canvas {
     return { inside, box: [x, y, w, h] };
   }
 
+  clear() {
+    this.lit = -1;
+    this.hint.getContext("2d").clearRect(0, 0, this.hint.width, this.hint.height);
+  }
+
   // Show a region's outline under the pointer.
   light(number) {
     if (number === this.lit) return;
-    this.lit = number;
-    const context = this.hint.getContext("2d");
-    context.clearRect(0, 0, this.width, this.height);
+    this.clear();
     if (number < 0) return;
+    this.lit = number;
     const { inside, box: [x, y, w, h] } = this.regionPixels(number);
     const image = new ImageData(w, h), out = new Uint32Array(image.data.buffer);
     const reach = Math.max(1, Math.round(0.8 / this.view.zoom));
     for (let row = 0, at = 0; row < h; row++) {
       for (let column = 0; column < w; column++, at++) {
         if (!inside[at]) continue;
-        const lone = (by) => column < by || row < by || column >= w - by || row >= h - by || !inside[at - by] || !inside[at + by]
+        const edge = (by) => column < by || row < by || column >= w - by || row >= h - by || !inside[at - by] || !inside[at + by]
           || !inside[at - by * w] || !inside[at + by * w];
-        out[at] = lone(reach) ? 0xffffffff : lone(2 * reach) ? 0xc0000000 : 0;
+        out[at] = edge(reach) ? 0xffffffff : edge(2 * reach) ? 0xc0000000 : 0;
       }
     }
-    context.putImageData(image, x, y);
+    this.hint.getContext("2d").putImageData(image, x, y);
   }
 
   // Give the pixels that `inside` marks a label; null if none changes.
   fill(inside, [x, y, w, h], label) {
-    const pixels = new Uint8Array(w * h), before = new Uint8Array(w * h);
+    const pixels = new Uint8Array(w * h);
     let changes = false;
-    for (let row = 0; row < h; row++) {
-      for (let column = 0; column < w; column++) {
-        const place = (y + row) * this.width + x + column, at = row * w + column;
-        before[at] = this.labels[place];
-        pixels[at] = inside[at] ? label : before[at];
-        changes ||= pixels[at] !== before[at];
+    for (let row = 0, at = 0; row < h; row++) {
+      for (let column = 0; column < w; column++, at++) {
+        const place = (y + row) * this.width + x + column;
+        pixels[at] = inside[at] ? label : this.labels[place];
+        changes ||= pixels[at] !== this.labels[place];
         this.labels[place] = pixels[at];
       }
     }
-    this.draw([x, y, w, h]);
-    return changes ? { box: [x, y, w, h], pixels, before } : null;
+    if (changes) this.draw([x, y, w, h]);
+    return changes ? { box: [x, y, w, h], pixels } : null;
   }
 
   // A shape, drawn by the browser, as pixels: a brush's path, or a polygon.
@@ -191,9 +197,7 @@ export class Canvas {
   // The line that a tool draws before it is taken.
   sketch(points, radius) {
     const context = this.hint.getContext("2d");
-    this.lit = -2;
-    context.clearRect(0, 0, this.width, this.height);
-    if (!points.length) return;
+    this.clear();
     context.beginPath();
     points.forEach((one) => context.lineTo(one.x + 0.5, one.y + 0.5));
     if (points.length === 1) context.lineTo(points[0].x + 0.51, points[0].y + 0.5);

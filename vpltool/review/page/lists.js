@@ -79,28 +79,45 @@ export class PhotoList {
   }
 }
 
-// Classes to paint with: those of the photo's tags first; keys 1 to 9 in this order.
-export function showClasses(box, { classes, colours, tags, chosen, choose, toggle }) {
-  const others = classes.keys().filter((index) => index && !tags.includes(index));
-  const order = [...tags, ...others];
-  const rows = [[0, "0"], ...order.map((index, place) => [index, place < 9 ? String(place + 1) : ""]), [255, "u"]];
-  box.replaceChildren(...rows.map(([index, key]) => {
-    const name = classes[index] ?? "unlabelled", tagged = tags.includes(index);
-    const swatch = element("span", { className: `swatch swatch-${index}` });
-    if (index && index !== 255) swatch.style.background = `rgb(${colours[index]})`;
-    const pick = element("button", { className: "pick" }, swatch, element("span", { textContent: name }),
-      element("kbd", { textContent: key, hidden: !key }));
-    pick.ariaPressed = String(index === chosen);
-    pick.addEventListener("click", () => choose(index));
-    if (!index || index === 255) return element("li", {}, pick);
-    const tag = element("button", { className: "tag", textContent: tagged ? "tagged" : "no tag",
-      title: tagged ? "This tag is wrong: take it away (t)" : "Give the photo this tag (t)" });
-    tag.ariaPressed = String(tagged);
-    tag.ariaLabel = `Tag ${name}`;
-    tag.addEventListener("click", () => toggle(index));
-    return element("li", {}, pick, tag);
-  }));
-  return order;
+// Classes to paint with: those of the photo's tags first; keys 1 to 9 in this order. Rows are made
+// once: a click would be lost if its button were replaced before the mouse is let go.
+export class ClassList {
+  constructor(box, { classes, colours, choose, toggle }) {
+    Object.assign(this, { box, order: [], rows: new Map() });
+    [...classes.keys(), 255].forEach((index) => {
+      const name = classes[index] ?? "unlabelled", swatch = element("span", { className: `swatch swatch-${index}` });
+      const key = element("kbd", { textContent: { 0: "0", 255: "u" }[index] ?? "" }), tag = element("button", { className: "tag" });
+      const pick = element("button", { id: `class-${index}`, className: "pick" }, swatch, element("span", { textContent: name }), key);
+      pick.addEventListener("click", () => choose(index));
+      const row = element("li", {}, pick);
+      if (index && index !== 255) {
+        swatch.style.background = `rgb(${colours[index]})`;
+        tag.ariaLabel = `Tag ${name}`;
+        tag.addEventListener("click", () => toggle(index));
+        row.append(tag);
+      }
+      this.rows.set(index, { row, pick, key, tag });
+    });
+  }
+
+  show(tags, chosen) {
+    const others = [...this.rows.keys()].filter((index) => index && index !== 255 && !tags.includes(index));
+    const order = [...tags, ...others];
+    if (order.join() !== this.order.join()) {
+      const focused = document.activeElement;
+      this.order = order;
+      this.box.append(...[0, ...order, 255].map((index) => this.rows.get(index).row));
+      order.forEach((index, place) => { this.rows.get(index).key.textContent = place < 9 ? place + 1 : ""; });
+      if (this.box.contains(focused)) focused.focus();
+    }
+    for (const [index, { pick, key, tag }] of this.rows) {
+      const tagged = tags.includes(index);
+      pick.ariaPressed = String(index === chosen);
+      key.hidden = !key.textContent;
+      Object.assign(tag, { ariaPressed: String(tagged), textContent: tagged ? "tagged" : "no tag",
+        title: tagged ? "This tag is wrong: take it away (t)" : "Give the photo this tag (t)" });
+    }
+  }
 }
 
 // Score after each training, by corrected photos.

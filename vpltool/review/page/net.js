@@ -1,31 +1,20 @@
 // Requests to the server, and the queue of what is not saved yet: each change is sent once the one
 // before it is saved, and again until the server answers.
 
-export async function get(path, query = {}) {
-  const answer = await fetch(`${path}?${new URLSearchParams(query)}`);
-  if (!answer.ok) throw await problem(answer);
-  return answer;
+// JSON as it is; of an array, what stands in its first line, and the bytes after it as `data`.
+async function ask(address, options) {
+  const answer = await fetch(address, options);
+  if (answer.headers.get("Content-Type") !== "application/octet-stream") {
+    const found = await answer.json().catch(() => ({ error: answer.statusText }));
+    if (!answer.ok) throw Object.assign(new Error(found.error), { status: answer.status });
+    return found;
+  }
+  const bytes = new Uint8Array(await answer.arrayBuffer()), end = bytes.indexOf(10);
+  return { ...JSON.parse(new TextDecoder().decode(bytes.subarray(0, end))), data: bytes.slice(end + 1) };
 }
 
-export const getJson = async (path, query) => (await get(path, query)).json();
-
-export async function getArray(path, query, Kind) {
-  const answer = await get(path, query);
-  const [width, height] = answer.headers.get("X-Size").split("x").map(Number);
-  return { width, height, data: new Kind(await answer.arrayBuffer()) };
-}
-
-export async function post(path, body) {
-  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body) });
-  if (!answer.ok) throw await problem(answer);
-  return answer.json();
-}
-
-async function problem(answer) {
-  let message = answer.statusText;
-  try { message = (await answer.json()).error; } catch { /* not ours */ }
-  return Object.assign(new Error(message), { status: answer.status });
-}
+export const get = (path, query = {}) => ask(`${path}?${new URLSearchParams(query)}`);
+export const post = (path, body) => ask(path, { method: "POST", body: JSON.stringify(body) });
 
 export function encode(bytes) {
   let text = "";
@@ -70,8 +59,7 @@ export class Queue {
           this.refused(body.id, error);
           continue;
         }
-        this.told(this.size, error.status === 403 ? error.message
-          : "The server does not answer. Start vpltool review again");
+        this.told(this.size, error.status ? error.message : "The server does not answer. Start vpltool review again");
         await new Promise((done) => setTimeout(done, 800));
       }
     }
