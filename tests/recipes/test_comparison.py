@@ -114,6 +114,36 @@ def test_scores_are_evals(base: Path) -> None:
     assert rows["text"]["miou"]["CAM, val"] == [100 * val["miou"]]
 
 
+IMPORTED = """
+[[row]]
+name = "imported"
+source = "another tool"
+maps = ["propose --method files --path {work}/../../../masks --format labels --paint --split {split} --workers 0"]
+masks = "predictions/files"
+"""  # noqa: E501
+
+
+def test_masks_of_another_tool_are_scored_as_they_are(base: Path) -> None:
+    (base / "imported.toml").write_text(IMPORTED)
+    assert compare(base, "--rows", str(base / "imported.toml")) == 0
+    rows = record(base)["rows"]
+    assert isinstance(rows, dict)
+    # The other tool is the one that drew the scenes.
+    assert rows["imported"]["miou"] == {"mask, train": [100], "mask, val": [100]}
+    assert rows["imported"]["size"] > 0
+    table = (base / "work/tables/compare/compare.md").read_text()
+    assert "| imported |" in table and "| text |" in table
+
+
+@pytest.mark.parametrize("own", ['cams = "text"\nmasks = "predictions/files"', ""])
+def test_a_row_has_cams_or_masks(base: Path, tmp_path: Path, own: str,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.toml"
+    path.write_text(f'[[row]]\nname = "both"\nsource = "x"\n{own}\n')
+    assert compare(base, "--rows", str(path)) == 1
+    assert "`both` needs `cams` or `masks`, and not both" in capsys.readouterr().err
+
+
 def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cams = base / "work/tables/compare/cams/text/train"
     before = {path: path.stat().st_mtime_ns for path in cams.iterdir()}

@@ -103,14 +103,20 @@ def measure(setup: Setup, row: Row) -> Measured:
                 seconds += [setup.seconds[command]] if command in setup.seconds else []
         for column, value in _scores(setup, row, seed):
             miou.setdefault(column, []).append(value)
-    result = (row.refined or row.cams).format(seed=0)
+    result = setup.work.path / (row.masks or f"cams/{row.refined or row.cams}".format(seed=0))
     # Without the time of a line whose maps were there already, the sum would be too small.
     return Measured(miou, sum(map(fmean, timed.values())) if all(timed.values()) else None,
-                    _bytes_a_photo(setup.work.path / "cams" / result / setup.score))
+                    _bytes_a_photo(result / setup.score))
 
 
 def _scores(setup: Setup, row: Row, seed: int) -> Iterator[tuple[str, float]]:
     """Yield column and percent mIoU of a seed's maps and masks."""
+    if row.masks:
+        for split in (setup.learn, setup.score):
+            report = setup.work.eval(what=row.masks, split=split, out=score_path(
+                setup, f"{row.masks.replace('/', '-')}-{split}"))
+            yield f"mask, {split}", 100 * float(report["miou"])
+        return
     names = {"CAM": row.cams, **({"refined": row.refined} if row.refined else {})}
     cut = Path()
     for column, name in names.items():
@@ -166,5 +172,6 @@ def _written_since(result: object, before: float) -> int:
 
 
 def _bytes_a_photo(folder: Path) -> int:
-    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors")]
+    sizes = [path.stat().st_size for path in folder.rglob("*.*")
+             if path.suffix in (".safetensors", ".png")]
     return sum(sizes) // max(len(sizes), 1)

@@ -48,7 +48,8 @@ def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]
 
     Args:
         setup: where the maps and scores lie.
-        rows: the methods, in order; of those that were not measured nothing is drawn.
+        rows: the methods, in order; of those that were not measured, or have no CAMs, nothing is
+            drawn.
         made: what was measured.
         ids: photos of the split that is scored; none: some of several classes.
 
@@ -65,7 +66,7 @@ def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]
     blocks = [[SheetPanel("photos" if not number else "", picture)
                for number, picture in enumerate(pictures.values())]]
     blocks += [list(_panels(setup, row, made[row.name], pictures))
-               for row in rows if row.name in made]
+               for row in rows if row.name in made and row.cams]
     return sheet((sum(blocks[start:start + _ACROSS], []) for start in
                   range(0, len(blocks), _ACROSS)),
                  class_palette(), dict(enumerate(("background", *workspace.classes))), _WIDTH)

@@ -38,6 +38,8 @@ class Row:
         learn: lines that learn from the split {learn}; once a seed.
         maps: lines that make CAMs of {split}.
         cams: name of these CAMs.
+        masks: instead of CAMs, the labels that the lines of `maps` make: `predictions/files` of
+            another tool, as `propose --paint` imports them. They are scored as they are.
         refine: lines that refine them; none: the CAMs are the method's result.
         refined: name of the refined CAMs.
         seeded: whether anything in it is random.
@@ -51,7 +53,8 @@ class Row:
     features: Sequence[str] = ()
     learn: Sequence[str] = ()
     maps: Sequence[str] = ()
-    cams: str
+    cams: str = ""
+    masks: str = ""
     refine: Sequence[str] = ()
     refined: str = ""
     seeded: bool = False
@@ -136,6 +139,8 @@ def read_comparison(path: Path = BUNDLED) -> Comparison:
     try:
         found: Mapping[str, Any] = tomllib.loads(path.read_text("utf-8"))
         rows = [Row(**row) for row in found["row"]]
+        if wrong := next((row for row in rows if bool(row.cams) == bool(row.masks)), None):
+            raise ValueError(f"`{wrong.name}` needs `cams` or `masks`, and not both")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VplError(f"{path}: not a list of methods ({error})",
                        "it holds `begin`, `second`, and a `[[row]]` with "
