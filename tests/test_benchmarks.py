@@ -30,7 +30,7 @@ import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
 
 from vpltool.core.decoder import Decoder  # noqa: E402
-from vpltool.core.metrics import confusion, scores  # noqa: E402
+from vpltool.core.metrics import Confusion, confusion, scores  # noqa: E402
 from vpltool.formats import open_input, read_labels, read_tensors  # noqa: E402
 from vpltool.methods import KINDS, find_methods  # noqa: E402
 
@@ -273,8 +273,9 @@ def predict(world: worlds.World, out: Path, *options: object) -> dict[str, np.nd
 
 
 def miou(world: worlds.World, said: dict[str, np.ndarray[Any, Any]]) -> float:
-    counts = sum(confusion(read_labels(world.masks[key]), said[key], 21) for key in said)
-    return scores(np.asarray(counts)).miou
+    counts = sum((confusion(read_labels(world.masks[key]), said[key], 21) for key in said),
+                 Confusion(21, {}))
+    return scores(counts).miou
 
 
 def agreement(first: dict[str, np.ndarray[Any, Any]],

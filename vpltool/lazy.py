@@ -1,4 +1,4 @@
-"""numpy, torch and Pillow, imported when one of their names is used for the first time.
+"""numpy, torch, Pillow and OpenCV, imported when one of their names is used for the first time.
 
 A command's `--help` must not wait two seconds for torch, so a module that help imports cannot say
 `import torch` at its top. It says `from vpltool.lazy import Tensor, torch` instead: type checkers
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    import cv2
     import numpy as np
     import numpy.typing as npt
     import torch
@@ -30,13 +31,14 @@ else:
             setattr(self, name, value)
             return value
 
-    np, npt, torch, F = map(_Lazy, ("numpy", "numpy.typing", "torch", "torch.nn.functional"))
+    np, npt, torch, F, cv2 = map(_Lazy, (
+        "numpy", "numpy.typing", "torch", "torch.nn.functional", "cv2"))
     Image, ImageDraw, ImageFilter, ImageFont, ImageOps = map(_Lazy, (
         "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"))
     Tensor = "torch.Tensor"
 
-__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "Tensor", "no_grad",
-           "np", "npt", "torch"]
+__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "Tensor", "cv2",
+           "no_grad", "np", "npt", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-import cv2
-
 from vpltool.core.classes import IGNORE
-from vpltool.lazy import np, npt
+from vpltool.lazy import cv2, np, npt
 
 Ring: TypeAlias = "npt.NDArray[np.int64]"
 """Points (N, 2) of a closed line, (x, y); the last is joined to the first."""
-
-_RING = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
 
 
 def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: float = 0.0
@@ -145,7 +141,7 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
 
 def _most_around(view: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]) -> int:
     """Return the most frequent label around a region; its own if all neighbours are ignored."""
-    ring = cv2.dilate(region.astype(np.uint8), _RING).astype(bool) & ~region
+    ring = cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~region
     counts = np.bincount(view[ring], minlength=256)
     counts[IGNORE] = 0
     return int(counts.argmax()) if counts.any() else int(view[region][0])
