@@ -1,6 +1,6 @@
 """Which side of the photos is worth its time: `own-photos`'s steps at several sides of photos.
 
-    python benchmarks/sides.py WORK PHOTOS TAGS MASKS ENCODER [SCALE ...]
+    python benchmarks/sides.py WORK PHOTOS TAGS MASKS CLASSES ENCODER [SCALE ...]
 
 The first 400 photos of `train`, shuffled by a seed, are 300 to learn from and 100 to score. Each
 scale is a factor by which photos are enlarged or scaled down. True masks are read by `eval` only.
@@ -31,11 +31,11 @@ def choose(tags: Path, out: Path) -> None:
             writer.writerow([row["id"], row["labels"], "train" if number < _TRAIN else "val"])
 
 
-def measure(base: Path, photos: str, masks: str, encoder: str, scale: float) -> str:
+def measure(base: Path, photos: str, masks: str, classes: str, encoder: str, scale: float) -> str:
     """Return a row of the table for one scale."""
     run = api.Workspace(base / f"scale-{scale:g}")
     run.prepare("folder", images=photos, labels=base / "tags.csv", masks=masks,
-                encoder=encoder)
+                classes=classes, encoder=encoder)
     start = time.perf_counter()
     for split in ("train", "val"):
         run.extract(split=split, max_side=0, scale=scale, keep="patches,layers", layers="spread",
@@ -58,7 +58,8 @@ def measure(base: Path, photos: str, masks: str, encoder: str, scale: float) -> 
                        f"{seconds:.2f} |"])
 
 
-def main(work: str, photos: str, tags: str, masks: str, encoder: str, *scales: str) -> None:
+def main(work: str, photos: str, tags: str, masks: str, classes: str, encoder: str,
+         *scales: str) -> None:
     """Measure, and print a table of Markdown."""
     base = Path(work)
     base.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def main(work: str, photos: str, tags: str, masks: str, encoder: str, *scales: s
     print("| scale | CAMs, train | masks, train | segmenter, val | seconds a photo |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for scale in scales or ("0.91", "1", "1.295", "1.75"):
-        print(measure(base, photos, masks, encoder, float(scale)), flush=True)
+        print(measure(base, photos, masks, classes, encoder, float(scale)), flush=True)
 
 
 if __name__ == "__main__":
