@@ -111,8 +111,9 @@ def _mean_values(paths: list[Path]) -> Record:
         elif path.suffix == ".png":
             parts.setdefault("pixels", []).append(np.asarray(Image.open(path)))
     return {name: {"dtype": str(values[0].dtype), "shape": list(values[0].shape),
-                   "mean": float(np.mean([value.astype(np.float64).mean() for value in values])),
-                   "deviation": float(np.mean([value.astype(np.float64).std()
+                   "mean": float(np.mean([value.astype(np.float64).mean() if value.size else 0
+                                          for value in values])),
+                   "deviation": float(np.mean([value.astype(np.float64).std() if value.size else 0
                                                for value in values]))}
             for name, values in sorted(parts.items())}
 
