@@ -66,7 +66,11 @@ class Window:
 
     def correction(self, key: str = "scene0") -> Any:
         path = self.work / f"corrections/{key}.png"
-        return read_labels(path) if path.exists() else None
+        try:
+            return read_labels(path) if path.exists() else None
+        except FileNotFoundError:
+            # The server has taken it away in between.
+            return None
 
     def check_quiet(self) -> None:
         """Nothing failed in the page, and its policy stopped nothing."""
