@@ -19,7 +19,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from vpltool.core.agreement import class_shares
 from vpltool.core.discriminant import Moments, discriminant, label_shares
 from vpltool.core.linear import LinearSegmenter
-from vpltool.core.metrics import confusion
+from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.core.photos import read_photo
 from vpltool.core.segment import labels_of, probabilities_of
 from vpltool.core.training import labels_at
@@ -272,9 +272,9 @@ class Bench:
     def _row(self, order: str, clicks: int, corrected: Mapping[str, Labels],
              truths: Mapping[str, Labels]) -> dict[str, object]:
         return {"order": order, "clicks": clicks, "photos": len(corrected), "masks": mean_iou(
-            np.sum([confusion(truths[key], corrected.get(key, one.full),
-                              1 + len(self.photos.workspace.classes)).matrix()
-                    for key, one in self.seen.items()], axis=0))}
+            confusion(truths[key], corrected.get(key, one.full),
+                      1 + len(self.photos.workspace.classes))
+            for key, one in self.seen.items())}
 
 
 def _sum(*parts: Moments) -> Moments:
@@ -282,21 +282,21 @@ def _sum(*parts: Moments) -> Moments:
         *((one.counts, one.sums, one.products) for one in parts), strict=True)))
 
 
-def mean_iou(counts: npt.NDArray[np.int64]) -> float:
-    """Mean IoU of a confusion matrix, in percent."""
-    hits = counts.diagonal()
-    return float(100 * (hits / np.maximum(counts.sum(0) + counts.sum(1) - hits, 1)).mean())
+def mean_iou(counts: Iterable[Confusion]) -> float:
+    """Mean IoU over photos, in percent."""
+    first, *others = counts
+    return 100 * scores(sum(others, first)).miou
 
 
 def score(photos: Photos, tested: Sequence[Photo], maps: Sequence[tuple[Tensor, Tensor]]
           ) -> list[float]:
     """Mean IoU of each segmenter on photos, in percent."""
     classes = 1 + len(photos.workspace.classes)
-    counts = np.zeros((len(maps), classes, classes), np.int64)
+    counts: list[list[Confusion]] = [[] for _ in maps]
     for photo in tested:
         truth = photos.truth(photo)
         for number, field in enumerate(photos.probabilities(photo, maps)):
-            counts[number] += confusion(truth, labels_of(field, truth.shape), classes).matrix()
+            counts[number].append(confusion(truth, labels_of(field, truth.shape), classes))
     return [mean_iou(one) for one in counts]
 
 

@@ -506,3 +506,15 @@ def test_a_crf_needs_proposals_only_where_it_reads_them(chain: Path, tmp_path: P
     result = vote(work, "--overwrite")
     assert result.code == 1
     assert "scene2" in result.err and "Traceback" not in result.err
+
+
+def test_what_has_no_effect_is_said_once_and_not_recorded(chain: Path, tmp_path: Path) -> None:
+    shutil.copytree(chain.parent, tmp_path / "base", symlinks=True)
+    work = tmp_path / "base/work"
+    assert propose(work, "--scales", "50").code == 0
+    result = vote(work, "--base", "cams", "--preset", "clip-es", "--tile", 100, "--overwrite")
+    assert result.code == 0, result.err
+    assert result.err.count("no CRF is run") == 1
+    assert result.err.count("proposals are of whole photos") == 1
+    header = describe(work / "masks/text-refined/train/scene2.png").header
+    assert header is not None and "tile" not in header.options

@@ -16,8 +16,6 @@ LEVELS = 1000
 Counts: TypeAlias = "npt.NDArray[np.int64]"
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
-
-
 Pair = tuple[int, int]
 """A true class and another: the predicted one, or that of the strongest CAM."""
 
@@ -95,8 +93,7 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
 
 def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
            ) -> tuple[npt.NDArray[np.int64], Counts, Counts]:
-    """Number of each pair of labels (H, W), place · others + place; and the labels at the places.
-    """
+    """Number of each pair of labels (H, W), place · others + place; the labels at the places."""
     if truth.dtype == other.dtype == np.uint8:
         # All 256 labels have a place: faster than finding those that occur.
         every = np.arange(256)

@@ -14,7 +14,6 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core.proposals import from_tensors
-from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace, read_labels
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.labels import png_bytes
@@ -29,7 +28,6 @@ GRID = 1600
 
 STATES = ("new", "accepted", "corrected", "skipped")
 _WRITTEN = ("accepted", "corrected")
-_MOST_CLASSES = IGNORE - 1
 
 
 class Conflict(Exception):
@@ -43,14 +41,11 @@ class Desk:
         """Open the workspace, and finish what a kill has interrupted.
 
         Raises:
-            VplError: there are no masks, too many classes, or nothing to order the photos by.
+            VplError: there are no masks, or nothing to order the photos by.
         """
         self.path, self.split, self.lock = path, split, threading.RLock()
         self.journal = Journal(path / work.OWN / "journal.sqlite")
         self._open(what)
-        if len(self.workspace.classes) > _MOST_CLASSES:
-            raise VplError(f"{len(self.workspace.classes)} classes; the page has colours for "
-                           f"{_MOST_CLASSES}", "`export('review')` writes masks for other programs")
         for key, (_, stamp) in self.journal.known().items():
             if key not in self.photos:
                 continue

@@ -10,6 +10,7 @@ import functools
 import io
 from pathlib import Path
 
+from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals
 from vpltool.lazy import Image, np, npt
 
@@ -99,11 +100,9 @@ def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
     Returns:
         number of each pixel's region (h, w).
     """
-    regions, first = rest.copy(), int(rest.max()) + 1
-    masks = sorted(proposals.resized(rest.shape).masks(), key=lambda inside: -int(inside.sum()))
-    for number, inside in enumerate(masks, first):
-        regions[inside] = number
-    return regions
+    found = paint(rest.shape, enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1),
+                  smallest_on_top=True)
+    return np.where(found, found, rest)
 
 
 def _median(photo: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,6 @@ from vpltool.lazy import np, npt
 from vpltool.review import pictures, work
 from vpltool.review.desk import Conflict, Desk
 from vpltool.review.training import Training
-from vpltool.shell import to_shell
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _FILES = {"/" if file.suffix == ".html" else f"/{file.name}": file
@@ -141,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         except tuple(_FAILED) as error:
             status, why = next(_FAILED[kind] for kind in _FAILED if isinstance(error, kind))
-            self._fail(status, why + to_shell(str(error).replace("\nhint: ", "; ")))
+            self._fail(status, why + work.words_of(error))
 
     def _refusal(self, path: str, query: Mapping[str, str]) -> str:
         """Why a request is refused; empty if it is not."""

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import JsonObject, read_json, write_json
-from vpltool.review.work import OWN
+from vpltool.review.work import OWN, words_of
 from vpltool.run import find_stage, run_stage
-from vpltool.shell import command_line, program, to_shell
+from vpltool.shell import command_line, program
 
 if TYPE_CHECKING:
     from vpltool.review.desk import Desk
@@ -184,7 +184,7 @@ def main(path: Path, todo: Sequence[Step]) -> int:
         try:
             _run(path, todo)
         except (VplError, OSError, RuntimeError, MemoryError) as problem:
-            _say(error=to_shell(str(problem).replace("\nhint: ", "; ")))
+            _say(error=words_of(problem))
             return 1
     return 0
 

@@ -27,6 +27,7 @@ from vpltool.formats.changes import last_call
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
+from vpltool.shell import to_shell
 from vpltool.stages._panels import columns_there
 
 OWN = "review"
@@ -115,6 +116,11 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
                            for photo in photos)
     write_workspace(workspace, photos, call)
     return open_workspace(work)
+
+
+def words_of(error: Exception) -> str:
+    """Say in a line for the page what went wrong, as a shell would have it typed."""
+    return to_shell(str(error).replace("\nhint: ", "; "))
 
 
 # ---- orders: from a photo to how much a look at it is worth

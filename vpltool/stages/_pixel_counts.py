@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpltool import console
-from vpltool.core.metrics import Confusion, Counts, SeedHistogram, boundary_counts, strongest
+from vpltool.core.metrics import (
+    Confusion,
+    Counts,
+    SeedHistogram,
+    boundary_counts,
+    confusion,
+    seed_histogram,
+    strongest,
+)
 from vpltool.core.photos import photo_size
 from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
@@ -102,13 +110,11 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo], toler
 def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float
            ) -> tuple[Confusion | SeedHistogram, str, Counts | int]:
     """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
-    from vpltool.core import metrics
-
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape, classes)
-        return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
+        return (seed_histogram(truth, best, best_class, classes, workspace.ignore),
                 untagged_class(workspace, photo, truth), 0)
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
@@ -116,7 +122,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
     if (label[label != workspace.ignore] >= classes).any():
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} recomputes it")
-    return (metrics.confusion(truth, label, classes, workspace.ignore),
+    return (confusion(truth, label, classes, workspace.ignore),
             untagged_class(workspace, photo, truth),
             boundary_counts(truth, label, classes, tolerance, workspace.ignore) if tolerance else 0)
 

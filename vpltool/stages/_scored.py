@@ -45,6 +45,16 @@ class Scores:
     proposals: InputFolder | None = None
     tile: int = 0
 
+    def divides(self, size: tuple[int, int]) -> bool:
+        """Tell whether a photo of (height, width) is worked on in tiles."""
+        return 0 < self.tile < max(size)
+
+    def size_at_once(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what is worked on at once: a tile, or the photo scaled down."""
+        if self.divides(size):
+            return min(size[0], self.tile), min(size[1], self.tile)
+        return bounded_size(size, self.max_side)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -169,11 +179,11 @@ def read_scored(scores: Scores, job: Job) -> Read:
         photo = read_photo(path)
         own = (photo.shape[0], photo.shape[1])
         stored = Stored.of(scores, key)
-        if scores.tile and max(own) > scores.tile:
+        if scores.divides(own):
             classes = stored.labels()
             scored = ScoredPhoto(photo, np.empty(0, np.float32), _names(scores, classes))
             return Read(key, path, scored, classes.numpy(), own, stored=stored)
-        size = bounded_size(own, scores.max_side)
+        size = scores.size_at_once(own)
         values, classes = stored.whole(size)
         photo = shrink_photo(photo, size)
         found = _proposals_of(scores.proposals, key, size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.core.crf import to_labels
-from vpltool.core.crf_size import bounded_size, labels_at
+from vpltool.core.crf_size import labels_at
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.headers import make_header
@@ -29,14 +29,7 @@ from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
 from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages._scored import (
-    Job,
-    Read,
-    ReadBatch,
-    Scores,
-    read_scored,
-    refined_in_tiles,
-)
+from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored, refined_in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +64,6 @@ STAGE = Stage(order=60, panel="3. Masks and segmenter",
               writes=("masks", "predictions"),
               settings=CrfSettings, methods="label_refiners")
 
-_OF_CAMS = ("alpha", "confidence")
-
 _THREADS = 8
 """Threads that read the sizes of photos."""
 
@@ -106,18 +97,16 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     method = load_method(LabelRefiner, settings.method)
     paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(settings.split)}
     source = _find_source(workspace, settings.what, settings.split)
-    warn_without_effect(settings, without={} if source.kind == "cams" else {
-        "alpha": "predictions have a background", "confidence": "predictions keep every pixel"})
+    unused = _without_effect(settings, source, method)
+    warn_without_effect(settings, without=unused)
     proposals = _find_proposals(workspace, settings, method)
-    if proposals:
-        warn_without_effect(settings, without={"tile": "proposals are of whole photos"})
     photos = photos_with(workspace, settings.split, settings.limit, source,
                          *((proposals,) if proposals else ()), shard=chosen_shard(settings.shard))
     labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
     if source.kind != "cams":
         photos = replace(photos, own={})
-    outputs = open_outputs(_folders(workspace, settings, method, source, proposals), photos,
-                           settings, 1 + len(workspace.classes))
+    outputs = open_outputs(_folders(workspace, settings, method, source, proposals, unused),
+                           photos, settings, 1 + len(workspace.classes))
     confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
     # Values, not settings: a worker process must find the method's file before it knows its class.
     task = _Task(Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
@@ -153,6 +142,15 @@ def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:
     return source
 
 
+def _without_effect(settings: CrfSettings, source: InputFolder, method: LabelRefiner
+                    ) -> dict[str, str]:
+    """The settings that have no effect with this source and method, and why."""
+    of_cams = {} if source.kind == "cams" else {
+        "alpha": "predictions have a background", "confidence": "predictions keep every pixel"}
+    return of_cams | ({"tile": "proposals are of whole photos"} if "proposals" in method.READS
+                      else {"proposals": f"`{settings.method}` reads no proposals"})
+
+
 def _find_proposals(workspace: Workspace, settings: CrfSettings, method: LabelRefiner
                     ) -> InputFolder | None:
     """Proposals of the split, if the method reads them.
@@ -161,15 +159,14 @@ def _find_proposals(workspace: Workspace, settings: CrfSettings, method: LabelRe
         VplError: there are none, or several and none is named.
     """
     if "proposals" not in method.READS:
-        warn_without_effect(settings, without={
-            "proposals": f"`{settings.method}` reads no proposals"})
         return None
     return find_folder(workspace.path, ("proposals",), settings.proposals, settings.split,
                        ("proposals",), f"`propose(split={settings.split!r})`")
 
 
 def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner,
-             source: InputFolder, proposals: InputFolder | None) -> dict[Path, Header]:
+             source: InputFolder, proposals: InputFolder | None, unused: Mapping[str, str]
+             ) -> dict[Path, Header]:
     """Where the results go, and their headers; the masks to train on come first."""
     split, of_cams = settings.split, source.kind == "cams"
     options = method.recorded(settings.of_method)
@@ -180,7 +177,7 @@ def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner,
         inputs={"what": source, "classes": workspace.classes_identity,
                 **({"proposals": proposals} if proposals else {})},
         model=source.header.model, options=options,
-        skip=() if of_cams else _OF_CAMS)
+        skip=unused)
     if not of_cams:
         return {settings.out or place(workspace.path, "predictions", f"{source.name}-crf", split):
                 header}
@@ -248,17 +245,11 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
 
 def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> None:
     """Warn if the largest photos may not fit into the memory, all processes together."""
-    scores = worker.task.scores
-
     def needed(job: Job) -> int:
         try:
-            size = photo_size(job[1])
+            size = worker.task.scores.size_at_once(photo_size(job[1]))
         except OSError:
             return 0
-        if scores.tile and max(size) > scores.tile:
-            size = min(size[0], scores.tile), min(size[1], scores.tile)
-        else:
-            size = bounded_size(size, scores.max_side)
         return worker.method.memory_of(worker.settings, worker.device, size, worker.task.labels)
 
     needs = sorted(in_threads(needed, jobs, _THREADS))[-processes:]

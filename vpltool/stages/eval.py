@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core.metrics import Confusion, boundary_f, threshold_of_alpha
+from vpltool.core import metrics
+from vpltool.core.metrics import Confusion
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import (
@@ -123,7 +124,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     report = _report(workspace, source, tally, split, given)
     if settings.boundary and source.kind != "cams":
         report["boundary"] = {"tolerance": settings.boundary,
-                              "f": round(boundary_f(tally.boundaries), 6)}
+                              "f": round(metrics.boundary_f(tally.boundaries), 6)}
     report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
 
@@ -166,7 +167,7 @@ def _given_threshold(settings: EvalSettings) -> float:
         raise VplError(f"{' and '.join(given)} are different ways to cut CAMs",
                        f"give one of them: {' or '.join(given)}")
     if "alpha" in ways:
-        return threshold_of_alpha(settings.alpha)
+        return metrics.threshold_of_alpha(settings.alpha)
     if "threshold_from" not in ways:
         return settings.threshold if "threshold" in ways else 0
     path = ways["threshold_from"]
@@ -178,8 +179,6 @@ def _given_threshold(settings: EvalSettings) -> float:
 
 def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str, given: float
             ) -> JsonObject:
-    from vpltool.core import metrics
-
     report: JsonObject = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,
         "photos": len(tally.parts), "made_by": source.header.command,
@@ -212,8 +211,6 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
 
 def _worst(workspace: Workspace, each: Mapping[str, Confusion]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
-    from vpltool.core import metrics
-
     scored = {key: metrics.scores(counts).miou for key, counts in each.items() if counts.pairs}
     order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]
     return [{"id": key, "score": round(scored[key], 6), "why": f"mIoU "
