@@ -24,7 +24,7 @@ _UNROLLED = 4
 def are_compiled() -> bool:
     """Whether an earlier process has left the compiled loops on disk."""
     loop: Any = _compare
-    return any(Path(loop.stats.cache_path).glob("crf_numba._compare-*.nbi"))
+    return any(Path(loop.stats.cache_path).glob("crf_numba._compare_0-*.nbi"))
 
 
 class Kernel(NamedTuple):
@@ -69,7 +69,6 @@ def _splat(width: int) -> Callable[[Kernel, Floats, Floats], None]:
         width: number of columns C, whose loops are unrolled; 0: any.
     """
 
-    @compiled
     def splat(kernel: Kernel, values: Floats, vertices: Floats) -> None:
         lattice, columns = kernel.lattice, width or values.shape[1]
         for point in range(len(values)):
@@ -79,14 +78,13 @@ def _splat(width: int) -> Callable[[Kernel, Floats, Floats], None]:
                 for column in range(columns):
                     vertices[vertex, column] += weight * values[point, column]
 
-    return splat
+    return compiled(splat, width)
 
 
 @cache
 def _blur(width: int) -> Callable[[Integers, Floats], Floats]:
     """Make the loop that adds to each vertex half of both its neighbours, along each direction."""
 
-    @compiled
     def blur(neighbours: Integers, vertices: Floats) -> Floats:
         columns = width or vertices.shape[1]
         blurred = np.zeros_like(vertices)
@@ -100,14 +98,13 @@ def _blur(width: int) -> Callable[[Integers, Floats], Floats]:
             vertices, blurred = blurred, vertices
         return vertices
 
-    return blur
+    return compiled(blur, width)
 
 
 @cache
 def _slice(width: int) -> Callable[[Kernel, Floats, Floats], None]:
     """Make the loop that adds the values of its simplex's corners to each point's sum."""
 
-    @compiled
     def slice_(kernel: Kernel, vertices: Floats, sums: Floats) -> None:
         lattice, columns = kernel.lattice, width or sums.shape[1]
         corners = lattice.slot.shape[1]
@@ -119,7 +116,7 @@ def _slice(width: int) -> Callable[[Kernel, Floats, Floats], None]:
                 for column in range(columns):
                     sums[point, column] += weight * vertices[vertex, column]
 
-    return slice_
+    return compiled(slice_, width)
 
 
 def mean_field(photo: npt.NDArray[np.uint8], unary: Floats, settings: CrfSettings) -> Floats:

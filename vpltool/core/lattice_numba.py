@@ -6,12 +6,8 @@ where the tensors there are sorted.
 
 from __future__ import annotations
 
-import fcntl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numba
 import numpy as np
@@ -29,41 +25,18 @@ _FREE = -1
 """Entry of the hash table that no vertex has taken."""
 
 
-def compiled(loop: Callable[_Values, _Result]) -> Callable[_Values, _Result]:
+def compiled(loop: Callable[_Values, _Result], variant: int = 0) -> Callable[_Values, _Result]:
     """Compile a function when it is first called, and keep the result on disk.
 
-    One process at a time: where two write the same folder, Numba's index of one names the code of
-    the other, and each later process crashes or runs the wrong loop.
+    Args:
+        loop: the function.
+        variant: tells apart the loops that one function makes. Numba names code by the function's
+            name and a number that each process counts anew: code of two processes could bear one
+            name, and a third process that loads both crashes.
     """
-    made: Any = numba.njit(cache=True, nogil=True)(loop)
-    compile_one = made.compile
-
-    def compile_alone(signature: object) -> object:
-        with _one_process(Path(made.stats.cache_path)):
-            return compile_one(signature)
-
-    made.compile = compile_alone
-    found: Callable[_Values, _Result] = made
-    return found
-
-
-_compiling = threading.RLock()
-_folders: list[Path] = []
-"""Folders that this process has locked: a loop compiles those that it calls."""
-
-
-@contextmanager
-def _one_process(folder: Path) -> Iterator[None]:
-    """Keep other processes from compiling into a folder; not where the disk knows no locks."""
-    with _compiling, ExitStack() as stack:
-        if folder not in _folders:
-            with suppress(OSError):
-                folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / "compiling.lock").open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX)
-        _folders.append(folder)
-        stack.callback(_folders.pop)
-        yield
+    loop.__qualname__ += f"_{variant}"
+    made: Callable[_Values, _Result] = numba.njit(cache=True, nogil=True)(loop)
+    return made
 
 
 class Lattice(NamedTuple):
@@ -200,7 +173,7 @@ def _weigh_corners(offset: Floats, rank: Keys, weight: Floats) -> None:
 
 
 @compiled
-def _entry(table: Integers, keys: Keys, key: Any) -> Any:
+def _entry(table: Integers, keys: Keys, key: np.int64) -> np.int64:
     """Return where the hash table holds a key, or where it belongs."""
     last = len(table) - 1
     # Fibonacci hashing; the upper bits are the better mixed ones.
