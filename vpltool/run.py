@@ -94,15 +94,12 @@ def _once(found: FoundStage, path: Path, settings: Settings
 
 
 def _settled(values: Mapping[str, object]) -> str:
-    """The precision that `auto` stands for on this machine.
-
-    Raises:
-        VplError: several processes share the work; their machines may differ.
-    """
+    """The precision that `auto` stands for on this machine; fp32 where others share its work."""
     count = find_shard(str(values.get("shard") or "")).count
     if max(count, rank_of_process()[1]) > 1:
-        raise VplError("`precision='auto'`: the machines that share this work may choose "
-                       "different precisions", "`precision='bf16'`, or `precision='fp32'`")
+        console.note("precision: fp32, since the machines that share this work may differ; "
+                     "`precision='bf16'` is faster where all of them have it")
+        return "fp32"
     taken = settle_precision("auto", find_device(str(values.get("device") or "auto")))
     console.note(f"precision: {taken}")
     return taken

@@ -267,8 +267,9 @@ def test_masks_of_another_tool_are_one_more_value(run: Run, own: Path, tiny_clip
 
 
 @pytest.mark.parametrize(("student", "wanted"), [
-    ("small", "train-student --teacher segmenter"),
-    ("timm:tiny,FILE", "train-student --teacher segmenter --encoder timm:tiny,FILE"), ("", "")])
+    ("small", "train-student --teacher segmenter --precision auto"),
+    ("timm:tiny,FILE",
+     "train-student --teacher segmenter --encoder timm:tiny,FILE --precision auto"), ("", "")])
 def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own: Path,
                                        tiny_clip: Path) -> None:
     """After the segmenter, from what it says of the photos that taught it."""
@@ -281,3 +282,20 @@ def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own:
     if wanted:
         before = found[found.index(wanted) - 1]
         assert before.startswith("predict") and "--split train" in before
+
+
+def test_precision_is_what_the_machine_is_fast_in(run: Run, own: Path, tiny_clip: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 0.3)
+    assert again(run, own, tiny_clip).code == 0
+    assert precisions(own / "work/features/train") == {"bf16"}
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 4.0)
+    elsewhere = again(run, own, tiny_clip)
+    assert elsewhere.code == 0, elsewhere.err
+    assert "features/train: precision was bf16, now fp32" in elsewhere.err
+    assert precisions(own / "work/features/train") == {"fp32"}
+
+
+def precisions(folder: Path) -> set[str]:
+    headers = [describe(path).header for path in folder.glob("*.safetensors")]
+    return {header.options.get("precision", "fp32") for header in headers if header}

@@ -35,7 +35,8 @@ def test_names_of_its_values() -> None:
         "images": "photos", "labels": "tags", "masks": "masks", "classes": "classes",
         "hold_out": "held", "corrections": "corrections", "model": "model",
         "encoder": "encoder", "pretrained": "pretrained", "tile": "tile"}
-    assert names["predict"] == {"images": "new", "max_side": "side", "tile": "tile"}
+    assert names["predict"] == {"images": "new", "max_side": "side", "tile": "tile",
+                                "precision": "precision"}
     assert names["crf"] == {"alpha": "alpha"}
 
 

@@ -18,13 +18,14 @@ from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel.device import find_device, worker_count
+from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
     from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
+    from vpltool.core.tower import Tower
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -50,6 +51,7 @@ class EstimateSettings(Settings):
                                "print nothing. Unreadable ones are named, not counted.", off="-")
     tag: bool = setting(False, "Also count `tag`, of photos without a tag.", off="-")
     device: str = options.device()
+    precision: str = options.precision()
 
 
 STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=(),
@@ -96,6 +98,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
 
 
     device = find_device(settings.device)
+    dtype = find_precision(settings.precision, device, console.warn)
     encoder = load_main(workspace, device)
     patch = encoder.vision.patch
     grids = [tuple(side // patch for side in fit_size(size, patch, max_side=settings.max_side))
@@ -110,7 +113,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     seconds = {
         **({"tag": untagged * _tag_seconds(workspace, side, device)}
            if untagged else {}),
-        "extract": count * _encoder_seconds(encoder, side, device),
+        "extract": count * _encoder_seconds(encoder.vision.to(dtype), side, device),
         "crf": count * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(encoder, settings, device, count, mean)}
     stored = 2 * (mean * (settings.layers * encoder.vision.width + _dim(encoder)))
@@ -166,15 +169,15 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
 def _dim(encoder: Encoder) -> int:
     """Dimensions of a patch embedding."""
     side, weight = 2 * encoder.vision.patch, encoder.vision.weight
-    pixels = torch.zeros(1, 3, side, side, device=weight.device)
+    pixels = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         return int(encoder.vision(pixels, attention=False).patches.shape[-1])
 
 
-def _encoder_seconds(encoder: Encoder, side: int, device: torch.device) -> float:
+def _encoder_seconds(vision: Tower, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches."""
-    vision = encoder.vision
-    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
+    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device,
+                         dtype=vision.weight.dtype)
     with torch.no_grad():
         return _seconds(lambda: vision(pixels, attention=False,
                                        layers=[vision.depth - 1]).patches.sum().item())
