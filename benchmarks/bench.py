@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import re
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
@@ -30,6 +33,11 @@ HERE = Path(__file__).parent
 ALL = {**STAGES, "groups": groups, "methods": methods}
 """Each stage, and the line of each method."""
 
+_HEAD = """# On a CPU
+
+Written by `make bench`, one section for each kind of CPU; a run replaces its own.
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages, print the table, and write it to a file."""
@@ -45,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     text = page(head, rows, device.type, sizes)
     print(text)
     if options.out and sizes == FULL and chosen == ALL:
-        options.out.write_text(f"# On a CPU\n\nWritten by `make bench`.\n\n{text}", "utf-8")
+        before = options.out.read_text("utf-8") if options.out.exists() else ""
+        options.out.write_text(with_section(before, machine_kind(), text), "utf-8")
     return int(any(row.error for row in rows))
 
 
@@ -77,12 +86,44 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 def default_precision() -> str:
     """bf16 where the CPU computes in it, as the aims say; else float32."""
-    fast = ("avx512_bf16", "amx_bf16")
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(_cpuinfo().split()) else "fp32"
+
+
+def machine_kind(cpuinfo: str = "") -> str:
+    """The CPU, its cores, and those of its instructions that our products gain by.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo; by default, that of this machine.
+    """
+    told = cpuinfo or _cpuinfo()
+    model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    flags = set(told.split())
+    has = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"),
+                                   ("bf16", "avx512_bf16"), ("AMX", "amx_bf16")) if flag in flags]
+    return (f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores: "
+            f"{', '.join(has) or 'none of AVX2, AVX-512, bf16 and AMX'}")
+
+
+def with_section(page: str, kind: str, text: str) -> str:
+    """A page of results with the section of one kind of CPU replaced; the others stay as they are.
+
+    Args:
+        page: the page, or nothing.
+        kind: heading of the section.
+        text: its content, without headings of the same level.
+    """
+    head, *sections = re.split(r"^(?=## )", page or _HEAD, flags=re.MULTILINE)
+    new = f"## {kind}\n\n{datetime.now(UTC).date()}: {text.strip()}\n"
+    kept = [section.strip() + "\n" for section in sections
+            if section.partition("\n")[0] != f"## {kind}"]
+    return "\n".join([head.strip() + "\n", new, *kept])
+
+
+def _cpuinfo() -> str:
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        flags = []
-    return "bf16" if any(flag in flags for flag in fast) else "fp32"
+        return ""
 
 
 def run(stages: Mapping[str, Callable[[Bench], Iterator[Row]]], sizes: Sizes,

@@ -78,7 +78,8 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert "NOT REACHED" not in "".join(row.check for row in rows)
     (descent,) = (row for row in rows if "the paper's descent of" in row.stage)
     assert float(descent.check.split("at least ")[1].split(";")[0]) >= 0.9999
-    of_goals = goals.goals(rows).splitlines()[2:]
+    *of_goals, _, where = goals.goals(rows).splitlines()[2:]
+    assert where == goals.ELSEWHERE_ON
     assert len(of_goals) == len(goals.GOALS) + len(goals.ELSEWHERE), "each goal has its line"
     assert "not known why" not in "".join(of_goals)
     assert len({line.count("|") for line in of_goals}) == 1
@@ -445,3 +446,17 @@ def test_growth_is_measured(tmp_path: Path) -> None:
     step = next(curve for curve in curves if curve.stage.startswith("learn-prototypes"))
     assert step.seconds[1] > step.seconds[0]
     assert set(growth.MEASURES) == {"photos", "patches", "tags", "classes", "rows"}
+
+
+def test_a_run_replaces_the_section_of_its_own_kind_of_cpu() -> None:
+    intel = bench.machine_kind("model name\t: Intel Xeon\nflags\t: avx2 avx512f amx_bf16\n")
+    assert intel.startswith("Intel Xeon, ")
+    assert intel.endswith("cores: AVX2, AVX-512, AMX")
+    page = bench.with_section("", intel, "first")
+    page = bench.with_section(page, "AMD, 2 cores: AVX2", "theirs\n\n- a line")
+    again = bench.with_section(page, intel, "second")
+    assert again.count("## ") == 2
+    assert "first" not in again
+    assert ": second\n" in again
+    assert ": theirs\n\n- a line\n" in again
+    assert again.startswith("# On a CPU\n")
