@@ -91,7 +91,8 @@ def _torch() -> Iterator[Finding]:
 def _disk(work: Path) -> Finding:
     """Room where a workspace is, or will be; and whether it may be written there."""
     folder = next(path for path in (work.resolve(), *work.resolve().parents) if path.exists())
-    free, files = shutil.disk_usage(folder).free, os.statvfs(folder).f_favail
+    free = shutil.disk_usage(folder).free
+    files = os.statvfs(folder).f_favail if hasattr(os, "statvfs") else 0
     about, place = f"disk of {short_path(work)}", shlex.quote(short_path(folder))
     if not os.access(folder, os.W_OK):
         return Finding("machine", BROKEN, about, f"{folder} cannot be written",

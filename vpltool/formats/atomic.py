@@ -146,7 +146,8 @@ def sync(files: Iterable[Path]) -> None:
 
 
 def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+    # Windows writes the bytes of a file to the disk only for who may write it.
+    descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

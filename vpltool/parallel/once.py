@@ -1,12 +1,11 @@
 """Locks: one process of this machine does a piece of work, one piece of work writes a folder.
 
-Others get an error.
+Others get an error. Windows has no such locks: there nobody is told.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -125,7 +129,13 @@ def _who(known: Mapping[str, Any]) -> str:
 
 
 def _lock_file(folder: Path, work: str) -> Path:
-    """The lock of a piece of work; beside the workspace, since that may be read-only or shared."""
+    """The lock of a piece of work; beside the workspace, since that may be read-only or shared.
+
+    Raises:
+        OSError: no lock is to be had.
+    """
+    if fcntl is None:
+        raise OSError("this system has no locks")
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"
     locks.mkdir(mode=0o700, exist_ok=True)
     if locks.lstat().st_uid != os.getuid():

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from vpltool.parallel.signals import block_interrupts, in_main_thread
+from vpltool.parallel.signals import begin_worker, block_interrupts, in_main_thread
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -85,8 +85,7 @@ def no_script() -> Iterator[None]:
 
 
 def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool) -> None:
-    # Blocked, SIGTERM could not end a worker when another one has broken the pool.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    begin_worker()
     end_with_parent(from_main_thread)
     start(task)
 

@@ -121,10 +121,21 @@ def block_interrupts() -> Iterator[None]:
 
     Workers inherit this: Ctrl-C reaches the whole group, and only the parent decides. For itself
     the parent defers them: a signal that one thread blocks goes to another, such as torch's.
+    Windows cannot block them; there a worker ignores Ctrl-C from `begin_worker` on.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    blocks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS) if blocks else ()
     try:
         with defer_interrupts(every=True):
             yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and let SIGTERM end this worker: another may break the pool."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -131,7 +131,7 @@ def _class_file(path: Path) -> list[str]:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Names of all maps and labels of a split; not of probabilities, which predictions show."""
-    return sorted(str(path.parent.parent.relative_to(work)) for kind in KINDS[:4]
+    return sorted(path.parent.parent.relative_to(work).as_posix() for kind in KINDS[:4]
                   for path in work.glob(f"{kind}/*/{split}/artifact.json"))
 
 
