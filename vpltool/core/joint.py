@@ -44,6 +44,8 @@ class JointSettings:
         lambda_tags: weight of the tags' loss.
         lambda_masks: weight of the masks' loss where soft labels are learned.
         head_lr: factor on the learning rate of the head.
+        layer_decay: each block of the encoder learns at this share of the next one's rate (BEiT,
+            Bao et al., ICLR 2022): what early blocks know from many photos is kept.
     """
 
     blocks: int = 0
@@ -53,6 +55,7 @@ class JointSettings:
     lambda_tags: float = 0.0
     lambda_masks: float = 0.0
     head_lr: float = 1.0
+    layer_decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,24 @@ class Trained(nn.Module):
         """The matrices of the blocks, which low-rank updates belong to."""
         for block in self.blocks:
             yield from (part for part in block.modules() if isinstance(part, nn.Linear))
+
+    def blocks_above(self) -> dict[int, int]:
+        """Identity of each parameter of the encoder to the number of blocks after its own.
+
+        An encoder that runs by its own code is cut evenly into its levels, in the order of its
+        parameters.
+        """
+        if self.tower is None:
+            return {id(part): len(self.blocks) - 1 - number
+                    for number, block in enumerate(self.blocks) for part in block.parameters()}
+        parts, depth = list(self.tower.parameters()), self.tower.depth
+        above = {id(part): depth - 1 - number * depth // len(parts)
+                 for number, part in enumerate(parts)}
+        if isinstance(self.tower, VisionTower):
+            above = dict.fromkeys(above, depth)
+            for number, room in enumerate([*self.tower.blocks, self.tower.head]):
+                above |= {id(part): depth - 1 - number for part in room.parameters()}
+        return above
 
     def merge(self) -> None:
         """Add low-rank updates to their matrices."""
@@ -234,16 +255,17 @@ class Pair(nn.Module):
 
 def joint_optimizer(pair: Pair, settings: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW over the encoder and the head; vectors are free of weight decay."""
-    head = {id(part) for part in pair.now.network.parameters()}
-    groups = []
-    for of_head in (False, True):
-        for decayed in (False, True):
-            own = [part for part in pair.now.parameters() if part.requires_grad
-                   and (id(part) in head) == of_head and (part.dim() > 1) == decayed]
-            if own:
-                groups.append({"params": own, "weight_decay": 0.05 if decayed else 0.0,
-                               "scale": pair.settings.head_lr if of_head else 1.0})
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    joint, above = pair.settings, pair.now.blocks_above()
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for part in pair.now.parameters():
+        if part.requires_grad:
+            of_head = id(part) not in above
+            scale = joint.head_lr if of_head else joint.layer_decay ** above[id(part)]
+            groups.setdefault((of_head, scale, part.dim() > 1), []).append(part)
+    return torch.optim.AdamW(
+        [{"params": parts, "weight_decay": 0.05 if decayed else 0.0, "scale": scale}
+         for (_, scale, decayed), parts in sorted(groups.items(), key=lambda item: item[0])],
+        lr=settings.lr)
 
 
 @dataclass(frozen=True)

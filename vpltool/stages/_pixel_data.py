@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vpltool.core.joint import PixelBatch
     from vpltool.core.training import TrainingSettings, Window
 
-_SCALES = (0.5, 2.0)
+SCALES = (0.5, 2.0)
 """Factors on a photo's size, log-uniform: WeCLIP's."""
 
 _COLOURS = 0.3
@@ -53,6 +53,7 @@ class PixelData:
         masks: of those that have one.
         encoder: normalises photos, and says how large a patch is.
         max_side: longer photos are scaled down to this before they are scaled and cut; 0: never.
+        scales: smallest and largest factor on a photo's size; chance chooses among them.
         rank: number of this process.
         ranks: number of processes that share the crops of a step.
     """
@@ -62,6 +63,7 @@ class PixelData:
     masks: Masks | None
     encoder: Any
     max_side: int
+    scales: tuple[float, float] = SCALES
     rank: int = 0
     ranks: int = 1
 
@@ -108,7 +110,7 @@ def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
     path = data.workspace.image_path(photo)
     with naming_photo(photo, path):
         size = photo_size(path)
-    scale = float(np.exp(rng.uniform(*np.log(_SCALES))))
+    scale = float(np.exp(rng.uniform(*np.log(data.scales))))
     height, width = fit_size(size, patch, scale=scale, max_side=data.max_side)
     window = choose_window((height // patch, width // patch), side, rng)
     image = _recoloured(cut_pixels(read_known_photo(data.workspace, photo), window, patch), rng)

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
 
+_SCALES = (0.7, 1.6)
+"""Factors on a photo's size. With WeCLIP's, of 0.5 to 2, fewer crops look as the photos do that a
+student will see; chosen by agreement with the teacher on photos that were not trained on."""
+
+_LAYER_DECAY = 0.65
+"""Chosen in the same way; 1 lost what the network's published weights know."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSettings(options.Replaces):
@@ -61,7 +68,11 @@ class StudentSettings(options.Replaces):
     iters: int = setting(6000, "Training steps.", low=1)
     batch_size: int = setting(8, "Crops per step.", low=1)
     crop: int = setting(16, "Side of a crop, in patches.", low=2)
-    lr: float = setting(3e-4, "Learning rate of AdamW; the head's is ten times as high.", low=0)
+    lr: float = setting(5e-4, "Learning rate of AdamW; the head's is ten times as high.", low=0)
+    layer_decay: float | None = setting(
+        None, "Each block of the network learns at this share of the next one's rate. Default: "
+              "0.65; 1 with --begin random.", low=0, high=1,
+        source="BEiT, Bao et al., ICLR 2022: 0.65 to 0.9")
     power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER.", low=0)
     average: float = setting(0.999, "Decay of the average of the weights, which is what is kept.",
                              low=0, high=1, source="Mean teacher, Tarvainen and Valpola 2017")
@@ -223,8 +234,9 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
         inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
+    options: dict[str, object] = {"layers": layers, "layer_decay": _layer_decay(settings)}
     header = make_header(workspace, "decoder", "train-student", settings, inputs=inputs,
-                         model=model, options={"layers": layers})
+                         model=model, options=options)
     sources = dict(header.sources)
     if lesson.masks:
         sources["masks"] = relative_path(lesson.masks.path, workspace.path)
@@ -236,6 +248,13 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
                                                facts=dict(facts)))
 
 
+def _layer_decay(settings: StudentSettings) -> float:
+    """The decay that is asked for; else none where there is no published knowledge to keep."""
+    if settings.layer_decay is None:
+        return 1.0 if settings.begin == "random" else _LAYER_DECAY
+    return settings.layer_decay
+
+
 def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
           header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
     from vpltool.core.joint import JointSettings
@@ -243,8 +262,10 @@ def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, enco
 
     torch.manual_seed(settings.seed)
     head = LightHead(layers, encoder.vision.width, 1 + len(workspace.classes), settings.width)
-    data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side)
+    data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
+                     _SCALES)
     joint = JointSettings(average=settings.average, head_lr=10.0,
+                          layer_decay=_layer_decay(settings),
                           lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
     return JointTraining(header, target, head, data, steps_of(settings), joint,
                          ("teacher", "masks"), settings.device, settings.checkpoint_every,
