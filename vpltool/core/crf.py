@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
+from vpltool.core import crf_numba
 from vpltool.core.classes import label_type
 from vpltool.core.crf_kernels import CrfSettings
 from vpltool.core.permutohedral import Lattice
@@ -128,7 +129,6 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
 
 def _by_numba(photo: Image, unary: Field, used: CrfSettings) -> Field:
     # Numba is not everywhere, and takes a second to import.
-    from vpltool.core import crf_numba
 
     return crf_numba.mean_field(photo, unary, used)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.clip import catalogue, groupvit, load, weights
 from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
@@ -81,12 +82,9 @@ def take_weights(network: GroupNetwork, path: Path) -> None:
     Raises:
         VplError: it cannot be read, holds none of the network's weights, or of another shape.
     """
-    from vpltool.clip.groupvit import from_groupvit, is_groupvit
-    from vpltool.clip.weights import read_weights, recognise
-
-    state = read_weights(recognise(path))
-    if is_groupvit(state):
-        state = from_groupvit(state)
+    state = weights.read_weights(weights.recognise(path))
+    if groupvit.is_groupvit(state):
+        state = groupvit.from_groupvit(state)
     wanted = network.state_dict()
     taken = {}
     for name in sorted(wanted.keys() & state.keys()):
@@ -143,9 +141,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
     """
     check_words(workspace, "`text='own'`")
 
-    from vpltool.clip.load import load_clip
-
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
+    clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
     if model and not is_same_model(clip.identity, model):
         raise VplError(f"the groups were trained with the text of another CLIP than "
                        f"{workspace.model}", "`train_groups(overwrite=True)`")
@@ -154,7 +150,5 @@ def clip_encoder(workspace: Workspace, device: torch.device,
 
 def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
     """CLIP's tokenizer, of captions of `context` tokens at most: token numbers (n, context)."""
-    from vpltool.clip.catalogue import import_open_clip
-
-    tokenizer = import_open_clip().SimpleTokenizer(context_length=context)
+    tokenizer = catalogue.import_open_clip().SimpleTokenizer(context_length=context)
     return lambda texts: tokenizer(list(texts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool.core import meta_device
 from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.groups import find_groups
@@ -122,14 +123,13 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
         header = trained_header(path, "decoder")
         tensors = {name: tensor for name, tensor in read_tensors(path, "decoder")[1].items()
                    if not name.startswith(TOWER)}
-    from vpltool.core.meta_device import rebuild
 
     if "segmenter" not in header.facts:
         raise VplError(f"{path} does not name the method of its network", again(header))
     method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
     try:
-        network: SegmenterNetwork = rebuild(lambda: method.rebuild(header.facts["config"]),
-                                            tensors)
+        network: SegmenterNetwork = meta_device.rebuild(
+            lambda: method.rebuild(header.facts["config"]), tensors)
     except ValueError as error:
         raise VplError(f"{path} does not hold the network that its header names ({error})",
                        again(header)) from error

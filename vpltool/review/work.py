@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core import agreement, uncertainty
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
 from vpltool.formats import (
@@ -157,8 +158,6 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
     if shown.kind == "predictions":
-        from vpltool.core.uncertainty import mean_entropy
-
         path = workspace.path / "probabilities" / shown.name / split
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
@@ -166,7 +165,8 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
                            "`order='worst-tags'`")
         folder = open_input(path, ("probabilities",))
         return lambda photo: (
-            mean_entropy(folder.read_tensors(photo.id, "probabilities")["probabilities"])
+            uncertainty.mean_entropy(
+                folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
         unsure = find_shown(workspace, f"masks/{shown.name.removesuffix('-full')}", split)
@@ -183,15 +183,13 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
 def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How far a photo's mask is from its tags; among photos with as many wrong classes, from
     another mask of it."""
-    from vpltool.core.agreement import class_shares
-
     doubt = _doubt(workspace, shown, split)
 
     def measure(photo: Photo) -> float:
         labels = labels_of(shown, photo.id)
         if labels is None:
             return float("inf")
-        shares = class_shares(labels, 1 + len(workspace.classes))
+        shares = agreement.class_shares(labels, 1 + len(workspace.classes))
         tags = set(workspace.indices_of(photo))
         said = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
         return len(said ^ tags) + (doubt(photo) + sum(shares[index] for index in said - tags)) / 2

@@ -24,6 +24,7 @@ from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
 from vpltool.lazy import np, npt
+from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
@@ -70,7 +71,6 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
     if rank_of_process()[1] == 1:
         tally = _tally(workspace, source, photos, tolerance)
     else:
-        from vpltool.parallel.ranks import joined
         with joined("cpu") as ranks:
             mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
             tally = Tally()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
+from vpltool.core import segmenter
 from vpltool.engine.checkpoints import (
     CheckpointRule,
     Start,
@@ -22,13 +23,12 @@ from vpltool.formats import Header
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.ranks import Ranks
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
-    from vpltool.parallel.ranks import Ranks
 
 _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
@@ -48,7 +48,7 @@ class Training:
         return checkpoint_of(self.target)
 
 
-def take_steps(run: Training, network: SegmenterNetwork, start: Start,
+def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: Start,
                settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
                ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core import phase_one
 from vpltool.core.phase_one import Pixels, Reading
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine.features import open_features
@@ -25,12 +25,10 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
+from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-
-if TYPE_CHECKING:
-    from vpltool.parallel.ranks import Ranks
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
 UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
@@ -169,8 +167,6 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "vision")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        from vpltool.parallel.ranks import joined
-
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      space_of(text))
@@ -225,8 +221,6 @@ def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
            start: Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
-    from vpltool.core import phase_one
-
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
     index = start.class_index.to(device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core import segmenter
 from vpltool.engine.checkpoints import Start, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
@@ -21,6 +22,7 @@ from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.ranks import joined
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
@@ -40,7 +42,6 @@ from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
@@ -161,8 +162,9 @@ def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
                        "'clusters')` makes some, for `prototypes='seeds'`")
 
 
-def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
-                model: Mapping[str, str], target: Path) -> Path | None:
+def _start_from(workspace: Workspace, settings: TrainDecoderSettings,
+                network: segmenter.SegmenterNetwork, model: Mapping[str, str], target: Path
+                ) -> Path | None:
     """Give the network the weights of the decoder that it begins with; its path, if there is one.
 
     Raises:
@@ -203,20 +205,16 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         raise
 
 
-def _fit(run: Training, method: SegmenterMethod, network: SegmenterNetwork,
+def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNetwork,
          settings: TrainDecoderSettings) -> None:
-    from vpltool.parallel.ranks import joined
-
     with joined(settings.device) as ranks:
         fit_segmenter(method, network, run.data, settings, ranks)
         if ranks.rank == 0:
             _write_decoder(run, network, [])
 
 
-def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
-           ) -> None:
-    from vpltool.parallel.ranks import joined
-
+def _train(run: Training, network: segmenter.SegmenterNetwork, start: Start,
+           settings: TrainDecoderSettings) -> None:
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
           # torchrun sends a second signal after that of the terminal.
@@ -226,7 +224,8 @@ def _train(run: Training, network: SegmenterNetwork, start: Start, settings: Tra
             _write_decoder(run, network, curve)
 
 
-def _write_decoder(run: Training, network: SegmenterNetwork, curve: list[list[float]]) -> None:
+def _write_decoder(run: Training, network: segmenter.SegmenterNetwork, curve: list[list[float]]
+                   ) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
     write_tensors(run.target, header, network.state_dict())
     run.checkpoint.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, skimage
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
     max_side_setting,
@@ -46,10 +46,8 @@ def propose(request: ProposalRequest, settings: Settings
     scales = numbers_of("scales", settings.scales)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        from skimage.segmentation import felzenszwalb
-
         for scale in scales:
-            yield from segments(felzenszwalb(photo, scale=scale, sigma=settings.sigma,
-                                             min_size=scale))
+            yield from segments(skimage.segmentation.felzenszwalb(
+                photo, scale=scale, sigma=settings.sigma, min_size=scale))
 
     return of_photos(request, settings.max_side, make)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, skimage
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import (
     max_side_setting,
@@ -44,10 +44,9 @@ def propose(request: ProposalRequest, settings: Settings
     numbers = numbers_of("segments", settings.segments)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        from skimage.segmentation import slic
-
         for number in numbers:
-            yield from segments(slic(photo, number, settings.compactness, settings.rounds,
-                                     start_label=0, channel_axis=-1))
+            yield from segments(skimage.segmentation.slic(
+                photo, number, settings.compactness, settings.rounds, start_label=0,
+                channel_axis=-1))
 
     return of_photos(request, settings.max_side, make)
