@@ -14,12 +14,12 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.core.instances import label_map
-from vpltool.datasets.coco import read_coco
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.formats.workspace import read_images
+from vpltool.methods.sources.coco import read_coco
 
 pycocotools = pytest.importorskip("pycocotools.mask")
 
