@@ -198,7 +198,7 @@ def test_tags_do_not_hang_on_the_masks(coco: Path, run: Run) -> None:
 def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from vpltool.methods.sources import coco as source
 
-    write, written = source.write_labels, []
+    write, written = source.formats.write_labels, []
 
     def stop_at_second(path: Path, *rest: Any) -> None:
         if written:
@@ -208,7 +208,7 @@ def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyP
 
     work = coco.parent / "work"
     with monkeypatch.context() as patched:
-        patched.setattr(source, "write_labels", stop_at_second)
+        patched.setattr(source.formats, "write_labels", stop_at_second)
         result = run("prepare", "coco", coco, "--workers", 0, work=work)
     assert result.code == 130
     assert not (work / "workspace.json").exists(), "the workspace comes last"

@@ -8,21 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core import agreement, uncertainty
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
-from vpltool.formats import (
-    IGNORE,
-    InputFolder,
-    JsonObject,
-    Photo,
-    Workspace,
-    find_folder,
-    open_input,
-    open_workspace,
-    read_labels,
-)
+from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
 from vpltool.formats.workspace_writing import write_workspace
@@ -46,7 +36,7 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
     Raises:
         VplError: there are none, or several to choose from.
     """
-    source = find_folder(
+    source = formats.find_folder(
         workspace.path, ("predictions", "masks"), what, split, ("predictions", "masks"),
         f"`predict(split={split!r})` or `crf(split={split!r})` makes some", BEST_FIRST, full=True)
     workspace.check_classes(source.header, source.path)
@@ -56,7 +46,8 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
 def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
     """The proposals of a split, by name."""
     paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
-    return {path.parent.parent.name: open_input(path.parent, ("proposals",)) for path in paths}
+    return {path.parent.parent.name: formats.open_input(path.parent, ("proposals",))
+            for path in paths}
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
@@ -74,7 +65,7 @@ def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
         raise VplError(f"no masks are called {name!r}", "reload the page")
     if name.startswith(_BEFORE):
         path = workspace.path / OWN / "rounds" / name.split()[-1] / f"{photo_id}.png"
-        return read_labels(path) if path.is_file() else None
+        return formats.read_labels(path) if path.is_file() else None
     return labels_of(find_shown(workspace, name, split), photo_id)
 
 
@@ -101,7 +92,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
     A folder's tags come from its CSV, so a copy with the changes, `review/tags.csv`, takes its
     place in later calls of `prepare`.
     """
-    workspace = open_workspace(work)
+    workspace = formats.open_workspace(work)
     photos = [replace(photo, tags=tuple(tags)) if photo.id == photo_id else photo
               for photo in workspace.photos()]
     call = last_call(work)
@@ -116,7 +107,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
                             "".join(f"{name};" for name in photo.splits if name not in halves))
                            for photo in photos)
     write_workspace(workspace, photos, call)
-    return open_workspace(work)
+    return formats.open_workspace(work)
 
 
 def words_of(error: Exception) -> str:
@@ -163,7 +154,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                            f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
                            "`order='worst-tags'`")
-        folder = open_input(path, ("probabilities",))
+        folder = formats.open_input(path, ("probabilities",))
         return lambda photo: (
             uncertainty.mean_entropy(
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
@@ -202,8 +193,8 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     both; else how unsure its mask is."""
     other = "masks" if shown.kind == "predictions" else "predictions"
     try:
-        second = find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
-                             full=True)
+        second = formats.find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
+                                     full=True)
     except VplError:
         second = None
     if second is None:

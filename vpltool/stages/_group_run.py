@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING
 
 from vpltool import console, options
 from vpltool.core import group_training
-from vpltool.engine.checkpoints import (
-    CheckpointRule,
-    Start,
-    checkpoint_of,
-    load_state,
-    write_checkpoint,
-)
+from vpltool.engine import checkpoints
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, write_tensors
@@ -227,20 +221,20 @@ class GroupRun:
                 lambda: _pairs.warn_of_broken(plan))
 
 
-def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
+def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start) -> None:
     settings, process, training = run.settings, run.process, run.training
     network = network.to(process.device)
     optimizer = group_training.make_optimizer(network, training)
-    load_state(network, optimizer, start.tensors)
+    checkpoints.load_state(network, optimizer, start.tensors)
     if isinstance(run.source, TarPairs):
         run.source.begin_at(start.facts, process.rank)
     objective = process.share(group_training.Objective(
         network, training, group_training.Exchange(process.rank, process.gather, process.mean)))
     log = _Log(start.curve, start.recent, settings.iters)
-    first, checkpoint = process.rank == 0, checkpoint_of(run.target)
+    first, checkpoint = process.rank == 0, checkpoints.checkpoint_of(run.target)
     if first and not start.step:
         checkpoint.unlink(missing_ok=True)
-    rule = CheckpointRule(settings.checkpoint_every)
+    rule = checkpoints.CheckpointRule(settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the groups are written.
     with defer_interrupts() as interrupted:
         with (contextlib.closing(run.batches(start.step)) as batches,
@@ -261,8 +255,8 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
                 facts = run.facts_so_far() if kept else {}
                 if kept and first:
                     header = replace(run.header, facts={**run.header.facts, **facts})
-                    write_checkpoint(checkpoint, header, network, optimizer, done, log.curve,
-                                     log.recent)
+                    checkpoints.write_checkpoint(checkpoint, header, network, optimizer, done,
+                                                 log.curve, log.recent)
                 if kept and stop:
                     raise KeyboardInterrupt
                 advance(text=text)

@@ -11,14 +11,7 @@ from vpltool import console, options
 from vpltool.core import aligned_space, alignment
 from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
-from vpltool.engine.checkpoints import (
-    CheckpointRule,
-    Start,
-    checkpoint_of,
-    load_state,
-    read_checkpoint,
-    write_checkpoint,
-)
+from vpltool.engine import checkpoints
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
@@ -128,8 +121,9 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "aligned")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        start = read_checkpoint(
-            checkpoint_of(target), replace(header, kind="alignment"), overwrite=settings.overwrite,
+        start = checkpoints.read_checkpoint(
+            checkpoints.checkpoint_of(target), replace(header, kind="alignment"),
+            overwrite=settings.overwrite,
             update=settings.update, keep="`out='FILE'` keeps it")
         regions = _gather(workspace, features, maps, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
@@ -247,15 +241,16 @@ class _Run:
         ).to(self.regions.embeddings.device)
 
 
-def _align(task: _Run, start: Start) -> None:
+def _align(task: _Run, start: checkpoints.Start) -> None:
     training, aligner = task.training, task.build()
     optimizer, steps = alignment.make_optimizer(aligner, training), training.iterations
-    load_state(aligner, optimizer, start.tensors)
-    checkpoint, header = checkpoint_of(task.target), replace(task.header, kind="alignment")
+    checkpoints.load_state(aligner, optimizer, start.tensors)
+    checkpoint = checkpoints.checkpoint_of(task.target)
+    header = replace(task.header, kind="alignment")
     if not start.step:
         checkpoint.unlink(missing_ok=True)
     curve, recent = start.curve, start.recent
-    rule = CheckpointRule(task.settings.checkpoint_every)
+    rule = checkpoints.CheckpointRule(task.settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the result is written.
     with defer_interrupts() as interrupted:
         with console.progress(f"align {task.target.stem}", steps - start.step) as advance:
@@ -269,7 +264,8 @@ def _align(task: _Run, start: Start) -> None:
                     curve.append([done, *means, round(float(record.tau), 5)])
                     recent.clear()
                 if rule.due(done, interrupted=stop) and done < steps:
-                    write_checkpoint(checkpoint, header, aligner, optimizer, done, curve, recent)
+                    checkpoints.write_checkpoint(checkpoint, header, aligner, optimizer, done,
+                                                 curve, recent)
                     if stop:
                         raise KeyboardInterrupt
                 advance(text=f"patches {curve[-1][1]:.3f} text {curve[-1][2]:.3f}" if curve else "")

@@ -9,18 +9,11 @@ from vpltool import console, options
 from vpltool.core import phase_one
 from vpltool.core.phase_one import Pixels, Reading
 from vpltool.core.prototypes import SolverRecord
+from vpltool.engine import prototypes
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_identity, with_photo_files
-from vpltool.engine.prototypes import (
-    Prototypes,
-    check_fits,
-    check_one_space,
-    read_prototypes,
-    space_of,
-    space_record,
-)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
@@ -169,10 +162,10 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
                       update=settings.update):
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     space_of(text))
+                                     prototypes.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = space_record(text)
+            of_space, facts_of_space = prototypes.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {"prototypes": rows, "class_index": start.class_index, **of_space})
@@ -188,7 +181,7 @@ def _check_reading(settings: LearnPrototypesSettings) -> None:
 
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
-                text: Prototypes) -> Prototypes:
+                text: prototypes.Prototypes) -> prototypes.Prototypes:
     """Read the prototypes that W begins as: those of `text`, or others.
 
     Raises:
@@ -196,9 +189,9 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     """
     if settings.start == "text":
         return text
-    start = read_prototypes(workspace, settings.start, aligned=True)
-    check_fits(features, start)
-    check_one_space(text, start)
+    start = prototypes.read_prototypes(workspace, settings.start, aligned=True)
+    prototypes.check_fits(features, start)
+    prototypes.check_one_space(text, start)
     ours, theirs = start.class_index.tolist(), text.class_index.tolist()
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"
@@ -217,8 +210,8 @@ def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
-def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
-           start: Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
+def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
+           start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     device = pool.embeddings.device

@@ -23,18 +23,9 @@ from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many
 from vpltool.lazy import np
+from vpltool.methods import labels
 from vpltool.methods.exports.coco import outline_region, score_of
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    Outlined,
-    ProposalNames,
-    Region,
-    find_reader,
-    parse_json,
-    read_text,
-)
 from vpltool.methods.proposers._pictures import FORMS, Fits, Made, Pictures
 from vpltool.settings import NoEffect, setting
 
@@ -73,7 +64,7 @@ def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Find the reader; the result yields the photos in the order of the files, then all others."""
     _files(settings)
-    names = ProposalNames(request.root, request.classes, request.photos)
+    names = labels.ProposalNames(request.root, request.classes, request.photos)
     return _each(request, settings, names, _entries(settings, names))
 
 
@@ -109,7 +100,7 @@ def _files(settings: Settings) -> list[Path]:
             raise VplError("SAM's run lengths need pycocotools, which is not installed",
                            "pip install 'vpltool[labelling]'")
         return found
-    tool = find_reader(path)
+    tool = labels.find_reader(path)
     if tool is None:
         raise VplError(f"{path} is in no format that is detected",
                        "of PNGs, say what they hold: " + ", ".join(
@@ -117,14 +108,14 @@ def _files(settings: Settings) -> list[Path]:
     return list(tool[1].files(path))
 
 
-def _entries(settings: Settings, names: ProposalNames) -> Iterator[tuple[Photo, Made]]:
+def _entries(settings: Settings, names: labels.ProposalNames) -> Iterator[tuple[Photo, Made]]:
     """Each photo of the files, and what reads its proposals."""
     path = _path(settings)
     if settings.format != "auto":
         yield from _pictures(settings, names.classes).each(names)
         return
     sam = bool(_sam_files(path))
-    tool = None if sam else find_reader(path)
+    tool = None if sam else labels.find_reader(path)
     if tool is None or hasattr(tool[1], "outlined"):
         read = tool[1].outlined if tool else _sam_outlined
         for outlined in read(path, names):
@@ -134,7 +125,7 @@ def _entries(settings: Settings, names: ProposalNames) -> Iterator[tuple[Photo, 
         yield labelled.photo, _of_labels(labelled, names)
 
 
-def _of_regions(outlined: Outlined, names: ProposalNames, *, worded: bool) -> Made:
+def _of_regions(outlined: labels.Outlined, names: labels.ProposalNames, *, worded: bool) -> Made:
     def made(fits: Fits) -> Proposals:
         fits(outlined.size, outlined.where)
         return Proposals.of(outlined.size, (
@@ -144,7 +135,7 @@ def _of_regions(outlined: Outlined, names: ProposalNames, *, worded: bool) -> Ma
     return made
 
 
-def _of_labels(labelled: Labelled, names: ProposalNames) -> Made:
+def _of_labels(labelled: labels.Labelled, names: labels.ProposalNames) -> Made:
     def made(fits: Fits) -> Proposals:
         size = (labelled.labels.shape[0], labelled.labels.shape[1])
         fits(size, labelled.where)
@@ -155,7 +146,7 @@ def _of_labels(labelled: Labelled, names: ProposalNames) -> Made:
     return made
 
 
-def _each(request: ProposalRequest, settings: Settings, names: ProposalNames,
+def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNames,
           entries: Iterator[tuple[Photo, Made]]) -> Iterator[tuple[str, Proposals | str]]:
     wanted = dict(request.jobs)
     for photo, made in entries:
@@ -175,7 +166,8 @@ def _nothing(_fits: Fits) -> Proposals:
     return Proposals.of((1, 1), ())
 
 
-def _fitted(photo: Photo, made: Made, names: ProposalNames, *, resize: bool) -> Proposals | str:
+def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bool
+            ) -> Proposals | str:
     """The proposals of a photo at its size, or why there are none."""
     try:
         size = names.size(photo, photo.id)
@@ -232,21 +224,21 @@ def _is_of_sam(path: Path) -> bool:
         or b'"image"' in head)) or head.strip() == b"[]"
 
 
-def _sam_outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
+def _sam_outlined(path: Path, request: labels.LabellingRequest) -> Iterator[labels.Outlined]:
     """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do.
 
     Raises:
         VplError: a file is damaged, or of no photo.
     """
     for file in _sam_files(path):
-        content = parse_json(read_text(file), file)
+        content = labels.parse_json(labels.read_text(file), file)
         try:
             yield _outlined(file, content, request)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise VplError(f"{file} is not as SAM writes it ({error})", _AGAIN) from error
 
 
-def _outlined(file: Path, content: Any, request: LabellingRequest) -> Outlined:
+def _outlined(file: Path, content: Any, request: labels.LabellingRequest) -> labels.Outlined:
     entries, name = content, file.stem
     if isinstance(content, dict):
         entries, name = content["annotations"], str(content["image"]["file_name"])
@@ -254,9 +246,9 @@ def _outlined(file: Path, content: Any, request: LabellingRequest) -> Outlined:
     size = (_size_of(entries[0]["segmentation"]) if entries
             else request.size(photo, str(file)))
     request.check_size(photo, size, str(file))
-    return Outlined(photo, size, [
-        Region(0, functools.partial(outline_region, entry["segmentation"], size,
-                                    f"{file}: mask {number}"), score_of(entry))
+    return labels.Outlined(photo, size, [
+        labels.Region(0, functools.partial(outline_region, entry["segmentation"], size,
+                                           f"{file}: mask {number}"), score_of(entry))
         for number, entry in enumerate(entries, 1)], str(file))
 
 

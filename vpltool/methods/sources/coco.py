@@ -18,21 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console, options, settings
+from vpltool import console, formats, options, settings
 from vpltool.core.instances import check_pycocotools, label_map
 from vpltool.datasets.layouts import check_labels, found_in, relative_name
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError, counted, near_name, other_case, part_of
-from vpltool.formats import (
-    Header,
-    OutputFolder,
-    Photo,
-    Workspace,
-    identity_of_file,
-    open_output,
-    write_labels,
-)
+from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.methods.inputs import Source, SourceRequest
@@ -143,17 +135,17 @@ def make_masks(
     header = Header(
         kind="masks", command="prepare",
         options={"method": "coco", "split": split, "overlap": overlap, "crowd": crowd},
-        inputs={"annotations": identity_of_file(outlines.path),
+        inputs={"annotations": formats.identity_of_file(outlines.path),
                 "classes": workspace.classes_identity})
     folder, ids = workspace.path / "ground-truth" / split, [photo.id for photo in photos]
     try:
-        output = open_output(folder, header, ids, overwrite=overwrite)
+        output = formats.open_output(folder, header, ids, overwrite=overwrite)
     except OtherSettings as error:
         if not error.stale:
             raise VplError(error.message, "`overwrite=True` replaces it; another workspace folder "
                                           "keeps both") from error
         # Masks of other annotations are recomputed: nothing but scores depends on them.
-        output = open_output(folder, header, ids, update=True)
+        output = formats.open_output(folder, header, ids, update=True)
     output.begin()
     task = _Task(output, replace(outlines, sizes={}, spans={}), overlap, crowd)
     jobs = [(key, outlines.sizes[key], tuple(outlines.spans.get(key, ()))) for key in output.todo]
@@ -185,7 +177,7 @@ def _make_one(job: _Job) -> tuple[str, str]:
     # pycocotools raises bare exceptions at outlines that are none.
     except Exception as error:
         return key, f"{task.outlines.path.name}: {str(error) or type(error).__name__}"
-    write_labels(task.output.path_of(key), labels, task.output.header)
+    formats.write_labels(task.output.path_of(key), labels, task.output.header)
     return key, ""
 
 
