@@ -30,9 +30,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vpltool.api import Workspace
-from vpltool.core.crf import decided, mean_field, to_labels
+from vpltool.core.crf import bounded_size, decided, labels_at, mean_field, shrink_photo, to_labels
 from vpltool.core.crf_kernels import PRESETS
-from vpltool.core.crf_size import bounded_size, labels_at, shrink_photo
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import read_photo
 from vpltool.core.tiles import spans

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-from vpltool.core.crf_size import labels_at
+from vpltool.core.crf import labels_at
 from vpltool.core.metrics import Confusion, boundary_counts, boundary_f, confusion, scores
 from vpltool.core.proposals import Proposal, Proposals, from_tensors, to_tensors
 from vpltool.formats import Photo, find_folder, open_workspace

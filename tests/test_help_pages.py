@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
-from vpltool.command_help import stage_subject
-from vpltool.help_pages import Subject, help_page
+from vpltool.command_help import Subject, help_page, stage_subject
 from vpltool.methods import Method, find_methods
 from vpltool.settings import described
 from vpltool.stages import find_stages

@@ -129,7 +129,7 @@ def test_elsewhere_it_is_one_line_and_a_hint(error: Exception, said: str, run: R
     def short(*_args: Any, **_options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("vpltool.stages.eval.find_folder", short)
+    monkeypatch.setattr("vpltool.formats.find_folder", short)
     result = run("eval", work=ready / "work")
     assert result.code == 1
     assert said in result.lines("error:")[0]

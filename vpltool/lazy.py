@@ -1,15 +1,20 @@
-"""numpy, torch, Pillow and OpenCV, imported when one of their names is used for the first time.
+"""torch, numpy and other packages, imported when one of their names is used for the first time.
 
 A command's `--help` must not wait two seconds for torch, so a module that help imports cannot say
 `import torch` at its top. It says `from vpltool.lazy import Tensor, torch` instead: type checkers
 see the packages themselves, and the first attribute that is looked up imports them. `Tensor` is for
 annotations; at run time it is a name without a class behind it (`torch.Tensor` has one).
+
+The same holds for files of our own that need torch when they are imported, since a class in them
+derives from `nn.Module`: where a package's `__getattr__` is `modules_of(__name__)`,
+`from vpltool.core import segment` imports nothing yet, and the first `segment.labels_of` does.
+`from vpltool.core.segment import labels_of` imports at once, as everywhere.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -18,27 +23,40 @@ if TYPE_CHECKING:
     import cv2
     import numpy as np
     import numpy.typing as npt
+    import pycocotools.mask
+    import rasterio.features
+    import safetensors.torch
+    import scipy.ndimage
+    import scipy.optimize
+    import skimage.color
+    import skimage.segmentation
     import torch
     import torch.nn.functional as F
-    from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
     from torch import Tensor
 else:
     class _Lazy(ModuleType):
-        """A stand-in for a module, which imports it at its first use."""
+        """A stand-in for a module, which imports it, or a module in it, at its first use."""
 
         def __getattr__(self, name: str) -> object:
-            value = getattr(importlib.import_module(self.__name__), name)
+            module = importlib.import_module(self.__name__)
+            value = (getattr(module, name) if hasattr(module, name)
+                     else importlib.import_module(f"{self.__name__}.{name}"))
             setattr(self, name, value)
             return value
 
     np, npt, torch, F, cv2 = map(_Lazy, (
         "numpy", "numpy.typing", "torch", "torch.nn.functional", "cv2"))
-    Image, ImageDraw, ImageFilter, ImageFont, ImageOps = map(_Lazy, (
-        "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"))
+    pycocotools, rasterio, safetensors, scipy, skimage = map(_Lazy, (
+        "pycocotools", "rasterio", "safetensors", "scipy", "skimage"))
+    Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin = map(_Lazy, (
+        "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps",
+        "PIL.PngImagePlugin"))
     Tensor = "torch.Tensor"
 
-__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "Tensor", "cv2",
-           "no_grad", "np", "npt", "torch"]
+__all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "PngImagePlugin",
+           "Tensor", "cv2", "modules_of", "no_grad", "np", "npt", "pycocotools", "rasterio",
+           "safetensors", "scipy", "skimage", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -52,3 +70,24 @@ def no_grad(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Re
             return function(*args, **kwargs)
 
     return without_gradients
+
+
+class _LazyFile(ModuleType):
+    """A stand-in for a file of ours, whose names are those of the file, set ones, too."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(importlib.import_module(self.__name__), name, value)
+
+
+def modules_of(package: str) -> Callable[[str], ModuleType]:
+    """Return the `__getattr__` of a package whose files are imported when they are first used."""
+    def find(name: str) -> ModuleType:
+        path = f"{package}.{name}"
+        if name.startswith("__") or importlib.util.find_spec(path) is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return _LazyFile(path)
+
+    return find

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core import segment
 from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
 from vpltool.engine.running import load_trained, stand_in_workspace
 from vpltool.engine.segmenters import segmenter_header
@@ -165,19 +166,15 @@ class Segmenter:
         Raises:
             VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
-        from vpltool.core.segment import labels_of
-
         rgb = _as_rgb(photo)
         field = self._probabilities(rgb, scales, flip, str(tile), overlap)
-        return Segmentation(labels_of(field, (rgb.shape[0], rgb.shape[1])), field, self.classes,
-                            rgb)
+        return Segmentation(segment.labels_of(field, (rgb.shape[0], rgb.shape[1])), field,
+                            self.classes, rgb)
 
 
 def _load_network(path: Path, named: Workspace, device: str, precision: str,
                   max_side: int | None) -> tuple[Probabilities, tuple[str, ...]]:
     """Load a decoder or bundle with its encoder; also return the names of its classes."""
-    from vpltool.core.segment import segment
-
     where = find_device(device)
     dtype = find_precision(precision, where, console.warn)
     trained = load_trained(path, named, where)
@@ -194,8 +191,8 @@ def _load_network(path: Path, named: Workspace, device: str, precision: str,
         target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
                           max_side=side)
         pixels = to_pixels(rgb, target, encoder.mean, encoder.std)[None].to(where, dtype)
-        return segment(vision, network, pixels, [scale / max(scales) for scale in scales],
-                       flip=flip)[0]
+        return segment.segment(vision, network, pixels, [scale / max(scales) for scale in scales],
+                               flip=flip)[0]
 
     return probabilities, trained.classes
 

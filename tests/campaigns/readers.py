@@ -25,7 +25,6 @@ from vpltool.clip.weights import read_weights, recognise
 from vpltool.core.photos import photo_size, read_photo
 from vpltool.datasets.captions import read_captions
 from vpltool.datasets.classes import read_classes
-from vpltool.datasets.coco import read_coco
 from vpltool.datasets.layouts import read_folder
 from vpltool.datasets.prompts import find_prompts, read_attributes
 from vpltool.datasets.webdataset import read_tar
@@ -39,6 +38,7 @@ from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
+from vpltool.methods.sources.coco import read_coco
 from vpltool.methods.sources.voc import read_voc
 from vpltool.papers.comparison.rows import read_comparison
 from vpltool.preset import read_preset

@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import clip_es
 
-from vpltool.core import crf_numba, lattice_numba
+from vpltool.core import crf_numba
 from vpltool.core.crf import (
     decided,
     fastest_backend,
@@ -84,7 +84,7 @@ def test_loops_filter_as_tensors_do(dims: int, columns: int) -> None:
     points = 12 * torch.rand(20_000, dims, generator=generator)
     values = torch.rand(len(points), columns, generator=generator)
     plain = Lattice(points)
-    lattice = lattice_numba.build_lattice(points.numpy())
+    lattice = crf_numba.build_lattice(points.numpy())
     assert lattice.neighbours.shape == (dims + 1, plain.vertices + 1, 2)
     np.testing.assert_allclose(lattice.weight.sum(axis=1), 1, atol=1e-5)
     kernel = crf_numba.Kernel(lattice, np.full(len(points), 0.5, np.float32), np.float32(3))
@@ -100,7 +100,7 @@ def test_one_label_is_all_there_is() -> None:
 
 def test_what_cannot_be_numbered_is_refused() -> None:
     with pytest.raises(ValueError, match="deviations"):
-        lattice_numba.build_lattice(np.array([[0.0] * 5, [1e7] * 5], np.float32))
+        crf_numba.build_lattice(np.array([[0.0] * 5, [1e7] * 5], np.float32))
 
 
 def test_the_fastest_of_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vpltool.core.crf import mean_field, scores_of_labels, to_labels, with_background
-from vpltool.core.crf_kernels import PRESETS
-from vpltool.core.crf_size import (
+from vpltool.core.crf import (
     bounded_size,
     estimate_bytes,
     labels_at,
+    mean_field,
+    scores_of_labels,
     shrink_labels,
     shrink_photo,
+    to_labels,
+    with_background,
 )
+from vpltool.core.crf_kernels import PRESETS
 
 CLASSES = np.array([0, 7, 12])
 

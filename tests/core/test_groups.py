@@ -270,9 +270,8 @@ def test_parts_do_not_change_the_statistics_of_photos() -> None:
 def test_it_is_groupvit_of_transformers(tmp_path: Path) -> None:
     """The same weights, the same vectors and assignments, without its code or names in ours."""
     transformers = pytest.importorskip("transformers")
-    from vpltool.clip.groupvit import is_groupvit
     from vpltool.clip.weights import read_weights, recognise
-    from vpltool.engine.groups import take_weights
+    from vpltool.engine.groups import is_groupvit, take_weights
 
     torch.manual_seed(0)
     theirs = transformers.GroupViTModel(transformers.GroupViTConfig(

@@ -14,12 +14,12 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.core.instances import label_map
-from vpltool.datasets.coco import read_coco
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.formats.workspace import read_images
+from vpltool.methods.sources.coco import read_coco
 
 pycocotools = pytest.importorskip("pycocotools.mask")
 
@@ -198,7 +198,7 @@ def test_tags_do_not_hang_on_the_masks(coco: Path, run: Run) -> None:
 def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from vpltool.methods.sources import coco as source
 
-    write, written = source.write_labels, []
+    write, written = source.formats.write_labels, []
 
     def stop_at_second(path: Path, *rest: Any) -> None:
         if written:
@@ -208,7 +208,7 @@ def test_stopped_and_run_again(coco: Path, run: Run, monkeypatch: pytest.MonkeyP
 
     work = coco.parent / "work"
     with monkeypatch.context() as patched:
-        patched.setattr(source, "write_labels", stop_at_second)
+        patched.setattr(source.formats, "write_labels", stop_at_second)
         result = run("prepare", "coco", coco, "--workers", 0, work=work)
     assert result.code == 130
     assert not (work / "workspace.json").exists(), "the workspace comes last"

@@ -11,8 +11,7 @@ import pytest
 from vpltool.demo.backgrounds import BACKGROUNDS as DRAWN_BACKGROUNDS
 from vpltool.demo.canvas import Drawing, Part, Pose, box, crop, ellipse, paint, stroke, tile
 from vpltool.demo.captions import Thing, captions, plural
-from vpltool.demo.objects import OBJECTS
-from vpltool.demo.scenes import BACKGROUNDS, CLASSES, HOME, Scene, draw_scene
+from vpltool.demo.scenes import BACKGROUNDS, CLASSES, HOME, OBJECTS, Scene, draw_scene
 
 SMALL = (96, 128)
 

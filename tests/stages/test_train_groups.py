@@ -14,10 +14,9 @@ from conftest import Run, copy_workspace, draw_scenes, prepare, write_scenes
 from launching import launch
 from torch import Tensor
 
-from vpltool.clip.groupvit import from_groupvit, is_groupvit
 from vpltool.core import group_training
 from vpltool.core.group_maps import class_maps, group_maps, name_groups
-from vpltool.engine.groups import find_groups, read_groups, text_encoder
+from vpltool.engine.groups import find_groups, from_groupvit, is_groupvit, read_groups, text_encoder
 from vpltool.formats import Header, describe, open_workspace, read_tensors, write_tensors
 from vpltool.stages._pairs import Cut, Plan, WorkspacePairs, cut_photo, read_steps
 

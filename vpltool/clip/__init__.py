@@ -1,1 +1,8 @@
 """Finding and loading a CLIP: its name, its weights, its towers."""
+
+from typing import TYPE_CHECKING
+
+from vpltool.lazy import modules_of
+
+if not TYPE_CHECKING:
+    __getattr__ = modules_of(__name__)

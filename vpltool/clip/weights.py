@@ -23,7 +23,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor, safetensors, torch
 
 OPENAI_MARK = "input_resolution"
 """An entry that only OpenAI's files have beside the weights, in every format."""
@@ -151,12 +151,10 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
     Raises:
         VplError: the file is damaged, or holds more than tensors.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = file.path
     try:
         if file.form == "safetensors":
-            with safe_open(path, "pt") as entries:
+            with safetensors.safe_open(path, "pt") as entries:
                 found: object = {name: entries.get_tensor(name) for name in entries.keys()  # noqa: SIM118
                               if names is None or name.removeprefix("module.") in names}
         elif file.form == "torchscript":
@@ -168,7 +166,7 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
     except pickle.UnpicklingError as error:
         raise VplError(f"{path} holds Python objects, which are not loaded ({_brief(error)})",
                        "if you trust it, save its state_dict() as .safetensors") from error
-    except (SafetensorError, *_BROKEN) as error:
+    except (safetensors.SafetensorError, *_BROKEN) as error:
         raise VplError(f"{path} is damaged ({_brief(error)})", _AGAIN) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

@@ -7,18 +7,11 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TypeAlias
 
+from vpltool import formats
 from vpltool.core.metrics import confusion, labels_at, scores
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError
-from vpltool.formats import (
-    IGNORE,
-    InputFolder,
-    JsonObject,
-    Photo,
-    Workspace,
-    open_input,
-    read_labels,
-)
+from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.lazy import Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
@@ -88,7 +81,7 @@ def open_layer(workspace: Workspace, column: Column, thresholds: Mapping[str, fl
         return Layer(column, thresholds.get(source.name, 0.0))
     folder = workspace.path / "probabilities" / source.name / split
     there = (folder / "artifact.json").exists()
-    return Layer(column, 0.0, open_input(folder, ("probabilities",)) if there else None)
+    return Layer(column, 0.0, formats.open_input(folder, ("probabilities",)) if there else None)
 
 
 def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence[Layer],
@@ -163,7 +156,7 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
     if layer.is_maps:
         return _draw_maps(workspace, layer, photo.id, truth)
     labels = (column.source.read_labels(photo.id) if column.source
-              else read_labels(column.file_of(photo.id)))
+              else formats.read_labels(column.file_of(photo.id)))
     said = _areas(labels)
     if truth is not None:
         said |= _iou(workspace, labels, truth, column)

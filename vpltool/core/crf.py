@@ -3,6 +3,10 @@
 Three backends with the same result: `numba` (a core of a CPU, see `crf_numba`), `torch` (any
 device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter a channel
 less than there are labels, see `_by_torch`.
+
+A photo of 12 megapixels costs minutes and gigabytes, and its CAMs have a value for 16×16 pixels. So
+the CRF runs at a bounded size (`bounded_size`). The deviations stay what they are in pixels: it
+does what it does to a photo of the smaller size.
 """
 
 from __future__ import annotations
@@ -12,20 +16,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
+from vpltool.core import crf_numba
 from vpltool.core.classes import label_type
 from vpltool.core.crf_kernels import CrfSettings
 from vpltool.core.permutohedral import Lattice
-from vpltool.lazy import F, Tensor, np, npt, torch
+from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
-Image: TypeAlias = "npt.NDArray[np.uint8]"
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 Field: TypeAlias = "npt.NDArray[np.float32]"
-
 
 _MEAN_BGR = (104.008, 116.669, 122.675)
 """Caffe's mean of ImageNet, which CLIP-ES takes from the photo before the CRF."""
 
 
-def wrap_image(photo: Image) -> Image:
+def wrap_image(photo: Pixels) -> Pixels:
     """What CLIP-ES's CRF sees: BGR less its mean, cut to a byte, so that dark colours wrap.
 
     A channel below its mean comes out near 255, beside the brightest: the appearance kernel takes
@@ -47,7 +51,7 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
     return torch.cat([(1 - strongest).clamp_min(0) ** alpha, cams])
 
 
-def scores_of_labels(labels: Image, sure: float = 0.7, among: int = 0) -> tuple[Tensor, Tensor]:
+def scores_of_labels(labels: Pixels, sure: float = 0.7, among: int = 0) -> tuple[Tensor, Tensor]:
     """Scores for a CRF on hard labels: `sure` for the label, the rest shared by the others.
 
     Args:
@@ -66,7 +70,7 @@ def scores_of_labels(labels: Image, sure: float = 0.7, among: int = 0) -> tuple[
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 
 
-def mean_field(photo: Image, scores: Field, settings: CrfSettings, *, backend: str = "torch",
+def mean_field(photo: Pixels, scores: Field, settings: CrfSettings, *, backend: str = "torch",
                device: torch.device | None = None) -> Field:
     """Marginals of the dense CRF whose unary is −log of the scores, clipped to [1e-5, 1].
 
@@ -83,7 +87,7 @@ def mean_field(photo: Image, scores: Field, settings: CrfSettings, *, backend: s
     return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
 
 
-def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings, *,
+def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfSettings, *,
                 backend: str = "torch", device: torch.device | None = None) -> list[Field]:
     """`mean_field` of photos of one size: by `torch` together, by the others one by one.
 
@@ -91,7 +95,7 @@ def mean_fields(photos: Sequence[Image], scores: Sequence[Field], settings: CrfS
     """
     if backend == "torch":
         return _by_torch(photos, scores, settings, device or torch.device("cpu"))
-    solve = _by_numba if backend == "numba" else _by_pydensecrf
+    solve = crf_numba.mean_field if backend == "numba" else _by_pydensecrf
     return [solve(photo, -np.log(field.clip(1e-5, 1)), settings)
             for photo, field in zip(photos, scores, strict=True)]
 
@@ -126,14 +130,7 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
     return shares if leads else None
 
 
-def _by_numba(photo: Image, unary: Field, used: CrfSettings) -> Field:
-    # Numba is not everywhere, and takes a second to import.
-    from vpltool.core import crf_numba
-
-    return crf_numba.mean_field(photo, unary, used)
-
-
-def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
+def _by_pydensecrf(photo: Pixels, unary: Field, used: CrfSettings) -> Field:
     from pydensecrf import densecrf
 
     labels, height, width = unary.shape
@@ -147,7 +144,7 @@ def _by_pydensecrf(photo: Image, unary: Field, used: CrfSettings) -> Field:
     return np.asarray(crf.inference(used.iterations), dtype=np.float32).reshape(unary.shape)
 
 
-def _by_torch(photos: Sequence[Image], scores: Sequence[Field], settings: CrfSettings,
+def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfSettings,
               device: torch.device) -> list[Field]:
     height, width = photos[0].shape[:2]
     labels = max(map(len, scores))
@@ -188,7 +185,8 @@ def _pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
-def _appearance_kernel(photos: Sequence[Image], used: CrfSettings, device: torch.device) -> Lattice:
+def _appearance_kernel(photos: Sequence[Pixels], used: CrfSettings, device: torch.device
+                       ) -> Lattice:
     height, width = photos[0].shape[:2]
     position = _pixel_positions(height, width, device) / used.bilateral_sxy
     colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / used.bilateral_srgb
@@ -230,3 +228,79 @@ def to_labels(
     if confidence:
         labels[marginals.max(axis=0) < confidence] = 255
     return labels
+
+
+def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """Size (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
+
+    The scores are brought to this size, the photo by `shrink_photo`, labels by `shrink_labels`;
+    `labels_at` takes the marginals back to the photo's own.
+    """
+    if not max_side or max(size) <= max_side:
+        return size
+    height, width = (max(1, round(side * max_side / max(size))) for side in size)
+    return height, width
+
+
+def shrink_photo(photo: Pixels, size: tuple[int, int]) -> Pixels:
+    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; as it is if it has that size.
+
+    Before `wrap_image`: wrapped colours have no mean.
+    """
+    return _resize(photo, size, Image.Resampling.BILINEAR)
+
+
+def shrink_labels(labels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize labels (H, W) to `size` by nearest neighbour."""
+    return _resize(labels, size, Image.Resampling.NEAREST)
+
+
+def _resize(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method)).copy()
+
+
+def labels_at(marginals: Field, classes: npt.NDArray[np.int64], size: tuple[int, int],
+              confidence: float = 0.0) -> Pixels:
+    """Labels of marginals that are scaled up, bilinear; `to_labels` if they have that size.
+
+    Args:
+        marginals: (L, h, w).
+        classes: class index of each label (L,).
+        size: the photo's (H, W).
+        confidence: pixels less sure than this become 255; 0 keeps every pixel.
+
+    Returns:
+        (H, W).
+    """
+    if marginals.shape[1:] == size:
+        return to_labels(marginals, classes, confidence)
+    # Class by class: all of them at the size of a large photo take gigabytes.
+    best = np.full(size, -1, np.float32)
+    labels = np.zeros(size, label_type(int(classes.max(initial=0))))
+    for field, label in zip(torch.from_numpy(marginals), classes.tolist(), strict=True):
+        full = F.interpolate(field[None, None], size=size, mode="bilinear",
+                             align_corners=False)[0, 0].numpy()
+        np.putmask(labels, full > best, label)
+        best = np.maximum(best, full)
+    if confidence:
+        labels[best < confidence] = 255
+    return labels
+
+
+def estimate_bytes(size: tuple[int, int], labels: int, backend: str) -> int:
+    """Memory that the CRF takes for a photo of ordinary grain, in bytes, beyond its inputs.
+
+    Measured with CLIP-ES's kernels. The lattice grows with the number of colours: a smooth photo
+    takes a third less, a noisy one a third more.
+
+    Args:
+        size: (height, width).
+        labels: number of labels.
+        backend: `numba` or `pydensecrf`, for each process; `torch`, for each photo of a batch.
+    """
+    # The peak is either the making of the lattice or the filtering of the labels.
+    least, fixed, each = {"pydensecrf": (0, 350, 60), "numba": (470, 200, 55),
+                          "torch": (1300, 300, 90)}[backend]
+    return size[0] * size[1] * max(least, fixed + each * labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpltool.lazy import F, Tensor, no_grad, torch
+from vpltool.lazy import F, Tensor, no_grad, scipy, torch
 
 
 def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tensor:
@@ -35,8 +35,6 @@ def best_matchings(similarity: Tensor) -> Tensor:
     Returns:
         permutations (B, n), on the device of the similarity.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    columns = [torch.from_numpy(linear_sum_assignment(problem, maximize=True)[1])
+    columns = [torch.from_numpy(scipy.optimize.linear_sum_assignment(problem, maximize=True)[1])
                for problem in similarity.double().cpu().numpy()]
     return torch.stack(columns).to(similarity.device)

@@ -5,12 +5,13 @@ pycocotools is an optional dependency: `pip install 'vpltool[coco]'`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vpltool.core.classes import IGNORE
 from vpltool.errors import VplError
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, pycocotools
 
 OVERLAPS = ("smallest", "ignore")
 """The label of pixels where instances overlap: the smallest one's, as in coco2voc, from which the
@@ -26,8 +27,6 @@ def check_pycocotools() -> None:
     Raises:
         VplError: it is not installed.
     """
-    import importlib.util
-
     if importlib.util.find_spec("pycocotools") is None:
         raise VplError("pycocotools is not installed", "pip install 'vpltool[coco]'")
 
@@ -52,8 +51,6 @@ def label_map(
     Raises:
         ValueError: an outline is of another size, or is not valid.
     """
-    from pycocotools import mask as rle_of
-
     claimed = np.zeros(size, np.uint8)
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
     outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
@@ -62,7 +59,7 @@ def label_map(
         outline, entry = outlines[index]
         if outline is None:
             continue
-        inside = rle_of.decode(outline).astype(bool)
+        inside = pycocotools.mask.decode(outline).astype(bool)
         if entry.get("iscrowd") and crowd == "ignore":
             crowded |= inside
             continue
@@ -81,16 +78,16 @@ def _area(entry: Mapping[str, Any]) -> float:
 
 def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
     """Convert COCO's three forms of outlines to compressed run lengths; None if it is empty."""
-    from pycocotools import mask as rle_of
-
     check_outline(outline, size)
     if isinstance(outline, dict):
         if isinstance(outline["counts"], list):
-            return rle_of.frPyObjects(outline, *size)
+            return pycocotools.mask.frPyObjects(outline, *size)
         return outline
     # Four numbers would be read as a box, and fewer than six enclose no area.
     polygons = [polygon for polygon in outline if len(polygon) >= 6]
-    return rle_of.merge(rle_of.frPyObjects(polygons, *size)) if polygons else None
+    if not polygons:
+        return None
+    return pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *size))
 
 
 def check_outline(outline: Any, size: tuple[int, int]) -> None:
@@ -144,19 +141,15 @@ def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     Raises:
         Exception: pycocotools cannot read it; ValueError: it is of another size.
     """
-    from pycocotools import mask as rle_of
-
     lengths = _to_rle(outline, size)
     if lengths is None:
         return np.zeros(size, bool)
-    inside: npt.NDArray[np.bool_] = rle_of.decode(lengths).astype(bool)
+    inside: npt.NDArray[np.bool_] = pycocotools.mask.decode(lengths).astype(bool)
     return inside
 
 
 def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:
     """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
-    from pycocotools import mask as rle_of
-
-    encoded = rle_of.encode(np.asfortranarray(inside, dtype=np.uint8))
+    encoded = pycocotools.mask.encode(np.asfortranarray(inside, dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]],
             "counts": encoded["counts"].decode("ascii")}

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from vpltool.core.classes import label_type
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, scipy
 
 LEVELS = 1000
 """Resolution of the threshold sweep: 1/1000 of the CAM's range."""
@@ -318,8 +318,6 @@ def _boundary(inside: Mask) -> Mask:
 
 def _near(edge: Mask, reach: float) -> Mask:
     """Pixels within a distance of an edge (H, W)."""
-    from scipy import ndimage
-
     if not edge.any():
         return np.zeros_like(edge)
-    return np.asarray(ndimage.distance_transform_edt(~edge) <= reach)
+    return np.asarray(scipy.ndimage.distance_transform_edt(~edge) <= reach)

@@ -2,7 +2,7 @@
 
 The same approximation as in Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
 blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table, so it suits a
-GPU; on a CPU the loops of `lattice_numba` are faster. Each of the
+GPU; on a CPU the loops of `crf_numba` are faster. Each of the
 three steps sums a few rows for each row of its result: on any device, without storing the terms,
 and in a fixed order, so that the result has the same bits each time.
 """

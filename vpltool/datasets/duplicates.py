@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vpltool.datasets.tags import some
@@ -26,8 +28,6 @@ def same_photos(images: Path, photos: Sequence[Photo]) -> list[str]:
 
 def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
     """Return groups of files with the same bytes; only files of equal size are read."""
-    from concurrent.futures import ThreadPoolExecutor
-
     groups = [list(paths)]
     # Threads: on a network disk each access costs a round trip.
     with ThreadPoolExecutor(16) as pool:
@@ -61,8 +61,6 @@ def _middle(path: Path) -> bytes:
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file; empty if it is unreadable."""
-    import hashlib
-
     try:
         with path.open("rb") as file:
             return hashlib.sha256(file.read()).hexdigest()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vpltool import console
@@ -335,8 +337,6 @@ def truncated_photos(paths: Sequence[Path]) -> list[Path]:
 
     The last kilobyte of each file is read. Missing files are not returned.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     # Threads: on a network disk each access costs a round trip.
     with ThreadPoolExecutor(16) as pool:
         truncated = pool.map(_is_truncated, paths)
@@ -362,6 +362,4 @@ def found_in(folder: Path) -> str:
 
 def relative_name(path: Path, root: Path) -> str:
     """Return a path relative to a folder, with `..` if it is outside."""
-    import os
-
     return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()

@@ -9,10 +9,10 @@ from typing import Any
 
 from vpltool.datasets.tile_tags import SHARE, Box, Tagged
 from vpltool.errors import VplError
-from vpltool.formats.geotiff import import_rasterio, reading
+from vpltool.formats.geotiff import check_rasterio, reading
 from vpltool.formats.kinds import IGNORE, RESERVED
 from vpltool.formats.rasters import Scene
-from vpltool.lazy import np
+from vpltool.lazy import np, rasterio
 
 
 class TagRaster:
@@ -29,7 +29,7 @@ class TagRaster:
     """
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        rasterio = import_rasterio()
+        check_rasterio()
         self.path = path
         self.names = [name for name in classes if name != RESERVED]
         if not self.names:
@@ -83,11 +83,9 @@ class TagRaster:
         if scene is not None and placed and (
                 file.crs, file.transform, file.shape) != (
                 scene.file.crs, scene.file.transform, size):
-            from rasterio.vrt import WarpedVRT
-
             # The nearest value: numbers of classes have no mean.
-            return WarpedVRT(file, crs=scene.file.crs, transform=scene.file.transform,
-                             height=size[0], width=size[1])
+            return rasterio.vrt.WarpedVRT(file, crs=scene.file.crs, transform=scene.file.transform,
+                                         height=size[0], width=size[1])
         if file.shape != size:
             raise VplError(f"{photo} and {self.path} have different sizes, and do not both say "
                            "where they lie", "give a raster of the same size, or GeoTIFFs with "

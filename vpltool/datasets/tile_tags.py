@@ -17,8 +17,9 @@ from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, r
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
-from vpltool.formats.geotiff import import_rasterio
+from vpltool.formats.geotiff import check_rasterio
 from vpltool.formats.rasters import SUFFIXES, Scene
+from vpltool.lazy import rasterio
 from vpltool.names import id_of_csv
 
 Points = Sequence[tuple[float, float]]
@@ -185,12 +186,12 @@ def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str
 
 
 def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
-    rasterio = import_rasterio()
-    from rasterio.warp import transform
+    check_rasterio()
 
     xs, ys = zip(*ring, strict=True)
     if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
-        xs, ys = transform(rasterio.crs.CRS.from_user_input(system), scene.file.crs, xs, ys)
+        xs, ys = rasterio.warp.transform(
+            rasterio.crs.CRS.from_user_input(system), scene.file.crs, xs, ys)
     inverse: Any = ~scene.file.transform
     return [inverse @ point for point in zip(xs, ys, strict=True)] if hasattr(
         inverse, "__matmul__") else [inverse * point for point in zip(xs, ys, strict=True)]

@@ -6,7 +6,7 @@ meets the same problem as in photos: a railway suggests a train without being on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +14,24 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from vpltool.demo import backgrounds
+from vpltool.demo.animals import cat, cow, duck, sheep
 from vpltool.demo.backgrounds import MOODS, Backdrop, blurred
 from vpltool.demo.canvas import Drawing, Layer, Plane, Pose, Rng, crop, paint
 from vpltool.demo.captions import Thing, captions
-from vpltool.demo.objects import OBJECTS
+from vpltool.demo.craft import aeroplane, balloon, boat
+from vpltool.demo.plants import plant
+from vpltool.demo.vehicles import bus, car, tractor, train
 
-CLASSES: tuple[str, ...] = ("aeroplane", "balloon", "boat", "bus", "car", "cat", "cow", "duck",
-                            "plant", "sheep", "tractor", "train")
+OBJECTS: dict[str, Callable[[Rng], Drawing]] = {
+    "aeroplane": aeroplane, "balloon": balloon, "boat": boat, "bus": bus, "car": car,
+    "cat": cat, "cow": cow, "duck": duck, "plant": plant, "sheep": sheep,
+    "tractor": tractor, "train": train}
+"""For each class a function that draws a new variant each time.
+
+All face right and stand on y = 0, in their own units; they are scaled when a scene is composed.
+"""
+
+CLASSES: tuple[str, ...] = tuple(OBJECTS)
 BACKGROUNDS: tuple[str, ...] = ("field", "grass", "railway", "road", "room", "sand", "sky", "snow",
                                 "water")
 HOME: dict[str, tuple[str, ...]] = {

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.demo.scenes import CLASSES, draw_scene
+from vpltool.lazy import safetensors
 
 TRAIN_SEED, UNSEEN_SEED = 1_000, 2_000
 """Seeds of the scenes; `vpltool demo` uses others."""
@@ -143,13 +144,11 @@ def measure(model: Any, tokenizer: Any, photos: Tensor, tags: Sequence[tuple[str
 
 def save(model: Any, folder: Path, facts: dict[str, object]) -> None:
     """Write the model in open_clip's format, in half precision, and a note of how it was made."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": {
         "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({name: tensor.detach().cpu().half().contiguous()
+    safetensors.torch.save_file({name: tensor.detach().cpu().half().contiguous()
                for name, tensor in model.state_dict().items()},
               folder / "open_clip_model.safetensors")
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vpltool.clip import encoders
+from vpltool.core import meta_device, vit
 from vpltool.core.grids import is_same_view, resample_attention, resample_patches
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError
@@ -14,12 +15,7 @@ from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_in
 from vpltool.formats.kinds import SECOND_FOLDER, place
 from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch
-
-if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
-    from vpltool.core.vit import Head
-    from vpltool.parallel.photos import Batch
-
+from vpltool.parallel.photos import Batch
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
@@ -113,20 +109,18 @@ class FoundEncoder:
 
 
 def load_second(workspace: Workspace, given: str, device: torch.device
-                ) -> tuple[Encoder, FoundEncoder]:
+                ) -> tuple[encoders.Encoder, FoundEncoder]:
     """Load the second encoder that the setting `encoder` names.
 
     Raises:
         VplError: there is no such encoder, or its tower cannot be used.
     """
-    from vpltool.clip.encoders import find_encoder, load_encoder
-
     # A path as typed here, or as `update` has it from a header.
-    source = find_encoder(given, (Path(), workspace.path))
+    source = encoders.find_encoder(given, (Path(), workspace.path))
     setting = source.setting(relative_path(source.path, workspace.path)
                              if source.path else "")
     inputs = {"weights": source.weights} if source.weights else {}
-    return load_encoder(source, device), FoundEncoder(setting, inputs)
+    return encoders.load_encoder(source, device), FoundEncoder(setting, inputs)
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
@@ -182,22 +176,19 @@ def head_path(features: Path) -> Path:
     return features.parent / f"{features.name}{HEAD}"
 
 
-def read_head(features: InputFolder) -> Head:
+def read_head(features: InputFolder) -> vit.Head:
     """Read the head beside features, on the CPU.
 
     Raises:
         VplError: it is not there, is damaged, or is another encoder's than the features.
     """
-    from vpltool.core.meta_device import rebuild
-    from vpltool.core.vit import Head
-
     path = head_path(features.path)
     header, tensors = read_tensors(path, "head",
                                    made_by="`extract()` writes it beside the features")
     if header.model:
         check_same_model(header.model, features.header.model, f"{path} and {features.path}")
     try:
-        head = rebuild(lambda: Head.from_config(header.facts["config"]), tensors)
+        head = meta_device.rebuild(lambda: vit.Head.from_config(header.facts["config"]), tensors)
     except ValueError as error:
         raise VplError(f"{path} is damaged: {error}",
                        f"delete {features.path} and {path}, and run `extract()` again") from error

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.clip import catalogue, load, weights
+from vpltool.core import groups as networks
 from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
 from vpltool.lazy import Tensor, torch
-
-if TYPE_CHECKING:
-    from vpltool.core.groups import GroupNetwork
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1], ImageNet's, as GroupViT's photos are normalised."""
@@ -35,7 +34,7 @@ class Groups:
 
     path: Path
     header: Header
-    network: GroupNetwork
+    network: networks.GroupNetwork
 
 
 def find_groups(work: Path, choice: str) -> Path:
@@ -61,15 +60,13 @@ def find_groups(work: Path, choice: str) -> Path:
 
 def read_groups(path: Path) -> Groups:
     """Read trained groups, and make their network again; see `trained_header`."""
-    from vpltool.core.groups import GroupNetwork, GroupShape
-
     header = trained_header(path, "groups")
-    network = GroupNetwork(GroupShape.from_config(header.facts["config"]))
+    network = networks.GroupNetwork(networks.GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
     return Groups(path, header, network.eval().requires_grad_(False))
 
 
-def take_weights(network: GroupNetwork, path: Path) -> None:
+def take_weights(network: networks.GroupNetwork, path: Path) -> None:
     """Begin with the weights of a file; what it lacks stays as it is, and is told.
 
     A projector or a text tower of another shape is left out: the joint space may be another.
@@ -81,10 +78,7 @@ def take_weights(network: GroupNetwork, path: Path) -> None:
     Raises:
         VplError: it cannot be read, holds none of the network's weights, or of another shape.
     """
-    from vpltool.clip.groupvit import from_groupvit, is_groupvit
-    from vpltool.clip.weights import read_weights, recognise
-
-    state = read_weights(recognise(path))
+    state = weights.read_weights(weights.recognise(path))
     if is_groupvit(state):
         state = from_groupvit(state)
     wanted = network.state_dict()
@@ -143,9 +137,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
     """
     check_words(workspace, "`text='own'`")
 
-    from vpltool.clip.load import load_clip
-
-    clip = load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
+    clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
     if model and not is_same_model(clip.identity, model):
         raise VplError(f"the groups were trained with the text of another CLIP than "
                        f"{workspace.model}", "`train_groups(overwrite=True)`")
@@ -154,7 +146,90 @@ def clip_encoder(workspace: Workspace, device: torch.device,
 
 def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
     """CLIP's tokenizer, of captions of `context` tokens at most: token numbers (n, context)."""
-    from vpltool.clip.catalogue import import_open_clip
-
-    tokenizer = import_open_clip().SimpleTokenizer(context_length=context)
+    tokenizer = catalogue.import_open_clip().SimpleTokenizer(context_length=context)
     return lambda texts: tokenizer(list(texts))
+
+
+_BLOCK = (
+    (r"layer_norm1", "ln_1"), (r"layer_norm2", "ln_2"), (r"mlp\.fc1", "fc"), (r"mlp\.fc2", "proj"),
+    (r"self_attn\.out_proj", "out"), (r"self_attn\.([qkv])_proj", r"qkv.\1"))
+
+_STAGES = {"0": "first.", "1": "second.", "2": ""}
+
+_STAGE = (
+    (r"group_token", "tokens"), (r"group_projector\.0", "carry.norm"),
+    (r"group_projector\.1\.fc1", "carry.fc"), (r"group_projector\.1\.fc2", "carry.proj"))
+
+_DOWN = (
+    (r"norm_tokens", "mixer.norm"), (r"mlp_inter\.fc1", "mixer.fc"),
+    (r"mlp_inter\.fc2", "mixer.proj"), (r"norm_post_tokens", "norm_groups"),
+    (r"norm_x", "norm_patches"), (r"pre_assign_attn\.attn\.q_proj", "look.query"),
+    (r"pre_assign_attn\.attn\.k_proj", "look.key"),
+    (r"pre_assign_attn\.attn\.v_proj", "look.value"),
+    (r"pre_assign_attn\.attn\.out_proj", "look.out"), (r"pre_assign_attn\.norm2", "look.mlp.0"),
+    (r"pre_assign_attn\.mlp\.fc1", "look.mlp.1"), (r"pre_assign_attn\.mlp\.fc2", "look.mlp.3"),
+    (r"pre_assign_attn\.norm_post", "look.norm"), (r"assign\.q_proj", "query"),
+    (r"assign\.k_proj", "key"), (r"assign\.v_proj", "value"), (r"assign\.proj", "out"),
+    (r"norm_new_x", "mlp.0"), (r"mlp_channels\.fc1", "mlp.1"), (r"mlp_channels\.fc2", "mlp.3"))
+
+_WHOLE = (
+    (r"logit_scale", "log_scale"), (r"visual_projection\.", "project_vision."),
+    (r"text_projection\.", "project_text."), (r"vision_model\.layernorm", "vision.norm"),
+    (r"vision_model\.embeddings\.patch_embeddings\.projection", "vision.conv"),
+    (r"vision_model\.embeddings\.layernorm", "vision.norm_patches"),
+    (r"vision_model\.embeddings\.position_embeddings", "vision.positions"),
+    (r"text_model\.embeddings\.token_embedding", "text.words"),
+    (r"text_model\.embeddings\.position_embedding\.weight", "text.positions"),
+    (r"text_model\.final_layer_norm", "text.norm"))
+"""Beginnings of names and ours. The order of a table does not matter: a name is either whole or
+ends in a dot, before `weight`, `bias` or a statistic."""
+
+_LAYER = re.compile(r"(?:vision_model\.encoder\.stages\.(\d)|text_model\.encoder)"
+                    r"\.layers\.(\d+)\.(.+)")
+_OF_STAGE = re.compile(r"vision_model\.encoder\.stages\.(\d)\.(downsample\.)?(.+)")
+
+
+def is_groupvit(names: Mapping[str, Tensor]) -> bool:
+    """Tell by its names whether a file holds GroupViT as transformers writes it."""
+    return any(name.startswith("vision_model.encoder.stages.") for name in names)
+
+
+def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name GroupViT's weights as a `GroupNetwork` does; queries, keys and values become one.
+
+    Names that it does not know are left out, such as indices of positions.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        ours = _our_name(name)
+        if ours:
+            named[ours] = tensor
+    if "vision.positions" in named:
+        named["vision.positions"] = named["vision.positions"].squeeze(0)
+    joined = sorted({re.sub(r"\.qkv\.[qkv]\.", ".qkv.", name) for name in named
+                     if ".qkv." in name})
+    for name in joined:
+        start, _, kind = name.rpartition(".")
+        named[name] = torch.cat([named.pop(f"{start}.{part}.{kind}") for part in "qkv"])
+    return named
+
+
+def _our_name(name: str) -> str:
+    """Our name of one of transformers'; empty if we have none."""
+    if layer := _LAYER.fullmatch(name):
+        stage, number, rest = layer.groups()
+        prefix = "text." if stage is None else f"vision.{_STAGES[stage]}"
+        return _translated(rest, _BLOCK, f"{prefix}blocks.{number}.")
+    if part := _OF_STAGE.fullmatch(name):
+        stage, down, rest = part.groups()
+        prefix = f"vision.{_STAGES[stage]}"
+        return _translated(rest, _DOWN, f"{prefix}grouping.") if down else _translated(
+            rest, _STAGE, prefix)
+    return _translated(name, _WHOLE, "")
+
+
+def _translated(name: str, table: tuple[tuple[str, str], ...], prefix: str) -> str:
+    for pattern, ours in table:
+        if found := re.match(pattern + r"(?=\.|$|(?<=\.))", name):
+            return prefix + found.expand(ours) + name[found.end() :]
+    return ""

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.clip import catalogue, encoders, load, models, timm_towers
+from vpltool.clip.weights import recognise
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
-
-if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
 
 WORDS = "words"
 """The setting `encoder` of `extract` that means the CLIP beside the workspace's encoder."""
@@ -32,38 +30,33 @@ DEFAULT_CLIP = ("ViT-B-16-quickgelu", "openai")
 """`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
 
 
-def load_main(workspace: Workspace, device: torch.device) -> Encoder:
+def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
     """Load what encodes the photos of a workspace: its encoder, or else its CLIP's vision tower.
 
     Raises:
         VplError: it is not to be had, or cannot be used.
     """
-    from vpltool.clip.encoders import find_encoder, load_encoder
-
     if not workspace.encoder:
         return load_clip_vision(workspace, device)
-    encoder = load_encoder(find_encoder(workspace.encoder, (workspace.path,)), device)
-    return _as_main(encoder, workspace)
+    found = encoders.find_encoder(workspace.encoder, (workspace.path,))
+    return _as_main(encoders.load_encoder(found, device), workspace)
 
 
 def encoder_weights(workspace: Workspace) -> str:
     """Return a hash of the encoder's file; empty if the workspace has none, or it is a download."""
     if not workspace.encoder:
         return ""
-    from vpltool.clip.encoders import find_encoder, weights_of
 
     try:
-        return weights_of(find_encoder(workspace.encoder, (workspace.path,)))
+        return encoders.weights_of(encoders.find_encoder(workspace.encoder, (workspace.path,)))
     except VplError:
         return ""
 
 
-def _as_main(encoder: Encoder, workspace: Workspace) -> Encoder:
+def _as_main(encoder: encoders.Encoder, workspace: Workspace) -> encoders.Encoder:
     """Normalise photos as the workspace does; let headers say how the encoder is named."""
-    from vpltool.clip.load import normalised
-
-    mean, std, identity = normalised((encoder.mean, encoder.std), encoder.identity,
-                                     workspace.normalise)
+    mean, std, identity = load.normalised((encoder.mean, encoder.std), encoder.identity,
+                                          workspace.normalise)
     return replace(encoder, mean=mean, std=std,
                    identity={**identity, "encoder": workspace.main_encoder})
 
@@ -78,17 +71,15 @@ def with_weights(encoder: str, weights: str) -> str:
     return f"{model}:{weights}" if colon else weights
 
 
-def load_clip_vision(workspace: Workspace, device: torch.device) -> Encoder:
+def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Encoder:
     """Load the vision tower of a workspace's CLIP.
 
     Raises:
         VplError: the workspace has none, or it is not to be had.
     """
-    from vpltool.clip.encoders import load_vision
-
     check_words(workspace)
-    return load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
-                       normalise=workspace.normalise)
+    return encoders.load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
+                                normalise=workspace.normalise)
 
 
 def check_words(workspace: Workspace, instead: str = "") -> None:
@@ -142,10 +133,9 @@ class ChosenModels:
 
     def licences(self) -> list[str]:
         """Say what is known of the licences of the weights, a line each."""
-        from vpltool.clip.models import licence_of
-
-        named = {name: licence_of({"name": name, "pretrained": weights}) for name, weights in (
-            _names_of(self.encoder), (self.model, Path(self.pretrained).name))}
+        named = {name: models.licence_of({"name": name, "pretrained": weights})
+                 for name, weights in (_names_of(self.encoder),
+                                       (self.model, Path(self.pretrained).name))}
         return [f"the licence of the weights of {name}: {licence}"
                 for name, licence in named.items() if licence]
 
@@ -228,16 +218,11 @@ def _named_encoder(path: Path, given: str) -> str:
     Raises:
         VplError: it names no encoder, or a file that holds no weights.
     """
-    from vpltool.clip.encoders import find_encoder
-    from vpltool.clip.weights import recognise
-
-    source = find_encoder(given, (Path(),))
+    source = encoders.find_encoder(given, (Path(),))
     if source.weights:
         recognise(source.weights)
     if source.form == "timm" and given not in DEFAULT_ENCODERS.values():
-        from vpltool.clip.timm_towers import check_timm
-
-        check_timm(source.model)
+        timm_towers.check_timm(source.model)
     return source.setting(relative_to(source.path, path) if source.path else "")
 
 
@@ -247,9 +232,7 @@ def _named_words(path: Path, given: str) -> tuple[str, str]:
     Raises:
         VplError: it does not name a CLIP.
     """
-    from vpltool.clip.encoders import find_encoder
-
-    source = find_encoder(given, (Path(),))
+    source = encoders.find_encoder(given, (Path(),))
     if source.form != "clip":
         raise VplError(f"`words={given!r}` is not a CLIP",
                        "`words='MODEL:PRETRAINED'` with names of open_clip, a folder with "
@@ -271,16 +254,12 @@ def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | Non
     Raises:
         VplError: there is no such model, tag, file or folder, or it cannot be used.
     """
-    from vpltool.clip.models import find_source
-
-    source = find_source(model, pretrained)
+    source = models.find_source(model, pretrained)
     if warned and model not in (source.model, source.pretrained):
         console.warn(f"`model={model!r}` has no effect: `{pretrained}` already determines the "
                      "model")
     if source.form in ("tag", "file") and (model, pretrained) != DEFAULT_CLIP:
-        from vpltool.clip.catalogue import check_source
-
-        for guess in check_source(source):
+        for guess in catalogue.check_source(source):
             console.warn(guess)
     if source.path is None:
         return source.model, source.pretrained
@@ -288,7 +267,5 @@ def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | Non
     name = source.path.resolve().name if source.form == "folder" else source.model
     chosen = name, relative_to(source.path, path)
     if source.form == "file" and (had is None or chosen != (had.model, had.pretrained)):
-        from vpltool.clip.load import check_weights
-
-        check_weights(source)
+        load.check_weights(source)
     return chosen

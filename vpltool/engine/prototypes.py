@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool.core import aligned_space, vit
 from vpltool.engine.checkpoints import is_checkpoint
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import check_words
@@ -16,12 +18,6 @@ from vpltool.formats.kinds import place
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
 from vpltool.settings import Settings, described
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.vit import Head
-
-
 
 OF_TAGS = "tags"
 """Name of the prototypes that are made from tags alone."""
@@ -138,8 +134,6 @@ _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
 
 def prototypes_hint(work: Path, choice: str) -> str:
     """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
-    import difflib
-
     there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))
              if not is_checkpoint(path)]
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
@@ -150,24 +144,21 @@ def prototypes_hint(work: Path, choice: str) -> str:
     return f"did you mean `{near[0]}`?{made}"
 
 
-def space_of(prototypes: Prototypes) -> AlignedSpace | None:
+def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
     """The map from CLIP's joint space to that of the rows; None if they lie in the joint space."""
     if not prototypes.of_space:
         return None
 
-    from vpltool.core.aligned_space import AlignedSpace
+    return aligned_space.AlignedSpace.from_tensors(prototypes.of_space,
+                                                   _facts(prototypes)["last_relu"])
 
-    return AlignedSpace.from_tensors(prototypes.of_space, _facts(prototypes)["last_relu"])
 
-
-def head_in_space(head: Head, space: AlignedSpace | None) -> Head:
+def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> vit.Head:
     """Put the map into a space after CLIP's head; without a space, it is the head itself."""
     if space is None:
         return head
 
-    from vpltool.core.aligned_space import AlignedHead
-
-    return AlignedHead.of(head, space).eval().requires_grad_(False)
+    return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
 def space_record(prototypes: Prototypes) -> tuple[Mapping[str, Tensor], JsonObject]:
@@ -223,7 +214,8 @@ def check_one_space(first: Prototypes, second: Prototypes) -> None:
                        "each alignment has its own space: name prototypes of one space only")
 
 
-def read_patches(features: InputFolder, key: str, space: AlignedSpace | None) -> Tensor:
+def read_patches(features: InputFolder, key: str, space: aligned_space.AlignedSpace | None
+                 ) -> Tensor:
     """Read a photo's patches (h·w, dim) as they are stored; with a space, mapped into it."""
     patches = features.read_tensors(key, "patches")["patches"]
     return patches if space is None else space(patches.float())

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.clip import encoders, stored_towers
+from vpltool.core import segment
 from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo
 from vpltool.engine.features import open_features, smaller_photos_hint, smaller_side_hint
 from vpltool.engine.headers import check_same_model
@@ -22,13 +23,10 @@ from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.parallel import photos
 from vpltool.parallel.batches import FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import NoEffect, setting
-
-if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
-    from vpltool.parallel.photos import Batch
 
 _MOST_PATCHES = 16_384
 """A photo with more patches is refused on a CPU: attention grows with their square, and a ViT-B/16
@@ -70,11 +68,8 @@ def load_trained(path: Path, workspace: Workspace, device: torch.device) -> Trai
     return TrainedSegmenter(path, header, network.to(device), encoder)
 
 
-def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder | None:
+def _stored_encoder(path: Path, header: Header, device: torch.device) -> encoders.Encoder | None:
     """The tower that a bundle or decoder holds; None if there is none."""
-    from vpltool.clip.encoders import Encoder
-    from vpltool.clip.stored_towers import tower_from_config
-
     if not has_tower(header):
         return None
     facts = header.facts
@@ -82,17 +77,17 @@ def _stored_encoder(path: Path, header: Header, device: torch.device) -> Encoder
         mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3:
             raise ValueError(f"{mean}, {std} are not of RGB")
-        tower = tower_from_config(facts["tower"], read_tower(path))
+        tower = stored_towers.tower_from_config(facts["tower"], read_tower(path))
     except (ValueError, KeyError, TypeError) as error:
         raise VplError(f"{path} does not hold the tower that its header names",
                        "`export('bundle')` writes it again" if header.kind == "bundle"
                        else again(header)) from error
-    return Encoder(tower.to(device), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
-                   header.model)
+    return encoders.Encoder(tower.to(device), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]),
+                            header.model)
 
 
 def _loaded_encoder(path: Path, header: Header, workspace: Workspace, device: torch.device
-                    ) -> Encoder:
+                    ) -> encoders.Encoder:
     try:
         encoder = load_main(workspace, device)
     except VplError as error:
@@ -219,7 +214,6 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
         VplError: the decoder cannot be read.
     """
     from vpltool.core.decoder import layers_of
-    from vpltool.core.segment import probabilities_of
 
     device = find_device(settings.device)
     network = read_segmenter(decoder)[1].to(device)
@@ -232,7 +226,7 @@ def from_features(decoder: Path, features: InputFolder, paths: Mapping[str, Path
         layers, patches = (
             None if tensor is None else tensor.to(device, non_blocking=True).float()
             for tensor in (layers, tensors["patches"] if "patches" in reads else None))
-        result = probabilities_of(network, layers, patches, batch.grid)
+        result = segment.probabilities_of(network, layers, patches, batch.grid)
         for key, part in zip(batch.ids, result, strict=True):
             try:
                 yield key, Segmented(part, photo_size(paths[key]))
@@ -261,9 +255,6 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     Raises:
         VplError: the CLIP cannot be had, or is not that of the decoder.
     """
-    from vpltool.core.segment import segment
-    from vpltool.parallel.photos import load_batches
-
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     trained = load_trained(decoder, workspace, device)
@@ -273,19 +264,19 @@ def from_photos(workspace: Workspace, decoder: Path, paths: Mapping[str, Path],
     tiled = tiled_segmenter(trained, device, scales, settings)
     large = {key: paths[key] for key in divided(paths, tiled)}
 
-    def segment_batch(batch: Batch) -> Iterator[Made]:
+    def segment_batch(batch: photos.Batch) -> Iterator[Made]:
         if reason := too_many_patches(batch.pixels, vision.patch, device, "tile='auto'",
                                       max(scales)):
             yield from ((key, Failed(reason)) for key in batch.ids)
             return
         pixels = batch.pixels.to(device, non_blocking=True)
-        result = segment(vision, trained.network, pixels, factors, flip=settings.flip,
-                         average=settings.average)
+        result = segment.segment(vision, trained.network, pixels, factors, flip=settings.flip,
+                                 average=settings.average)
         for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
             yield key, Segmented(part, size)
 
     rest = [entry for entry in paths.items() if entry[0] not in large]
-    batches = load_batches(
+    batches = photos.load_batches(
         rest, PhotoSettings(vision.patch, encoder.mean, encoder.std, max(scales), side),
         batch_size=settings.batch_size, workers=worker_count(settings.workers), device=device,
         sized=count_sizes(len(rest)))

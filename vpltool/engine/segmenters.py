@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpltool import formats
+from vpltool.core import meta_device
 from vpltool.engine.checkpoints import is_checkpoint, trained_header
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.groups import find_groups
 from vpltool.errors import VplError, near_name
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    describe,
-    identity_of_file,
-    open_input,
-    read_tensors,
-)
+from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.formats.storage import read_part
@@ -46,9 +40,9 @@ def read_tower(path: Path) -> dict[str, Tensor]:
     """
     if is_bundle(path):
         return read_part(path, "tower")[1]
-    names = tuple(name for name in describe(path).shapes if name.startswith(TOWER))
+    names = tuple(name for name in formats.describe(path).shapes if name.startswith(TOWER))
     return {name.removeprefix(TOWER): tensor.float() if tensor.dtype.itemsize == 2 else tensor
-            for name, tensor in read_tensors(path, "decoder", names)[1].items()}
+            for name, tensor in formats.read_tensors(path, "decoder", names)[1].items()}
 
 
 def find_decoder(work: Path, choice: str) -> Path:
@@ -104,7 +98,7 @@ def segmenter_header(path: Path) -> Header:
     Raises:
         VplError: the file is none of them, or only the checkpoint of one.
     """
-    found = describe(path).header
+    found = formats.describe(path).header
     if found and found.kind in ("groups", "bundle"):
         return trained_header(path, found.kind)
     return trained_header(path, "decoder")
@@ -120,16 +114,15 @@ def read_segmenter(path: Path) -> tuple[Header, SegmenterNetwork]:
         header, tensors = read_part(path, "decoder")
     else:
         header = trained_header(path, "decoder")
-        tensors = {name: tensor for name, tensor in read_tensors(path, "decoder")[1].items()
+        tensors = {name: tensor for name, tensor in formats.read_tensors(path, "decoder")[1].items()
                    if not name.startswith(TOWER)}
-    from vpltool.core.meta_device import rebuild
 
     if "segmenter" not in header.facts:
         raise VplError(f"{path} does not name the method of its network", again(header))
     method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
     try:
-        network: SegmenterNetwork = rebuild(lambda: method.rebuild(header.facts["config"]),
-                                            tensors)
+        network: SegmenterNetwork = meta_device.rebuild(
+            lambda: method.rebuild(header.facts["config"]), tensors)
     except ValueError as error:
         raise VplError(f"{path} does not hold the network that its header names ({error})",
                        again(header)) from error
@@ -142,7 +135,7 @@ def is_bundle(path: Path) -> bool:
     Raises:
         VplError: the file is damaged.
     """
-    header = describe(path).header if path.is_file() else None
+    header = formats.describe(path).header if path.is_file() else None
     return header is not None and header.kind == "bundle"
 
 
@@ -169,9 +162,9 @@ def open_probabilities(workspace: Workspace, segmenter: Path, split: str, again:
     again = again or f"predict(split={split!r}, decoder={segmenter.stem!r}"
     if not (path / "artifact.json").exists():
         raise VplError(f"there are no probabilities in {path}", f"`{again})`")
-    found = open_input(path, ("probabilities",))
+    found = formats.open_input(path, ("probabilities",))
     workspace.check_classes(found.header, found.path)
     said_by = found.header.inputs.get("decoder", found.header.inputs.get("segmenter", ""))
-    if said_by != identity_of_file(segmenter):
+    if said_by != formats.identity_of_file(segmenter):
         raise VplError(f"{path} is of an earlier {segmenter.stem}", f"`{again}, update=True)`")
     return found

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from vpltool.core import segment
 from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
 from vpltool.errors import VplError
 from vpltool.formats import Header
@@ -139,7 +140,6 @@ class TiledSegmenter:
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
-        from vpltool.core.segment import FINENESS
         from vpltool.core.tiles import blend
 
         patch, grid = self.trained.encoder.vision.patch, self.grid(raster.size)
@@ -150,7 +150,7 @@ class TiledSegmenter:
             return self._see(raster.read(top * patch, left * patch, height, width)
                              for top, left in corners)
 
-        return blend(grid, side, self.tiles.overlap, see, fineness=FINENESS, first=first)
+        return blend(grid, side, self.tiles.overlap, see, fineness=segment.FINENESS, first=first)
 
     def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
         """Class probabilities (classes, h, w) of each tile, RGB; some tiles are seen together.
@@ -175,14 +175,12 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        from vpltool.core.segment import segment
-
         encoder, photos = self.trained.encoder, self.photos
         pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), photos.mean,
                                         photos.std) for tile in tiles])
-        return segment(encoder.vision, self.trained.network, pixels.to(self.device),
-                       [scale / max(self.scales) for scale in self.scales], flip=self.flip,
-                       average=self.average)
+        return segment.segment(encoder.vision, self.trained.network, pixels.to(self.device),
+                               [scale / max(self.scales) for scale in self.scales], flip=self.flip,
+                               average=self.average)
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
         """Class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""

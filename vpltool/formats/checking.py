@@ -15,7 +15,7 @@ from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import Image
+from vpltool.lazy import Image, safetensors
 
 _LARGEST_HEADER = 1 << 26
 
@@ -84,16 +84,14 @@ def check_file(path: Path) -> Header | None:
 
 
 def _check_tensors(path: Path, kind: str) -> None:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             # One after the other: a network is as large as the memory allows.
             for name in file.keys():  # noqa: SIM118
                 check_values(kind, {name: file.get_tensor(name)}, str(path))
     except FileNotFoundError:
         raise
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise VplError(f"{path} is damaged: {first_line(error)}") from error
 
 

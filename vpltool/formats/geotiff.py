@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vpltool.errors import VplError, first_line
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.whereabouts import short_path
+from vpltool.lazy import rasterio
 
 _CACHE = "256"
 """Megabytes of blocks that GDAL keeps."""
 
 
-def import_rasterio() -> Any:
-    """Import rasterio.
+def check_rasterio() -> None:
+    """Check that rasterio is installed.
 
     Raises:
         VplError: it is not installed.
     """
     # GDAL would keep a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
-    try:
-        import rasterio
-        import rasterio.shutil
-    except ImportError:
+    if importlib.util.find_spec("rasterio") is None:
         raise VplError("a GeoTIFF is read by rasterio, which is not installed",
-                       "pip install 'vpltool[geo]'") from None
-    return rasterio
+                       "pip install 'vpltool[geo]'")
 
 
 @contextlib.contextmanager
@@ -41,11 +38,9 @@ def reading(path: Path) -> Iterator[None]:
     Raises:
         VplError: the file cannot be read.
     """
-    from rasterio.errors import RasterioError
-
     try:
         yield
-    except (RasterioError, OSError, ValueError) as error:
+    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
         reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise VplError(f"{short_path(path)} cannot be read as a GeoTIFF ({reason})",
                        "fetch or write it again; `gdalinfo -checksum FILE` reads all of it"
@@ -58,7 +53,7 @@ def scene_header(path: Path) -> Header | None:
     Raises:
         VplError: it is damaged, or rasterio is not installed.
     """
-    rasterio = import_rasterio()
+    check_rasterio()
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with rasterio.open(path) as file:

@@ -6,18 +6,17 @@ import contextlib
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.whereabouts import short_path
-from vpltool.lazy import Image, np, npt
-
-if TYPE_CHECKING:
-    from PIL.PngImagePlugin import PngInfo
+from vpltool.lazy import Image, PngImagePlugin, np, npt
 
 _MOST_PIXELS = 200_000_000
 """More than these are refused: a file of a few bytes can stand for any number of pixels."""
@@ -64,18 +63,14 @@ def _image_of(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-def _text_of(header: Header) -> PngInfo:
-    from PIL.PngImagePlugin import PngInfo
-
-    text = PngInfo()
+def _text_of(header: Header) -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
     text.add_text(METADATA_KEY, header.to_json())
     return text
 
 
 def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
     """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
-    from hashlib import sha256
-
     labels = _narrowest(labels)
 
     size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
@@ -96,8 +91,6 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 
     With a header, that is in a text chunk.
     """
-    from io import BytesIO
-
     image = _image_of(pixels)
     content = BytesIO()
     image.save(content, format="PNG", pnginfo=_text_of(header) if header else None)

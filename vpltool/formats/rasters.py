@@ -16,12 +16,12 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.geotiff import import_rasterio, reading
+from vpltool.formats.geotiff import check_rasterio, reading
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
 from vpltool.formats.whereabouts import short_path
-from vpltool.lazy import Image, np, npt
+from vpltool.lazy import Image, np, npt, rasterio
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -106,7 +106,7 @@ class Scene:
     """
 
     def __init__(self, path: Path, scaling: Scaling = Scaling()) -> None:  # noqa: B008
-        rasterio = import_rasterio()
+        check_rasterio()
         self.path, self.scaling = path, scaling
         with reading(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -201,9 +201,8 @@ class Scene:
             return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
 
     def _window(self, top: int, left: int, height: int, width: int) -> object:
-        from rasterio.windows import Window
-
-        return Window(left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))
+        return rasterio.windows.Window(
+            left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))
 
 
 def check_alike(scenes: Sequence[Scene]) -> None:
@@ -232,7 +231,7 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
         header: goes into the file's metadata.
         classes: names of the classes, the first is label 1.
     """
-    rasterio = import_rasterio()
+    check_rasterio()
     first = next(parts)
     height, width = like.size
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,

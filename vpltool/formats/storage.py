@@ -16,7 +16,7 @@ from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor, safetensors, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -52,15 +52,12 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
         BadValues: a tensor holds what it cannot, such as NaN.
         VplError: a tensor does not match the header's kind, or the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save
-
     # safetensors writes memory as it is; a view must be copied first.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     check_values(header.kind, whole, f"{path} is not written")
     try:
-        content = save(whole, metadata={METADATA_KEY: header.to_json()})
-    except (SafetensorError, RuntimeError, ValueError) as error:
+        content = safetensors.torch.save(whole, metadata={METADATA_KEY: header.to_json()})
+    except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         raise VplError(f"cannot write {path}: {error}") from error
     shapes = _tensor_shapes(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]]))
     check_shapes(KINDS[header.kind], shapes, str(path))
@@ -82,12 +79,10 @@ def read_tensors(
     Raises:
         VplError: the file is missing, truncated or of another kind, or lacks a tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
     hint = made_by or kind_named(kind).made_by
     header = expect_header(path, kind, hint)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             present = set(file.keys())
             missing = [name for name in names if name not in present]
             if missing:
@@ -96,7 +91,7 @@ def read_tensors(
     except FileNotFoundError as error:
         # It was there a moment ago; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
     check_values(kind, tensors, str(path), f"delete it and run: {hint}")
     return header, tensors
@@ -188,13 +183,10 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
     Raises:
         VplError: it is truncated or of another kind, or lacks a tensor.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     header = _expected(describe_bytes(content, where), kind, where, hint)
     try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise VplError(f"{where} is damaged ({error})", hint) from error
     missing = [name for name in names if name not in tensors]
     if missing:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
+from vpltool.core import discriminant, training
 from vpltool.core.photos import photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.prototypes import read_prototypes
@@ -159,18 +160,17 @@ def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, c
         masks: folder of their labels, ID.png.
         classes: class of each row (K,).
     """
-    from vpltool.core.discriminant import Moments, discriminant, label_shares
-    from vpltool.core.training import labels_at
-
     moments = None
     for batch in feature_batches(features, ids, ("patches",), 8):
         for key, patches in zip(batch.ids, batch.tensors["patches"].float(), strict=True):
-            moments = moments or Moments.zeros(len(classes), patches.shape[1], find_device("cpu"))
+            moments = moments or discriminant.Moments.zeros(
+                len(classes), patches.shape[1], find_device("cpu"))
             labels = np.asarray(Image.open(masks / f"{key}.png"))
-            moments.add(patches.double(), label_shares(
-                labels_at(labels, batch.grid), len(classes)).double())
+            moments.add(patches.double(), discriminant.label_shares(
+                training.labels_at(labels, batch.grid), len(classes)).double())
     assert moments is not None
-    weight, bias = (rows[classes] for rows in discriminant(moments, shrinkage=0.1, prior=1.0))
+    weight, bias = (rows[classes] for rows in discriminant.discriminant(
+        moments, shrinkage=0.1, prior=1.0))
     scale = weight.norm(dim=-1)
     return {"prototypes": weight / scale.clamp_min(1e-12)[:, None], "class_index": classes,
             "scale": scale, "bias": bias}

@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from typing import Any, cast
 
 from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.processes import end_with_parent, no_script
 from vpltool.parallel.signals import in_main_thread
 from vpltool.parallel.threads import in_threads
@@ -57,7 +54,9 @@ class Batch:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
-class _Batches(Dataset[Batch]):
+class _Batches:
+    """A `Dataset`, which need not derive from torch's: torch is imported when it is needed."""
+
     def __init__(self, batches: list[list[tuple[str, Path]]], settings: PhotoSettings) -> None:
         self.batches = batches
         self.settings = settings
@@ -120,9 +119,9 @@ def load_batches(
     ]
     processes = min(workers, len(batches))
     options: dict[str, Any] = {"prefetch_factor": 2} if processes else {}
-    loader = DataLoader(
-        _Batches(batches, settings), batch_size=None, num_workers=processes,
-        pin_memory=device is not None and device.type == "cuda",
+    loader = torch.utils.data.DataLoader(
+        cast("torch.utils.data.Dataset[Batch]", _Batches(batches, settings)), batch_size=None,
+        num_workers=processes, pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(_begin, in_main_thread()), **options)
     with no_script():
         read = iter(loader)

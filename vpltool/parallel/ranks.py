@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -17,13 +18,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
 from vpltool.errors import VplError
 from vpltool.formats.shards import WHOLE, Shard, rank_of_process
+from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_device
 from vpltool.parallel.signals import in_main_thread
 
@@ -63,14 +60,14 @@ class Ranks:
 
         Each has as many. A row's gradient is the sum of those that all processes have for it.
         """
-        return rows if self.count == 1 else _Gather.apply(rows)
+        return rows if self.count == 1 else _gather().apply(rows)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all processes, without gradient."""
         if self.count == 1:
             return tensor
         total = tensor.detach().clone()
-        dist.all_reduce(total)
+        torch.distributed.all_reduce(total)
         return total
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -86,10 +83,10 @@ class Ranks:
         if self.count == 1:
             return [item]
         items: list[T | None] = [None] * self.count
-        dist.all_gather_object(items, item)
+        torch.distributed.all_gather_object(items, item)
         return items  # type: ignore[return-value]
 
-    def share(self, module: nn.Module) -> nn.Module:
+    def share(self, module: torch.nn.Module) -> torch.nn.Module:
         """Have the gradients of a module averaged over all processes."""
         if self.count == 1:
             return module
@@ -97,26 +94,27 @@ class Ranks:
             # Later versions have another name for it, which earlier ones do not know. Our buffers
             # are frozen; sending them would make a GPU read them again at each step.
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(module, broadcast_buffers=False)
+            return torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
-
-
-class _Gather(torch.autograd.Function):
+@functools.cache
+def _gather() -> type[torch.autograd.Function]:
     """The rows of all processes; each row's gradient is the sum of those of all processes."""
+    class Gather(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: object, rows: Tensor) -> Tensor:
+            parts = [torch.empty_like(rows, memory_format=torch.contiguous_format)
+                     for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(parts, rows.contiguous())
+            return torch.cat(parts)
 
-    @staticmethod
-    def forward(_context: object, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format)
-                 for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        @staticmethod
+        def backward(_context: object, *gradients: Tensor) -> Tensor:
+            total = gradients[0].clone(memory_format=torch.contiguous_format)
+            torch.distributed.all_reduce(total)
+            return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
-    @staticmethod
-    def backward(_context: object, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+    return Gather
 
 
 @contextlib.contextmanager
@@ -144,7 +142,7 @@ def joined(choice: str) -> Iterator[Ranks]:
                 torch.cuda.set_device(device)
             # On GPUs both: numbers that the host has are exchanged without waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            torch.distributed.init_process_group(backend, timeout=_PATIENCE)
             yield Ranks(rank, count, device)
         except BaseException as error:
             atexit.register(_exit_at_once, 130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -153,7 +151,7 @@ def joined(choice: str) -> Iterator[Ranks]:
             raise VplError(f"rank {rank} of {count} ends, since another one has ended",
                            "its message, above or below, gives the reason; then run the same "
                            "command again") from error
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 def _exit_at_once(code: int) -> None:
@@ -166,7 +164,7 @@ def _exit_at_once(code: int) -> None:
 def _is_of_group(error: RuntimeError) -> bool:
     """Tell whether an exchange failed; gloo raises a bare RuntimeError."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
+    return isinstance(error, torch.distributed.DistError) or any(
         word in text for word in ("gloo", "nccl", "connection closed by peer"))
 
 

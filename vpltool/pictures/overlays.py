@@ -8,16 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
-from vpltool.pictures.layers import (
-    IGNORED,
-    LINE_OPACITY,
-    as_bytes,
-    blend_maps,
-    colour_table,
-    contours,
-    shown_as,
-    without_ignored,
-)
+from vpltool.pictures import layers
 
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 Colour = tuple[int, int, int]
@@ -97,7 +88,8 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
     if not any(classes):
         return paper.astype(np.uint8)
-    colour, value = blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes, palette)
+    colour, value = layers.blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes,
+                                      palette)
     weight = opacity * value[..., None]
     return (paper * (1 - weight) + colour * weight).astype(np.uint8)
 
@@ -119,15 +111,15 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
-    labels = as_bytes(labels)
-    table = colour_table(palette)
-    table[IGNORED] = 255
+    labels = layers.as_bytes(labels)
+    table = layers.colour_table(palette)
+    table[layers.IGNORED] = 255
     weight = np.where(labels == 0, 0.0, opacity)[..., None]
     result = photo * (1 - weight) + table[labels] * weight
-    smooth = Image.fromarray(without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
-    border, inside = contours(np.asarray(smooth))
+    smooth = Image.fromarray(layers.without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
+    border, inside = layers.contours(np.asarray(smooth))
     line = np.where(inside[border], 255, 0)[:, None]
-    result[border] = result[border] * (1 - LINE_OPACITY) + line * LINE_OPACITY
+    result[border] = result[border] * (1 - layers.LINE_OPACITY) + line * layers.LINE_OPACITY
     return result.astype(np.uint8)
 
 
@@ -147,9 +139,9 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
         names: class index to name; an index without one gets its number.
         width: width of the result, in pixels; its height depends on the names.
     """
-    table = colour_table(palette).astype(int)
-    table[IGNORED] = 255
-    known = {IGNORED: "ignored", **names}
+    table = layers.colour_table(palette).astype(int)
+    table[layers.IGNORED] = 255
+    known = {layers.IGNORED: "ignored", **names}
     font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
     indent = swatch + 6
     page = Image.new("RGB", (width, line * (_NAME_LINES + 1) * (len(classes) + 1)), "white")
@@ -163,7 +155,7 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
             left, top, height = _GAP, top + height, 0
         if index:
             draw.rectangle([left, top + 3, left + swatch, top + 3 + swatch],
-                           fill=tuple(table[shown_as(index)]), outline=_INK)
+                           fill=tuple(table[layers.shown_as(index)]), outline=_INK)
         draw.multiline_text((left + indent, top), "\n".join(lines), _INK, font, spacing=4)
         left, height = left + round(wide) + 2 * _GAP, max(height, line * len(lines))
     return page.crop((0, 0, width, top + height + _GAP // 2))

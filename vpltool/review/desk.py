@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core import photos
 from vpltool.core.proposals import from_tensors
 from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace, read_labels
 from vpltool.formats.corrections import FOLDER
@@ -205,9 +206,7 @@ class Desk:
             return read_labels(self._corrected(key))
         found = work.labels_of(self.shown, key)
         if found is None:
-            from vpltool.core.photos import photo_size
-
-            found = np.full(photo_size(self.file(key)[0]), IGNORE, np.uint8)
+            found = np.full(photos.photo_size(self.file(key)[0]), IGNORE, np.uint8)
         return found
 
     def _grid(self, key: str) -> npt.NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import functools
 import io
 from pathlib import Path
 
+from vpltool.core import photos
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals
 from vpltool.lazy import Image, np, npt
@@ -62,9 +63,7 @@ def superpixels(photo: Stamped) -> list[npt.NDArray[np.uint16]]:
 
 @functools.lru_cache(maxsize=3)
 def _pixels(photo: Stamped) -> npt.NDArray[np.uint8]:
-    from vpltool.core.photos import read_photo
-
-    return read_photo(photo[0])
+    return photos.read_photo(photo[0])
 
 
 def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:

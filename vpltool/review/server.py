@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
+from vpltool.pictures import colours
 from vpltool.review import pictures, work
 from vpltool.review.desk import Conflict, Desk
 from vpltool.review.training import Training
@@ -199,9 +200,7 @@ def _array(about: JsonObject, numbers: npt.NDArray[Any]) -> Answer:
 
 
 def _start(server: ReviewServer, _query: JsonObject) -> Answer:
-    from vpltool.pictures.colours import class_palette
-
-    desk, flat = server.desk, class_palette()
+    desk, flat = server.desk, colours.class_palette()
     names, states = ["background", *desk.workspace.classes], desk.states()
     return _json({
         "name": desk.workspace.name, "classes": names, "split": desk.split, "shown": desk.what,

@@ -15,17 +15,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import JsonObject, read_json, write_json
+from vpltool.review.desk import Desk
 from vpltool.review.work import OWN, words_of
 from vpltool.run import find_stage, run_stage
 from vpltool.shell import command_line, program
-
-if TYPE_CHECKING:
-    from vpltool.review.desk import Desk
 
 Step = tuple[str, JsonObject]
 """Name of a stage, and its settings."""

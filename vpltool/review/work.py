@@ -8,20 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
+from vpltool.core import agreement, uncertainty
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
-from vpltool.formats import (
-    IGNORE,
-    InputFolder,
-    JsonObject,
-    Photo,
-    Workspace,
-    find_folder,
-    open_input,
-    open_workspace,
-    read_labels,
-)
+from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
 from vpltool.formats.workspace_writing import write_workspace
@@ -45,7 +36,7 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
     Raises:
         VplError: there are none, or several to choose from.
     """
-    source = find_folder(
+    source = formats.find_folder(
         workspace.path, ("predictions", "masks"), what, split, ("predictions", "masks"),
         f"`predict(split={split!r})` or `crf(split={split!r})` makes some", BEST_FIRST, full=True)
     workspace.check_classes(source.header, source.path)
@@ -55,7 +46,8 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
 def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
     """The proposals of a split, by name."""
     paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
-    return {path.parent.parent.name: open_input(path.parent, ("proposals",)) for path in paths}
+    return {path.parent.parent.name: formats.open_input(path.parent, ("proposals",))
+            for path in paths}
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
@@ -73,7 +65,7 @@ def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
         raise VplError(f"no masks are called {name!r}", "reload the page")
     if name.startswith(_BEFORE):
         path = workspace.path / OWN / "rounds" / name.split()[-1] / f"{photo_id}.png"
-        return read_labels(path) if path.is_file() else None
+        return formats.read_labels(path) if path.is_file() else None
     return labels_of(find_shown(workspace, name, split), photo_id)
 
 
@@ -100,7 +92,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
     A folder's tags come from its CSV, so a copy with the changes, `review/tags.csv`, takes its
     place in later calls of `prepare`.
     """
-    workspace = open_workspace(work)
+    workspace = formats.open_workspace(work)
     photos = [replace(photo, tags=tuple(tags)) if photo.id == photo_id else photo
               for photo in workspace.photos()]
     call = last_call(work)
@@ -115,7 +107,7 @@ def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
                             "".join(f"{name};" for name in photo.splits if name not in halves))
                            for photo in photos)
     write_workspace(workspace, photos, call)
-    return open_workspace(work)
+    return formats.open_workspace(work)
 
 
 def words_of(error: Exception) -> str:
@@ -157,16 +149,15 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
     if shown.kind == "predictions":
-        from vpltool.core.uncertainty import mean_entropy
-
         path = workspace.path / "probabilities" / shown.name / split
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                            f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
                            "`order='worst-tags'`")
-        folder = open_input(path, ("probabilities",))
+        folder = formats.open_input(path, ("probabilities",))
         return lambda photo: (
-            mean_entropy(folder.read_tensors(photo.id, "probabilities")["probabilities"])
+            uncertainty.mean_entropy(
+                folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
         unsure = find_shown(workspace, f"masks/{shown.name.removesuffix('-full')}", split)
@@ -183,15 +174,13 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
 def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How far a photo's mask is from its tags; among photos with as many wrong classes, from
     another mask of it."""
-    from vpltool.core.agreement import class_shares
-
     doubt = _doubt(workspace, shown, split)
 
     def measure(photo: Photo) -> float:
         labels = labels_of(shown, photo.id)
         if labels is None:
             return float("inf")
-        shares = class_shares(labels, 1 + len(workspace.classes))
+        shares = agreement.class_shares(labels, 1 + len(workspace.classes))
         tags = set(workspace.indices_of(photo))
         said = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
         return len(said ^ tags) + (doubt(photo) + sum(shares[index] for index in said - tags)) / 2
@@ -204,8 +193,8 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     both; else how unsure its mask is."""
     other = "masks" if shown.kind == "predictions" else "predictions"
     try:
-        second = find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
-                             full=True)
+        second = formats.find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
+                                     full=True)
     except VplError:
         second = None
     if second is None:

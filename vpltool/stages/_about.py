@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.core import segment
 from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.engine.segmenters import segmenter_header
 from vpltool.errors import VplError
@@ -95,8 +96,6 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         `photos`, the share of `same` pixels, `miou` of the labels against those of predict, and
         `seconds` a photo of the file and of `predict`; empty, if nothing here runs the file.
     """
-    from vpltool.core.segment import labels_of, photo_logits
-
     paths = segmenter.photos[: of_method.measure]
     runs = method.runs(path, of_method) if paths else None
     if runs is None:
@@ -108,12 +107,12 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         for photo in paths:
             size, pixels = photo_pixels(segmenter.encoder, photo, side)
             labels = []
-            for number, run in enumerate((runs, lambda one: photo_logits(
+            for number, run in enumerate((runs, lambda one: segment.photo_logits(
                     segmenter.encoder.vision, segmenter.network, one))):
                 begun = time.perf_counter()
                 logits = run(pixels)
                 times[number] += time.perf_counter() - begun
-                labels.append(labels_of(logits[0].softmax(dim=0), size))
+                labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
             counts += confusion(labels[1], labels[0], count)
             advance()
     found = scores(counts)

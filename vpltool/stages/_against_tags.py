@@ -7,26 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
-from vpltool.core.agreement import (
-    agreement,
-    calibration_error,
-    class_shares,
-    overlap,
-    photo_probabilities,
-    reliability,
-)
+from vpltool import console, formats
+from vpltool.core import agreement
 from vpltool.errors import VplError, counted
-from vpltool.formats import (
-    InputFolder,
-    JsonObject,
-    Photo,
-    Workspace,
-    describe,
-    identity_of_file,
-    identity_of_many,
-    open_input,
-)
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
@@ -77,13 +61,13 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
     shares = np.stack([entry.shares for entry in seen])
     predicted = shares >= share
-    found = agreement(predicted, tagged)
+    found = agreement.agreement(predicted, tagged)
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
         "made_by": source.header.command, "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
-        "config": source.identity, "content": identity_of_many(
+        "config": source.identity, "content": formats.identity_of_many(
             {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
         "mean": {name: _rounded(value) for name, value in found.means().items()},
         "photos_agreeing": _mean((predicted == tagged).all(axis=1)),
@@ -93,7 +77,8 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
         "calibration": _calibration(seen, tagged) if beside else None,
-        "worst": _worst(workspace, photos, shares, predicted, tagged, overlap(predicted, tagged))}
+        "worst": _worst(workspace, photos, shares, predicted, tagged,
+                        agreement.overlap(predicted, tagged))}
 
 
 def _check_source(source: InputFolder) -> None:
@@ -118,10 +103,10 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
     for role in ("decoder", "what"):
         path = work / header.sources.get(role, ".missing")
         if role == "decoder" and path.is_file():
-            return describe(path).header
+            return formats.describe(path).header
         if role == "what" and (path / "artifact.json").exists():
-            return _decoder_behind(work, open_input(path, ("predictions", "probabilities",
-                                                           "cams")).header)
+            return _decoder_behind(work, formats.open_input(path, ("predictions", "probabilities",
+                                                                   "cams")).header)
     return None
 
 
@@ -132,7 +117,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
     path = source.path.parents[2] / "probabilities" / source.path.parent.name / source.path.name
     if not (path / "artifact.json").exists():
         return None
-    found = open_input(path, ("probabilities",))
+    found = formats.open_input(path, ("probabilities",))
     same = found.header.inputs.get("decoder") == source.header.inputs.get("decoder")
     return found if same else None
 
@@ -148,8 +133,8 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
                            "last class", f"{again(source.header)} recomputes it")
         sure = _read_probabilities(beside, photo.id, count, share) if beside else None
-        return _PhotoClasses(class_shares(labels, count + 1)[1:], sure,
-                             identity_of_file(source.path_of(photo.id)))
+        return _PhotoClasses(agreement.class_shares(labels, count + 1)[1:], sure,
+                             formats.identity_of_file(source.path_of(photo.id)))
 
     seen = []
     with console.progress("eval", len(photos)) as advance:
@@ -164,15 +149,15 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
     """Probability that a photo shows each class (count,); 0 where none was stored."""
     tensors = folder.read_tensors(key)
     found = np.zeros(count + 1)
-    found[tensors["classes"].numpy()] = photo_probabilities(
+    found[tensors["classes"].numpy()] = agreement.photo_probabilities(
         tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
     return found[1:]
 
 
 def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> JsonObject:
     sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
-    bins = reliability(sure, tagged)
-    return {"error": round(calibration_error(bins), 6), "bins": [
+    bins = agreement.reliability(sure, tagged)
+    return {"error": round(agreement.calibration_error(bins), 6), "bins": [
         {key: _rounded(value) if isinstance(value, float) else value
          for key, value in asdict(entry).items()} for entry in bins]}
 

@@ -9,22 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted, near_name, part_of
-from vpltool.formats import (
-    IGNORE,
-    Header,
-    Photo,
-    Workspace,
-    describe,
-    identity_of_file,
-    identity_of_many,
-    read_drawn_labels,
-    write_labels,
-)
+from vpltool.formats import IGNORE, Header, Photo, Workspace
 from vpltool.formats.corrections import FOLDER, import_call, is_edited
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
@@ -84,7 +74,7 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
     Raises:
         VplError: see `read_mask`; or the workspace lacks a class of an earlier import.
     """
-    header = describe(path).header
+    header = formats.describe(path).header
     names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
@@ -116,7 +106,7 @@ def take_corrections(workspace: Workspace,
     header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
-        write_labels(folder / f"{key}.png", labels(), header)
+        formats.write_labels(folder / f"{key}.png", labels(), header)
     total = len(list(folder.rglob("*.png")))
     trained = any((workspace.path / "decoder").glob("*.safetensors"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
@@ -128,8 +118,9 @@ def take_corrections(workspace: Workspace,
 
 def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
     """Hash the bytes of corrected masks; empty if there are none."""
-    return identity_of_many({key: identity_of_file(path) for key, path in corrected.items()}
-                            ) if corrected else ""
+    return formats.identity_of_many({key: formats.identity_of_file(path)
+                                     for key, path in corrected.items()}
+                                    ) if corrected else ""
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
@@ -139,7 +130,7 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
         VplError: a mask was taken under other classes.
     """
     for path in corrected.values():
-        header = describe(path).header
+        header = formats.describe(path).header
         names = tuple(header.facts.get("classes", ())) if header else ()
         if names != workspace.classes[:len(names)]:
             raise VplError(
@@ -173,7 +164,7 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
     if size and found != size:
         raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
                        f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
-    labels = read_drawn_labels(path, other_palettes=other_palettes)
+    labels = formats.read_drawn_labels(path, other_palettes=other_palettes)
     _check_values(path, labels, classes)
     return labels
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool.clip import encoders
+from vpltool.core import segmenter
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.models import load_main
@@ -19,6 +21,7 @@ from vpltool.formats.shards import check_even
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
+from vpltool.parallel import ranks
 from vpltool.parallel.device import find_device
 from vpltool.settings import warn_without_effect
 from vpltool.stages import _masks
@@ -26,9 +29,6 @@ from vpltool.stages._fitting import TrainDecoderSettings, find_start, fit_segmen
 from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
 from vpltool.stages._pixel_data import PixelData, Taught
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
-
-if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
 
 _ITERS, _LR = 1000, 3e-5
 """Where they are not given: a head that is computed needs few steps, and small ones."""
@@ -93,11 +93,9 @@ def _check_blocks(encoder: Any, settings: TrainDecoderSettings) -> None:
     Raises:
         VplError: they are not.
     """
-    from vpltool.clip.encoders import with_head
-
     chosen: Any = settings.of_method
     if chosen.blocks or chosen.rank:
-        vision = with_head(encoder, f"`blocks={chosen.blocks}`")
+        vision = encoders.with_head(encoder, f"`blocks={chosen.blocks}`")
         if chosen.blocks > vision.depth:
             raise VplError(f"`blocks={chosen.blocks}`: the encoder has {vision.depth}",
                            "`blocks=4`, or `blocks=0` for all of it")
@@ -113,8 +111,9 @@ def _side_of(settings: TrainDecoderSettings, frozen: Frozen) -> int:
     return int(frozen.features.header.options.get("max_side", settings.max_side))
 
 
-def _take_head(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
-               model: Mapping[str, str], target: Path) -> Path | None:
+def _take_head(workspace: Workspace, settings: TrainDecoderSettings,
+               network: segmenter.SegmenterNetwork, model: Mapping[str, str], target: Path
+               ) -> Path | None:
     """Begin with the map of the decoder that `start` names; its path, if one is named.
 
     Raises:
@@ -136,14 +135,13 @@ def _take_head(workspace: Workspace, settings: TrainDecoderSettings, network: Se
     return path
 
 
-def _fit_head(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
-              masks: _masks.Masks, photos: list[Photo], frozen: Frozen, side: int) -> None:
+def _fit_head(workspace: Workspace, settings: TrainDecoderSettings,
+              network: segmenter.SegmenterNetwork, masks: _masks.Masks, photos: list[Photo],
+              frozen: Frozen, side: int) -> None:
     """Compute the discriminant; each of several processes reads all photos, and has all of it."""
-    from vpltool.parallel.ranks import Ranks
-
     data = TrainingData(workspace, masks, photos, frozen, network.reads_patches, side)
     fit_segmenter(load_method(SegmenterMethod, "discriminant"), network, data, settings,
-                  Ranks(0, 1, find_device(settings.device)))
+                  ranks.Ranks(0, 1, find_device(settings.device)))
 
 
 def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
@@ -158,7 +156,7 @@ def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _m
 
 
 def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, target: Path,
-          network: SegmenterNetwork, data: PixelData) -> JointTraining:
+          network: segmenter.SegmenterNetwork, data: PixelData) -> JointTraining:
     from vpltool.core.joint import JointSettings
 
     chosen: Any = settings.of_method

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options
+from vpltool.core import decoder, segmenter, training
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine.headers import check_same_model, make_header, relative_path
 from vpltool.engine.photos import read_known_photo, with_photo_files
@@ -19,14 +20,11 @@ from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
 from vpltool.parallel.device import worker_count
+from vpltool.parallel.ranks import Ranks
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import setting
 from vpltool.stages import _masks
 from vpltool.stages._training_data import Frozen, TrainingData
-
-if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.parallel.ranks import Ranks
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -92,7 +90,7 @@ STEPLESS = dict.fromkeys(
 
 
 def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts,
-                    frozen: Frozen) -> SegmenterNetwork:
+                    frozen: Frozen) -> segmenter.SegmenterNetwork:
     """Build the network that is trained, always the same one for a seed.
 
     Args:
@@ -108,7 +106,7 @@ def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: Segmente
         raise VplError(f"{method.__file__}: a method of segmenters needs `rebuild`",
                        "rebuild(config) gives an empty network, for `predict`")
     torch.manual_seed(settings.seed)
-    network: SegmenterNetwork = method.build(parts, settings.of_method)
+    network: segmenter.SegmenterNetwork = method.build(parts, settings.of_method)
     if not hasattr(method, "fit"):
         _check_training(settings, network)
     held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
@@ -120,7 +118,7 @@ def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: Segmente
     return network
 
 
-def _check_training(settings: TrainDecoderSettings, network: SegmenterNetwork) -> None:
+def _check_training(settings: TrainDecoderSettings, network: segmenter.SegmenterNetwork) -> None:
     """Check that the settings of the steps suit the network.
 
     Raises:
@@ -138,8 +136,8 @@ def _check_training(settings: TrainDecoderSettings, network: SegmenterNetwork) -
                        "embeddings to compare with the prototypes", "`lambda_rsc=0`")
 
 
-def take_weights(network: SegmenterNetwork, path: Path, name: str, model: Mapping[str, str]
-                 ) -> None:
+def take_weights(network: segmenter.SegmenterNetwork, path: Path, name: str,
+                 model: Mapping[str, str]) -> None:
     """Begin with the weights of another decoder; prototypes stay the network's own.
 
     Args:
@@ -216,7 +214,7 @@ def header_of(
             [header.supervision, _masks.supervision_by(masks, ids)])))
 
 
-def fit_segmenter(method: Any, network: SegmenterNetwork, data: TrainingData,
+def fit_segmenter(method: Any, network: segmenter.SegmenterNetwork, data: TrainingData,
                   settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network from all photos; each process reads its share of them.
 
@@ -257,9 +255,6 @@ def _whole_photos(data: TrainingData, device: torch.device, workers: int
 
 
 def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
-    from vpltool.core.decoder import layers_of
-    from vpltool.core.training import labels_at
-
     assert data.frozen.features is not None
     wanted = data.frozen.layers
     tensors = data.frozen.features.read_tensors(
@@ -268,15 +263,13 @@ def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
     height, width = tensors["grid"].tolist()
     layers = None
     if wanted:
-        layers = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+        layers = decoder.layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
     return LabelledPhoto(layers, tensors.get("patches"), (height, width),
-                         labels_at(data.masks.read_labels(photo.id), (height, width)))
+                         training.labels_at(data.masks.read_labels(photo.id), (height, width)))
 
 
 def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
-    from vpltool.core.training import labels_at
-
     encoder = data.frozen.encoder
     pixels = read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
@@ -284,7 +277,7 @@ def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     grid = (height // patch, width // patch)
     normalised = to_pixels(pixels, (height, width), encoder.mean, encoder.std)
     return LabelledPhoto(normalised[None], None, grid,
-                         labels_at(data.masks.read_labels(photo.id), grid))
+                         training.labels_at(data.masks.read_labels(photo.id), grid))
 
 
 def _encoded(data: TrainingData, photo: LabelledPhoto) -> LabelledPhoto:

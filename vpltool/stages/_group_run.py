@@ -10,28 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.engine.checkpoints import (
-    CheckpointRule,
-    Start,
-    checkpoint_of,
-    load_state,
-    write_checkpoint,
-)
+from vpltool.core import group_training
+from vpltool.engine import checkpoints
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.ranks import Ranks
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting
 from vpltool.stages import _pairs
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
-    from vpltool.core.group_training import GroupTraining, PairBatch, StepRecord
     from vpltool.core.groups import GroupNetwork
-    from vpltool.parallel.ranks import Ranks
 
 _LOSSES = ("pairs", "first", "second", "text")
 
@@ -181,11 +175,9 @@ class GroupRun:
     target: Path
 
     @property
-    def training(self) -> GroupTraining:
-        from vpltool.core.group_training import GroupTraining
-
+    def training(self) -> group_training.GroupTraining:
         chosen = self.settings
-        return GroupTraining(
+        return group_training.GroupTraining(
             iterations=chosen.iters, warmup=round(chosen.warmup * chosen.iters),
             lr_start=chosen.lr_start, lr=chosen.lr, lr_end=chosen.lr_end,
             weight_decay=chosen.weight_decay, clip=chosen.clip,
@@ -200,17 +192,16 @@ class GroupRun:
             return {}
         return {"cursors": self.process.collect(self.source.as_fact())}
 
-    def batches(self, start: int) -> Generator[PairBatch, None, None]:
+    def batches(self, start: int) -> Generator[group_training.PairBatch, None, None]:
         """The pairs of each step from `start` on, on the device."""
-        from vpltool.core.group_training import PairBatch
-
         chosen, device = self.settings, self.process.device
         mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
         steps, warn_of_skipped = self._steps(start, worker_count(chosen.workers),
                                              device.type == "cuda")
         try:
             for pairs in steps:
-                yield PairBatch(pairs.normalised(mean, std), self.words.encode(pairs.captions))
+                yield group_training.PairBatch(pairs.normalised(mean, std),
+                                               self.words.encode(pairs.captions))
         finally:
             warn_of_skipped()
 
@@ -230,22 +221,20 @@ class GroupRun:
                 lambda: _pairs.warn_of_broken(plan))
 
 
-def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
-    from vpltool.core.group_training import Exchange, Objective, make_optimizer, train
-
+def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start) -> None:
     settings, process, training = run.settings, run.process, run.training
     network = network.to(process.device)
-    optimizer = make_optimizer(network, training)
-    load_state(network, optimizer, start.tensors)
+    optimizer = group_training.make_optimizer(network, training)
+    checkpoints.load_state(network, optimizer, start.tensors)
     if isinstance(run.source, TarPairs):
         run.source.begin_at(start.facts, process.rank)
-    objective = process.share(Objective(
-        network, training, Exchange(process.rank, process.gather, process.mean)))
+    objective = process.share(group_training.Objective(
+        network, training, group_training.Exchange(process.rank, process.gather, process.mean)))
     log = _Log(start.curve, start.recent, settings.iters)
-    first, checkpoint = process.rank == 0, checkpoint_of(run.target)
+    first, checkpoint = process.rank == 0, checkpoints.checkpoint_of(run.target)
     if first and not start.step:
         checkpoint.unlink(missing_ok=True)
-    rule = CheckpointRule(settings.checkpoint_every)
+    rule = checkpoints.CheckpointRule(settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the groups are written.
     with defer_interrupts() as interrupted:
         with (contextlib.closing(run.batches(start.step)) as batches,
@@ -254,8 +243,8 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
               explain_out_of_memory(
                   f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
                   f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
-            for record in train(objective, network, optimizer, training, batches,
-                                start=start.step, rank=process.rank):
+            for record in group_training.train(objective, network, optimizer, training, batches,
+                                               start=start.step, rank=process.rank):
                 done = record.iteration + 1
                 # A step needs all processes, so all stop after the same one.
                 stop = process.any(interrupted())
@@ -266,8 +255,8 @@ def run_training(run: GroupRun, network: GroupNetwork, start: Start) -> None:
                 facts = run.facts_so_far() if kept else {}
                 if kept and first:
                     header = replace(run.header, facts={**run.header.facts, **facts})
-                    write_checkpoint(checkpoint, header, network, optimizer, done, log.curve,
-                                     log.recent)
+                    checkpoints.write_checkpoint(checkpoint, header, network, optimizer, done,
+                                                 log.curve, log.recent)
                 if kept and stop:
                     raise KeyboardInterrupt
                 advance(text=text)
@@ -287,9 +276,9 @@ class _Log:
 
     def __init__(self, curve: list[list[float]], recent: list[list[float]], steps: int) -> None:
         self.curve, self.recent, self.steps = curve, recent, steps
-        self._unread: list[StepRecord] = []
+        self._unread: list[group_training.StepRecord] = []
 
-    def add(self, record: StepRecord, *, read: bool) -> str:
+    def add(self, record: group_training.StepRecord, *, read: bool) -> str:
         """Take the losses of a step; what to show of them, if they were read.
 
         Raises:

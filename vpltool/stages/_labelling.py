@@ -13,12 +13,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, Workspace
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
-from vpltool.stages._corrections import (
-    find_corrections,
-    is_untagged,
-    read_correction,
-    warn_of_untagged,
-)
+from vpltool.stages import _corrections
 
 if TYPE_CHECKING:
     Found = dict[str, Callable[[], npt.NDArray[np.uint8]]]
@@ -46,9 +41,10 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     tool = find_reader(path)
     if tool is None:
         known = {photo.id: photo for photo in photos}
-        entries = (Labelled(known[key], read_correction(workspace, file, root / known[key].image),
+        entries = (Labelled(known[key], _corrections.read_correction(workspace, file,
+                                                                     root / known[key].image),
                             str(file))
-                   for key, file in find_corrections(workspace, photos, path).items())
+                   for key, file in _corrections.find_corrections(workspace, photos, path).items())
         return _checked(entries, workspace.classes, every=True)
     name, reader = tool
     request = LabellingRequest(root, workspace.classes, by_name(photos))
@@ -78,14 +74,14 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
         if photo.tags and not every and not _shows_a_class(entry.labels):
             blank.append(photo.id)
             continue
-        if is_untagged(entry.labels, tags):
+        if _corrections.is_untagged(entry.labels, tags):
             untagged.append(photo.id)
         found[photo.id] = _packed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
                      + f" skipped: {some(blank)}")
-    warn_of_untagged(untagged)
+    _corrections.warn_of_untagged(untagged)
     return found
 
 

@@ -6,32 +6,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.photos import check_current
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    Header,
-    Photo,
-    Workspace,
-    describe,
-    find_folder,
-    identity_of_file,
-    identity_of_many,
-    read_drawn_labels,
-)
+from vpltool.formats import Header, Photo, Workspace
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages._corrections import (
-    check_corrections,
-    identity_of_corrections,
-    is_untagged,
-    read_mask,
-    warn_of_untagged,
-)
+from vpltool.stages import _corrections
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""
@@ -62,8 +47,8 @@ class Masks:
 
     def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
         """Read a photo's labels (height, width)."""
-        return read_drawn_labels(self.path_of(photo_id),
-                                 other_palettes=self.has_other_palettes(photo_id))
+        return formats.read_drawn_labels(self.path_of(photo_id),
+                                         other_palettes=self.has_other_palettes(photo_id))
 
     def has_other_palettes(self, photo_id: str) -> bool:
         """Tell whether a mask's palette may be any: that of masks that vpltool never wrote."""
@@ -84,7 +69,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
     """
     ids = [photo.id for photo in photos]
     corrected = corrections_of(workspace.path, ids)
-    check_corrections(workspace, corrected)
+    _corrections.check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
     masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
     learned = {*masks.ids, *corrected}
@@ -93,8 +78,8 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 
 def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
-        found = find_folder(workspace.path, ("masks",), choice, split, ("masks",),
-                            f"`crf(split={split!r})`", preferred=BEST_FIRST)
+        found = formats.find_folder(workspace.path, ("masks",), choice, split, ("masks",),
+                                    f"`crf(split={split!r})`", preferred=BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
             if folder.is_dir() and not (folder / MANIFEST).exists():
@@ -125,15 +110,16 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
 def content_identity(folder: Path, ids: Iterable[str]) -> str:
     """Hash the bytes of the masks in a folder, so that those corrected by hand are other ones."""
     there = [key for key in ids if (folder / f"{key}.png").exists()]
-    hashes = in_threads(lambda key: identity_of_file(folder / f"{key}.png"), there, _THREADS)
-    return identity_of_many(dict(zip(there, hashes, strict=True)))
+    hashes = in_threads(lambda key: formats.identity_of_file(folder / f"{key}.png"), there,
+                        _THREADS)
+    return formats.identity_of_many(dict(zip(there, hashes, strict=True)))
 
 
 def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
     """Hash the masks of photos, by role in a header; `corrections` where some were corrected."""
     corrected = {key: path for key, path in masks.corrected.items() if key in ids}
     return {"masks": content_identity(masks.path, ids)} | (
-        {"corrections": identity_of_corrections(corrected)} if corrected else {})
+        {"corrections": _corrections.identity_of_corrections(corrected)} if corrected else {})
 
 
 def repeated(masks: Masks, ids: Sequence[str], times: int) -> list[str]:
@@ -145,7 +131,7 @@ def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
     """Say what the masks of photos hold beyond tags; see `Header`."""
     # What another program wrote into a folder of vpltool's has no header.
     corrected = [key for key in ids if key in masks.corrected or (
-        masks.header is not None and describe(masks.path_of(key)).header is None)]
+        masks.header is not None and formats.describe(masks.path_of(key)).header is None)]
     own = 0 if masks.header else len(ids) - len(corrected)
     return join_supervision([
         masks.header.supervision if masks.header else "",
@@ -174,12 +160,12 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
     """
     def check(photo: Photo) -> bool:
         path = masks.path_of(photo.id)
-        labels = read_mask(path, workspace.image_path(photo), len(workspace.classes),
-                           other_palettes=masks.has_other_palettes(photo.id))
+        labels = _corrections.read_mask(path, workspace.image_path(photo), len(workspace.classes),
+                                        other_palettes=masks.has_other_palettes(photo.id))
         # What was imported has been warned of; what vpltool computed may know more than the tags.
         return (photo.id not in masks.corrected
-                and is_untagged(labels, workspace.indices_of(photo))
-                and describe(path).header is None)
+                and _corrections.is_untagged(labels, workspace.indices_of(photo))
+                and formats.describe(path).header is None)
 
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         untagged = []
@@ -187,6 +173,6 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
             if odd:
                 untagged.append(photo.id)
             advance()
-    warn_of_untagged(untagged)
+    _corrections.warn_of_untagged(untagged)
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")

@@ -7,18 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
-from vpltool.formats import (
-    IGNORE,
-    Header,
-    InputFolder,
-    Workspace,
-    describe,
-    find_folder,
-    read_labels,
-)
+from vpltool.formats import IGNORE, Header, InputFolder, Workspace
 from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import Image, Tensor
 from vpltool.pictures.colours import class_palette
@@ -59,7 +51,7 @@ class Column:
                            or f"{self.name} has no file of this photo")
         if self.source is None or self.source.kind in ("masks", "predictions"):
             labels = (self.source.read_labels(photo_id) if self.source
-                      else read_labels(self.file_of(photo_id)))
+                      else formats.read_labels(self.file_of(photo_id)))
             return [SheetPanel(self.name, labels_over(picture, labels, class_palette()),
                                classes_in(labels))]
         tensors = self.source.read_tensors(photo_id)
@@ -92,7 +84,7 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
     for path in (Path(name), workspace.path / name):
         if path.is_dir() and holds_labels(path):
             return Column(name, path, None)
-    found = find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
+    found = formats.find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
     workspace.check_classes(found.header, found.path)
     return Column(name, found.path, found)
 
@@ -185,7 +177,7 @@ def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
     if not _images_of(source.header):
         return {}
     return {key: _photo_of(key, [work / image for image in _images_of(
-                describe(source.path_of(key)).header or source.header)])
+                formats.describe(source.path_of(key)).header or source.header)])
             for key in photo_ids(source.path)}
 
 

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core import aligned_space
 from vpltool.core.gap import Gap
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
@@ -21,12 +21,9 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
 from vpltool.stages._regions import read_maps
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.parallel.ranks import Ranks
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""
@@ -141,8 +138,8 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings, ranks: Ranks, space: AlignedSpace | None = None, *,
-           unlabelled: bool = False) -> Pixels:
+           settings: PixelSettings, ranks: Ranks,
+           space: aligned_space.AlignedSpace | None = None, *, unlabelled: bool = False) -> Pixels:
     """Read the pixels that prototypes come from, with their labels.
 
     Of several processes each reads the features of its own shard of the photos. Which pixels are

@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpltool import console
-from vpltool.core.metrics import (
-    Confusion,
-    Counts,
-    SeedHistogram,
-    boundary_counts,
-    confusion,
-    seed_histogram,
-    strongest,
-)
+from vpltool.core import metrics
 from vpltool.core.photos import photo_size
 from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
@@ -24,6 +16,7 @@ from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
 from vpltool.lazy import np, npt
+from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
@@ -70,7 +63,6 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
     if rank_of_process()[1] == 1:
         tally = _tally(workspace, source, photos, tolerance)
     else:
-        from vpltool.parallel.ranks import joined
         with joined("cpu") as ranks:
             mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
             tally = Tally()
@@ -108,13 +100,13 @@ def _tally(workspace: Workspace, source: InputFolder, photos: list[Photo], toler
 
 
 def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float
-           ) -> tuple[Confusion | SeedHistogram, str, Counts | int]:
+           ) -> tuple[metrics.Confusion | metrics.SeedHistogram, str, metrics.Counts | int]:
     """Confusion matrix of a photo's labels, or histogram of its CAMs; `untagged_class`; edges."""
     classes = len(workspace.classes) + 1
     if source.kind == "cams":
         truth = read_truth(workspace, photo, _size_of(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape, classes)
-        return (seed_histogram(truth, best, best_class, classes, workspace.ignore),
+        return (metrics.seed_histogram(truth, best, best_class, classes, workspace.ignore),
                 untagged_class(workspace, photo, truth), 0)
     path = source.path_of(photo.id)
     label = source.read_labels(photo.id)
@@ -122,9 +114,10 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
     if (label[label != workspace.ignore] >= classes).any():
         raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                        f"correct it, or delete it: {again(source.header)} recomputes it")
-    return (confusion(truth, label, classes, workspace.ignore),
+    return (metrics.confusion(truth, label, classes, workspace.ignore),
             untagged_class(workspace, photo, truth),
-            boundary_counts(truth, label, classes, tolerance, workspace.ignore) if tolerance else 0)
+            metrics.boundary_counts(truth, label, classes, tolerance,
+                                    workspace.ignore) if tolerance else 0)
 
 
 def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
@@ -145,4 +138,4 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
                         align_corners=False)[0]
-    return strongest(cam.numpy(), tensors["classes"].tolist())
+    return metrics.strongest(cam.numpy(), tensors["classes"].tolist())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vpltool.core import joint, training
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.engine.photos import naming_photo, read_known_photo
 from vpltool.formats import InputFolder, Photo, Workspace
@@ -14,10 +15,6 @@ from vpltool.lazy import F, Tensor, np, torch
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._masks import Masks
 from vpltool.stages._training_data import cut_pixels, normalised_crops
-
-if TYPE_CHECKING:
-    from vpltool.core.joint import PixelBatch
-    from vpltool.core.training import TrainingSettings, Window
 
 SCALES = (0.5, 2.0)
 """Factors on a photo's size, log-uniform: WeCLIP's."""
@@ -68,8 +65,8 @@ class PixelData:
     ranks: int = 1
 
 
-def pixel_batches(data: PixelData, settings: TrainingSettings, start: int, *, workers: int
-                  ) -> Generator[PixelBatch, None, None]:
+def pixel_batches(data: PixelData, settings: training.TrainingSettings, start: int, *, workers: int
+                  ) -> Generator[joint.PixelBatch, None, None]:
     """Make a batch of crops for each step from `start` on; it depends only on the step's number.
 
     Args:
@@ -82,20 +79,17 @@ def pixel_batches(data: PixelData, settings: TrainingSettings, start: int, *, wo
                           range(start, settings.iterations), workers)
 
 
-def _batch(data: PixelData, settings: TrainingSettings, step: int) -> PixelBatch:
-    from vpltool.core.joint import PixelBatch
-    from vpltool.core.training import chosen_photos
-
+def _batch(data: PixelData, settings: training.TrainingSettings, step: int) -> joint.PixelBatch:
     share = settings.batch_size // data.ranks
     own = range(data.rank * share, (data.rank + 1) * share)
-    chosen = chosen_photos(len(data.photos), settings, step)
+    chosen = training.chosen_photos(len(data.photos), settings, step)
     # Each crop has random numbers of its own, so that processes need not make each other's.
     crops = [_crop(data, data.photos[chosen[number]], settings.crop,
                    np.random.default_rng((settings.seed, 3, step, number))) for number in own]
     images, labels, valid, shown, possible, soft = zip(*crops, strict=True)
     mean, std = torch.tensor([data.encoder.mean, data.encoder.std]).view(2, 1, 3, 1, 1)
     inside = torch.stack(valid)
-    return PixelBatch(
+    return joint.PixelBatch(
         normalised_crops(torch.stack(images), inside, mean, std), torch.stack(labels),
         inside.view(-1, settings.crop, settings.crop), torch.stack(shown), torch.stack(possible),
         None if soft[0] is None else torch.stack(soft))
@@ -104,15 +98,13 @@ def _batch(data: PixelData, settings: TrainingSettings, step: int) -> PixelBatch
 def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
           ) -> tuple[Any, ...]:
     """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
-    from vpltool.core.training import choose_window, labels_at
-
     photo, patch = taught.photo, data.encoder.vision.patch
     path = data.workspace.image_path(photo)
     with naming_photo(photo, path):
         size = photo_size(path)
     scale = float(np.exp(rng.uniform(*np.log(data.scales))))
     height, width = fit_size(size, patch, scale=scale, max_side=data.max_side)
-    window = choose_window((height // patch, width // patch), side, rng)
+    window = training.choose_window((height // patch, width // patch), side, rng)
     image = _recoloured(cut_pixels(read_known_photo(data.workspace, photo), window, patch), rng)
     count = 1 + len(data.workspace.classes)
     tags = data.workspace.indices_of(photo) if taught.tagged else range(1, count)
@@ -120,13 +112,15 @@ def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
     possible[[0, *tags]] = True
     labels = torch.full((4 * side, 4 * side), IGNORE, dtype=torch.uint8)
     if taught.masked and data.masks is not None:
-        labels = window.cut_labels(labels_at(data.masks.read_labels(photo.id), window.grid))
+        labels = window.cut_labels(
+            training.labels_at(data.masks.read_labels(photo.id), window.grid))
     shown = labels.flatten().bincount(minlength=IGNORE + 1)[:count] > 0
     soft = None if taught.soft is None else _soft_labels(taught.soft, photo.id, possible, window)
     return image, labels, window.valid(), shown & possible, possible, soft
 
 
-def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: Window) -> Tensor:
+def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: training.Window
+                 ) -> Tensor:
     """Class probabilities of a crop (classes, 4·side, 4·side); 0 where there is padding.
 
     Classes that the tags do not allow have none, and the others share what is left.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core import aligned_space
 from vpltool.core.gap import photo_regions
 from vpltool.core.grids import resample_maps
 from vpltool.core.seeds import seed_labels
@@ -15,9 +15,6 @@ from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import read_patches
 from vpltool.formats import InputFolder, Workspace
 from vpltool.lazy import Tensor
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Regions:
     maps: InputFolder
     ids: list[str]
     phi: float
-    space: AlignedSpace | None = None
+    space: aligned_space.AlignedSpace | None = None
 
     def read(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each photo's region features (K, dim) and their classes (K,).
@@ -67,7 +64,7 @@ def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int
 
 
 def open_regions(workspace: Workspace, features: InputFolder, cams: str, split: str, phi: float,
-                 limit: int, space: AlignedSpace | None = None) -> Regions:
+                 limit: int, space: aligned_space.AlignedSpace | None = None) -> Regions:
     """Find the CAMs that mark the regions, and the photos that have both.
 
     Args:

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from vpltool.core.crf import scores_of_labels, with_background
-from vpltool.core.crf_size import bounded_size, shrink_labels, shrink_photo
+from vpltool.core.crf import (
+    bounded_size,
+    scores_of_labels,
+    shrink_labels,
+    shrink_photo,
+    with_background,
+)
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.errors import VplError

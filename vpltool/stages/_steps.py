@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vpltool import console
-from vpltool.engine.checkpoints import (
-    CheckpointRule,
-    Start,
-    checkpoint_of,
-    load_state,
-    write_checkpoint,
-)
+from vpltool.core import segmenter
+from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel.ranks import Ranks
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
 
 if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
-    from vpltool.parallel.ranks import Ranks
 
 _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
@@ -45,10 +39,10 @@ class Training:
 
     @property
     def checkpoint(self) -> Path:
-        return checkpoint_of(self.target)
+        return checkpoints.checkpoint_of(self.target)
 
 
-def take_steps(run: Training, network: SegmenterNetwork, start: Start,
+def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkpoints.Start,
                settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
                ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""
@@ -58,7 +52,7 @@ def take_steps(run: Training, network: SegmenterNetwork, start: Start,
     network = network.to(device)
     training = run.training
     optimizer = make_optimizer(network, training)
-    load_state(network, optimizer, start.tensors)
+    checkpoints.load_state(network, optimizer, start.tensors)
     with (contextlib.closing(crop_batches(run.data, training, start.step, device=device,
                                           workers=worker_count(settings.workers))) as batches,
           too_many_crops(training)):
@@ -112,7 +106,7 @@ class Steps:
     every: int
 
 
-def follow_steps(work: Steps, records: Iterable[Record], start: Start, ranks: Ranks,
+def follow_steps(work: Steps, records: Iterable[Record], start: checkpoints.Start, ranks: Ranks,
                  interrupted: Callable[[], bool]) -> list[list[float]]:
     """Follow the steps that are left, write checkpoints, and stop where that is asked for.
 
@@ -130,12 +124,12 @@ def follow_steps(work: Steps, records: Iterable[Record], start: Start, ranks: Ra
         VplError: a loss is not finite; the last checkpoint stays.
         KeyboardInterrupt: it was interrupted; there is a checkpoint.
     """
-    checkpoint, steps = checkpoint_of(work.target), work.count
+    checkpoint, steps = checkpoints.checkpoint_of(work.target), work.count
     curve, recent = start.curve, start.recent
     unread: list[Record] = []
     if not start.step and ranks.rank == 0:
         checkpoint.unlink(missing_ok=True)
-    rule, good = CheckpointRule(work.every), start.step
+    rule, good = checkpoints.CheckpointRule(work.every), start.step
     title = f"{work.header.command} {work.target.stem}"
     with console.progress(title, steps - start.step) as advance:
         for record in records:
@@ -154,8 +148,8 @@ def follow_steps(work: Steps, records: Iterable[Record], start: Start, ranks: Ra
                 curve.append([done, *means])
                 recent.clear()
             if kept and ranks.rank == 0:
-                write_checkpoint(checkpoint, work.header, work.network, work.optimizer, done,
-                                 curve, recent)
+                checkpoints.write_checkpoint(checkpoint, work.header, work.network, work.optimizer,
+                                             done, curve, recent)
             good = done if kept else good
             if kept and stop:
                 raise KeyboardInterrupt

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
+from vpltool.core import decoder, training
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.models import load_main
@@ -20,9 +21,6 @@ from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._masks import Masks
 from vpltool.stages.extract import parse_layers, parse_numbers
-
-if TYPE_CHECKING:
-    from vpltool.core.training import CropBatch, TrainingSettings, Window
 
 _WHOLE = 1024
 """Longest side of photos that are scaled as a whole and then cut. Larger ones are cut first: that
@@ -179,8 +177,8 @@ class TrainingData:
         return range(self.rank * share, (self.rank + 1) * share)
 
 
-def crop_batches(data: TrainingData, settings: TrainingSettings, start: int, *,
-                 device: torch.device, workers: int) -> Generator[CropBatch, None, None]:
+def crop_batches(data: TrainingData, settings: training.TrainingSettings, start: int, *,
+                 device: torch.device, workers: int) -> Generator[training.CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on.
 
     What the CPU has to do for a step depends only on its number, so threads do it ahead, as many
@@ -195,7 +193,7 @@ def crop_batches(data: TrainingData, settings: TrainingSettings, start: int, *,
     """
     cut = _cut_photos if data.frozen.features is None else _cut_features
 
-    def make(iteration: int) -> CropBatch:
+    def make(iteration: int) -> training.CropBatch:
         batch = cut(data, settings, iteration)
         return batch.pin_memory() if device.type == "cuda" else batch
 
@@ -203,11 +201,10 @@ def crop_batches(data: TrainingData, settings: TrainingSettings, start: int, *,
     yield from batches if data.frozen.features is not None else _encoded(data, batches)
 
 
-def _photos_of(data: TrainingData, settings: TrainingSettings, iteration: int) -> list[Photo]:
-    from vpltool.core.training import chosen_photos
-
+def _photos_of(data: TrainingData, settings: training.TrainingSettings, iteration: int
+               ) -> list[Photo]:
     return [data.photos[number]
-            for number in chosen_photos(len(data.photos), settings, iteration)]
+            for number in training.chosen_photos(len(data.photos), settings, iteration)]
 
 
 def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
@@ -215,14 +212,12 @@ def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
             for photo in photos]
 
 
-def _cut_features(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
+def _cut_features(data: TrainingData, settings: training.TrainingSettings, iteration: int
+                  ) -> training.CropBatch:
     """Read and cut what is stored for the photos of a step; only what the network reads."""
-    from vpltool.core.decoder import layers_of
-    from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
-
     features, wanted = data.frozen.features, data.frozen.layers
     assert features is not None
-    rng = generator_of(settings, iteration)
+    rng = training.generator_of(settings, iteration)
     photos = _photos_of(data, settings, iteration)
     names = ("grid", *(("layers", "layer_index") if wanted else ()),
              *(("patches",) if data.reads_patches else ()))
@@ -231,34 +226,33 @@ def _cut_features(data: TrainingData, settings: TrainingSettings, iteration: int
     for number, photo in enumerate(photos):
         tensors = features.read_tensors(photo.id, *(names if number in own else ("grid",)))
         height, width = tensors["grid"].tolist()
-        window = choose_window((height, width), settings.crop, rng)
-        labels = labels_at(data.masks.read_labels(photo.id), window.grid)
+        window = training.choose_window((height, width), settings.crop, rng)
+        labels = training.labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number not in own:
             continue
         if wanted:
-            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+            stored = decoder.layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
             layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
         if data.reads_patches:
             field = tensors["patches"].unflatten(0, window.grid)
             patches.append(window.cut(field[None], 1)[0].flatten(0, 1))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return CropBatch(torch.stack(layers) if layers else None,
-                     torch.stack(patches) if patches else None, labels, valid,
-                     _tags_of(data, photos))
+    return training.CropBatch(torch.stack(layers) if layers else None,
+                              torch.stack(patches) if patches else None, labels, valid,
+                              _tags_of(data, photos))
 
 
-def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) -> CropBatch:
+def _cut_photos(data: TrainingData, settings: training.TrainingSettings, iteration: int
+                ) -> training.CropBatch:
     """Read, scale and cut the photos of a step.
 
     In place of layers the batch holds pixels (B, 3, crop·patch, crop·patch) uint8: `_encoded` makes
     layers of them. Bytes are a quarter of what a GPU would else be sent, and normalising the crop
     gives what cutting the normalised photo would.
     """
-    from vpltool.core.training import CropBatch, choose_window, generator_of, labels_at
-
     patch = data.frozen.encoder.vision.patch
-    rng = generator_of(settings, iteration)
+    rng = training.generator_of(settings, iteration)
     photos = _photos_of(data, settings, iteration)
     crops, images = [], []
     own = data.own(len(photos))
@@ -268,29 +262,28 @@ def _cut_photos(data: TrainingData, settings: TrainingSettings, iteration: int) 
             size = photo_size(path)
         height, width = fit_size(size, patch,
                                  scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
-        window = choose_window((height // patch, width // patch), settings.crop, rng)
-        labels = labels_at(data.masks.read_labels(photo.id), window.grid)
+        window = training.choose_window((height // patch, width // patch), settings.crop, rng)
+        labels = training.labels_at(data.masks.read_labels(photo.id), window.grid)
         crops.append((window.cut_labels(labels), window.valid()))
         if number in own:
             pixels = read_known_photo(data.workspace, photo)
             images.append(cut_pixels(pixels, window, patch))
     labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
+    return training.CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
 
 
-def cut_pixels(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
+def cut_pixels(photo: npt.NDArray[np.uint8], window: training.Window, patch: int) -> Tensor:
     """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
-    from vpltool.core.training import cut_photo
-
     if max(photo.shape) > _WHOLE:
-        return cut_photo(photo, window, patch)
+        return training.cut_photo(photo, window, patch)
     height, width = (patches * patch for patches in window.grid)
     # As `to_pixels` resizes.
     resized = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
     return window.cut(torch.from_numpy(np.array(resized)).permute(2, 0, 1), patch).contiguous()
 
 
-def _encoded(data: TrainingData, batches: Iterator[CropBatch]) -> Iterator[CropBatch]:
+def _encoded(data: TrainingData, batches: Iterator[training.CropBatch]
+             ) -> Iterator[training.CropBatch]:
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
     encoder = data.frozen.encoder
     vision, weight = encoder.vision, encoder.vision.weight

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options
+from vpltool.core import aligned_space, alignment
 from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
-from vpltool.engine.checkpoints import (
-    CheckpointRule,
-    Start,
-    checkpoint_of,
-    load_state,
-    read_checkpoint,
-    write_checkpoint,
-)
+from vpltool.engine import checkpoints
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
@@ -33,10 +27,6 @@ from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
 from vpltool.stages._regions import read_maps
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.alignment import Aligner, AlignmentSettings, Regions
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 
@@ -131,8 +121,9 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "aligned")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        start = read_checkpoint(
-            checkpoint_of(target), replace(header, kind="alignment"), overwrite=settings.overwrite,
+        start = checkpoints.read_checkpoint(
+            checkpoints.checkpoint_of(target), replace(header, kind="alignment"),
+            overwrite=settings.overwrite,
             update=settings.update, keep="`out='FILE'` keeps it")
         regions = _gather(workspace, features, maps, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
@@ -142,14 +133,12 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
 
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
-            ) -> Regions:
+            ) -> alignment.Regions:
     """Read patches, and which regions they are in.
 
     Raises:
         VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
     """
-    from vpltool.core.alignment import Regions
-
     ids = list(photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
@@ -175,10 +164,10 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
-    return Regions(embeddings.to(find_device(settings.device)),
-                   torch.cat([pixel for pixel, _ in entries]),
-                   torch.cat([weight for _, weight in entries]), torch.tensor(counts),
-                   torch.tensor(classes))
+    return alignment.Regions(embeddings.to(find_device(settings.device)),
+                             torch.cat([pixel for pixel, _ in entries]),
+                             torch.cat([weight for _, weight in entries]), torch.tensor(counts),
+                             torch.tensor(classes))
 
 
 def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
@@ -224,31 +213,27 @@ class _Run:
     """
 
     settings: AlignSettings
-    regions: Regions
+    regions: alignment.Regions
     text: Prototypes
     patches: str
     header: Header
     target: Path
 
     @property
-    def training(self) -> AlignmentSettings:
-        from vpltool.core.alignment import AlignmentSettings
-
+    def training(self) -> alignment.AlignmentSettings:
         chosen = self.settings
-        return AlignmentSettings(
+        return alignment.AlignmentSettings(
             iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
             refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
             clusters=chosen.labels == "clusters", seed=chosen.seed)
 
-    def build(self) -> Aligner:
+    def build(self) -> alignment.Aligner:
         """The networks as they begin, always the same for a seed."""
-        from vpltool.core.alignment import Aligner
-
         chosen, kept = self.settings, torch.ones_like(self.text.class_index, dtype=torch.bool)
         if chosen.background == "none":
             kept = self.text.class_index != 0
         torch.manual_seed(chosen.seed)
-        return Aligner(
+        return alignment.Aligner(
             dim=self.text.rows.shape[1], width=chosen.width, depth=chosen.depth,
             last_relu=chosen.last_relu, shared_start=chosen.init == "shared", tau=chosen.tau,
             learn_tau=chosen.learn_tau, text=self.text.rows[kept],
@@ -256,21 +241,21 @@ class _Run:
         ).to(self.regions.embeddings.device)
 
 
-def _align(task: _Run, start: Start) -> None:
-    from vpltool.core.alignment import make_optimizer, refresh, train
-
+def _align(task: _Run, start: checkpoints.Start) -> None:
     training, aligner = task.training, task.build()
-    optimizer, steps = make_optimizer(aligner, training), training.iterations
-    load_state(aligner, optimizer, start.tensors)
-    checkpoint, header = checkpoint_of(task.target), replace(task.header, kind="alignment")
+    optimizer, steps = alignment.make_optimizer(aligner, training), training.iterations
+    checkpoints.load_state(aligner, optimizer, start.tensors)
+    checkpoint = checkpoints.checkpoint_of(task.target)
+    header = replace(task.header, kind="alignment")
     if not start.step:
         checkpoint.unlink(missing_ok=True)
     curve, recent = start.curve, start.recent
-    rule = CheckpointRule(task.settings.checkpoint_every)
+    rule = checkpoints.CheckpointRule(task.settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the result is written.
     with defer_interrupts() as interrupted:
         with console.progress(f"align {task.target.stem}", steps - start.step) as advance:
-            for record in train(aligner, optimizer, task.regions, training, start=start.step):
+            for record in alignment.train(aligner, optimizer, task.regions, training,
+                                          start=start.step):
                 done, stop = record.iteration + 1, interrupted()
                 recent.append([float(record.vision), float(record.text)])
                 _check_finite(recent[-1], record.iteration)
@@ -279,11 +264,12 @@ def _align(task: _Run, start: Start) -> None:
                     curve.append([done, *means, round(float(record.tau), 5)])
                     recent.clear()
                 if rule.due(done, interrupted=stop) and done < steps:
-                    write_checkpoint(checkpoint, header, aligner, optimizer, done, curve, recent)
+                    checkpoints.write_checkpoint(checkpoint, header, aligner, optimizer, done,
+                                                 curve, recent)
                     if stop:
                         raise KeyboardInterrupt
                 advance(text=f"patches {curve[-1][1]:.3f} text {curve[-1][2]:.3f}" if curve else "")
-        refresh(aligner, task.regions, training)
+        alignment.refresh(aligner, task.regions, training)
         _write(task, aligner, curve)
     checkpoint.unlink(missing_ok=True)
 
@@ -294,13 +280,11 @@ def _check_finite(losses: list[float], iteration: int) -> None:
                        "lower `lr`, with `overwrite=True`")
 
 
-def _write(task: _Run, aligner: Aligner, curve: list[list[float]]) -> None:
+def _write(task: _Run, aligner: alignment.Aligner, curve: list[list[float]]) -> None:
     """Write the prototypes, with the map of patches; note what has changed."""
-    from vpltool.core.aligned_space import AlignedSpace
-
     text, regions = task.text, task.regions
-    space = AlignedSpace.folded(aligner.vision)
-    rows = AlignedSpace.folded(aligner.text)(text.rows.to(regions.embeddings.device))
+    space = aligned_space.AlignedSpace.folded(aligner.vision)
+    rows = aligned_space.AlignedSpace.folded(aligner.text)(text.rows.to(regions.embeddings.device))
     of_regions = task.settings.rows == "regions"
     if of_regions:
         for centre, index in zip(aligner.vision_prototypes, regions.classes.tolist(), strict=True):
@@ -315,10 +299,8 @@ def _write(task: _Run, aligner: Aligner, curve: list[list[float]]) -> None:
                  f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
 
 
-def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> JsonObject:
+def _changes(task: _Run, space: aligned_space.AlignedSpace, rows: Tensor) -> JsonObject:
     """Modality gap and class accuracy of the regions, before and after; noted, too."""
-    from vpltool.core.alignment import class_accuracy
-
     regions, facts = task.regions, dict[str, Any](gap={}, accuracy={})
     named = regions.class_of != 0
     owner = regions.class_of[named].to(rows.device)
@@ -329,7 +311,8 @@ def _changes(task: _Run, space: AlignedSpace, rows: Tensor) -> JsonObject:
         means = means[named.to(means.device)]
         gap = modality_gap(prototypes, index, means, owner)
         facts["gap"][name] = {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}
-        facts["accuracy"][name] = round(class_accuracy(means, owner, prototypes, index), 5)
+        facts["accuracy"][name] = round(
+            alignment.class_accuracy(means, owner, prototypes, index), 5)
         console.note(f"{name}: modality gap (1 - cosine to the regions) {gap.cosine:.3f}, "
                      f"{100 * facts['accuracy'][name]:.1f} % of the regions nearest to their tag")
     return facts

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core.crf import to_labels
-from vpltool.core.crf_size import labels_at
+from vpltool.core.crf import labels_at, to_labels
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.headers import make_header

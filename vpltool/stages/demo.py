@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.demo import scenes
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.geotiff import import_rasterio
+from vpltool.formats.geotiff import check_rasterio
 from vpltool.formats.workspace import read_images
 from vpltool.formats.workspace_writing import write_workspace
-from vpltool.lazy import Image, np, npt
+from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.pictures.overlays import Rgb
 from vpltool.settings import Settings, setting
@@ -64,12 +65,11 @@ def run(path: Path, settings: DemoSettings) -> Path:
         VplError: another workspace is there.
     """
     import vpltool.demo
-    from vpltool.demo.scenes import CLASSES
 
     images, seed = settings.images, settings.seed
     if settings.scene:
-        write_demo_scene(path, seed, CLASSES)
-    workspace = Workspace(path, "demo", ".", CLASSES, BACKGROUND, "clip", "clip")
+        write_demo_scene(path, seed, scenes.CLASSES)
+    workspace = Workspace(path, "demo", ".", scenes.CLASSES, BACKGROUND, "clip", "clip")
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
     if not settings.overwrite and _is_done(workspace, splits):
@@ -93,7 +93,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     _write_lines(path / "captions.csv", ["id,caption", *lines])
     # Last, since it marks the whole as done.
     write_workspace(workspace, photos)
-    console.note(f"{len(CLASSES)} classes; train: {images}, val: {images // 3} scenes")
+    console.note(f"{len(scenes.CLASSES)} classes; train: {images}, val: {images // 3} scenes")
     return path / "workspace.json"
 
 
@@ -118,10 +118,8 @@ def _start(task: _Task) -> None:
 
 def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Draw a scene, and write its photo and true mask: its number, tags and captions."""
-    from vpltool.demo.scenes import draw_scene
-
     path, seed = _task[0].path, _task[0].seed
-    scene, key = draw_scene(seed, number), f"s{seed}-{number:04}"
+    scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
     _write_photo(path / f"photos/{key}.jpg", scene.image)
     write_labels(path / f"truth/{key}.png", scene.labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
@@ -181,7 +179,7 @@ def write_demo_scene(path: Path, seed: int, classes: Sequence[str]) -> Path:
     Raises:
         VplError: rasterio is not installed.
     """
-    rasterio = import_rasterio()
+    check_rasterio()
     file = path / FOLDER / "photos/map.tif"
     if file.exists():
         console.note(f"{file} already exists")
@@ -204,14 +202,12 @@ def write_demo_scene(path: Path, seed: int, classes: Sequence[str]) -> Path:
 
 def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw scenes side by side: RGB (H, W, 3) and labels (H, W)."""
-    from vpltool.demo.scenes import draw_scene
-
     pixels = np.zeros((_ROWS * _HEIGHT, _COLUMNS * _WIDTH, 3), np.uint8)
     labels = np.zeros(pixels.shape[:2], np.uint8)
     with console.progress("demo scene", _ROWS * _COLUMNS) as advance:
         for number in range(_ROWS * _COLUMNS):
             top, left = number // _COLUMNS * _HEIGHT, number % _COLUMNS * _WIDTH
-            drawn = draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
+            drawn = scenes.draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
             pixels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.image
             labels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.labels
             advance()
@@ -221,10 +217,9 @@ def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 def _rectangles(labels: npt.NDArray[np.uint8], transform: object, classes: Sequence[str]
                 ) -> Iterator[tuple[Polygon, str, int]]:
     """Rectangles around the objects, as a person draws them: no outline is given away."""
-    from rasterio.features import shapes
-
     known = (labels > 0) & (labels <= len(classes))
-    for shape, value in shapes(labels, mask=known, transform=transform, connectivity=8):
+    for shape, value in rasterio.features.shapes(labels, mask=known, transform=transform,
+                                                 connectivity=8):
         xs, ys = zip(*shape["coordinates"][0], strict=True)
         if (max(xs) - min(xs)) * (max(ys) - min(ys)) < 64 * _METRES**2:
             continue

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console, options
+from vpltool.clip import encoders
+from vpltool.core import tagging, tower, training
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine.models import load_clip_vision, load_main
 from vpltool.errors import VplError, counted
@@ -23,9 +25,7 @@ from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 
 if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.tower import Tower
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -166,7 +166,7 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
     return min(times)
 
 
-def _dim(encoder: Encoder) -> int:
+def _dim(encoder: encoders.Encoder) -> int:
     """Dimensions of a patch embedding."""
     side, weight = 2 * encoder.vision.patch, encoder.vision.weight
     pixels = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
@@ -174,7 +174,7 @@ def _dim(encoder: Encoder) -> int:
         return int(encoder.vision(pixels, attention=False).patches.shape[-1])
 
 
-def _encoder_seconds(vision: Tower, side: int, device: torch.device) -> float:
+def _encoder_seconds(vision: tower.Tower, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches."""
     pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device,
                          dtype=vision.weight.dtype)
@@ -185,15 +185,13 @@ def _encoder_seconds(vision: Tower, side: int, device: torch.device) -> float:
 
 def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches, with words that are as likely as each other."""
-    from vpltool.clip.encoders import with_head
-    from vpltool.core.tagging import TagSettings, Vocabulary, tag_scores
-
     encoder = load_clip_vision(workspace, device)
-    vision, classes = with_head(encoder, "`tag`"), max(len(workspace.classes), 1)
+    vision, classes = encoders.with_head(encoder, "`tag`"), max(len(workspace.classes), 1)
     rows = torch.nn.functional.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
-    words = Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
+    words = tagging.Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
     pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
-    return _seconds(lambda: tag_scores(vision, pixels, words, TagSettings()).sum().item(), 1)
+    settings = tagging.TagSettings()
+    return _seconds(lambda: tagging.tag_scores(vision, pixels, words, settings).sum().item(), 1)
 
 
 def _crf_seconds(pixels: int, device: torch.device) -> float:
@@ -210,7 +208,7 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
     return _seconds(lambda: method.refine_labels(scored, used, where), 1)
 
 
-def _training_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device,
+def _training_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device: torch.device,
                       photos: int, patches: int) -> float:
     """Seconds of the training: its steps, or one pass where the method needs none."""
     method = load_method(SegmenterMethod, settings.segmenter)
@@ -219,7 +217,7 @@ def _training_seconds(encoder: Encoder, settings: EstimateSettings, device: torc
     return settings.iters * _step_seconds(encoder, settings, device)
 
 
-def _fit_seconds(method: SegmenterMethod, encoder: Encoder, settings: EstimateSettings,
+def _fit_seconds(method: SegmenterMethod, encoder: encoders.Encoder, settings: EstimateSettings,
                  device: torch.device, patches: int) -> float:
     """Seconds a photo of a method that is fitted in one pass."""
     network = _network(encoder, settings).to(device)
@@ -235,26 +233,27 @@ def _fit_seconds(method: SegmenterMethod, encoder: Encoder, settings: EstimateSe
     return max(seconds(4) - seconds(1), 0.0) / 3
 
 
-def _step_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.device) -> float:
+def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device: torch.device
+                  ) -> float:
     """Seconds a step of the segmenter."""
-    from vpltool.core.training import CropBatch, TrainingSettings, make_optimizer, train
-
     if not settings.iters:
         return 0.0
     vision, side = encoder.vision, settings.crop
     network = _network(encoder, settings).to(device)
     dim = network.prototypes.shape[1]
     steps = 4
-    used = TrainingSettings(iterations=steps, batch_size=settings.batch_size, crop=side,
-                            optimizer="adamw", lr=1e-4, lambda_rsc=float(network.in_joint_space))
-    batch = CropBatch(
+    used = training.TrainingSettings(iterations=steps, batch_size=settings.batch_size, crop=side,
+                                     optimizer="adamw", lr=1e-4,
+                                     lambda_rsc=float(network.in_joint_space))
+    batch = training.CropBatch(
         torch.randn(used.batch_size, settings.layers, side * side, vision.width),
         torch.nn.functional.normalize(torch.randn(used.batch_size, side * side, dim), dim=-1),
         torch.randint(0, 7, (used.batch_size, 4 * side, 4 * side), dtype=torch.uint8),
         torch.ones(used.batch_size, side * side, dtype=torch.bool),
         [torch.tensor([1, 2])] * used.batch_size)
     times, last = [], time.perf_counter()
-    for record in train(network, make_optimizer(network, used), used, iter([batch] * steps)):
+    optimizer = training.make_optimizer(network, used)
+    for record in training.train(network, optimizer, used, iter([batch] * steps)):
         record.mask.item()
         now = time.perf_counter()
         times.append(now - last)
@@ -262,7 +261,7 @@ def _step_seconds(encoder: Encoder, settings: EstimateSettings, device: torch.de
     return min(times[1:])
 
 
-def _network(encoder: Encoder, settings: EstimateSettings) -> SegmenterNetwork:
+def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}

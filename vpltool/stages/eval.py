@@ -6,20 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import console, formats, options
 from vpltool.core import metrics
 from vpltool.core.metrics import Confusion
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    InputFolder,
-    JsonObject,
-    Workspace,
-    find_folder,
-    identity_of_many,
-    read_json,
-    write_json,
-)
+from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.header import current_preset, format_preset
 from vpltool.formats.shards import rank_of_process
 from vpltool.settings import Settings, setting, warn_without_effect
@@ -93,7 +85,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
     split = settings.split
     given = _given_threshold(settings)
     photos = workspace.photos(split, settings.limit)
-    source = find_folder(
+    source = formats.find_folder(
         workspace.path, ("predictions", "masks", "cams"), settings.what, split,
         ("predictions", "masks", "cams"),
         "`cam()`, `crf()` or `predict()` makes something to score",
@@ -145,7 +137,7 @@ def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, n
              ) -> Report:
     path = settings.out or workspace.path / "scores" / f"{name}.json"
     if rank_of_process()[0] == 0:
-        write_json(path, report)
+        formats.write_json(path, report)
     return Report(report, path)
 
 
@@ -171,7 +163,7 @@ def _given_threshold(settings: EvalSettings) -> float:
     if "threshold_from" not in ways:
         return settings.threshold if "threshold" in ways else 0
     path = ways["threshold_from"]
-    found = read_json(path, "`eval(split='SPLIT')` writes scores").get("threshold", 0)
+    found = formats.read_json(path, "`eval(split='SPLIT')` writes scores").get("threshold", 0)
     if not found:
         raise VplError(f"{path} has no threshold", "use the scores of CAMs")
     return float(found)
@@ -184,7 +176,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
         "photos": len(tally.parts), "made_by": source.header.command,
         "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
-        "config": source.identity, "content": identity_of_many(tally.parts)}
+        "config": source.identity, "content": formats.identity_of_many(tally.parts)}
     counts = tally.counts
     if source.kind == "cams":
         steps = [step / 100 for step in range(1, 100)]

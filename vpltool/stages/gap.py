@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core import aligned_space
 from vpltool.core.gap import Gap, modality_gap
 from vpltool.engine.features import open_features
 from vpltool.engine.models import check_words
@@ -22,14 +22,11 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
+from vpltool.pictures import scatter
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._regions import Regions, open_regions
 from vpltool.stages._reports import Report
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.pictures.scatter import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +78,9 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     path = settings.out or workspace.path / "scores/gap.json"
     picture = path.with_suffix(".png")
 
-    from vpltool.pictures.scatter import check_matplotlib, draw_panels
-
     write_json(path, report)
     try:
-        check_matplotlib("the picture of the gap")
+        scatter.check_matplotlib("the picture of the gap")
     except VplError as error:
         console.note(f"{error.message}: {error.hint}")
         # That of an earlier run shows other numbers.
@@ -93,7 +88,7 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
         return Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
     with atomic_path(picture) as temporary:
-        draw_panels([_panel(measured)], names, temporary)
+        scatter.draw_panels([_panel(measured)], names, temporary)
     return Report(report, path, picture, classes=workspace.classes)
 
 
@@ -109,7 +104,7 @@ class PrototypeSet:
 
 
 def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: InputFolder
-               ) -> tuple[list[PrototypeSet], AlignedSpace | None]:
+               ) -> tuple[list[PrototypeSet], aligned_space.AlignedSpace | None]:
     """Read prototypes by NAME or path; none: text, and vision if it is there.
 
     Args:
@@ -175,7 +170,7 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
                      [modality_gap(item.rows, item.index, features, owner) for item in sets])
 
 
-def panel(workspace: Workspace, settings: GapSettings) -> Panel:
+def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
     """Measure the gap and draw it as a panel of a larger picture; nothing is written.
 
     Args: those of `run`.
@@ -186,16 +181,14 @@ def panel(workspace: Workspace, settings: GapSettings) -> Panel:
     return _panel(_measure(workspace, settings))
 
 
-def _panel(measured: _Measured) -> Panel:
+def _panel(measured: _Measured) -> scatter.Panel:
     """The picture's panel, see `gap_panel`, with the numbers below its title."""
-    from vpltool.pictures.scatter import gap_panel
-
     sets = measured.sets
     numbers = ",  ".join(f"{item.name} {value.centroid:.2f} / {value.cosine:.2f}"
                          for item, value in zip(sets, measured.gaps, strict=True))
-    return gap_panel("Modality gap", f"distance of centroids / mean 1 - cos:  {numbers}",
-                     measured.features, measured.owner,
-                     [(item.name, item.space, item.rows, item.index) for item in sets])
+    return scatter.gap_panel("Modality gap", f"distance of centroids / mean 1 - cos:  {numbers}",
+                             measured.features, measured.owner,
+                             [(item.name, item.space, item.rows, item.index) for item in sets])
 
 
 def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.core import group_maps
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.inputs import find_folder
@@ -89,14 +90,12 @@ def _matching(work: Path, pattern: str) -> list[str]:
 
 
 def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
-    from vpltool.core.group_maps import group_use
-
     held = folder.available(ids)
     uses = []
     with console.progress(f"group-use {folder.name}", len(held)) as advance:
         for key in held:
             maps = folder.read_tensors(key, *STAGES)
-            uses.append([group_use(maps[stage].float()) for stage in STAGES])
+            uses.append([group_maps.group_use(maps[stage].float()) for stage in STAGES])
             advance()
     found: JsonObject = {"photos": len(held)}
     for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):

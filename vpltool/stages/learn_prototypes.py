@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core import phase_one
 from vpltool.core.phase_one import Pixels, Reading
 from vpltool.core.prototypes import SolverRecord
+from vpltool.engine import prototypes
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file, make_header
 from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_identity, with_photo_files
-from vpltool.engine.prototypes import (
-    Prototypes,
-    check_fits,
-    check_one_space,
-    read_prototypes,
-    space_of,
-    space_record,
-)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
+from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-
-if TYPE_CHECKING:
-    from vpltool.parallel.ranks import Ranks
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
 UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
@@ -169,14 +160,12 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "vision")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        from vpltool.parallel.ranks import joined
-
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     space_of(text))
+                                     prototypes.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = space_record(text)
+            of_space, facts_of_space = prototypes.space_record(text)
             if ranks.rank == 0:
                 write_tensors(target, replace(header, facts=facts | facts_of_space),
                               {"prototypes": rows, "class_index": start.class_index, **of_space})
@@ -192,7 +181,7 @@ def _check_reading(settings: LearnPrototypesSettings) -> None:
 
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
-                text: Prototypes) -> Prototypes:
+                text: prototypes.Prototypes) -> prototypes.Prototypes:
     """Read the prototypes that W begins as: those of `text`, or others.
 
     Raises:
@@ -200,9 +189,9 @@ def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, feature
     """
     if settings.start == "text":
         return text
-    start = read_prototypes(workspace, settings.start, aligned=True)
-    check_fits(features, start)
-    check_one_space(text, start)
+    start = prototypes.read_prototypes(workspace, settings.start, aligned=True)
+    prototypes.check_fits(features, start)
+    prototypes.check_one_space(text, start)
     ours, theirs = start.class_index.tolist(), text.class_index.tolist()
     if settings.iters and settings.targets == "text" and ours != theirs:
         seeded = "`targets='seeds'`" if settings.pixels != "all" else "`pixels='seeds'`"
@@ -221,12 +210,10 @@ def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
-def _learn(workspace: Workspace, pool: Pixels, text: Prototypes,
-           start: Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
+def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
+           start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
-    from vpltool.core import phase_one
-
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
     index = start.class_index.to(device)

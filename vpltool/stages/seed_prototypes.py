@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.core.phase_one import Pixels
@@ -19,12 +18,10 @@ from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.interfaces import Estimator
+from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-
-if TYPE_CHECKING:
-    from vpltool.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +72,6 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        from vpltool.parallel.ranks import joined
-
         with joined(settings.device) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      space_of(text), unlabelled=method.UNLABELLED)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.core import aligned_space
 from vpltool.core.gap import feature_centroid, shift_along_gap
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file, make_header
@@ -23,9 +23,6 @@ from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
 from vpltool.stages._regions import Regions, open_regions
-
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 
@@ -145,7 +142,7 @@ def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
     return moved, (distance(rows), distance(moved))
 
 
-def _pixels(features: InputFolder, ids: Sequence[str], space: AlignedSpace | None
+def _pixels(features: InputFolder, ids: Sequence[str], space: aligned_space.AlignedSpace | None
             ) -> Iterator[tuple[Tensor, Tensor]]:
     with console.progress("read features", len(ids)) as advance:
         for key in ids:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.clip import load, models
 from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
 from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
@@ -67,8 +68,6 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     Raises:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
-    from vpltool.clip.models import find_source, local_weights
-
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
     path = settings.out or place(workspace.path, "prototypes", "text")
     if not workspace.classes:
@@ -78,8 +77,8 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
     # The fingerprint of the model is not known before it is loaded, nor where a download lies.
-    source = find_source(workspace.model, workspace.pretrained, workspace.path)
-    weights = local_weights(workspace.model, workspace.pretrained, workspace.path)
+    source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
+    weights = models.local_weights(workspace.model, workspace.pretrained, workspace.path)
     header = make_header(
         workspace, "prototypes", "text-prototypes", settings,
         model=source.names | {name: value for name, value in (
@@ -97,10 +96,8 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
                   by_model_name=True):
         return path
 
-    from vpltool.clip.load import load_clip
-
-    clip = load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
-                     base=workspace.path, normalise=workspace.normalise)
+    clip = load.load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
+                          base=workspace.path, normalise=workspace.normalise)
     vectors = text_prototypes([*words.values(), *workspace.background], templates,
                               clip.encode_text)
     if described:

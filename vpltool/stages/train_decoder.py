@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import console
+from vpltool.core import segmenter
 from vpltool.engine.checkpoints import Start, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
@@ -21,36 +22,26 @@ from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.ranks import joined
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _masks
+from vpltool.stages import _fitting, _masks
 from vpltool.stages._finetune import finetune
-from vpltool.stages._fitting import (
-    DEFAULT_LR,
-    STEPLESS,
-    TrainDecoderSettings,
-    build_segmenter,
-    find_start,
-    fit_segmenter,
-    header_of,
-    take_weights,
-)
 from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.training import TrainingSettings
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
-              writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
+              writes=("decoder",), settings=_fitting.TrainDecoderSettings, methods="segmenters",
               together=True)
 
 _ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
 
-def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
+def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
     """Train a segmenter on pseudo masks; the encoder stays frozen.
 
     The class scores of a pixel are the cosines of its embedding to the prototypes. Under torchrun
@@ -89,11 +80,11 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     warn_without_effect(settings, without=unread)
     training = TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer=settings.optimizer, lr=settings.lr or DEFAULT_LR[settings.optimizer],
+        optimizer=settings.optimizer, lr=settings.lr or _fitting.DEFAULT_LR[settings.optimizer],
         power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
         lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
         precision=_precision_of_steps(settings, frozen, stepless))
-    network = build_segmenter(settings, method, SegmenterParts(
+    network = _fitting.build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
     if network.in_joint_space:
         _check_rows(frozen, prototypes, settings.method)
@@ -123,9 +114,10 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     return target
 
 
-def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> dict[str, str]:
+def _unread(settings: _fitting.TrainDecoderSettings, frozen: Frozen, stepless: bool
+            ) -> dict[str, str]:
     """Settings that are not read, and why."""
-    unread = dict(STEPLESS) if stepless else {}
+    unread = dict(_fitting.STEPLESS) if stepless else {}
     if frozen.features:
         unread["max_side"] = _ENCODER_ONLY
         if stepless:
@@ -136,7 +128,7 @@ def _unread(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool) -> d
     return unread
 
 
-def _precision_of_steps(settings: TrainDecoderSettings, frozen: Frozen, stepless: bool
+def _precision_of_steps(settings: _fitting.TrainDecoderSettings, frozen: Frozen, stepless: bool
                         ) -> torch.dtype:
     """The number format that the decoder's steps are computed in."""
     if stepless or settings.precision != "bf16":
@@ -161,32 +153,34 @@ def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
                        "'clusters')` makes some, for `prototypes='seeds'`")
 
 
-def _start_from(workspace: Workspace, settings: TrainDecoderSettings, network: SegmenterNetwork,
-                model: Mapping[str, str], target: Path) -> Path | None:
+def _start_from(workspace: Workspace, settings: _fitting.TrainDecoderSettings,
+                network: segmenter.SegmenterNetwork, model: Mapping[str, str], target: Path
+                ) -> Path | None:
     """Give the network the weights of the decoder that it begins with; its path, if there is one.
 
     Raises:
         VplError: it is not there, does not fit, or is the one that would be written.
     """
-    path = find_start(workspace, settings, target)
+    path = _fitting.find_start(workspace, settings, target)
     if path:
-        take_weights(network, path, settings.method, model)
+        _fitting.take_weights(network, path, settings.method, model)
     return path
 
 
 def _make_header(
-    workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
+    workspace: Workspace, settings: _fitting.TrainDecoderSettings, masks: _masks.Masks,
     prototypes: Prototypes, frozen: Frozen, ids: Sequence[str], training: TrainingSettings,
     first: Path | None, unread: Mapping[str, str],
 ) -> Header:
-    return header_of(
+    return _fitting.header_of(
         workspace, settings, masks, prototypes.path, frozen, ids, first, skip=unread,
         options={"prototypes": prototypes.path.stem, "source": frozen.source,
                  **({} if "lr" in unread else {"lr": training.lr, "warmup": training.warmup}),
                  **({"layers": list(frozen.layers)} if frozen.layers else {})})
 
 
-def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks: _masks.Masks,
+def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettings,
+             masks: _masks.Masks,
              ids: Sequence[str]) -> bool:
     """Tell whether the decoder is there already.
 
@@ -203,20 +197,16 @@ def _is_done(target: Path, header: Header, settings: TrainDecoderSettings, masks
         raise
 
 
-def _fit(run: Training, method: SegmenterMethod, network: SegmenterNetwork,
-         settings: TrainDecoderSettings) -> None:
-    from vpltool.parallel.ranks import joined
-
+def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNetwork,
+         settings: _fitting.TrainDecoderSettings) -> None:
     with joined(settings.device) as ranks:
-        fit_segmenter(method, network, run.data, settings, ranks)
+        _fitting.fit_segmenter(method, network, run.data, settings, ranks)
         if ranks.rank == 0:
             _write_decoder(run, network, [])
 
 
-def _train(run: Training, network: SegmenterNetwork, start: Start, settings: TrainDecoderSettings
-           ) -> None:
-    from vpltool.parallel.ranks import joined
-
+def _train(run: Training, network: segmenter.SegmenterNetwork, start: Start,
+           settings: _fitting.TrainDecoderSettings) -> None:
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
           # torchrun sends a second signal after that of the terminal.
@@ -226,7 +216,8 @@ def _train(run: Training, network: SegmenterNetwork, start: Start, settings: Tra
             _write_decoder(run, network, curve)
 
 
-def _write_decoder(run: Training, network: SegmenterNetwork, curve: list[list[float]]) -> None:
+def _write_decoder(run: Training, network: segmenter.SegmenterNetwork, curve: list[list[float]]
+                   ) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
     write_tensors(run.target, header, network.state_dict())
     run.checkpoint.unlink(missing_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vpltool.core import groups
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.groups import MEAN, STD, take_weights
 from vpltool.engine.headers import check_file, make_header
@@ -15,14 +15,12 @@ from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even
 from vpltool.lazy import torch
+from vpltool.parallel.ranks import joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _pairs
 from vpltool.stages._group_run import GroupRun, TrainGroupsSettings, run_training, words_of
 from vpltool.stages._tar_pairs import TarPairs
-
-if TYPE_CHECKING:
-    from vpltool.core.groups import GroupNetwork, GroupShape
 
 STAGE = Stage(order=72, panel="3. Masks and segmenter", reads=("workspace", "images"),
               writes=("groups",), settings=TrainGroupsSettings, together=True)
@@ -50,8 +48,6 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     Raises:
         VplError: there are no captions, a size does not fit, or a setting is refused.
     """
-    from vpltool.parallel.ranks import joined
-
     if settings.text == "clip":
         check_words(workspace, "`text='own'`")
     of_tars = "the pairs are those of tars"
@@ -99,14 +95,12 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
     return numbers
 
 
-def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
+def _shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
     """Sizes of the network; the joint space of a CLIP is not known yet.
 
     Raises:
         VplError: they do not fit each other.
     """
-    from vpltool.core.groups import CaptionShape, GroupShape, NprShape
-
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),
             ("width", settings.width, "heads", settings.heads),
@@ -116,18 +110,18 @@ def _shape_of(settings: TrainGroupsSettings) -> GroupShape:
                            f"`{name}={-(-value // divisor) * divisor}`")
     first, second, last = _numbers(settings, "depths", 3)
     many, few = _numbers(settings, "groups", 2)
-    return GroupShape(
+    return groups.GroupShape(
         side=settings.side, patch=settings.patch, width=settings.width, heads=settings.heads,
         depths=(first, second, last), groups=(many, few), dim=settings.dim,
         hidden=settings.hidden, drop_path=settings.drop_path,
-        caption=CaptionShape(settings.text_width, settings.text_depth, settings.text_heads,
-                             settings.context) if settings.text == "own" else None,
-        npr=NprShape(settings.em_rounds, settings.momentum, settings.tau, settings.text_tau,
-                     settings.reconstruct, settings.npr_hidden),
+        caption=groups.CaptionShape(settings.text_width, settings.text_depth, settings.text_heads,
+                                    settings.context) if settings.text == "own" else None,
+        npr=groups.NprShape(settings.em_rounds, settings.momentum, settings.tau, settings.text_tau,
+                            settings.reconstruct, settings.npr_hidden),
         of_photos=settings.npr in ("both", "photos"), of_text=settings.npr in ("both", "text"))
 
 
-def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: GroupShape,
+def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: groups.GroupShape,
                  model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
                  ) -> Header:
     header = make_header(
@@ -142,16 +136,14 @@ def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: Gro
                                   "std": list(STD)})
 
 
-def _build(settings: TrainGroupsSettings, shape: GroupShape) -> GroupNetwork:
+def _build(settings: TrainGroupsSettings, shape: groups.GroupShape) -> groups.GroupNetwork:
     """Build the network, always the same one for a seed, and give it the weights to begin with.
 
     Raises:
         VplError: the weights cannot be read, or are of another shape.
     """
-    from vpltool.core.groups import GroupNetwork
-
     torch.manual_seed(settings.seed)
-    network = GroupNetwork(shape)
+    network = groups.GroupNetwork(shape)
     if settings.begin:
         take_weights(network, settings.begin)
     return network

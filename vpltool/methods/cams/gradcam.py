@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core import blocks
 from vpltool.core.classes import allowed_rows
 from vpltool.core.grids import min_max
 from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from vpltool.core.blocks import Block
 
 READS = ("tokens", "head")
 
@@ -109,10 +106,8 @@ class _Trace:
     output: Tensor
 
 
-def _trace(block: Block, tokens: Tensor) -> _Trace:
+def _trace(block: blocks.Block, tokens: Tensor) -> _Trace:
     """Run a block on tokens (B, N, width), and keep what its gradients need."""
-    from vpltool.core.blocks import ACTIVATIONS
-
     with torch.no_grad():
         normed = block.ln_1(tokens)
         query, key, value = block.heads(normed)
@@ -121,7 +116,7 @@ def _trace(block: Block, tokens: Tensor) -> _Trace:
         hidden = block.fc(block.ln_2(middle))
     with torch.enable_grad():
         hidden.requires_grad_(True)
-        active = ACTIVATIONS[block.shape.activation](hidden)
+        active = blocks.ACTIVATIONS[block.shape.activation](hidden)
         (slope,) = torch.autograd.grad(active.sum(), hidden)
     with torch.no_grad():
         output = middle + block.gamma_2 * block.proj(active)
@@ -129,7 +124,7 @@ def _trace(block: Block, tokens: Tensor) -> _Trace:
 
 
 @no_grad
-def _mean_patch_gradient(block: Block, kept: _Trace, photo_of: Tensor, counts: Sequence[int],
+def _mean_patch_gradient(block: blocks.Block, kept: _Trace, photo_of: Tensor, counts: Sequence[int],
                          gradient: Tensor, prefix: int) -> Tensor:
     """Return the mean of the patches' gradients at ln_1's output, without the residual path.
 

@@ -16,19 +16,14 @@ from vpltool.core.gap import photo_regions
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor, torch
-from vpltool.methods.estimators._background import (
-    BackgroundSettings,
-    replace_class_rows,
-    seeded_classes,
-    with_background,
-)
+from vpltool.methods.estimators import _background
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BackgroundSettings):
+class Settings(_background.BackgroundSettings):
     """Settings of the context prototypes."""
 
     per_class: int = setting(8, "Prototypes per class, at most one per region.", low=1, metavar="K",
@@ -50,11 +45,11 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    rows, index = with_background(pool, text, text_index, settings, seed)
+    rows, index = _background.with_background(pool, text, text_index, settings, seed)
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
-    return replace_class_rows(rows, index, {
+    return _background.replace_class_rows(rows, index, {
         owner: context_prototypes(regions[region_class == owner], settings, seed)
-        for owner in seeded_classes(region_class)})
+        for owner in _background.seeded_classes(region_class)})
 
 
 def context_prototypes(regions: Tensor, settings: Settings, seed: int) -> Tensor:

@@ -19,19 +19,14 @@ from vpltool.core.em import best_matchings, em_prototypes
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.estimators._background import (
-    BackgroundSettings,
-    replace_class_rows,
-    seeded_classes,
-    with_background,
-)
+from vpltool.methods.estimators import _background
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BackgroundSettings):
+class Settings(_background.BackgroundSettings):
     """Settings of expectation-maximisation."""
 
     per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
@@ -61,12 +56,12 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    rows, index = with_background(pool, text, text_index, settings, seed)
+    rows, index = _background.with_background(pool, text, text_index, settings, seed)
     found = {}
-    for owner in seeded_classes(pool.labels):
+    for owner in _background.seeded_classes(pool.labels):
         own = pool.labels == owner
         found[owner] = em_over_photos(pool.embeddings[own], pool.photo_of[own], settings, seed)
-    return replace_class_rows(rows, index, found)
+    return _background.replace_class_rows(rows, index, found)
 
 
 def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: int) -> Tensor:

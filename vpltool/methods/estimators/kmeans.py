@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor
-from vpltool.methods.estimators._background import (
-    BackgroundSettings,
-    replace_class_rows,
-    seeded_classes,
-    with_background,
-)
+from vpltool.methods.estimators import _background
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BackgroundSettings):
+class Settings(_background.BackgroundSettings):
     """Settings of the clusters."""
 
     per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
@@ -42,8 +37,8 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
     """
-    rows, index = with_background(pool, text, text_index, settings, seed)
-    return replace_class_rows(rows, index, {
+    rows, index = _background.with_background(pool, text, text_index, settings, seed)
+    return _background.replace_class_rows(rows, index, {
         owner: spherical_kmeans(pool.embeddings[pool.labels == owner], settings.per_class,
                                 seed=seed)
-        for owner in seeded_classes(pool.labels)})
+        for owner in _background.seeded_classes(pool.labels)})

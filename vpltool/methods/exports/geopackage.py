@@ -15,7 +15,8 @@ from pathlib import Path
 from vpltool import console, settings
 from vpltool.errors import counted
 from vpltool.formats.geopackage import Polygon, polygon_area, write_geopackage
-from vpltool.formats.geotiff import import_rasterio, reading
+from vpltool.formats.geotiff import check_rasterio, reading
+from vpltool.lazy import rasterio
 from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting
 
@@ -33,12 +34,12 @@ class Settings(settings.Settings):
 
 def check(settings: Settings) -> None:
     """Check that rasterio is installed."""
-    import_rasterio()
+    check_rasterio()
 
 
 def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
     """Write the polygons."""
-    rasterio = import_rasterio()
+    check_rasterio()
     with reading(scene.path), rasterio.open(scene.path) as file:
         wkt = file.crs.to_wkt() if file.crs else ""
         epsg = file.crs.to_epsg() if file.crs else None
@@ -54,12 +55,11 @@ def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
 
 def _regions(scene: PredictedScene, file: object, ignored: int, area: float
              ) -> Iterator[tuple[Polygon, str, int]]:
-    from rasterio import band
-    from rasterio.features import shapes
-
     names = ("background", *scene.classes)
     # A band is read by windows; an array would be the whole scene.
-    for shape, value in shapes(band(file, 1), transform=file.transform):  # type: ignore[attr-defined]
+    band = rasterio.band(file, 1)
+    transform = file.transform  # type: ignore[attr-defined]
+    for shape, value in rasterio.features.shapes(band, transform=transform):
         label = int(value)
         if label in (0, ignored) or label >= len(names):
             continue

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool import console, settings
-from vpltool.core import crf
-from vpltool.core.crf import fastest_backend
+from vpltool.core import crf, crf_numba
+from vpltool.core.crf import estimate_bytes, fastest_backend
 from vpltool.core.crf_kernels import PRESETS, CrfSettings
-from vpltool.core.crf_size import estimate_bytes
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
@@ -73,7 +72,6 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
     if _backend(settings, device) != "numba":
         return
     # Numba takes a second to import.
-    from vpltool.core import crf_numba
 
     if not crf_numba.are_compiled():
         console.note("compiling the CRF (once per machine)")

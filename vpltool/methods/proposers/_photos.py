@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vpltool.core.crf_size import bounded_size, shrink_photo
+from vpltool.core.crf import bounded_size, shrink_photo
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError

@@ -11,7 +11,7 @@ from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
 from vpltool.formats.labels import read_numbers, read_soft, size_of_labels
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, scipy
 from vpltool.methods.labels import BACKGROUND_WORDS, LabellingRequest, read_text
 
 Fits = Callable[[tuple[int, int], str], None]
@@ -157,9 +157,7 @@ def of_soft_map(values: npt.NDArray[np.uint8], levels: tuple[float, ...]) -> Ite
 
 def _parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the connected parts of a mask, 8-connected."""
-    from scipy import ndimage
-
-    numbers, count = ndimage.label(inside, np.ones((3, 3)))
+    numbers, count = scipy.ndimage.label(inside, np.ones((3, 3)))
     for number in range(1, count + 1):
         yield numbers == number
 

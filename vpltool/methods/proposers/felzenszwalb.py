@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, skimage
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.proposers._photos import (
-    max_side_setting,
-    numbers_of,
-    of_photos,
-    segments,
-)
+from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
 
 READS = ("photo",)
@@ -36,20 +31,18 @@ class Settings(settings.Settings):
                           metavar="LIST", source="Selective Search, section 5.4 (`quality`)")
     sigma: float = setting(0.8, "Deviation of the Gaussian that smooths the photo first, in "
                                 "pixels.", low=0, source="Selective Search, official code")
-    max_side: int = max_side_setting()
+    max_side: int = _photos.max_side_setting()
 
 
 def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the segments of each photo at all scales."""
     check_skimage("felzenszwalb needs")
-    scales = numbers_of("scales", settings.scales)
+    scales = _photos.numbers_of("scales", settings.scales)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        from skimage.segmentation import felzenszwalb
-
         for scale in scales:
-            yield from segments(felzenszwalb(photo, scale=scale, sigma=settings.sigma,
-                                             min_size=scale))
+            yield from _photos.segments(skimage.segmentation.felzenszwalb(
+                photo, scale=scale, sigma=settings.sigma, min_size=scale))
 
-    return of_photos(request, settings.max_side, make)
+    return _photos.of_photos(request, settings.max_side, make)

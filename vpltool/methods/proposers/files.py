@@ -10,10 +10,12 @@ that people drew, so what is made of their proposals says so.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
@@ -21,9 +23,9 @@ from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many
 from vpltool.lazy import np
+from vpltool.methods import labels
+from vpltool.methods.exports.coco import outline_region, score_of
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.labels import Labelled, Outlined, ProposalNames, find_reader
-from vpltool.methods.proposers import _sam_json
 from vpltool.methods.proposers._pictures import FORMS, Fits, Made, Pictures
 from vpltool.settings import NoEffect, setting
 
@@ -62,7 +64,7 @@ def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Find the reader; the result yields the photos in the order of the files, then all others."""
     _files(settings)
-    names = ProposalNames(request.root, request.classes, request.photos)
+    names = labels.ProposalNames(request.root, request.classes, request.photos)
     return _each(request, settings, names, _entries(settings, names))
 
 
@@ -93,12 +95,12 @@ def _files(settings: Settings) -> list[Path]:
             raise VplError(f"{path} holds no PNG", "`format='masks'`: a folder per photo with a "
                            "PNG per mask; others: a PNG per photo")
         return found
-    if found := _sam_json.files(path):
+    if found := _sam_files(path):
         if importlib.util.find_spec("pycocotools") is None:
             raise VplError("SAM's run lengths need pycocotools, which is not installed",
                            "pip install 'vpltool[labelling]'")
         return found
-    tool = find_reader(path)
+    tool = labels.find_reader(path)
     if tool is None:
         raise VplError(f"{path} is in no format that is detected",
                        "of PNGs, say what they hold: " + ", ".join(
@@ -106,24 +108,24 @@ def _files(settings: Settings) -> list[Path]:
     return list(tool[1].files(path))
 
 
-def _entries(settings: Settings, names: ProposalNames) -> Iterator[tuple[Photo, Made]]:
+def _entries(settings: Settings, names: labels.ProposalNames) -> Iterator[tuple[Photo, Made]]:
     """Each photo of the files, and what reads its proposals."""
     path = _path(settings)
     if settings.format != "auto":
         yield from _pictures(settings, names.classes).each(names)
         return
-    sam = bool(_sam_json.files(path))
-    tool = None if sam else find_reader(path)
+    sam = bool(_sam_files(path))
+    tool = None if sam else labels.find_reader(path)
     if tool is None or hasattr(tool[1], "outlined"):
-        reader = tool[1] if tool else _sam_json
-        for outlined in reader.outlined(path, names):
+        read = tool[1].outlined if tool else _sam_outlined
+        for outlined in read(path, names):
             yield outlined.photo, _of_regions(outlined, names, worded=not sam)
         return
     for labelled in tool[1].read(path, names):
         yield labelled.photo, _of_labels(labelled, names)
 
 
-def _of_regions(outlined: Outlined, names: ProposalNames, *, worded: bool) -> Made:
+def _of_regions(outlined: labels.Outlined, names: labels.ProposalNames, *, worded: bool) -> Made:
     def made(fits: Fits) -> Proposals:
         fits(outlined.size, outlined.where)
         return Proposals.of(outlined.size, (
@@ -133,7 +135,7 @@ def _of_regions(outlined: Outlined, names: ProposalNames, *, worded: bool) -> Ma
     return made
 
 
-def _of_labels(labelled: Labelled, names: ProposalNames) -> Made:
+def _of_labels(labelled: labels.Labelled, names: labels.ProposalNames) -> Made:
     def made(fits: Fits) -> Proposals:
         size = (labelled.labels.shape[0], labelled.labels.shape[1])
         fits(size, labelled.where)
@@ -144,7 +146,7 @@ def _of_labels(labelled: Labelled, names: ProposalNames) -> Made:
     return made
 
 
-def _each(request: ProposalRequest, settings: Settings, names: ProposalNames,
+def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNames,
           entries: Iterator[tuple[Photo, Made]]) -> Iterator[tuple[str, Proposals | str]]:
     wanted = dict(request.jobs)
     for photo, made in entries:
@@ -164,7 +166,8 @@ def _nothing(_fits: Fits) -> Proposals:
     return Proposals.of((1, 1), ())
 
 
-def _fitted(photo: Photo, made: Made, names: ProposalNames, *, resize: bool) -> Proposals | str:
+def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bool
+            ) -> Proposals | str:
     """The proposals of a photo at its size, or why there are none."""
     try:
         size = names.size(photo, photo.id)
@@ -196,3 +199,61 @@ def levels_of(text: str) -> tuple[float, ...]:
         raise VplError(f"`levels={text!r}` is not a list of numbers between 0 and 1",
                        "`levels='0.5'`")
     return levels
+
+
+_BEGINNING = 4096
+"""Bytes of a file that tell whether it is SAM's."""
+
+_AGAIN = "SAM's amg.py writes it with --convert-to-rle, a file per photo"
+
+
+def _sam_files(path: Path) -> list[Path]:
+    """The file, or those of a folder that are all SAM's; none if it is another format."""
+    found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return found if found and all(map(_is_of_sam, found)) else []
+
+
+def _is_of_sam(path: Path) -> bool:
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as file:
+        head = file.read(_BEGINNING)
+    # Neither COCO's file nor Label Studio's begins with what SAM says of a mask.
+    return (b'"segmentation"' in head and b'"categories"' not in head and (
+        b'"stability_score"' in head or b'"predicted_iou"' in head or b'"crop_box"' in head
+        or b'"image"' in head)) or head.strip() == b"[]"
+
+
+def _sam_outlined(path: Path, request: labels.LabellingRequest) -> Iterator[labels.Outlined]:
+    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do.
+
+    Raises:
+        VplError: a file is damaged, or of no photo.
+    """
+    for file in _sam_files(path):
+        content = labels.parse_json(labels.read_text(file), file)
+        try:
+            yield _outlined(file, content, request)
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise VplError(f"{file} is not as SAM writes it ({error})", _AGAIN) from error
+
+
+def _outlined(file: Path, content: Any, request: labels.LabellingRequest) -> labels.Outlined:
+    entries, name = content, file.stem
+    if isinstance(content, dict):
+        entries, name = content["annotations"], str(content["image"]["file_name"])
+    photo = request.photo(name, str(file))
+    size = (_size_of(entries[0]["segmentation"]) if entries
+            else request.size(photo, str(file)))
+    request.check_size(photo, size, str(file))
+    return labels.Outlined(photo, size, [
+        labels.Region(0, functools.partial(outline_region, entry["segmentation"], size,
+                                           f"{file}: mask {number}"), score_of(entry))
+        for number, entry in enumerate(entries, 1)], str(file))
+
+
+def _size_of(outline: Any) -> tuple[int, int]:
+    if not isinstance(outline, dict):
+        raise TypeError("a mask without run lengths")
+    height, width = outline["size"]
+    return int(height), int(width)

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, skimage
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.proposers._photos import (
-    max_side_setting,
-    numbers_of,
-    of_photos,
-    segments,
-)
+from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
 
 READS = ("photo",)
@@ -34,20 +29,19 @@ class Settings(settings.Settings):
     compactness: float = setting(10.0, "More: rounder superpixels; less: truer to colours.",
                                  low=0.01, source="SLIC, section 3.3")
     rounds: int = setting(10, "Iterations of k-means.", low=1, source="SLIC, section 3.1")
-    max_side: int = max_side_setting()
+    max_side: int = _photos.max_side_setting()
 
 
 def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the superpixels of each photo, of all sizes."""
     check_skimage("slic needs")
-    numbers = numbers_of("segments", settings.segments)
+    numbers = _photos.numbers_of("segments", settings.segments)
 
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        from skimage.segmentation import slic
-
         for number in numbers:
-            yield from segments(slic(photo, number, settings.compactness, settings.rounds,
-                                     start_label=0, channel_axis=-1))
+            yield from _photos.segments(skimage.segmentation.slic(
+                photo, number, settings.compactness, settings.rounds, start_label=0,
+                channel_axis=-1))
 
-    return of_photos(request, settings.max_side, make)
+    return _photos.of_photos(request, settings.max_side, make)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.errors import check_skimage
-from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.lazy import Image, Tensor, np, npt, skimage, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._boxes import BoxSettings, rescaled
 from vpltool.settings import NoEffect, setting
@@ -142,18 +142,17 @@ def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings
     Returns:
         share of each patch that each region covers (regions, h, w) float32; sums to 1 over regions.
     """
-    from skimage.color import rgb2lab
-    from skimage.segmentation import slic
-
     height, width = (side * settings.detail for side in grid)
     scaled = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
-    labels = slic(scaled, settings.superpixels, settings.compactness, settings.rounds,
-                  start_label=0, channel_axis=-1)
+    labels = skimage.segmentation.slic(
+        scaled, settings.superpixels, settings.compactness, settings.rounds, start_label=0,
+        channel_axis=-1)
     flat = labels.ravel()
     size = np.maximum(np.bincount(flat), 1)
     means = np.stack([np.bincount(flat, weights=channel) / size
                       for channel in scaled.reshape(-1, 3).T], axis=1) / 255
-    owner = cluster(rgb2lab(means) if settings.space == "lab" else means, settings.colours)
+    colours = skimage.color.rgb2lab(means) if settings.space == "lab" else means
+    owner = cluster(colours, settings.colours)
     return _patch_shares(torch.from_numpy(owner[labels]), grid)
 
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core import tiles
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tag_raster import TagRaster
@@ -78,14 +79,12 @@ class Large:
 
     def boxes(self) -> list[Box]:
         """The tiles of a page, without those that are nodata alone; one if it is small."""
-        from vpltool.core.tiles import spans
-
         height, width = self.size
         side = self.cut.side
         if not side or not (self.scene or max(height, width) > self.cut.least):
             return [Box(0, 0, height, width)]
         found = [Box(down.start, across.start, min(side, height), min(side, width))
-                 for down in spans(height, side, 0) for across in spans(width, side, 0)]
+                 for down in tiles.spans(height, side, 0) for across in tiles.spans(width, side, 0)]
         return [box for box in found if not self.scene or self.scene.may_be_valid(
             box.top, box.left, box.height, box.width)]
 

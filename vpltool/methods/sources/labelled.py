@@ -17,22 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from vpltool import console, settings
+from vpltool import console, formats, settings
 from vpltool.datasets.layouts import check_class_count, photos_below, relative_name
 from vpltool.datasets.tags import some
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError, counted
-from vpltool.formats import (
-    IGNORE,
-    Header,
-    OutputFolder,
-    Photo,
-    Workspace,
-    identity_of_file,
-    identity_of_many,
-    open_output,
-    write_labels,
-)
+from vpltool.formats import IGNORE, Header, OutputFolder, Photo, Workspace
 from vpltool.lazy import np
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.methods.labels import FirstRequest, Labelled, LabellingRequest, find_reader
@@ -122,20 +112,21 @@ def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path
     scored = [split for split in _SCORED if any(split in photo.splits for photo in photos)]
     if not scored:
         return list(photos), []
-    said = identity_of_many({file.name: identity_of_file(file) for file in reader.files(path)})
+    said = formats.identity_of_many({file.name: formats.identity_of_file(file)
+                                     for file in reader.files(path)})
     outputs, masks = {}, dict[str, str]()
     for split in scored:
         header = Header(kind="masks", command="prepare", inputs={
             "annotations": said, "classes": workspace.classes_identity},
             options={"method": "labelled", "split": split})
         ids = [photo.id for photo in photos if split in photo.splits]
-        outputs[split] = open_output(workspace.path / "ground-truth" / split, header, ids,
-                                     overwrite=True)
+        outputs[split] = formats.open_output(workspace.path / "ground-truth" / split, header, ids,
+                                             overwrite=True)
         outputs[split].begin()
     known = {photo.id: photo for photo in photos}
     for entry, split in _scored(reader, path, LabellingRequest(root, workspace.classes, known)):
         output = outputs[split]
-        write_labels(output.path_of(entry.photo.id), entry.labels, output.header)
+        formats.write_labels(output.path_of(entry.photo.id), entry.labels, output.header)
         masks[entry.photo.id] = relative_name(output.path_of(entry.photo.id), root)
     return ([replace(photo, mask=masks.get(photo.id)) for photo in photos],
             list(outputs.values()))
