@@ -24,6 +24,7 @@ from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.checking import check_file, faults_in, salvaged_header
 from vpltool.formats.deletion import first_header, orphaned_folders
+from vpltool.formats.kinds import folders_of, results_of
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.whereabouts import short_path
 from vpltool.shell import program, to_shell
@@ -111,7 +112,7 @@ def _parts(work: Path) -> tuple[list[Path], list[Path]]:
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         single = MANIFEST not in names and folder.parent == work and folder.name.startswith(
-            ("prototypes", "decoder", "groups"))
+            folders_of(per_photo=False))
         if MANIFEST in names:
             folders.append(folder)
         files += [folder / name for name in sorted(names) if not name.startswith(".")
@@ -282,7 +283,7 @@ def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
 
 
 def _scores(workspace: Workspace) -> Iterator[Finding]:
-    for file in sorted((workspace.path / "scores").glob("*.json")):
+    for file in results_of(workspace.path, "scores"):
         try:
             read_json(file, "")
         except VplError as error:

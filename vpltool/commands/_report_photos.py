@@ -19,6 +19,7 @@ from vpltool.formats import (
     open_input,
     read_labels,
 )
+from vpltool.formats.kinds import place
 from vpltool.lazy import Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
@@ -86,7 +87,7 @@ def open_layer(workspace: Workspace, column: Column, thresholds: Mapping[str, fl
         return Layer(column)
     if source.kind == "cams":
         return Layer(column, thresholds.get(source.name, 0.0))
-    folder = workspace.path / "probabilities" / source.name / split
+    folder = place(workspace.path, "probabilities", source.name, split)
     there = (folder / "artifact.json").exists()
     return Layer(column, 0.0, open_input(folder, ("probabilities",)) if there else None)
 

@@ -24,6 +24,8 @@ from vpltool.formats import (
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
+from vpltool.formats.inputs import names_in
+from vpltool.formats.kinds import called, folder_of, place
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
@@ -54,15 +56,15 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
 
 def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
     """The proposals of a split, by name."""
-    paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
-    return {path.parent.parent.name: open_input(path.parent, ("proposals",)) for path in paths}
+    return {name: open_input(place(workspace.path, "proposals", name, split), ("proposals",))
+            for name in names_in(folder_of(workspace.path, "proposals"), split)}
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
     """Name all masks and predictions of a split, and the earlier states of those shown."""
     rounds = sorted((workspace.path / OWN / "rounds").glob("*"), key=lambda path: int(path.name))
     return [name for name in columns_there(workspace.path, split)
-            if name.startswith(("masks/", "predictions/"))] + [
+            if name.partition("/")[0] in ("masks", "predictions")] + [
         f"{_BEFORE}{path.name}" for path in rounds]
 
 
@@ -159,7 +161,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     if shown.kind == "predictions":
         from vpltool.core.uncertainty import mean_entropy
 
-        path = workspace.path / "probabilities" / shown.name / split
+        path = place(workspace.path, "probabilities", shown.name, split)
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                            f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
@@ -169,7 +171,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
             mean_entropy(folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
-        unsure = find_shown(workspace, f"masks/{shown.name.removesuffix('-full')}", split)
+        unsure = find_shown(workspace, called("masks", shown.name.removesuffix("-full")), split)
     except VplError:
         unsure = shown
 

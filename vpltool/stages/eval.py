@@ -21,6 +21,7 @@ from vpltool.formats import (
     write_json,
 )
 from vpltool.formats.header import current_preset, format_preset
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -143,7 +144,7 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> Report:
-    path = settings.out or workspace.path / "scores" / f"{name}.json"
+    path = settings.out or place(workspace.path, "scores", name)
     if rank_of_process()[0] == 0:
         write_json(path, report)
     return Report(report, path)

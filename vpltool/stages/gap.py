@@ -21,6 +21,7 @@ from vpltool.engine.prototypes import (
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -78,7 +79,7 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     check_words(workspace)
     measured = _measure(workspace, settings)
     report = _report(workspace, measured, settings.split)
-    path = settings.out or workspace.path / "scores/gap.json"
+    path = settings.out or place(workspace.path, "gap", "gap")
     picture = path.with_suffix(".png")
 
     from vpltool.pictures.scatter import check_matplotlib, draw_panels
