@@ -20,8 +20,8 @@ from vpltool.formats import JsonObject, open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
 from vpltool.recipes import find_recipe
-from vpltool.recipes.parse import read_recipe, steps_of
-from vpltool.recipes.running import check_steps, run_call, shell_lines
+from vpltool.recipes.parse import commands_of, read_recipe, steps_of
+from vpltool.recipes.running import check_steps, run_call
 from vpltool.recipes.terms import check_paths, terms_of
 from vpltool.run import run_stage, setting_names
 from vpltool.settings import Settings, setting
@@ -117,8 +117,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
     check_steps(steps, None, terms_of(recipe, given))
     check_paths(recipe, given)
     preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
-    return True, [[*preset, *shlex.split(text)] for text in shell_lines(steps, [])
-                  if not text.startswith("# ")]
+    return True, [[*preset, *step.words] for step in commands_of(steps)]
 
 
 @contextlib.contextmanager

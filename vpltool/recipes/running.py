@@ -15,7 +15,7 @@ from vpltool.lazy import torch
 from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
-from vpltool.recipes.parse import Rounds, Step
+from vpltool.recipes.parse import Rounds, Step, commands_of
 from vpltool.recipes.terms import Terms
 from vpltool.run import run_stage, setting_names
 from vpltool.shell import to_shell
@@ -75,15 +75,11 @@ def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None, terms: Te
     Raises:
         VplError: a line is not a command, or has a wrong option; the line is named.
     """
-    for step in steps:
-        if isinstance(step, Rounds):
-            for part in step.rounds:
-                check_steps(part, preset, terms)
-        elif not step.heading:
-            try:
-                parse_line(step.words, preset)
-            except VplError as error:
-                raise _wrong_line(step, terms, error) from error
+    for step in commands_of(steps):
+        try:
+            parse_line(step.words, preset)
+        except VplError as error:
+            raise _wrong_line(step, terms, error) from error
 
 
 def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:
