@@ -60,7 +60,7 @@ class Setup:
         if line in self.results:
             return line
         before = time.time()
-        result, _ = run_line(step.words, self.work.path)
+        _, result, _ = run_line(step.words, self.work.path)
         paths = result if isinstance(result, list) else [result]
         self.results[line] = [path for path in paths if isinstance(path, Path)]
         made = _written_since(self.results[line], before)

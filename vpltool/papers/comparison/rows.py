@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.recipes.parse import Recipe, Rounds, Step, Value, read_recipe, steps_of
-from vpltool.recipes.running import check_steps
-from vpltool.recipes.terms import terms_of
+from vpltool.recipes.parse import Recipe, Rounds, Step, Value, read_recipe
+from vpltool.recipes.running import checked_steps
 
 BUNDLED = Path(__file__).with_name("methods.recipe")
 
@@ -57,7 +56,7 @@ def read_methods(path: Path, values: Mapping[str, str], seeds: Sequence[int], wo
         Value(name, "", "") for name in (*values, "seed") if name not in known)))
     of_seeds = {seed: _sections(recipe, {**values, "seed": str(seed)}, work)
                 for seed in dict.fromkeys((0, *seeds))}
-    begin = of_seeds[0].pop("")
+    begin: Steps = of_seeds[0].pop("")
     if not begin and path != BUNDLED:
         begin = read_methods(BUNDLED, values, (), work)[0]
     methods = []
@@ -75,11 +74,9 @@ def read_methods(path: Path, values: Mapping[str, str], seeds: Sequence[int], wo
 def _sections(recipe: Recipe, values: Mapping[str, str], work: Path
               ) -> dict[str, list[Step | Rounds]]:
     """Heading to the steps below it; those before the first heading are below an empty one."""
-    steps = steps_of(recipe, values, work)
-    check_steps(steps, None, terms_of(recipe, values))
     found: dict[str, list[Step | Rounds]] = {"": []}
     heading = ""
-    for step in steps:
+    for step in checked_steps(recipe, values, work)[0]:
         if isinstance(step, Step) and step.heading:
             heading = step.heading
             found[heading] = []

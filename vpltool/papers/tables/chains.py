@@ -110,10 +110,10 @@ class Chains:
                   if name in known} | values
         line = command_line(stage, values)
         if line not in self.made:
-            self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
-                                               self.protocol.preset)
+            _, self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
+                                                  self.protocol.preset)
             if failed:
-                self.failed.append(f"{stage}: {failed}")
+                self.failed.append(f"{stage}: {failed.message}")
         return self.made[line]
 
     def _chosen(self, stage: str) -> JsonObject:
