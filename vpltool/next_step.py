@@ -1,4 +1,4 @@
-"""What to do next in a workspace: the first step of the pipeline that nobody has taken yet."""
+"""Advice on the next command: the first step of the pipeline that is not done."""
 
 from __future__ import annotations
 

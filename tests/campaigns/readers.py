@@ -40,7 +40,7 @@ from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
 from vpltool.methods.sources.voc import read_voc
-from vpltool.papers.comparison.rows import read_methods
+from vpltool.papers.comparison.methods import read_methods
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.stages._tar_pairs import stream_pairs

@@ -15,8 +15,8 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.papers.comparison.__main__ import main
 from vpltool.papers.comparison.measuring import Measured, Setup, background_power
+from vpltool.papers.comparison.methods import BUNDLED, read_methods
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
-from vpltool.papers.comparison.rows import BUNDLED, read_methods
 
 ROWS = """
 vpltool text-prototypes --prompts single

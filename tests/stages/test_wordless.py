@@ -27,7 +27,7 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.next_step import next_step
-from vpltool.papers.comparison.rows import BUNDLED, read_methods
+from vpltool.papers.comparison.methods import BUNDLED, read_methods
 from vpltool.recipes.parse import commands_of
 from vpltool.stages import find_stages
 from vpltool.stages.push import model_card

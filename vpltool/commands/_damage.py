@@ -1,4 +1,4 @@
-"""What `doctor` finds in a workspace: every file against its header, missing ids, leftovers."""
+"""Checks of `doctor` on a workspace: files and headers, photos, weights, leftovers."""
 
 from __future__ import annotations
 

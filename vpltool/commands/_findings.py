@@ -1,4 +1,4 @@
-"""A finding of `doctor`: of what, how bad it is, and the line that repairs it."""
+"""Findings of `doctor`: what they are about, how bad they are, and the line that repairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with the machine and the workspace, and what repairs it."""
+"""`doctor`: checks torch, its device, the disk, the weights and the workspace."""
 
 from __future__ import annotations
 

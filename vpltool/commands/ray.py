@@ -21,7 +21,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
 from vpltool.recipes import find_recipe
 from vpltool.recipes.parse import commands_of, read_recipe
-from vpltool.recipes.running import checked_steps, run_call
+from vpltool.recipes.runner import checked_steps, run_call
 from vpltool.recipes.terms import check_paths
 from vpltool.run import setting_names
 from vpltool.settings import Settings, setting

@@ -1,4 +1,4 @@
-"""`run`: a whole job, written down as a recipe."""
+"""`run`: runs a recipe, from where it stopped or where something changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vpltool.parallel.processes import core_count
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
 from vpltool.recipes.parse import Recipe, Rounds, read_recipe
-from vpltool.recipes.running import Job, checked_steps, run_steps, shell_lines
+from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
 from vpltool.recipes.runs import (
     keep_sheets,
     last_values,

@@ -24,7 +24,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
-from vpltool.formats.inputs import names_in
+from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of, place
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt

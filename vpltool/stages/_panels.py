@@ -19,7 +19,7 @@ from vpltool.formats import (
     find_folder,
     read_labels,
 )
-from vpltool.formats.inputs import names_in
+from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of
 from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import Image, Tensor

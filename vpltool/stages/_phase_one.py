@@ -22,7 +22,7 @@ from vpltool.formats import Header, InputFolder, JsonObject, Workspace
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import NoEffect, setting
-from vpltool.stages._regions import read_maps
+from vpltool.stages._gap_regions import read_maps
 
 if TYPE_CHECKING:
     from vpltool.core.aligned_space import AlignedSpace

@@ -32,7 +32,7 @@ from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-from vpltool.stages._regions import read_maps
+from vpltool.stages._gap_regions import read_maps
 
 if TYPE_CHECKING:
     from vpltool.core.aligned_space import AlignedSpace

@@ -25,7 +25,7 @@ from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._regions import Regions, open_regions
+from vpltool.stages._gap_regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
 if TYPE_CHECKING:

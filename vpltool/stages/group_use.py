@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.inputs import find_folder
+from vpltool.formats.input_folders import find_folder
 from vpltool.formats.kinds import folder_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage

@@ -23,8 +23,8 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import JsonObject, open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.papers.comparison.measuring import Measured, Setup, measure
+from vpltool.papers.comparison.methods import BUNDLED, Method, Steps, read_methods
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
-from vpltool.papers.comparison.rows import BUNDLED, Method, Steps, read_methods
 from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.setup import own_workspace
 from vpltool.recipes.parse import commands_of

@@ -15,9 +15,9 @@ from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, open_input, read_json
 from vpltool.formats.kinds import called, place
-from vpltool.papers.comparison.rows import Method, Steps
+from vpltool.papers.comparison.methods import Method, Steps
 from vpltool.recipes.parse import Rounds, Step, commands_of
-from vpltool.recipes.running import run_line
+from vpltool.recipes.runner import run_line
 
 MASKS = {"preset": "weclip", "confidence": 0.0}
 """How masks are made of maps; `alpha` follows from where the maps are cut."""

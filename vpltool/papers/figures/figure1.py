@@ -12,7 +12,7 @@ from vpltool.engine.photos import read_known_photo
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.inputs import names_in
+from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import folder_of
 from vpltool.pictures.overlays import Rgb, heat_over
 

@@ -1,4 +1,4 @@
-"""Chains of stages, of which the rows of the tables are made: each distinct call is made once."""
+"""Chains of stages that the rows of the tables share; each distinct call is made once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vpltool import api, console
 from vpltool.formats import JsonObject, Workspace
 from vpltool.formats.kinds import called, folder_of, place
 from vpltool.methods import KINDS
-from vpltool.papers.tables.features import find_stored_features
+from vpltool.papers.tables.stored_features import find_stored_features
 from vpltool.preset import Preset
-from vpltool.recipes.running import run_line
+from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, setting_names, stage_settings
 from vpltool.settings import Settings, values_of
 from vpltool.shell import command_line

@@ -1,4 +1,4 @@
-"""Features that a workspace has already, and the room that new ones take."""
+"""Features that a workspace has already, and the disk space that new ones take."""
 
 from __future__ import annotations
 

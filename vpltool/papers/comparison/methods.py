@@ -1,4 +1,4 @@
-"""The methods that are compared: a recipe, in which each heading begins one."""
+"""Methods of the comparison, read from a recipe: each heading begins one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.recipes.parse import Recipe, Rounds, Step, Value, read_recipe
-from vpltool.recipes.running import checked_steps
+from vpltool.recipes.runner import checked_steps
 
 BUNDLED = Path(__file__).with_name("methods.recipe")
 

@@ -1,4 +1,4 @@
-"""Folders with one file a photo, being read: checked when they are opened, and file by file."""
+"""Reading folders with one file a photo; folder and files are checked against the header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a recipe: its lines in one process, rounds that do not need each other side by side."""
+"""The runner of command lines: of recipes, in order or in parallel rounds, and of single ones."""
 
 from __future__ import annotations
 
