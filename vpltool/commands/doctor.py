@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool import __version__
-from vpltool.commands._damage import workspace_findings
-from vpltool.commands._findings import BROKEN, NOTE, OK, Finding
+from vpltool.commands._damage import BROKEN, NOTE, OK, Finding, workspace_findings
 from vpltool.commands._tree import size
 from vpltool.errors import VplError, counted, first_line
 from vpltool.formats.whereabouts import short_path
