@@ -156,6 +156,13 @@ def test_only_the_catalogue_imports_open_clip() -> None:
     assert users == {"catalogue.py"}
 
 
+def test_the_papers_can_be_taken_out() -> None:
+    """Tables, figures, ceilings and the comparison: nothing but themselves imports their folder."""
+    users = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")
+             if any(name.startswith("vpltool.papers") for name in imports_of(path))}
+    assert users == {"papers"}
+
+
 def test_few_read_true_masks() -> None:
     """`photo.mask` is spelled in no other command."""
     users = set()

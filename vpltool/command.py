@@ -336,11 +336,5 @@ def _print(found: FoundStage, result: object, as_json: bool, values: Mapping[str
     """Print paths, or the report as the stage spells it."""
     if not prints_results(found):
         return
-    if as_json:
-        print(json.dumps(result))
-    elif found.show is not None:
-        if text := found.show(result, values):
-            print(text)
-    elif result is not None:
-        for path in result if isinstance(result, (list, tuple)) else [result]:
-            print(path)
+    for line in [json.dumps(result)] if as_json else found.lines(result, values):
+        print(line)

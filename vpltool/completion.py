@@ -1,4 +1,4 @@
-"""Names that a shell completes: what a setting may be given in this workspace."""
+"""Shell completion of the values of settings, from the files of a workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and what libraries say instead."""
+"""`VplError`, the error for users, and what it says in place of libraries' own errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The photos that a workspace's results lack since a step failed on them, each told once."""
+"""Photos that failed: each once, with the reason and the command that tries again."""
 
 from __future__ import annotations
 

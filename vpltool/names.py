@@ -1,4 +1,4 @@
-"""Names that become paths."""
+"""Validation of names that become paths."""
 
 from __future__ import annotations
 

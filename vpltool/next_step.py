@@ -1,4 +1,4 @@
-"""What to do next in a workspace: the first step of the pipeline that nobody has taken yet."""
+"""Advice on the next command: the first step of the pipeline that is not done."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import counted, part_of
 from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.kinds import called, results_of
 from vpltool.formats.started import read_started
 from vpltool.settings import Values
 from vpltool.shell import command_line, program
@@ -104,11 +105,12 @@ def _values(workspace: Workspace, state: State, stage: str) -> Values:
 def _looking(workspace: Workspace, state: State) -> Step:
     """Scores, where there are true masks; then the report."""
     found = _last(state, "predictions")
-    scored = any((workspace.path / "scores").glob("*.json"))
+    scored = any(results_of(workspace.path, "scores"))
     if not scored and found and found.path.name in _splits(workspace) and any(
             photo.mask for photo in workspace.photos(found.path.name)):
         return Step("predictions exist, but no scores", "eval",
-                    {"what": f"predictions/{found.path.parent.name}", "split": found.path.name})
+                    {"what": called("predictions", found.path.parent.name),
+                     "split": found.path.name})
     if not (workspace.path / "report/index.html").exists():
         return Step("all steps are done; look at the photos in a browser", "report")
     return Step("all steps are done; segment new photos", "predict",

@@ -1,4 +1,4 @@
-"""What the file of a stage declares about itself."""
+"""`Stage`: what a command declares: its place, inputs, outputs and settings."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vpltool.engine.checkpoints import is_checkpoint
 from vpltool.engine.headers import relative_path
 from vpltool.engine.models import WORDS, encoder_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
@@ -25,7 +24,7 @@ from vpltool.formats import (
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.deletion import PHOTO_FOLDERS, orphaned_folders
-from vpltool.formats.kinds import KINDS, SECOND_FOLDER, folders_of
+from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
 from vpltool.formats.manifest import header_of, manifest_of
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
@@ -107,7 +106,7 @@ class Artifact:
         if folder in folders_of(per_photo=False) and len(rest) == 1:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
-            return f"{folder}/{rest[0]}" if role == "what" else rest[0]
+            return called(folder, rest[0]) if role == "what" else rest[0]
         return str(self._seen(source))
 
 
@@ -370,8 +369,7 @@ def _paths(work: Path) -> Iterable[Path]:
         if made_by == "embed":
             yield path.parent
     for kind in ("prototypes", "decoder"):
-        yield from sorted(path for path in (work / kind).glob("*.safetensors")
-                          if not is_checkpoint(path))
+        yield from results_of(work, kind)
 
 
 def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:

@@ -40,7 +40,7 @@ from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
 from vpltool.methods.sources.coco import read_coco
 from vpltool.methods.sources.voc import read_voc
-from vpltool.papers.comparison.rows import read_comparison
+from vpltool.papers.comparison.methods import read_methods
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of
 from vpltool.stages._tar_pairs import stream_pairs
@@ -137,9 +137,9 @@ def _make_texts(base: Path) -> None:
     (base / "work/recipe.json").write_text(json.dumps({
         "recipe": "own-photos", "done": False,
         "words": ["run", "own-photos", {"text": "photos=", "path": "../photos"}, "alpha=3"]}))
-    (base / "rows.toml").write_text(
-        'begin = ["extract --split {split}"]\n[[row]]\nname = "a"\nsource = "b"\n'
-        'maps = ["cam --split {split}"]\ncams = "text"\n')
+    (base / "rows.recipe").write_text(
+        "vpltool extract\nsay a | b\neach split in $learn $score\nvpltool cam --split $split\n"
+        "end\n")
     work = base / "work/features/train/.shards"
     work.mkdir()
     config = json.loads((base / "work/features/train/artifact.json").read_text())["config"]
@@ -391,8 +391,8 @@ READERS = (
     Reader("recipe", "mine.recipe", "lines", lambda base: steps_of(
         read_recipe(base / "mine.recipe"), {"photos": "x"}, base / "work")),
     Reader("started recipe", "work/recipe.json", "json", lambda base: read_started(base / "work")),
-    Reader("comparison", "rows.toml", "lines",
-           lambda base: read_comparison(base / "rows.toml"), weight=2),
+    Reader("comparison", "rows.recipe", "lines", lambda base: read_methods(
+        base / "rows.recipe", {"learn": "train", "score": "val"}, (0,), base / "work"), weight=2),
     Reader("clip config", "clip/open_clip_config.json", "json",
            lambda base: check_tower("clip", read_config(base / "clip"))),
     Reader("safetensors weights", "weights.safetensors", "safetensors",

@@ -15,41 +15,40 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.papers.comparison.__main__ import main
 from vpltool.papers.comparison.measuring import Measured, Setup, background_power
+from vpltool.papers.comparison.methods import BUNDLED, read_methods
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
-from vpltool.papers.comparison.rows import read_comparison
 
 ROWS = """
-begin = ["text-prototypes --prompts single", "extract --split {split} --workers 0"]
+vpltool text-prototypes --prompts single
+each split in $learn $score
+vpltool extract --split $split --workers 0
+end
 
-[[row]]
-name = "text"
-source = "a test"
-published = "70.8"
-maps = ["cam --split {split}"]
-cams = "text"
-refine = ["refine --cams text --split {split}"]
-refined = "text-refined"
+say text | a test | 70.8
+each split in $learn $score
+vpltool cam --split $split
+vpltool refine --cams text --split $split
+end
 
-[[row]]
-name = "seeds"
-source = "a test"
-seeded = true
-learn = ["seed-prototypes --cams text --phi 0.6 --phi-background 0.3 --method kmeans --per-class 2 --seed {seed} --split {learn} --out {work}/prototypes/k-{seed}.safetensors"]
-maps = ["cam --prototypes k-{seed} --method dense --split {split}"]
-cams = "k-{seed}-dense"
-"""  # noqa: E501
+say seeds | a test
+vpltool seed-prototypes --cams text --phi 0.6 --phi-background 0.3 --method kmeans --per-class 2 \\
+    --seed $seed --split $learn --out $work/prototypes/k-$seed.safetensors
+each split in $learn $score
+vpltool cam --prototypes k-$seed --method dense --split $split
+end
+"""
 
 
 @pytest.fixture(scope="module")
 def base(ready: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     base = copy_workspace(ready, tmp_path_factory.mktemp("compared") / "base", tiny_clip)
-    (base / "rows.toml").write_text(ROWS)
+    (base / "rows.recipe").write_text(ROWS)
     assert compare(base) == 0
     return base
 
 
 def compare(base: Path, *words: str) -> int:
-    return main([str(base / "work"), "--rows", str(base / "rows.toml"), "--seeds", "0,1", *words])
+    return main([str(base / "work"), "--rows", str(base / "rows.recipe"), "--seeds", "0,1", *words])
 
 
 def record(base: Path) -> dict[str, object]:
@@ -76,16 +75,15 @@ def test_the_picture_shows_each_method_cut_as_it_was_scored(base: Path) -> None:
     work = base / "work/tables/compare"
     picture = np.asarray(Image.open(work / "compare.png").convert("RGB")).astype(int)
     setup = Setup(api.Workspace(work), "train", "val", "train", (0, 1), ())
-    rows = read_comparison(base / "rows.toml").rows
     made = {name: Measured(**row) for name, row in json.loads(
         (work / "compare.json").read_text())["rows"].items()}
-    again = np.asarray(draw_methods(setup, rows, made)).astype(int)
+    again = np.asarray(draw_methods(setup, made)).astype(int)
     assert np.array_equal(picture, again)
     cut = work / "scores/text-refined-cut.json"
     before = cut.read_text()
     try:
         cut.write_text('{"threshold": 1.1}')
-        without = np.asarray(draw_methods(setup, rows, made)).astype(int)
+        without = np.asarray(draw_methods(setup, made)).astype(int)
     finally:
         cut.write_text(before)
     # Photos, then text, then seeds: two blocks of three side by side.
@@ -115,17 +113,17 @@ def test_scores_are_evals(base: Path) -> None:
 
 
 IMPORTED = """
-[[row]]
-name = "imported"
-source = "another tool"
-maps = ["propose --method files --path {work}/../../../masks --format labels --paint --split {split} --workers 0"]
-masks = "predictions/files"
-"""  # noqa: E501
+say imported | another tool
+each split in $learn $score
+vpltool propose --method files --path $work/../../../masks --format labels --paint \\
+    --split $split --workers 0
+end
+"""
 
 
 def test_masks_of_another_tool_are_scored_as_they_are(base: Path) -> None:
-    (base / "imported.toml").write_text(IMPORTED)
-    assert compare(base, "--rows", str(base / "imported.toml")) == 0
+    (base / "imported.recipe").write_text(IMPORTED)
+    assert compare(base, "--rows", str(base / "imported.recipe")) == 0
     rows = record(base)["rows"]
     assert isinstance(rows, dict)
     # The other tool is the one that drew the scenes.
@@ -135,13 +133,16 @@ def test_masks_of_another_tool_are_scored_as_they_are(base: Path) -> None:
     assert "| imported |" in table and "| text |" in table
 
 
-@pytest.mark.parametrize("own", ['cams = "text"\nmasks = "predictions/files"', ""])
-def test_a_row_has_cams_or_masks(base: Path, tmp_path: Path, own: str,
-                                 capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "rows.toml"
-    path.write_text(f'[[row]]\nname = "both"\nsource = "x"\n{own}\n')
+@pytest.mark.parametrize(("lines", "said"), [
+    ("", "`both` makes no CAMs and no masks"),
+    ("each split in $learn $score\nvpltool cam --split $split\n"
+     "vpltool crf --what text --split $split --workers 0\nend", "`both` makes CAMs and masks")])
+def test_a_method_makes_cams_or_masks(base: Path, tmp_path: Path, lines: str, said: str,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.recipe"
+    path.write_text(f"{ROWS.partition('say')[0]}say both | x\n{lines}\n")
     assert compare(base, "--rows", str(path)) == 1
-    assert "`both` needs `cams` or `masks`, and not both" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,20 +161,18 @@ def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixtu
 
 
 MINE = """
-[[row]]
-name = "mine"
-source = "me"
-published = "99.9"
-maps = ["cam --method dense --split {split}"]
-cams = "text-dense"
+say mine | me | 99.9
+each split in $learn $score
+vpltool cam --method dense --split $split
+end
 """
 
 
 def test_rows_of_another_list_join_the_table(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(MINE)
+    (tmp_path / "mine.recipe").write_text(MINE)
     work = base / "work/tables/compare"
     before = (work / "compare.md").read_text()
-    assert main([str(base / "work"), "--rows", str(tmp_path / "mine.toml"), "--seeds", "0,1"]) == 0
+    assert compare(base, "--rows", str(tmp_path / "mine.recipe")) == 0
     after = (work / "compare.md").read_text()
     rows = [line for line in before.splitlines() if line.startswith(("| text", "| seeds"))]
     assert len(rows) == 2 and all(line in after for line in rows)
@@ -193,9 +192,11 @@ def test_rows_of_another_protocol_are_not_taken_over(base: Path,
 
 
 def test_the_bundled_rows_can_be_parsed() -> None:
-    rows = read_comparison().rows
-    assert len({row.name for row in rows}) == len(rows)
-    assert all(row.source for row in rows)
+    begin, methods = read_methods(BUNDLED, {"encoder": "FILE"}, (0, 1), Path())
+    assert len(begin) == 3 and len({method.name for method in methods}) == len(methods) == 25
+    assert all(method.source for method in methods)
+    seeded = {method.name for method in methods if len(method.steps) == 2}
+    assert {"seeds", "VPL, phase 1"} < seeded and not {"CLIP-ES", "discriminant"} & seeded
 
 
 def test_the_crf_begins_where_the_threshold_cuts() -> None:
@@ -206,20 +207,20 @@ def test_the_crf_begins_where_the_threshold_cuts() -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("[[row]]\nname = 'x'\n", "not a list of methods"), ("begin = [", "not a list of methods"),
-    (ROWS + '[[row]]\nname = "x"\nsource = "y"\ncams = "z"\nmaps = ["cam --methd a"]', "x: cam")])
+    ("[[row]]", "not a line of a recipe"),
+    (ROWS + "say x | y\neach split in a\nvpltool cam --methd a\nend", "line 21: vpltool cam")])
 def test_a_list_that_is_none(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.toml").write_text(text)
+    (tmp_path / "rows.recipe").write_text(text)
     with pytest.raises(VplError, match=said):
-        read_comparison(tmp_path / "rows.toml")
+        read_methods(tmp_path / "rows.recipe", {"learn": "train", "score": "val"}, (0,), tmp_path)
 
 
 @pytest.mark.parametrize(("option", "said"), [
     ("", "starts a program"), (" --allow-pipe", "only taken from a command line")])
 def test_rows_start_no_program(option: str, said: str, base: Path, tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:
-    mark, rows = tmp_path / "mark", tmp_path / "rows.toml"
-    rows.write_text(ROWS.replace("extract --split {split}", f"train-groups --pairs 'pipe:touch "
+    mark, rows = tmp_path / "mark", tmp_path / "rows.recipe"
+    rows.write_text(ROWS.replace("extract --split $split", f"train-groups --pairs 'pipe:touch "
                                  f"{mark}'{option}").replace(" --workers 0", ""))
     told = ""
     try:
@@ -238,27 +239,29 @@ def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str])
 
 
 SECOND = """
-second = ["extract --split {split} --workers 0 --max-side 40 --encoder {encoder}"]
-
-[[row]]
-name = "both"
-source = "a test"
-second = true
-maps = ["cam --split {split}"]
-cams = "text"
-refine = ["refine --cams text --method transport --second {second}/{split} --split {split} --out {work}/cams/both/{split}"]
-refined = "both"
-"""  # noqa: E501
+if encoder
+each split in $learn $score
+vpltool extract --split $split --workers 0 --max-side 40 --encoder $encoder
+end
+say both | a test
+each split in $learn $score
+vpltool cam --split $split
+vpltool refine --cams text --method transport --second $work/features-second/$split \\
+    --split $split --out $work/cams/both/$split
+end
+end
+"""
 
 
 def test_rows_that_read_a_second_encoder(base: Path, tiny_clip: Path,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     """They are left out without one; with one it sees the photos as its line says."""
-    rows = base / "second.toml"
-    rows.write_text(ROWS.replace("\n\n[[row]]", SECOND + "\n[[row]]", 1))
+    rows = base / "second.recipe"
+    rows.write_text(ROWS.replace("\n\nsay", SECOND + "\nsay", 1))
     words = ("--rows", str(rows), "--only", "both", "--masks", "none")
     assert compare(base, *words) == 0
-    assert "skipped, since it reads a second encoder" in capsys.readouterr().err
+    assert ("left out, since they need a second encoder (--second FILE): both"
+            in capsys.readouterr().err)
     assert compare(base, *words, "--second", str(tiny_clip)) == 0
     assert "| both |" in capsys.readouterr().out
     features = base / "work/tables/compare/features-second/val"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.next_step import next_step
-from vpltool.papers.comparison.rows import read_comparison
+from vpltool.papers.comparison.methods import BUNDLED, read_methods
+from vpltool.recipes.parse import commands_of
 from vpltool.stages import find_stages
 from vpltool.stages.push import model_card
 from vpltool.state import read_state
@@ -365,13 +367,16 @@ def test_the_next_steps(base: Path, tmp_path: Path, tiny_clip: Path, run: Run) -
 
 
 def test_the_comparison_leaves_out_what_needs_words() -> None:
-    comparison, left_out = read_comparison().without_words()
-    kept = [row.name for row in comparison.rows]
-    assert {"seeds", "k-means", "LPCAM", "CPAL", "k-nearest labels"} <= set(kept)
-    assert {"CLIP-ES", "MaskCLIP", "VPL, phase 1", "SSR, aligned"} <= set(left_out)
-    assert len(kept) + len(left_out) == len(read_comparison().rows)
-    assert not any(re.search(r"\btext", line) for row in comparison.rows for line in row.lines)
-    assert [line.split()[0] for line in comparison.begin] == ["extract", "tag-prototypes"]
+    begin, methods = read_methods(BUNDLED, {"words": "", "salient": "tags-salient"}, (0,), Path())
+    kept = {method.name for method in methods}
+    every = {method.name for method in read_methods(BUNDLED, {"encoder": "FILE"}, (0,), Path())[1]}
+    assert {"seeds", "k-means", "LPCAM", "CPAL", "k-nearest labels"} <= kept
+    assert {"CLIP-ES", "MaskCLIP", "VPL, phase 1", "SSR, aligned"} <= every - kept
+    lines = [shlex.join(step.words) for step in commands_of(begin)]
+    assert [line.split()[0] for line in lines] == ["extract", "extract", "tag-prototypes"]
+    lines += [shlex.join(step.words) for method in methods
+              for step in commands_of(method.steps[0])]
+    assert not any(re.search(r"\btext", line) for line in lines)
 
 
 def test_the_example_of_the_page_runs(base: Path, tmp_path: Path, tiny_clip: Path, run: Run,

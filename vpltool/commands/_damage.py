@@ -1,4 +1,4 @@
-"""What `doctor` finds in a workspace: every file against its header, missing ids, leftovers."""
+"""Checks of `doctor` on a workspace: files and headers, photos, weights, leftovers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
-from vpltool.commands._findings import BROKEN, NOTE, OK, Finding, files_are, named, removal
 from vpltool.commands._prepare_again import prepare_line
 from vpltool.commands._tree import age, size
 from vpltool.engine.checkpoints import checkpoint_of, is_checkpoint
@@ -24,14 +24,40 @@ from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.checking import check_file, faults_in, salvaged_header
 from vpltool.formats.deletion import first_header, orphaned_folders
+from vpltool.formats.kinds import folders_of, results_of
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.whereabouts import short_path
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
 from vpltool.state import Artifact, State, read_artifact, read_state
 
+OK, NOTE, BROKEN = "ok", "note", "broken"
+"""In order; worth knowing; a command will refuse, stop, or take what it should not."""
+
+_MOST = 20
+"""Files that a line to delete them names; of more the command itself tells which they are."""
+
 _UNREADABLE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
 """What reading a damaged JSON meets."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding.
+
+    Args:
+        part: `machine` or `workspace`.
+        level: `ok`, `note` or `broken`.
+        about: the thing, such as `torch`, or a path relative to the workspace.
+        says: what was found.
+        repair: the line to type, or several.
+    """
+
+    part: str
+    level: str
+    about: str
+    says: str
+    repair: str = ""
 
 
 def workspace_findings(path: Path) -> list[Finding]:
@@ -70,7 +96,7 @@ def workspace_findings(path: Path) -> list[Finding]:
     stale = [artifact.name for artifact in state.in_order if state.stale(artifact)]
     if stale and not any(finding.level == BROKEN for finding in found):
         found.append(Finding("workspace", NOTE, "results", f"{len(stale)} of "
-                             f"{len(state.artifacts)} are stale: {named(stale)}",
+                             f"{len(state.artifacts)} are stale: {_named(stale)}",
                              shlex.join([*program(path), "update"])))
     return [Finding("workspace", OK, workspace.name,
                     f"{count_photos(len(photos))}, {count} files checked"), *found]
@@ -111,7 +137,7 @@ def _parts(work: Path) -> tuple[list[Path], list[Path]]:
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         single = MANIFEST not in names and folder.parent == work and folder.name.startswith(
-            ("prototypes", "decoder", "groups"))
+            folders_of(per_photo=False))
         if MANIFEST in names:
             folders.append(folder)
         files += [folder / name for name in sorted(names) if not name.startswith(".")
@@ -124,13 +150,13 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     twice = [key for key, count in Counter(photo.id for photo in photos).items() if count > 1]
     if twice:
         yield Finding("workspace", BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed "
-                      f"twice: {named(twice)}", prepare_line(workspace))
+                      f"twice: {_named(twice)}", prepare_line(workspace))
     gone = [photo.id for photo in photos if not workspace.image_path(photo).is_file()]
     if gone:
         root = short_path(workspace.path / workspace.root)
         yield Finding(
             "workspace", BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
-            + f" not in {root}: {named(gone)}. If they have moved, give their new folder",
+            + f" not in {root}: {_named(gone)}. If they have moved, give their new folder",
             prepare_line(workspace))
 
 
@@ -183,7 +209,7 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
     surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
     if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
         found.append(_found(NOTE, workspace, path, counted(len(surplus), "file", "files")
-                            + " of photos that the workspace does not have: " + named(surplus),
+                            + " of photos that the workspace does not have: " + _named(surplus),
                             removal([artifact.folder.path_of(key) for key in surplus])))
     return len(ids), found
 
@@ -208,8 +234,8 @@ def _bad_files(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
             (sorted(faults.damaged), "damaged", f" ({first.name}: {faults.damaged.get(first)})"),
             (faults.foreign, "of another configuration than the folder", "")):
         if files:
-            yield _found(BROKEN, workspace, artifact.path, f"{files_are(len(files))} {wrong}: "
-                         f"{named(file.stem for file in files)}{why}",
+            yield _found(BROKEN, workspace, artifact.path, f"{_files_are(len(files))} {wrong}: "
+                         f"{_named(file.stem for file in files)}{why}",
                          f"{removal(files, artifact.path / MANIFEST)} && {artifact.line()}")
 
 
@@ -224,7 +250,7 @@ def _ids(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
     if lacks:
         lines = [shard.line for shard in state.unfinished_shards(artifact)]
         yield _found(BROKEN, workspace, artifact.path, f"lacks {len(lacks)} of "
-                     f"{count_photos(total)}: {named(lacks)}", "\n".join(lines) or artifact.line())
+                     f"{count_photos(total)}: {_named(lacks)}", "\n".join(lines) or artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
     shards = artifact.path / ".shards"
     if total and not todo and (not complete or shards.is_dir() and any(shards.iterdir())):
@@ -282,7 +308,7 @@ def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
 
 
 def _scores(workspace: Workspace) -> Iterator[Finding]:
-    for file in sorted((workspace.path / "scores").glob("*.json")):
+    for file in results_of(workspace.path, "scores"):
         try:
             read_json(file, "")
         except VplError as error:
@@ -294,7 +320,7 @@ def _failed(state: State) -> Iterator[Finding]:
     for failure in failures_of(state):
         them = "it" if len(failure.photos) == 1 else "them"
         yield Finding("workspace", NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
-                      f"({failure.reason}): {named(failure.photos)}; fix {them} first",
+                      f"({failure.reason}): {_named(failure.photos)}; fix {them} first",
                       failure.line)
 
 
@@ -315,12 +341,12 @@ def _temporary_files(work: Path) -> Iterator[Finding]:
         total = sum(file.stat().st_size for part in old for file in (part, *part.rglob("*"))
                     if file.is_file())
         yield Finding(
-            "workspace", NOTE, f"{PART}*", f"{files_are(len(old))} left by commands that were "
+            "workspace", NOTE, f"{PART}*", f"{_files_are(len(old))} left by commands that were "
             f"killed, {size(total)}, the oldest {age(max(old.values()))} old",
             _removal_of(work, old))
     if young:
         yield Finding(
-            "workspace", NOTE, f"{PART}*", f"{files_are(young)} being written, or left by a "
+            "workspace", NOTE, f"{PART}*", f"{_files_are(young)} being written, or left by a "
             "command that was killed less than an hour ago; a later command deletes them")
 
 
@@ -330,3 +356,25 @@ def _removal_of(work: Path, parts: Iterable[Path]) -> str:
     lines = [["find", short_path(work), "-name", f"{PART}*", "-type", "f", "-mmin", "+60",
               "-delete"], *([["rm", "-r", *map(short_path, folders)]] if folders else [])]
     return " && ".join(map(shlex.join, lines))
+
+
+def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
+    """Format the line that deletes files; where they are many, that of their folder's manifest.
+
+    Without it, the command that makes the folder looks at each of its files.
+    """
+    found = sorted(files)
+    if manifest is not None and len(found) > _MOST:
+        found = [manifest]
+    return shlex.join(["rm", *map(short_path, found)])
+
+
+def _named(words: Iterable[str]) -> str:
+    """List names, the first five of many."""
+    found = list(words)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if found[5:] else "")
+
+
+def _files_are(count: int) -> str:
+    """Format a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
+    return counted(count, "file is", "files are")

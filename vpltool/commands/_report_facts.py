@@ -11,6 +11,7 @@ from vpltool.core.agreement import agreement as score_agreement
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, read_json
 from vpltool.formats.header import format_preset
+from vpltool.formats.kinds import results_of
 from vpltool.lazy import np
 from vpltool.pictures.page import Chart, line_chart
 from vpltool.state import Artifact, State, settings_shown
@@ -46,7 +47,7 @@ def about(workspace: Workspace) -> list[tuple[str, str]]:
 def read_scores(work: Path) -> list[JsonObject]:
     """Scores that `eval` wrote, the lowest first on each split."""
     found = []
-    for path in sorted((work / "scores").glob("*.json")):
+    for path in results_of(work, "scores"):
         content = _read(path)
         if content.get("kind") == "scores" and "iou" in content:
             found.append(_score(content, path))
@@ -139,7 +140,7 @@ def _steps(rows: Sequence[Sequence[float]]) -> Iterator[float]:
 def gaps(work: Path) -> list[JsonObject]:
     """Gaps that `gap` measured: numbers of each set of prototypes, and where the picture lies."""
     found = []
-    for path in sorted((work / "scores").glob("*.json")):
+    for path in results_of(work, "scores"):
         content = _read(path)
         if content.get("kind") != "gap":
             continue

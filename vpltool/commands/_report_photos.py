@@ -12,6 +12,7 @@ from vpltool.core.metrics import confusion, labels_at, scores
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats.kinds import place
 from vpltool.lazy import Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
@@ -79,7 +80,7 @@ def open_layer(workspace: Workspace, column: Column, thresholds: Mapping[str, fl
         return Layer(column)
     if source.kind == "cams":
         return Layer(column, thresholds.get(source.name, 0.0))
-    folder = workspace.path / "probabilities" / source.name / split
+    folder = place(workspace.path, "probabilities", source.name, split)
     there = (folder / "artifact.json").exists()
     return Layer(column, 0.0, formats.open_input(folder, ("probabilities",)) if there else None)
 

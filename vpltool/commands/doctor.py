@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with the machine and the workspace, and what repairs it."""
+"""`doctor`: checks torch, its device, the disk, the weights and the workspace."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool import __version__
-from vpltool.commands._damage import workspace_findings
-from vpltool.commands._findings import BROKEN, NOTE, OK, Finding
+from vpltool.commands._damage import BROKEN, NOTE, OK, Finding, workspace_findings
 from vpltool.commands._tree import size
 from vpltool.errors import VplError, counted, first_line
 from vpltool.formats.whereabouts import short_path

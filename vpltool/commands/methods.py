@@ -1,4 +1,4 @@
-"""`methods`: every kind of method, and what there is of each."""
+"""`methods`: lists the methods of each kind, and their settings."""
 
 from __future__ import annotations
 

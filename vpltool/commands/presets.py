@@ -1,4 +1,4 @@
-"""`vpltool presets`: the protocols that have a name."""
+"""`presets`: lists the presets, or prints one."""
 
 from __future__ import annotations
 

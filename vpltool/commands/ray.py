@@ -16,18 +16,17 @@ from vpltool import console
 from vpltool.command import parse_line
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
-from vpltool.formats import JsonObject, open_workspace
+from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
 from vpltool.recipes import find_recipe
-from vpltool.recipes.parse import read_recipe, steps_of
-from vpltool.recipes.running import check_steps, run_call, shell_lines
-from vpltool.recipes.terms import check_paths, terms_of
-from vpltool.run import run_stage, setting_names
+from vpltool.recipes.parse import commands_of, read_recipe
+from vpltool.recipes.runner import checked_steps, run_call
+from vpltool.recipes.terms import check_paths
+from vpltool.run import setting_names
 from vpltool.settings import Settings, setting
 from vpltool.shell import to_shell
 from vpltool.stage import Stage
-from vpltool.stages import FoundStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +112,10 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
         return False, [list(line)]
     recipe = read_recipe(find_recipe(call.values["recipe"]))
     given = dict(word.partition("=")[::2] for word in call.values.get("values", ()))
-    steps = steps_of(recipe, given, path.resolve())
-    check_steps(steps, None, terms_of(recipe, given))
+    steps, _ = checked_steps(recipe, given, path.resolve())
     check_paths(recipe, given)
     preset = ["--preset", call.values["preset"]] if call.values.get("preset") else []
-    return True, [[*preset, *shlex.split(text)] for text in shell_lines(steps, [])
-                  if not text.startswith("# ")]
+    return True, [[*preset, *step.words] for step in commands_of(steps)]
 
 
 @contextlib.contextmanager
@@ -228,20 +225,10 @@ def _do(work: str, words: list[str], shard: str, update: bool, cpus: float) -> O
     listener = console.Terminal(rewrite=lambda text: to_shell(text, name, Path(work)), bars=False)
     try:
         with console.heard_by(listener):
-            result = (run_call(call, Path(work)) if update else run_stage(
-                call.found, Path(work), call.values, given=call.given, preset=call.preset))
+            result = run_call(call, Path(work), update=update)
     except PhotosFailed as error:
-        return Outcome(_said(call.found, error.result, call.values), error.photos)
+        return Outcome(tuple(call.found.lines(error.result, call.values)), error.photos)
     except VplError as error:
         return Outcome(error=(to_shell(error.message, name, Path(work)),
                               to_shell(error.hint, name, Path(work))))
-    return Outcome(_said(call.found, result, call.values))
-
-
-def _said(found: FoundStage, result: object, values: JsonObject) -> tuple[str, ...]:
-    """What a line prints: paths, or what its stage spells."""
-    if found.show is not None:
-        text = found.show(result, values)
-        return (text,) if text else ()
-    parts = result if isinstance(result, (list, tuple)) else [result]
-    return tuple(str(part) for part in parts if part is not None)
+    return Outcome(tuple(call.found.lines(result, call.values)))

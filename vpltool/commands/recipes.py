@@ -1,4 +1,4 @@
-"""`recipes`: the jobs that are written down."""
+"""`recipes`: lists the recipes and their values, or prints one."""
 
 from __future__ import annotations
 

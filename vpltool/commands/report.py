@@ -1,4 +1,4 @@
-"""`report`: a page for a browser. Reads the true masks, to show them."""
+"""`report`: writes HTML pages with photos, maps, scores and true masks."""
 
 from __future__ import annotations
 

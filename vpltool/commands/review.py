@@ -1,4 +1,4 @@
-"""`review`: a page in the browser, in which a person corrects masks."""
+"""`review`: serves a page in the browser, in which a person corrects masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run`: a whole job, written down as a recipe."""
+"""`run`: runs a recipe, from where it stopped or where something changed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vpltool.parallel.device import find_device
 from vpltool.parallel.processes import core_count
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.parse import Recipe, Rounds, read_recipe, steps_of
-from vpltool.recipes.running import Job, check_steps, run_steps, shell_lines
+from vpltool.recipes.parse import Recipe, Rounds, read_recipe
+from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
 from vpltool.recipes.runs import (
     keep_sheets,
     last_values,
@@ -28,7 +28,7 @@ from vpltool.recipes.runs import (
     tell_values,
     with_run,
 )
-from vpltool.recipes.terms import check_paths, path_names, terms_of
+from vpltool.recipes.terms import check_paths, path_names
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
 from vpltool.stage import Stage
@@ -85,10 +85,8 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     last = last_values(recipe, started)
     typed = _given(recipe, settings.values, path, last)
     given = last | typed
-    steps = steps_of(recipe, given, path)
     preset = read_preset(settings.preset) if settings.preset else None
-    terms = terms_of(recipe, given)
-    check_steps(steps, preset, terms)
+    steps, terms = checked_steps(recipe, given, path, preset)
     tell_values(recipe, last, typed)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []

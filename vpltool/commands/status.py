@@ -1,4 +1,4 @@
-"""`status`: what is in a workspace, from what, and what is stale."""
+"""`status`: lists results, what they were made from, and which are stale."""
 
 from __future__ import annotations
 

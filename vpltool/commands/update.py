@@ -1,4 +1,4 @@
-"""`update`: everything that is stale, recomputed."""
+"""`update`: recomputes stale results with their own settings."""
 
 from __future__ import annotations
 

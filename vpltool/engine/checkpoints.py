@@ -13,12 +13,12 @@ from vpltool.formats import Header, expect_header, read_tensors, write_tensors
 from vpltool.formats.changes import difference
 from vpltool.formats.fields import LIST, NUMBER, check_fields
 from vpltool.formats.header import is_stale
+from vpltool.formats.kinds import CHECKPOINT
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import torch
 
 Losses = list[list[float]]
 
-_SUFFIX = ".checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Start:
 
 def checkpoint_of(target: Path) -> Path:
     """Return the path of the checkpoint of a training, from that of its result."""
-    return target.with_name(f"{target.stem}{_SUFFIX}")
+    return target.with_name(f"{target.stem}{CHECKPOINT}")
 
 
 def is_checkpoint(path: Path) -> bool:
     """Tell by its name whether a file is a checkpoint."""
-    return path.name.endswith(_SUFFIX)
+    return path.name.endswith(CHECKPOINT)
 
 
 def trained_header(path: Path, kind: str) -> Header:

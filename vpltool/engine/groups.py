@@ -10,11 +10,12 @@ from pathlib import Path
 from vpltool import console
 from vpltool.clip import catalogue, load, weights
 from vpltool.core import groups as networks
-from vpltool.engine.checkpoints import is_checkpoint, trained_header
+from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
+from vpltool.formats.kinds import folder_of, place, results_of
 from vpltool.lazy import Tensor, torch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,15 +44,15 @@ def find_groups(work: Path, choice: str) -> Path:
     Raises:
         VplError: there are none, or several.
     """
-    names = sorted(path.stem for path in (work / "groups").glob("*.safetensors")
-                   if not is_checkpoint(path))
+    names = [path.stem for path in results_of(work, "groups")]
     if not choice:
         if len(names) != 1:
-            raise VplError(f"{work / 'groups'} holds {'several files' if names else 'no groups'}",
+            raise VplError(f"{folder_of(work, 'groups')} holds "
+                           f"{'several files' if names else 'no groups'}",
                            " or ".join(f"`groups={name!r}`" for name in names)
                            or "`train_groups()`")
-        return work / "groups" / f"{names[0]}.safetensors"
-    for path in (work / "groups" / f"{choice}.safetensors", Path(choice), work / choice):
+        return place(work, "groups", names[0])
+    for path in (place(work, "groups", choice), Path(choice), work / choice):
         if path.is_file():
             return path
     raise VplError(f"no groups called `{choice}`",

@@ -12,7 +12,7 @@ from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Header, InputFolder, Workspace, expect_header, identity_of_file
 from vpltool.formats.changes import difference, tell_options
 from vpltool.formats.header import is_same_model, is_stale
-from vpltool.formats.inputs import supervision_of
+from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.replacing import check_replacing
 from vpltool.parallel.once import write_alone

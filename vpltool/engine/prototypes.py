@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.core import aligned_space, vit
-from vpltool.engine.checkpoints import is_checkpoint
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
 from vpltool.settings import Settings, described
@@ -134,8 +133,7 @@ _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
 
 def prototypes_hint(work: Path, choice: str) -> str:
     """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
-    there = [path.stem for path in sorted((work / "prototypes").glob("*.safetensors"))
-             if not is_checkpoint(path)]
+    there = [path.stem for path in results_of(work, "prototypes")]
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
     if choice in _MAKERS or not near:
         return _MAKERS.get(choice, f"there are {', '.join(there)}" if there

@@ -2,7 +2,7 @@
 
 from vpltool.file_hashes import identity_of_file
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.inputs import InputFolder, find_folder, open_input
+from vpltool.formats.input_folders import InputFolder, find_folder, open_input
 from vpltool.formats.kinds import IGNORE, KINDS
 from vpltool.formats.labels import read_drawn_labels, read_labels, voc_palette, write_labels
 from vpltool.formats.outputs import OutputFolder, finish_all, open_output

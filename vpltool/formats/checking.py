@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError, first_line
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.inputs import InputFolder
+from vpltool.formats.input_folders import InputFolder
 from vpltool.formats.kinds import KINDS, check_shapes
 from vpltool.formats.manifest import files_of
 from vpltool.formats.storage import describe

@@ -50,8 +50,9 @@ class Kind:
         made_by: the call that makes it, in backticks as in `VplError`.
         tensors: the tensors of a .safetensors of this kind.
         version: increased when older files can no longer be read.
-        apart: whether its files do not lie in the workspace's folder of its name: beside others,
-            at its top, or wherever the user wants them.
+        folder: of the workspace, in which its files lie; empty: that of its name.
+        apart: whether its files do not lie in a folder of the workspace: beside others, at its top,
+            or wherever the user wants them.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Kind:
     made_by: str
     tensors: dict[str, TensorSpec]
     version: int = 1
+    folder: str = ""
     apart: bool = False
 
     @property
@@ -157,10 +159,11 @@ _ALL = (
          }, version=2),
     Kind("scores", "json", "confusion matrix, IoU, mIoU, and what was scored", "`eval()`", {}),
     Kind("agreement", "json", "how predictions agree with the photos' tags, and which disagree",
-         "`eval(against='tags')`", {}),
+         "`eval(against='tags')`", {}, folder="scores"),
     Kind("calibration", "json", "how sure a segmenter may be, from the tags of held-out photos",
          "`calibrate()`", {}),
-    Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {}),
+    Kind("gap", "json", "modality gap of prototypes to class regions", "`gap()`", {},
+         folder="scores"),
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
@@ -171,6 +174,26 @@ FEATURE_TENSORS = tuple(name for name, spec in KINDS["features"].tensors.items()
 
 SECOND_FOLDER = "features-second"
 """Folder of features of a second encoder, beside those of the first."""
+
+
+CHECKPOINT = ".checkpoint.safetensors"
+"""How the name of a training's checkpoint ends, which lies beside its result."""
+
+
+def folder_of(work: Path, kind: str) -> Path:
+    """Return the folder of a workspace that holds the files of a kind."""
+    return work / (KINDS[kind].folder or kind)
+
+
+def results_of(work: Path, kind: str) -> list[Path]:
+    """Return the single files of a kind in a workspace, without the checkpoints of trainings."""
+    return sorted(path for path in folder_of(work, kind).glob(f"*{KINDS[kind].suffix}")
+                  if not path.name.endswith(CHECKPOINT))
+
+
+def called(kind: str, name: str) -> str:
+    """Return what users call a result that lies in its place: `cams/text`."""
+    return f"{kind}/{name}"
 
 
 def folders_of(*, per_photo: bool) -> tuple[str, ...]:
@@ -188,9 +211,8 @@ def place(work: Path, kind: str, name: str, split: str = "") -> Path:
         name: which of them; of features, the split.
         split: whose photos it has; a single file has none.
     """
-    found = KINDS[kind]
-    return (work / kind / name / split if found.per_photo
-            else work / kind / f"{name}{found.suffix}")
+    found, folder = KINDS[kind], folder_of(work, kind)
+    return folder / name / split if found.per_photo else folder / f"{name}{found.suffix}"
 
 
 def kind_named(name: str) -> Kind:

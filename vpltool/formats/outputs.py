@@ -1,4 +1,4 @@
-"""Folders with one file a photo, being written: what is left to do, and going on after a stop."""
+"""Writing folders with one file a photo: what is left to do, and resuming."""
 
 from __future__ import annotations
 

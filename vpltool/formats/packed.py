@@ -1,4 +1,4 @@
-"""Many photos' files in one tar, where files are too many: `pack` makes them, readers look in.
+"""Tar archives of per-photo files: `pack` writes them, readers look in by an index.
 
 Beside the files of a folder, `.packed` holds an index for each tar: the tar's address, and where in
 it the file of each photo lies, from the first byte of its member's header to the last of its

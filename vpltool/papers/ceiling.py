@@ -36,6 +36,7 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import folder_of, place
 from vpltool.lazy import Image, Tensor, np
 from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
@@ -100,7 +101,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     if split == score:
         raise VplError(f"{path} was trained on the split `{score}`", "score another split")
     target = work / "tables/ceiling"
-    masks = target / "masks" / split
+    masks = folder_of(target, "masks") / split
     write_true_masks(workspace, workspace.photos(split), masks)
     run = api.Workspace(work)
     other = run.train_decoder(**dict(call) | {
@@ -108,7 +109,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
         "update": True})
     found = {}
     for name, file in (("from_tags", path), ("from_true_masks", other)):
-        out = target / "predictions" / name / path.stem / score
+        out = place(target, "predictions", f"{name}/{path.stem}", score)
         run.predict(decoder=str(file), split=score, max_side=side, out=out, update=True)
         found[name] = run.eval(what=str(out), split=score,
                                out=target / f"{path.stem}-{name}.json")["miou"]
@@ -133,16 +134,15 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
     """
     workspace = open_workspace(work)
     target = work / "tables/ceiling"
-    photos = workspace.photos(split)
-    write_true_masks(workspace, photos, target / "masks" / split)
+    photos, masks = workspace.photos(split), folder_of(target, "masks") / split
+    write_true_masks(workspace, photos, masks)
     found = read_prototypes(workspace, "seeds")
     tensors = _true_discriminant(open_features(workspace, None, split),
-                                 [photo.id for photo in photos], target / "masks" / split,
-                                 found.class_index)
+                                 [photo.id for photo in photos], masks, found.class_index)
     write_tensors(target / "true.safetensors", replace(
         found.header, supervision="true masks", inputs={}, call={},
         facts={name: found.header.facts[name] for name in ("space", "rows")}), tensors)
-    run, maps, refined = api.Workspace(work), target / "cams", target / "cams-refined"
+    run, maps, refined = api.Workspace(work), folder_of(target, "cams"), target / "cams-refined"
     run.cam(prototypes=str(target / "true.safetensors"), method="discriminant", split=split,
             out=maps / split, update=True)
     run.refine(cams=str(maps / split), method="patches", steps=4, mask="none", min_max=False,
@@ -182,12 +182,13 @@ def _call_of(workspace: Workspace, path: Path) -> Mapping[str, Any]:
         if artifact.path.resolve() == path.resolve():
             return artifact.call()
     raise VplError(f"{path} is not in the folder of decoders of the workspace",
-                   f"one of those in {workspace.path / 'decoder'}")
+                   f"one of those in {folder_of(workspace.path, 'decoder')}")
 
 
 def _side_of(workspace: Workspace, call: Mapping[str, Any]) -> int:
     """Longest side of the photos that a decoder learned from."""
-    folder = Path(call.get("features") or workspace.path / "features" / call.get("split", "train"))
+    folder = Path(call.get("features")
+                  or place(workspace.path, "features", call.get("split", "train")))
     for artifact in read_state(workspace).in_order:
         if artifact.path.resolve() == folder.resolve():
             return int(artifact.header.options.get("max_side", 0))

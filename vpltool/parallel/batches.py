@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from vpltool.formats.inputs import InputFolder
+from vpltool.formats.input_folders import InputFolder
 from vpltool.formats.values import BadValues
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.threads import read_ahead

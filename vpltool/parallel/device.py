@@ -1,4 +1,4 @@
-"""Where the work is done, and in which number format."""
+"""Device and number format of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work shared among processes, in pieces, so that an interrupt loses none that is begun."""
+"""Pools of worker processes that finish the jobs they have begun when interrupted."""
 
 from __future__ import annotations
 

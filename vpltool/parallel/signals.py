@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both end a run in the same way, and neither in the middle of something."""
+"""Handling of SIGINT and SIGTERM: both end a run alike, never within a write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in threads: files read ahead, written behind, and done several at a time."""
+"""Pools of threads: reading ahead, writing behind, several calls at a time."""
 
 from __future__ import annotations
 

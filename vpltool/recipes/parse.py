@@ -24,9 +24,10 @@ none. `$work` is the workspace folder. A line that ends in a backslash goes on i
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +143,15 @@ class Rounds:
     name: str
     words: tuple[str, ...]
     rounds: tuple[tuple[Step | Rounds, ...], ...]
+
+
+def commands_of(steps: Iterable[Step | Rounds]) -> Iterator[Step]:
+    """Yield the commands of steps, those of rounds too, without headings."""
+    for step in steps:
+        if isinstance(step, Rounds):
+            yield from commands_of(itertools.chain(*step.rounds))
+        elif not step.heading:
+            yield step
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -20,6 +20,7 @@ from typing import Any
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import JsonObject, read_json, write_json
+from vpltool.formats.kinds import called, place, results_of
 from vpltool.review.desk import Desk
 from vpltool.review.work import OWN, words_of
 from vpltool.run import find_stage, run_stage
@@ -103,7 +104,7 @@ class Training:
             self._said["error"] = "training has stopped; what is finished is kept"
         try:
             if not child.returncode:
-                self._desk.reopen(f"predictions/{segmenter}")
+                self._desk.reopen(called("predictions", segmenter))
         except VplError as error:
             self._said["error"] = error.message
         self._child = None
@@ -112,7 +113,7 @@ class Training:
 def segmenter_of(path: Path, shown: str) -> str:
     """Name the segmenter that is trained again: that of the masks shown, else the newest; or ``."""
     kind, _, name = shown.partition("/")
-    there = {file.stem: file.stat().st_mtime for file in (path / "decoder").glob("*.safetensors")}
+    there = {file.stem: file.stat().st_mtime for file in results_of(path, "decoder")}
     own = name.removesuffix("-crf")
     return own if kind == "predictions" and own in there else max(there, key=there.__getitem__,
                                                                   default="")
@@ -120,11 +121,11 @@ def segmenter_of(path: Path, shown: str) -> str:
 
 def steps(desk: Desk, segmenter: str, split: str) -> list[Step]:
     """Return the steps that make a segmenter's masks of a split, and score it."""
-    predictions = desk.path / "predictions" / segmenter
+    predictions = place(desk.path, "predictions", segmenter, "")
     return [*(("predict", {"split": name, "decoder": segmenter})
               for name in dict.fromkeys((split, desk.scored["split"]))
               if not _is_whole(predictions / name / "artifact.json")),
-            ("eval", {"what": f"predictions/{segmenter}", **desk.scored})]
+            ("eval", {"what": called("predictions", segmenter), **desk.scored})]
 
 
 def _is_whole(manifest: Path) -> bool:

@@ -15,6 +15,8 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
+from vpltool.formats.input_folders import names_in
+from vpltool.formats.kinds import called, folder_of, place
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
@@ -45,16 +47,16 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
 
 def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
     """The proposals of a split, by name."""
-    paths = sorted((workspace.path / "proposals").glob(f"*/{split}/artifact.json"))
-    return {path.parent.parent.name: formats.open_input(path.parent, ("proposals",))
-            for path in paths}
+    return {name: formats.open_input(place(workspace.path, "proposals", name, split),
+                                     ("proposals",))
+            for name in names_in(folder_of(workspace.path, "proposals"), split)}
 
 
 def other_layers(workspace: Workspace, split: str) -> list[str]:
     """Name all masks and predictions of a split, and the earlier states of those shown."""
     rounds = sorted((workspace.path / OWN / "rounds").glob("*"), key=lambda path: int(path.name))
     return [name for name in columns_there(workspace.path, split)
-            if name.startswith(("masks/", "predictions/"))] + [
+            if name.partition("/")[0] in ("masks", "predictions")] + [
         f"{_BEFORE}{path.name}" for path in rounds]
 
 
@@ -149,7 +151,7 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
     if shown.kind == "predictions":
-        path = workspace.path / "probabilities" / shown.name / split
+        path = place(workspace.path, "probabilities", shown.name, split)
         if not (path / "artifact.json").exists():
             raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                            f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
@@ -160,7 +162,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
-        unsure = find_shown(workspace, f"masks/{shown.name.removesuffix('-full')}", split)
+        unsure = find_shown(workspace, called("masks", shown.name.removesuffix("-full")), split)
     except VplError:
         unsure = shown
 

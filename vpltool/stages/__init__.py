@@ -51,6 +51,13 @@ class FoundStage:
         """What spells its result for people, if paths are not all that there is to say."""
         return getattr(self.module, "show", None)
 
+    def lines(self, result: object, values: Mapping[str, object]) -> list[str]:
+        """Format what its command prints of a result: what `show` spells, else the paths."""
+        if self.show is not None:
+            return [text] if (text := self.show(result, values)) else []
+        parts = result if isinstance(result, (list, tuple)) else [result]
+        return [str(part) for part in parts if part is not None]
+
     def judge(self, result: object) -> None:
         """Refuse a result that is a verdict, once it is printed; notebooks get it as it is.
 

@@ -15,7 +15,7 @@ from vpltool.engine.segmenters import segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, identity_of_file, open_input
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import place, results_of
 from vpltool.formats.storage import read_json
 from vpltool.lazy import np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
@@ -56,7 +56,7 @@ def about_segmenter(workspace: Workspace, decoder: Path) -> dict[str, Any]:
     tagged = Counter(name for photo in photos for name in set(photo.tags))
     about |= {"photos": len(photos),
               "tagged": {name: tagged[name] for name in workspace.classes}}
-    scores = [found for path in sorted((workspace.path / "scores").glob("*.json"))
+    scores = [found for path in results_of(workspace.path, "scores")
               if (found := _score(workspace, decoder, path))]
     calibration = calibration_of(workspace.path, decoder)
     return about | ({"scores": scores} if scores else {}) | (

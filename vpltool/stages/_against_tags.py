@@ -12,6 +12,7 @@ from vpltool.core import agreement
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.header import Header, current_preset
+from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
@@ -114,7 +115,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
     """The probabilities of the same run as predictions, if they were stored."""
     if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
         return None
-    path = source.path.parents[2] / "probabilities" / source.path.parent.name / source.path.name
+    path = place(source.path.parents[2], "probabilities", source.path.parent.name, source.path.name)
     if not (path / "artifact.json").exists():
         return None
     found = formats.open_input(path, ("probabilities",))

@@ -16,6 +16,7 @@ from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace
 from vpltool.formats.corrections import FOLDER, import_call, is_edited
+from vpltool.formats.kinds import results_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 
@@ -108,7 +109,7 @@ def take_corrections(workspace: Workspace,
     for key, labels in found.items():
         formats.write_labels(folder / f"{key}.png", labels(), header)
     total = len(list(folder.rglob("*.png")))
-    trained = any((workspace.path / "decoder").glob("*.safetensors"))
+    trained = any(results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
                  + f" imported, {total} in total; "
                  f"{'`update()`' if trained else '`train_decoder()`'} trains on "

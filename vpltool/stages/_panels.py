@@ -11,6 +11,8 @@ from vpltool import console, formats
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, InputFolder, Workspace
+from vpltool.formats.input_folders import names_in
+from vpltool.formats.kinds import called, folder_of
 from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import Image, Tensor
 from vpltool.pictures.colours import class_palette
@@ -123,8 +125,8 @@ def _class_file(path: Path) -> list[str]:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Names of all maps and labels of a split; not of probabilities, which predictions show."""
-    return sorted(path.parent.parent.relative_to(work).as_posix() for kind in KINDS[:4]
-                  for path in work.glob(f"{kind}/*/{split}/artifact.json"))
+    return sorted(called(kind, name) for kind in KINDS[:4]
+                  for name in names_in(folder_of(work, kind), split))
 
 
 def holds_labels(path: Path) -> bool:

@@ -23,7 +23,7 @@ from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
-from vpltool.stages._regions import read_maps
+from vpltool.stages._gap_regions import read_maps
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""

@@ -1,4 +1,4 @@
-"""What `prepare` says of a workspace: its photos, what has changed, what looks wrong."""
+"""Messages of `prepare`: counts of photos and classes, changes, and warnings."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-from vpltool.stages._regions import read_maps
+from vpltool.stages._gap_regions import read_maps
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 

@@ -11,6 +11,7 @@ from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
 from vpltool.engine.segmenters import find_segmenter, open_probabilities, segmenter_header
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
+from vpltool.formats.kinds import place
 from vpltool.formats.storage import read_json, write_json
 from vpltool.lazy import np, torch
 from vpltool.settings import Settings, setting
@@ -70,7 +71,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
                        "name a split of tagged photos: `split='NAME'`")
     sample = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(sample)
-    path = workspace.path / "calibration" / f"{decoder.stem}.json"
+    path = place(workspace.path, "calibration", decoder.stem)
     write_json(path, {
         "kind": "calibration", "decoder": identity_of_file(decoder), "split": settings.split,
         "photos": len(photos), "pixels": len(sample.probabilities), "temperature": temperature,

@@ -13,6 +13,7 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.header import current_preset, format_preset
+from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -135,7 +136,7 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> Report:
-    path = settings.out or workspace.path / "scores" / f"{name}.json"
+    path = settings.out or place(workspace.path, "scores", name)
     if rank_of_process()[0] == 0:
         formats.write_json(path, report)
     return Report(report, path)

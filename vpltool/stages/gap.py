@@ -21,11 +21,12 @@ from vpltool.engine.prototypes import (
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.pictures import scatter
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._regions import Regions, open_regions
+from vpltool.stages._gap_regions import Regions, open_regions
 from vpltool.stages._reports import Report
 
 
@@ -75,7 +76,7 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     check_words(workspace)
     measured = _measure(workspace, settings)
     report = _report(workspace, measured, settings.split)
-    path = settings.out or workspace.path / "scores/gap.json"
+    path = settings.out or place(workspace.path, "gap", "gap")
     picture = path.with_suffix(".png")
 
     write_json(path, report)

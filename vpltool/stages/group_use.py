@@ -11,7 +11,8 @@ from vpltool import console, options
 from vpltool.core import group_maps
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.inputs import find_folder
+from vpltool.formats.input_folders import find_folder
+from vpltool.formats.kinds import folder_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._reports import format_table
@@ -86,7 +87,7 @@ def _matching(work: Path, pattern: str) -> list[str]:
     """Names of group maps that a pattern stands for; of what is not a pattern, itself."""
     if not any(letter in pattern for letter in "*?["):
         return [pattern]
-    return sorted(path.name for path in (work / "group-maps").glob(pattern)) or [pattern]
+    return sorted(path.name for path in folder_of(work, "group-maps").glob(pattern)) or [pattern]
 
 
 def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:

@@ -16,7 +16,7 @@ from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Photo, Workspace
 from vpltool.formats.changes import last_call
-from vpltool.formats.kinds import MOST_CLASSES, numbered
+from vpltool.formats.kinds import MOST_CLASSES, folder_of, numbered
 from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.formats.workspace_writing import describe_change, write_workspace
 from vpltool.methods import find_method
@@ -265,7 +265,7 @@ def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
     known = list(kept.workspace.classes)
     if not any((path / name).is_dir() for name in _NUMBERED):
         known = [name for name in known if name in used]
-    while known and known[-1] not in used and not (path / "corrections").is_dir():
+    while known and known[-1] not in used and not folder_of(path, "corrections").is_dir():
         known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
     if len(classes) > MOST_CLASSES:

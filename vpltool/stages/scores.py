@@ -13,6 +13,7 @@ from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._reports import format_table, read_scores
@@ -63,11 +64,11 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
     rows: tuple[str, ...] | list[str] = settings.rows
     if not rows:
         # `gap` writes there, too.
-        rows = [str(file) for file in sorted((path / "scores").glob("*.json"))
+        rows = [str(file) for file in results_of(path, "scores")
                 if read_json(file, "`eval()`").get("kind") in ("scores", "agreement")]
         if not rows:
             open_workspace(path)
-            raise VplError(f"no scores in {path / 'scores'}",
+            raise VplError(f"no scores in {folder_of(path, 'scores')}",
                            "`eval(split='SPLIT')` writes those of photos with true masks; "
                            "`eval(split='SPLIT', against='tags')` those of others")
     table = [_row(path, row) for row in rows]

@@ -22,7 +22,7 @@ from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-from vpltool.stages._regions import Regions, open_regions
+from vpltool.stages._gap_regions import Regions, open_regions
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 

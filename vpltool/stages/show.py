@@ -14,6 +14,7 @@ from vpltool.datasets.layouts import named_photos
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import place
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
@@ -324,7 +325,7 @@ def _scores_of(workspace: Workspace, what: str, split: str) -> Path:
     source = find_folder(workspace.path, ("predictions", "masks"), what, split,
                          ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
     name = f"{source.kind}-{source.name}-{split}"
-    for path in (workspace.path / "scores" / f"{end}.json" for end in (name, f"{name}-tags")):
+    for path in (place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
         if path.exists():
             return path
     wanted = f"what='{source.kind}/{source.name}', split={split!r}"

@@ -2,7 +2,7 @@
 
     python -m vpltool.papers.comparison WORK
     python -m vpltool.papers.comparison WORK --seeds 0 --only "CLIP-ES" "seeds"
-    python -m vpltool.papers.comparison WORK --rows mine.toml
+    python -m vpltool.papers.comparison WORK --rows mine.recipe
 
 What is made lies in WORK/tables/compare, and is taken over by the next run. Every method's maps are
 cut where they score best on --cut, which is a half of --learn where there is one; nothing is chosen
@@ -19,14 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_name
 from vpltool.formats import JsonObject, open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.papers.comparison.measuring import Measured, Setup, measure
+from vpltool.papers.comparison.methods import BUNDLED, Method, Steps, read_methods
 from vpltool.papers.comparison.picture import choose_photos, draw_methods
-from vpltool.papers.comparison.rows import BUNDLED, Comparison, Row, read_comparison
 from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.setup import own_workspace
+from vpltool.recipes.parse import commands_of
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
                         help="a second encoder, as `vpltool extract --encoder` takes it; without "
                              "one, rows that read it are skipped")
     parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
-                        help="a list of your own; its rows join those in compare.md, and are "
+                        help="a recipe of your own; its methods join those in compare.md, and are "
                              "measured alone")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--ids", default=(), metavar="LIST", type=lambda text: text.split(","),
@@ -75,59 +76,54 @@ def _setup(options: argparse.Namespace) -> Setup:
                            "--score and --cut")
     masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
     return Setup(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
-                 options.seeds, masked[options.masks], options.second)
+                 options.seeds, masked[options.masks])
 
 
-def compare(setup: Setup, comparison: Comparison, rows: Sequence[Row],
+def compare(setup: Setup, begin: Steps, methods: Sequence[Method], order: Sequence[str] = (),
             ids: Sequence[str] = ()) -> str:
-    """Measure row by row; the table is written down after each, the picture at
-    the end.
+    """Measure method by method; the table is written down after each, the picture at the end.
 
     Args:
         setup: where.
-        comparison: all rows; those that were measured earlier, of any list, are in the table too.
-        rows: those to measure now.
+        begin: steps that all build on.
+        methods: those to measure now; those that were measured earlier are in the table too.
+        order: names of all methods of the list, those that are not measured now too.
         ids: photos of the picture, see `draw_methods`.
 
     Returns:
         the table as Markdown.
     """
-    for line in (*comparison.begin, *(comparison.second if setup.encoder else ())):
-        for split in (setup.learn, setup.score) if "{split}" in line else (setup.learn,):
-            setup.run(line, split)
-    made, listed = _measured_before(setup)
-    own = {row.name for row in comparison.rows}
-    listed = [*(row for row in listed if row.name not in own), *comparison.rows]
+    for step in commands_of(begin):
+        setup.run(step)
+    made = _measured_before(setup)
+    order = [*(name for name in made if name not in order), *order]
     text = ""
-    for row in rows:
-        if row.second and not setup.encoder:
-            console.note(f"\n{row.name}: skipped, since it reads a second encoder: --second FILE")
-            continue
-        console.note(f"\n{row.name}")
-        found = measure(setup, row)
-        if found.seconds is None and row.name in made:
-            found = replace(found, seconds=made[row.name].seconds)
-        made[row.name] = found
-        text = format_table(setup, listed, made)
+    for method in methods:
+        console.note(f"\n{method.name}")
+        found = measure(setup, method)
+        if found.seconds is None and method.name in made:
+            found = replace(found, seconds=made[method.name].seconds)
+        made[method.name] = found
+        made = {name: made[name] for name in order if name in made}
+        text = format_table(setup, made)
         with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
         write_json(setup.work.path / "compare.json", _protocol(setup) | {
-            "rows": {name: vars(item) for name, item in made.items()},
-            "listed": [vars(row) for row in listed if row.name in made]})
+            "rows": {name: vars(item) for name, item in made.items()}})
     if made:
         with atomic_path(setup.work.path / "compare.png") as temporary:
-            draw_methods(setup, listed, made, ids).save(temporary, format="PNG")
+            draw_methods(setup, made, ids).save(temporary, format="PNG")
     return text
 
 
 def _protocol(setup: Setup) -> JsonObject:
     """What rows of one table have in common."""
-    return {"learn": setup.learn, "score": setup.score, "cut": setup.cut,
+    return {"format": 2, "learn": setup.learn, "score": setup.score, "cut": setup.cut,
             "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
-def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
-    """What an earlier run of the same protocol has measured, and of which rows."""
+def _measured_before(setup: Setup) -> dict[str, Measured]:
+    """What an earlier run of the same protocol has measured, by method."""
     record = setup.work.path / "compare.json"
     found: JsonObject = read_json(record, "") if record.exists() else {}
     differs = [name for name, value in _protocol(setup).items() if found.get(name) != value]
@@ -135,23 +131,19 @@ def _measured_before(setup: Setup) -> tuple[dict[str, Measured], list[Row]]:
         if found:
             console.warn(f"{record.with_suffix('.md')} begins anew: another choice of "
                          f"{', '.join(differs)}")
-        return {}, []
-    return ({name: Measured(**row) for name, row in found["rows"].items()},
-            [Row(**row) for row in found.get("listed", ())])
+        return {}
+    return {name: Measured(**row) for name, row in found["rows"].items()}
 
 
-def format_table(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]) -> str:
+def format_table(setup: Setup, made: Mapping[str, Measured]) -> str:
     """Format what was measured as a table in Markdown, and what it was measured on below it."""
     columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
-    for row in rows:
-        if row.name not in made:
-            continue
-        found = made[row.name]
+    for name, found in made.items():
         seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
-        lines.append([row.name, *(_format_cell(found.miou.get(name, [])) for name in columns),
-                      seconds, f"{found.size / 1e3:.1f}", row.published])
+        lines.append([name, *(_format_cell(found.miou.get(column, [])) for column in columns),
+                      seconds, f"{found.size / 1e3:.1f}", found.published])
     table = "\n".join(["| " + " | ".join(lines[0]) + " |",
                        "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
                        *("| " + " | ".join(line) + " |" for line in lines[1:])])
@@ -171,23 +163,49 @@ def _format_cell(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f}{deviation}"
 
 
+def _read(options: argparse.Namespace, work: Path, words: bool, encoder: str
+          ) -> tuple[Steps, list[Method]]:
+    """The steps that all methods build on, and the methods, with words and a second encoder."""
+    return read_methods(options.rows, {
+        "learn": options.learn, "score": options.score, "encoder": encoder,
+        "words": "yes" if words else "", "salient": f"{'text' if words else 'tags'}-salient",
+    }, options.seeds, work)
+
+
+def _chosen(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
+    """The names of methods that are asked for; all, if none is.
+
+    Raises:
+        VplError: a name is unknown.
+    """
+    for name in only:
+        if name not in names:
+            raise VplError(f"no method `{name}` is compared", near_name(name, names))
+    return only or names
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 0, or 1 with a line that says what to do."""
     options = _options(argv)
 
     def table() -> None:
-        comparison = read_comparison(options.rows)
-        if not options.list and open_workspace(options.work).encoder:
-            comparison, left_out = comparison.without_words()
-            console.note("left out, since they need words: " + ", ".join(left_out))
-        rows = comparison.only(options.only)
+        listed = _read(options, options.work, True, options.second or "FILE")[1]
+        names = [method.name for method in listed]
+        wanted = _chosen(names, options.only)
         if options.list:
-            for row in rows:
-                print(f"{row.name:28} {row.source}")
+            for method in listed:
+                if method.name in wanted:
+                    print(f"{method.name:28} {method.source}")
             return
-        setup = _setup(options)
-        choose_photos(open_workspace(options.work).photos(options.score), options.ids)
-        print(compare(setup, comparison, rows, options.ids), flush=True)
+        setup, source = _setup(options), open_workspace(options.work)
+        begin, methods = _read(options, setup.work.path, not source.encoder, options.second)
+        there = {method.name for method in methods}
+        if left_out := [name for name in wanted if name not in there]:
+            console.note(f"left out, since they need {'words, or ' if source.encoder else ''}"
+                         f"a second encoder (--second FILE): {', '.join(left_out)}")
+        choose_photos(source.photos(options.score), options.ids)
+        print(compare(setup, begin, [method for method in methods if method.name in wanted],
+                      names, options.ids), flush=True)
 
     return run_program(options.work, table)
 

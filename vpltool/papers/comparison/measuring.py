@@ -1,4 +1,4 @@
-"""Measuring a row: its lines are run, its maps are cut and scored, its photos are timed."""
+"""Measuring a method: its lines are run, its maps are cut and scored, its photos are timed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from statistics import fmean
 from typing import Any
 
 from vpltool import api
-from vpltool.formats import read_json
-from vpltool.papers.comparison.rows import Row, fill
-from vpltool.recipes.running import run_line
+from vpltool.errors import VplError
+from vpltool.formats import KINDS, open_input, read_json
+from vpltool.formats.kinds import called, place
+from vpltool.papers.comparison.methods import Method, Steps
+from vpltool.recipes.parse import Rounds, Step, commands_of
+from vpltool.recipes.runner import run_line
 
 MASKS = {"preset": "weclip", "confidence": 0.0}
 """How masks are made of maps; `alpha` follows from where the maps are cut."""
+
+_COLUMNS = {"cams": "CAM", "masks": "mask", "predictions": "mask"}
+"""Kind of a result to its column of the table; of `refine`, it is another."""
 
 
 @dataclass
@@ -31,8 +37,7 @@ class Setup:
         cut: split on which the threshold of each method is chosen.
         seeds: a run each, for methods with anything random.
         masked: splits of which masks are made by the CRF; they take most of the time.
-        encoder: the second encoder; empty: there is none.
-        done: lines that were run, so that none is run twice.
+        results: lines that were run, so that none is run twice, and what they returned.
         seconds: seconds a photo of each line that was really worked on.
     """
 
@@ -42,98 +47,112 @@ class Setup:
     cut: str
     seeds: Sequence[int]
     masked: Sequence[str]
-    encoder: str = ""
-    done: set[str] = field(default_factory=set)
+    results: dict[str, list[Path]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, line: str, split: str, seed: int = 0) -> str:
+    def run(self, step: Step) -> str:
         """Run a line unless it was run; what is there from an earlier comparison is kept.
 
         Returns:
-            the line as it was run.
+            the line.
         """
-        words = fill(line, {"work": self.work.path, "learn": self.learn, "split": split,
-                            "seed": seed, "second": self.work.path / "features-second",
-                            "encoder": self.encoder})
-        command = f"vpltool {shlex.join(words)}"
-        if command in self.done:
-            return command
+        line = shlex.join(step.words)
+        if line in self.results:
+            return line
         before = time.time()
-        result, _ = run_line(words, self.work.path)
-        self.done.add(command)
-        made = _written_since(result, before)
+        _, result, _ = run_line(step.words, self.work.path)
+        paths = result if isinstance(result, list) else [result]
+        self.results[line] = [path for path in paths if isinstance(path, Path)]
+        made = _written_since(self.results[line], before)
         if made > 1:
-            self.seconds[command] = (time.time() - before) / made
-        return command
+            self.seconds[line] = (time.time() - before) / made
+        return line
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row came to.
+    """What a method came to.
 
     Args:
+        published: the paper's numbers, in words.
         miou: column to percent, a number a seed.
         seconds: seconds a photo, of the lines that make and refine maps; None: not measured in this
             run, since maps of a line were there.
         size: bytes a photo, of what is stored of its maps.
+        cams: name of the CAMs that are its result, by its first seed; empty if it makes masks.
     """
 
+    published: str
     miou: Mapping[str, list[float]]
     seconds: float | None
     size: int
+    cams: str
 
 
-def measure(setup: Setup, row: Row) -> Measured:
-    """Run a row, and score it on both splits.
+def measure(setup: Setup, method: Method) -> Measured:
+    """Run a method, and score it on both splits.
 
     Raises:
-        VplError: a line failed.
+        VplError: a line failed, or it makes both CAMs and masks.
     """
-    for line in row.features:
-        for split in (setup.learn, setup.score):
-            setup.run(line, split)
     miou: dict[str, list[float]] = {}
-    timed: dict[str, list[float]] = {line: [] for line in (*row.maps, *row.refine)}
-    for seed in setup.seeds if row.seeded else (0,):
-        for line in row.learn:
-            setup.run(line, setup.learn, seed)
-        for split in (setup.learn, setup.score):
-            for line, seconds in timed.items():
-                command = setup.run(line, split, seed)
-                seconds += [setup.seconds[command]] if command in setup.seconds else []
-        for column, value in _scores(setup, row, seed):
+    timed: dict[int, list[float]] = {}
+    first: dict[str, dict[str, Path]] = {}
+    for steps in method.steps.values():
+        for step in commands_of(steps):
+            setup.run(step)
+        made = _results(setup, steps, timed)
+        if "mask" in made and len(made) > 1:
+            raise VplError(f"`{method.name}` makes CAMs and masks",
+                           "between `each split` and `end` it makes one of them")
+        first = first or made
+        for column, value in _scores(setup, made):
             miou.setdefault(column, []).append(value)
-    result = setup.work.path / (row.masks or f"cams/{row.refined or row.cams}".format(seed=0))
+    column = list(first)[-1]
     # Without the time of a line whose maps were there already, the sum would be too small.
-    return Measured(miou, sum(map(fmean, timed.values())) if all(timed.values()) else None,
-                    _bytes_a_photo(result / setup.score))
+    return Measured(method.published, miou,
+                    sum(map(fmean, timed.values())) if all(timed.values()) else None,
+                    _bytes_a_photo(first[column][setup.score]),
+                    "" if column == "mask" else first[column][setup.score].parent.name)
 
 
-def _scores(setup: Setup, row: Row, seed: int) -> Iterator[tuple[str, float]]:
+def _results(setup: Setup, steps: Steps, timed: dict[int, list[float]]
+             ) -> dict[str, dict[str, Path]]:
+    """Column to split to the folder that a method has made; adds the seconds of each line."""
+    found: dict[str, dict[str, Path]] = {}
+    for rounds in steps:
+        for split, part in (zip(rounds.words, rounds.rounds, strict=True)
+                            if isinstance(rounds, Rounds) else ()):
+            for number, step in enumerate(commands_of(part)):
+                line = shlex.join(step.words)
+                kinds = [open_input(path, tuple(KINDS)).kind for path in setup.results[line]]
+                for kind, path in zip(kinds, setup.results[line], strict=True):
+                    if kind in _COLUMNS:
+                        column = "refined" if step.words[0] == "refine" else _COLUMNS[kind]
+                        found.setdefault(column, {})[split] = path
+                        timed.setdefault(number, []).extend(
+                            [setup.seconds[line]] if line in setup.seconds else [])
+    return found
+
+
+def _scores(setup: Setup, made: Mapping[str, Mapping[str, Path]]) -> Iterator[tuple[str, float]]:
     """Yield column and percent mIoU of a seed's maps and masks."""
-    if row.masks:
-        for split in (setup.learn, setup.score):
-            report = setup.work.eval(what=row.masks, split=split, out=score_path(
-                setup, f"{row.masks.replace('/', '-')}-{split}"))
-            yield f"mask, {split}", 100 * float(report["miou"])
-        return
-    names = {"CAM": row.cams, **({"refined": row.refined} if row.refined else {})}
-    cut = Path()
-    for column, name in names.items():
-        cams = name.format(seed=seed)
-        cut = score_path(setup, f"{cams}-cut")
-        setup.work.eval(what=str(setup.work.path / "cams" / cams / setup.learn), split=setup.cut,
-                        out=cut)
-        for split in (setup.learn, setup.score):
+    final, cut = "", Path()
+    for column, folders in made.items():
+        name = folders[setup.learn].parent.name
+        cutting = {}
+        if column != "mask":
+            final, cut = name, score_path(setup, f"{name}-cut")
+            setup.work.eval(what=str(folders[setup.learn]), split=setup.cut, out=cut)
+            cutting = {"threshold_from": cut}
+        for split, folder in folders.items():
             report = setup.work.eval(
-                what=str(setup.work.path / "cams" / cams / split), split=split, threshold_from=cut,
-                out=score_path(setup, f"{cams}-{split}"))
+                what=str(folder), split=split, **cutting, out=score_path(setup, f"{name}-{split}"))
             yield f"{column}, {split}", 100 * float(report["miou"])
-    final = (row.refined or row.cams).format(seed=seed)
-    alpha = background_power(float(_threshold(cut)))
-    for split in setup.masked:
-        setup.work.crf(what=final, split=split, alpha=alpha, update=True, **MASKS)
-        report = setup.work.eval(what=f"masks/{final}-full", split=split,
+    for split in setup.masked if final else ():
+        setup.work.crf(what=final, split=split, update=True, **MASKS,
+                       alpha=background_power(float(_threshold(cut))))
+        report = setup.work.eval(what=called("masks", f"{final}-full"), split=split,
                                  out=score_path(setup, f"{final}-masks-{split}"))
         yield f"mask, {split}", 100 * float(report["miou"])
 
@@ -160,15 +179,13 @@ def _threshold(scores: Path) -> float:
 
 def score_path(setup: Setup, name: str) -> Path:
     """Path of the scores of maps or masks."""
-    return setup.work.path / "scores" / f"{name}.json"
+    return place(setup.work.path, "scores", name)
 
 
-def _written_since(result: object, before: float) -> int:
+def _written_since(paths: Sequence[Path], before: float) -> int:
     """How many files of photos a line wrote."""
-    folders = [path for path in (result if isinstance(result, list) else [result])
-               if isinstance(path, Path) and path.is_dir()]
-    return sum(path.stat().st_mtime >= before for folder in folders[:1]
-               for path in folder.rglob("*.safetensors"))
+    return sum(file.stat().st_mtime >= before for path in paths[:1]
+               for file in path.rglob("*.safetensors"))
 
 
 def _bytes_a_photo(folder: Path) -> int:

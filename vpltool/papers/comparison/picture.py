@@ -11,7 +11,6 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
 from vpltool.lazy import Image
 from vpltool.papers.comparison.measuring import Measured, Setup, score_path
-from vpltool.papers.comparison.rows import Row
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 
@@ -42,15 +41,13 @@ def choose_photos(photos: Sequence[Photo], ids: Sequence[str]) -> list[Photo]:
     return found[::max(1, len(found) // PHOTOS)][:PHOTOS]
 
 
-def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured],
-                 ids: Sequence[str] = ()) -> Image.Image:
+def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] = ()
+                 ) -> Image.Image:
     """Draw each method's last maps as labels, cut as they were scored; the photos come first.
 
     Args:
         setup: where the maps and scores lie.
-        rows: the methods, in order; of those that were not measured, or have no CAMs, nothing is
-            drawn.
-        made: what was measured.
+        made: name of a method to what was measured; of one without CAMs nothing is drawn.
         ids: photos of the split that is scored; none: some of several classes.
 
     Returns:
@@ -65,25 +62,24 @@ def draw_methods(setup: Setup, rows: Sequence[Row], made: Mapping[str, Measured]
                 for photo in photos}
     blocks = [[SheetPanel("photos" if not number else "", picture)
                for number, picture in enumerate(pictures.values())]]
-    blocks += [list(_panels(setup, row, made[row.name], pictures))
-               for row in rows if row.name in made and row.cams]
+    blocks += [list(_panels(setup, name, measured, pictures))
+               for name, measured in made.items() if measured.cams]
     return sheet((sum(blocks[start:start + _ACROSS], []) for start in
                   range(0, len(blocks), _ACROSS)),
                  class_palette(), dict(enumerate(("background", *workspace.classes))), _WIDTH)
 
 
-def _panels(setup: Setup, row: Row, measured: Measured, pictures: Mapping[str, Rgb]
+def _panels(setup: Setup, name: str, measured: Measured, pictures: Mapping[str, Rgb]
             ) -> Iterator[SheetPanel]:
     """A method's labels of each photo, by its first seed."""
     import torch.nn.functional as F
 
-
-    name = (row.refined or row.cams).format(seed=setup.seeds[0] if row.seeded else 0)
-    threshold = float(read_json(score_path(setup, f"{name}-cut"), "")["threshold"])
-    source = find_folder(setup.work.path, ("cams",), name, setup.score, ("cams",),
+    threshold = float(read_json(score_path(setup, f"{measured.cams}-cut"), "")["threshold"])
+    source = find_folder(setup.work.path, ("cams",), measured.cams, setup.score, ("cams",),
                          "run the comparison again")
-    column = f"{'refined' if row.refined else 'CAM'}, {setup.score}"
-    title = f"{row.name}: {fmean(measured.miou[column]):.1f}"
+    column = next(name for name in (f"refined, {setup.score}", f"CAM, {setup.score}")
+                  if name in measured.miou)
+    title = f"{name}: {fmean(measured.miou[column]):.1f}"
     for key, picture in pictures.items():
         tensors = source.read_tensors(key)
         maps = F.interpolate(tensors["cam"].float()[None], size=picture.shape[:2], mode="bilinear",

@@ -12,6 +12,8 @@ from vpltool.engine.photos import read_known_photo
 from vpltool.errors import VplError, near_name
 from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.input_folders import names_in
+from vpltool.formats.kinds import folder_of
 from vpltool.pictures.overlays import Rgb, heat_over
 
 if TYPE_CHECKING:
@@ -69,9 +71,9 @@ def find_pair(work: Path, text: str, vision: str, split: str) -> tuple[InputFold
         VplError: there is no such pair.
     """
     if not (text and vision):
-        names = {path.parent.parent.name for path in work.glob(f"cams/*/{split}/artifact.json")}
+        names = names_in(folder_of(work, "cams"), split)
         pairs = [(f"text{method}", name) for method in ("-dense", "-refined", "")
-                 for name in sorted(names) if f"text{method}" in names
+                 for name in names if f"text{method}" in names
                  and name.startswith("vision") and name.endswith(method)]
         if not pairs:
             raise VplError(f"no text and vision CAMs of one method for `{split}` in {work}",

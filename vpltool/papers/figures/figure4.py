@@ -23,6 +23,7 @@ from vpltool.formats import (
     write_json,
 )
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import place, results_of
 from vpltool.shell import command_line
 from vpltool.stages import gap
 
@@ -127,7 +128,7 @@ def pair_of(work: Path, named: str | None) -> list[str]:
     if named:
         return named.split(",")
     for pair in DECODERS:
-        if all((work / "decoder" / f"{name}.safetensors").exists() for name in pair):
+        if all(place(work, "decoder", name).exists() for name in pair):
             return list(pair)
     return list(DECODERS[0])
 
@@ -141,7 +142,7 @@ def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolde
     learned = Path(decoder.sources.get("masks", "")).parts
     if not name and learned[:1] == ("masks",):
         name = learned[1]
-    if name and not (work / "masks" / name / split / "artifact.json").exists():
+    if name and not (place(work, "masks", name, split) / "artifact.json").exists():
         raise VplError(f"no masks/{name} for the split `{split}`",
                        f"`crf(what={name!r}, split={split!r})`, or another --split")
     return find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
@@ -257,12 +258,13 @@ def _tsne_panel(title: str, embeddings: Tensor, classes: Tensor, numbers: Mappin
 def _gap_panel(workspace: Workspace, options: argparse.Namespace, decoder: Header,
                masks: InputFolder) -> Panel:
     """The modality gap of the text and of the decoder's prototypes."""
-    files = sorted((options.work / "prototypes").glob("*.safetensors"))
-    own = [path.stem for path in files if identity_of_file(path) == decoder.inputs["prototypes"]]
+    own = [path.stem for path in results_of(options.work, "prototypes")
+           if identity_of_file(path) == decoder.inputs["prototypes"]]
     choices = (options.prototypes.split(",") if options.prototypes
                else ["text", *(name for name in own[:1] if name != "text")])
     cams = options.cams
-    if not cams and (options.work / "cams" / masks.name / options.split / "artifact.json").exists():
+    beside = place(options.work, "cams", masks.name, options.split)
+    if not cams and (beside / "artifact.json").exists():
         cams = masks.name
     panel = gap.panel(workspace, gap.GapSettings(
         prototypes=tuple(choices), cams=cams, phi=options.phi, features=options.features,

@@ -1,4 +1,4 @@
-"""Chains of stages, of which the rows of the tables are made: each distinct call is made once."""
+"""Chains of stages that the rows of the tables share; each distinct call is made once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 
 from vpltool import api, console
 from vpltool.formats import JsonObject, Workspace
+from vpltool.formats.kinds import called, folder_of, place
 from vpltool.methods import KINDS
-from vpltool.papers.tables.features import find_stored_features
+from vpltool.papers.tables.stored_features import find_stored_features
 from vpltool.preset import Preset
-from vpltool.recipes.running import run_line
+from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, setting_names, stage_settings
 from vpltool.settings import Settings, values_of
 from vpltool.shell import command_line
@@ -109,10 +110,10 @@ class Chains:
                   if name in known} | values
         line = command_line(stage, values)
         if line not in self.made:
-            self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
-                                               self.protocol.preset)
+            _, self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
+                                                  self.protocol.preset)
             if failed:
-                self.failed.append(f"{stage}: {failed}")
+                self.failed.append(f"{stage}: {failed.message}")
         return self.made[line]
 
     def _chosen(self, stage: str) -> JsonObject:
@@ -147,7 +148,7 @@ class Chains:
         was made with the protocol's settings; else it is extracted here.
         """
         if self.features_are_stored(split):
-            return {"features": self.source.path / "features" / split}
+            return {"features": place(self.source.path, "features", split)}
         self.call("extract", split=split)
         return {}
 
@@ -195,7 +196,7 @@ class Chains:
 
     def masks(self, cams: str, split: str) -> str:
         """Pseudo masks by the CRF: NAME holds 255 where it is unsure, NAME-full none."""
-        self.call("crf", what=f"cams/{cams}", split=split)
+        self.call("crf", what=called("cams", cams), split=split)
         return cams
 
     def segmenter(self, seed: int, rsc: float | None) -> str:
@@ -218,7 +219,7 @@ class Chains:
     def _announce(self, values: Mapping[str, object]) -> None:
         """Say how long a training will take, from a few steps of it; nothing if it is short."""
         steps = int(self.setting("train-decoder", "iters"))
-        started = (self.path / "decoder").glob(f"{values['name']}.*safetensors")
+        started = folder_of(self.path, "decoder").glob(f"{values['name']}.*safetensors")
         if not is_long(steps) or any(started):
             return
         console.note("  timing a few steps of the training")
@@ -230,11 +231,11 @@ class Chains:
 
     def at_test(self, name: str) -> str:
         """Predictions after the CRF: WeCLIP's constants, as VPL gives none."""
-        self.call("crf", what=f"predictions/{name}", split=self.split, preset="weclip")
+        self.call("crf", what=called("predictions", name), split=self.split, preset="weclip")
         return f"{name}-crf"
 
     def _prototypes(self, name: str) -> Path:
-        return self.path / "prototypes" / f"{name}.safetensors"
+        return place(self.path, "prototypes", name)
 
 
 def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:

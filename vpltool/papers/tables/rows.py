@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.datasets.words import COCO, VOC
+from vpltool.formats.kinds import called, place
 from vpltool.json_text import JsonObject
 from vpltool.papers.tables.chains import Chains
 from vpltool.papers.tables.report import Cell, Row
@@ -45,7 +46,7 @@ def table2(chains: Chains) -> Iterator[Row]:
         for name in names:
             sharp = chains.at_test(name)
             if server := EXPORTS.get(chains.source.classes):
-                chains.call("export", method=server, what=f"predictions/{sharp}",
+                chains.call("export", method=server, what=called("predictions", sharp),
                             split=chains.split)
     else:
         cells = [prediction_score(chains, name, crf=True) for name in names]
@@ -91,7 +92,7 @@ def table4(chains: Chains) -> Iterator[Row]:
         yield _gap_row(chains, f"{prompts}: text", paper[0], [text])
         shifted = f"shifted-{prompts}"
         chains.call("shift-gap", text=text, split=chains.learn, **chains.features(chains.learn),
-                    out=chains.path / "prototypes" / f"{shifted}.safetensors")
+                    out=place(chains.path, "prototypes", shifted))
         yield _gap_row(chains, f"{prompts}: text moved along the gap", paper[1], [shifted])
         yield _gap_row(chains, f"{prompts}: vision", paper[2], [
             chains.learned("vision" if own else f"vision-{prompts}", seed, text)
@@ -162,20 +163,20 @@ def seed_score(chains: Chains, cams: str, split: str) -> float:
     if chains.protocol.cut:
         chosen = chains.cams("text", chains.protocol.cut)
         # No alpha: the best threshold is looked for.
-        _score(chains, f"cams/{chosen}", chains.protocol.cut, f"{chosen}-cut", alpha=0.0)
+        _score(chains, called("cams", chosen), chains.protocol.cut, f"{chosen}-cut", alpha=0.0)
         cut = {"threshold_from": _path(chains, f"{chosen}-cut"), "alpha": 0.0}
-    return _made_score(chains, f"cams/{cams}", split, f"{cams}-{split}", **cut)
+    return _made_score(chains, called("cams", cams), split, f"{cams}-{split}", **cut)
 
 
 def mask_score(chains: Chains, masks: str, split: str) -> float:
     """Percent mIoU of masks."""
-    return _made_score(chains, f"masks/{masks}-full", split, f"{masks}-masks-{split}")
+    return _made_score(chains, called("masks", f"{masks}-full"), split, f"{masks}-masks-{split}")
 
 
 def prediction_score(chains: Chains, name: str, *, crf: bool) -> float:
     """Percent mIoU of predictions, with the CRF at test or without."""
     name = chains.at_test(name) if crf else name
-    return _score(chains, f"predictions/{name}", chains.split, f"{name}-{chains.split}")
+    return _score(chains, called("predictions", name), chains.split, f"{name}-{chains.split}")
 
 
 def gap(chains: Chains, prototypes: str) -> float:

@@ -1,4 +1,4 @@
-"""Before the first row: the workspace of the tables, and what can be checked without work."""
+"""Setup of the tables: their workspace, and checks before the first row."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vpltool.formats import Workspace, open_workspace, read_json, write_json
 from vpltool.formats.workspace import relative_to
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.papers.tables.chains import Chains, Protocol
-from vpltool.papers.tables.features import expected_bytes
 from vpltool.papers.tables.rows import made_scored, unmasked
+from vpltool.papers.tables.stored_features import expected_bytes
 from vpltool.stages._truth import check_truth
 
 QUICK: Mapping[str, Mapping[str, object]] = {

@@ -1,4 +1,4 @@
-"""Features that a workspace has already, and the room that new ones take."""
+"""Features that a workspace has already, and the disk space that new ones take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
+from vpltool.formats.kinds import place
 from vpltool.settings import Settings, values_of
 
 
@@ -24,8 +25,8 @@ def find_stored_features(source: Workspace, own: Path, split: str, wanted: Setti
     Returns:
         their folder, if they are those of the protocol; None: they are to be extracted.
     """
-    folder = source.path / "features" / split
-    if not (folder / "artifact.json").exists() or (own / "features" / split).exists():
+    folder = place(source.path, "features", split)
+    if not (folder / "artifact.json").exists() or place(own, "features", split).exists():
         return None
     reason = _unfit(source, open_input(folder, ("features",)), source.photos(split), wanted)
     if reason:

@@ -1,4 +1,4 @@
-"""Folders with one file a photo, being read: checked when they are opened, and file by file."""
+"""Reading folders with one file a photo; folder and files are checked against the header."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def find_folder(
         raise VplError(f"no {_any_of(kinds)} called `{what}` for the split `{split}`",
                        _near_folder(work, kind_folders, what, split) or hint)
     for folder in kind_folders:
-        names = _names(work / folder, split)
+        names = names_in(work / folder, split)
         chosen = [name for name in preferred if name in names]
         # Masks come in pairs; the full ones are for scoring, which names them in `preferred`.
         chosen = chosen or [name for name in names if not name.endswith("-full")]
@@ -295,7 +295,8 @@ def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str)
     """Say which folder may be meant, of this split or of another; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
              for entry in sorted((work / folder).glob("*/*/artifact.json"))}
-    names = [f"{folder}/{name}" for folder in kind_folders for name in _names(work / folder, split)]
+    names = [f"{folder}/{name}" for folder in kind_folders
+             for name in names_in(work / folder, split)]
     near = difflib.get_close_matches(what, {*names, *there}, n=1)
     if near and near[0] not in names:
         return f"`{near[0]}` is there for `split={there[near[0]]!r}`"
@@ -307,5 +308,6 @@ def _whole(split: str) -> str:
     return split[:-2] if split.endswith(("-a", "-b")) else split
 
 
-def _names(folder: Path, split: str) -> list[str]:
+def names_in(folder: Path, split: str) -> list[str]:
+    """Names of the results in a folder of a workspace that have a split."""
     return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))

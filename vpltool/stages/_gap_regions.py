@@ -1,4 +1,4 @@
-"""What the modality gap is measured against: the regions that CAMs mark, photo after photo."""
+"""Regions of the modality gap: pixels that CAMs mark, photo after photo."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Running a recipe: its lines in one process, rounds that do not need each other side by side."""
+"""The runner of command lines: of recipes, in order or in parallel rounds, and of single ones."""
 
 from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from vpltool.lazy import torch
 from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
-from vpltool.recipes.parse import Rounds, Step
-from vpltool.recipes.terms import Terms
+from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
+from vpltool.recipes.terms import Terms, terms_of
 from vpltool.run import run_stage, setting_names
 from vpltool.shell import to_shell
 
@@ -64,26 +64,27 @@ def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Itera
             yield shlex.join([*program, *step.words])
 
 
-def check_steps(steps: Sequence[Step | Rounds], preset: Preset | None, terms: Terms) -> None:
-    """Check every line before the first is run.
+def checked_steps(recipe: Recipe, given: Mapping[str, str], work: Path,
+                  preset: Preset | None = None) -> tuple[list[Step | Rounds], Terms]:
+    """Return the steps that a recipe comes to, each checked, and what the user calls its values.
 
     Args:
-        steps: the lines.
+        recipe: what is run.
+        given: its values.
+        work: the workspace folder.
         preset: protocol whose values replace the defaults.
-        terms: what the user calls the values of the recipe.
 
     Raises:
-        VplError: a line is not a command, or has a wrong option; the line is named.
+        VplError: a value is missing or unknown, or a line is not a command, or has a wrong option;
+            the line is named.
     """
-    for step in steps:
-        if isinstance(step, Rounds):
-            for part in step.rounds:
-                check_steps(part, preset, terms)
-        elif not step.heading:
-            try:
-                parse_line(step.words, preset)
-            except VplError as error:
-                raise _wrong_line(step, terms, error) from error
+    steps, terms = steps_of(recipe, given, work), terms_of(recipe, given)
+    for step in commands_of(steps):
+        try:
+            parse_line(step.words, preset)
+        except VplError as error:
+            raise _wrong_line(step, terms, error) from error
+    return steps, terms
 
 
 def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:
@@ -115,63 +116,60 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
         before = step
 
 
-def run_call(call: Call, work: Path) -> object:
-    """Run a line; what an earlier run made from other inputs is recomputed.
+def run_call(call: Call, work: Path, *, update: bool = True) -> object:
+    """Run a line; what an earlier run made from other inputs is recomputed, or refused.
 
     Raises:
         VplError: what the stage raises.
     """
     values = dict(call.values)
-    if "update" in setting_names(call.found, str(values.get("method", ""))):
+    if update and "update" in setting_names(call.found, str(values.get("method", ""))):
         values["update"] = True
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
-def run_line(words: Sequence[str], work: Path, preset: Preset | None = None) -> tuple[object, str]:
+def run_line(words: Sequence[str], work: Path, preset: Preset | None = None,
+             known: Collection[str] = ()) -> tuple[Call, object, PhotosFailed | None]:
     """Run the words after `vpltool`; photos that fail end nothing, but are warned of.
 
     Args:
         words: a command and its options.
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
+        known: ids of photos of which enough has been said.
 
     Returns:
-        what the command returned; what the warning said, empty where no photo failed.
+        the line as it was parsed; what the command returned; and which photos failed, if any.
 
     Raises:
         VplError: the line is wrong, or failed.
     """
     console.note(f"  vpltool {shlex.join(words)}")
+    call = parse_line(words, preset)
     try:
-        return run_call(parse_line(words, preset), work), ""
+        return call, run_call(call, work), None
     except PhotosFailed as error:
-        console.warn(error.message)
-        return error.result, error.message
+        if not error.photos or set(error.photos) - set(known):
+            console.warn(error.message)
+        return call, error.result, error
 
 
 def _run_step(job: Job, step: Step) -> None:
-    line = f"vpltool {shlex.join(step.words)}"
-    console.note(f"  {line}")
-    call = parse_line(step.words, job.preset)
     try:
         with console.without_advice():
-            result = run_call(call, job.work)
-    except PhotosFailed as error:
-        # Of photos that failed before, enough has been said.
-        if not error.photos or set(error.photos) - job.failed.keys():
-            console.warn(error.message)
-        job.failed.update(dict.fromkeys(error.photos))
-        result = error.result
+            call, result, failed = run_line(step.words, job.work, job.preset, job.failed)
     except VplError as error:
-        message, hint = (job.terms.spell(text, call.found.name, job.work)
+        message, hint = (job.terms.spell(text, step.words[0], job.work)
                          for text in (error.message, error.hint))
-        error.message = f"{job.terms.where(step.line)}, {line}: {message}"
+        error.message = (f"{job.terms.where(step.line)}, vpltool {shlex.join(step.words)}: "
+                         f"{message}")
         error.hint = then(hint, "run the recipe again: it resumes at this line")
         raise
+    job.failed.update(dict.fromkeys(failed.photos if failed else ()))
     job.take(result)
-    if call.found.show is not None and not call.quiet and (
-            text := call.found.show(result, call.values)):
-        print(text, flush=True)
+    if call.found.show is not None and not call.quiet:
+        for text in call.found.lines(result, call.values):
+            print(text, flush=True)
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
