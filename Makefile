@@ -134,9 +134,10 @@ pgseg: setup
 figure1 figure4: setup
 	$(BIN)/python -m vpltool.papers.figures $@ $(WORKSPACE) $(OPTIONS)
 
-# OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval'.
+# OPTIONS are those of benchmarks/bench.py, such as OPTIONS=--quick or OPTIONS='--only crf,eval';
+# OPTIONS=--whole also measures own-photos on REALDATA, `make demo` and `make test`.
 bench: setup
-	$(BIN)/python benchmarks/bench.py --out benchmarks/results-cpu.md $(OPTIONS)
+	REALDATA=$(abspath $(REALDATA)) $(BIN)/python benchmarks/bench.py --out benchmarks/results-cpu.md $(OPTIONS)
 
 # OPTIONS are those of benchmarks/growth.py, such as OPTIONS='--only photos'.
 growth: setup

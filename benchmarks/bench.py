@@ -1,6 +1,7 @@
 """Speed of every stage against the plain way of doing it, on two cores: `make bench`.
 
     python benchmarks/bench.py [--quick] [--only features,crf] [--data coco] [--model ViT-S-16]
+    python benchmarks/bench.py --whole
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ import torch
 from budget import budget
 from goals import goals
 from groups import groups
+from jobs import JOBS, attention, starts
 from measure import Row, failed, table
 from methods import Cost, costs, methods
+from safety import Trust, trust, trust_table
 from stages import FULL, QUICK, STAGES, TOY, Bench, Sizes
 
 from vpltool import file_hashes
+from vpltool.parallel.device import settle_precision
 
-HERE = Path(__file__).parent
-ALL = {**STAGES, "groups": groups, "methods": methods}
-"""Each stage, and the line of each method."""
+ALL = {**STAGES, "attention": attention, "starts": starts, "groups": groups, "trust": trust,
+       "methods": methods}
+"""Each stage, attention alone, the start of commands, the cost of trust, each method."""
 
 _HEAD = """# On a CPU
 
@@ -48,11 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.data:
         sizes = replace(sizes, data=options.data)
     device = torch.device("cpu")
-    chosen = {name: ALL[name] for name in options.only.split(",")}
+    names = options.only.split(",") + (list(JOBS) if options.whole else [])
+    chosen = {name: (ALL | JOBS)[name] for name in names}
     rows, head = run(chosen, sizes, device, options.precision)
     text = page(head, rows, device.type, sizes)
     print(text)
-    if options.out and sizes == FULL and chosen == ALL:
+    if options.out and sizes == FULL and chosen.keys() >= ALL.keys():
         before = options.out.read_text("utf-8") if options.out.exists() else ""
         options.out.write_text(with_section(before, machine_kind(), text), "utf-8")
     return int(any(row.error for row in rows))
@@ -61,12 +66,15 @@ def main(argv: list[str] | None = None) -> int:
 def page(head: str, rows: Sequence[Row], kind: str, sizes: Sizes) -> str:
     """The tables: of the stages, with what a whole data set would take; and of the methods."""
     of_methods = [row for row in rows if isinstance(row, Cost)]
-    of_stages = [row for row in rows if not isinstance(row, Cost)]
+    of_trust = [row for row in rows if isinstance(row, Trust)]
+    of_stages = [row for row in rows if not isinstance(row, Cost | Trust)]
     parts = [head]
     if of_stages:
         parts += [table(of_stages, kind), budget(of_stages, kind, sizes.product_pixels)]
     if kind == "cpu" and (of_goals := goals(of_stages)):
         parts.append(of_goals)
+    if of_trust:
+        parts.append(trust_table(of_trust))
     if of_methods:
         parts.append(costs(of_methods, kind))
     return "\n\n".join(parts) + "\n"
@@ -76,7 +84,10 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round, fewer photos")
     parser.add_argument("--toy", action="store_true", help="seconds; the numbers mean nothing")
-    parser.add_argument("--only", default=",".join(ALL), help="comma-separated stages")
+    parser.add_argument("--only", default=",".join(ALL),
+                        help=f"comma-separated: {', '.join(ALL | JOBS)}")
+    parser.add_argument("--whole", action="store_true",
+                        help=f"whole jobs, too, which take minutes: {', '.join(JOBS)}")
     parser.add_argument("--model", default="", help="of the encoder; ViT-B-16-quickgelu")
     parser.add_argument("--data", default="", help="photo sizes and tags: voc or coco")
     parser.add_argument("--precision", default=default_precision(), help="of our commands")
@@ -85,8 +96,12 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def default_precision() -> str:
-    """bf16 where the CPU computes in it, as the aims say; else float32."""
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(_cpuinfo().split()) else "fp32"
+    """bf16 where the CPU is faster in it, as `--precision auto` has it; else float32.
+
+    Instructions do not tell: an Intel Xeon whose AMX is hidden has avx512_bf16, and computes in it
+    at half the speed of float32.
+    """
+    return settle_precision("auto", torch.device("cpu"))
 
 
 def machine_kind(cpuinfo: str = "") -> str:

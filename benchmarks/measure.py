@@ -7,6 +7,7 @@ import os
 import statistics
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,6 +142,30 @@ def _resident(process: int) -> float:
     return 0
 
 
+class Spent:
+    """Adds up seconds that are spent in functions, in any thread, and how often they are called."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
+
+    def timed(self, name: str, function: Callable[..., Any], clock: Callable[[], float]
+              ) -> Callable[..., Any]:
+        """A function whose seconds count for a name."""
+        def run(*arguments: Any, **options: Any) -> Any:
+            began = clock()
+            try:
+                return function(*arguments, **options)
+            finally:
+                taken = clock() - began
+                with self._lock:
+                    self.seconds[name] += taken
+                    self.calls[name] += 1
+
+        return run
+
+
 @dataclass(frozen=True)
 class Work:
     """What a stage must spend on one piece of work, however it is written."""
@@ -233,8 +258,9 @@ def table(rows: Sequence[Row], kind: str) -> str:
         low, high = row.spread
         lines.append(
             f"| {row.stage} | {row.value:.3g}{row.unit} ({low:.3g} to {high:.3g}) | {aim}{mark} | "
-            f"{row.rates[0]:.3g} | {row.rates[1]:.3g} | {format_bytes(row.disk)} | "
-            f"{row.memory[0]:.0f} / {row.memory[1]:.0f} | "
+            + " ".join(f"{rate:.3g} |" if rate else " |" for rate in row.rates)
+            + f" {format_bytes(row.disk)} | "
+            + (f"{row.memory[0]:.0f} / {row.memory[1]:.0f} | " if any(row.memory) else " | ")
             + " ".join(f"{part:.0%} |" if part else " |" for part in (row.share, row.bare)))
     short = [f"- **{row.stage}** falls short: {row.reason or 'not known why'}."
              for row in rows if not row.met(kind)]
@@ -255,11 +281,11 @@ def peaks(device: torch.device, *, side: int = 2048, seconds: float = 1.0) -> Pe
     flops = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         matrix = torch.rand(side, side, device=device).to(dtype)
-        flops[name] = 2 * side**3 / _fastest(partial(torch.matmul, matrix, matrix), seconds)
+        flops[name] = 2 * side**3 / fastest(partial(torch.matmul, matrix, matrix), seconds)
     block = torch.zeros(side * side * 8, device=device)
     other = torch.empty_like(block)
     copied = 2 * block.nbytes
-    return Peaks(flops, copied / _fastest(lambda: other.copy_(block), seconds))
+    return Peaks(flops, copied / fastest(lambda: other.copy_(block), seconds))
 
 
 def products_rate(device: torch.device, dtype: torch.dtype, tokens: int, width: int, heads: int,
@@ -289,10 +315,11 @@ def products_rate(device: torch.device, dtype: torch.dtype, tokens: int, width: 
             left @ right
 
     flops = 24 * count * width**2 + 4 * count**2 * width
-    return flops / _fastest(job, seconds)
+    return flops / fastest(job, seconds)
 
 
-def _fastest(job: Callable[[], object], seconds: float) -> float:
+def fastest(job: Callable[[], object], seconds: float) -> float:
+    """Run a job for some seconds, three times at least; the shortest time it took."""
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - started < seconds:

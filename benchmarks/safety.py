@@ -1,28 +1,32 @@
-"""What checked numbers and synced files cost, as shares of the stages that they are part of.
+"""What trust costs: hashed photos, checked numbers and synced files, as shares of each stage.
 
     OMP_NUM_THREADS=1 python benchmarks/safety.py --photos 12
 
-Drawn photos of VOC's sizes and a ViT-B/16, as in `bench.py`. Each stage runs once, in one process
-and whole, and both parts of it are timed within that run: so what else the machine does slows part
-and whole alike. Checks: seconds of a core, of the thread that checks, beside those of the process.
-Synced files: seconds by the clock in which a thread waits for the disk, beside those of the stage;
-where another thread writes, the stage goes on meanwhile, so this share is the most that it costs.
+Drawn photos of VOC's sizes and a ViT-B/16, as in `bench.py`, which prints the same table. Each
+stage runs once, in one process and whole, and its parts are timed within that run: so what else the
+machine does slows part and whole alike. Checks: seconds of a core, of the thread that checks,
+beside those of the process. Synced files and hashes: seconds by the clock in which a thread waits
+for them, beside those of the stage; where another thread writes, the stage goes on meanwhile, so
+this share is the most that it costs. Each stage hashes its photos as if they were new to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
+from measure import Row, Spent
+from stages import Bench
 from world import World, make_world
 
+from vpltool import file_hashes
 from vpltool.formats import atomic, outputs, values
 
 STAGES: tuple[tuple[object, ...], ...] = (
@@ -40,31 +44,34 @@ STAGES: tuple[tuple[object, ...], ...] = (
 )
 
 
-class Spent:
-    """Adds up seconds that are spent in functions, and how often they are called."""
+@dataclass(frozen=True)
+class Trust(Row):
+    """A line of the table, of its own columns."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.calls: Counter[str] = Counter()
-
-    def timed(self, name: str, function: Callable[..., Any], clock: Callable[[], float]
-              ) -> Callable[..., Any]:
-        """A function whose seconds count for a name."""
-        def run(*arguments: Any, **options: Any) -> Any:
-            began = clock()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self.seconds[name] += clock() - began
-                self.calls[name] += 1
-
-        return run
+    line: str = ""
 
 
-def measure(world: World, words: tuple[object, ...]) -> str:
+def trust(bench: Bench) -> Iterator[Row]:
+    """Each stage's cost of trust, in one thread."""
+    toy, threads = bench.sizes.data == "toy", torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        world = make_world(bench.folder / "trust", 4 if toy else 8, bench.device,
+                           data=bench.sizes.data, model=bench.sizes.model)
+        for words in STAGES:
+            yield measure(world, words)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure(world: World, words: tuple[object, ...]) -> Trust:
     """Run a stage; a row of the table."""
     spent = Spent()
-    with (mock.patch.object(values, "_fault", spent.timed(
+    cache = {file_hashes.FOLDER: str(world.base / "cache" / str(time.time_ns()))}
+    with (mock.patch.dict(os.environ, cache),
+          mock.patch.object(file_hashes, "_hash", spent.timed(
+              "hash", file_hashes._hash, time.perf_counter)),
+          mock.patch.object(values, "_fault", spent.timed(
               "check", values._fault, time.thread_time)),
           mock.patch.object(outputs, "check_labels", spent.timed(
               "check", values.check_labels, time.thread_time)),
@@ -72,11 +79,24 @@ def measure(world: World, words: tuple[object, ...]) -> str:
         core, began = time.process_time(), time.perf_counter()
         world.run(*words)
         core, clock = time.process_time() - core, time.perf_counter() - began
-    check, sync = spent.seconds["check"], spent.seconds["sync"]
+    check, hashed, sync = (spent.seconds[name] for name in ("check", "hash", "sync"))
     name = " ".join(map(str, words[:3] if "--method" in words else words[:1]))
-    return (f"| {name} | {core:.2f} | {1000 * check:.1f} | {spent.calls['check']} | "
-            f"{100 * check / core:.2f} % | {clock:.2f} | {1000 * sync:.0f} | "
-            f"{100 * sync / clock:.2f} % |")
+    share = (hashed + sync) / clock + check / core
+    return Trust(
+        f"trust: {name}", share, (share, share), {}, (0, 0), (0, 0), line=(
+            f"| {name} | {core:.2f} | {1000 * check:.1f} | {spent.calls['check']} | "
+            f"{100 * check / core:.2f} % | {clock:.2f} | {1000 * hashed:.0f} | "
+            f"{100 * hashed / clock:.2f} % | {1000 * sync:.0f} | {100 * sync / clock:.2f} % |"))
+
+
+HEAD = ("| stage | seconds of a core | of these, checks, ms | tensors | share | seconds by the "
+        "clock | of these, hashes of photos, ms | share | of these, the disk, ms | share |\n"
+        "| --- |" + " ---: |" * 9)
+
+
+def trust_table(rows: Sequence[Trust]) -> str:
+    """Markdown: what hashes, checks and the disk cost each stage."""
+    return "\n".join([HEAD, *(row.line for row in rows)])
 
 
 def main() -> None:
@@ -86,13 +106,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder on the disk that is to be measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| stage | seconds of a core | of these, checks, ms | tensors | share | seconds by the "
-          "clock | of these, the disk, ms | share |")
-    print("| --- |" + " ---: |" * 7)
+    print(HEAD)
     with tempfile.TemporaryDirectory(dir=options.base) as folder:
         world = make_world(Path(folder) / "world", options.photos, torch.device("cpu"))
         for words in STAGES:
-            print(measure(world, words), flush=True)
+            print(measure(world, words).line, flush=True)
 
 
 if __name__ == "__main__":

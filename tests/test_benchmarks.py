@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ import disk  # noqa: E402
 import goals  # noqa: E402
 import gpu  # noqa: E402
 import growth  # noqa: E402
+import jobs  # noqa: E402
 import measure  # noqa: E402
 import methods as measured  # noqa: E402
 import peers  # noqa: E402
 import plain  # noqa: E402
+import safety  # noqa: E402
 import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
 
@@ -53,12 +57,17 @@ def test_a_step_of_groups_is_that_of_the_plain_way() -> None:
         assert min(row.rates) > 0
 
 
-def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    rows, head = bench.run(STAGES, TOY, CPU, "fp32")
+def test_every_stage_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_seconds", lambda _command: 9.0)
+    rows, head = bench.run({**STAGES, "attention": jobs.attention, "starts": jobs.starts}, TOY, CPU,
+                           "fp32")
+    alone = [row for row in rows if row.stage.startswith(("attention", "start:"))]
+    assert len(alone) == 6
+    rows_of_all, rows = rows, [row for row in rows if row not in alone]
     assert "GFLOP/s" in head
     assert {name: sum(row.stage.startswith(name) for row in rows) for name in (
         "extract", "cam", "learn-prototypes", "crf", "train-decoder", "predict", "eval")} == {
-        "extract": 1, "cam": 1, "learn-prototypes": 3, "crf": 2, "train-decoder": 1, "predict": 1,
+        "extract": 1, "cam": 1, "learn-prototypes": 3, "crf": 3, "train-decoder": 1, "predict": 1,
         "eval": 1}
     for row in rows:
         assert row.value > 0
@@ -69,7 +78,7 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     same = {row.stage: row.same for row in rows if row.same is not None}
     same = {name if name.startswith("crf") else name.split(" ")[0].rstrip(","): value
             for name, value in same.items()}
-    assert len(same) == 5
+    assert len(same) == 6
     assert {"extract", "predict", "eval"} < set(same)
     assert same["eval"] == pytest.approx(1, abs=1e-6)
     # The rounding of half precision moves a box of a toy's CAM here and there.
@@ -78,11 +87,55 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert "NOT REACHED" not in "".join(row.check for row in rows)
     (descent,) = (row for row in rows if "the paper's descent of" in row.stage)
     assert float(descent.check.split("at least ")[1].split(";")[0]) >= 0.9999
-    *of_goals, _, where = goals.goals(rows).splitlines()[2:]
-    assert where == goals.ELSEWHERE_ON
-    assert len(of_goals) == len(goals.GOALS) + len(goals.ELSEWHERE), "each goal has its line"
+    *of_goals, _, where = goals.goals(rows_of_all).splitlines()[2:]
+    assert where == goals.BEFORE
+    assert len(of_goals) == len(goals.GOALS), "each goal has its line"
+    assert sum("not in this run" in line for line in of_goals) == sum(
+        bool(goal.by) for goal in goals.GOALS)
     assert "not known why" not in "".join(of_goals)
     assert len({line.count("|") for line in of_goals}) == 1
+
+
+def test_the_cost_of_trust_is_measured() -> None:
+    """Of each stage, in a table of its own: every one hashes, checks and writes."""
+    rows, head = bench.run({"trust": bench.ALL["trust"]}, TOY, CPU, "fp32")
+    assert len(rows) == len(safety.STAGES)
+    for row in rows:
+        assert isinstance(row, safety.Trust), row.error
+        assert 0 < row.value < 1
+    text = bench.page(head, rows, "cpu", TOY)
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "| cam --method dense |" in text
+
+
+def test_where_a_job_s_time_goes(tmp_path: Path) -> None:
+    """Its own lines tell; a job that fails is told with its last lines."""
+    script = tmp_path / "job.py"
+    script.write_text("""
+import sys, time
+print("python -m vpltool run x", flush=True)
+time.sleep(0.2)
+for line in ("  vpltool cam --what x", "seed 1: vpltool crf", "  vpltool cam"):
+    print(line, file=sys.stderr, flush=True)
+    time.sleep(0.05)
+sys.exit(len(sys.argv) - 1)
+""")
+    spent = jobs.timed_lines([sys.executable, str(script)])
+    assert list(spent) == ["the start", "cam", "crf"]
+    assert spent["the start"] > spent["cam"] > spent["crf"] > 0
+    assert jobs.longest({"a": 1.2, "b": 30.0, "c": 0.1}, 2) == "b 30 s, a 1 s"
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        jobs.timed_lines([sys.executable, str(script), "fail"])
+    assert "seed 1: vpltool crf" in failed.value.output
+
+
+def test_a_goal_says_why_it_is_missed() -> None:
+    slow = measure.Row("make test (run)", 463.0, (463.0, 463.0), {"cpu": 300}, (0, 0), (0, 0),
+                       reason="a measured reason", unit="s")
+    lines = goals.goals([slow, replace(slow, stage="make demo with set-up (run)", value=200.0)])
+    assert "| make test (run) | 463 s | ≤ 300s | 463s | a measured reason |" in lines
+    assert "| make demo with set-up (run) | 303 s | ≤ 240s | 200s |  |" in lines
+    assert goals.goals([]) == ""
 
 
 @pytest.mark.parametrize("kind", sorted(

@@ -101,6 +101,10 @@ class LabelRefiner(MethodModule):
     def warm_up(self, of_method: OfMethod, device: torch.device, labels: int) -> None:
         """Do, before other processes start, what would else be done in each of them."""
 
+    def frees_lock(self, of_method: OfMethod, device: torch.device) -> bool:
+        """Whether it runs without the interpreter's lock: in threads, not in processes."""
+        return False
+
     def decided(self, photo: inputs.ScoredPhoto, confidence: float
                 ) -> npt.NDArray[np.float32] | None:
         """The result where refining cannot change a label; None: it must be refined."""

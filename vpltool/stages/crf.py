@@ -70,8 +70,8 @@ _THREADS = 8
 def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     """Turn CAMs into pseudo masks, or sharpen predictions, with a dense CRF or PAR.
 
-    It runs over the classes present only. On a CPU, each worker process
-    handles one photo at a time; on a GPU, photos of the same size run together.
+    It runs over the classes present only. On a CPU, each worker handles one
+    photo at a time; on a GPU, photos of the same size run together.
 
     CAMs become two folders: masks/NAME, for training, with 255 where the
     CRF is unsure; and masks/NAME-full, for scoring, without 255. With
@@ -235,10 +235,13 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
     worker.method.warm_up(worker.settings, worker.device, task.labels)
-    # A method keeps one core busy and holds the interpreter's lock: processes, not threads. This
-    # one only hands work out.
+    # A method keeps one core busy, this thread only hands work out.
     count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
     _warn_of_memory(worker, jobs, max(count, 1))
+    if worker.method.frees_lock(worker.settings, worker.device):
+        # Threads are there at once, where a process imports torch first.
+        _worker[:] = [worker]
+        return in_threads(_one_photo, jobs, count if count > 1 else 0)
     return run_jobs(_one_photo, jobs, count, _begin_worker, task)
 
 
@@ -267,7 +270,7 @@ def _begin_worker(task: _Task) -> None:
 
 
 def _one_photo(job: Job) -> Made:
-    """Refine the labels of a photo, in a worker process."""
+    """Refine the labels of a photo, in a worker process or thread."""
     return _solve(_worker[0], [read_scored(_worker[0].task.scores, job)])[0]
 
 

@@ -80,6 +80,11 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
                        _kernels(settings.preset), backend="numba")
 
 
+def frees_lock(settings: Settings, device: torch.device) -> bool:
+    """Whether it runs without the interpreter's lock: Numba's loops do."""
+    return _backend(settings, device) == "numba"
+
+
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
     """Make the marginals of photos of one size and number of labels (L, H, W), each."""
