@@ -9,7 +9,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "darwin":
+    # Read when torch is loaded: what Apple's GPUs cannot do, the CPU does.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.2.0"
 

@@ -29,7 +29,7 @@ def split(default: str = "train") -> str:
 
 def device(*, brief: bool = True) -> str:
     """Where the work is done."""
-    return setting("auto", "auto, cpu, cuda or cuda:N.", panel=RUNNING, record="never",
+    return setting("auto", "auto, cpu, mps, cuda or cuda:N.", panel=RUNNING, record="never",
                    brief=brief)
 
 

@@ -123,7 +123,7 @@ class Segmenter:
                 file. The others know their classes.
             pretrained: weights of the CLIP, a file or folder, where the file does not hold them;
                 default: as the workspace around it says, or as its header names them.
-            device: auto, cpu, cuda or cuda:N.
+            device: auto, cpu, mps, cuda or cuda:N.
             precision: fp32, bf16, fp16 or auto, for the CLIP; groups compute in fp32.
             max_side: longer photos are scaled down to this first; 0: never; default: as in
                 training.

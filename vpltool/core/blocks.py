@@ -251,7 +251,7 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = Non
             it is not needed.
     """
     query = query * query.shape[-1] ** -0.5
-    if query.is_cuda:
+    if query.device.type != "cpu":
         weights = torch.softmax(query @ key.transpose(-2, -1), dim=-1)
         if total is not None:
             total += weights.sum(dim=1, dtype=torch.float32)

@@ -102,7 +102,7 @@ def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: Crf
 
 def fastest_backend(device: torch.device) -> str:
     """Return the fastest installed backend for a device."""
-    if device.type != "cpu":
+    if device.type == "cuda":
         return "torch"
     return next((name for name in ("numba", "pydensecrf") if importlib.util.find_spec(name)),
                 "torch")

@@ -36,5 +36,5 @@ def best_matchings(similarity: Tensor) -> Tensor:
         permutations (B, n), on the device of the similarity.
     """
     columns = [torch.from_numpy(scipy.optimize.linear_sum_assignment(problem, maximize=True)[1])
-               for problem in similarity.double().cpu().numpy()]
+               for problem in similarity.cpu().double().numpy()]
     return torch.stack(columns).to(similarity.device)

@@ -126,7 +126,7 @@ def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
         if sums is None:
             # In double precision, since millions of pixels are summed.
             sums = torch.zeros(groups, part.shape[1], dtype=torch.float64)
-        sums.index_add_(0, group.cpu(), part.double().cpu())
+        sums.index_add_(0, group.cpu(), part.cpu().double())
         counts += torch.bincount(group.cpu(), minlength=groups)
     seen = counts > 0
     if sums is None or not bool(seen.any()):

@@ -19,24 +19,36 @@ _SLOW = 2.0
 """Times slower than fp32 from which on it is worth a warning; with instructions it is faster."""
 
 
-def find_device(choice: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
+def find_device(choice: str, *, double: bool = False) -> torch.device:
+    """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into a device that is there.
 
-    Of several processes that torchrun has started on this machine, each takes a GPU of its own.
+    Of several processes that torchrun has started on this machine, each takes a GPU of its own,
+    and none of them Apple's, over which they cannot exchange anything.
+
+    Args:
+        choice: its name.
+        double: whether double precision is needed, which Apple's GPUs lack: then the CPU instead.
 
     Raises:
         VplError: no such device.
     """
+    apple = torch.backends.mps.is_available()
     if choice == "auto":
-        choice = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = apple and "LOCAL_RANK" not in os.environ
+        choice = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
+    if choice == "mps" and double:
+        choice = "cpu"
     if choice == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal():
         choice = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(choice)
     except RuntimeError:
-        raise VplError(f"`{choice}` is not a device", "one of auto, cpu, cuda or cuda:N") from None
+        raise VplError(f"`{choice}` is not a device",
+                       "one of auto, cpu, mps, cuda or cuda:N") from None
     if device.type == "cpu":
         keep_freed_memory()
+    if device.type == "mps" and not apple:
+        raise VplError("mps: torch finds no GPU of Apple's", "`device='cpu'`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise VplError(f"{choice}: {torch.cuda.device_count()} CUDA devices found",
                        "`device='cpu'`")
@@ -62,10 +74,13 @@ def keep_freed_memory() -> None:
 def settle_precision(choice: str, device: torch.device) -> str:
     """Return the precision that a choice stands for: `auto` is bf16 where the device has it.
 
-    A CPU has it where it multiplies faster in it than in float32; a GPU, from Ampere on.
+    A CPU has it where it multiplies faster in it than in float32; a GPU, from Ampere on; none of
+    Apple's, where it has not been tried.
     """
     if choice != "auto":
         return choice
+    if device.type == "mps":
+        return "fp32"
     if device.type == "cuda":
         has_it = torch.cuda.get_device_capability(device)[0] >= 8
     else:
@@ -97,6 +112,11 @@ def find_precision(choice: str, device: torch.device,
             warn(f"{choice} is about {slower:.0f} times slower than fp32 on this CPU, which lacks "
                  "the instructions for it: `precision='fp32'`")
     return dtype_of(choice)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the element type for long sums: double precision, single where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -118,17 +118,18 @@ def _gather() -> type[torch.autograd.Function]:
 
 
 @contextlib.contextmanager
-def joined(choice: str) -> Iterator[Ranks]:
+def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
     """Join the processes that torchrun has started: NCCL between GPUs, gloo between CPUs.
 
     Args:
         choice: device, see `find_device`; of several processes each takes its own GPU.
+        double: whether it must compute in double precision.
 
     Raises:
         VplError: no such device, or another process has ended.
     """
     rank, count = rank_of_process()
-    device = find_device(choice)
+    device = find_device(choice, double=double)
     if count == 1:
         yield Ranks(0, 1, device)
         return

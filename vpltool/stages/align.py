@@ -164,7 +164,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
-    return alignment.Regions(embeddings.to(find_device(settings.device)),
+    return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
                              torch.cat([pixel for pixel, _ in entries]),
                              torch.cat([weight for _, weight in entries]), torch.tensor(counts),
                              torch.tensor(classes))

@@ -160,7 +160,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "vision")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        with joined(settings.device) as ranks:
+        with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      prototypes.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):

@@ -72,7 +72,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not check_file(target, header, overwrite=settings.overwrite,
                       update=settings.update):
-        with joined(settings.device) as ranks:
+        with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      space_of(text), unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)

@@ -93,7 +93,7 @@ def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, S
         for batch in feature_batches(features, ids, ("patches",), settings.batch_size,
                                      device=device):
             means = salient_means(batch.tensors["patches"].to(device).float(), batch.grid,
-                                  settings.share).double().cpu()
+                                  settings.share).cpu().double()
             if not len(total):
                 total = torch.zeros(classes, means.shape[-1], dtype=torch.float64)
             for key, mean in zip(batch.ids, means, strict=True):

@@ -199,7 +199,7 @@ def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettin
 
 def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNetwork,
          settings: _fitting.TrainDecoderSettings) -> None:
-    with joined(settings.device) as ranks:
+    with joined(settings.device, double=True) as ranks:
         _fitting.fit_segmenter(method, network, run.data, settings, ranks)
         if ranks.rank == 0:
             _write_decoder(run, network, [])

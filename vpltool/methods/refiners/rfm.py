@@ -20,6 +20,7 @@ from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.methods.refiners._boxes import BoxSettings, spread_along
+from vpltool.parallel.device import widest
 from vpltool.settings import setting
 
 READS = ("attentions", "layers", "decoder")
@@ -72,7 +73,7 @@ def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
     """
     affinity = patch_affinity(fused[None].float())[0]
     maps = attentions.float()
-    distance = (affinity - maps).sum(dim=(1, 2), dtype=torch.float64)
+    distance = (affinity - maps).sum(dim=(1, 2), dtype=widest(maps.device))
     # The nearest is always kept, also where rounding puts the mean of equal distances below them.
     kept = distance <= torch.maximum(distance.mean(), distance.amin())
     return affinity * (maps * kept[:, None, None]).sum(dim=0) / kept.sum()
