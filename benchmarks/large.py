@@ -18,6 +18,7 @@ labels of a mosaic with the true ones, along the borders of tiles and elsewhere.
 from __future__ import annotations
 
 import csv
+import functools
 import resource
 import sys
 import time
@@ -33,9 +34,9 @@ from vpltool.api import Workspace
 from vpltool.core.crf import bounded_size, decided, labels_at, mean_field, shrink_photo, to_labels
 from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.metrics import confusion, scores
-from vpltool.core.photos import read_photo
+from vpltool.core.photos import PhotoSettings, read_photo
 from vpltool.core.tiles import spans
-from vpltool.engine.running import load_trained
+from vpltool.engine.segmenters import open_segmenter
 from vpltool.engine.tiles import TiledSegmenter, Tiles
 from vpltool.formats import open_workspace, read_labels
 from vpltool.methods.inputs import ScoredPhoto
@@ -47,18 +48,21 @@ _NEAR = 4
 
 def seams(work: Path, photo: Path, decoder: Path, tile: int = 448) -> None:
     """Print the agreement with the whole photo along seams and elsewhere."""
-    from vpltool.core.segment import labels_of
+    from vpltool.core.segment import labels_of, segment
 
     device = torch.device("cpu")
-    trained = load_trained(decoder, open_workspace(work), device)
-    patch = trained.encoder.vision.patch
+    trained = open_segmenter(decoder).trained(open_workspace(work), device)
+    encoder = trained.encoder
+    seen_by = functools.partial(segment, encoder.vision, trained.network)
+    patch = encoder.vision.patch
+    seen = PhotoSettings(patch, encoder.mean, encoder.std)
     rgb = read_photo(photo)
     rgb = np.ascontiguousarray(rgb[: len(rgb) // patch * patch, : rgb.shape[1] // patch * patch])
     size = (rgb.shape[0], rgb.shape[1])
 
     def labels(side: int, overlap: float) -> Any:
         tiles = Tiles(side, overlap, side)
-        return labels_of(TiledSegmenter(trained, device, tiles, at_once=1).whole(rgb), size)
+        return labels_of(TiledSegmenter(seen_by, seen, device, tiles, at_once=1).whole(rgb), size)
 
     whole = labels(max(size), 0)
     print(f"{photo.name}: {size[1]}×{size[0]}, {np.mean(whole > 0):.1%} of a class when seen whole")

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
 from vpltool.core import segment
-from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
-from vpltool.engine.running import load_trained, stand_in_workspace
-from vpltool.engine.segmenters import segmenter_header
-from vpltool.engine.tiles import TiledSegmenter, find_tiles
+from vpltool.core.photos import describe_failure, read_photo
+from vpltool.engine.groups import GroupSettings
+from vpltool.engine.running import RunningSegmenter
+from vpltool.engine.segmenters import open_segmenter, stand_in_workspace
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import workspace_around
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, Tensor, np, npt
-from vpltool.methods.inputs import side_of
-from vpltool.parallel.device import find_device, find_precision
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
-from vpltool.stages._group_predict import GroupSegmenter, GroupSettings
+from vpltool.settings import make
 
 Rgb = Any
 """What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
@@ -91,11 +88,6 @@ class Segmentation:
         return axes
 
 
-Probabilities = Callable[["npt.NDArray[np.uint8]", Sequence[float], bool, str, float], "Tensor"]
-"""Gives the class probabilities (1 + classes, h, w) of RGB (H, W, 3), by scales and mirroring, and
-by tiles and their overlap."""
-
-
 class Segmenter:
     """A trained segmenter in memory; make one with `Segmenter.load`.
 
@@ -103,12 +95,14 @@ class Segmenter:
     needed.
 
     Args:
-        probabilities: runs a trained network.
+        running: what runs it.
+        settings: how photos are seen.
         classes: names of the classes, the first is label 1.
     """
 
-    def __init__(self, probabilities: Probabilities, classes: Sequence[str]) -> None:
-        self._probabilities = probabilities
+    def __init__(self, running: RunningSegmenter, settings: GroupSettings, classes: Sequence[str]
+                 ) -> None:
+        self._running, self._settings = running, settings
         self.classes = tuple(classes)
 
     @classmethod
@@ -139,17 +133,14 @@ class Segmenter:
                            f"{path} is a folder, not a segmenter's file", near_path(path)
                            or "give what `train_decoder()` wrote, WORK/decoder/NAME.safetensors, "
                               "or an exported bundle")
-        header = segmenter_header(path)
-        named = _named_clip(path, header.model, str(pretrained))
-        if header.kind == "groups":
-            chosen = GroupSettings(threshold=threshold, prompts=prompts)
-            named = _with_words(path, named, classes)
-            return cls(_load_groups(path, named, chosen, device), named.classes)
-        probabilities, own = _load_network(path, named, device, precision, max_side)
-        if classes and tuple(classes) != tuple(own):
-            raise VplError(f"{path} is a decoder for {', '.join(own)} only",
-                           "`train_groups()` makes what any word can name")
-        return cls(probabilities, own)
+        segmenter = open_segmenter(path)
+        clip = _named_clip(path, segmenter.header.model, str(pretrained))
+        named = segmenter.named(clip, tuple(classes))
+        settings = make(GroupSettings, {
+            "device": device, "precision": precision, "max_side": max_side,
+            "threshold": threshold, "prompts": prompts},
+            () if max_side is None else ("max_side",))
+        return cls(segmenter.load(named, settings), settings, named.classes)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False,
                  tile: int | str = "", overlap: float = 0.25) -> Segmentation:
@@ -167,64 +158,11 @@ class Segmenter:
             VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
         rgb = _as_rgb(photo)
-        field = self._probabilities(rgb, scales, flip, str(tile), overlap)
+        field = self._running.photo(rgb, replace(
+            self._settings, scales=",".join(map(str, scales)), flip=flip, tile=str(tile),
+            overlap=overlap))
         return Segmentation(segment.labels_of(field, (rgb.shape[0], rgb.shape[1])), field,
                             self.classes, rgb)
-
-
-def _load_network(path: Path, named: Workspace, device: str, precision: str,
-                  max_side: int | None) -> tuple[Probabilities, tuple[str, ...]]:
-    """Load a decoder or bundle with its encoder; also return the names of its classes."""
-    where = find_device(device)
-    dtype = find_precision(precision, where, console.warn)
-    trained = load_trained(path, named, where)
-    encoder, network = trained.encoder, trained.network
-    vision = encoder.vision.to(dtype)
-    side = side_of(trained.header, max_side)
-
-    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool, tile: str,
-                      overlap: float) -> Tensor:
-        tiles = find_tiles(tile, overlap, trained.header, max_side)
-        tiled = tiles and TiledSegmenter(trained, where, tiles, scales, flip)
-        if tiled and tiled.divides((rgb.shape[0], rgb.shape[1])):
-            return tiled.whole(rgb)
-        target = fit_size((rgb.shape[0], rgb.shape[1]), vision.patch, scale=max(scales),
-                          max_side=side)
-        pixels = to_pixels(rgb, target, encoder.mean, encoder.std)[None].to(where, dtype)
-        return segment.segment(vision, network, pixels, [scale / max(scales) for scale in scales],
-                               flip=flip)[0]
-
-    return probabilities, trained.classes
-
-
-def _load_groups(path: Path, named: Workspace, settings: GroupSettings, device: str
-                 ) -> Probabilities:
-    """Load trained groups, and encode the words that they are named by."""
-    segmenter = GroupSegmenter.of(named, path, settings, find_device(device))
-
-    def probabilities(rgb: npt.NDArray[np.uint8], scales: Sequence[float], flip: bool, tile: str,
-                      overlap: float) -> Tensor:
-        if tuple(scales) != (1.0,) or flip or tile:
-            raise VplError("groups see a photo by windows of their own, at one scale, and not "
-                           "mirrored", "leave out `scales`, `flip` and `tile`")
-        photos = segmenter.photos
-        pixels = to_pixels(rgb, photos.fit((rgb.shape[0], rgb.shape[1])), photos.mean, photos.std)
-        return segmenter.segment(pixels[None])[0].probabilities
-
-    return probabilities
-
-
-def _with_words(file: Path, named: Workspace, classes: Sequence[str]) -> Workspace:
-    """The workspace with the words that groups are named by.
-
-    Raises:
-        VplError: there are none.
-    """
-    words = tuple(classes) or named.classes
-    if not words:
-        raise VplError(f"{file} needs class names, and none are given",
-                       "`classes=['cat', 'dog']`")
-    return replace(named, classes=words)
 
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vpltool.datasets.classes import read_classes
 from vpltool.engine.headers import relative_path
 from vpltool.engine.models import WORDS, encoder_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
@@ -34,7 +35,6 @@ from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
 from vpltool.stages._corrections import identity_of_corrections
-from vpltool.stages._group_predict import named_workspace
 from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
@@ -186,11 +186,14 @@ class State:
 
     def _model_changed(self, header: Header) -> list[str]:
         """Whether the workspace has another model than what was made from it."""
-        work = self.workspace
+        work, maker = self.workspace, header
         words = header.call.get("encoder") == WORDS
-        if "segmenter" in header.inputs or ("encoder" in header.options and not words):
+        for role in ("what", "decoder"):
+            found = self.artifacts.get(maker.sources.get(role, ""))
+            maker = found.header if found else maker
+        if "segmenter" in maker.inputs or ("encoder" in maker.options and not words):
             # Features of a second encoder are made without the workspace's own, and so is what a
-            # bundle with its own tower predicts.
+            # bundle or a student predicts, and what is made of that.
             return []
         made_by = header.model.get("encoder") or header.model.get("name")
         what, now = (("CLIP", work.model) if words or not work.encoder
@@ -237,7 +240,8 @@ class State:
         if not words:
             return self.workspace.classes_identity
         try:
-            return named_workspace(self.workspace, self.workspace.path / words).classes_identity
+            names = read_classes(self.workspace.path / words).names
+            return replace(self.workspace, classes=names).classes_identity
         except VplError:
             return ""
 

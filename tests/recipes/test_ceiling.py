@@ -49,7 +49,7 @@ def test_its_masks_are_the_true_ones(work: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (("--decoder", "wek"), "no decoder called `wek`"),
+    (("--decoder", "wek"), "no segmenter called `wek`"),
     (("--decoder", "weak", "--score", "train"), "was trained on the split `train`"),
     (("--decoder", "weak", "--score", "tset"), "tset")])
 def test_what_cannot_be_measured_is_said(options: tuple[str, ...], said: str, work: Path,

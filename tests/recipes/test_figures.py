@@ -20,7 +20,7 @@ from conftest import SHAPES, TRAIN, Result, copy_workspace, run_chain
 from PIL import Image
 
 from vpltool.core.training import labels_at
-from vpltool.engine.segmenters import read_segmenter
+from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import open_input, open_workspace, read_tensors
 from vpltool.papers.figures import figure1, figure4
 from vpltool.papers.figures.__main__ import main
@@ -98,7 +98,7 @@ def test_stray_area_by_hand() -> None:
 
 
 def test_region_embeddings_are_means_over_the_masks(drawn: Path) -> None:
-    _, decoder = read_segmenter(drawn / "decoder/tiny.safetensors")
+    decoder = open_segmenter(drawn / "decoder/tiny.safetensors").network()
     features = open_input(drawn / "features/train", ("features",))
     masks = open_input(drawn / "masks/text-refined/train", ("masks",))
     ids = [photo.id for photo in open_workspace(drawn).photos("train")]

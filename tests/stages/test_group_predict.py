@@ -19,10 +19,9 @@ from vpltool.core.group_maps import GroupView, segment_by_groups, with_backgroun
 from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
 from vpltool.core.tiles import window_starts
-from vpltool.engine.groups import read_groups, text_encoder
+from vpltool.engine.groups import GroupSettings, read_groups, text_encoder, view_of
 from vpltool.formats import describe, open_workspace, read_labels, read_tensors
 from vpltool.preset import read_preset
-from vpltool.stages._group_predict import GroupSettings, view_of
 
 SIZES = ("--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",
          "--groups", "6,3", "--hidden", 8, "--npr-hidden", 8)

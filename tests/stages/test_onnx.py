@@ -16,7 +16,7 @@ from PIL import Image
 from reference.small_regions import without_small_regions
 
 from vpltool import Segmenter
-from vpltool.engine.running import load_trained
+from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import open_workspace
 from vpltool.methods.inputs import TrainedSegmenter
 
@@ -45,8 +45,8 @@ def session(path: Path) -> Any:
 
 def trained(work: Path, name: str) -> TrainedSegmenter:
     """A decoder of the workspace with its encoder."""
-    return load_trained(work / f"work/decoder/{name}.safetensors", open_workspace(work / "work"),
-                        torch.device("cpu"))
+    return open_segmenter(work / f"work/decoder/{name}.safetensors").trained(
+        open_workspace(work / "work"), torch.device("cpu"))
 
 
 def torch_says(segmenter: TrainedSegmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,7 @@ def test_as_x_anylabeling_takes_it(work: Path, run: Run, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("options", "said", "hint"), [
     (("--anylabeling", 41), "not a multiple of the patch, 8", "--anylabeling 48"),
-    (("--what", "none"), "no decoder called `none`", ""),
+    (("--what", "none"), "no segmenter called `none`", ""),
 ])
 def test_what_is_refused(options: tuple[object, ...], said: str, hint: str, work: Path, run: Run,
                          tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_without_the_package(work: Path, run: Run, monkeypatch: pytest.MonkeyPat
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec",
                         lambda name, *rest: None if name == "onnxscript" else find(name, *rest))
-    monkeypatch.setattr("vpltool.stages.export.load_trained", None)
+    monkeypatch.setattr("vpltool.engine.segmenters.SegmenterFile.trained", None)
     result = run("export", "onnx", "--what", "linear", work=work / "work")
     assert result.lines("error:") == ["the package onnxscript is not installed"]
     assert result.lines("hint:") == ["pip install 'vpltool[onnx]'"]

@@ -9,7 +9,7 @@ import torch
 from conftest import TRAIN, Run, copy_workspace, run_chain
 from reference import clip_es, weclip
 
-from vpltool.engine.segmenters import read_segmenter
+from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import open_input, read_tensors
 
 RFM = ("refine", "--cams", "text", "--method", "rfm", "--decoder", "tiny")
@@ -32,7 +32,7 @@ def test_maps_are_the_references(blocks: int, base: Path, tmp_path: Path, run: R
     folder = open_input(tmp_path / "maps", ("cams",))
     assert {"decoder", "features", "cams"} <= set(folder.header.inputs)
     assert folder.header.options["blocks"] == blocks
-    network = read_segmenter(work / "decoder/tiny.safetensors")[1]
+    network = open_segmenter(work / "decoder/tiny.safetensors").network()
     for number in range(6):
         key = f"scene{number}"
         raw = read_tensors(work / f"cams/text/train/{key}.safetensors", "cams")[1]["cam"].float()
@@ -68,7 +68,7 @@ def test_a_second_round(base: Path, tmp_path: Path, run: Run, tiny_clip: Path) -
 
 @pytest.mark.parametrize(("words", "message", "hint"), [
     (("--blocks", 9), "--blocks 9: the features hold the attention of 8", "--attention-blocks 9"),
-    (("--decoder", "none"), "no decoder called `none`", "tiny"),
+    (("--decoder", "none"), "no segmenter called `none`", "tiny"),
 ])
 def test_refused(words: tuple[object, ...], message: str, hint: str, base: Path, tmp_path: Path,
                  run: Run) -> None:

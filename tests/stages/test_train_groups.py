@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vpltool.core import group_training
 from vpltool.core.group_maps import class_maps, group_maps, name_groups
-from vpltool.engine.groups import find_groups, from_groupvit, is_groupvit, read_groups, text_encoder
+from vpltool.engine.groups import from_groupvit, is_groupvit, read_groups, text_encoder
+from vpltool.engine.segmenters import find_segmenter
 from vpltool.formats import Header, describe, open_workspace, read_tensors, write_tensors
 from vpltool.stages._pairs import Cut, Plan, WorkspacePairs, cut_photo, read_steps
 
@@ -70,7 +71,7 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     assert bool(header.model) == (text == "clip")
     assert [entry[0] for entry in header.facts["curve"]] == [1, 2, 3, 4, 5]
     assert all(loss > 0 for entry in header.facts["curve"] for loss in entry[1:])
-    groups = read_groups(find_groups(work, ""))
+    groups = read_groups(find_segmenter(work, "").path)
     maps = group_maps(groups.network, torch.zeros(1, 3, 16, 24))[0]
     texts = text_encoder(open_workspace(work), groups, torch.device("cpu"))(["bar", "box", "disc"])
     scores = class_maps(maps.second, name_groups(maps, texts, groups.network.log_scale))

@@ -16,6 +16,7 @@ from PIL import Image
 from stopping import stop_after
 
 from vpltool import Segmenter
+from vpltool import Workspace as Notebook
 from vpltool.core import joint
 from vpltool.formats import describe, read_tensors
 
@@ -82,6 +83,17 @@ def test_a_convolutional_student_is_used_as_any_segmenter(run: Run, work: Path, 
     labels = Segmenter.load(bundle)(photo).labels
     assert np.array_equal(labels, np.asarray(Image.open(
         work / "predictions/student/val/scene7.png")))
+
+
+def test_what_it_says_does_not_depend_on_the_encoder_of_the_workspace(run: Run, work: Path
+                                                                      ) -> None:
+    assert run(*CONVOLUTIONAL, "--iters", 1, work=work).code == 0
+    assert run("predict", "--decoder", "student", "--workers", 0, work=work).code == 0
+    assert run("crf", "--what", "predictions/student", "--split", "val", "--workers", 0,
+               work=work).code == 0
+    stale = {entry["name"]: entry["stale"] for entry in Notebook(work).status()}
+    for name in ("predictions/student/val", "predictions/student-crf/val"):
+        assert not [why for why in stale[name] if "no longer" in why]
 
 
 def test_it_learns_what_its_teacher_says(run: Run, work: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpltool import console
-from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.features import (
     SECOND,
     check_kept,
@@ -35,7 +34,6 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
-from vpltool.engine.segmenters import find_decoder, has_tower, reads_of
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS
@@ -284,14 +282,16 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     Raises:
         VplError: there is none, it is of another CLIP, or the features lack a layer of it.
     """
-    path = find_decoder(workspace.path, choice)
-    header = trained_header(path, "decoder")
-    if has_tower(header):
+    from vpltool.engine.segmenters import find_segmenter
+
+    segmenter = find_segmenter(workspace.path, choice)
+    path, header = segmenter.path, segmenter.header
+    if segmenter.own_encoder:
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",
                        "`predict()` runs it; here, name a decoder of `train_decoder()` that was "
                        "trained on the frozen encoder")
     check_same_model(features.header.model, header.model, f"{features.path} and {path}")
-    reads, layers = reads_of(header)
+    reads, layers = segmenter.reads
     check_kept(features, [name for name in FEATURE_TENSORS if name in reads])
     held = features.header.options["layers"]
     if not layers <= set(held):

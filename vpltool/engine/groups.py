@@ -1,22 +1,39 @@
-"""Trained groups: finding a file, making its network again, and encoding words for it."""
+"""Trained groups: making their network again, encoding words, and segmenting photos with both."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
 from vpltool.clip import catalogue, load, weights
+from vpltool.core import group_maps, segment
 from vpltool.core import groups as networks
+from vpltool.core.photos import PhotoSettings, to_pixels
+from vpltool.core.text import text_prototypes
+from vpltool.datasets.prompts import find_prompts
 from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.models import check_words
-from vpltool.errors import VplError, near_name
+from vpltool.engine.photo_work import Made, run_batches
+from vpltool.engine.running import RunsSegmenter, Segmented, photo_batches
+from vpltool.engine.tiles import TiledSegmenter
+from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
-from vpltool.formats.kinds import folder_of, place, results_of
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.parallel import photos
+from vpltool.settings import setting
+
+_PANEL = "Groups"
+GROUP_SETTINGS = ("classes", "prompts", "threshold", "top", "short_side", "window", "stride",
+                  "maps")
+"""Settings of `predict` that only groups have."""
+
+NETWORK_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "tile",
+                    "overlap", "precision")
+"""Settings of `predict` that groups do not have."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1], ImageNet's, as GroupViT's photos are normalised."""
@@ -36,27 +53,6 @@ class Groups:
     path: Path
     header: Header
     network: networks.GroupNetwork
-
-
-def find_groups(work: Path, choice: str) -> Path:
-    """Path of trained groups given by NAME or path; if none is named, the only ones.
-
-    Raises:
-        VplError: there are none, or several.
-    """
-    names = [path.stem for path in results_of(work, "groups")]
-    if not choice:
-        if len(names) != 1:
-            raise VplError(f"{folder_of(work, 'groups')} holds "
-                           f"{'several files' if names else 'no groups'}",
-                           " or ".join(f"`groups={name!r}`" for name in names)
-                           or "`train_groups()`")
-        return place(work, "groups", names[0])
-    for path in (place(work, "groups", choice), Path(choice), work / choice):
-        if path.is_file():
-            return path
-    raise VplError(f"no groups called `{choice}`",
-                   near_name(choice, names) if names else "`train_groups()`")
 
 
 def read_groups(path: Path) -> Groups:
@@ -234,3 +230,143 @@ def _translated(name: str, table: tuple[tuple[str, str], ...], prefix: str) -> s
         if found := re.match(pattern + r"(?=\.|$|(?<=\.))", name):
             return prefix + found.expand(ours) + name[found.end() :]
     return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSettings(RunsSegmenter):
+    """Settings that say how any segmenter sees photos, with those that only groups have."""
+
+    classes: Path | None = setting(
+        None, "Class names for the groups, one per line; default: the workspace's classes.",
+        metavar="FILE", panel=_PANEL, record="never")
+    prompts: str = setting("single", "Prompts for the class names; see text-prototypes.",
+                           metavar="NAME-OR-PATH", panel=_PANEL, record="changed")
+    threshold: float = setting(
+        0.95, "Background threshold: where all classes are below it; 0: no background.", low=0,
+        high=1, panel=_PANEL, record="changed", source="PGSeg, VOC")
+    top: int = setting(5, "Most likely classes per window; the others are dropped. 0: keep all.",
+                       low=0, panel=_PANEL, record="changed", source="PGSeg, official code")
+    short_side: int = setting(
+        0, "Shorter side of a photo, in pixels; 0: twice the side in training.", low=0,
+        metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448 for 224")
+    window: int = setting(0, "Side of a window, in pixels; 0: the photo's shorter side.", low=0,
+                          metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448")
+    stride: int = setting(0, "Stride between windows, in pixels; 0: half a window.", low=0,
+                          metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 224")
+    maps: bool = setting(
+        True, "Also store maps of the classes, as cam does, and of the groups, for show.",
+        off="--no-maps", panel=_PANEL, record="never")
+
+
+@dataclass(frozen=True)
+class SegmentedByGroups(Segmented):
+    """A `Segmented` with maps of the classes (C, h, w), and the groups where they are wanted."""
+
+    maps: Tensor
+    groups: group_maps.GroupMaps | None
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """Maps of the classes that are likely somewhere as `cams`, those of groups; or others."""
+        if kind == "cams":
+            kept = segment.likely_classes(self.maps)
+            return {"cam": self.maps[kept].half().cpu(), "classes": 1 + kept.cpu()}
+        if kind == "group-maps":
+            assert self.groups is not None
+            return {"first": self.groups.first.half().cpu(),
+                    "second": self.groups.second.half().cpu()}
+        return super().tensors(kind)
+
+
+def view_of(network: networks.GroupNetwork, settings: GroupSettings
+            ) -> tuple[int, group_maps.GroupView]:
+    """How photos are seen: pixels of their shorter side, and the windows.
+
+    Raises:
+        VplError: a size is no multiple of the patch.
+    """
+    patch = network.shape.patch
+    short = settings.short_side or 2 * network.shape.side
+    window = settings.window or -(-short // patch) * patch
+    stride = settings.stride or max(window // patch // 2, 1) * patch
+    for name, value in (("window", window), ("stride", stride)):
+        if value % patch:
+            raise VplError(f"`{name}={value}` is not a multiple of the groups' patches of {patch} "
+                           "pixels", f"`{name}={-(-value // patch) * patch}`")
+    return short, group_maps.GroupView(window, stride, settings.threshold, settings.top)
+
+
+@dataclass(frozen=True)
+class GroupSegmenter:
+    """Trained groups with the words that name them: a `RunningSegmenter`.
+
+    Args:
+        network: in evaluation mode, on the device.
+        texts: vectors of the words (C, dim).
+        view: the windows.
+        seen: how photos become its input.
+        device: where the work is done.
+        maps: whether maps of the groups are wanted, too.
+    """
+
+    network: networks.GroupNetwork
+    texts: Tensor
+    view: group_maps.GroupView
+    seen: PhotoSettings
+    device: torch.device
+    maps: bool
+
+    @classmethod
+    def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
+           ) -> GroupSegmenter:
+        """Read groups, and encode the words.
+
+        Args:
+            workspace: its CLIP, and the classes that the groups are named by.
+            path: of the groups.
+            settings: how photos are seen.
+            device: where the work is done.
+
+        Raises:
+            VplError: the groups or their text tower cannot be had, or a size does not fit.
+        """
+        templates = find_prompts(settings.prompts)
+        groups = read_groups(path)
+        network = groups.network.to(device)
+        short, view = view_of(network, settings)
+        texts = text_prototypes(workspace.classes, templates,
+                                text_encoder(workspace, groups, device))
+        mean, std = groups.header.facts["mean"], groups.header.facts["std"]
+        return cls(network, texts.to(device), view,
+                   PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
+                   device, settings.maps)
+
+    def segment(self, pixels: Tensor, *, groups: bool = False) -> list[group_maps.GroupScores]:
+        """Segment photos (B, 3, H, W) that were made as `seen` says; see `segment_by_groups`."""
+        return group_maps.segment_by_groups(
+            self.network, pixels.to(self.device, non_blocking=True), self.texts, self.view,
+            groups=groups)
+
+    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
+        """See `RunningSegmenter`."""
+        raise VplError("groups see photos by windows of their own, and no GeoTIFF",
+                       "`decoder='NAME'` names a decoder")
+
+    def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
+        """See `RunningSegmenter`."""
+        if settings.factors != [1] or settings.flip or settings.tile:
+            raise VplError("groups see a photo by windows of their own, at one scale, and not "
+                           "mirrored", "leave out `scales`, `flip` and `tile`")
+        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
+        pixels = to_pixels(rgb, size, self.seen.mean, self.seen.std)
+        return self.segment(pixels[None])[0].probabilities
+
+    def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
+        """See `RunningSegmenter`; yields a `SegmentedByGroups` for each photo."""
+        def segment_batch(batch: photos.Batch) -> Iterator[Made]:
+            found = self.segment(batch.pixels, groups=self.maps)
+            for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
+                yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
+
+        return run_batches(
+            photo_batches(paths, self.seen, settings, self.device), segment_batch,
+            lambda _: f"`short_side={self.seen.short_side // 2}, overwrite=True`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
-from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
+from vpltool.methods.inputs import parse_tile, side_of
 from vpltool.parallel.threads import in_threads
 
 _SIDE = 512
@@ -93,21 +93,17 @@ class TiledSegmenter:
     """A segmenter that sees pictures in tiles.
 
     Args:
-        trained: the segmenter, on the device, its tower in the number format of the work.
-        device: where it is.
+        segment: gives class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
+        seen: how whole photos are resized before they are divided, and tiles normalised.
+        device: where the work is done.
         tiles: how large photos are divided.
-        scales: at which each tile is seen.
-        flip: whether it is seen mirrored, too.
-        average: what is averaged over these; see `core.segment.segment`.
         at_once: tiles that are seen together.
     """
 
-    trained: TrainedSegmenter
+    segment: Callable[[Tensor], Tensor]
+    seen: PhotoSettings
     device: torch.device
     tiles: Tiles
-    scales: Sequence[float] = (1.0,)
-    flip: bool = False
-    average: str = "probabilities"
     at_once: int = 4
 
     def __post_init__(self) -> None:
@@ -116,33 +112,25 @@ class TiledSegmenter:
         Raises:
             VplError: a tile is less than a patch.
         """
-        patch = self.trained.encoder.vision.patch
+        patch = self.seen.patch
         if self.tiles.side < patch:
             raise VplError(f"`tile={str(self.tiles.side)!r}` is less than a patch, {patch} pixels",
                            f"for example `tile='{32 * patch}'`")
 
-    @property
-    def photos(self) -> PhotoSettings:
-        """How whole photos are resized before they are divided."""
-        encoder = self.trained.encoder
-        return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std, max(self.scales),
-                             self.tiles.max_side)
-
     def divides(self, size: tuple[int, int]) -> bool:
         """Tell whether a photo of (height, width) is seen in tiles."""
-        scaled = max(self.photos.fit(size))
+        scaled = max(self.seen.fit(size))
         return max(size) > self.tiles.least and scaled > self.tiles.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) in patches of a raster of (height, width) pixels."""
-        patch = self.trained.encoder.vision.patch
-        return -(-size[0] // patch), -(-size[1] // patch)
+        return -(-size[0] // self.seen.patch), -(-size[1] // self.seen.patch)
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
         from vpltool.core.tiles import blend
 
-        patch, grid = self.trained.encoder.vision.patch, self.grid(raster.size)
+        patch, grid = self.seen.patch, self.grid(raster.size)
         side = self.tiles.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
@@ -175,16 +163,13 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        encoder, photos = self.trained.encoder, self.photos
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), photos.mean,
-                                        photos.std) for tile in tiles])
-        return segment.segment(encoder.vision, self.trained.network, pixels.to(self.device),
-                               [scale / max(self.scales) for scale in self.scales], flip=self.flip,
-                               average=self.average)
+        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
+                                        self.seen.std) for tile in tiles])
+        return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
         """Class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
-        size = self.photos.fit((rgb.shape[0], rgb.shape[1]))
+        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
                                                          Image.Resampling.BICUBIC))

@@ -77,13 +77,37 @@ def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
     return sha256(size + labels.tobytes()).hexdigest()[:16]
 
 
-def gimp_palette(name: str, classes: Sequence[str]) -> bytes:
-    """Return VOC's colours of classes, the background first, as GIMP and Krita read them."""
+LEGEND = ("classes.txt", "palette.gpl")
+"""Files beside exported label images: the name of each value, a line each; and the colours."""
+
+
+def legend(name: str, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of `LEGEND`, the colours as GIMP and Krita read them: VOC's.
+
+    Args:
+        name: of the palette.
+        classes: names in index order, the background first.
+    """
+    yield LEGEND[0], "".join(f"{entry}\n" for entry in classes).encode()
     flat = voc_palette()
     colours = [" ".join(f"{value:3}" for value in flat[3 * index : 3 * index + 3])
                for index in range(len(classes))]
     lines = [f"{colour}\t{named}" for colour, named in zip(colours, classes, strict=True)]
-    return "\n".join(["GIMP Palette", f"Name: {name}", "#", *lines, ""]).encode()
+    yield LEGEND[1], "\n".join(["GIMP Palette", f"Name: {name}", "#", *lines, ""]).encode()
+
+
+def read_legend(folder: Path) -> list[str]:
+    """Read what the values of a folder's label images are called; empty: it does not say.
+
+    Raises:
+        VplError: the file cannot be read.
+    """
+    path = folder / LEGEND[0]
+    try:
+        return path.read_text("utf-8-sig").splitlines() if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise VplError(f"{path} cannot be read ({error})",
+                       "a line names each value, from 0 on") from error
 
 
 def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> bytes:

@@ -115,6 +115,7 @@ class TrainedSegmenter:
         header: that of the file.
         network: in evaluation mode, on the CPU unless a device was asked for.
         encoder: the vision tower, with how photos are normalised for it.
+        classes: names of the classes, the first is label 1.
         photos: some of the workspace, on which an export is calibrated and measured.
         about: what its card says of it: what it was trained on, its scores, how sure it may be.
     """
@@ -123,6 +124,7 @@ class TrainedSegmenter:
     header: Header
     network: SegmenterNetwork
     encoder: Encoder
+    classes: tuple[str, ...]
     photos: Sequence[Path] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,18 +137,6 @@ class TrainedSegmenter:
     def identity(self) -> str:
         """Hash of the file."""
         return identity_of_file(self.path)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, the first is label 1.
-
-        Raises:
-            VplError: the file does not name them.
-        """
-        if "classes" not in self.header.facts:
-            raise VplError(f"{self.path} does not name its classes; an older vpltool made it",
-                           "`train_decoder(overwrite=True)`")
-        return tuple(self.header.facts["classes"])
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from vpltool.core import discriminant, training
 from vpltool.core.photos import photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.prototypes import read_prototypes
-from vpltool.engine.segmenters import find_decoder
+from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import (
     InputFolder,
     JsonObject,
     Photo,
     Workspace,
-    expect_header,
     open_workspace,
     write_json,
     write_tensors,
@@ -94,10 +93,11 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
         VplError: something is missing, or a step failed.
     """
     workspace = open_workspace(work)
-    path = find_decoder(work, decoder)
+    segmenter = find_segmenter(work, decoder)
+    path = segmenter.path
     call = _call_of(workspace, path)
     side = _side_of(workspace, call) if max_side is None else max_side
-    split = str(expect_header(path, "decoder").options.get("split", "train"))
+    split = str(segmenter.header.options.get("split", "train"))
     if split == score:
         raise VplError(f"{path} was trained on the split `{score}`", "score another split")
     target = work / "tables/ceiling"

@@ -11,9 +11,9 @@ from typing import Any
 from vpltool import console
 from vpltool.core import segment
 from vpltool.core.metrics import Confusion, confusion, scores
-from vpltool.engine.segmenters import segmenter_header
+from vpltool.engine.segmenters import SegmenterFile
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, identity_of_file, open_input
+from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.storage import read_json
@@ -22,7 +22,6 @@ from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
 from vpltool.stages._card import sections
-from vpltool.stages._chosen_segmenter import calibration_of
 
 _MOST = 64
 """Photos that an export is given, to calibrate on and to be measured on."""
@@ -39,14 +38,14 @@ def some_photos(workspace: Workspace) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def about_segmenter(workspace: Workspace, decoder: Path) -> dict[str, Any]:
+def about_segmenter(workspace: Workspace, segmenter: SegmenterFile) -> dict[str, Any]:
     """What is known of a segmenter in its workspace; counts, and no name of a photo.
 
     Returns:
         `photos` that it was trained on, `tagged` with each class, `supervision`, the `scores` of
         its predictions, and its `calibration`.
     """
-    header = segmenter_header(decoder)
+    header = segmenter.header
     about: dict[str, Any] = {"supervision": header.supervision or "tags"}
     try:
         photos = workspace.photos(str(header.options.get("split", "train")),
@@ -57,23 +56,23 @@ def about_segmenter(workspace: Workspace, decoder: Path) -> dict[str, Any]:
     about |= {"photos": len(photos),
               "tagged": {name: tagged[name] for name in workspace.classes}}
     scores = [found for path in results_of(workspace.path, "scores")
-              if (found := _score(workspace, decoder, path))]
-    calibration = calibration_of(workspace.path, decoder)
+              if (found := _score(workspace, segmenter, path))]
+    calibration = segmenter.calibration(workspace.path)
     return about | ({"scores": scores} if scores else {}) | (
         {"calibration": calibration} if calibration else {})
 
 
-def _score(workspace: Workspace, decoder: Path, path: Path) -> dict[str, Any] | None:
+def _score(workspace: Workspace, segmenter: SegmenterFile, path: Path) -> dict[str, Any] | None:
     """What a file of scores says of the present predictions of a segmenter; None: nothing."""
     try:
         found = read_json(path, "`eval()`")
-        if found.get("kind") != "scores" or found.get("what") != f"predictions-{decoder.stem}":
+        name = segmenter.path.stem
+        if found.get("kind") != "scores" or found.get("what") != f"predictions-{name}":
             return None
         split = str(found["split"])
-        folder = open_input(place(workspace.path, "predictions", decoder.stem, split),
+        folder = open_input(place(workspace.path, "predictions", name, split),
                             ("predictions",))
-        if (folder.identity != found["config"]
-                or folder.header.inputs.get("decoder") != identity_of_file(decoder)):
+        if folder.identity != found["config"] or not segmenter.has_made(folder.header):
             return None
         return {"split": split, "photos": found["photos"], "miou": found["miou"],
                 "tags": bool(folder.header.options.get("tags")), "iou": found["iou"],

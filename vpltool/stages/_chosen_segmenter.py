@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import options
-from vpltool.engine.running import RunsSegmenter, stand_in_workspace
-from vpltool.engine.segmenters import find_segmenter, is_bundle, segmenter_header
+from vpltool.datasets.classes import read_classes
+from vpltool.engine.groups import GroupSettings
+from vpltool.engine.segmenters import SegmenterFile, find_segmenter, open_segmenter
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, expect_header, identity_of_file, open_workspace
-from vpltool.formats.storage import read_json
+from vpltool.formats import Header, Workspace, open_workspace
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
-from vpltool.stages._group_predict import GroupSettings, check_words, named_workspace
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(GroupSettings, RunsSegmenter):
+class PredictSettings(GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
@@ -54,19 +51,15 @@ class Chosen:
 
     Args:
         workspace: of the photos; of a bundle, a stand-in.
-        settings: of `predict`, with what the bundle says.
-        path: of the segmenter.
-        header: of the segmenter.
-        scales: at which photos are seen.
+        settings: of `predict`, with the side that the segmenter says.
+        segmenter: the file.
         named: the workspace with the classes that are predicted: those of the words, for groups.
         temperature: that `calibrate` has found, where labels may be left out.
     """
 
     workspace: Workspace
     settings: PredictSettings
-    path: Path
-    header: Header
-    scales: list[float]
+    segmenter: SegmenterFile
     named: Workspace
     temperature: float = 1.0
 
@@ -80,35 +73,25 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     if settings.decoder and settings.segmenter:
         raise VplError(f"`decoder={settings.decoder!r}` and `segmenter={settings.segmenter!r}` are "
                        "two segmenters", "leave one out")
-    scales, choice = parse_scales(settings.scales), settings.decoder or settings.segmenter
-    if choice and Path(choice).is_file() and is_bundle(Path(choice)):
-        return _choose_bundle(path, Path(choice), settings, scales)
-    named = choice.endswith(".safetensors")
-    if named and not any(file.is_file() for file in (Path(choice), path / choice)):
+    choice = settings.decoder or settings.segmenter
+    if choice.endswith(".safetensors") and not any(
+            file.is_file() for file in (Path(choice), path / choice)):
         raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes a portable one")
-    workspace = open_workspace(path)
-    file = find_segmenter(workspace.path, choice)
-    header = segmenter_header(file)
-    check_words(settings, header, file)
-    words = named_workspace(workspace, settings.classes) if header.kind == "groups" else workspace
-    workspace.check_classes(header, file)
-    return Chosen(workspace, _sized(settings, header), file, header, scales, words,
-                  _temperature(settings, calibration_of(workspace.path, file), file))
+    segmenter = open_segmenter(Path(choice)) if choice and Path(choice).is_file() else None
+    workspace = segmenter.workspace(path) if segmenter else open_workspace(path)
+    segmenter = segmenter or find_segmenter(workspace.path, choice)
+    named = segmenter.named(workspace, read_classes(settings.classes).names
+                            if settings.classes else ())
+    if not segmenter.portable:
+        workspace.check_classes(segmenter.header, segmenter.path)
+    elif not settings.images:
+        raise VplError(f"`segmenter='{choice}'` is for photos that are named",
+                       f"`predict(images=['PHOTOS'], segmenter='{choice}')`")
+    return Chosen(workspace, _sized(settings, segmenter.header), segmenter, named,
+                  _temperature(settings, segmenter, workspace.path))
 
 
-def _choose_bundle(path: Path, bundle: Path, settings: PredictSettings, scales: list[float]
-                   ) -> Chosen:
-    header = expect_header(bundle, "bundle")
-    check_words(settings, header, bundle)
-    if not settings.images:
-        raise VplError(f"`segmenter='{bundle}'` is for photos that are named",
-                       f"`predict(images=['PHOTOS'], segmenter='{bundle}')`")
-    workspace = stand_in_workspace(path, header.model, header.facts["classes"])
-    return Chosen(workspace, _sized(settings, header), bundle, header, scales, workspace,
-                  _temperature(settings, header.facts.get("about", {}).get("calibration"), bundle))
-
-
-def _temperature(settings: PredictSettings, found: Mapping[str, Any] | None, file: Path) -> float:
+def _temperature(settings: PredictSettings, segmenter: SegmenterFile, work: Path) -> float:
     """The temperature of a segmenter; 1 where every pixel is labelled.
 
     Raises:
@@ -116,6 +99,7 @@ def _temperature(settings: PredictSettings, found: Mapping[str, Any] | None, fil
     """
     if not settings.abstain:
         return 1.0
+    found, file = segmenter.calibration(work), segmenter.path
     if found is None or not isinstance(found.get("temperature"), (int, float)):
         raise VplError(f"`abstain={settings.abstain}`: it is not known how sure {file} may be",
                        f"`calibrate(decoder={file.stem!r})`; a bundle is exported again after that")
@@ -129,28 +113,3 @@ def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
     as_trained = 0 if settings.tile not in ("", AUTO) else None
     given = as_trained if settings.max_side is None else settings.max_side
     return replace(settings, max_side=side_of(header, given))
-
-
-def parse_scales(choice: str) -> list[float]:
-    """Read a list of factors, `1,0.75`.
-
-    Raises:
-        VplError: it is not such a list.
-    """
-    try:
-        factors = [float(part) for part in choice.split(",")]
-    except ValueError:
-        factors = []
-    if not factors or min(factors) <= 0:
-        raise VplError(f"`scales={choice!r}` is not a list of factors",
-                       "for example `scales='1,0.75'`")
-    return factors
-
-
-def calibration_of(work: Path, decoder: Path) -> dict[str, Any] | None:
-    """What `calibrate` has found out of a decoder, as it is now; None, if it has not."""
-    path = work / "calibration" / f"{decoder.stem}.json"
-    if not path.is_file():
-        return None
-    found = read_json(path, "`calibrate()`")
-    return found if found.get("decoder") == identity_of_file(decoder) else None

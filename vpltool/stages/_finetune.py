@@ -13,7 +13,6 @@ from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.models import load_main
 from vpltool.engine.prototypes import class_rows, read_prototypes
-from vpltool.engine.segmenters import has_tower, read_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -119,14 +118,14 @@ def _take_head(workspace: Workspace, settings: TrainDecoderSettings,
     Raises:
         VplError: it is no affine map of the same layers of the same encoder.
     """
-    path = find_start(workspace, settings, target)
-    if path is None:
+    start = find_start(workspace, settings, target)
+    if start is None:
         return None
-    header, other = read_segmenter(path)
-    check_same_model(model, header.model, f"the features and {path}")
+    path, other = start.path, start.network()
+    check_same_model(model, start.header.model, f"the features and {path}")
     shapes = [{name: tuple(tensor.shape) for name, tensor in part.state_dict().items()
                if name.startswith("classifier.")} for part in (network, other)]
-    if shapes[0] != shapes[1] or network.layers != other.layers or has_tower(header):
+    if shapes[0] != shapes[1] or network.layers != other.layers or start.own_encoder:
         raise VplError(f"{path} does not hold a map of the layers {list(network.layers)}",
                        "`start` names a decoder of `method='discriminant'` of the same layers; "
                        "without it, the discriminant is computed first")

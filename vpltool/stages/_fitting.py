@@ -12,7 +12,7 @@ from vpltool.core import decoder, segmenter, training
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine.headers import check_same_model, make_header, relative_path
 from vpltool.engine.photos import read_known_photo, with_photo_files
-from vpltool.engine.segmenters import find_decoder, read_segmenter
+from vpltool.engine.segmenters import SegmenterFile, find_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Photo, Workspace
 from vpltool.formats.header import join_supervision
@@ -136,48 +136,48 @@ def _check_training(settings: TrainDecoderSettings, network: segmenter.Segmenter
                        "embeddings to compare with the prototypes", "`lambda_rsc=0`")
 
 
-def take_weights(network: segmenter.SegmenterNetwork, path: Path, name: str,
+def take_weights(network: segmenter.SegmenterNetwork, start: SegmenterFile, name: str,
                  model: Mapping[str, str]) -> None:
     """Begin with the weights of another decoder; prototypes stay the network's own.
 
     Args:
         network: changed in place.
-        path: the other decoder.
+        start: the other decoder.
         name: the method that built the network.
         model: identity of its CLIP.
 
     Raises:
         VplError: the other decoder is of another method, shape or CLIP.
     """
-    header, other = read_segmenter(path)
-    check_same_model(model, header.model, f"the prototypes and {path}")
-    theirs = header.facts.get("segmenter", "weclip")
-    if theirs != name:
-        raise VplError(f"{path} is of the method {theirs}", f"`method={theirs!r}`")
+    path, other = start.path, start.network()
+    check_same_model(model, start.header.model, f"the prototypes and {path}")
+    if start.method != name:
+        raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
     own, found = ({key: tensor for key, tensor in part.state_dict().items()
                    if key not in ("prototypes", "class_index")} for part in (network, other))
     differ = [key for key in own.keys() | found.keys()
               if key not in own or key not in found or own[key].shape != found[key].shape]
     if differ or network.layers != other.layers or network.reads != other.reads:
-        options = ", ".join(f"`{key}={value!r}`" for key, value in header.options.items()
+        options = ", ".join(f"`{key}={value!r}`" for key, value in start.header.options.items()
                             if key in ("layers", "width", "residual"))
         raise VplError(f"{path} has another shape than this decoder", options)
     network.load_state_dict(found, strict=False)
 
 
-def find_start(workspace: Workspace, settings: TrainDecoderSettings, target: Path) -> Path | None:
-    """Path of the decoder that a training begins with; None: none is named.
+def find_start(workspace: Workspace, settings: TrainDecoderSettings, target: Path
+               ) -> SegmenterFile | None:
+    """Return the decoder that a training begins with; None: none is named.
 
     Raises:
         VplError: it is not there, or is the one that would be written.
     """
     if not settings.start:
         return None
-    path = find_decoder(workspace.path, settings.start)
-    if path.resolve() == target.resolve():
+    start = find_segmenter(workspace.path, settings.start)
+    if start.path.resolve() == target.resolve():
         raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
                        "`name='NAME'` gives the new one another name")
-    return path
+    return start
 
 
 def header_of(

@@ -13,6 +13,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, InputFolder, Workspace
 from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of
+from vpltool.formats.labels import read_legend
 from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import Image, Tensor
 from vpltool.pictures.colours import class_palette
@@ -114,13 +115,9 @@ def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
     Its classes are those in a `classes.txt` beside the first masks that have one, as `export`
     writes it; else they are called by their numbers.
     """
-    listed = next((lines for name in names if (lines := _class_file(Path(name) / "classes.txt"))),
+    listed = next(filter(None, (read_legend(Path(name)) for name in names)),
                   ["background", *(f"class {index}" for index in range(1, IGNORE))])
     return Workspace(work, "", ".", tuple(listed[1:]), (), "", "")
-
-
-def _class_file(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines() if path.is_file() else []
 
 
 def columns_there(work: Path, split: str) -> list[str]:

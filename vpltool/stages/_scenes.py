@@ -11,7 +11,6 @@ from vpltool import console
 from vpltool.core.classes import label_type
 from vpltool.core.temperature import tempered
 from vpltool.engine.headers import check_file, make_header, relative_path
-from vpltool.engine.running import load_trained, tiled_segmenter
 from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, describe, write_labels
@@ -28,9 +27,7 @@ from vpltool.formats.rasters import (
 )
 from vpltool.lazy import Tensor, np, npt
 from vpltool.methods.inputs import AUTO
-from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._chosen_segmenter import Chosen
-from vpltool.stages._group_predict import GROUP_SETTINGS
 
 _ROWS = 128
 """Rows of pixels that are made at a time."""
@@ -92,7 +89,7 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
         return [out]
-    folder = out or place(work.workspace.path, "scenes", work.path.stem).with_suffix("")
+    folder = out or place(work.workspace.path, "scenes", work.segmenter.path.stem).with_suffix("")
     outs = [folder / f"{path.stem}.tif" for path in paths]
     for number, one in enumerate(outs):
         if one in outs[:number]:
@@ -102,13 +99,13 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 
 def _header(work: Chosen, scene: Scene) -> Header:
-    role = "segmenter" if work.header.kind == "bundle" else "decoder"
+    segmenter = work.segmenter
     inputs: dict[str, InputFolder | Path | str] = {
-        role: work.path, "classes": work.named.classes_identity, "scene": scene.path}
+        segmenter.role: segmenter.path, "classes": work.named.classes_identity, "scene": scene.path}
     header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
-                         model=work.header.model, options={"scales": work.scales} | (
+                         model=segmenter.header.model, options={"scales": work.settings.factors} | (
                              {"temperature": work.temperature} if work.settings.abstain else {}),
-                         skip=(*GROUP_SETTINGS, "split", "source"))
+                         skip=(*segmenter.unused, "split", "source"))
     sources = {name: path for name, path in header.sources.items() if name != "scene"}
     return replace(header, sources=sources | {
         "images": relative_path(scene.path, work.workspace.path)})
@@ -116,18 +113,11 @@ def _header(work: Chosen, scene: Scene) -> Header:
 
 def _load(work: Chosen) -> TiledSegmenter:
     settings = work.settings
-    if work.header.kind == "groups":
-        raise VplError("groups see photos by windows of their own, and no GeoTIFF",
-                       "`decoder='NAME'` names a decoder")
-    device = find_device(settings.device)
-    dtype = find_precision(settings.precision, device, console.warn)
-    trained = load_trained(work.path, work.workspace, device)
-    trained.encoder.vision.to(dtype)
-    if max(work.scales) != 1:
+    if max(settings.factors) != 1:
         raise VplError(f"`scales={settings.scales!r}`: a GeoTIFF is seen at its own size",
                        "`scales='1,0.75'`, or resample it with GDAL")
-    tiled = tiled_segmenter(trained, device, work.scales,
-                            replace(settings, tile=settings.tile or AUTO))
+    tiled = work.segmenter.load(work.named, settings).tiled(
+        replace(settings, tile=settings.tile or AUTO))
     assert tiled is not None
     return tiled
 
@@ -138,7 +128,7 @@ def _predict(work: Chosen, tiled: TiledSegmenter, scene: Scene, out: Path, heade
     from vpltool.core.tiles import spans
 
     grid = tiled.grid(scene.size)
-    patch = tiled.trained.encoder.vision.patch
+    patch = tiled.seen.patch
     tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
@@ -180,7 +170,7 @@ def _rows(work: Chosen, tiled: TiledSegmenter, scene: Scene, done: int, tops: Se
     from vpltool.core.segment import FINENESS, labels_between
 
     height, width = scene.size
-    patch, grid = tiled.trained.encoder.vision.patch, tiled.grid(scene.size)
+    patch, grid = tiled.seen.patch, tiled.grid(scene.size)
     ratio = FINENESS / patch
     before: Tensor | None = None
     for top, field in tiled.rows(scene, max(done - 1, 0)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
-from vpltool.engine.segmenters import find_segmenter, open_probabilities, segmenter_header
+from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
@@ -56,13 +56,12 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         VplError: there are no probabilities, or they are of an earlier segmenter; or no photo is
             tagged.
     """
-    decoder = find_segmenter(workspace.path, settings.decoder)
-    header = segmenter_header(decoder)
-    workspace.check_classes(header, decoder)
-    if header.options.get("split") == settings.split:
+    segmenter = find_segmenter(workspace.path, settings.decoder)
+    workspace.check_classes(segmenter.header, segmenter.path)
+    if segmenter.header.options.get("split") == settings.split:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
-    folder = open_probabilities(workspace, decoder, settings.split)
+    folder = segmenter.open_probabilities(workspace, settings.split)
     photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.tags]
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
@@ -71,9 +70,9 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
                        "name a split of tagged photos: `split='NAME'`")
     sample = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(sample)
-    path = place(workspace.path, "calibration", decoder.stem)
+    path = place(workspace.path, "calibration", segmenter.path.stem)
     write_json(path, {
-        "kind": "calibration", "decoder": identity_of_file(decoder), "split": settings.split,
+        "kind": "calibration", "decoder": identity_of_file(segmenter.path), "split": settings.split,
         "photos": len(photos), "pixels": len(sample.probabilities), "temperature": temperature,
         "kept": [{name: round(value, 4) if value == value else None
                   for name, value in asdict(kept).items()}

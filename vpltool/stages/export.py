@@ -11,8 +11,7 @@ from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
 from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.running import load_trained
-from vpltool.engine.segmenters import find_decoder, segmenter_header
+from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
 from vpltool.formats.corrections import corrections_of
@@ -72,12 +71,12 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
 
 def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
-    """Export a trained decoder together with its encoder."""
-    decoder = find_decoder(workspace.path, settings.what)
-    workspace.check_classes(segmenter_header(decoder), decoder)
-    path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
-    trained = replace(load_trained(decoder, workspace, find_device("cpu")),
-                      photos=some_photos(workspace), about=about_segmenter(workspace, decoder))
+    """Export a trained segmenter together with its encoder."""
+    segmenter = find_segmenter(workspace.path, settings.what)
+    workspace.check_classes(segmenter.header, segmenter.path)
+    path = settings.out or workspace.path / "exports" / f"{segmenter.path.stem}{method.SUFFIX}"
+    trained = replace(segmenter.trained(workspace, find_device("cpu")),
+                      photos=some_photos(workspace), about=about_segmenter(workspace, segmenter))
     paths = method.export(trained, path, settings.of_method)
     write_card(trained, path, measured(trained, method, path, settings.of_method))
     return paths

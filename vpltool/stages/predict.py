@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool.core import segment
 from vpltool.core.temperature import tempered
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
-from vpltool.engine.running import Segmented, from_features, from_photos, serving_features
+from vpltool.engine.running import Segmented, from_features
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -22,14 +23,6 @@ from vpltool.methods.inputs import side_of
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
-from vpltool.stages._group_predict import (
-    DECODER_SETTINGS,
-    GROUP_SETTINGS,
-    SegmentedByGroups,
-    from_groups,
-    without_effect,
-    write_maps,
-)
 from vpltool.stages._named_photos import (
     NamedPhotos,
     check_same_folder,
@@ -86,7 +79,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         return predict_scenes(work, scenes)
     workspace, settings = work.workspace, work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
-    unused = without_effect(work.header)
+    unused = dict(work.segmenter.unused)
     if tasks[0].features:
         unused["precision"] = "no encoder is run; `source='photos'` runs it"
     unused |= dict.fromkeys(("bands", "percentiles"), "only a GeoTIFF has bands")
@@ -101,7 +94,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += make_photos(f"predict {work.path.stem} {task.name}", outputs,
+            made += make_photos(f"predict {work.segmenter.path.stem} {task.name}", outputs,
                                 functools.partial(_start, work, task),
                                 functools.partial(_write, work), settings,
                                 reads=task.paths)
@@ -157,9 +150,7 @@ def _split_task(work: Chosen) -> _Task:
     shard = chosen_shard(settings.shard)
     listed = assigned(workspace.photos(settings.split, settings.limit), shard,
                       lambda photo: photo.id)
-    features = (serving_features(workspace, work.header, settings, work.scales,
-                                 [photo.id for photo in listed])
-                if work.header.kind != "groups" else None)
+    features = work.segmenter.serving_features(workspace, settings, [photo.id for photo in listed])
     photos = photos_with(workspace, settings.split, settings.limit,
                          *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
@@ -200,14 +191,14 @@ def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
 
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
-    base, name, settings = work.workspace.path, work.path.stem, work.settings
+    base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
     masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
         check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
-        more += ["cams", "group-maps"] if settings.maps and work.header.kind == "groups" else []
+        more += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in more}
     return open_outputs(folders, task.photos, settings,
@@ -215,23 +206,22 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
-    workspace, settings = work.workspace, work.settings
-    role = "segmenter" if work.header.kind == "bundle" else "decoder"
-    inputs: JsonObject = {role: work.path, "classes": work.named.classes_identity}
+    workspace, settings, segmenter = work.workspace, work.settings, work.segmenter
+    inputs: JsonObject = {segmenter.role: segmenter.path,
+                          "classes": work.named.classes_identity}
     options: JsonObject = {"split": task.name} | (
         {"temperature": work.temperature} if settings.abstain else {})
-    skip: tuple[str, ...] = DECODER_SETTINGS
-    if work.header.kind != "groups":
-        options |= {"scales": work.scales, "source": "features" if task.features else "photos"}
-        skip = (*GROUP_SETTINGS, *(("precision",) if task.features else ()))
+    if "scales" not in segmenter.unused:
+        options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
     header = make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
-        model=work.header.model, skip=skip, options=options)
+        model=segmenter.header.model, options=options,
+        skip=(*segmenter.unused, *(("precision",) if task.features else ())))
     images = [relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
-               if settings.max_side == side_of(work.header) else set())
+               if settings.max_side == side_of(segmenter.header) else set())
     call = {key: value for key, value in header.call.items()
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
@@ -246,8 +236,6 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
 
 def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     """Write the labels of a single photo to a file."""
-    from vpltool.core.segment import labels_of
-
     settings, count = work.settings, sum(len(task.photos.ids) for task in tasks)
     if count != 1:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
@@ -259,8 +247,8 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, labels_of(tempered(seen.probabilities, work.temperature), seen.size,
-                                        settings.abstain), header)
+            write_labels(out, segment.labels_of(tempered(
+                seen.probabilities, work.temperature), seen.size, settings.abstain), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(write_overlay(work.named, photo, out,
@@ -271,37 +259,25 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    if work.header.kind == "groups":
-        seen = from_groups(work.named, work.path, paths, settings)
-    elif task.features:
-        seen = from_features(work.path, task.features, paths, settings)
-    else:
-        seen = from_photos(work.workspace, work.path, paths, work.scales, settings)
+    seen = (from_features(work.segmenter.network(), task.features, paths, settings)
+            if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
     return (_among_tags(made, task.tagged) for made in seen)
 
 
 def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
                 ) -> Made:
     """Let only tagged classes compete, where tags are known."""
-    from vpltool.core.segment import only_classes
-
     key, seen = made
     if tagged is None or isinstance(seen, Failed):
         return made
-    return key, replace(seen, probabilities=only_classes(seen.probabilities, tagged[key]))
+    return key, replace(seen, probabilities=segment.only_classes(seen.probabilities, tagged[key]))
 
 
 def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> None:
-    from vpltool.core.segment import keep_likely, labels_of
-
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, labels_of(tempered(seen.probabilities, work.temperature),
-                                           seen.size, work.settings.abstain))
-    elif output.header.kind == "probabilities":
-        scores, classes = keep_likely(seen.probabilities)
-        output.write_tensors(key, {"probabilities": scores.half(), "classes": classes})
+        output.write_labels(key, segment.labels_of(tempered(
+            seen.probabilities, work.temperature), seen.size, work.settings.abstain))
     else:
-        assert isinstance(seen, SegmentedByGroups)
-        write_maps(output, key, seen)
+        output.write_tensors(key, seen.tensors(output.header.kind))

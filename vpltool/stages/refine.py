@@ -11,7 +11,7 @@ from vpltool.core.grids import resample_maps
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.engine.given import Given, open_given
 from vpltool.engine.photo_work import Failed, Made
-from vpltool.engine.segmenters import read_segmenter
+from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
@@ -91,7 +91,7 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
     method.check(features.header.options, settings.of_method)
     loaded = given.load()
     device, space = loaded.device, loaded.space
-    network = read_segmenter(given.decoder)[1].to(device) if given.decoder else None
+    network = open_segmenter(given.decoder).network().to(device) if given.decoder else None
     reads = {*method.READS, *(network.reads if network else ())}
     wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]

@@ -161,10 +161,11 @@ def _start_from(workspace: Workspace, settings: _fitting.TrainDecoderSettings,
     Raises:
         VplError: it is not there, does not fit, or is the one that would be written.
     """
-    path = _fitting.find_start(workspace, settings, target)
-    if path:
-        _fitting.take_weights(network, path, settings.method, model)
-    return path
+    start = _fitting.find_start(workspace, settings, target)
+    if start is None:
+        return None
+    _fitting.take_weights(network, start, settings.method, model)
+    return start.path
 
 
 def _make_header(

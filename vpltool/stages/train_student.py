@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options
 from vpltool.datasets.layouts import relative_name
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photos import check_current, with_photo_files
-from vpltool.engine.segmenters import find_segmenter, open_probabilities, segmenter_header
+from vpltool.engine.segmenters import SegmenterFile, find_segmenter
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -26,9 +26,6 @@ from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both,
 from vpltool.stages._named_photos import find_photos
 from vpltool.stages._pixel_data import PixelData, Taught
 from vpltool.stages.extract import parse_layers
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
@@ -119,7 +116,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     check_even(settings.batch_size)
     lesson = _find_lesson(workspace, settings)
     target = settings.out or place(workspace.path, "decoder", settings.name)
-    if target.resolve() == lesson.teacher.resolve():
+    if target.resolve() == lesson.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     encoder = _load_student(workspace, settings)
     _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
@@ -143,14 +140,14 @@ class _Lesson:
     """What a student learns from.
 
     Args:
-        teacher: file of the segmenter.
+        teacher: the segmenter.
         soft: its probabilities, of the split; of the named photos, in `also`.
         also: see soft.
         masks: those that sharpen them; None: there are none.
         photos: those that are learned from.
     """
 
-    teacher: Path
+    teacher: SegmenterFile
     soft: InputFolder
     also: InputFolder | None
     masks: _masks.Masks | None
@@ -160,7 +157,7 @@ class _Lesson:
 def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     teacher = find_segmenter(workspace.path, settings.teacher)
     listed = workspace.photos(settings.split, settings.limit)
-    soft = open_probabilities(workspace, teacher, settings.split)
+    soft = teacher.open_probabilities(workspace, settings.split)
     ids = soft.available([photo.id for photo in listed])
     check_current(workspace, ids, soft)
     masks = _find_masks(workspace, settings, teacher, listed)
@@ -174,11 +171,12 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     return _Lesson(teacher, soft, also, masks, photos)
 
 
-def _also(workspace: Workspace, teacher: Path, folder: Path) -> tuple[list[Taught], InputFolder]:
+def _also(workspace: Workspace, teacher: SegmenterFile, folder: Path
+          ) -> tuple[list[Taught], InputFolder]:
     """The photos of a folder without tags, and what the teacher says of them."""
     (group,) = find_photos([folder], together=False)
-    again = f"predict(images=[{str(folder)!r}], decoder={teacher.stem!r}, probabilities=True"
-    soft = open_probabilities(workspace, teacher, group.name, again)
+    again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
+    soft = teacher.open_probabilities(workspace, group.name, again)
     root = workspace.path / workspace.root
     ids = soft.available(list(group.paths))
     if len(ids) < len(group.paths):
@@ -189,12 +187,12 @@ def _also(workspace: Workspace, teacher: Path, folder: Path) -> tuple[list[Taugh
                    masked=False, tagged=False) for key in ids], soft
 
 
-def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: Path,
+def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: SegmenterFile,
                 photos: Sequence[Photo]) -> _masks.Masks | None:
     """The masks that sharpen the teacher's probabilities: by default those that taught it."""
     if settings.masks == "none" or not settings.lambda_masks:
         return None
-    choice = settings.masks or segmenter_header(teacher).sources.get("masks", "")
+    choice = settings.masks or teacher.header.sources.get("masks", "")
     if not choice:
         return None
     if not settings.masks and not (workspace.path / choice).is_dir():
@@ -228,7 +226,7 @@ def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
 def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesson,
                  model: Mapping[str, str], layers: list[int]) -> Header:
     inputs: dict[str, InputFolder | Path | str] = {
-        "teacher": lesson.teacher, "probabilities": lesson.soft,
+        "teacher": lesson.teacher.path, "probabilities": lesson.soft,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
     if lesson.also:
         inputs["also-probabilities"] = lesson.also

@@ -231,20 +231,3 @@ def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
 def hex_colour(index: int) -> str:
     """Colour of a class in our pictures, as #RRGGBB: told apart over a photo, unlike VOC's."""
     return "#" + bytes(class_palette()[3 * index : 3 * index + 3]).hex()
-
-
-def data_yaml(names: Sequence[str], splits: Collection[str], **more: str) -> bytes:
-    """Ultralytics' description of a data set; without `path`, it is the folder of the file."""
-    import yaml
-
-    # Ultralytics wants both.
-    train = "train" if "train" in splits else min(splits)
-    val = "val" if "val" in splits else train
-    further = {name: f"images/{name}" for name in sorted(splits) if name not in (train, val)}
-    text = yaml.safe_dump({"train": f"images/{train}", "val": f"images/{val}", **further, **more,
-                           "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
-    if val == train:
-        text += ("# Ultralytics wants `val`, and there is only one split here: scores are those of "
-                 "the training photos.\n# Export another split to the same folder: --split val "
-                 "--out DIR\n")
-    return text.encode()

@@ -14,14 +14,12 @@ from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.formats.archives import write_folder
-from vpltool.formats.labels import gimp_palette, png_bytes
+from vpltool.formats.labels import LEGEND, legend, png_bytes
 from vpltool.methods.exports._regions import corrections_setting
 from vpltool.methods.inputs import Predictions
 
 READS = ()
 SUFFIX = ""
-
-_CLASSES, _PALETTE = "classes.txt", "palette.gpl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +32,11 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    write_folder(path, _members(predictions), (_CLASSES, _PALETTE))
+    write_folder(path, _members(predictions), LEGEND)
     return [path]
 
 
 def _members(predictions: Predictions) -> Iterator[tuple[str, bytes]]:
-    names = ("background", *predictions.workspace.classes)
-    yield _CLASSES, "".join(f"{name}\n" for name in names).encode()
-    yield _PALETTE, gimp_palette(predictions.name, names)
+    yield from legend(predictions.name, ("background", *predictions.workspace.classes))
     for photo, labels in predictions.each():
         yield f"{photo.id}.png", png_bytes(labels)

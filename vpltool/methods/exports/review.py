@@ -33,7 +33,7 @@ from vpltool.formats.corrections import (
     is_edited,
     is_imported,
 )
-from vpltool.formats.labels import gimp_palette, identity_of_labels, png_bytes
+from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import Tensor, np
 from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
@@ -45,7 +45,7 @@ SUFFIX = "-review"
 EXPORTS = "predictions"
 
 _LIST = "review.csv"
-_FILES = (_LIST, "README.md", "classes.txt", "palette.gpl")
+_FILES = (_LIST, "README.md", *LEGEND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,7 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
     names = ("background", *workspace.classes)
     known = {photo.id: photo for photo in photos}
     copies = {key: _name_of(known[key], settings.keep_exif) for key in chosen}
-    yield "classes.txt", "".join(f"{name}\n" for name in names).encode()
-    yield "palette.gpl", gimp_palette(predictions.name, names)
+    yield from legend(predictions.name, names)
     yield "README.md", _readme(workspace, settings, len(chosen), path).encode()
     yield _LIST, _listed(chosen, known, copies).encode()
     for key, name in copies.items():

@@ -12,7 +12,7 @@ Source: Ultralytics, "Instance Segmentation Datasets Overview"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from vpltool.methods.exports._regions import (
     check_labelling,
     classes_in,
     cleaned_predictions,
-    data_yaml,
     min_area_setting,
     small_setting,
 )
@@ -51,6 +50,8 @@ TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of photos that Ultralytics and we both take."""
 NEEDS = ("cv2", "yaml")
 
+DESCRIPTION = "data.yaml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LabellingSettings):
@@ -73,7 +74,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
     files = PhotoFiles(predictions, settings, TAKEN)
-    yield "data.yaml", data_yaml(predictions.workspace.classes, splits)
+    yield describe(predictions.workspace.classes, splits)
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
                "".join(_lines(labels, settings.tolerance)).encode())
@@ -101,11 +102,32 @@ def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.f
     return [first + (-0.25, -0.25), first + (0.25, -0.25), last + (0.0, 0.25)]
 
 
+def describe(names: Sequence[str], splits: Collection[str], **more: str) -> Member:
+    """Return Ultralytics' description of a data set; without `path`, it is the file's folder."""
+    import yaml
+
+    # Ultralytics wants both.
+    train = "train" if "train" in splits else min(splits)
+    val = "val" if "val" in splits else train
+    further = {name: f"images/{name}" for name in sorted(splits) if name not in (train, val)}
+    text = yaml.safe_dump({"train": f"images/{train}", "val": f"images/{val}", **further, **more,
+                           "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
+    if val == train:
+        text += ("# Ultralytics wants `val`, and there is only one split here: scores are those of "
+                 "the training photos.\n# Export another split to the same folder: --split val "
+                 "--out DIR\n")
+    return DESCRIPTION, text.encode()
+
+
+def described(path: Path) -> Mapping[str, object]:
+    """Return what a folder's description says; empty: there is none."""
+    return parse_yaml(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
+
+
 def files(path: Path) -> list[Path]:
     """The files of polygons; none if it is another layout."""
-    if not (path / "data.yaml").exists() or parse_yaml(path / "data.yaml").get("masks_dir"):
-        return []
-    return sorted((path / "labels").rglob("*.txt"))
+    said = described(path)
+    return sorted((path / "labels").rglob("*.txt")) if said and not said.get("masks_dir") else []
 
 
 def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
@@ -119,8 +141,7 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
 def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
     """Yield the polygons of each photo."""
-    description = path / "data.yaml"
-    labels = labels_of_names(parse_yaml(description).get("names"), request, description)
+    labels = labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
     for file in files(path):
         photo = request.photo(file.stem, str(file))
         size = request.size(photo, str(file))
@@ -164,6 +185,6 @@ def _polygon(line: str, labels: Mapping[int, int], where: str
         raise VplError(f"{where}: numbers are not in 0 to 1",
                        "points are shares of the width and height, not pixels")
     if number not in labels:
-        raise VplError(f"{where}: the class {number} is not in data.yaml",
+        raise VplError(f"{where}: the class {number} is not in {DESCRIPTION}",
                        f"its `names` are {', '.join(map(str, sorted(labels)))}")
     return labels[number], shares.clip(0, 1 - 1e-9).reshape(-1, 2), float(score)

@@ -20,16 +20,14 @@ from vpltool.methods.exports._regions import (
     PhotoFiles,
     check_labelling,
     cleaned_predictions,
-    data_yaml,
     grey_png,
 )
-from vpltool.methods.exports.yolo import TAKEN
+from vpltool.methods.exports.yolo import DESCRIPTION, TAKEN, describe, described
 from vpltool.methods.inputs import Predictions
 from vpltool.methods.labels import (
     Labelled,
     LabellingRequest,
     labels_of_names,
-    parse_yaml,
     read_label_images,
 )
 from vpltool.names import leads_out
@@ -56,7 +54,7 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
     files = PhotoFiles(predictions, settings, TAKEN)
     names = ("background", *predictions.workspace.classes)
-    yield "data.yaml", data_yaml(names, splits, masks_dir="masks")
+    yield describe(names, splits, masks_dir="masks")
     for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
         yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
     yield from files.members(f"images/{settings.split}")
@@ -64,9 +62,7 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
 
 def files(path: Path) -> list[Path]:
     """The label images; none if it is another layout."""
-    if not (path / "data.yaml").exists():
-        return []
-    folder = parse_yaml(path / "data.yaml").get("masks_dir")
+    folder = described(path).get("masks_dir")
     if not isinstance(folder, str) or leads_out(folder):
         return []
     return sorted((path / folder).rglob("*.png"))
@@ -74,6 +70,5 @@ def files(path: Path) -> list[Path]:
 
 def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
     """Read label images in Ultralytics' layout: masks/SPLIT/NAME.png, with data.yaml."""
-    description = path / "data.yaml"
-    labels = labels_of_names(parse_yaml(description).get("names"), request, description)
+    labels = labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
     return read_label_images(((file.stem, file) for file in files(path)), labels, request)

@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Photo, read_drawn_labels
-from vpltool.formats.labels import read_numbers, read_soft, size_of_labels
+from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of_labels
 from vpltool.lazy import np, npt, scipy
 from vpltool.methods.labels import BACKGROUND_WORDS, LabellingRequest, read_text
 
@@ -58,9 +58,7 @@ class Pictures:
 
     def words(self) -> Mapping[int, str]:
         """What the values of label images are called: lines of classes.txt, or the classes."""
-        listed = self.folder / "classes.txt"
-        names = (read_text(listed).splitlines() if listed.exists()
-                 else (BACKGROUND_WORDS[0], *self.classes))
+        names = read_legend(self.folder) or (BACKGROUND_WORDS[0], *self.classes)
         return {value: name for value, name in enumerate(names) if name}
 
 

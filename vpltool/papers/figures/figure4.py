@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vpltool import console
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_same_model
-from vpltool.engine.segmenters import find_decoder, read_segmenter
+from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import (
     Header,
@@ -115,12 +115,12 @@ def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[P
 
 
 def _read(work: Path, name: str) -> Trained:
-    path = find_decoder(work, name)
-    header, network = read_segmenter(path)
+    segmenter = find_segmenter(work, name)
+    path, network = segmenter.path, segmenter.network()
     if not network.in_joint_space:
         raise VplError(f"{path} has no embeddings to draw: it is of the method "
-                       f"{header.facts['segmenter']}", "name decoders of `train_decoder()`")
-    return Trained(name, path, header, network)
+                       f"{segmenter.method}", "name decoders of `train_decoder()`")
+    return Trained(name, path, segmenter.header, network)
 
 
 def pair_of(work: Path, named: str | None) -> list[str]:
