@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 377, "lines": 58_190, "code": 36_020, "imports": 13.8, "indented": 348,
-    "type_checking": 47, "eager": 59, "any": 256, "cycles": 0, "kind_folders": 36}
+    "files": 369, "lines": 57_810, "code": 35_760, "imports": 13.1, "indented": 193,
+    "type_checking": 27, "eager": 59, "any": 251, "cycles": 0, "kind_folders": 10}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
