@@ -1,6 +1,6 @@
 """Training again with what is corrected: a child process, and the curve of what it brought.
 
-The child runs the same stages as the shell does: `update`, `predict`, `eval`. Run as a module, this
+The child runs the same lines as a shell would: `update`, `predict`, `eval`. Run as a module, this
 file is the child; it says on stdout, in lines of JSON, how far it is.
 """
 
@@ -9,27 +9,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.errors import PhotosFailed, VplError
+from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json, write_json
 from vpltool.formats.kinds import called, place, results_of
+from vpltool.recipes.runner import run_line
 from vpltool.review.desk import Desk
 from vpltool.review.work import OWN, words_of
-from vpltool.run import find_stage, run_stage
 from vpltool.shell import command_line, program
 
-Step = tuple[str, JsonObject]
-"""Name of a stage, and its settings."""
-
-_UPDATE: Step = ("update", {})
+_UPDATE = "vpltool update"
 
 
 class Training:
@@ -49,8 +47,9 @@ class Training:
         desk = self._desk
         segmenter = segmenter_of(desk.path, desk.what)
         return {"runs": self._child is not None, "segmenter": segmenter, "curve": self._curve(),
-                "lines": [command_line(name, values, program(desk.path)) for name, values
-                          in (_UPDATE, *steps(desk, segmenter, desk.split))], **self._said}
+                "lines": [line.replace("vpltool", shlex.join(program(desk.path)), 1)
+                          for line in (_UPDATE, *steps(desk, segmenter, desk.split))],
+                **self._said}
 
     def begin(self) -> JsonObject:
         """Start the child, unless it runs.
@@ -119,13 +118,13 @@ def segmenter_of(path: Path, shown: str) -> str:
                                                                   default="")
 
 
-def steps(desk: Desk, segmenter: str, split: str) -> list[Step]:
-    """Return the steps that make a segmenter's masks of a split, and score it."""
+def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
+    """Return the lines that make a segmenter's masks of a split, and score it."""
     predictions = place(desk.path, "predictions", segmenter, "")
-    return [*(("predict", {"split": name, "decoder": segmenter})
+    return [*(command_line("predict", {"split": name, "decoder": segmenter})
               for name in dict.fromkeys((split, desk.scored["split"]))
               if not _is_whole(predictions / name / "artifact.json")),
-            ("eval", {"what": called("predictions", segmenter), **desk.scored})]
+            command_line("eval", {"what": called("predictions", segmenter), **desk.scored})]
 
 
 def _is_whole(manifest: Path) -> bool:
@@ -167,18 +166,17 @@ def _say(**what: Any) -> None:
         print(json.dumps(what), flush=True)
 
 
-def _run(path: Path, todo: Sequence[Step]) -> None:
-    for name, values in todo:
-        _say(step=command_line(name, values, ["vpltool"]), title="", done=0, total=0)
-        with contextlib.suppress(PhotosFailed):
-            found = run_stage(find_stage(name), path, values)
-        if name == "eval":
+def _run(path: Path, todo: Sequence[str]) -> None:
+    for line in todo:
+        _say(step=line, title="", done=0, total=0)
+        call, found, _ = run_line(shlex.split(line)[1:], path)
+        if call.found.name == "eval" and isinstance(found, Mapping):
             _say(point={"score": 100 * (found["miou"] if "miou" in found else found["mean"]["f1"]),
                         "measure": "mIoU" if "miou" in found else "F1 against tags"})
 
 
-def main(path: Path, todo: Sequence[Step]) -> int:
-    """Run steps, and say how far they are; return the exit status."""
+def main(path: Path, todo: Sequence[str]) -> int:
+    """Run lines, and say how far they are; return the exit status."""
     with console.heard_by(_Said()):
         try:
             _run(path, todo)

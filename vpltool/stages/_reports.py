@@ -51,20 +51,21 @@ def read_scores(path: Path) -> JsonObject:
     return content
 
 
-def format_table(cells: Sequence[Sequence[str]], *, markdown: bool) -> str:
-    """Format rows as a table: the first two columns to the left, the others to the right.
+def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:
+    """Format rows as a table: the first columns to the left, the others to the right.
 
     Args:
         cells: the heads of the columns, then a row each.
         markdown: with bars, and a rule below the heads.
+        left: number of columns to the left.
     """
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []
     for line in cells:
-        padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
+        padded = [cell.ljust(width) if column < left else cell.rjust(width)
                   for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
         lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
     if markdown:
-        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column > 1 else '-'}"
+        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column >= left else '-'}"
                                        for column, width in enumerate(widths)) + "|")
     return "\n".join(lines)

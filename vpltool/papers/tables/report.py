@@ -13,6 +13,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
 from vpltool.shell import command_line
+from vpltool.stages._reports import format_table
 
 Cell = list[float]
 """A measured number for each seed; empty: not measured."""
@@ -114,11 +115,4 @@ def _markdown(rows: Sequence[Row], source: str) -> str:
         lines.append([row.title, *(format_cell([row.paper[name]], 2) if name in row.paper else "-"
                                    for name in paper),
                       *(format_cell(row.measured.get(name, [])) for name in here)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    formatted = ["| " + " | ".join(
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(line, widths, strict=True))) + " |"
-        for line in lines]
-    rule = "|" + "|".join("-" * (width + 1) + ("-" if column == 0 else ":")
-                          for column, width in enumerate(widths)) + "|"
-    return "\n".join([formatted[0], rule, *formatted[1:]]) + "\n"
+    return format_table(lines, markdown=True, left=1) + "\n"
