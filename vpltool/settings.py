@@ -98,7 +98,8 @@ def setting(
         no_effect: when it has none.
         aliases: further options that mean the same.
         reads: the input that it names, which `engine.given` opens: `features`, `second`,
-            `prototypes`, `cams` or `decoder`.
+            `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
+            too), `decoder` or `proposals`.
     """
     about = About(help, source, low, high, tuple(choices), metavar, flag, off, short, panel, record,
                   by_hand, inside, positional, brief, tuple(no_effect), tuple(aliases), reads)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool.clip import encoders
 from vpltool.core import meta_device, vit
 from vpltool.core.grids import is_same_view, resample_attention, resample_patches
 from vpltool.engine.headers import check_same_model, relative_path
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
-from vpltool.formats.kinds import SECOND_FOLDER, place
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, place
 from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch
 from vpltool.parallel.photos import Batch
@@ -49,6 +49,50 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
     if missing:
         raise VplError(f"{features.path} holds {', '.join(kept)}, but no {missing[0]}",
                        _keeping(features.header, list(dict.fromkeys([*kept, *missing]))))
+
+
+def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
+    """Read a list of the tensors of features, `tokens,patches`, in the order of `FEATURE_TENSORS`.
+
+    Raises:
+        VplError: features have no such tensor.
+    """
+    names = [name.strip() for name in choice.split(",") if name.strip()]
+    for name in names:
+        if name not in FEATURE_TENSORS:
+            raise VplError(f"`{setting_name}={choice!r}`: features have no `{name}`",
+                           near_name(name, FEATURE_TENSORS))
+    return tuple(name for name in FEATURE_TENSORS if name in names)
+
+
+def parse_layers(choice: str, depth: int) -> list[int]:
+    """Read a list of block numbers, `2,5,8`; empty: all but the last; `spread`: four, evenly.
+
+    Raises:
+        VplError: it is not such a list, or the model has fewer blocks.
+    """
+    if not choice:
+        return list(range(depth - 1))
+    if choice == "spread":
+        return sorted({round(quarter * depth / 4) - 1 for quarter in range(1, 5)} - {-1})
+    layers = parse_numbers(choice)
+    if layers[0] < 0 or layers[-1] >= depth:
+        raise VplError(f"`layers={choice!r}`: this model has the blocks 0 to {depth - 1}",
+                       "for example `layers='2,5,8,11'`")
+    return layers
+
+
+def parse_numbers(choice: str) -> list[int]:
+    """Read `2,5,8`: ascending, each once.
+
+    Raises:
+        VplError: it is not a list of whole numbers.
+    """
+    try:
+        return sorted({int(part) for part in choice.split(",")})
+    except ValueError:
+        raise VplError(f"`layers={choice!r}` is not a list of block numbers",
+                       "for example `layers='2,5,8,11'`") from None
 
 
 def _keeping(header: Header, names: Sequence[str]) -> str:
@@ -89,6 +133,28 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
                         hint or f"`cam(split={split!r})`", preferred=preferred)
     workspace.check_classes(found.header, found.path)
     return found
+
+
+def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
+    """Find CAMs, or predictions: their probabilities where these were stored, else their labels.
+
+    Raises:
+        VplError: see `find_cams`.
+    """
+    source = find_folder(workspace.path, ("cams", "predictions"), choice, split,
+                         ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
+                         preferred=BEST_FIRST)
+    workspace.check_classes(source.header, source.path)
+    base = (workspace.path / "predictions").resolve()
+    if source.kind == "predictions" and base in source.path.resolve().parents:
+        soft = workspace.path / "probabilities" / source.path.resolve().relative_to(base)
+        if (soft / "artifact.json").exists():
+            found = open_input(soft, ("probabilities",))
+            # Those of an earlier run with other settings are not these predictions' own.
+            same = replace(found.header, kind=source.kind, format=source.header.format)
+            if same.config_hash == source.identity:
+                return found
+    return source
 
 
 SECOND = {"second_patches": "patches", "second_attention": "attention"}

@@ -2,6 +2,10 @@
 
 A setting declares what it names (`reads="prototypes"`, see `settings.setting`). So this file opens
 it, checks it against the others, records it in the header, and says where it has no effect.
+
+    given = open_given(workspace, settings, method.READS, ("prototypes",))     # what is read
+    header = given.header("cams", "cam")                                       # what is written
+    return given.make("cam", {folder: header}, start)                          # the work
 """
 
 from __future__ import annotations
@@ -9,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
+from vpltool.core import aligned_space, vit
 from vpltool.engine.features import (
     SECOND,
     check_kept,
     find_cams,
+    find_scores,
     open_features,
     open_second,
     read_batch,
@@ -24,7 +30,7 @@ from vpltool.engine.features import (
 )
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
-from vpltool.engine.photos import chosen_shard, paths_of, photos_with, read_known_photo
+from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
 from vpltool.engine.prototypes import (
     Prototypes,
     check_fits,
@@ -35,21 +41,30 @@ from vpltool.engine.prototypes import (
     space_of,
 )
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    OutputFolder,
+    Photo,
+    Workspace,
+    find_folder,
+    write_tensors,
+)
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods.interfaces import MethodModule
 from vpltool.options import PerPhoto
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.settings import described, warn_without_effect
 
-if TYPE_CHECKING:
-    from vpltool.core.aligned_space import AlignedSpace
-    from vpltool.core.vit import Head
-
-_ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "decoder"}
+_ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "decoder",
+          "proposals": "proposals"}
 """Inputs that only some methods read, as messages call them."""
+
+_TAGLESS = ("features", "proposals")
+"""Kinds of file that are made without the names of the classes."""
+
+Opened = InputFolder | Prototypes | Path
 
 
 @dataclass(frozen=True)
@@ -59,31 +74,28 @@ class Given:
     Args:
         workspace: where they were found.
         settings: of the stage.
-        method: the method that reads them.
+        read: names of what is read of each photo, as `READS` of methods has them.
         required: names of the inputs that the stage reads whatever the method.
         opened: name of a setting to its input: a folder, prototypes, or the path of a decoder.
+        unused: settings that have no effect, to the reason.
     """
 
     workspace: Workspace
     settings: PerPhoto
-    method: MethodModule
+    read: Collection[str]
     required: Sequence[str]
-    opened: Mapping[str, InputFolder | Prototypes | Path]
+    opened: Mapping[str, Opened]
+    unused: Mapping[str, str]
 
     @property
     def features(self) -> InputFolder:
         """Stored features of the split."""
-        return self._folder("features")
-
-    @property
-    def cams(self) -> InputFolder:
-        """The CAMs, of a stage that has the setting `cams`."""
-        return self._folder("cams")
+        return self.folder("features")
 
     @property
     def second(self) -> InputFolder | None:
         """Features of a second encoder, if the method reads them."""
-        return self._folder("second") if "second" in self.opened else None
+        return self.folder("second") if "second" in self.opened else None
 
     @property
     def prototypes(self) -> Prototypes | None:
@@ -97,56 +109,94 @@ class Given:
         found = self.opened.get("decoder")
         return found if isinstance(found, Path) else None
 
-    def _folder(self, name: str) -> InputFolder:
+    def folder(self, name: str) -> InputFolder:
+        """The folder that a setting names, such as `cams`."""
         found = self.opened[name]
         assert isinstance(found, InputFolder)
         return found
 
+    def paths(self, ids: Iterable[str]) -> dict[str, Path]:
+        """Id to path of photos."""
+        paths = paths_of(self.workspace, self.settings.split)
+        return {key: paths[key] for key in ids}
+
     def reads(self, name: str) -> bool:
         """Tell whether the method reads something."""
-        return name in self.method.READS
+        return name in self.read
 
     @property
     def tensors(self) -> list[str]:
         """The tensors of the features that the method reads."""
         return [name for name in FEATURE_TENSORS if self.reads(name)]
 
+    def without_effect(self, unused: Mapping[str, str]) -> Given:
+        """The same, where further settings have no effect: name to the reason."""
+        return replace(self, unused={**self.unused, **unused})
+
     def header(self, kind: str, command: str, *, options: Mapping[str, object] | None = None,
-               skip: Collection[str] = ()) -> Header:
-        """Make the header of what is written; see `make_header`."""
+               model: Mapping[str, str] | None = None,
+               inputs: Mapping[str, Path | str] | None = None, skip: Collection[str] = ()
+               ) -> Header:
+        """Make the header of what is written; see `make_header`.
+
+        Args:
+            kind: what is written.
+            command: the stage.
+            options: options that replace the settings' own, or are added.
+            model: identity of the encoder; default: that of the features, else of the first input.
+            inputs: what else is read.
+            skip: settings that do not change the result, beside those without effect.
+        """
         files: dict[str, InputFolder | Path | str] = {
             name: found.path if isinstance(found, Prototypes) else found
             for name, found in self.opened.items()}
-        inputs = {name: files.pop(name) for name in self.required}
-        classes = {} if kind == "features" else {"classes": self.workspace.classes_identity}
+        if model is None:
+            first = self.opened["features" if "features" in self.opened else self.required[0]]
+            assert not isinstance(first, Path)
+            model = first.header.model
+        classes = {} if kind in _TAGLESS else {"classes": self.workspace.classes_identity}
         return make_header(
-            self.workspace, kind, command, self.settings, model=self.features.header.model,
-            inputs=inputs | classes | files, options=options,
-            skip={*skip, *(() if self.reads("head") else ("precision",))})
+            self.workspace, kind, command, self.settings, model=model,
+            inputs={name: files.pop(name) for name in self.required} | classes | files
+            | dict(inputs or {}), options=options, skip={*skip, *self.unused})
 
-    def make(self, title: str, folder: Path, header: Header,
+    def make(self, title: str, folders: Mapping[Path, Header],
              start: Callable[[list[str]], Iterable[Made]], *,
              write: Callable[[OutputFolder, str, Any], None] | None = None,
-             on_start: Callable[[], None] | None = None) -> list[Path]:
-        """Make what is left to do of a folder; see `make_photos`.
+             beside: Mapping[Path, tuple[Header, Mapping[str, Tensor]]] | None = None
+             ) -> list[Path]:
+        """Make what is left to do of folders; see `make_photos`.
+
+        Args:
+            title: for the progress.
+            folders: path to header of what is written, the most wanted first.
+            start: given the ids to do, see `make_photos`.
+            write: writes what was made for a photo; default: its tensors.
+            beside: path to header and tensors of the files that belong beside the folders.
 
         Raises:
-            VplError: an input is not complete or out of date, or the folder was made otherwise.
+            VplError: an input is not complete or out of date, or a folder was made otherwise.
             PhotosFailed: some photos failed.
         """
-        settings, folders = self.settings, [
-            found for name in ("features", "cams", "second")
-            if isinstance(found := self.opened.get(name), InputFolder)]
-        photos = photos_with(self.workspace, settings.split, settings.limit, *folders,
-                             shard=chosen_shard(settings.shard))
-        labels = 1 + len(self.workspace.classes)
-        if header.kind == "features":
-            # They do not depend on the tags.
-            photos, labels = replace(photos, own={}), 0
+        settings = self.settings
+        warn_without_effect(settings, without=self.unused)
+        photos = photos_with(
+            self.workspace, settings.split, settings.limit,
+            *(found for found in self.opened.values() if isinstance(found, InputFolder)),
+            shard=chosen_shard(settings.shard))
+        if not any(header.kind in TAGGED for header in folders.values()):
+            photos = replace(photos, own={})
+        outputs = open_outputs(folders, photos, settings, 1 + len(self.workspace.classes))
+
+        def write_beside() -> None:
+            for path, (header, tensors) in (beside or {}).items():
+                if outputs[0].todo or not path.exists():
+                    write_tensors(path, header, tensors)
+
         return make_photos(
-            title, open_outputs({folder: header}, photos, settings, labels), start,
+            title, outputs, start,
             write or (lambda output, key, made: output.write_tensors(key, made)), settings,
-            on_start,
+            write_beside,
             paths_of(self.workspace, settings.split) if self.reads("photo") else None)
 
     def load(self, precision: str = "fp32") -> Loaded:
@@ -185,8 +235,8 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     photos: Mapping[str, Photo]
-    head: Head | None = None
-    space: AlignedSpace | None = None
+    head: vit.Head | None = None
+    space: aligned_space.AlignedSpace | None = None
     rows: Tensor | None = None
     class_index: Tensor | None = None
     of_rows: Mapping[str, Tensor] = field(default_factory=dict)
@@ -222,7 +272,7 @@ class Loaded:
         def run(batch: FeatureBatch) -> Iterable[Made]:
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
-                | read_batch(given.second, batch, given.method.READS), self.device, self.dtype)
+                | read_batch(given.second, batch, given.read), self.device, self.dtype)
             if self.space is not None and "patches" in tensors:
                 tensors["patches"] = self.space(tensors["patches"])
             return make(batch, tensors)
@@ -232,48 +282,57 @@ class Loaded:
         return run_batches(batches, run, lambda _: smaller_photos_hint(given.features.header))
 
 
-def open_given(workspace: Workspace, settings: PerPhoto, method: MethodModule,
-               required: Sequence[str], *, kept: Collection[str] = (),
+def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
+               required: Sequence[str] = (), *, kept: Collection[str] = (),
                preferred: Sequence[str] = ()) -> Given:
     """Open the inputs that a stage's settings declare, and check that they fit together.
 
     Args:
         workspace: where they are looked for.
         settings: of the stage.
-        method: what its `READS` does not name is not opened, unless it is required.
+        reads: what is read of each photo, as `READS` of methods has it; what it does not name is
+            not opened, unless it is required.
         required: inputs that the stage reads whatever the method, in the order of the header.
         kept: tensors of the features that the stage reads itself.
         preferred: CAMs that are taken where none are named, the furthest first.
 
     Raises:
-        VplError: one is missing, lacks what is read of it, or is of another model or split.
+        VplError: there is no such split, or an input is missing, lacks what is read of it, or is
+            of another model or split.
     """
-    split, reads = settings.split, method.READS
-    opened: dict[str, InputFolder | Prototypes | Path] = {}
+    split, names = settings.split, {*required, *reads}
+    workspace.photos(split)
+    opened: dict[str, Opened] = {}
     named = {entry.about.reads: getattr(settings, entry.name)
              for entry in described(type(settings)) if entry.about.reads}
+    if "features" in named:
+        features = opened["features"] = open_features(workspace, named["features"], split)
+        check_kept(features, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     if "cams" in named:
         opened["cams"] = find_cams(workspace, named["cams"], split, preferred)
-    features = opened["features"] = open_features(workspace, named["features"], split)
-    check_kept(features, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
+    if "what" in named:
+        opened["what"] = find_scores(workspace, named["what"], split)
     if not set(reads).isdisjoint(SECOND):
         second = open_second(workspace, named["second"], split, reads)
         assert second is not None
         opened["second"] = second
-    if "prototypes" in named and "prototypes" in {*required, *reads}:
+    if "words" in named:
+        opened["prototypes"] = read_prototypes(workspace, named["words"])
+    if "prototypes" in named and "prototypes" in names:
         prototypes = read_prototypes(workspace, class_rows(workspace, settings), aligned=True)
         check_rows(prototypes, reads)
         check_fits(features, prototypes, head="head" in reads)
         opened["prototypes"] = prototypes
     if "decoder" in named and "decoder" in reads:
         opened["decoder"] = _find_decoder(workspace, named["decoder"], features)
-    chosen = vars(settings)["method"]
-    unused = {name: f"`{chosen}` reads no {what}" for name, what in _ABOUT.items()
-              if name in named and name not in opened}
-    if "head" not in reads and hasattr(settings, "precision"):
+    if "proposals" in named and "proposals" in reads:
+        opened["proposals"] = find_folder(workspace.path, ("proposals",), named["proposals"], split,
+                                          ("proposals",), f"`propose(split={split!r})`")
+    unused = {name: f"`{vars(settings)['method']}` reads no {what}"
+              for name, what in _ABOUT.items() if name in named and name not in opened}
+    if "features" in opened and "head" not in reads and hasattr(settings, "precision"):
         unused["precision"] = "no network is run"
-    warn_without_effect(settings, without=unused)
-    return Given(workspace, settings, method, required, opened)
+    return Given(workspace, settings, reads, required, opened, unused)
 
 
 def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> Path:

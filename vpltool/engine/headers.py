@@ -15,6 +15,7 @@ from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.replacing import check_replacing
+from vpltool.options import Replaces
 from vpltool.parallel.once import write_alone
 from vpltool.settings import Settings, changed, recorded
 
@@ -86,15 +87,15 @@ def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
     return model.get(key, "?")[:6]
 
 
-def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = False,
-               by_model_name: bool = False) -> bool:
+def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name: bool = False
+               ) -> bool:
     """Tell whether a single file is there already, made with the same configuration.
 
     Args:
         path: the file.
         header: as it would be written now.
-        overwrite: never done; the caller replaces it.
-        update: not done if the same command made it with other options or from other inputs.
+        settings: with `overwrite`, it never is: the caller replaces it. With `update`, it is not
+            if the same command made it with other options or from other inputs.
         by_model_name: compare models without their fingerprints, when it is not loaded yet.
 
     Raises:
@@ -102,7 +103,7 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
         VplError: another command is writing it.
     """
     write_alone(path)
-    if overwrite or not path.exists():
+    if settings.overwrite or not path.exists():
         check_replacing(path, same=not path.exists())
         return False
     found = expect_header(path, header.kind)
@@ -114,7 +115,7 @@ def check_file(path: Path, header: Header, *, overwrite: bool, update: bool = Fa
         return True
     stale = is_stale(header, found)
     check_replacing(path, same=stale)
-    if update and found.command == header.command:
+    if settings.update and found.command == header.command:
         tell_options(header, found, path)
         return False
     reasons = "; ".join(difference(header, found, path))

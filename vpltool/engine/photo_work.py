@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vpltool import console
+from vpltool.core.photos import PhotoSettings
+from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
@@ -18,9 +20,10 @@ from vpltool.formats.changes import count_photos
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.labels import read_labels
 from vpltool.formats.values import BadValues
-from vpltool.lazy import np, npt
+from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
-from vpltool.parallel.device import find_device
+from vpltool.parallel import photos as photo_batches
+from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.memory import Divisible, run_within_memory
 from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
@@ -185,6 +188,31 @@ def run_batches(
 
     for _, made in run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
         yield from made
+
+
+def run_photos(
+    paths: Mapping[str, Path], seen: PhotoSettings,
+    run: Callable[[photo_batches.Batch], Iterable[Made]], *,
+    device: torch.device, batch_size: int, workers: int,
+    too_large: Callable[[photo_batches.Batch], str] = smaller_side_hint,
+) -> Iterator[Made]:
+    """Run a network over photos, which worker processes read; see `load_batches`, `run_batches`.
+
+    Args:
+        paths: id to path.
+        seen: how they are resized and normalised.
+        run: gives what was made for each photo of a batch.
+        device: where the network is.
+        batch_size: photos in a batch at most.
+        workers: the setting, see `worker_count`.
+        too_large: what to do where not even one photo fits into memory: a hint.
+
+    Raises:
+        VplError: the memory does not suffice for one photo.
+    """
+    return run_batches(photo_batches.load_batches(
+        list(paths.items()), seen, device=device, batch_size=batch_size,
+        workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)
 
 
 MOST = 200

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, read_photo
@@ -18,9 +18,8 @@ from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.lazy import Tensor, np, npt, torch
 
-if TYPE_CHECKING:
-    pass
-
+TAGGED = ("cams", "masks")
+"""Kinds of file that depend on the photo's tags."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
 
 def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
                    tags: Mapping[str, str]) -> None:
-    tagged = folder.own if folder.kind in ("cams", "masks") else {}
+    tagged = folder.own if folder.kind in TAGGED else {}
     for what, before, now in (("photo replaced", folder.photos, hashes),
                               ("tags changed", tagged, tags)):
         old = sorted(replaced_photos(before, now).intersection(ids))

@@ -1,18 +1,26 @@
-"""Prototypes that stages read: their rows, and the space in which these lie."""
+"""Prototypes that stages read and write: their rows, and the space in which these lie."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vpltool.core import aligned_space, vit
-from vpltool.engine.headers import check_same_model
+from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.models import check_words
+from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    JsonObject,
+    Workspace,
+    read_tensors,
+    write_tensors,
+)
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
@@ -159,10 +167,37 @@ def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> v
     return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
-def space_record(prototypes: Prototypes) -> tuple[Mapping[str, Tensor], JsonObject]:
-    """Tensors and facts that say in which space rows lie, for others that are made from them."""
-    facts = _facts(prototypes)
-    return prototypes.of_space, {"aligned": facts} if facts else {}
+def split_header(workspace: Workspace, command: str, settings: Settings,
+                      features: InputFolder, **inputs: InputFolder | Prototypes | str) -> Header:
+    """Make the header of prototypes that are made from a whole split.
+
+    Args:
+        workspace: gives the photos.
+        command: the stage.
+        settings: of the stage; they record the split and the limit.
+        features: of the photos.
+        inputs: role to what else is read: CAMs, prototypes, or an identity. The names of CAMs and
+            of prototypes become options.
+    """
+    folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
+    header = make_header(
+        workspace, "prototypes", command, settings, model=features.header.model,
+        inputs={"features": features, **{
+            role: found.path if isinstance(found, Prototypes) else found
+            for role, found in inputs.items()}},
+        options={role: found.path.stem if isinstance(found, Prototypes) else found.name
+                 for role, found in inputs.items() if not isinstance(found, str)})
+    photos = photos_identity(workspace, str(header.options["split"]),
+                             int(header.options.get("limit", 0)), *folders)
+    return with_photo_files(workspace, replace(header, inputs={**header.inputs, "photos": photos}))
+
+
+def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], facts: JsonObject,
+                     start: Prototypes) -> None:
+    """Write prototypes that are made from others, and lie in their space."""
+    aligned = _facts(start)
+    write_tensors(path, replace(header, facts=facts | ({"aligned": aligned} if aligned else {})),
+                  {**tensors, **start.of_space})
 
 
 def _facts(prototypes: Prototypes) -> Mapping[str, Any]:

@@ -71,7 +71,7 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     first = _take_head(workspace, settings, network, frozen.model, target)
     side = _side_of(settings, frozen)
     header = _make_header(workspace, settings, masks, prototypes.path, frozen, ids, first, side)
-    if check_file(target, header, overwrite=settings.overwrite, update=settings.update):
+    if check_file(target, header, settings):
         return target
     start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
                             update=settings.update)

@@ -14,11 +14,10 @@ from vpltool.core.gap import Gap
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.headers import make_header
-from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace
+from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
@@ -76,18 +75,6 @@ class PixelSettings(options.WholeSplit, shared=True):
         choices=("seeds", "regions"))
     max_pixels: int = max_pixels()
     seed: int = options.seed()
-
-
-def seeded_header(workspace: Workspace, command: str, settings: options.WholeSplit,
-                  features: InputFolder, text: Prototypes, maps: InputFolder) -> Header:
-    """Make the header of prototypes that CAMs and the features of a whole split give."""
-    return with_photo_files(workspace, make_header(
-        workspace, "prototypes", command, settings, model=features.header.model,
-        inputs={"features": features, "text": text.path, "cams": maps,
-                "tags": workspace.tags_identity(settings.split),
-                "photos": photos_identity(workspace, settings.split, settings.limit, features,
-                                          maps)},
-        options={"text": text.path.stem, "cams": maps.name}))
 
 
 def read_start(workspace: Workspace, choice: str, features: InputFolder) -> Prototypes:

@@ -60,8 +60,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     check_alike(scenes)
     outs = _outs(work, paths)
     todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
-            if not check_file(out, header := _header(work, scene), overwrite=settings.overwrite,
-                              update=settings.update)]
+            if not check_file(out, header := _header(work, scene), settings)]
     failed: dict[str, str] = {}
     tiled = _load(work) if todo else None
     for scene, out, header in todo:

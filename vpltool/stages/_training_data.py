@@ -10,7 +10,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core import decoder, training
 from vpltool.core.photos import fit_size, photo_size
-from vpltool.engine.features import open_features
+from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.models import load_main
 from vpltool.engine.photos import check_current, naming_photo, read_known_photo
 from vpltool.errors import VplError
@@ -20,7 +20,6 @@ from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._masks import Masks
-from vpltool.stages.extract import parse_layers, parse_numbers
 
 _WHOLE = 1024
 """Longest side of photos that are scaled as a whole and then cut. Larger ones are cut first: that

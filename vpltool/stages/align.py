@@ -16,7 +16,7 @@ from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import Prototypes, patch_source
+from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
@@ -117,10 +117,10 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     check_kept(features, ["patches"])
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = _phase_one.seeded_header(workspace, "align", settings, features, text, maps)
+    header = split_header(workspace, "align", settings, features, text=text, cams=maps,
+                               tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "aligned")
-    if not check_file(target, header, overwrite=settings.overwrite,
-                      update=settings.update):
+    if not check_file(target, header, settings):
         start = checkpoints.read_checkpoint(
             checkpoints.checkpoint_of(target), replace(header, kind="alignment"),
             overwrite=settings.overwrite,

@@ -64,7 +64,7 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(CamMethod, settings.method)
-    given = open_given(workspace, settings, method, ("features", "prototypes"))
+    given = open_given(workspace, settings, method.READS, ("features", "prototypes"))
     assert given.prototypes is not None
     stem = given.prototypes.path.stem
     name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")
@@ -85,6 +85,6 @@ def run(workspace: Workspace, settings: CamSettings) -> list[Path]:
 
         return loaded.run(todo, draw)
 
-    return given.make(
-        f"cam {name} {split}", settings.out or place(workspace.path, "cams", name, split),
-        given.header("cams", "cam", options={"prototypes": stem}), start)
+    return given.make(f"cam {name} {split}", {
+        settings.out or place(workspace.path, "cams", name, split):
+        given.header("cams", "cam", options={"prototypes": stem})}, start)

@@ -10,12 +10,10 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core.crf import labels_at, to_labels
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.headers import make_header
-from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs, run_batches
-from vpltool.engine.photos import chosen_shard, photos_with
+from vpltool.engine.given import Given, open_given
+from vpltool.engine.photo_work import Failed, Made, run_batches
 from vpltool.errors import is_out_of_memory
-from vpltool.formats import Header, InputFolder, OutputFolder, Workspace, find_folder, open_input
+from vpltool.formats import Header, OutputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
@@ -26,7 +24,7 @@ from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.memory import physical_memory
 from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
-from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
+from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored, refined_in_tiles
 
@@ -37,12 +35,12 @@ class CrfSettings(options.PerPhoto):
 
     what: str = setting("", "What to refine: CAMs, or predictions/NAME; default: the first CAMs "
                             "found of vision-refined, vision, text-refined, text.",
-                        metavar="PATH-OR-NAME", record="never")
+                        metavar="PATH-OR-NAME", record="never", reads="what")
     method: str = setting(KINDS["label_refiners"].default, "Method that refines the labels.",
                           metavar="NAME")
     proposals: str = setting("", "Proposals, for a method that reads them; default: the only ones "
                                  "of the split.", metavar="NAME-OR-PATH", record="never",
-                             brief=False)
+                             brief=False, reads="proposals")
     confidence: float | None = setting(
         None, "For CAMs: minimum confidence; pixels below it become 255, ignored in training. "
               "Default: 0.95 for densecrf, 0 for par, 0.6 for proposals.", low=0, high=1,
@@ -94,101 +92,48 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(LabelRefiner, settings.method)
-    paths = {photo.id: workspace.image_path(photo) for photo in workspace.photos(settings.split)}
-    source = _find_source(workspace, settings.what, settings.split)
-    unused = _without_effect(settings, source, method)
-    warn_without_effect(settings, without=unused)
-    proposals = _find_proposals(workspace, settings, method)
-    photos = photos_with(workspace, settings.split, settings.limit, source,
-                         *((proposals,) if proposals else ()), shard=chosen_shard(settings.shard))
-    labels = 1 + max((len(tags.split()) for tags in photos.own.values()), default=0)
+    given = open_given(workspace, settings, ("photo", *method.READS), ("what",))
+    source = given.folder("what")
     if source.kind != "cams":
-        photos = replace(photos, own={})
-    outputs = open_outputs(_folders(workspace, settings, method, source, proposals, unused),
-                           photos, settings, 1 + len(workspace.classes))
-    confidences = tuple(output.header.options.get("confidence", 0.0) for output in outputs)
-    # Values, not settings: a worker process must find the method's file before it knows its class.
-    task = _Task(Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
-                        0 if proposals else settings.tile), settings.method,
-                 values_of(settings.of_method or Settings()), settings.device, confidences,
-                 labels)
+        given = given.without_effect({"alpha": "predictions have a background",
+                                      "confidence": "predictions keep every pixel"})
+    proposals = given.folder("proposals") if given.reads("proposals") else None
+    if proposals:
+        given = given.without_effect({"tile": "proposals are of whole photos"})
+    folders = _folders(given, settings, method)
+    confidences = [header.options.get("confidence", 0.0) for header in folders.values()]
+    scores = Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
+                    0 if proposals else settings.tile)
+
+    def start(todo: list[str]) -> Iterator[Made]:
+        tags = {photo.id: photo.tags for photo in workspace.photos(settings.split)}
+        # Values, not settings: a worker process must find the method's file before it knows its
+        # class.
+        task = _Task(scores, settings.method, values_of(settings.of_method or Settings()),
+                     settings.device, tuple(confidences), 1 + max(len(tags[key]) for key in todo))
+        return _start(task, settings, list(given.paths(todo).items()))
 
     def write(output: OutputFolder, key: str, made: list[npt.NDArray[np.uint8]]) -> None:
-        output.write_labels(key, made[outputs.index(output)])
+        output.write_labels(key, made[list(folders).index(output.path)])
 
-    return make_photos(
-        f"crf {source.name} {settings.split}", outputs,
-        lambda todo: _start(task, settings, [(key, paths[key]) for key in todo]), write, settings,
-        reads=paths)
+    return given.make(f"crf {source.name} {settings.split}", folders, start, write=write)
 
 
-def _find_source(workspace: Workspace, what: str, split: str) -> InputFolder:
-    """CAMs; or a prediction's probabilities where they were stored with it, else its labels."""
-    workspace.photos(split)
-    source = find_folder(workspace.path, ("cams", "predictions"), what, split,
-                         ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
-                         preferred=BEST_FIRST)
-    workspace.check_classes(source.header, source.path)
-    base = (workspace.path / "predictions").resolve()
-    if source.kind == "predictions" and base in source.path.resolve().parents:
-        soft = workspace.path / "probabilities" / source.path.resolve().relative_to(base)
-        if (soft / "artifact.json").exists():
-            found = open_input(soft, ("probabilities",))
-            # Those of an earlier run with other settings are not these predictions' own.
-            same = replace(found.header, kind=source.kind, format=source.header.format)
-            if same.config_hash == source.identity:
-                return found
-    return source
-
-
-def _without_effect(settings: CrfSettings, source: InputFolder, method: LabelRefiner
-                    ) -> dict[str, str]:
-    """The settings that have no effect with this source and method, and why."""
-    of_cams = {} if source.kind == "cams" else {
-        "alpha": "predictions have a background", "confidence": "predictions keep every pixel"}
-    return of_cams | ({"tile": "proposals are of whole photos"} if "proposals" in method.READS
-                      else {"proposals": f"`{settings.method}` reads no proposals"})
-
-
-def _find_proposals(workspace: Workspace, settings: CrfSettings, method: LabelRefiner
-                    ) -> InputFolder | None:
-    """Proposals of the split, if the method reads them.
-
-    Raises:
-        VplError: there are none, or several and none is named.
-    """
-    if "proposals" not in method.READS:
-        return None
-    return find_folder(workspace.path, ("proposals",), settings.proposals, settings.split,
-                       ("proposals",), f"`propose(split={settings.split!r})`")
-
-
-def _folders(workspace: Workspace, settings: CrfSettings, method: LabelRefiner,
-             source: InputFolder, proposals: InputFolder | None, unused: Mapping[str, str]
-             ) -> dict[Path, Header]:
+def _folders(given: Given, settings: CrfSettings, method: LabelRefiner) -> dict[Path, Header]:
     """Where the results go, and their headers; the masks to train on come first."""
-    split, of_cams = settings.split, source.kind == "cams"
+    work, name, split = given.workspace.path, given.folder("what").name, settings.split
     options = method.recorded(settings.of_method)
-    if of_cams:
-        options["confidence"] = _confidence(settings, method)
-    header = make_header(
-        workspace, "masks" if of_cams else "predictions", "crf", settings,
-        inputs={"what": source, "classes": workspace.classes_identity,
-                **({"proposals": proposals} if proposals else {})},
-        model=source.header.model, options=options,
-        skip=unused)
-    if not of_cams:
-        return {settings.out or place(workspace.path, "predictions", f"{source.name}-crf", split):
-                header}
-    out = settings.out or place(workspace.path, "masks", source.name, split)
+    if given.folder("what").kind != "cams":
+        return {settings.out or place(work, "predictions", f"{name}-crf", split):
+                given.header("predictions", "crf", options=options)}
+    # The one that is asked for; else the method's own, CLIP-ES's if it has none.
+    options["confidence"] = (method.CONFIDENCE if settings.confidence is None
+                             else settings.confidence)
+    header = given.header("masks", "crf", options=options)
+    out = settings.out or place(work, "masks", name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else place(workspace.path, "masks", f"{source.name}-full", split))
+            else place(work, "masks", f"{name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
-
-
-def _confidence(settings: CrfSettings, method: LabelRefiner) -> float:
-    """The confidence that is asked for; else the method's own, CLIP-ES's if it has none."""
-    return method.CONFIDENCE if settings.confidence is None else settings.confidence
 
 
 @dataclass(frozen=True)

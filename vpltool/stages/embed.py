@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
-from vpltool.engine.features import head_path
+from vpltool.engine.features import head_path, parse_kept
 from vpltool.engine.given import open_given
 from vpltool.engine.photo_work import Made
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, read_tensors, write_tensors
+from vpltool.formats import Workspace, read_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import EmbeddingBatch
@@ -20,7 +20,6 @@ from vpltool.parallel.batches import FeatureBatch
 from vpltool.parallel.device import dtype_of
 from vpltool.settings import setting
 from vpltool.stage import Stage
-from vpltool.stages.extract import parse_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     """
     split, method = settings.split, load_method(EmbeddingMethod, settings.method)
     carried = _carried(settings.carry)
-    given = open_given(workspace, settings, method, ("features",), kept=carried)
+    given = open_given(workspace, settings, method.READS, ("features",), kept=carried)
     features, held = given.features, given.features.header.options
     header = given.header(
         "features", "embed", skip={"carry"},
@@ -80,11 +79,6 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         raise VplError(f"{folder} would replace the features that are read",
                        "`name='NAME'`, or `out='DIR'`, puts it elsewhere")
     copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
-
-    def copy_head() -> None:
-        if "tokens" in carried:
-            own = read_tensors(head_path(features.path), "head")
-            write_tensors(head_path(folder), *own)
 
     def start(todo: list[str]) -> Iterator[Made]:
         loaded = given.load(settings.precision)
@@ -99,8 +93,9 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
 
         return loaded.run(todo, embed, copied)
 
-    return given.make(f"embed {settings.method} {split}", folder, header, start,
-                      on_start=copy_head)
+    beside = ({head_path(folder): read_tensors(head_path(features.path), "head")}
+              if "tokens" in carried else {})
+    return given.make(f"embed {settings.method} {split}", {folder: header}, start, beside=beside)
 
 
 def _carried(choice: str) -> tuple[str, ...]:

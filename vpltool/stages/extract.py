@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.clip import encoders
+from vpltool.core import calibration, tiles
 from vpltool.core.photos import PhotoSettings
-from vpltool.engine.features import SECOND, FoundEncoder, head_path, load_second, smaller_side_hint
-from vpltool.engine.headers import make_header
+from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
+from vpltool.engine.given import open_given
 from vpltool.engine.models import WORDS, load_clip_vision, load_main
-from vpltool.engine.photo_work import (
-    Failed,
-    Made,
-    count_sizes,
-    make_photos,
-    open_outputs,
-    run_batches,
-)
-from vpltool.engine.photos import Photos, assigned, chosen_shard
+from vpltool.engine.photo_work import Failed, Made, run_photos
 from vpltool.engine.running import too_many_patches
-from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, Workspace, write_tensors
+from vpltool.errors import VplError
+from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
 from vpltool.lazy import torch
-from vpltool.parallel.device import dtype_of, find_device, find_precision, worker_count
-from vpltool.settings import NoEffect, setting, warn_without_effect
+from vpltool.parallel.device import dtype_of, find_device, find_precision
+from vpltool.parallel.photos import Batch
+from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
-
-if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
-    from vpltool.parallel.photos import Batch
 
 OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
@@ -59,8 +49,7 @@ class ExtractSettings(options.PerPhoto):
     window: int = setting(
         0, "Encode larger photos in windows of this side, and join their patches; memory is that "
            "of one window. 0: whole photos.", low=0, metavar="PIXELS",
-        record="changed",
-        brief=False)
+        record="changed", brief=False)
     overlap: float = setting(
         0.25, "Overlap of neighbouring windows, as a share of a window.", low=0, high=0.9,
         record="changed", brief=False,
@@ -121,71 +110,47 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         PhotosFailed: some photos cannot be read.
     """
     second = settings.encoder not in ("", WORDS)
-    kept = _kept_of_second(settings) if second else _kept(settings.keep)
-    kept = _kept_of_windows(settings, kept) if settings.window else kept
-    shard = chosen_shard(settings.shard)
-    photos = assigned(workspace.photos(settings.split, settings.limit), shard,
-                      lambda photo: photo.id)
-
+    kept = _kept(settings, second=second)
+    given = open_given(workspace, settings, ("photo",))
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    encoder, source = _load(workspace, settings, device)
+    source = None
+    if second:
+        given = given.without_effect(dict.fromkeys(
+            OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
+        encoder, source = load_second(workspace, settings.encoder, device)
+    else:
+        encoder = (load_clip_vision if settings.encoder else load_main)(workspace, device)
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
-    header = make_header(
-        workspace, "features", "extract", settings, model=encoder.identity,
-        inputs=source.inputs if source else {}, skip=OF_CLIP if second else (),
+    header = given.header(
+        "features", "extract", model=encoder.identity, inputs=source.inputs if source else {},
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    parent = SECOND_FOLDER if settings.encoder else "features"
-    folder = settings.out or workspace.path / parent / settings.split
-    outputs = open_outputs(
-        {folder: header}, Photos(
-            [photo.id for photo in photos], {}, {}, not settings.limit, shard,
-            workspace.hashes_of(photos)), settings)
-    paths = {photo.id: workspace.image_path(photo) for photo in photos}
-
-    def write_head() -> None:
-        # An encoder that runs by its own code has none.
-        head = getattr(encoder.vision, "head", None)
-        if head is not None and (outputs[0].todo or not head_path(folder).exists()):
-            write_tensors(head_path(folder), Header(
-                kind="head", command="extract", model=encoder.identity,
-                facts={"config": head.config}), head.state_dict())
-
-    return make_photos(
-        f"extract {settings.split}", outputs,
-        lambda todo: _start(encoder, settings, kept, layers, {key: paths[key] for key in todo},
-                            device, dtype),
-        lambda output, key, tensors: output.write_tensors(key, tensors), settings,
-        on_start=None if second else write_head, reads=paths)
+    folder = settings.out or (workspace.path / (SECOND_FOLDER if settings.encoder else "features")
+                              / settings.split)
+    # An encoder that runs by its own code has none.
+    head = None if second else getattr(encoder.vision, "head", None)
+    beside = {} if head is None else {head_path(folder): (
+        Header(kind="head", command="extract", model=encoder.identity,
+               facts={"config": head.config}), head.state_dict())}
+    return given.make(
+        f"extract {settings.split}", {folder: header},
+        lambda todo: _start(encoder, settings, kept, layers, given.paths(todo), device, dtype),
+        beside=beside)
 
 
-def _load(workspace: Workspace, settings: ExtractSettings, device: torch.device
-          ) -> tuple[Encoder, FoundEncoder | None]:
-    """Load the workspace's encoder, or the one that is named, and where that was found."""
-    if settings.encoder not in ("", WORDS):
-        warn_without_effect(settings, without=dict.fromkeys(
-            OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
-        return load_second(workspace, settings.encoder, device)
-    warn_without_effect(settings)
-    load = load_clip_vision if settings.encoder else load_main
-    return load(workspace, device), None
-
-
-def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
+def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[Made]:
     """Move the tower to the device; the result yields each photo's features."""
-    from vpltool.core.calibration import Calibration
-    from vpltool.core.tiles import encode_windows
-    from vpltool.parallel.photos import load_batches
-
     vision = encoder.vision.to(dtype)
-    patches = settings.patches if settings.encoder in ("", WORDS) else "last"
-    calibration = Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+    patches = ("none" if "patches" not in kept
+               else settings.patches if settings.encoder in ("", WORDS) else "last")
+    beside = calibration.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+    store = dtype_of(settings.store)
     window = settings.window // vision.patch
     if settings.window and not window:
         raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
@@ -194,76 +159,65 @@ def _start(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...],
     def encode(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
-        index = {"layer_index": torch.tensor(layers)} if layers else {}
         if window and max(grid.tolist()) > window:
-            found = encode_windows(
+            fields = tiles.encode_windows(
                 vision, pixels, window, settings.overlap, at_once=settings.batch_size,
-                patches=patches if "patches" in kept else "none", layers=layers,
-                calibration=calibration, store=dtype_of(settings.store))
-            yield batch.ids[0], {"grid": grid, **index,
-                                 **{name: field[0] for name, field in found.items()}}
-            return
-        pieces = f"window={max(512 // vision.patch, 1) * vision.patch}"
-        if reason := too_many_patches(pixels, vision.patch, device, pieces, settings.scale):
-            yield from ((key, Failed(reason)) for key in batch.ids)
-            return
-        features = vision(pixels, patches=patches if "patches" in kept else "none",
-                          attention="attention" in kept, attentions="attentions" in kept,
-                          attention_blocks=settings.attention_blocks, layers=layers,
-                          calibration=calibration)
-        fields = {name: getattr(features, name).to(dtype_of(settings.store)).cpu()
-                  for name in kept}
+                patches=patches, layers=layers, calibration=beside, store=store)
+        else:
+            pieces = f"window={max(512 // vision.patch, 1) * vision.patch}"
+            if reason := too_many_patches(pixels, vision.patch, device, pieces, settings.scale):
+                yield from ((key, Failed(reason)) for key in batch.ids)
+                return
+            features = vision(pixels, patches=patches, attention="attention" in kept,
+                              attentions="attentions" in kept, layers=layers,
+                              attention_blocks=settings.attention_blocks, calibration=beside)
+            fields = {name: getattr(features, name).to(store).cpu() for name in kept}
+        index = {"layer_index": torch.tensor(layers)} if layers else {}
         for number, key in enumerate(batch.ids):
             yield key, {"grid": grid, **index,
                         **{name: field[number] for name, field in fields.items()}}
 
-    batches = load_batches(
-        list(paths.items()),
-        PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale, settings.max_side),
-        device=device, batch_size=1 if window else settings.batch_size,
-        workers=worker_count(settings.workers), sized=count_sizes(len(paths)))
-    return run_batches(batches, encode, smaller_side_hint)
+    return run_photos(
+        paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
+                             settings.max_side),
+        encode, device=device, workers=settings.workers,
+        batch_size=1 if window else settings.batch_size)
 
 
-def _kept(keep: str) -> tuple[str, ...]:
-    kept = parse_kept("keep", keep)
+def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
+    """What is kept: of what is asked for, what a second encoder and windows leave."""
+    kept = parse_kept("keep", settings.keep)
     if not kept:
         raise VplError("`keep=''` is empty", f"one or more of {', '.join(FEATURE_TENSORS)}")
+    if second:
+        readable = tuple(SECOND.values())
+        kept = _narrowed(settings, kept, readable, "nothing reads {} of a second encoder",
+                         f"`keep={','.join(readable)!r}`, the default with `encoder`")
+    if settings.window:
+        if 0 < settings.max_side <= settings.window:
+            raise VplError(f"`window={settings.window}`: photos are scaled down to "
+                           f"`max_side={settings.max_side}` first, so that none is larger than "
+                           "that", f"`window={settings.window}, max_side=0`")
+        kept = _narrowed(settings, kept, set(FEATURE_TENSORS) - set(WHOLE),
+                         "photos in windows have no {}, which all patches share",
+                         "`keep='patches'`, the default with `window`")
     return kept
 
 
-def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Read a list of the tensors of features, `tokens,patches`, in the order of `FEATURE_TENSORS`.
-
-    Raises:
-        VplError: features have no such tensor.
-    """
-    names = [name.strip() for name in choice.split(",") if name.strip()]
-    for name in names:
-        if name not in FEATURE_TENSORS:
-            raise VplError(f"`{setting_name}={choice!r}`: features have no `{name}`",
-                           near_name(name, FEATURE_TENSORS))
-    return tuple(name for name in FEATURE_TENSORS if name in names)
-
-
-def _kept_of_second(settings: ExtractSettings) -> tuple[str, ...]:
-    """What is kept of a second encoder: of what is asked for, what methods may read."""
-    kept = _kept(settings.keep)
-    readable = tuple(SECOND.values())
-    missing = [name for name in kept if name not in readable]
+def _narrowed(settings: ExtractSettings, kept: tuple[str, ...], able: Collection[str], why: str,
+              hint: str) -> tuple[str, ...]:
+    """Leave out what cannot be had, unless it was asked for, or nothing would be left."""
+    missing = [name for name in kept if name not in able]
     if missing and ("keep" in settings.given or len(missing) == len(kept)):
-        raise VplError(f"`keep={settings.keep!r}`: nothing reads {missing[0]} of a second encoder",
-                       f"`keep={','.join(readable)!r}`, the default with `encoder`")
-    return tuple(name for name in kept if name in readable)
+        raise VplError(f"`keep={settings.keep!r}`: {why.format(missing[0])}", hint)
+    return tuple(name for name in kept if name in able)
 
 
-def _kept_of_encoder(encoder: Encoder, settings: ExtractSettings, kept: tuple[str, ...]
+def _kept_of_encoder(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...]
                      ) -> tuple[str, ...]:
     """What is kept of an encoder: of what is asked for, what it gives."""
-    from vpltool.clip.encoders import with_head
-
     if settings.patches != "block" and not settings.encoder:
-        with_head(encoder, f"`patches={settings.patches!r}`")
+        encoders.with_head(encoder, f"`patches={settings.patches!r}`")
     able, name = encoder.vision.able, encoder.identity["name"]
     if "keep" in settings.given or able.isdisjoint(kept):
         encoder.vision.check_able(kept, name)
@@ -271,47 +225,3 @@ def _kept_of_encoder(encoder: Encoder, settings: ExtractSettings, kept: tuple[st
     if missing:
         console.note(f"{name} gives no {' and no '.join(missing)}")
     return tuple(tensor for tensor in kept if tensor in able)
-
-
-def _kept_of_windows(settings: ExtractSettings, kept: tuple[str, ...]) -> tuple[str, ...]:
-    """What is kept of photos in windows: of what is asked for, what a window has by itself."""
-    if 0 < settings.max_side <= settings.window:
-        raise VplError(f"`window={settings.window}`: photos are scaled down to "
-                       f"`max_side={settings.max_side}` first, so that none is larger than that",
-                       f"`window={settings.window}, max_side=0`")
-    able = tuple(name for name in kept if name not in WHOLE)
-    missing = [name for name in kept if name in WHOLE]
-    if missing and ("keep" in settings.given or not able):
-        raise VplError(f"`keep={settings.keep!r}`: photos in windows have no {missing[0]}, which "
-                       "all patches share", "`keep='patches'`, the default with `window`")
-    return able
-
-
-def parse_layers(choice: str, depth: int) -> list[int]:
-    """Read a list of block numbers, `2,5,8`; empty: all but the last; `spread`: four, evenly.
-
-    Raises:
-        VplError: it is not such a list, or the model has fewer blocks.
-    """
-    if not choice:
-        return list(range(depth - 1))
-    if choice == "spread":
-        return sorted({round(quarter * depth / 4) - 1 for quarter in range(1, 5)} - {-1})
-    layers = parse_numbers(choice)
-    if layers[0] < 0 or layers[-1] >= depth:
-        raise VplError(f"`layers={choice!r}`: this model has the blocks 0 to {depth - 1}",
-                       "for example `layers='2,5,8,11'`")
-    return layers
-
-
-def parse_numbers(choice: str) -> list[int]:
-    """Read `2,5,8`: ascending, each once.
-
-    Raises:
-        VplError: it is not a list of whole numbers.
-    """
-    try:
-        return sorted({int(part) for part in choice.split(",")})
-    except ValueError:
-        raise VplError(f"`layers={choice!r}` is not a list of block numbers",
-                       "for example `layers='2,5,8,11'`") from None

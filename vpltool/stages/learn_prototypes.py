@@ -11,11 +11,10 @@ from vpltool.core.phase_one import Pixels, Reading
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import prototypes
 from vpltool.engine.features import open_features
-from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
-from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace, write_tensors
+from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
@@ -141,34 +140,26 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
     start = _read_start(workspace, settings, features, text)
-    inputs: dict[str, InputFolder | Path | str] = {
-        "features": features, "text": text.path, "tags": workspace.tags_identity(settings.split)}
-    named = {"text": text.path.stem, "start": "text"}
-    if start is not text:
-        inputs["start"], named["start"] = start.path, start.path.stem
-    maps = None
-    if settings.pixels != "all":
-        maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-        inputs["cams"], named["cams"] = maps, maps.name
-    inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
-                                       *([maps] if maps else []))
-    header = with_photo_files(workspace, make_header(
-        workspace, "prototypes", "learn-prototypes", settings, inputs=inputs,
-        model=features.header.model, options=named))
+    maps = (None if settings.pixels == "all" else
+            _phase_one.find_seeding_cams(workspace, settings.cams, settings.split))
+    header = prototypes.split_header(
+        workspace, "learn-prototypes", settings, features, text=text,
+        tags=workspace.tags_identity(settings.split),
+        **({} if start is text else {"start": start}), **({"cams": maps} if maps else {}))
+    if start is text:
+        header.options["start"] = "text"
     if targets is None:
         header.call.pop("targets", None)
     target = settings.out or place(workspace.path, "prototypes", "vision")
-    if not check_file(target, header, overwrite=settings.overwrite,
-                      update=settings.update):
+    if not check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      prototypes.space_of(text))
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
-            of_space, facts_of_space = prototypes.space_record(text)
             if ranks.rank == 0:
-                write_tensors(target, replace(header, facts=facts | facts_of_space),
-                              {"prototypes": rows, "class_index": start.class_index, **of_space})
+                prototypes.write_prototypes(target, header, {"prototypes": rows,
+                                                  "class_index": start.class_index}, facts, text)
     return target
 
 

@@ -243,7 +243,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     header = _make_header(work, task, "predictions")
     header = replace(header, inputs=header.inputs | photo_identities(task.paths))
     made = [out]
-    if not check_file(out, header, overwrite=settings.overwrite, update=settings.update):
+    if not check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")

@@ -10,9 +10,8 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine.headers import make_header
-from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
-from vpltool.engine.photos import chosen_shard, paths_of, photos_with
+from vpltool.engine.given import open_given
+from vpltool.engine.photo_work import Failed, Made
 from vpltool.formats import OutputFolder, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
@@ -22,7 +21,7 @@ from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.interfaces import Proposer
 from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.processes import run_jobs
-from vpltool.settings import Settings, make, setting, values_of, warn_without_effect
+from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._labelling import by_name
 
@@ -69,27 +68,24 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         VplError: the files are in no known format, or a package is missing.
         PhotosFailed: some photos failed.
     """
-    warn_without_effect(settings, without={} if settings.method == "files" else {
-        "paint": f"`{settings.method}` gives no words"})
     method = load_method(Proposer, settings.method)
-    photos = replace(photos_with(workspace, settings.split, settings.limit,
-                                 shard=chosen_shard(settings.shard)), own={})
-    header = make_header(workspace, "proposals", "propose", settings, model={},
-                         inputs=method.identities(settings.of_method))
+    given = open_given(workspace, settings, ("photo",))
+    header = given.header("proposals", "propose", model={},
+                          inputs=method.identities(settings.of_method))
     header = replace(header, supervision=join_supervision([header.supervision,
                                                            method.SUPERVISION]))
     name = settings.name or settings.method
     folder = settings.out or place(workspace.path, "proposals", name, settings.split)
-    paths = paths_of(workspace, settings.split)
-    request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                              by_name(workspace.photos()), workspace.classes)
-
     folders = {folder: header}
-    if settings.paint and settings.method == "files":
+    if settings.method != "files":
+        given = given.without_effect({"paint": f"`{settings.method}` gives no words"})
+    elif settings.paint:
         painted = (folder.parent / f"{folder.name}-painted" if settings.out
                    else place(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
+    request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
+                              by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":
@@ -97,11 +93,9 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         else:
             output.write_tensors(key, to_tensors(made))
 
-    return make_photos(
-        f"propose {name} {settings.split}",
-        open_outputs(folders, photos, settings, 1 + len(workspace.classes)),
-        lambda todo: _start(method, settings, request, {key: paths[key] for key in todo}),
-        write, settings, reads=paths)
+    return given.make(f"propose {name} {settings.split}", folders,
+                      lambda todo: _start(method, settings, request, given.paths(todo)),
+                      write=write)
 
 
 def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
+from vpltool.core import decoder
 from vpltool.core.grids import resample_maps
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.engine.given import Given, open_given
@@ -69,25 +70,23 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(Refiner, settings.method)
-    given = open_given(workspace, settings, method, ("cams", "features"), preferred=UNREFINED)
-    name = f"{given.cams.name}-refined"
+    given = open_given(workspace, settings, method.READS, ("cams", "features"),
+                       preferred=UNREFINED)
+    name = f"{given.folder('cams').name}-refined"
 
     def write(output: OutputFolder, key: str, made: JsonObject) -> None:
         # Here, so that on a GPU only the writing thread waits for the maps.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    return given.make(
-        f"refine {name} {split}", settings.out or place(workspace.path, "cams", name, split),
-        given.header("cams", "refine"), lambda todo: _start(given, method, settings, todo),
-        write=write)
+    return given.make(f"refine {name} {split}", {
+        settings.out or place(workspace.path, "cams", name, split): given.header("cams", "refine")
+    }, lambda todo: _start(given, method, settings, todo), write=write)
 
 
 def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[str]
            ) -> Iterator[Made]:
     """Load what the method reads; the result yields each photo's maps."""
-    from vpltool.core.decoder import layers_of
-
-    features = given.features
+    features, cams = given.features, given.folder("cams")
     method.check(features.header.options, settings.of_method)
     loaded = given.load()
     device, space = loaded.device, loaded.space
@@ -101,7 +100,7 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
 
     def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> Made:
         try:
-            maps = given.cams.read_tensors(key)
+            maps = cams.read_tensors(key)
         except BadValues as error:
             return key, Failed(error.message)
         # Those of groups are on another grid.
@@ -109,7 +108,7 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"].float())
         if network is not None and network.layers:
-            tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
+            tensors["layers"] = decoder.layers_of(tensors["layers"], stored, network.layers)
         tensors |= {name: tensor.to(device) for name, tensor in read_second(
             given.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(

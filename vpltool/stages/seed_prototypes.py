@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
 from vpltool.core.phase_one import Pixels
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_file
-from vpltool.engine.prototypes import OF_TAGS, Prototypes, class_rows, space_of, space_record
+from vpltool.engine.prototypes import (
+    OF_TAGS,
+    Prototypes,
+    class_rows,
+    space_of,
+    split_header,
+    write_prototypes,
+)
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, Workspace, write_tensors
+from vpltool.formats import JsonObject, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
@@ -68,18 +75,16 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     text = _phase_one.read_start(workspace, class_rows(workspace, settings, "text"),
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = _phase_one.seeded_header(workspace, "seed-prototypes", settings, features, text, maps)
+    header = split_header(workspace, "seed-prototypes", settings, features, text=text,
+                               cams=maps, tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "seeds")
-    if not check_file(target, header, overwrite=settings.overwrite,
-                      update=settings.update):
+    if not check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      space_of(text), unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
-            of_space, facts_of_space = space_record(text)
             if ranks.rank == 0:
-                write_tensors(target, replace(header, facts=facts | facts_of_space),
-                              {**tensors, **of_space})
+                write_prototypes(target, header, tensors, facts, text)
     return target
 
 

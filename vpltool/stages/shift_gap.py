@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import aligned_space
 from vpltool.core.gap import feature_centroid, shift_along_gap
 from vpltool.engine.features import open_features
-from vpltool.engine.headers import check_file, make_header
+from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
-from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
-from vpltool.engine.prototypes import Prototypes, read_patches, space_of, space_record
+from vpltool.engine.photos import photos_with
+from vpltool.engine.prototypes import (
+    Prototypes,
+    read_patches,
+    space_of,
+    split_header,
+    write_prototypes,
+)
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace, write_tensors
+from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -83,30 +89,22 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     warn_without_effect(settings)
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
-    inputs: dict[str, InputFolder | Path | str] = {"features": features, "text": text.path}
-    named = {"text": text.path.stem}
+    inputs: dict[str, InputFolder | str] = {}
     regions = None
     if settings.centroid == "regions":
         regions = open_regions(workspace, features, settings.cams, settings.split, settings.phi,
                                settings.limit, space_of(text))
-        inputs |= {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
-        named["cams"] = regions.maps.name
-    inputs["photos"] = photos_identity(workspace, settings.split, settings.limit, features,
-                                       *([regions.maps] if regions else []))
-    header = with_photo_files(workspace, make_header(
-        workspace, "prototypes", "shift-gap", settings, inputs=inputs,
-        model=features.header.model, options=named))
+        inputs = {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
+    header = split_header(workspace, "shift-gap", settings, features, text=text, **inputs)
     target = settings.out or place(workspace.path, "prototypes", "shifted")
-    if not check_file(target, header, overwrite=settings.overwrite,
-                      update=settings.update):
+    if not check_file(target, header, settings):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        of_space, facts_of_space = space_record(text)
-        facts = {**facts_of_space, "space": "text shifted", "rows": text.header.facts["rows"],
+        facts = {"space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
-        write_tensors(target, replace(header, facts=facts),
-                      {"prototypes": moved, "class_index": text.class_index, **of_space})
+        write_prototypes(target, header, {"prototypes": moved, "class_index": text.class_index},
+                         facts, text)
         console.note(f"distance of the centroids: text {distances[0]:.3f}, shifted and back on the "
                      f"sphere {distances[1]:.3f}")
     return target

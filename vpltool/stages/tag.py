@@ -7,29 +7,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
+from vpltool.clip import encoders
+from vpltool.core import tagging
 from vpltool.core.photos import PhotoSettings
-from vpltool.engine.features import smaller_side_hint
-from vpltool.engine.headers import check_same_model, make_header
+from vpltool.engine.given import Given, open_given
+from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import check_words, load_clip_vision
-from vpltool.engine.photo_work import Made, count_sizes, make_photos, open_outputs, run_batches
-from vpltool.engine.photos import Photos, assigned, chosen_shard
-from vpltool.engine.prototypes import Prototypes, read_prototypes
+from vpltool.engine.photo_work import Made, run_photos
 from vpltool.errors import PhotosFailed, counted
-from vpltool.formats import Photo, Workspace, open_input
+from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor
 from vpltool.names import csv_id
-from vpltool.parallel.device import find_device, find_precision, worker_count
-from vpltool.settings import NoEffect, setting, warn_without_effect
+from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel.photos import Batch
+from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
-
-if TYPE_CHECKING:
-    from vpltool.clip.encoders import Encoder
-    from vpltool.core.tagging import Vocabulary
-    from vpltool.parallel.photos import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +32,7 @@ class TagSettings(options.PerPhoto):
     """Settings of `tag`."""
 
     prototypes: str = setting("text", "Prototypes to compare patches with; text, or a file.",
-                              metavar="NAME-OR-PATH")
+                              metavar="NAME-OR-PATH", reads="words")
     share: float = setting(
         0.5, "Relative threshold of a tag; its score is at least min + SHARE·(max - min) of the "
              "photo's scores.", low=0,
@@ -99,80 +94,49 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         PhotosFailed: some photos cannot be read.
     """
     check_words(workspace)
-    warn_without_effect(settings)
-    shard = chosen_shard(settings.shard)
-    photos = workspace.photos(settings.split, settings.limit)
-    prototypes = read_prototypes(workspace, settings.prototypes)
-    header = make_header(
-        workspace, "tags", "tag", settings, model=prototypes.header.model,
-        inputs={"prototypes": prototypes.path, "classes": workspace.classes_identity})
+    given = open_given(workspace, settings, ("photo",), ("prototypes",))
     folder = settings.out or workspace.path / "tags" / settings.split
-    mine = assigned(photos, shard, lambda photo: photo.id)
-    outputs = open_outputs(
-        {folder: header}, Photos(
-            [photo.id for photo in mine], {}, {}, not settings.limit, shard,
-            workspace.hashes_of(mine)), settings)
-    paths = {photo.id: workspace.image_path(photo) for photo in photos}
-    table = folder.parent / f"{folder.name}.csv"
     try:
-        make_photos(
-            f"tag {settings.split}", outputs,
-            lambda todo: _start(workspace, settings, prototypes, {key: paths[key] for key in todo}),
-            lambda output, key, scores: output.write_tensors(key, {"scores": scores}), settings,
-            reads=paths)
+        given.make(f"tag {settings.split}", {folder: given.header("tags", "tag")},
+                   lambda todo: _start(given, settings, given.paths(todo)))
     except PhotosFailed as error:
-        error.result = _write_table(workspace, settings, photos, folder, table)
+        error.result = _write_table(workspace, settings, folder)
         raise
-    return _write_table(workspace, settings, photos, folder, table)
+    return _write_table(workspace, settings, folder)
 
 
-def _start(workspace: Workspace, settings: TagSettings, prototypes: Prototypes,
-           paths: Mapping[str, Path]) -> Iterator[Made]:
+def _start(given: Given, settings: TagSettings, paths: Mapping[str, Path]) -> Iterator[Made]:
     """Load the tower; the result yields each photo's scores."""
-    from vpltool.core.tagging import Vocabulary
-
-    device = find_device(settings.device)
+    device, prototypes = find_device(settings.device), given.prototypes
+    assert prototypes is not None
     dtype = find_precision(settings.precision, device, console.warn)
-    encoder = load_clip_vision(workspace, device)
+    encoder = load_clip_vision(given.workspace, device)
     check_same_model(encoder.identity, prototypes.header.model,
                      f"the workspace's CLIP and {prototypes.path}")
-    encoder.vision.to(dtype)
-    words = Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
-                          background=settings.background)
-    return _scored(encoder, settings, words, paths, device)
-
-
-def _scored(encoder: Encoder, settings: TagSettings, words: Vocabulary, paths: Mapping[str, Path],
-            device: torch.device) -> Iterator[Made]:
-    from vpltool.clip.encoders import with_head
-    from vpltool.core import tagging
-    from vpltool.parallel.photos import load_batches
-
-    vision = with_head(encoder, "`tag`")
+    vision = encoders.with_head(encoder, "`tag`").to(dtype)
+    words = tagging.Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
+                                  background=settings.background)
     used = tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
                                crop=settings.crop if settings.rescore else 0,
                                patches=settings.patches)
 
     def score(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, vision.weight.dtype, non_blocking=True)
-        yield from zip(batch.ids, tagging.tag_scores(vision, pixels, words, used).cpu(),
-                       strict=True)
+        found = tagging.tag_scores(vision, pixels, words, used).cpu()
+        yield from ((key, {"scores": scores}) for key, scores in zip(batch.ids, found, strict=True))
 
-    batches = load_batches(
-        list(paths.items()),
-        PhotoSettings(vision.patch, encoder.mean, encoder.std, max_side=settings.max_side),
-        device=device, batch_size=settings.batch_size, workers=worker_count(settings.workers),
-        sized=count_sizes(len(paths)))
-    return run_batches(batches, score, smaller_side_hint)
+    return run_photos(
+        paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, max_side=settings.max_side),
+        score, device=device, batch_size=settings.batch_size, workers=settings.workers)
 
 
-def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[Photo],
-                 folder: Path, path: Path) -> list[Path]:
+def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> list[Path]:
     """Write the tags as `prepare` takes them, and say what came out: both paths.
 
     Of several processes, each with a shard of the photos, the last one finds all scores and writes.
     """
-    scored = open_input(folder, ("tags",))
+    photos = workspace.photos(settings.split, settings.limit)
+    scored, path = open_input(folder, ("tags",)), folder.parent / f"{folder.name}.csv"
     waiting = [photo.id for photo in photos
                if photo.id not in scored.failed and not scored.path_of(photo.id).exists()]
     if waiting:
@@ -201,9 +165,7 @@ def _write_table(workspace: Workspace, settings: TagSettings, photos: Sequence[P
 
 def _tags_of(classes: Sequence[str], scores: Tensor, settings: TagSettings) -> list[str]:
     """The classes that are tags, the surest first."""
-    from vpltool.core.tagging import candidates
-
-    chosen = candidates(scores[None], settings.share)[0] & (scores >= settings.least)
+    chosen = tagging.candidates(scores[None], settings.share)[0] & (scores >= settings.least)
     return [classes[number] for number in scores.argsort(descending=True, stable=True).tolist()
             if chosen[number]]
 

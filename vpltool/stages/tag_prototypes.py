@@ -9,8 +9,9 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core.saliency import salient_means
 from vpltool.engine.features import check_kept, open_features
-from vpltool.engine.headers import check_file, make_header
-from vpltool.engine.photos import photos_identity, photos_with, with_photo_files
+from vpltool.engine.headers import check_file
+from vpltool.engine.photos import photos_with
+from vpltool.engine.prototypes import split_header
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.formats.kinds import RESERVED, place
@@ -57,13 +58,11 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     """
     features = open_features(workspace, settings.features, settings.split)
     check_kept(features, ["patches"])
-    header = with_photo_files(workspace, make_header(
-        workspace, "prototypes", "tag-prototypes", settings, model=features.header.model,
-        inputs={"features": features, "classes": workspace.classes_identity,
-                "tags": workspace.tags_identity(settings.split),
-                "photos": photos_identity(workspace, settings.split, settings.limit, features)}))
+    header = split_header(workspace, "tag-prototypes", settings, features,
+                               classes=workspace.classes_identity,
+                               tags=workspace.tags_identity(settings.split))
     path = settings.out or place(workspace.path, "prototypes", "tags")
-    if check_file(path, header, overwrite=settings.overwrite, update=settings.update):
+    if check_file(path, header, settings):
         return path
     ids = photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)

@@ -92,7 +92,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         options={"prompts": list(templates),
                  "words": settings.words.name if settings.words else None},
         skip=() if described else _OF_ATTRIBUTES)
-    if check_file(path, header, overwrite=settings.overwrite, update=settings.update,
+    if check_file(path, header, settings,
                   by_model_name=True):
         return path
 

@@ -189,8 +189,7 @@ def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettin
         VplError: another one is there; if masks have changed since, it says how many.
     """
     try:
-        return check_file(target, header, overwrite=settings.overwrite,
-                          update=settings.update)
+        return check_file(target, header, settings)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)

@@ -68,8 +68,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
         header = _make_header(workspace, settings, shape, words.model, process.count, source)
-        if not check_file(target, header, overwrite=settings.overwrite,
-                          update=settings.update):
+        if not check_file(target, header, settings):
             start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
                                     update=settings.update)
             network = _build(settings, shape)

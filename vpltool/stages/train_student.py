@@ -10,6 +10,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.datasets.layouts import relative_name
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine.features import parse_layers
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.photos import check_current, with_photo_files
 from vpltool.engine.segmenters import SegmenterFile, find_segmenter
@@ -25,7 +26,6 @@ from vpltool.stages import _masks
 from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
 from vpltool.stages._named_photos import find_photos
 from vpltool.stages._pixel_data import PixelData, Taught
-from vpltool.stages.extract import parse_layers
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
@@ -122,7 +122,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
     layers = parse_layers(settings.layers, encoder.vision.depth)
     header = _make_header(workspace, settings, lesson, encoder.identity, layers)
-    if check_file(target, header, overwrite=settings.overwrite, update=settings.update):
+    if check_file(target, header, settings):
         return target
     start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
                             update=settings.update)
