@@ -36,11 +36,11 @@ from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
 from vpltool.core.tiles import spans
+from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
 from vpltool.engine.tiles import TiledSegmenter, Tiles
 from vpltool.formats import open_workspace, read_labels
 from vpltool.methods.inputs import ScoredPhoto
-from vpltool.stages._scored import Read, Stored, refined_in_tiles
 
 _NEAR = 4
 """Pixels from a seam that count as along it, a quarter of a patch."""

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from vpltool.core.crf import labels_at
 from vpltool.core.metrics import Confusion, boundary_counts, boundary_f, confusion, scores
 from vpltool.core.proposals import Proposal, Proposals, from_tensors, to_tensors
+from vpltool.engine.scored import Read, Scores, read_scored
 from vpltool.formats import Photo, find_folder, open_workspace
 from vpltool.formats.labels import read_soft
 from vpltool.methods.inputs import ProposalRequest
@@ -33,7 +34,6 @@ from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.label_refiners import proposals as voting
 from vpltool.methods.proposers import felzenszwalb, files, slic
 from vpltool.methods.proposers._pictures import of_soft_map
-from vpltool.stages._scored import Read, Scores, read_scored
 from vpltool.stages._truth import read_truth
 
 Field = npt.NDArray[np.float32]

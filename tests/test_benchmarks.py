@@ -388,8 +388,8 @@ def test_masks_in_bf16_are_those_in_float32(tmp_path: Path) -> None:
 def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path) -> None:
     """Photo by photo in C++ or torch, or in batches as on a GPU."""
     from vpltool.engine.photo_work import Failed
+    from vpltool.engine.scored import Scores
     from vpltool.stages import crf
-    from vpltool.stages._scored import Scores
 
     world = demo_world
     source = open_input(world.work / "cams/text/train", ("cams",))

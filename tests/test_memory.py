@@ -23,12 +23,12 @@ from vpltool.core import crf as core_crf
 from vpltool.core import phase_one, segment, training
 from vpltool.core.vit import VisionTower
 from vpltool.engine.photo_work import Failed
+from vpltool.engine.scored import Scores
 from vpltool.methods.cams import dense, gradcam
 from vpltool.methods.refiners import attention
 from vpltool.parallel.processes import run_jobs
 from vpltool.pictures.overlays import sheet
 from vpltool.stages import crf
-from vpltool.stages._scored import Scores
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
 

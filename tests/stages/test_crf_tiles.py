@@ -14,9 +14,9 @@ from conftest import Run
 from vpltool.core.crf import mean_field, scores_of_labels, with_background
 from vpltool.core.crf_kernels import CrfSettings
 from vpltool.core.segment import part_of
+from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.formats import read_labels
 from vpltool.methods.inputs import ScoredPhoto
-from vpltool.stages._scored import Read, Stored, refined_in_tiles
 
 Array = np.ndarray[Any, Any]
 

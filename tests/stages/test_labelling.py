@@ -17,13 +17,13 @@ from drawn_masks import EXACT, FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
+from vpltool.engine.corrected_masks import read_corrections
 from vpltool.errors import VplError
 from vpltool.formats import (
     open_workspace,
     read_labels,
 )
 from vpltool.pictures.colours import class_palette
-from vpltool.stages._labelling import read_corrections
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from vpltool.core.crf import to_labels
 from vpltool.core.metrics import confusion
+from vpltool.engine.scored import Scores, read_scored, refined_in_tiles
 from vpltool.formats import Header, open_input, open_workspace, read_labels, write_labels
 from vpltool.formats.kinds import RESERVED, numbered
-from vpltool.stages._scored import Scores, read_scored, refined_in_tiles
 
 COUNT = 1200
 LINES = {"bar": 100, "box": 255, "disc": 1200}

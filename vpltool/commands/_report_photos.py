@@ -10,13 +10,13 @@ from typing import TypeAlias
 from vpltool import formats
 from vpltool.core.metrics import confusion, labels_at, scores
 from vpltool.core.photos import describe_failure, read_photo
+from vpltool.engine.panels import Column
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
-from vpltool.stages._panels import Column
 from vpltool.stages._truth import read_truth
 
 Labels: TypeAlias = "npt.NDArray[np.uint8]"

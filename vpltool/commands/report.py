@@ -12,6 +12,7 @@ from typing import Any
 from vpltool import __version__, console, options
 from vpltool.commands import _report_facts
 from vpltool.commands._report_photos import SPECK, Drawn, Layer, draw_photo, open_layer
+from vpltool.engine import panels
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, Photo, Workspace
 from vpltool.formats.archives import write_folder
@@ -23,7 +24,6 @@ from vpltool.pictures.layers import shown_as
 from vpltool.pictures.page import data_uri, render_page
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages import _panels
 from vpltool.state import State, read_state
 
 
@@ -78,7 +78,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     scores = _report_facts.read_scores(workspace.path)
     cuts = _report_facts.thresholds(scores, split)
     layers = [open_layer(workspace, column, cuts, split)
-              for column in _panels.open_columns(workspace, settings.what, split)]
+              for column in panels.open_columns(workspace, settings.what, split)]
     truth = settings.truth and any(photo.mask for photo in photos)
     state = _state(workspace)
     gaps = _report_facts.gaps(workspace.path)

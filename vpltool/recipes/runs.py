@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
+from vpltool.engine.reports import format_table
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step
 from vpltool.recipes.terms import path_names
-from vpltool.stages._reports import format_table
 
 _MOST = 50
 """Runs that are remembered."""

@@ -15,6 +15,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core import photos
 from vpltool.core.proposals import from_tensors
+from vpltool.engine.corrected_masks import take_corrections
 from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace, read_labels
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.labels import png_bytes
@@ -22,7 +23,6 @@ from vpltool.lazy import Image, np, npt
 from vpltool.review import pictures, work
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
 from vpltool.review.pictures import SCALES, proposal_regions
-from vpltool.stages._corrections import take_corrections
 
 GRID = 1600
 """Longest side in pixels of a mask that is edited."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.core import agreement, uncertainty
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
@@ -21,7 +22,6 @@ from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.shell import to_shell
-from vpltool.stages._panels import columns_there
 
 OWN = "review"
 """Folder of the workspace that holds the journal, the tags and the earlier states."""

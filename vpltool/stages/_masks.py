@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console, formats
+from vpltool.engine import corrected_masks
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.photos import check_current
 from vpltool.errors import VplError, part_of
@@ -16,7 +17,6 @@ from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.stages import _corrections
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""
@@ -69,7 +69,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
     """
     ids = [photo.id for photo in photos]
     corrected = corrections_of(workspace.path, ids)
-    _corrections.check_corrections(workspace, corrected)
+    corrected_masks.check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
     masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
     learned = {*masks.ids, *corrected}
@@ -119,7 +119,7 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
     """Hash the masks of photos, by role in a header; `corrections` where some were corrected."""
     corrected = {key: path for key, path in masks.corrected.items() if key in ids}
     return {"masks": content_identity(masks.path, ids)} | (
-        {"corrections": _corrections.identity_of_corrections(corrected)} if corrected else {})
+        {"corrections": corrected_masks.identity_of_corrections(corrected)} if corrected else {})
 
 
 def repeated(masks: Masks, ids: Sequence[str], times: int) -> list[str]:
@@ -160,11 +160,12 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
     """
     def check(photo: Photo) -> bool:
         path = masks.path_of(photo.id)
-        labels = _corrections.read_mask(path, workspace.image_path(photo), len(workspace.classes),
-                                        other_palettes=masks.has_other_palettes(photo.id))
+        labels = corrected_masks.read_mask(
+            path, workspace.image_path(photo), len(workspace.classes),
+            other_palettes=masks.has_other_palettes(photo.id))
         # What was imported has been warned of; what vpltool computed may know more than the tags.
         return (photo.id not in masks.corrected
-                and _corrections.is_untagged(labels, workspace.indices_of(photo))
+                and corrected_masks.is_untagged(labels, workspace.indices_of(photo))
                 and formats.describe(path).header is None)
 
     with console.progress(f"check {masks.name}", len(photos)) as advance:
@@ -173,6 +174,6 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
             if odd:
                 untagged.append(photo.id)
             advance()
-    _corrections.warn_of_untagged(untagged)
+    corrected_masks.warn_of_untagged(untagged)
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")

@@ -14,6 +14,7 @@ from vpltool.core.gap import Gap
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.gap_regions import read_maps
 from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
@@ -22,7 +23,6 @@ from vpltool.lazy import Tensor, torch
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
-from vpltool.stages._gap_regions import read_maps
 
 TEXT_SPACES = ("text", "text shifted")
 """Where prototypes that come from words may lie."""

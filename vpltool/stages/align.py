@@ -13,6 +13,7 @@ from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
 from vpltool.engine import checkpoints
 from vpltool.engine.features import check_kept, open_features
+from vpltool.engine.gap_regions import read_maps
 from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_with
@@ -26,7 +27,6 @@ from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-from vpltool.stages._gap_regions import read_maps
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 

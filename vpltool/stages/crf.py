@@ -12,6 +12,7 @@ from vpltool.core.crf import labels_at, to_labels
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine.given import Given, open_given
 from vpltool.engine.photo_work import Failed, Made, run_batches
+from vpltool.engine.scored import Job, Read, ReadBatch, Scores, read_scored, refined_in_tiles
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, OutputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -26,7 +27,6 @@ from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.threads import in_threads, read_ahead
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._scored import Job, Read, ReadBatch, Scores, read_scored, refined_in_tiles
 
 
 @dataclass(frozen=True, kw_only=True)

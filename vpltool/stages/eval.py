@@ -10,6 +10,7 @@ from vpltool import console, formats, options
 from vpltool.core import metrics
 from vpltool.core.metrics import Confusion
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.reports import Report
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.header import current_preset, format_preset
@@ -19,7 +20,6 @@ from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._pixel_counts import Tally, count_pixels
-from vpltool.stages._reports import Report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
+from vpltool.engine.corrected_masks import check_corrections, read_mask
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.panels import named_photos_of
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
@@ -26,8 +28,6 @@ from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._about import about_segmenter, measured, some_photos, write_card
-from vpltool.stages._corrections import check_corrections, read_mask
-from vpltool.stages._panels import named_photos_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from vpltool import console, options
 from vpltool.core import aligned_space
 from vpltool.core.gap import Gap, modality_gap
 from vpltool.engine.features import open_features
+from vpltool.engine.gap_regions import Regions, open_regions
 from vpltool.engine.models import check_words
 from vpltool.engine.prototypes import (
     check_fits,
@@ -18,6 +19,7 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
+from vpltool.engine.reports import Report
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
@@ -26,8 +28,6 @@ from vpltool.lazy import Tensor, torch
 from vpltool.pictures import scatter
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._gap_regions import Regions, open_regions
-from vpltool.stages._reports import Report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import group_maps
+from vpltool.engine.reports import format_table
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.input_folders import find_folder
 from vpltool.formats.kinds import folder_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import format_table
 
 STAGES = ("first", "second")
 """Of grouping, as the tensors of group maps are called."""

@@ -10,6 +10,12 @@ from pathlib import Path
 from vpltool.core import segment
 from vpltool.core.temperature import tempered
 from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.named_photos import (
+    NamedPhotos,
+    check_same_folder,
+    find_photos,
+    photo_identities,
+)
 from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.engine.running import Segmented, from_features
@@ -23,12 +29,6 @@ from vpltool.methods.inputs import side_of
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
-from vpltool.stages._named_photos import (
-    NamedPhotos,
-    check_same_folder,
-    find_photos,
-    photo_identities,
-)
 from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._scenes import predict_scenes, scenes_among
 

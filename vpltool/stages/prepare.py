@@ -12,6 +12,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
+from vpltool.engine.corrected_masks import read_corrections, take_corrections
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Photo, Workspace
@@ -23,8 +24,6 @@ from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._corrections import take_corrections
-from vpltool.stages._labelling import read_corrections
 from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
+from vpltool.engine.corrected_masks import by_name
 from vpltool.engine.given import open_given
 from vpltool.engine.photo_work import Failed, Made
 from vpltool.formats import OutputFolder, Workspace
@@ -23,7 +24,6 @@ from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.processes import run_jobs
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._labelling import by_name
 
 
 @dataclass(frozen=True, kw_only=True)

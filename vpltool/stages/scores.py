@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.engine.reports import format_table, read_scores
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
@@ -16,7 +17,6 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._reports import format_table, read_scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from vpltool import console, options
 from vpltool.core import aligned_space
 from vpltool.core.gap import feature_centroid, shift_along_gap
 from vpltool.engine.features import open_features
+from vpltool.engine.gap_regions import Regions, open_regions
 from vpltool.engine.headers import check_file
 from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_with
@@ -28,7 +29,6 @@ from vpltool.lazy import Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
-from vpltool.stages._gap_regions import Regions, open_regions
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
+from vpltool.engine import panels
+from vpltool.engine.panels import Column
+from vpltool.engine.reports import read_scores
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
@@ -19,9 +22,6 @@ from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _panels
-from vpltool.stages._panels import Column
-from vpltool.stages._reports import read_scores
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 
@@ -107,12 +107,12 @@ def run(work: Path, settings: ShowSettings) -> Path:
     if settings.worst:
         settings, remarks.why = _of_worst(open_workspace(work), settings)
     root, names = settings.photos, list(settings.what)
-    if root is None and len(names) > 1 and _panels.holds_photos(Path(names[0])):
+    if root is None and len(names) > 1 and panels.holds_photos(Path(names[0])):
         root, names = Path(names[0]), names[1:]
     bare = root is not None and names and not (work / "workspace.json").exists()
-    workspace = _panels.bare_workspace(work, names) if bare else open_workspace(work)
-    columns = _panels.open_columns(workspace, names, settings.split)
-    named = named_photos([root]) if root else _panels.new_photos(columns, workspace.path)
+    workspace = panels.bare_workspace(work, names) if bare else open_workspace(work)
+    columns = panels.open_columns(workspace, names, settings.split)
+    named = named_photos([root]) if root else panels.new_photos(columns, workspace.path)
     where = root.resolve().name if root else settings.split
     if named:
         rows = _named_rows(named, columns, settings, remarks)

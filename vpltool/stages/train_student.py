@@ -12,6 +12,7 @@ from vpltool.datasets.layouts import relative_name
 from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
 from vpltool.engine.features import parse_layers
 from vpltool.engine.headers import check_file, make_header, relative_path
+from vpltool.engine.named_photos import find_photos
 from vpltool.engine.photos import check_current, with_photo_files
 from vpltool.engine.segmenters import SegmenterFile, find_segmenter
 from vpltool.errors import VplError, part_of
@@ -24,7 +25,6 @@ from vpltool.settings import RUNNING, setting
 from vpltool.stage import Stage
 from vpltool.stages import _masks
 from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
-from vpltool.stages._named_photos import find_photos
 from vpltool.stages._pixel_data import PixelData, Taught
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"

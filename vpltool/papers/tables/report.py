@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.datasets.words import VOC
+from vpltool.engine.reports import format_table
 from vpltool.formats import write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
 from vpltool.shell import command_line
-from vpltool.stages._reports import format_table
 
 Cell = list[float]
 """A measured number for each seed; empty: not measured."""

@@ -1,4 +1,4 @@
-"""Masks that a person has corrected: taken into the workspace, and found for training.
+"""Masks that a person has corrected: read from a labelling tool or as PNGs, checked, and taken in.
 
 They are more than tags, so what learns from them says so (`Header.supervision`). True masks of the
 workspace are never corrections.
@@ -6,8 +6,10 @@ workspace are never corrections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from vpltool import console, formats
 from vpltool.core.classes import label_type
@@ -19,6 +21,10 @@ from vpltool.formats.corrections import FOLDER, import_call, is_edited
 from vpltool.formats.kinds import results_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
+from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
+
+Found: TypeAlias = "dict[str, Callable[[], npt.NDArray[np.uint8]]]"
+"""Photo id to what gives its labels (H, W)."""
 
 
 def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
@@ -191,3 +197,89 @@ def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> No
         raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has 1 to "
                        f"{classes}, 0 for the background and {IGNORE}, ignored in training",
                        "a mask's value is the index of its class in workspace.json")
+
+
+def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path | None, root: Path
+                     ) -> Found:
+    """Read and check what a person corrected; nothing is written.
+
+    Args:
+        workspace: its classes are what labels mean.
+        photos: those that labels may be of.
+        path: a file or folder of a labelling tool, or a folder of ID.png; None: there is nothing.
+        root: folder of the photos.
+
+    Returns:
+        photo id to what gives its labels (H, W).
+
+    Raises:
+        VplError: the path is missing or in no format that is known, or what it says does not fit
+            the photos and classes.
+    """
+    if path is None:
+        return {}
+    tool = find_reader(path)
+    if tool is None:
+        known = {photo.id: photo for photo in photos}
+        entries = (Labelled(known[key],
+                            read_correction(workspace, file, root / known[key].image), str(file))
+                   for key, file in find_corrections(workspace, photos, path).items())
+        return _checked(entries, workspace.classes, every=True)
+    name, reader = tool
+    request = LabellingRequest(root, workspace.classes, by_name(photos))
+    found = _checked(reader.read(path, request), workspace.classes)
+    if not found:
+        raise VplError(f"{path} holds no region of any photo",
+                       "submit the annotations in Label Studio, and export them as JSON"
+                       if name == "label-studio" else "export it from the tool again")
+    return found
+
+
+def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False) -> Found:
+    """Gather labels, with warnings of those that do not fit their photo's tags.
+
+    Args:
+        entries: photos with their labels.
+        classes: class names in index order.
+        every: whether labels without a region count although the photo has tags. Tools list photos
+            that nobody has looked at; where a class is really not there, its tag is wrong, and goes
+            first.
+    """
+    found: Found = {}
+    blank, untagged = list[str](), list[str]()
+    for entry in entries:
+        photo = entry.photo
+        tags = [classes.index(label) + 1 for label in photo.tags if label in classes]
+        if photo.tags and not every and not _shows_a_class(entry.labels):
+            blank.append(photo.id)
+            continue
+        if is_untagged(entry.labels, tags):
+            untagged.append(photo.id)
+        found[photo.id] = _packed(entry.labels)
+    if blank:
+        console.warn(counted(len(blank), "photo has tags, but no region, and is",
+                             "photos have tags, but no region, and are")
+                     + f" skipped: {some(blank)}")
+    warn_of_untagged(untagged)
+    return found
+
+
+def _shows_a_class(labels: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether labels show more than background and unlabelled pixels."""
+    return bool(((labels > 0) & (labels != IGNORE)).any())
+
+
+def _packed(labels: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]]:
+    """Compress labels, since those of thousands of photos wait until the last is checked."""
+    size, content = labels.shape, zlib.compress(labels.tobytes(), 1)
+
+    def unpacked() -> npt.NDArray[np.uint8]:
+        return np.frombuffer(zlib.decompress(content), np.uint8).reshape(size)
+
+    return unpacked
+
+
+def by_name(photos: Iterable[Photo]) -> dict[str, Photo]:
+    """Every name that a tool may give a photo to the photo."""
+    return {name: photo for photo in photos for key in (photo.id, photo.image)
+            for name in (key.replace("/", "__"), key)}
