@@ -30,7 +30,7 @@ from torch import Tensor
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.core.affinity import box_mask
 from vpltool.core.crf import mean_field, with_background
-from vpltool.core.crf_kernels import CrfSettings
+from vpltool.core.crf_kernels import CrfKernels
 from vpltool.core.decoder import Decoder
 from vpltool.core.grids import min_max
 from vpltool.core.photos import fit_size, read_photo, to_pixels
@@ -210,7 +210,7 @@ class CrfJob:
     photo: Path
     maps: npt.NDArray[np.floating[Any]]
     classes: Sequence[int]
-    settings: CrfSettings
+    settings: CrfKernels
     backend: str
     labels: int
     out: Path

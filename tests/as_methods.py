@@ -137,7 +137,7 @@ def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, index
     """Rows with clusters in the place of the background's words."""
     pool = Pixels(pixels, torch.zeros_like(labels), labels, [])
     settings = kmeans.Settings(background="clusters", clusters=count)
-    return kmeans.with_background(pool, rows, index, settings, seed)
+    return kmeans._background.with_background(pool, rows, index, settings, seed)
 
 
 def class_and_context(pixels: Tensor, labels: Tensor, beside: Tensor, owner: int, text: Tensor,

@@ -22,7 +22,7 @@ from vpltool.core.crf import (
     with_background,
     wrap_image,
 )
-from vpltool.core.crf_kernels import PRESETS, CrfSettings
+from vpltool.core.crf_kernels import PRESETS, CrfKernels
 from vpltool.core.permutohedral import Lattice
 
 
@@ -197,7 +197,7 @@ def test_wrapping_parts_what_lies_on_both_sides_of_the_mean() -> None:
     scores = np.full((2, 24, 32), 0.5, np.float32)
     scores[1, :, :16], scores[0, :, :16] = 0.9, 0.1
     scores[1, :, 16:], scores[0, :, 16:] = 0.45, 0.55
-    settings = CrfSettings(1, 0, 67, 30, 4)
+    settings = CrfKernels(1, 0, 67, 30, 4)
     plain, wrapped = (mean_field(seen, scores, settings).argmax(axis=0)
                       for seen in (photo, wrap_image(photo)))
     assert plain[:, 16:].mean() == 1
@@ -209,9 +209,9 @@ GOOD = {"smooth_sxy": 1, "smooth_weight": 3, "bilateral_sxy": 67.5, "bilateral_s
 
 
 def test_settings_of_json_are_those_of_a_preset() -> None:
-    assert CrfSettings.from_json(asdict(PRESETS["weclip"])) == PRESETS["weclip"]
-    found = CrfSettings.from_json(GOOD)
-    assert found == CrfSettings(1, 3, 67.5, 3, 0)
+    assert CrfKernels.from_json(asdict(PRESETS["weclip"])) == PRESETS["weclip"]
+    found = CrfKernels.from_json(GOOD)
+    assert found == CrfKernels(1, 3, 67.5, 3, 0)
     assert type(found.smooth_sxy) is int, "a header must not change with a decimal point"
 
 
@@ -230,20 +230,20 @@ def test_settings_of_json_are_those_of_a_preset() -> None:
 ])
 def test_settings_of_json_are_checked(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
-        CrfSettings.from_json(GOOD | values)
+        CrfKernels.from_json(GOOD | values)
 
 
 def test_settings_of_json_are_complete() -> None:
     for name in GOOD:
         with pytest.raises(ValueError, match=f"{name} is missing"):
-            CrfSettings.from_json({key: value for key, value in GOOD.items() if key != name})
+            CrfKernels.from_json({key: value for key, value in GOOD.items() if key != name})
     with pytest.raises(ValueError, match="an object"):
-        CrfSettings.from_json([1, 3, 67, 3, 4])
+        CrfKernels.from_json([1, 3, 67, 3, 4])
 
 
 def test_zero_weights_leave_the_scores() -> None:
     scores = some_scores()
-    found = mean_field(some_photo(), scores, CrfSettings(1, 0, 67, 3, 0))
+    found = mean_field(some_photo(), scores, CrfKernels(1, 0, 67, 3, 0))
     np.testing.assert_allclose(found, scores / scores.sum(axis=0), atol=1e-4)
 
 

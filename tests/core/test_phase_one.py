@@ -10,7 +10,7 @@ from as_methods import class_clusters, with_background_clusters
 from torch import Tensor
 
 from vpltool.core.distributed import ALONE
-from vpltool.core.phase_one import Pixels, Reading, learn
+from vpltool.core.phase_one import PhaseOneConfig, Pixels, learn
 from vpltool.core.prototypes import solve_pgd, text_targets
 from vpltool.core.seeds import seed_targets
 from vpltool.methods.estimators.means import class_means
@@ -29,13 +29,13 @@ LABELS = torch.tensor([1, 0, 1, 0, 1, 0] * 5 + [2, 3, 0, 2, 3, 0] * 5)
 PIXELS = Pixels(unit(60, 2), torch.arange(60) // 30, LABELS, TAGS)
 
 
-def reading(**changes: Any) -> Reading:
+def reading(**changes: Any) -> PhaseOneConfig:
     """The paper's reading, with P' restricted to a photo's tags."""
     paper: dict[str, Any] = {
         "tau_t": 0.01, "tau_i": 0.03, "iters": 3000, "tolerance": 0.0, "lr": 10.0, "solver": "pgd",
         "harden": 0.0, "classes": "present", "student": "all", "targets": "text", "rounds": 1,
         "balance": False}
-    return Reading(**(paper | changes))
+    return PhaseOneConfig(**(paper | changes))
 
 
 def learn_from_text(**changes: Any) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import Run
 
 from vpltool.core.crf import mean_field, scores_of_labels, with_background
-from vpltool.core.crf_kernels import CrfSettings
+from vpltool.core.crf_kernels import CrfKernels
 from vpltool.core.segment import part_of
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.formats import read_labels
@@ -20,7 +20,7 @@ from vpltool.methods.inputs import ScoredPhoto
 
 Array = np.ndarray[Any, Any]
 
-KERNELS = CrfSettings(smooth_sxy=1, smooth_weight=3, bilateral_sxy=6, bilateral_srgb=13,
+KERNELS = CrfKernels(smooth_sxy=1, smooth_weight=3, bilateral_sxy=6, bilateral_srgb=13,
                       bilateral_weight=4, iterations=5)
 
 

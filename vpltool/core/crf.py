@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from vpltool.core import crf_numba
 from vpltool.core.classes import label_type
-from vpltool.core.crf_kernels import CrfSettings
+from vpltool.core.crf_kernels import CrfKernels
 from vpltool.core.permutohedral import Lattice
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
@@ -70,7 +70,7 @@ def scores_of_labels(labels: Pixels, sure: float = 0.7, among: int = 0) -> tuple
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 
 
-def mean_field(photo: Pixels, scores: Field, settings: CrfSettings, *, backend: str = "torch",
+def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch",
                device: torch.device | None = None) -> Field:
     """Marginals of the dense CRF whose unary is −log of the scores, clipped to [1e-5, 1].
 
@@ -87,7 +87,7 @@ def mean_field(photo: Pixels, scores: Field, settings: CrfSettings, *, backend: 
     return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
 
 
-def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfSettings, *,
+def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKernels, *,
                 backend: str = "torch", device: torch.device | None = None) -> list[Field]:
     """`mean_field` of photos of one size: by `torch` together, by the others one by one.
 
@@ -130,7 +130,7 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
     return shares if leads else None
 
 
-def _by_pydensecrf(photo: Pixels, unary: Field, used: CrfSettings) -> Field:
+def _by_pydensecrf(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
     from pydensecrf import densecrf
 
     labels, height, width = unary.shape
@@ -144,7 +144,7 @@ def _by_pydensecrf(photo: Pixels, unary: Field, used: CrfSettings) -> Field:
     return np.asarray(crf.inference(used.iterations), dtype=np.float32).reshape(unary.shape)
 
 
-def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfSettings,
+def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKernels,
               device: torch.device) -> list[Field]:
     height, width = photos[0].shape[:2]
     labels = max(map(len, scores))
@@ -185,7 +185,7 @@ def _pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
-def _appearance_kernel(photos: Sequence[Pixels], used: CrfSettings, device: torch.device
+def _appearance_kernel(photos: Sequence[Pixels], used: CrfKernels, device: torch.device
                        ) -> Lattice:
     height, width = photos[0].shape[:2]
     position = _pixel_positions(height, width, device) / used.bilateral_sxy

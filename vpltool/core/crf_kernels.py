@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 
 
 @dataclass(frozen=True)
-class CrfSettings:
-    """Parameters of the CRF.
+class CrfKernels:
+    """Kernels of the dense CRF, and the number of its iterations.
 
     Args:
         smooth_sxy: deviation of the smoothness kernel, in pixels.
@@ -27,7 +27,7 @@ class CrfSettings:
     iterations: int = 10
 
     @classmethod
-    def from_json(cls, values: object) -> CrfSettings:
+    def from_json(cls, values: object) -> CrfKernels:
         """Check what a JSON file holds, and make settings of it; numbers stay as they are.
 
         Raises:
@@ -59,9 +59,9 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
                          + ("above 0" if positive else "of 0 or more"))
 
 
-PRESETS: dict[str, CrfSettings] = {
+PRESETS: dict[str, CrfKernels] = {
     # CLIP-ES (CVPR 2023), pseudo masks of VOC and COCO.
-    "clip-es": CrfSettings(1, 3, 67, 3, 4),
+    "clip-es": CrfKernels(1, 3, 67, 3, 4),
     # WeCLIP (CVPR 2024), at test.
-    "weclip": CrfSettings(3, 3, 64, 5, 4),
+    "weclip": CrfKernels(3, 3, 64, 5, 4),
 }

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from vpltool.core.crf_kernels import CrfSettings
+from vpltool.core.crf_kernels import CrfKernels
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -343,7 +343,7 @@ def _slice(width: int) -> Callable[[Kernel, Floats, Floats], None]:
     return compiled(slice_, width)
 
 
-def mean_field(photo: npt.NDArray[np.uint8], unary: Floats, settings: CrfSettings) -> Floats:
+def mean_field(photo: npt.NDArray[np.uint8], unary: Floats, settings: CrfKernels) -> Floats:
     """Marginals of the dense CRF (L, H, W), as `crf.mean_field` has them.
 
     Args:

@@ -1,7 +1,6 @@
-"""Phase 1 of VPL in any of its readings: `learn` is what the stage calls.
+"""Phase 1 of VPL: vision prototypes learned from pixels, by the objective and solver of a config.
 
-A `Reading` chooses targets, classes and solver. Objective and solvers are in `prototypes`, starting
-points in `seeds`.
+Objective and solvers are in `prototypes`, starting points in `seeds`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A reading of phase 1; the settings of `learn-prototypes` hold the defaults.
+class PhaseOneConfig:
+    """Configuration of phase 1; the settings of `learn-prototypes` hold the defaults.
 
     Args:
         tau_t: temperature of P'.
@@ -75,8 +74,8 @@ class Pixels:
     ids: Sequence[str] = ()
 
 
-def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, reading: Reading,
-          callback: Callback | None = None, group: Group = ALONE) -> Tensor:
+def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
+          config: PhaseOneConfig, callback: Callback | None = None, group: Group = ALONE) -> Tensor:
     """Learn vision prototypes.
 
     Args:
@@ -85,7 +84,7 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
             same classes as those of the start.
         start: W before the first step, L2-normed (rows, dim).
         start_index: class of each row (rows,), 0 is the background.
-        reading: the reading.
+        config: how it is learned.
         callback: called with the solver's state.
         group: processes that hold the pixels.
 
@@ -93,31 +92,31 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor, read
         W, L2-normed (rows, dim).
     """
     rows = start
-    if not reading.iters:
+    if not config.iters:
         return rows
     in_photo = allowed_rows(start_index, pixels.tags)[pixels.photo_of]
     # P' of the last W over the present classes would be P itself. The gradient would then be only
     # rounding errors, which a learning rate of 10 amplifies: such a round would learn noise.
-    settled = reading.student == "present" and not reading.harden
-    for number in range(1 if settled else reading.rounds):
+    settled = config.student == "present" and not config.harden
+    for number in range(1 if settled else config.rounds):
         if number:
             # The distribution of the last round, within the photo's tags: an EM step.
-            targets = solve.text_targets(pixels.embeddings, rows, tau=reading.tau_i,
-                                         allowed=in_photo, harden=reading.harden)
-        elif reading.targets == "seeds":
+            targets = solve.text_targets(pixels.embeddings, rows, tau=config.tau_i,
+                                         allowed=in_photo, harden=config.harden)
+        elif config.targets == "seeds":
             targets = seeds.seed_targets(pixels.embeddings, pixels.labels, rows, start_index)
         else:
             targets = solve.text_targets(
-                pixels.embeddings, text, tau=reading.tau_t, harden=reading.harden,
-                allowed=in_photo if reading.classes == "present" else None)
-        solver = SOLVERS[reading.solver]
-        own = {} if reading.solver == "lbfgs" else {"lr": reading.lr,
-                                                   "tolerance": reading.tolerance}
+                pixels.embeddings, text, tau=config.tau_t, harden=config.harden,
+                allowed=in_photo if config.classes == "present" else None)
+        solver = SOLVERS[config.solver]
+        own = {} if config.solver == "lbfgs" else {"lr": config.lr,
+                                                  "tolerance": config.tolerance}
         rows = solver(
-            pixels.embeddings, targets, rows, tau=reading.tau_i, iters=reading.iters,
-            callback=callback, allowed=in_photo if reading.student == "present" else None,
+            pixels.embeddings, targets, rows, tau=config.tau_i, iters=config.iters,
+            callback=callback, allowed=in_photo if config.student == "present" else None,
             weights=seeds.balancing_weights(pixels.labels, int(start_index.max()), group)
-            if reading.balance else None, group=group, **own)
+            if config.balance else None, group=group, **own)
     return rows
 
 

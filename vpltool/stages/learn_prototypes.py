@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import phase_one
-from vpltool.core.phase_one import Pixels, Reading
+from vpltool.core.phase_one import PhaseOneConfig, Pixels
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import prototypes
 from vpltool.engine.features import open_features
@@ -122,7 +122,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
 
     Args:
         workspace: where inputs are found and outputs go.
-        settings: which reading of phase 1.
+        settings: of phase 1.
 
     Returns:
         the file of vision prototypes.
@@ -220,7 +220,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _reading(settings), callback,
+        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _config(settings), callback,
                                ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
@@ -229,5 +229,6 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
     return rows.cpu(), {**facts, "course": course}
 
 
-def _reading(settings: LearnPrototypesSettings) -> Reading:
-    return Reading(**{entry.name: getattr(settings, entry.name) for entry in fields(Reading)})
+def _config(settings: LearnPrototypesSettings) -> PhaseOneConfig:
+    return PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
+                             for entry in fields(PhaseOneConfig)})

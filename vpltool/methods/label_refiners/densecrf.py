@@ -15,7 +15,7 @@ from pathlib import Path
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
 from vpltool.core.crf import estimate_bytes, fastest_backend
-from vpltool.core.crf_kernels import PRESETS, CrfSettings
+from vpltool.core.crf_kernels import PRESETS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
@@ -104,7 +104,7 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
     return estimate_bytes(size, labels, _backend(settings, device))
 
 
-def _kernels(preset: str) -> CrfSettings:
+def _kernels(preset: str) -> CrfKernels:
     if preset in PRESETS:
         return PRESETS[preset]
     if not Path(preset).exists():
@@ -112,7 +112,7 @@ def _kernels(preset: str) -> CrfSettings:
                        f"`{preset}` is a protocol, which is given before the command"
                        if preset in preset_files() else near_name(preset, PRESETS))
     try:
-        return CrfSettings.from_json(read_json(Path(preset), ""))
+        return CrfKernels.from_json(read_json(Path(preset), ""))
     except ValueError as error:
         shown = json.dumps(asdict(PRESETS["clip-es"]))
         raise VplError(f"{preset}: {error}", f"`clip-es` is {shown}") from error
