@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 377, "lines": 58_216, "code": 36_026, "imports": 13.8, "indented": 347,
-    "type_checking": 47, "eager": 59, "any": 253, "cycles": 0, "kind_folders": 36}
+    "files": 368, "lines": 57_769, "code": 35_666, "imports": 13.1, "indented": 165,
+    "type_checking": 20, "eager": 59, "any": 250, "cycles": 0, "kind_folders": 7}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
