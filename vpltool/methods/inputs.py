@@ -115,7 +115,8 @@ class TrainedSegmenter:
         header: that of the file.
         network: in evaluation mode, on the CPU unless a device was asked for.
         encoder: the vision tower, with how photos are normalised for it.
-        photos: some of the workspace, on which an export is calibrated and measured.
+        photos: some of those that it was trained on, on which an export is calibrated.
+        held: some that it was not trained on, on which an export is measured; may be empty.
         about: what its card says of it: what it was trained on, its scores, how sure it may be.
     """
 
@@ -124,6 +125,7 @@ class TrainedSegmenter:
     network: SegmenterNetwork
     encoder: Encoder
     photos: Sequence[Path] = ()
+    held: Sequence[Path] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property

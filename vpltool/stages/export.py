@@ -76,8 +76,10 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
     decoder = find_decoder(workspace.path, settings.what)
     workspace.check_classes(segmenter_header(decoder), decoder)
     path = settings.out or workspace.path / "exports" / f"{decoder.stem}{method.SUFFIX}"
-    trained = replace(load_trained(decoder, workspace, find_device("cpu")),
-                      photos=some_photos(workspace), about=about_segmenter(workspace, decoder))
+    trained = load_trained(decoder, workspace, find_device("cpu"))
+    photos, held = some_photos(workspace, trained.header)
+    trained = replace(trained, photos=photos, held=held,
+                      about=about_segmenter(workspace, decoder))
     paths = method.export(trained, path, settings.of_method)
     write_card(trained, path, measured(trained, method, path, settings.of_method))
     return paths
