@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 367, "lines": 57_755, "code": 35_656, "imports": 13.0, "indented": 165,
+    "files": 368, "lines": 57_915, "code": 35_758, "imports": 13.0, "indented": 168,
     "type_checking": 19, "eager": 59, "any": 250, "cycles": 0, "kind_folders": 7}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

@@ -38,15 +38,15 @@ def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pat
 
 
 def test_the_card_of_a_bundle(run: Run, work: Path) -> None:
-    """Counts, scores, calibration and what was measured; no name of a photo."""
+    """Counts, scores, calibration and what was measured on held-out photos; no name of a photo."""
     result = run("export", "bundle", "--what", "plain", "--measure", 3, work=work)
     assert result.code == 0, result.err
-    assert "on 3 photos: 100.00 % of the pixels as predict says" in result.err
+    assert "on 2 photos: 100.00 % of the pixels as predict says" in result.err
     bundle = Path(result.out.strip())
     text = bundle.with_name("plain.safetensors.md").read_text()
     for words in ("6 photos; supervision: tags", "bar 2, box 3, disc 2", "without tags",
                   "mIoU against its labels 100.00", "| background |", "Temperature",
-                  "## Limits", "s a photo"):
+                  "## Limits", "s a photo", "On 2 photos of the workspace, held out"):
         assert words in text
     assert "scene" not in text
     header = describe(bundle).header
@@ -76,9 +76,12 @@ def test_scores_of_another_decoder_are_not_in_the_card(run: Run, work: Path) -> 
     assert "a photo;" not in text
 
 
-@pytest.mark.parametrize("name", ["plain", "student"])
-def test_static_int8_is_calibrated_and_measured(name: str, run: Run, work: Path, tmp_path: Path
+@pytest.mark.parametrize(("name", "allowed"), [("plain", -1.0), ("student", 1.0)])
+def test_static_int8_is_calibrated_and_measured(name: str, allowed: float, run: Run, work: Path,
+                                                tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                                 ) -> None:
+    """What 8 bits cost is measured beside float32 and said; a warning, if it is much."""
+    monkeypatch.setattr("vpltool.stages._about._MOST_LOST", allowed)
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     result = run("export", "onnx", "--what", name, "--out", whole, "--measure", 2, work=work)
     assert result.code == 0, result.err
@@ -93,7 +96,12 @@ def test_static_int8_is_calibrated_and_measured(name: str, run: Run, work: Path,
     assert "QuantizeLinear" in kinds
     assert "DynamicQuantizeLinear" not in kinds
     assert "mIoU against it" in result.err
-    assert (tmp_path / "small.onnx.md").read_text().count("MB") == 1
+    assert re.search(r"8 bits cost -?[\d.]+ points of mIoU at most: .* float32 has ", result.err)
+    assert [("`--calibrate 0`" in line or "--calibrate 0" in line)
+            for line in result.lines("warning:")] == [True] * (allowed < 0)
+    card = (tmp_path / "small.onnx.md").read_text()
+    assert card.count("MB") == 1
+    assert re.search(r"its labels [\d.]+, without 8 bits (100\.00|99\.\d\d)\.", card)
 
 
 @pytest.mark.parametrize(("options", "said"), [
@@ -106,19 +114,23 @@ def test_what_a_calibration_needs(options: tuple[object, ...], said: str, run: R
     assert said in result.err
 
 
-def test_openvino_says_what_predict_says(run: Run, work: Path, tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("form", "package", "suffix"), [
+    ("openvino", "openvino", ".xml"), ("tflite", "litert_torch", ".tflite")])
+def test_other_runtimes_say_what_predict_says(form: str, package: str, suffix: str, run: Run,
+                                              work: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """And the program of docs/deploy.md runs without vpltool."""
-    pytest.importorskip("openvino")
-    out = tmp_path / "segmenter.xml"
-    result = run("export", "openvino", "--what", "plain", "--out", out, "--measure", 2, work=work)
+    pytest.importorskip(package)
+    out = tmp_path / f"segmenter{suffix}"
+    result = run("export", form, "--what", "plain", "--out", out, "--measure", 2, "--max-side", 64,
+                 work=work)
     assert result.code == 0, result.err
     said = re.search(r"photos: ([\d.]+) % of the pixels", result.err)
     assert said
     assert float(said[1]) > 98
     text = (Path(__file__).parents[2] / "docs/deploy.md").read_text("utf-8")
     (program,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-                  if "openvino" in block)
+                  if out.name in block)
     Image.open(work.parent / "photos/scene6.png").convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
@@ -126,12 +138,15 @@ def test_openvino_says_what_predict_says(run: Run, work: Path, tmp_path: Path,
         assert made.mode == "P"
 
 
-def test_without_openvino(run: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("form", "package"), [
+    ("openvino", "openvino"), ("tflite", "litert_torch")])
+def test_without_the_converter(form: str, package: str, run: Run, work: Path,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *more: None if name == "openvino" else found(name, *more))
-    result = run("export", "openvino", "--what", "plain", work=work)
+                        lambda name, *more: None if name == package else found(name, *more))
+    result = run("export", form, "--what", "plain", work=work)
     assert result.code == 1
-    assert result.lines("hint:") == ["pip install 'vpltool[openvino]'"]
+    assert result.lines("hint:") == [f"pip install 'vpltool[{form}]'"]

@@ -116,7 +116,8 @@ class TrainedSegmenter:
         network: in evaluation mode, on the CPU unless a device was asked for.
         encoder: the vision tower, with how photos are normalised for it.
         classes: names of the classes, the first is label 1.
-        photos: some of the workspace, on which an export is calibrated and measured.
+        photos: some of those that it was trained on, on which an export is calibrated.
+        held: some that it was not trained on, on which an export is measured; may be empty.
         about: what its card says of it: what it was trained on, its scores, how sure it may be.
     """
 
@@ -126,6 +127,7 @@ class TrainedSegmenter:
     encoder: Encoder
     classes: tuple[str, ...]
     photos: Sequence[Path] = ()
+    held: Sequence[Path] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property

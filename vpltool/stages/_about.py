@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +15,40 @@ from vpltool.core import segment
 from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.engine.segmenters import SegmenterFile
 from vpltool.errors import VplError
-from vpltool.formats import Workspace, open_input
+from vpltool.formats import Header, Workspace, open_input
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.storage import read_json
-from vpltool.lazy import np, torch
+from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
 from vpltool.stages._card import sections
 
 _MOST = 64
-"""Photos that an export is given, to calibrate on and to be measured on."""
+"""Photos that an export is given, to calibrate on, and others to be measured on."""
+
+_MOST_LOST = 0.005
+"""mIoU that 8 bits may cost without a warning."""
 
 
-def some_photos(workspace: Workspace) -> list[Path]:
-    """Some photos of a workspace that can be found, spread over it."""
+def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[Path]]:
+    """Some photos that a segmenter was trained on, and some that it was not; those that are there.
+
+    Each list is in the same random order on every call, so the first few are of all of them.
+    """
     try:
         photos = workspace.photos()
     except VplError:
-        return []
-    places = np.linspace(0, len(photos) - 1, min(_MOST, len(photos))).round().astype(int)
-    paths = [workspace.image_path(photos[number]) for number in places.tolist()]
-    return [path for path in paths if path.is_file()]
+        return [], []
+    split = header.options.get("split", "train")
+    lists = []
+    for trained in (True, False):
+        paths = [workspace.image_path(photo) for photo in photos
+                 if (split in photo.splits) is trained]
+        order = np.random.default_rng(0).permutation(len(paths))[:_MOST].tolist()
+        lists.append([paths[number] for number in order if paths[number].is_file()])
+    return lists[0], lists[1]
 
 
 def about_segmenter(workspace: Workspace, segmenter: SegmenterFile) -> dict[str, Any]:
@@ -83,7 +96,10 @@ def _score(workspace: Workspace, segmenter: SegmenterFile, path: Path) -> dict[s
 
 def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_method: Any
              ) -> dict[str, Any]:
-    """Compare a file that was written with `predict`, on a few photos, and time both.
+    """Compare a file that was written with `predict`, and time both.
+
+    The photos are those that the segmenter was not trained on, where there are some. No true mask
+    is read: the truth is what `predict` says.
 
     Args:
         segmenter: as it is in the workspace.
@@ -92,36 +108,67 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         of_method: settings of the method.
 
     Returns:
-        `photos`, the share of `same` pixels, `miou` of the labels against those of predict, and
-        `seconds` a photo of the file and of `predict`; empty, if nothing here runs the file.
+        `photos`, whether they were `held` out, the share of `same` pixels, `miou` of the labels
+        against those of predict, and `seconds` a photo of the file and of `predict`; of a file in
+        8 bits also `whole`, the mIoU of the same file in float32. Empty, if nothing here runs it.
     """
-    paths = segmenter.photos[: of_method.measure]
+    eight = getattr(of_method, "int8", False)
+    most = of_method.measure if of_method.measure is not None else 50 if eight else 10
+    paths = (segmenter.held or segmenter.photos[::-1])[:most]
     runs = method.runs(path, of_method) if paths else None
     if runs is None:
         return {}
-    side = side_of(segmenter.header, of_method.max_side)
+    ways = [runs]
+    if eight:
+        whole = replace(of_method, int8=False, calibrate=0)
+        with tempfile.TemporaryDirectory() as folder:
+            method.export(segmenter, Path(folder) / path.name, whole)
+            ways += filter(None, [method.runs(Path(folder) / path.name, whole)])
+    (same, miou, own), *others, (_, _, torchs) = _against_predict(segmenter, ways, paths, side_of(
+        segmenter.header, of_method.max_side), f"measure {path.name}")
+    console.note(f"{path.name} on {len(paths)} photos: {100 * same:.2f} % of the pixels as predict "
+                 f"says, mIoU against it {100 * miou:.2f}; {own:.3f} s a photo, predict "
+                 f"{torchs:.3f} s")
+    found = {"photos": len(paths), "held": bool(segmenter.held), "same": same, "miou": miou,
+             "seconds": [own, torchs], "threads": torch.get_num_threads()}
+    for _, whole_miou, _ in others:
+        found["whole"] = whole_miou
+        said = (f"8 bits cost {100 * (whole_miou - miou):.2f} points of mIoU at most: against "
+                f"predict's labels float32 has {100 * whole_miou:.2f}")
+        if whole_miou - miou > _MOST_LOST:
+            console.warn(f"{said}; " + ("`calibrate=0` may cost less" if of_method.calibrate else
+                                        "`int8=False` costs nothing"))
+        else:
+            console.note(said)
+    return found
+
+
+def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], Tensor]],
+                     paths: Sequence[Path], side: int, title: str
+                     ) -> list[tuple[float, float, float]]:
+    """Share of pixels that are as `predict` says, mIoU and seconds a photo of each way to logits.
+
+    The last is that of `predict` itself.
+    """
+    every = [*ways, lambda one: segment.photo_logits(
+        segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
-    counts, times = Confusion(count, {}), np.zeros(2)
-    with console.progress(f"measure {path.name}", len(paths)) as advance, torch.no_grad():
+    counts, times = [Confusion(count, {}) for _ in every], np.zeros(len(every))
+    with console.progress(title, len(paths)) as advance, torch.no_grad():
         for photo in paths:
             size, pixels = photo_pixels(segmenter.encoder, photo, side)
             labels = []
-            for number, run in enumerate((runs, lambda one: segment.photo_logits(
-                    segmenter.encoder.vision, segmenter.network, one))):
+            for number, run in enumerate(every):
                 begun = time.perf_counter()
                 logits = run(pixels)
                 times[number] += time.perf_counter() - begun
                 labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
-            counts += confusion(labels[1], labels[0], count)
+            counts = [before + confusion(labels[-1], own, count)
+                      for before, own in zip(counts, labels, strict=True)]
             advance()
-    found = scores(counts)
-    same, miou = found.accuracy, found.miou
-    own, torchs = (times / len(paths)).tolist()
-    console.note(f"{path.name} on {len(paths)} photos: {100 * same:.2f} % of the pixels as predict "
-                 f"says, mIoU against it {100 * miou:.2f}; {own:.3f} s a photo, predict "
-                 f"{torchs:.3f} s")
-    return {"photos": len(paths), "same": same, "miou": miou, "seconds": [own, torchs],
-            "threads": torch.get_num_threads()}
+    found = [scores(each) for each in counts]
+    return [(each.accuracy, each.miou, taken)
+            for each, taken in zip(found, (times / len(paths)).tolist(), strict=True)]
 
 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
@@ -130,10 +177,12 @@ def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]
     lines = [f"# {path.name}", "", *sections(segmenter.classes, segmenter.about)]
     if found:
         own, torchs = found["seconds"]
-        lines += [MEASURED, "", f"On {found['photos']} photos of the workspace, by one process "
+        lines += [MEASURED, "", f"On {found['photos']} photos of the workspace, "
+                  f"{'held out' if found['held'] else 'which it was trained on'}, by one process "
                   f"with {found['threads']} threads of torch:", "",
                   f"- {100 * found['same']:.2f} % of the pixels have the label that `predict` "
-                  f"gives; mIoU against its labels {100 * found['miou']:.2f}.",
+                  f"gives; mIoU against its labels {100 * found['miou']:.2f}"
+                  + (f", without 8 bits {100 * found['whole']:.2f}." if "whole" in found else "."),
                   f"- {own:.3f} s a photo; `predict`'s network takes {torchs:.3f} s.",
                   f"- {_megabytes(path):.1f} MB.", ""]
     lines += [f"Encoder: {header.model.get('name', '?')} ({header.model.get('pretrained', '?')}).",

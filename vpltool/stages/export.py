@@ -75,8 +75,9 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
     segmenter = find_segmenter(workspace.path, settings.what)
     workspace.check_classes(segmenter.header, segmenter.path)
     path = settings.out or workspace.path / "exports" / f"{segmenter.path.stem}{method.SUFFIX}"
-    trained = replace(segmenter.trained(workspace, find_device("cpu")),
-                      photos=some_photos(workspace), about=about_segmenter(workspace, segmenter))
+    photos, held = some_photos(workspace, segmenter.header)
+    trained = replace(segmenter.trained(workspace, find_device("cpu")), photos=photos, held=held,
+                      about=about_segmenter(workspace, segmenter))
     paths = method.export(trained, path, settings.of_method)
     write_card(trained, path, measured(trained, method, path, settings.of_method))
     return paths

@@ -21,9 +21,10 @@ class SegmenterSettings(settings.Settings):
     max_side: int | None = setting(
         None, "Longer photos are scaled down to this side first; 0: never; default: as in "
               "training.", low=0, metavar="PIXELS")
-    measure: int = setting(
-        10, "Photos of the workspace on which the file is compared with predict and timed, for the "
-            "card beside it; 0: none.", low=0, metavar="N")
+    measure: int | None = setting(
+        None, "Photos of the workspace on which the file is compared with predict and timed, for "
+              "the card beside it; 0: none; default: 10, of a file in 8 bits 50.", low=0,
+        metavar="N")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
                                "CLIP's.", metavar="NAME")
 
