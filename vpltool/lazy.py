@@ -21,6 +21,12 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import cv2
+    import fsspec
+    import matplotlib.axes
+    import matplotlib.colors
+    import matplotlib.figure
+    import matplotlib.lines
+    import matplotlib.patheffects
     import numpy as np
     import numpy.typing as npt
     import pycocotools.mask
@@ -47,16 +53,16 @@ else:
 
     np, npt, torch, F, cv2 = map(_Lazy, (
         "numpy", "numpy.typing", "torch", "torch.nn.functional", "cv2"))
-    pycocotools, rasterio, safetensors, scipy, skimage = map(_Lazy, (
-        "pycocotools", "rasterio", "safetensors", "scipy", "skimage"))
+    fsspec, matplotlib, pycocotools, rasterio, safetensors, scipy, skimage = map(_Lazy, (
+        "fsspec", "matplotlib", "pycocotools", "rasterio", "safetensors", "scipy", "skimage"))
     Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin = map(_Lazy, (
         "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps",
         "PIL.PngImagePlugin"))
     Tensor = "torch.Tensor"
 
 __all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "PngImagePlugin",
-           "Tensor", "cv2", "modules_of", "no_grad", "np", "npt", "pycocotools", "rasterio",
-           "safetensors", "scipy", "skimage", "torch"]
+           "Tensor", "cv2", "fsspec", "matplotlib", "modules_of", "no_grad", "np", "npt",
+           "pycocotools", "rasterio", "safetensors", "scipy", "skimage", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -18,7 +18,7 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import workspace_around
 from vpltool.formats.labels import png_bytes
-from vpltool.lazy import Image, Tensor, np, npt
+from vpltool.lazy import F, Image, Tensor, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import make
@@ -46,8 +46,6 @@ class Segmentation:
     @functools.cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """Of the background and each class (1 + classes, height, width), at the photo's size."""
-        import torch.nn.functional as F
-
         whole = F.interpolate(self.field[None].float(), size=self.labels.shape, mode="bilinear",
                               align_corners=False)[0]
         found: npt.NDArray[np.float32] = whole.cpu().numpy()

@@ -14,7 +14,8 @@ from reference import weclip
 from torch import Tensor
 
 from vpltool.clip.load import Clip, load_clip
-from vpltool.core.decoder import Decoder, DecoderShape, layers_of
+from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.grids import layers_of
 from vpltool.core.segment import (
     FINENESS,
     keep_likely,

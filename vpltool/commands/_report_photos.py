@@ -14,7 +14,7 @@ from vpltool.engine.panels import Column
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
-from vpltool.lazy import Image, np, npt
+from vpltool.lazy import F, Image, np, npt
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import cam_layer, label_layer
 from vpltool.stages._truth import read_truth
@@ -183,8 +183,6 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
     maps = tensors["cam" if source.kind == "cams" else "probabilities"].float()
     said: JsonObject = {"classes": [index for index in classes if index]}
     if truth is not None and layer.threshold and classes:
-        import torch.nn.functional as F
-
         whole = F.interpolate(maps[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
         said |= _iou(workspace, labels_at(whole.numpy(), classes, layer.threshold), truth,
                      layer.column)

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from vpltool.core.blocks import Block, self_attention
+from vpltool.core import blocks as vit_blocks
+from vpltool.lazy import Tensor, no_grad
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Calibration:
     heads: str = "sum"
 
 
-@torch.no_grad()
-def calibrated_path(blocks: Sequence[Block], inputs: Sequence[Tensor], heads: str = "sum"
+@no_grad
+def calibrated_path(blocks: Sequence[vit_blocks.Block], inputs: Sequence[Tensor], heads: str = "sum"
                     ) -> Tensor:
     """Return the end of the second path: the first input, and what each block adds to it.
 
@@ -45,7 +43,7 @@ def calibrated_path(blocks: Sequence[Block], inputs: Sequence[Tensor], heads: st
     path = inputs[0]
     for block, tokens in zip(blocks, inputs, strict=True):
         parts = block.heads(block.ln_1(tokens))
-        shared = self_attention(parts)
+        shared = vit_blocks.self_attention(parts)
         if heads == "mean":
             shared /= block.shape.heads
         value = parts[2]

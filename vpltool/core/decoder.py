@@ -6,7 +6,7 @@ of the segmenter is the prototypes (VPL, eq. 12: A = Wᵀ V).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,15 +151,3 @@ class Decoder(SegmenterNetwork):
                            dim=1)
         bias = self.fuse.bias + self.fuse.weight @ torch.cat([last.bias for last in lasts])
         return F.linear(hidden, weight, bias)
-
-
-def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Select the wanted layers from those stored (…, L, n, width).
-
-    Raises:
-        KeyError: one is not stored.
-    """
-    if list(index) == list(wanted):
-        return stored
-    positions = {layer: position for position, layer in enumerate(index)}
-    return stored[..., [positions[layer] for layer in wanted], :, :]

@@ -1,6 +1,8 @@
-"""Maps over a grid of patches: min-max scaling, and resampling to the grid of another encoder."""
+"""Maps over a grid of patches: min-max scaling, stored layers, resampling to another encoder's."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from vpltool.lazy import F, Tensor
 
@@ -52,3 +54,15 @@ def resample_attention(attention: Tensor, grid: tuple[int, int], target: tuple[i
         return attention.float()
     columns = resample_patches(attention.T, grid, target).T
     return resample_patches(columns, grid, target) * (len(attention) / (target[0] * target[1]))
+
+
+def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Select the wanted layers from those stored (…, L, n, width).
+
+    Raises:
+        KeyError: one is not stored.
+    """
+    if list(index) == list(wanted):
+        return stored
+    positions = {layer: position for position, layer in enumerate(index)}
+    return stored[..., [positions[layer] for layer in wanted], :, :]

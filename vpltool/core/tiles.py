@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import torch
-from torch import Tensor
-
+from vpltool.core import tower
 from vpltool.core.calibration import Calibration
-from vpltool.core.tower import Tower
+from vpltool.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def window_starts(length: int, window: int, step: int, *, even: bool = False) ->
 
 
 def encode_windows(
-    vision: Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
+    vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
     patches: str, layers: Sequence[int], calibration: Calibration, store: torch.dtype,
 ) -> dict[str, Tensor]:
     """Encode one photo window by window.

@@ -10,20 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
-
-from vpltool.core.decoder import share_dropout
+from vpltool.core import decoder, segmenter
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
-from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class TrainingSettings:
     lambda_rsc: float = 1.0
     lambda_aff: float = 0.0
     seed: int = 0
-    precision: torch.dtype = torch.float32
+    precision: torch.dtype = field(default_factory=lambda: torch.float32)
 
 
 @dataclass(frozen=True)
@@ -89,15 +82,16 @@ class CropBatch:
         return CropBatch(layers, patches, self.labels.pin_memory(), self.valid.pin_memory(),
                          self.tags)
 
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> CropBatch:
-        """The same on a device, for `step_losses`: layers in `dtype`, patches in float32.
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> CropBatch:
+        """The same on a device, for `step_losses`: layers in `dtype`, or in float32 as patches are.
 
         A crop may have lost some of its photo's classes; what the masks show is what counts. That
         is asked for here, on the host: the labels on a GPU would have to be waited for.
         """
         layers, patches = (
             None if frozen is None else frozen.to(device, non_blocking=True).to(kind)
-            for frozen, kind in ((self.layers, dtype), (self.patches, torch.float32)))
+            for frozen, kind in ((self.layers, dtype or torch.float32),
+                                 (self.patches, torch.float32)))
         shown = [tags[labels.flatten().bincount(minlength=int(tags.max()) + 1)[tags] > 0]
                  if len(tags) else tags
                  for tags, labels in zip(self.tags, self.labels, strict=True)]
@@ -239,7 +233,8 @@ def _source(start: int, count: int, whole: int, length: int, patch: int
     return first, last, low - first, high - first
 
 
-def make_optimizer(network: SegmenterNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
+def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettings
+                   ) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
     The regional contrast's scales and shift are free of weight decay: they are temperatures and a
@@ -279,8 +274,9 @@ class StepRecord:
 
 
 def train(
-    network: SegmenterNetwork, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
-    batches: Iterable[CropBatch], *, start: int = 0, group: Group = ALONE,
+    network: segmenter.SegmenterNetwork, optimizer: torch.optim.Optimizer,
+    settings: TrainingSettings, batches: Iterable[CropBatch], *, start: int = 0,
+    group: Group = ALONE,
 ) -> Iterator[StepRecord]:
     """Run steps `start`, `start + 1`, …; the network and the optimizer are changed in place.
 
@@ -297,7 +293,7 @@ def train(
     """
     device = network.prototypes.device
     network.train()
-    losses_of = group.share(_Step(network, settings, group))
+    losses_of = group.share(_losses_of_step(network, settings, group))
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for part in optimizer.param_groups:
@@ -313,25 +309,28 @@ def train(
         yield StepRecord(iteration, *(loss.detach() for loss in losses))
 
 
-class _Step(nn.Module):
-    """The losses of a step as a module, whose gradients processes can share."""
+def _losses_of_step(network: segmenter.SegmenterNetwork, settings: TrainingSettings, group: Group
+                    ) -> torch.nn.Module:
+    """Return `step_losses` as a module, whose gradients processes can share."""
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            decoder.share_dropout(network, group)
 
-    def __init__(self, network: SegmenterNetwork, settings: TrainingSettings, group: Group) -> None:
-        super().__init__()
-        self.network, self.settings, self.group = network, settings, group
-        share_dropout(network, group)
+        def forward(self, batch: CropBatch) -> tuple[Tensor, ...]:
+            mask, *others = step_losses(network, batch, settings, group)
+            if group.count > 1:
+                # Parameters that a step does not read must have a gradient all the same.
+                mask = mask + 0 * torch.stack([*network.scalars]).sum()
+            return mask, *others
 
-    def forward(self, batch: CropBatch) -> tuple[Tensor, ...]:
-        """Losses, see `step_losses`."""
-        mask, *others = step_losses(self.network, batch, self.settings, self.group)
-        if self.group.count > 1:
-            # Parameters that a step does not read must have a gradient all the same.
-            mask = mask + 0 * torch.stack([*self.network.scalars]).sum()
-        return mask, *others
+    return Step()
 
 
 def step_losses(
-    network: SegmenterNetwork, batch: CropBatch, settings: TrainingSettings, group: Group = ALONE
+    network: segmenter.SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
+    group: Group = ALONE,
 ) -> tuple[Tensor, ...]:
     """Losses of crops that `CropBatch.to` took to the network's device.
 

@@ -27,6 +27,7 @@ from vpltool.datasets.tags import some
 from vpltool.datasets.unfolding import Unfolded
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import JsonObject, parse_json
+from vpltool.lazy import fsspec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -318,8 +319,6 @@ def _opened(address: str) -> IO[bytes]:
     scheme = address.partition(":")[0]
     if not _is_remote(address) or scheme in library.gopen_schemes:
         return library.gopen(address)
-    import fsspec
-
     try:
         return fsspec.open(address, "rb").open()
     except (ValueError, ImportError) as error:

@@ -14,7 +14,7 @@ from vpltool.engine.features import SEEDING, find_cams
 from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import read_patches
 from vpltool.formats import InputFolder, Workspace
-from vpltool.lazy import Tensor
+from vpltool.lazy import F, Tensor
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,13 @@ class Regions:
         A class's region in a photo is where its CAM is the strongest and reaches Φ; classes
         without such a patch have none. The mean of its patches is the feature.
         """
-        from torch.nn.functional import normalize
-
 
         with console.progress("read regions", len(self.ids)) as advance:
             for key in self.ids:
                 patches = read_patches(self.features, key, self.space).float()
                 cam = read_maps(self.maps, self.features, key, len(patches))
                 labels = seed_labels(cam["cam"], cam["classes"], self.phi, phi_background=0)
-                yield photo_regions(normalize(patches, dim=-1), labels.new_zeros(len(labels)),
+                yield photo_regions(F.normalize(patches, dim=-1), labels.new_zeros(len(labels)),
                                     labels)
                 advance()
 

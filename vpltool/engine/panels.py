@@ -15,7 +15,7 @@ from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of
 from vpltool.formats.labels import read_legend
 from vpltool.formats.manifest import photo_ids
-from vpltool.lazy import Image, Tensor
+from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
 
@@ -68,8 +68,6 @@ class Column:
 
 def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
     """Draw the strongest of the groups (G, h, w) at each pixel; their colours mean no class."""
-    import torch.nn.functional as F
-
 
     whole = F.interpolate(shares.float()[None], size=picture.shape[:2], mode="bilinear",
                           align_corners=False)[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from vpltool import console, options
-from vpltool.core import decoder, segment, segmenter
+from vpltool.core import segment, segmenter
+from vpltool.core.grids import layers_of
 from vpltool.core.photos import (
     PhotoSettings,
     describe_failure,
@@ -136,8 +137,8 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
 
     def decode(batch: FeatureBatch) -> Iterator[Made]:
         tensors = batch.tensors
-        layers = (decoder.layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
-                                    network.layers) if "layers" in reads else None)
+        layers = (layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
+                            network.layers) if "layers" in reads else None)
         layers, patches = (
             None if tensor is None else tensor.to(device, non_blocking=True).float()
             for tensor in (layers, tensors["patches"] if "patches" in reads else None))

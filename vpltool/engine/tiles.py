@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vpltool.core import segment
 from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
+from vpltool.core.tiles import blend
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
@@ -128,8 +129,6 @@ class TiledSegmenter:
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
-        from vpltool.core.tiles import blend
-
         patch, grid = self.seen.patch, self.grid(raster.size)
         side = self.tiles.side // patch
         height, width = (min(side, length) * patch for length in grid)

@@ -196,7 +196,6 @@ class InputFolder:
             raise VplError(f"{self.path} holds none of the selected photos", again(self.header))
         return have
 
-
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """Return a hint: the call that computes the missing photos."""
         if self.shards == 1:

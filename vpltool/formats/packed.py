@@ -21,6 +21,7 @@ from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, check_fields
 from vpltool.json_text import parse_json
+from vpltool.lazy import fsspec
 from vpltool.names import leads_out
 
 PACKED = ".packed"
@@ -141,10 +142,8 @@ def _bytes_of(entry: TarSlice) -> bytes:
 
 
 def _fetched(entry: TarSlice) -> bytes:
-    from fsspec.core import url_to_fs
-
     try:
-        system, path = url_to_fs(entry.tar)
+        system, path = fsspec.core.url_to_fs(entry.tar)
         return bytes(system.cat_file(path, start=entry.start, end=entry.end))
     except Exception as error:
         # Each of fsspec's systems raises what its library does.
@@ -202,10 +201,8 @@ def _end_of(members: Mapping[str, tuple[int, int]]) -> int:
 
 def _uploaded(address: str, files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
     """Write a tar to an address, and check that it has arrived: files are deleted next."""
-    from fsspec.core import url_to_fs
-
     try:
-        system, path = url_to_fs(address)
+        system, path = fsspec.core.url_to_fs(address)
         with system.open(path, "wb") as stream:
             members = _pack(stream, files)
         system.invalidate_cache()

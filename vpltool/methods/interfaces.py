@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from vpltool import settings
+from vpltool.core import distributed, phase_one, proposals, segmenter
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods import inputs
-
-if TYPE_CHECKING:
-    from vpltool.core.distributed import Group
-    from vpltool.core.phase_one import Pixels
-    from vpltool.core.proposals import Proposals
-    from vpltool.core.segmenter import SegmenterNetwork
 
 OfMethod: TypeAlias = "settings.Settings | None"
 """Settings of the method's own class."""
@@ -62,8 +57,8 @@ class Refiner(MethodModule):
 class Estimate(Protocol):
     """The function of `estimators`; see `vpltool.methods.estimators.means.estimate`."""
 
-    def __call__(self, pool: Pixels, text: Tensor, text_index: Tensor, of_method: OfMethod,
-                 seed: int, *, group: Group = ...
+    def __call__(self, pool: phase_one.Pixels, text: Tensor, text_index: Tensor,
+                 of_method: OfMethod, seed: int, *, group: distributed.Group = ...
                  ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return rows, their classes, and what else is stored of each."""
 
@@ -123,7 +118,8 @@ class Proposer(MethodModule):
     photo's id, and its proposals or the reason why it has none.
     """
 
-    propose: Callable[[inputs.ProposalRequest, OfMethod], Iterator[tuple[str, Proposals | str]]]
+    propose: Callable[[inputs.ProposalRequest, OfMethod],
+                      Iterator[tuple[str, proposals.Proposals | str]]]
 
     PROCESSES: bool = False
     """Whether photos are done one at a time, each on one core."""
@@ -139,10 +135,10 @@ class Proposer(MethodModule):
 class SegmenterMethod(MethodModule):
     """A method of `segmenters`."""
 
-    build: Callable[[inputs.SegmenterParts, OfMethod], SegmenterNetwork]
-    rebuild: Callable[[Mapping[str, object]], SegmenterNetwork]
+    build: Callable[[inputs.SegmenterParts, OfMethod], segmenter.SegmenterNetwork]
+    rebuild: Callable[[Mapping[str, object]], segmenter.SegmenterNetwork]
 
-    fit: Callable[[SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
+    fit: Callable[[segmenter.SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
                    Callable[[Tensor], Tensor]], None]
     """Only where no training steps are needed: `stepless` says so."""
 

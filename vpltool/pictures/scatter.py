@@ -7,19 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from typing import TypeAlias
 
 from vpltool.errors import VplError
+from vpltool.lazy import Tensor, matplotlib, np, npt, torch
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Points = npt.NDArray[np.float64]
+Points: TypeAlias = "npt.NDArray[np.float64]"
 Colour = tuple[float, float, float]
 
 _MOST_NAMES = 24
@@ -163,10 +156,9 @@ def gap_panel(
 
 def class_colours(count: int) -> list[Colour]:
     """Choose colours that differ clearly on white: even hues, light and dark in turn."""
-    from matplotlib.colors import hsv_to_rgb
-
     values = (0.85, 0.55) if count > 6 else (0.75, 0.75)
-    return [tuple(hsv_to_rgb((index / count, 0.85, values[index % 2])).tolist())
+    return [tuple(matplotlib.colors.hsv_to_rgb(
+        (index / count, 0.85, values[index % 2])).tolist())
             for index in range(count)]
 
 
@@ -189,28 +181,26 @@ def draw_panels(panels: Sequence[Panel], names: Mapping[int, str], path: Path) -
         names: class index to name, in the order of the legend.
         path: of the picture.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     colours = dict(zip(names, class_colours(len(names)), strict=True))
     shapes = {marks.label: marks.shape for panel in panels for marks in panel.marks}
-    entries = [Line2D([], [], linestyle="", marker=MARKERS[shape], color="grey", label=label,
+    entries = [matplotlib.lines.Line2D([], [], linestyle="", marker=MARKERS[shape], color="grey",
+                                       label=label,
                       markerfacecolor="white" if shape == "ring" else "grey")
                for label, shape in shapes.items()]
-    entries += [Line2D([], [], linestyle="", marker="o", color=colours[index], label=name)
+    entries += [matplotlib.lines.Line2D([], [], linestyle="", marker="o", color=colours[index],
+                                        label=name)
                 for index, name in names.items()]
     columns = math.ceil(len(entries) / _LEGEND_ROWS)
-    figure = Figure(figsize=(9 * len(panels) + 2.5 * columns, 9.6), dpi=100, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9 * len(panels) + 2.5 * columns, 9.6), dpi=100,
+                                      layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(axes, panel, names, colours)
     figure.legend(handles=entries, loc="outside right upper", ncols=columns, frameon=False)
     figure.savefig(path, format="png")
 
 
-def _draw_panel(axes: Axes, panel: Panel, names: Mapping[int, str],
+def _draw_panel(axes: matplotlib.axes.Axes, panel: Panel, names: Mapping[int, str],
                 colours: Mapping[int, Colour]) -> None:
-    from matplotlib.patheffects import withStroke
-
     axes.set_title(f"{panel.title}\n", loc="left", fontsize=16)
     axes.text(0, 1.01, panel.note, transform=axes.transAxes, fontsize=10, color="grey")
     axes.set(xticks=[], yticks=[], xlabel=panel.axes[0], ylabel=panel.axes[1])
@@ -233,4 +223,5 @@ def _draw_panel(axes: Axes, panel: Panel, names: Mapping[int, str],
                 side = -1 if left > middle else 1
                 axes.annotate(names[index], (left, top), (11 * side, -4), fontsize=10, zorder=9,
                               textcoords="offset points", ha="left" if side > 0 else "right",
-                              path_effects=[withStroke(linewidth=3, foreground="white")])
+                              path_effects=[matplotlib.patheffects.withStroke(
+                                  linewidth=3, foreground="white")])

@@ -13,7 +13,7 @@ from pathlib import Path
 from vpltool.core import photos
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals
-from vpltool.lazy import Image, np, npt
+from vpltool.lazy import Image, ImageOps, np, npt
 
 SCREEN, THUMB = 2048, 224
 """Longest sides in pixels: of a photo on the screen, of a thumbnail (twice what it takes there)."""
@@ -45,8 +45,6 @@ def screen(photo: Stamped) -> bytes:
 @functools.lru_cache(maxsize=4000)
 def thumb(photo: Stamped) -> bytes:
     """A thumbnail, as JPEG."""
-    from PIL import ImageOps
-
     # A JPEG is decoded at an eighth of its size; other photos are read whole.
     with Image.open(photo[0]) as image:
         if image.format == "JPEG":

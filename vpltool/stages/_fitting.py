@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core import decoder, segmenter, training
+from vpltool.core import segmenter, training
+from vpltool.core.grids import layers_of
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine.headers import check_same_model, make_header, relative_path
 from vpltool.engine.photos import read_known_photo, with_photo_files
@@ -263,7 +264,7 @@ def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
     height, width = tensors["grid"].tolist()
     layers = None
     if wanted:
-        layers = decoder.layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+        layers = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
     return LabelledPhoto(layers, tensors.get("patches"), (height, width),
                          training.labels_at(data.masks.read_labels(photo.id), (height, width)))
 

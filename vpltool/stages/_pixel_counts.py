@@ -15,7 +15,7 @@ from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, identity_
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
-from vpltool.lazy import np, npt
+from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
@@ -129,8 +129,6 @@ def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
 def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], labels: int
                ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Value and class of the strongest map at each pixel, both (H, W)."""
-    import torch.nn.functional as F
-
 
     tensors = source.read_tensors(photo_id)
     check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vpltool import console
 from vpltool.core import segmenter
+from vpltool.core.training import TrainingSettings, make_optimizer, train
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header
@@ -20,9 +21,6 @@ from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
-
-if TYPE_CHECKING:
-    from vpltool.core.training import TrainingSettings
 
 _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
@@ -46,8 +44,6 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
                settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
                ) -> list[list[float]]:
     """Take the steps that are left, and write checkpoints; give the loss curve."""
-    from vpltool.core.training import make_optimizer, train
-
     device = ranks.device
     network = network.to(device)
     training = run.training

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.core import decoder, training
+from vpltool.core import training
+from vpltool.core.grids import layers_of
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.models import load_main
@@ -231,7 +232,7 @@ def _cut_features(data: TrainingData, settings: training.TrainingSettings, itera
         if number not in own:
             continue
         if wanted:
-            stored = decoder.layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
             layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
         if data.reads_patches:
             field = tensors["patches"].unflatten(0, window.grid)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import console, demo, options
 from vpltool.demo import scenes
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
@@ -64,8 +64,6 @@ def run(path: Path, settings: DemoSettings) -> Path:
     Raises:
         VplError: another workspace is there.
     """
-    import vpltool.demo
-
     images, seed = settings.images, settings.seed
     if settings.scene:
         write_demo_scene(path, seed, scenes.CLASSES)
@@ -75,7 +73,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     if not settings.overwrite and _is_done(workspace, splits):
         console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
-    for file in sorted((Path(vpltool.demo.__path__[0]) / "clip").iterdir()):
+    for file in sorted((Path(demo.__path__[0]) / "clip").iterdir()):
         with atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}

@@ -96,7 +96,6 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
                      + f" cannot be read: {named}")
         return dict(_NOTHING)
 
-
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     encoder = load_main(workspace, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,8 +130,6 @@ _worker: list[tuple[Proposer, Settings]] = []
 
 
 def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
-    import multiprocessing
-
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     method = load_method(Proposer, task[0])

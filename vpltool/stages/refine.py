@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
-from vpltool.core import decoder
-from vpltool.core.grids import resample_maps
+from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.engine.given import Given, open_given
 from vpltool.engine.photo_work import Failed, Made
@@ -108,7 +107,7 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"].float())
         if network is not None and network.layers:
-            tensors["layers"] = decoder.layers_of(tensors["layers"], stored, network.layers)
+            tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
         tensors |= {name: tensor.to(device) for name, tensor in read_second(
             given.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(

@@ -124,7 +124,6 @@ def run(work: Path, settings: ShowSettings) -> Path:
              for photo in _tagged(workspace, settings)], columns, settings), settings, remarks)
     _check_columns(columns, rows)
 
-
     page = sheet(_drawn_rows(workspace, rows, columns, settings, remarks), class_palette(),
                  dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"

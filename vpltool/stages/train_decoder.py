@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.core import segmenter
+from vpltool.core.training import TrainingSettings
 from vpltool.engine.checkpoints import Start, read_checkpoint
 from vpltool.engine.headers import check_file, check_same_model
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
@@ -30,9 +30,6 @@ from vpltool.stages import _fitting, _masks
 from vpltool.stages._finetune import finetune
 from vpltool.stages._steps import Training, take_steps
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
-
-if TYPE_CHECKING:
-    from vpltool.core.training import TrainingSettings
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=_fitting.TrainDecoderSettings, methods="segmenters",
@@ -61,8 +58,6 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    from vpltool.core.training import TrainingSettings
-
     method = load_method(SegmenterMethod, settings.method)
     if method.TRAINS_ENCODER:
         return finetune(workspace, settings, method)

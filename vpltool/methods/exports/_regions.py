@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options, settings
+from vpltool.core import metadata
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, part_of
@@ -203,13 +204,11 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    from vpltool.core.metadata import without_metadata
-
     same = _is_alike(path, suffix)
     content = path.read_bytes()
     if same and keep_exif:
         return content
-    if same and (clean := without_metadata(content)) is not None:
+    if same and (clean := metadata.without_metadata(content)) is not None:
         return clean
     return content if same and content.startswith(b"BM") else png_bytes(read_photo(content))
 

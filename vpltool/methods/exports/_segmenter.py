@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import settings
+from vpltool.clip import models
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.formats import JsonObject, voc_palette
 from vpltool.lazy import Tensor
@@ -31,15 +32,13 @@ class SegmenterSettings(settings.Settings):
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
     """Return what is needed to run a segmenter elsewhere, as values for JSON."""
-    from vpltool.clip.models import licence_of
-
     model = segmenter.header.model
     return {
         "classes": list(segmenter.classes),
         "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
         "max_side": side_of(segmenter.header, settings.max_side),
         "licence": {"segmenter": settings.licence or "not stated",
-                    "clip": licence_of(model) or "not known: ask whoever published it"}}
+                    "clip": models.licence_of(model) or "not known: ask whoever published it"}}
 
 
 def photo_pixels(encoder: Any, path: Path, max_side: int

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool.clip import stored_towers
+from vpltool.core import meta_device, segment
 from vpltool.formats import Header
 from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
@@ -40,23 +42,17 @@ class Settings(SegmenterSettings):
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
     """What runs the file, if it holds its tower."""
-    from vpltool.clip.stored_towers import tower_from_config
-    from vpltool.core.meta_device import rebuild
-    from vpltool.core.segment import photo_logits
-
     if settings.clip != "weights":
         return None
     header, tensors = read_part(path, "decoder")
     method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
-    network = rebuild(lambda: method.rebuild(header.facts["config"]), tensors).eval()
-    tower = tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
-    return lambda pixels: photo_logits(tower, network, pixels)
+    network = meta_device.rebuild(lambda: method.rebuild(header.facts["config"]), tensors).eval()
+    tower = stored_towers.tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
+    return lambda pixels: segment.photo_logits(tower, network, pixels)
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
     """Write the file."""
-    from vpltool.clip.stored_towers import tower_config
-
     made, tower = segmenter.header, segmenter.encoder.vision
     stored = settings.clip == "weights"
     facts = {
@@ -64,7 +60,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         "reads": list(segmenter.network.reads),
         **inference_config(segmenter, settings),
         **({"about": dict(segmenter.about)} if segmenter.about else {}),
-        "tower": tower_config(tower) if stored else {},
+        "tower": stored_towers.tower_config(tower) if stored else {},
         "trained": {"command": made.command, "options": made.options, "version": made.version,
                     "preset": made.preset.get("name", "")}}
     header = Header(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import settings
+from vpltool.core import region_head, segment
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, np, torch
@@ -203,15 +204,12 @@ def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
 
 def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
     """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
-    from vpltool.core.region_head import RegionSegmenter
-    from vpltool.core.segment import WholeSegmenter
-
     encoder = segmenter.encoder
     if not side:
-        return WholeSegmenter(encoder.vision, segmenter.network).eval()
+        return segment.WholeSegmenter(encoder.vision, segmenter.network).eval()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (encoder.mean, encoder.std))
-    whole = WholeSegmenter(encoder.vision, segmenter.network, (1 / std, -mean / std))
-    return RegionSegmenter(whole, len(segmenter.classes), side).eval()
+    whole = segment.WholeSegmenter(encoder.vision, segmenter.network, (1 / std, -mean / std))
+    return region_head.RegionSegmenter(whole, len(segmenter.classes), side).eval()
 
 
 def _quantised(model: ModelProto) -> ModelProto:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from vpltool.core import segmenter
 from vpltool.core.discriminant import Moments, discriminant, label_shares
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import LabelledPhoto
 from vpltool.methods.segmenters import _layers, linear
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
 
 READS = ("layers",)
 
@@ -43,7 +40,7 @@ build, rebuild = linear.build, linear.rebuild
 """The network's scores are all 0 until it is fitted."""
 
 
-def fit(network: SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
+def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
         total: Callable[[Tensor], Tensor]) -> None:
     """Compute the affine map from all photos.
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import settings
+from vpltool.core import light_head
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from vpltool.core.light_head import LightHead
 
 READS = ("layers",)
 
@@ -29,16 +27,12 @@ class Settings(settings.Settings):
     width: int = setting(128, "Width of its hidden layers.", low=1)
 
 
-def build(parts: SegmenterParts, settings: Settings) -> LightHead:
+def build(parts: SegmenterParts, settings: Settings) -> light_head.LightHead:
     """Build an untrained head."""
-    from vpltool.core.light_head import LightHead
-
-    return LightHead(parts.layers, parts.input_width, int(parts.class_index.max()) + 1,
-                     settings.width)
+    return light_head.LightHead(parts.layers, parts.input_width, int(parts.class_index.max()) + 1,
+                                settings.width)
 
 
-def rebuild(config: Mapping[str, Any]) -> LightHead:
+def rebuild(config: Mapping[str, Any]) -> light_head.LightHead:
     """Rebuild a head from its `config`; load its state dict next."""
-    from vpltool.core.light_head import LightHead
-
-    return LightHead.from_config(config)
+    return light_head.LightHead.from_config(config)

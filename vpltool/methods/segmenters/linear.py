@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import settings
+from vpltool.core import linear
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from vpltool.core.linear import LinearSegmenter
 
 READS = ("layers",)
 
@@ -36,16 +34,12 @@ class Settings(settings.Settings):
                           source="as `refine --method patches`")
 
 
-def build(parts: SegmenterParts, settings: Settings) -> LinearSegmenter:
+def build(parts: SegmenterParts, settings: Settings) -> linear.LinearSegmenter:
     """Build an untrained classifier."""
-    from vpltool.core.linear import LinearSegmenter
-
-    return LinearSegmenter(parts.layers, parts.input_width, parts.prototypes, parts.class_index,
-                           settings.walk)
+    return linear.LinearSegmenter(parts.layers, parts.input_width, parts.prototypes,
+                                  parts.class_index, settings.walk)
 
 
-def rebuild(config: Mapping[str, Any]) -> LinearSegmenter:
+def rebuild(config: Mapping[str, Any]) -> linear.LinearSegmenter:
     """Rebuild a classifier from its `config`; load its state dict next."""
-    from vpltool.core.linear import LinearSegmenter
-
-    return LinearSegmenter.from_config(config)
+    return linear.LinearSegmenter.from_config(config)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import settings
+from vpltool.core import decoder
 from vpltool.errors import VplError
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
-
-if TYPE_CHECKING:
-    from vpltool.core.decoder import Decoder
 
 READS = ("layers", "patches")
 
@@ -37,25 +35,21 @@ class Settings(settings.Settings):
     layers: str = _layers.layers("WeCLIP, official code")
 
 
-def build(parts: SegmenterParts, settings: Settings) -> Decoder:
+def build(parts: SegmenterParts, settings: Settings) -> decoder.Decoder:
     """Build an untrained decoder.
 
     Raises:
         VplError: the width cannot be divided among the heads.
     """
-    from vpltool.core.decoder import Decoder, DecoderShape
-
     width = settings.width
     if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
         raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "
                        "attention head", "`width=256`")
-    shape = DecoderShape(parts.layers, parts.input_width, parts.prototypes.shape[1], width,
-                         heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
-    return Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
+    shape = decoder.DecoderShape(parts.layers, parts.input_width, parts.prototypes.shape[1], width,
+                                 heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
+    return decoder.Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
 
 
-def rebuild(config: Mapping[str, Any]) -> Decoder:
+def rebuild(config: Mapping[str, Any]) -> decoder.Decoder:
     """Rebuild a decoder from its `config`; load its state dict next."""
-    from vpltool.core.decoder import Decoder
-
-    return Decoder.from_config(config)
+    return decoder.Decoder.from_config(config)

@@ -187,7 +187,7 @@ def region_embeddings(network: SegmenterNetwork, features: InputFolder, masks: I
     import torch
     import torch.nn.functional as F
 
-    from vpltool.core.decoder import layers_of
+    from vpltool.core.grids import layers_of
     from vpltool.core.training import labels_at
 
     embeddings, classes = [], []
