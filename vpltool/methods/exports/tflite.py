@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import settings
+from vpltool.core import segment, vit
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
@@ -54,21 +55,19 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     """
     import litert_torch
 
-    from vpltool.core.segment import WholeSegmenter
-
     patch = segmenter.encoder.vision.patch
     cells = -(-side_of(segmenter.header, settings.max_side) // patch)
     if not cells:
         raise VplError(f"{path.name} takes photos up to one side, and none is set",
                        "`max_side=512`")
     vision = copy.deepcopy(segmenter.encoder.vision)
-    if hasattr(vision, "positions_for"):
+    if isinstance(vision, vit.VisionTower):
         # The converter cannot resample them.
         vision.positions = torch.nn.Parameter(vision.positions_for((cells, cells)))
         vision.grid = (cells, cells)
     # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
-    whole = WholeSegmenter(vision, segmenter.network).eval()
+    whole = segment.WholeSegmenter(vision, segmenter.network).eval()
     try:
         with silent():
             model = litert_torch.convert(whole, (torch.zeros(1, 3, *2 * (cells * patch,)),))
