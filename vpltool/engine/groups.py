@@ -16,8 +16,8 @@ from vpltool.core.text import text_prototypes
 from vpltool.datasets.prompts import find_prompts
 from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.models import check_words
-from vpltool.engine.photo_work import Made, run_batches
-from vpltool.engine.running import RunsSegmenter, Segmented, photo_batches
+from vpltool.engine.photo_work import Made, run_photos
+from vpltool.engine.running import RunsSegmenter, Segmented
 from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
@@ -367,6 +367,7 @@ class GroupSegmenter:
             for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
                 yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
 
-        return run_batches(
-            photo_batches(paths, self.seen, settings, self.device), segment_batch,
-            lambda _: f"`short_side={self.seen.short_side // 2}, overwrite=True`")
+        return run_photos(
+            paths, self.seen, segment_batch, device=self.device, batch_size=settings.batch_size,
+            workers=settings.workers,
+            too_large=lambda _: f"`short_side={self.seen.short_side // 2}, overwrite=True`")

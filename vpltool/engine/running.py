@@ -19,8 +19,8 @@ from vpltool.core.photos import (
     read_photo,
     to_pixels,
 )
-from vpltool.engine.features import smaller_photos_hint, smaller_side_hint
-from vpltool.engine.photo_work import Failed, Made, count_sizes, run_batches
+from vpltool.engine.features import smaller_photos_hint
+from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.engine.tiles import TiledSegmenter, divided, find_tiles
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder
@@ -28,7 +28,7 @@ from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel import photos
 from vpltool.parallel.batches import FeatureBatch, feature_batches
-from vpltool.parallel.device import find_device, worker_count
+from vpltool.parallel.device import find_device
 from vpltool.settings import NoEffect, setting
 
 _MOST_PATCHES = 16_384
@@ -154,14 +154,6 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
     return run_batches(batches, decode, lambda _: smaller_photos_hint(features.header))
 
 
-def photo_batches(paths: Mapping[str, Path], seen: PhotoSettings, settings: RunsSegmenter,
-                  device: torch.device) -> Iterator[photos.Batch]:
-    """Read photos, resized as a segmenter sees them, in batches; see `load_batches`."""
-    return photos.load_batches(
-        list(paths.items()), seen, batch_size=settings.batch_size,
-        workers=worker_count(settings.workers), device=device, sized=count_sizes(len(paths)))
-
-
 @dataclass(frozen=True)
 class RunningNetwork:
     """A network and its encoder.
@@ -221,9 +213,9 @@ class RunningNetwork:
                 yield key, Segmented(part, size)
 
         rest = {key: path for key, path in paths.items() if key not in large}
-        whole = (_warn_of_background(run_batches(
-            photo_batches(rest, seen, settings, device), segment_batch, smaller_side_hint),
-            seen.max_side) if rest else ())
+        whole = (_warn_of_background(run_photos(
+            rest, seen, segment_batch, device=device, batch_size=settings.batch_size,
+            workers=settings.workers), seen.max_side) if rest else ())
         return chain(whole, _in_tiles(tiled, large) if tiled else ())
 
 
