@@ -81,6 +81,11 @@ def no_grad(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Re
 class _LazyFile(ModuleType):
     """A stand-in for a file of ours, whose names are those of the file, set ones, too."""
 
+    @property
+    def __dict__(self) -> dict[str, object]:  # type: ignore[override]
+        """Names of the file: who sets one for a while, as pytest does, puts back what is here."""
+        return importlib.import_module(self.__name__).__dict__
+
     def __getattr__(self, name: str) -> object:
         return getattr(importlib.import_module(self.__name__), name)
 
