@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 368, "lines": 57_838, "code": 35_728, "imports": 13.0, "indented": 130,
+    "files": 368, "lines": 57_843, "code": 35_731, "imports": 13.0, "indented": 130,
     "type_checking": 11, "eager": 59, "any": 250, "cycles": 0, "kind_folders": 7}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
