@@ -12,7 +12,7 @@ from vpltool.core.grids import is_same_view, resample_attention, resample_patche
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
-from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, place
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
 from vpltool.lazy import torch
 from vpltool.parallel.batches import FeatureBatch
 from vpltool.parallel.photos import Batch
@@ -145,9 +145,9 @@ def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
                          ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
                          preferred=BEST_FIRST)
     workspace.check_classes(source.header, source.path)
-    base = (workspace.path / "predictions").resolve()
+    base = folder_of(workspace.path, "predictions").resolve()
     if source.kind == "predictions" and base in source.path.resolve().parents:
-        soft = workspace.path / "probabilities" / source.path.resolve().relative_to(base)
+        soft = folder_of(workspace.path, "probabilities") / source.path.resolve().relative_to(base)
         if (soft / "artifact.json").exists():
             found = open_input(soft, ("probabilities",))
             # Those of an earlier run with other settings are not these predictions' own.

@@ -14,7 +14,7 @@ from vpltool import console
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import KINDS, kind_named
+from vpltool.formats.kinds import KINDS, kind_named, place
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import (
     MANIFEST,
@@ -283,6 +283,25 @@ def find_folder(
             name = f"{chosen[0]}-full" if full and f"{chosen[0]}-full" in names else chosen[0]
             return open_input(work / folder / name / split, kinds, hint)
     raise VplError(f"no {_any_of(kinds)} for the split `{split}` in {work}", hint)
+
+
+def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> InputFolder:
+    """Open the class probabilities that `predict` has stored beside predictions.
+
+    Args:
+        work: the workspace folder.
+        name: of the predictions.
+        split: of the photos.
+        otherwise: what needs none, in backticks.
+
+    Raises:
+        VplError: there are none.
+    """
+    path = place(work, "probabilities", name, split)
+    if not (path / MANIFEST).exists():
+        raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
+                       f"`predict(decoder={name!r}, split={split!r})` stores them; or {otherwise}")
+    return open_input(path, ("probabilities",))
 
 
 def _any_of(kinds: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
-from vpltool.formats.input_folders import names_in
+from vpltool.formats.input_folders import names_in, open_probabilities
 from vpltool.formats.kinds import called, folder_of, place
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import np, npt
@@ -151,12 +151,7 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
     if shown.kind == "predictions":
-        path = place(workspace.path, "probabilities", shown.name, split)
-        if not (path / "artifact.json").exists():
-            raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
-                           f"`predict(decoder={shown.name!r}, split={split!r})` stores them; or "
-                           "`order='worst-tags'`")
-        folder = formats.open_input(path, ("probabilities",))
+        folder = open_probabilities(workspace.path, shown.name, split, "`order='worst-tags'`")
         return lambda photo: (
             uncertainty.mean_entropy(
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])

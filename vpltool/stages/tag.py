@@ -19,6 +19,7 @@ from vpltool.engine.photo_work import Made, run_photos
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import folder_of
 from vpltool.lazy import Tensor
 from vpltool.names import csv_id
 from vpltool.parallel.device import find_device, find_precision
@@ -95,7 +96,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     """
     check_words(workspace)
     given = open_given(workspace, settings, ("photo",), ("prototypes",))
-    folder = settings.out or workspace.path / "tags" / settings.split
+    folder = settings.out or folder_of(workspace.path, "tags") / settings.split
     try:
         given.make(f"tag {settings.split}", {folder: given.header("tags", "tag")},
                    lambda todo: _start(given, settings, given.paths(todo)))

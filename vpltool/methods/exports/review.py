@@ -23,7 +23,7 @@ from pathlib import Path
 from vpltool import console, options, settings
 from vpltool.core.uncertainty import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
+from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.archives import write_folder
 from vpltool.formats.corrections import (
     PIXELS,
@@ -33,6 +33,7 @@ from vpltool.formats.corrections import (
     is_edited,
     is_imported,
 )
+from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import Tensor, np
 from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
@@ -134,23 +135,14 @@ def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: 
         numbers = np.random.default_rng(settings.seed).random(len(photos))
         return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
     measure = mean_entropy if settings.by == "entropy" else mean_margin
-    folder = _probabilities(predictions, settings)
+    folder = open_probabilities(predictions.workspace.path, predictions.name, settings.split,
+                                "`by='random'`")
     with console.progress("uncertainty", len(photos)) as advance:
         found = {}
         for photo in photos:
             found[photo.id] = measure(_read(folder, photo))
             advance()
     return found
-
-
-def _probabilities(predictions: Predictions, settings: Settings) -> InputFolder:
-    work = predictions.workspace.path
-    path = work / "probabilities" / predictions.name / settings.split
-    if not (path / "artifact.json").exists():
-        raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
-                       f"`predict(decoder={predictions.name!r}, split={settings.split!r})` stores "
-                       "them; or `by='random'`")
-    return open_input(path, ("probabilities",))
 
 
 def _read(folder: InputFolder, photo: Photo) -> Tensor:

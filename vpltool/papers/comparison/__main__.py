@@ -172,18 +172,6 @@ def _read(options: argparse.Namespace, work: Path, words: bool, encoder: str
     }, options.seeds, work)
 
 
-def _chosen(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
-    """The names of methods that are asked for; all, if none is.
-
-    Raises:
-        VplError: a name is unknown.
-    """
-    for name in only:
-        if name not in names:
-            raise VplError(f"no method `{name}` is compared", near_name(name, names))
-    return only or names
-
-
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 0, or 1 with a line that says what to do."""
     options = _options(argv)
@@ -191,7 +179,9 @@ def main(argv: list[str] | None = None) -> int:
     def table() -> None:
         listed = _read(options, options.work, True, options.second or "FILE")[1]
         names = [method.name for method in listed]
-        wanted = _chosen(names, options.only)
+        if unknown := [name for name in options.only if name not in names]:
+            raise VplError(f"no method `{unknown[0]}` is compared", near_name(unknown[0], names))
+        wanted = options.only or names
         if options.list:
             for method in listed:
                 if method.name in wanted:

@@ -9,7 +9,7 @@ from vpltool.core.metrics import labels_at
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
-from vpltool.lazy import Image
+from vpltool.lazy import F, Image
 from vpltool.papers.comparison.measuring import Measured, Setup, score_path
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
@@ -72,8 +72,6 @@ def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] 
 def _panels(setup: Setup, name: str, measured: Measured, pictures: Mapping[str, Rgb]
             ) -> Iterator[SheetPanel]:
     """A method's labels of each photo, by its first seed."""
-    import torch.nn.functional as F
-
     threshold = float(read_json(score_path(setup, f"{measured.cams}-cut"), "")["threshold"])
     source = find_folder(setup.work.path, ("cams",), measured.cams, setup.score, ("cams",),
                          "run the comparison again")
