@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import settings
+from vpltool.core import segment
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
@@ -54,8 +55,6 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
     """
     import litert_torch
 
-    from vpltool.core.segment import WholeSegmenter
-
     patch = segmenter.encoder.vision.patch
     cells = -(-side_of(segmenter.header, settings.max_side) // patch)
     if not cells:
@@ -68,7 +67,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         vision.grid = (cells, cells)
     # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
-    whole = WholeSegmenter(vision, segmenter.network).eval()
+    whole = segment.WholeSegmenter(vision, segmenter.network).eval()
     try:
         with silent():
             model = litert_torch.convert(whole, (torch.zeros(1, 3, *2 * (cells * patch,)),))
