@@ -16,7 +16,7 @@ from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.formats.replacing import check_replacing
 from vpltool.options import Replaces
-from vpltool.parallel.once import write_alone
+from vpltool.parallel import once
 from vpltool.settings import Settings, changed, recorded
 
 
@@ -102,7 +102,7 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
         OtherSettings: it is there, made with other settings.
         VplError: another command is writing it.
     """
-    write_alone(path)
+    once.write_alone(path)
     if settings.overwrite or not path.exists():
         check_replacing(path, same=not path.exists())
         return False

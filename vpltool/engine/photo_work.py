@@ -22,10 +22,9 @@ from vpltool.formats.labels import read_labels
 from vpltool.formats.values import BadValues
 from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
+from vpltool.parallel import memory, once
 from vpltool.parallel import photos as photo_batches
 from vpltool.parallel.device import find_device, worker_count
-from vpltool.parallel.memory import Divisible, run_within_memory
-from vpltool.parallel.once import write_alone
 from vpltool.parallel.threads import write_behind
 
 
@@ -37,7 +36,7 @@ class Failed:
 
 
 Made = tuple[str, Any]
-Batch = TypeVar("Batch", bound=Divisible)
+Batch = TypeVar("Batch", bound="memory.Divisible")
 """A photo's id, and what is to be written for it, or `Failed`."""
 
 
@@ -56,7 +55,7 @@ def open_outputs(
         VplError: one was made with other settings, or another command is writing it.
     """
     for path in folders:
-        write_alone(path)
+        once.write_alone(path)
     return [replace(open_output(path, header, photos.ids,
                                 overwrite=settings.overwrite, update=settings.update,
                                 left_out=photos.left_out, own=photos.own, whole=photos.whole,
@@ -186,7 +185,7 @@ def run_batches(
         return [*((key, Failed(reason)) for key, reason in failed.items()),
                 *(run(batch) if len(batch) else ())]
 
-    for _, made in run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
+    for _, made in memory.run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
         yield from made
 
 

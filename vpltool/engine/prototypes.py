@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.core import aligned_space, vit
+from vpltool.engine import models
 from vpltool.engine.headers import check_same_model, make_header
-from vpltool.engine.models import check_words
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import (
@@ -86,7 +86,7 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     """
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():
-        check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
+        models.check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
     hint = prototypes_hint(workspace.path, choice)
     header, tensors = read_tensors(path, "prototypes", made_by=hint)
     owners = tensors["class_index"].tolist()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from vpltool.core import segment
 from vpltool.core.crf import (
     bounded_size,
     scores_of_labels,
@@ -16,6 +17,7 @@ from vpltool.core.crf import (
 )
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
+from vpltool.core.tiles import blend
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.kinds import IGNORE
@@ -115,14 +117,13 @@ class Stored:
             corner: first row and column of the part.
             sides: (height, width) of the part.
         """
-        from vpltool.core.segment import part_of
-
         if self.kind == "predictions":
             (top, left), (height, width) = corner, sides
             return scores_of_labels(
                 self.values[top : top + height, left : left + width].numpy(),
                 among=len(self.classes))
-        return self._with_background(part_of(self.values, size, corner, sides)), self.labels()
+        return self._with_background(segment.part_of(self.values, size, corner,
+                                                     sides)), self.labels()
 
     def _with_background(self, values: Tensor) -> Tensor:
         return with_background(values, self.alpha) if self.kind == "cams" else values
@@ -239,8 +240,6 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
     Yields:
         the marginals of the rows that a row of tiles completes (L, rows, W).
     """
-    from vpltool.core.tiles import blend
-
     stored, photo, size = read.stored, read.scored, read.size
     assert stored is not None
     sides = min(size[0], tile), min(size[1], tile)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from vpltool.errors import VplError
 from vpltool.lazy import torch
-from vpltool.parallel.processes import core_count
+from vpltool.parallel import processes
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -166,4 +166,5 @@ def default_workers() -> int:
     Processes that torchrun has started on this machine share its cores.
     """
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, min(8, core_count() // max(int(beside) if beside.isdecimal() else 1, 1) - 1))
+    share = int(beside) if beside.isdecimal() else 1
+    return max(1, min(8, processes.core_count() // max(share, 1) - 1))

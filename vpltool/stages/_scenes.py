@@ -8,8 +8,10 @@ from itertools import chain
 from pathlib import Path
 
 from vpltool import console
+from vpltool.core import segment
 from vpltool.core.classes import label_type
 from vpltool.core.temperature import tempered
+from vpltool.core.tiles import spans
 from vpltool.engine.headers import check_file, make_header, relative_path
 from vpltool.engine.tiles import TiledSegmenter
 from vpltool.errors import PhotosFailed, VplError
@@ -124,8 +126,6 @@ def _load(work: Chosen) -> TiledSegmenter:
 def _predict(work: Chosen, tiled: TiledSegmenter, scene: Scene, out: Path, header: Header
              ) -> None:
     """Predict a scene row of tiles by row of tiles, and join the rows."""
-    from vpltool.core.tiles import spans
-
     grid = tiled.grid(scene.size)
     patch = tiled.seen.patch
     tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
@@ -166,22 +166,20 @@ def _rows(work: Chosen, tiled: TiledSegmenter, scene: Scene, done: int, tops: Se
     """
     import torch
 
-    from vpltool.core.segment import FINENESS, labels_between
-
     height, width = scene.size
     patch, grid = tiled.seen.patch, tiled.grid(scene.size)
-    ratio = FINENESS / patch
+    ratio = segment.FINENESS / patch
     before: Tensor | None = None
     for top, field in tiled.rows(scene, max(done - 1, 0)):
         number = tops.index(top)
-        bottom = FINENESS * top + field.shape[1]
-        begin = _first_after(FINENESS * top, ratio) if top else 0
+        bottom = segment.FINENESS * top + field.shape[1]
+        begin = _first_after(segment.FINENESS * top, ratio) if top else 0
         end = height if number + 1 == len(tops) else min(_first_after(bottom, ratio), height)
         field = tempered(field, work.temperature)
         if number >= done:
             known = field if before is None else torch.cat([before, field], dim=1)
             labels = np.concatenate(list(chain.from_iterable(
-                _labelled(scene, labels_between(
+                _labelled(scene, segment.labels_between(
                     known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
                     grid[1] * patch,
                     work.settings.abstain)[:, :width], first)
