@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 368, "lines": 57_846, "code": 35_732, "imports": 13.0, "indented": 131,
+    "files": 368, "lines": 57_866, "code": 35_741, "imports": 13.0, "indented": 131,
     "type_checking": 11, "eager": 59, "any": 250, "cycles": 0, "kind_folders": 7}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
