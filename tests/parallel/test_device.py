@@ -234,6 +234,15 @@ def test_auto_is_bf16_where_the_device_computes_in_it(
     assert not told
 
 
+@pytest.mark.parametrize(("slower", "there", "taken"), [
+    (0.3, "fp32", "fp32"), (1.6, "bf16", "bf16"), (70.4, "bf16", "fp32"), (0.3, "", "bf16")])
+def test_auto_keeps_to_what_is_there(slower: float, there: str, taken: str,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that takes more than twice as long here."""
+    monkeypatch.setattr(device, "slowdown_of", lambda _precision: slower)
+    assert settle_precision("auto", torch.device("cpu"), there) == taken
+
+
 def test_threads_are_as_before_the_measurement() -> None:
     before = torch.get_num_threads()
     slowdown_of.cache_clear()

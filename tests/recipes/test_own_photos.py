@@ -39,6 +39,20 @@ def times(work: Path) -> dict[str, int]:
             and path.relative_to(work).parts[0] not in ("pictures", "scores", "recipe.json")}
 
 
+def test_a_workspace_that_moves_is_not_computed_anew(
+    recipe: Result, run: Run, own: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Made in float32, it stays so where bf16 is faster; asked for, bf16 is another setting."""
+    before = times(own / "work")
+    monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 0.3)
+    assert again(run, own, tiny_clip).code == 0
+    assert times(own / "work") == before
+    result = run("run", "own-photos", "precision=bf16", "--dry-run", work=own / "work")
+    assert "extract --max-side 512" in result.out
+    assert "--precision bf16" in result.out
+    assert "--precision fp32" not in result.out
+
+
 def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> None:
     assert recipe.code == 0, recipe.err
     work = own / "work"

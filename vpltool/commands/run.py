@@ -11,9 +11,11 @@ from pathlib import Path
 from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
+from vpltool.formats.kinds import folder_of
+from vpltool.formats.manifest import MANIFEST, header_of, manifest_of
 from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
-from vpltool.parallel.device import find_device
+from vpltool.parallel.device import find_device, settle_precision
 from vpltool.parallel.processes import core_count
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
@@ -86,7 +88,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     typed = _given(recipe, settings.values, path, last)
     given = last | typed
     preset = read_preset(settings.preset) if settings.preset else None
-    steps, terms = checked_steps(recipe, given, path, preset)
+    steps, terms = checked_steps(recipe, given | _kept_precision(recipe, given, path), path, preset)
     tell_values(recipe, last, typed)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
@@ -140,6 +142,19 @@ def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> li
         words += [LineWord("--preset"),
                   LineWord(path=path) if path.is_file() else LineWord(settings.preset)]
     return [*words, *(map(LineWord, ["--jobs", str(settings.jobs)]) if settings.jobs else ())]
+
+
+def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dict[str, str]:
+    """What `precision=auto` keeps to: the number format of the features that are there.
+
+    So a workspace that has moved to another machine is not computed anew.
+    """
+    found = sorted(folder_of(path, "features").glob(f"*/{MANIFEST}"))
+    if not found or recipe.filled(given, path).get("precision") != "auto":
+        return {}
+    header = header_of(manifest_of(found[0].parent), found[0])
+    there = str(header.options.get("precision", "fp32"))
+    return {"precision": settle_precision("auto", find_device("auto"), there)}
 
 
 def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]

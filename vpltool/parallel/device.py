@@ -71,20 +71,25 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def settle_precision(choice: str, device: torch.device) -> str:
+def settle_precision(choice: str, device: torch.device, there: str = "") -> str:
     """Return the precision that a choice stands for: `auto` is bf16 where the device has it.
 
     A CPU has it where it multiplies faster in it than in float32; a GPU, from Ampere on; none of
     Apple's, where it has not been tried.
+
+    Args:
+        choice: its name.
+        device: what computes in it.
+        there: what `auto` keeps to, unless that is much slower here: what is there already has it.
     """
     if choice != "auto":
         return choice
-    if device.type == "mps":
+    if device.type == "mps" or there == "fp32":
         return "fp32"
     if device.type == "cuda":
         has_it = torch.cuda.get_device_capability(device)[0] >= 8
     else:
-        has_it = slowdown_of(torch.bfloat16) < 1
+        has_it = slowdown_of(torch.bfloat16) < (_SLOW if there == "bf16" else 1)
     return "bf16" if has_it else "fp32"
 
 
