@@ -44,7 +44,7 @@ OF_DATA_SETS = {"voc-server": ("voc", VOC.classes, ["2008_000006", "2008_000011"
 """Exports that take the classes and ids of a data set alone."""
 OPTIONS: dict[str, tuple[object, ...]] = {"review": ("--by", "random"), "onnx": ("--max-side", 16)}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",),
-         "geopackage": ("rasterio",)}
+         "tflite": ("litert_torch",), "geopackage": ("rasterio",)}
 
 
 def files_in(path: Path) -> Iterator[tuple[str, bytes]]:
