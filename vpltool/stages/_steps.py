@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vpltool import console
 from vpltool.core import segmenter
-from vpltool.core.training import TrainingSettings, make_optimizer, train
+from vpltool.core import training as learning
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header
@@ -31,7 +31,7 @@ class Training:
     """A training: what is learned, how, and the file that is to come, with its header."""
 
     data: TrainingData
-    training: TrainingSettings
+    training: learning.TrainingSettings
     header: Header
     target: Path
 
@@ -47,7 +47,7 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
     device = ranks.device
     network = network.to(device)
     training = run.training
-    optimizer = make_optimizer(network, training)
+    optimizer = learning.make_optimizer(network, training)
     checkpoints.load_state(network, optimizer, start.tensors)
     with (contextlib.closing(crop_batches(run.data, training, start.step, device=device,
                                           workers=worker_count(settings.workers))) as batches,
@@ -55,11 +55,11 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
         return follow_steps(
             Steps(run.header, run.target, training.iterations, network, optimizer,
                   ("mask", "contrast", "affinity"), settings.checkpoint_every),
-            train(network, optimizer, training, batches, start=start.step, group=ranks), start,
-            ranks, interrupted)
+            learning.train(network, optimizer, training, batches, start=start.step, group=ranks),
+            start, ranks, interrupted)
 
 
-def too_many_crops(training: TrainingSettings) -> contextlib.AbstractContextManager[None]:
+def too_many_crops(training: learning.TrainingSettings) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the crops of a step do not fit into memory."""
     return explain_out_of_memory(
         f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
