@@ -62,7 +62,7 @@ class StudentSettings(options.Replaces):
     width: int = setting(128, "Width of the head's hidden layers.", low=1)
     split: str = options.split("train")
     limit: int = options.limit("changed")
-    iters: int = setting(6000, "Training steps.", low=1)
+    iters: int = setting(3000, "Training steps.", low=1)
     batch_size: int = setting(8, "Crops per step.", low=1)
     crop: int = setting(16, "Side of a crop, in patches.", low=2)
     lr: float = setting(5e-4, "Learning rate of AdamW; the head's is ten times as high.", low=0)
@@ -74,7 +74,7 @@ class StudentSettings(options.Replaces):
     average: float = setting(0.999, "Decay of the average of the weights, which is what is kept.",
                              low=0, high=1, source="Mean teacher, Tarvainen and Valpola 2017")
     max_side: int = setting(
-        384, "Longer photos are scaled down to this, in training and use: less is faster; 0: "
+        352, "Longer photos are scaled down to this, in training and use: less is faster; 0: "
              "never.", low=0, metavar="PIXELS")
     name: str = setting("student", "Name of the student.", record="never", inside=True)
     checkpoint_every: int = setting(
