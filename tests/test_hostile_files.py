@@ -257,7 +257,7 @@ FINDS: tuple[tuple[str, Change, str], ...] = (
     ("recipe", behind(b"vpltool cam a\\ b\n"), "cannot be read"),
     ("recipe", behind(b"say a\x0bb\n"), ""),
     ("recipe", behind(b"if photos\n" * 2000 + b"end\n" * 2000), "nested too deeply"),
-    ("comparison", swap(b"{split}\"]\n[[", b"{split\"]\n[["), "not a line"),
+    ("comparison", swap(b"$split\nend\n", b"$split\n"), "never closed"),
     ("preset", instead(b"a = " + DEEP), "is not TOML"),
     ("torch weights", instead(zipped("x/data.pkl", b"\0" * (1 << 27))), "would expand"),
     ("legacy weights", instead(pickle.dumps(Runs())), "which are not loaded"),

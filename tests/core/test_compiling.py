@@ -32,8 +32,10 @@ def test_code_of_several_processes_is_told_apart(tmp_path: Path) -> None:
 
     assert start(2).wait() == 0
     assert [process.wait() for process in [start(3), start(5), start(6)]] == [0, 0, 0]
+    # A loop that others call is in their code, too, under its own name.
     names = Counter(name for code in cache.rglob("crf_numba.*.nbc")
-                    for name in set(re.findall(rb"_ZN08NumbaEnv7vpltool\w+", code.read_bytes())))
+                    for name in set(re.findall(rb"_ZN08NumbaEnv7vpltool\w+", code.read_bytes()))
+                    if code.name.split("-")[0].rpartition(".")[2].encode() in name)
     assert len(names) >= 14
     assert [name for name, files in names.items() if files > 1] == []
     assert start(2, 3, 5, 6, 4).wait() == 0

@@ -829,7 +829,7 @@ def test_a_decoder_that_names_no_method(run: Run, work: Path) -> None:
     from vpltool.formats import write_tensors
 
     header, tensors = read_tensors(work / "decoder/tiny.safetensors", "decoder")
-    facts = {key: header.facts[key] for key in ("config", "curve")}
+    facts = {key: header.facts[key] for key in ("classes", "config", "curve")}
     path = work / "decoder/nameless.safetensors"
     write_tensors(path, replace(header, facts=facts), tensors)
     result = run("predict", "--decoder", "nameless", "--workers", 0, "--out", work / "x", work=work)

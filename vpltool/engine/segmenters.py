@@ -400,7 +400,8 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
     if len(here) > 1:
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
                        f"name one by its path, such as {here[0]}")
-    for path in (*here, Path(choice), work / choice):
+    # A checkpoint is no result, but it can be named, and is refused as what it is.
+    for path in (*here, place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return open_segmenter(path)
     names = [path.stem for path in (*decoders, *groups)]
