@@ -50,7 +50,8 @@ def record(run: Run, work: Path) -> Record:
 
 
 def _words(text: str, work: Path) -> str:
-    """Text without times and numbers, which differ between machines."""
+    """Text without times, numbers and notes that differ between machines."""
+    text = text.replace("compiling the CRF (once per machine)\n", "")
     return _NUMBERS.sub("0", _TIMES.sub("", text.replace(str(work), "WORK")))
 
 
