@@ -26,6 +26,7 @@ LINES = [line.split() for line in
          (Path(__file__).parent / "lines.txt").read_text().splitlines()]
 
 _TIMES = re.compile(r" in [0-9.]+ (?:s|min|ms)(?: \([0-9.,]+/s\))?")
+_NOTES = re.compile(r"(?m)^(?:compiling the CRF \(once per machine\)|.* about \S+ \w+ left.*)\n")
 _NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?")
 
 def record(run: Run, work: Path) -> Record:
@@ -51,8 +52,7 @@ def record(run: Run, work: Path) -> Record:
 
 def _words(text: str, work: Path) -> str:
     """Text without times, numbers and notes that differ between machines."""
-    text = text.replace("compiling the CRF (once per machine)\n", "")
-    return _NUMBERS.sub("0", _TIMES.sub("", text.replace(str(work), "WORK")))
+    return _NUMBERS.sub("0", _TIMES.sub("", _NOTES.sub("", text).replace(str(work), "WORK")))
 
 
 def files_of(work: Path) -> Record:
