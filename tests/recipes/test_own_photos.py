@@ -313,3 +313,15 @@ def test_precision_is_what_the_machine_is_fast_in(run: Run, own: Path, tiny_clip
 def precisions(folder: Path) -> set[str]:
     headers = [describe(path).header for path in folder.glob("*.safetensors")]
     return {header.options.get("precision", "fp32") for header in headers if header}
+
+
+def test_finetuning_where_it_is_wanted(run: Run, own: Path, tiny_clip: Path) -> None:
+    """It begins at the segmenter, and is looked at beside it."""
+    asked = "train-decoder --masks seeds-refined --prototypes seeds --method finetune"
+    for values, wanted in (((), False), (("finetune=2",), True)):
+        result = again(run, own, tiny_clip, *values, "--dry-run")
+        assert result.code == 0, result.err
+        found = [line for line in result.out.splitlines() if asked in line]
+        assert bool(found) == wanted
+        assert ("predictions/tuned" in result.out) == wanted
+    assert "--start segmenter --iters 2 --name tuned" in found[0]
