@@ -135,17 +135,15 @@ class Trained(nn.Module):
         An encoder that runs by its own code is cut evenly into its levels, in the order of its
         parameters.
         """
-        if self.tower is None:
-            return {id(part): len(self.blocks) - 1 - number
-                    for number, block in enumerate(self.blocks) for part in block.parameters()}
-        parts, depth = list(self.tower.parameters()), self.tower.depth
-        above = {id(part): depth - 1 - number * depth // len(parts)
-                 for number, part in enumerate(parts)}
-        if isinstance(self.tower, VisionTower):
-            above = dict.fromkeys(above, depth)
-            for number, room in enumerate([*self.tower.blocks, self.tower.head]):
-                above |= {id(part): depth - 1 - number for part in room.parameters()}
-        return above
+        tower = self.tower
+        if tower is not None and not isinstance(tower, VisionTower):
+            parts = list(tower.parameters())
+            return {id(part): tower.depth - 1 - number * tower.depth // len(parts)
+                    for number, part in enumerate(parts)}
+        # The whole tower first: what is in none of the blocks, the embedding, is before them.
+        rooms = [*self.blocks] if tower is None else [tower, *tower.blocks, tower.head]
+        return {id(part): len(rooms) - 1 - number
+                for number, room in enumerate(rooms) for part in room.parameters()}
 
     def merge(self) -> None:
         """Add low-rank updates to their matrices."""

@@ -232,9 +232,9 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
         inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
-    options: dict[str, object] = {"layers": layers, "layer_decay": _layer_decay(settings)}
-    header = make_header(workspace, "decoder", "train-student", settings, inputs=inputs,
-                         model=model, options=options)
+    header = make_header(
+        workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
+        options={"layers": layers, "layer_decay": _layer_decay(settings)})
     sources = dict(header.sources)
     if lesson.masks:
         sources["masks"] = relative_path(lesson.masks.path, workspace.path)
