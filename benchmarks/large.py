@@ -32,7 +32,7 @@ from PIL import Image
 
 from vpltool.api import Workspace
 from vpltool.core.crf import bounded_size, decided, labels_at, mean_field, shrink_photo, to_labels
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
 from vpltool.core.tiles import spans
@@ -142,7 +142,7 @@ def crf(folder: Path, tile: int = 1024, width: int = 4000, height: int = 3000) -
 
     def refine(part: ScoredPhoto) -> Any:
         known = decided(part.scores)
-        return mean_field(part.photo, part.scores, PRESETS["weclip"], backend="numba"
+        return mean_field(part.photo, part.scores, KERNELS["weclip"], backend="numba"
                           ) if known is None else known
 
     def told(name: str, labels: Any, start: float) -> None:

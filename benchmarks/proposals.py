@@ -147,7 +147,7 @@ def rows(case: Case, read: Read) -> Iterator[tuple[str, Field, float]]:
     """Yield each row's name, marginals (L, H, W), and the confidence below which 255 is written."""
     cams = read.scored.scores
     crf = _kept(case, f"crf-{case.options.alpha:g}", lambda: densecrf.refine_labels(
-        [read.scored], densecrf.Settings(preset="weclip"), torch.device("cpu"))[0])
+        [read.scored], densecrf.Settings(kernels="weclip"), torch.device("cpu"))[0])
     yield "CAMs", cams, 0.0
     yield "dense CRF", crf, CONFIDENCE_OF_CRF
     found = proposals_of(case, read)

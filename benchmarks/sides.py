@@ -47,7 +47,7 @@ def measure(base: Path, photos: str, masks: str, classes: str, encoder: str, sca
                         method="discriminant", instances=0.08)
     run.cam(prototypes="seeds", method="discriminant", name="seeds")
     run.refine(cams="seeds", method="patches", steps=4, mask="none", min_max=False)
-    run.crf(what="seeds-refined", preset="weclip", max_side=1024)
+    run.crf(what="seeds-refined", kernels="weclip", max_side=1024)
     run.train_decoder(masks="seeds-refined", prototypes="seeds", name="segmenter",
                       method="discriminant")
     run.predict(split="val", decoder="segmenter", scales=str(scale), max_side=0)

@@ -40,7 +40,7 @@ from world import NAMES, World, bytes_of, make_world
 from vpltool.core import crf as crf_core
 from vpltool.core import prototypes as core
 from vpltool.core.classes import allowed_rows
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size
 from vpltool.core.training import TrainingSettings
@@ -409,7 +409,7 @@ def crf(bench: Bench) -> Iterator[Row]:
         chosen = world.first(photos)
         cams = {key: stored.read_tensors(key) for key in chosen}
         return [plain.CrfJob(path, cams[key]["cam"].numpy(), cams[key]["classes"].tolist(),
-                             PRESETS["clip-es"], backend, labels, out)
+                             KERNELS["clip-es"], backend, labels, out)
                 for key, path in chosen.items()]
 
     def old() -> int:
@@ -421,7 +421,8 @@ def crf(bench: Bench) -> Iterator[Row]:
         return spread
 
     def new(photos: int = many) -> int:
-        world.run("crf", "--what", "drawn", "--preset", "clip-es", "--overwrite", "--limit", photos)
+        world.run("crf", "--what", "drawn", "--kernels", "clip-es", "--overwrite", "--limit",
+                  photos)
         return photos
 
     # Compiling the loops is done once per machine.

@@ -296,7 +296,7 @@ def test_a_model_that_is_none(bare: Path, run: Run, tiny_clip: Path, pretrained:
     (("extract", "--device", "gpu"), "gpu"),
     (("extract", "--precision", "fp16", "--device", "cpu"), "fp16"),
     (("cam", "--prototypes", "vison"), "vison"), (("refine", "--cams", "txt"), "txt"),
-    (("crf", "--preset", "clipes"), "clipes"), (("crf", "--what", "txet-refined"), "txet"),
+    (("crf", "--kernels", "clipes"), "clipes"), (("crf", "--what", "txet-refined"), "txet"),
     (("text-prototypes", "--prompts", "sngle"), "sngle"),
 ])
 def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Path,

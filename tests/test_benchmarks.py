@@ -261,7 +261,7 @@ def test_the_first_photos_have_the_sizes_of_all(data: str) -> None:
 
 def test_plain_masks_are_the_same_in_processes(demo_world: worlds.World, tmp_path: Path) -> None:
     """And over the classes present the same as over all 21, to rounding."""
-    from vpltool.core.crf_kernels import PRESETS
+    from vpltool.core.crf_kernels import KERNELS
 
     source = open_input(demo_world.work / "cams/text/train", ("cams",))
     backend = "pydensecrf" if find_spec("pydensecrf") else "torch"
@@ -272,7 +272,7 @@ def test_plain_masks_are_the_same_in_processes(demo_world: worlds.World, tmp_pat
         for key, path in demo_world.first(2).items():
             entry = source.read_tensors(key)
             jobs.append(plain.CrfJob(path, entry["cam"].numpy(), entry["classes"].tolist(),
-                                     PRESETS["clip-es"], backend, labels, tmp_path / name))
+                                     KERNELS["clip-es"], backend, labels, tmp_path / name))
         with plain.one_thread_workers(count) as pool:
             assert (pool is None) == (count == 0)
             plain.crf_of_photos(jobs, pool)

@@ -29,14 +29,14 @@ CHAIN: tuple[tuple[object, ...], ...] = (
     *(("refine", "--cams", "vision", "--split", split) for split in SPLITS),
     ("refine", "--cams", "vision-dense", "--affinity", "patches", "--mask", "none", "--keep-scale"),
     ("crf", "--workers", 0),
-    ("crf", "--what", "vision-dense-refined", "--preset", "weclip", "--alpha", 4, "--workers", 0),
+    ("crf", "--what", "vision-dense-refined", "--kernels", "weclip", "--alpha", 4, "--workers", 0),
     ("train-decoder", "--iters", 3, "--crop", 3, "--batch-size", 2, "--width", 16),
     ("train-decoder", "--iters", 3, "--crop", 3, "--batch-size", 2, "--width", 16, "--source",
      "photos", "--residual", "--masks", "vision-dense-refined", "--lambda-rsc", 0),
     ("predict", "--split", "val"),
     ("predict", "--decoder", "vision-dense-refined", "--scales", "1,0.75", "--flip", "--workers",
      0),
-    ("crf", "--what", "predictions/vision-refined", "--preset", "weclip", "--split", "val",
+    ("crf", "--what", "predictions/vision-refined", "--kernels", "weclip", "--split", "val",
      "--workers", 0),
 )
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import TrainingSettings, make_optimizer
@@ -168,7 +168,7 @@ def build(base: Path, name: str) -> World:
         words = [VOC.synonyms.get(word, word) for word in VOC.classes]
     limit = ("--limit", LIMITS[name])
     features = work / "half/features/train"
-    crf = ("--preset", "clip-es", "--backend", "pydensecrf", "--workers", 0, *limit)
+    crf = ("--kernels", "clip-es", "--backend", "pydensecrf", "--workers", 0, *limit)
     run_chain(base, (
         ("text-prototypes",),
         ("extract", "--store", "fp32", "--workers", 0, *limit),
@@ -440,7 +440,7 @@ def default(command: str, option: str) -> Any:
 
 
 def crf_of(name: str) -> dict[str, float]:
-    return vars(PRESETS[name])
+    return vars(KERNELS[name])
 
 
 def optimizer_of(name: str) -> tuple[str, dict[str, Any]]:
@@ -480,7 +480,7 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "CLIP-ES alpha": (default("crf", "alpha"), 1.0),
     "CLIP-ES confidence": (densecrf.CONFIDENCE, clip_es.CONFIDENCE),
     "CLIP-ES CRF": (crf_of("clip-es"), clip_es.CRF),
-    "CLIP-ES CRF is the default": (default("crf", "preset"), "clip-es"),
+    "CLIP-ES CRF is the default": (default("crf", "kernels"), "clip-es"),
     "CLIP-ES scale": (default("extract", "scale"), 1.0),
     "VPL tau_T": (default("learn-prototypes", "tau-t"), 0.01),
     "VPL tau_I": (default("learn-prototypes", "tau-i"), 0.03),

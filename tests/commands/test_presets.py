@@ -214,7 +214,7 @@ def test_list_and_print(run: Run, tmp_path: Path) -> None:
     ("[refine]\nlambda = true", "lambda = True: expected a number", ""),
     ("[refine]\nlambda = 4", "lambda = 4: at least 0 and at most 1", "Threshold of the boxes"),
     ("[refine]\nmin-max = 1", "min-max = 1: expected true or false", ""),
-    ("[crf]\npreset = 3", "preset = 3: expected a string", "weclip"),
+    ("[crf]\nkernels = 3", "kernels = 3: expected a string", "weclip"),
     ("[predict]\nscales = [1, 0.75]", "expected a string", "WeCLIP"),
     ("[learn-prototypes]\niters = 3000.0", "iters = 3000.0: expected a whole number", ""),
     ("[cam]\ntau = 2020-01-01", "expected a number", ""),
@@ -257,19 +257,19 @@ def test_the_crf_s_own_preset_is_another(copied: Path, run: Run) -> None:
     assert result.code == 1
     assert result.lines("hint:") == [
         "`vpl-voc` is a protocol, which is given before the command"]
-    result = run("--preset", "clip-es-voc", "crf", "--preset", "weclip", "--workers", 0,
+    result = run("--preset", "clip-es-voc", "crf", "--kernels", "weclip", "--workers", 0,
                  "--overwrite", work=work)
     assert result.code == 0
     header = describe(work / "masks/text-refined/train/scene0.png").header
     assert header is not None
     assert header.options["crf"]["bilateral_sxy"] == 64
     assert header.options["wrap_image"]
-    assert header.preset["given"] == {"preset": "weclip"}
+    assert header.preset["given"] == {"kernels": "weclip"}
 
 
 def test_weclip_trains_on_par_and_ends_with_the_crf(copied: Path, run: Run) -> None:
     work = copied / "work"
-    for words, wanted in (((), "par"), (("--method", "densecrf", "--preset", "weclip"),
+    for words, wanted in (((), "par"), (("--method", "densecrf", "--kernels", "weclip"),
                                         "densecrf")):
         result = run("--preset", "weclip-voc", "crf", *words, "--workers", 0, "--overwrite",
                      work=work)

@@ -13,11 +13,11 @@ SOLVE = """
 import sys
 import numpy as np
 from vpltool.core.crf import mean_field
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 photo = np.random.default_rng(1).integers(0, 255, (6, 7, 3), np.uint8)
 for labels in map(int, sys.argv[1:]):
     scores = np.random.default_rng(0).random((labels, 6, 7), np.float32)
-    ours, plain = (mean_field(photo, scores, PRESETS["weclip"], backend=backend)
+    ours, plain = (mean_field(photo, scores, KERNELS["weclip"], backend=backend)
                    for backend in ("numba", "torch"))
     assert np.abs(ours - plain).max() < 1e-4, labels
 """

@@ -22,7 +22,7 @@ from vpltool.core.crf import (
     with_background,
     wrap_image,
 )
-from vpltool.core.crf_kernels import PRESETS, CrfKernels
+from vpltool.core.crf_kernels import KERNELS, CrfKernels
 from vpltool.core.permutohedral import Lattice
 
 
@@ -47,12 +47,12 @@ def some_scores(height: int = 40, width: int = 48, seed: int = 1) -> np.ndarray[
     return scores
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", KERNELS)
 @pytest.mark.parametrize("labels", [2, 3])
 def test_torch_is_pydensecrf(preset: str, labels: int) -> None:
     pytest.importorskip("pydensecrf")
     photo, scores = some_photo(), some_scores()[:labels]
-    first, second = (mean_field(photo, scores, PRESETS[preset], backend=backend)
+    first, second = (mean_field(photo, scores, KERNELS[preset], backend=backend)
                      for backend in ("torch", "pydensecrf"))
     # torch filters what each label has more than the first, pydensecrf each label.
     assert (first.argmax(axis=0) == second.argmax(axis=0)).mean() >= 0.9999
@@ -62,12 +62,12 @@ def test_torch_is_pydensecrf(preset: str, labels: int) -> None:
     assert (first.argmax(axis=0) != scores.argmax(axis=0)).mean() > 0.005
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", KERNELS)
 @pytest.mark.parametrize("labels", [2, 3, 4, 5, 6, 21])
 def test_loops_are_torch(preset: str, labels: int) -> None:
     """For each number of columns whose loops are unrolled, and beyond."""
     scores = np.concatenate([some_scores(seed=seed)[min(seed, 1):] for seed in range(12)])[:labels]
-    first, second = (mean_field(some_photo(), scores, PRESETS[preset], backend=backend)
+    first, second = (mean_field(some_photo(), scores, KERNELS[preset], backend=backend)
                      for backend in ("torch", "numba"))
     assert second.dtype == np.float32
     assert second.flags["C_CONTIGUOUS"]
@@ -94,7 +94,7 @@ def test_loops_filter_as_tensors_do(dims: int, columns: int) -> None:
 
 
 def test_one_label_is_all_there_is() -> None:
-    found = mean_field(some_photo(), some_scores()[:1], PRESETS["clip-es"], backend="numba")
+    found = mean_field(some_photo(), some_scores()[:1], KERNELS["clip-es"], backend="numba")
     assert (found == 1).all()
 
 
@@ -120,7 +120,7 @@ def test_what_leads_everywhere_stays(confidence: float) -> None:
     scores[1] += 0.6
     found = decided(scores, confidence)
     assert found is not None
-    refined = mean_field(some_photo(), scores, PRESETS["clip-es"])
+    refined = mean_field(some_photo(), scores, KERNELS["clip-es"])
     classes = np.array([0, 7, 12])
     for least in {0.0, confidence}:
         assert (to_labels(found, classes, least) == to_labels(refined, classes, least)).all()
@@ -176,7 +176,7 @@ def test_lattice_refuses_what_it_cannot_number() -> None:
 
 
 def test_marginals_sum_to_one_and_need_no_normalised_scores() -> None:
-    found = mean_field(some_photo(), some_scores() * 0.5, PRESETS["weclip"])
+    found = mean_field(some_photo(), some_scores() * 0.5, KERNELS["weclip"])
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
 
 
@@ -209,7 +209,7 @@ GOOD = {"smooth_sxy": 1, "smooth_weight": 3, "bilateral_sxy": 67.5, "bilateral_s
 
 
 def test_settings_of_json_are_those_of_a_preset() -> None:
-    assert CrfKernels.from_json(asdict(PRESETS["weclip"])) == PRESETS["weclip"]
+    assert CrfKernels.from_json(asdict(KERNELS["weclip"])) == KERNELS["weclip"]
     found = CrfKernels.from_json(GOOD)
     assert found == CrfKernels(1, 3, 67.5, 3, 0)
     assert type(found.smooth_sxy) is int, "a header must not change with a decimal point"
@@ -249,7 +249,7 @@ def test_zero_weights_leave_the_scores() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
 def test_a_single_label_is_sure(backend: str) -> None:
-    found = mean_field(some_photo(), np.full((1, 40, 48), 0.3, np.float32), PRESETS["clip-es"],
+    found = mean_field(some_photo(), np.full((1, 40, 48), 0.3, np.float32), KERNELS["clip-es"],
                        backend=backend)
     assert found.shape == (1, 40, 48)
     assert (found == 1).all()
@@ -257,9 +257,9 @@ def test_a_single_label_is_sure(backend: str) -> None:
 
 def test_sizes_do_not_share_a_kernel() -> None:
     """The smoothness kernel is kept between photos, by size."""
-    first = mean_field(some_photo(), some_scores(), PRESETS["clip-es"])
-    mean_field(some_photo()[:24, :32], some_scores()[:, :24, :32], PRESETS["clip-es"])
-    again = mean_field(some_photo(), some_scores(), PRESETS["clip-es"])
+    first = mean_field(some_photo(), some_scores(), KERNELS["clip-es"])
+    mean_field(some_photo()[:24, :32], some_scores()[:, :24, :32], KERNELS["clip-es"])
+    again = mean_field(some_photo(), some_scores(), KERNELS["clip-es"])
     assert (first == again).all()
 
 
@@ -294,12 +294,12 @@ def test_photos_together_are_photos_alone() -> None:
     """Several photos in one lattice do not see each other, nor labels that others have."""
     photos = [some_photo(seed=seed) for seed in range(3)]
     scores = [some_scores(seed=seed)[:labels] for seed, labels in enumerate((3, 2, 1))]
-    together = mean_fields(photos, scores, PRESETS["clip-es"])
+    together = mean_fields(photos, scores, KERNELS["clip-es"])
     for photo, field, found in zip(photos, scores, together, strict=True):
-        alone = mean_field(photo, field, PRESETS["clip-es"])
+        alone = mean_field(photo, field, KERNELS["clip-es"])
         assert found.shape == alone.shape
         assert np.abs(found - alone).max() < 1e-4
-    again = mean_fields(photos, scores, PRESETS["clip-es"])
+    again = mean_fields(photos, scores, KERNELS["clip-es"])
     assert all((first == second).all() for first, second in zip(together, again, strict=True))
 
 

@@ -22,7 +22,7 @@ from vpltool.core.crf import (
     to_labels,
     with_background,
 )
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 
 CLASSES = np.array([0, 7, 12])
 
@@ -48,7 +48,7 @@ def labels_within(max_side: int, confidence: float = 0.0) -> np.ndarray[Any, Any
     photo = large_photo()
     own = (photo.shape[0], photo.shape[1])
     size = bounded_size(own, max_side)
-    marginals = mean_field(shrink_photo(photo, size), cams_at(size), PRESETS["clip-es"])
+    marginals = mean_field(shrink_photo(photo, size), cams_at(size), KERNELS["clip-es"])
     assert marginals.shape[1:] == size
     return labels_at(marginals, CLASSES, own, confidence)
 
@@ -64,7 +64,7 @@ def test_bounded_size(size: tuple[int, int], max_side: int, wanted: tuple[int, i
 @pytest.mark.parametrize("max_side", [0, 128, 2048])
 @pytest.mark.parametrize("confidence", [0.0, 0.95])
 def test_a_photo_that_is_small_enough_is_as_ever(max_side: int, confidence: float) -> None:
-    plain = mean_field(large_photo(), cams_at((96, 128)), PRESETS["clip-es"])
+    plain = mean_field(large_photo(), cams_at((96, 128)), KERNELS["clip-es"])
     assert (labels_within(max_side, confidence) == to_labels(plain, CLASSES, confidence)).all()
 
 
@@ -111,7 +111,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 from vpltool.core.crf import mean_field
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 
 def memory(what):
     # getrusage's peak begins with that of the process that started this one.
@@ -125,7 +125,7 @@ smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resamp
 photo = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
 scores = rng.random((labels, height, width), np.float32)
 del coarse, smooth
-settings = replace(PRESETS["clip-es"], iterations=1)
+settings = replace(KERNELS["clip-es"], iterations=1)
 # The package is imported, and its loops are compiled.
 mean_field(photo[:2, :2], scores[:, :2, :2], settings, backend=backend)
 with open("/proc/self/clear_refs", "w") as file:

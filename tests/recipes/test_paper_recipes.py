@@ -39,7 +39,7 @@ def test_the_protocols_run_under_their_preset(name: str, value: str, decoders: i
     trained = [line for line in lines if " train-decoder " in line]
     assert len(trained) == 2 * decoders
     assert all("--split some" in line for line in trained)
-    assert sum("--preset weclip --split val" in line for line in lines) == 2
+    assert sum("--kernels weclip --split val" in line for line in lines) == 2
 
 
 def test_weclip_s_second_round_goes_on_from_its_first(run: Run, tmp_path: Path) -> None:
@@ -51,4 +51,4 @@ def test_weclip_s_second_round_goes_on_from_its_first(run: Run, tmp_path: Path) 
     assert all("--split some --iters 7" in line for line in (first, second))
     (again,) = (line for line in lines if "--method rfm" in line)
     assert f"--decoder first --split some --out {tmp_path}/cams/text-rfm/some" in again
-    assert sum("--method densecrf --preset weclip --split val" in line for line in lines) == 1
+    assert sum("--method densecrf --kernels weclip --split val" in line for line in lines) == 1

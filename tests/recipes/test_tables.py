@@ -384,7 +384,7 @@ def test_make_voc12_from_a_tree_to_the_table(tmp_path: Path, tiny_clip: Path) ->
         assert f"| {name}" in done.stdout and f"{paper} |" in done.stdout
     report = json.loads((table / "table3.json").read_text())
     assert report["learn"] == "trainaug"
-    assert sum("crf --what predictions" in command and "--preset weclip" in command
+    assert sum("crf --what predictions" in command and "--kernels weclip" in command
                for command in report["stages"]) == 1
     assert not any("extract --split val" in command and "layers" in command
                    for command in report["stages"])

@@ -13,7 +13,7 @@ from conftest import Run, copy_workspace, run_chain
 from PIL import Image
 from reference import clip_es, par
 
-from vpltool.core.crf_kernels import PRESETS
+from vpltool.core.crf_kernels import KERNELS
 from vpltool.formats import read_tensors
 
 CRF = ("crf", "--workers", 0)
@@ -41,7 +41,7 @@ def test_headers_of_both_folders(ready: Path) -> None:
     folders = [ready / "work/masks" / name / "train" for name in ("text-refined",
                                                                   "text-refined-full")]
     first, full = (manifest(folder)["header"] for folder in folders)
-    assert first["options"]["crf"] == asdict(PRESETS["clip-es"])
+    assert first["options"]["crf"] == asdict(KERNELS["clip-es"])
     assert first["options"]["confidence"] == 0.95
     assert full["options"] == {**first["options"], "confidence": 0.0}
     assert first["sources"] == {"what": "cams/text-refined/train"}
@@ -55,7 +55,7 @@ def test_nothing_is_deleted_before_all_is_checked(run: Run, copied: Path) -> Non
     work = copied / "work"
     before = {path: path.read_bytes() for path in (work / "masks").rglob("*.*")}
     assert len(before) == 14
-    for words in (("--device", "cuda:9"), ("--preset", "clipes"), ("--what", "txt-refined")):
+    for words in (("--device", "cuda:9"), ("--kernels", "clipes"), ("--what", "txt-refined")):
         result = run(*CRF, *words, "--overwrite", work=work)
         assert result.code == 1, result.err
         assert {path: path.read_bytes() for path in before} == before
@@ -86,15 +86,15 @@ def test_the_number_of_workers_changes_nothing(run: Run, ready: Path, tmp_path: 
 
 @pytest.mark.parametrize(("content", "said"), [
     ('{"smooth_sxy": "3"}', "smooth_sxy"), ('{"smooth_sxy": 3}', "smooth_weight"),
-    (json.dumps(asdict(PRESETS["weclip"]) | {"bilateral_srgb": 0}), "bilateral_srgb is 0"),
-    (json.dumps(asdict(PRESETS["weclip"]) | {"iterations": 2.5}), "iterations is 2.5"),
-    (json.dumps(asdict(PRESETS["weclip"]) | {"sigma": 1}), "sigma"), ("[]", "object"),
+    (json.dumps(asdict(KERNELS["weclip"]) | {"bilateral_srgb": 0}), "bilateral_srgb is 0"),
+    (json.dumps(asdict(KERNELS["weclip"]) | {"iterations": 2.5}), "iterations is 2.5"),
+    (json.dumps(asdict(KERNELS["weclip"]) | {"sigma": 1}), "sigma"), ("[]", "object"),
     ("{", "JSON")])
 def test_a_preset_s_file_is_checked(content: str, said: str, run: Run, ready: Path, tmp_path: Path
                                     ) -> None:
     path = tmp_path / "mine.json"
     path.write_text(content)
-    result = run(*CRF, "--preset", path, "--out", tmp_path / "x", work=ready / "work")
+    result = run(*CRF, "--kernels", path, "--out", tmp_path / "x", work=ready / "work")
     assert result.code == 1
     assert "mine.json" in result.lines("error:")[0]
     assert said in result.lines("error:")[0]
@@ -103,13 +103,13 @@ def test_a_preset_s_file_is_checked(content: str, said: str, run: Run, ready: Pa
 
 def test_a_preset_s_file_is_used(run: Run, ready: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps(asdict(PRESETS["weclip"])))
+    path.write_text(json.dumps(asdict(KERNELS["weclip"])))
     for name, preset in (("file", path), ("name", "weclip")):
-        result = run(*CRF, "--preset", preset, "--out", tmp_path / name, work=ready / "work")
+        result = run(*CRF, "--kernels", preset, "--out", tmp_path / name, work=ready / "work")
         assert result.code == 0, result.err
     first, second = labels(tmp_path / "file"), labels(tmp_path / "name")
     assert all((first[key] == second[key]).all() for key in first)
-    assert manifest(tmp_path / "file")["header"]["options"]["crf"] == asdict(PRESETS["weclip"])
+    assert manifest(tmp_path / "file")["header"]["options"]["crf"] == asdict(KERNELS["weclip"])
 
 
 def test_photos_are_worked_on_at_a_bounded_size(run: Run, ready: Path, tmp_path: Path) -> None:

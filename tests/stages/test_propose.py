@@ -476,7 +476,7 @@ def test_without_proposals_the_scores_stay(chain: Path, tmp_path: Path) -> None:
     shutil.copytree(chain.parent, tmp_path / "base", symlinks=True)
     work = tmp_path / "base/work"
     one_soft(tmp_path / "soft", "scene2.png", (40, 48))
-    assert run_in_process("crf", "--what", "text-refined", "--preset", "weclip", "--workers", 0,
+    assert run_in_process("crf", "--what", "text-refined", "--kernels", "weclip", "--workers", 0,
                           "--overwrite", work=work).code == 0
     before = masks_of(work / "masks/text-refined-full/train")
     assert propose(work, "--method", "files", "--path", tmp_path / "soft", "--format", "soft"
@@ -512,7 +512,7 @@ def test_what_has_no_effect_is_said_once_and_not_recorded(chain: Path, tmp_path:
     shutil.copytree(chain.parent, tmp_path / "base", symlinks=True)
     work = tmp_path / "base/work"
     assert propose(work, "--scales", "50").code == 0
-    result = vote(work, "--base", "cams", "--preset", "clip-es", "--tile", 100, "--overwrite")
+    result = vote(work, "--base", "cams", "--kernels", "clip-es", "--tile", 100, "--overwrite")
     assert result.code == 0, result.err
     assert result.err.count("no CRF is run") == 1
     assert result.err.count("proposals are of whole photos") == 1

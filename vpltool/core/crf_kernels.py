@@ -59,7 +59,7 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
                          + ("above 0" if positive else "of 0 or more"))
 
 
-PRESETS: dict[str, CrfKernels] = {
+KERNELS: dict[str, CrfKernels] = {
     # CLIP-ES (CVPR 2023), pseudo masks of VOC and COCO.
     "clip-es": CrfKernels(1, 3, 67, 3, 4),
     # WeCLIP (CVPR 2024), at test.

@@ -202,7 +202,7 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
     photo = np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[:side, :side])
     scored = [ScoredPhoto(photo, rng.random((2, side, side)).astype(np.float32))]
     method = find_method("label_refiners", "densecrf").load()
-    used = method.Settings(preset="weclip")
+    used = method.Settings(kernels="weclip")
     where = method.runs_on(used, device)
     return _seconds(lambda: method.refine_labels(scored, used, where), 1)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
 from vpltool.core.crf import estimate_bytes, fastest_backend
-from vpltool.core.crf_kernels import PRESETS, CrfKernels
+from vpltool.core.crf_kernels import KERNELS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
@@ -39,8 +39,9 @@ CONFIDENCE = 0.95
 class Settings(settings.Settings):
     """Settings of the dense CRF."""
 
-    preset: str = setting("clip-es", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
-                          metavar="NAME-OR-FILE", record="never", source="CLIP-ES, official code")
+    kernels: str = setting("clip-es", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
+                          metavar="NAME-OR-FILE", record="never", aliases=["--preset"],
+                           source="CLIP-ES, official code")
     backend: str = setting("auto", "Implementation: auto, numba, torch or pydensecrf. All give the "
                                    "same labels.",
                            choices=("auto", *_PACKAGES), panel=RUNNING, record="never")
@@ -50,12 +51,12 @@ class Settings(settings.Settings):
 
 
 def recorded(settings: Settings) -> dict[str, object]:
-    """What headers say of settings that name something else: the kernels of the preset.
+    """What headers say of settings that name something else: the kernels themselves.
 
     Raises:
-        VplError: there is no such preset, or the file is not one.
+        VplError: there are no such kernels, or the file has none.
     """
-    return {"crf": asdict(_kernels(settings.preset))}
+    return {"crf": asdict(_kernels(settings.kernels))}
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
@@ -77,7 +78,7 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
         console.note("compiling the CRF (once per machine)")
     for count in range(2, min(labels, _COMPILED) + 1):
         crf.mean_field(np.zeros((2, 2, 3), np.uint8), np.full((count, 2, 2), 0.5, np.float32),
-                       _kernels(settings.preset), backend="numba")
+                       _kernels(settings.kernels), backend="numba")
 
 
 def frees_lock(settings: Settings, device: torch.device) -> bool:
@@ -90,7 +91,7 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
     """Make the marginals of photos of one size and number of labels (L, H, W), each."""
     wrap = crf.wrap_image if settings.wrap_image else (lambda photo: photo)
     return crf.mean_fields([wrap(photo.photo) for photo in photos],
-                           [photo.scores for photo in photos], _kernels(settings.preset),
+                           [photo.scores for photo in photos], _kernels(settings.kernels),
                            backend=_backend(settings, device), device=device)
 
 
@@ -104,18 +105,18 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
     return estimate_bytes(size, labels, _backend(settings, device))
 
 
-def _kernels(preset: str) -> CrfKernels:
-    if preset in PRESETS:
-        return PRESETS[preset]
-    if not Path(preset).exists():
-        raise VplError(f"`preset={preset!r}`: neither a preset of the CRF nor a file",
-                       f"`{preset}` is a protocol, which is given before the command"
-                       if preset in preset_files() else near_name(preset, PRESETS))
+def _kernels(kernels: str) -> CrfKernels:
+    if kernels in KERNELS:
+        return KERNELS[kernels]
+    if not Path(kernels).exists():
+        raise VplError(f"`kernels={kernels!r}`: neither the name of CRF parameters nor a file",
+                       f"`{kernels}` is a protocol, which is given before the command"
+                       if kernels in preset_files() else near_name(kernels, KERNELS))
     try:
-        return CrfKernels.from_json(read_json(Path(preset), ""))
+        return CrfKernels.from_json(read_json(Path(kernels), ""))
     except ValueError as error:
-        shown = json.dumps(asdict(PRESETS["clip-es"]))
-        raise VplError(f"{preset}: {error}", f"`clip-es` is {shown}") from error
+        shown = json.dumps(asdict(KERNELS["clip-es"]))
+        raise VplError(f"{kernels}: {error}", f"`clip-es` is {shown}") from error
 
 
 def _backend(settings: Settings, device: torch.device) -> str:

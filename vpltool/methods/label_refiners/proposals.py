@@ -37,9 +37,10 @@ class Settings(of_vpltool.Settings):
 
     base: str = setting("densecrf", "Scores that proposals refine: of the dense CRF, or cams, as "
                                     "they are.", choices=("densecrf", "cams"))
-    preset: str = setting(
+    kernels: str = setting(
         "weclip", "Parameters of the CRF: clip-es, weclip, or a JSON file.",
-        metavar="NAME-OR-FILE", record="never", source="WeCLIP, official code",
+        metavar="NAME-OR-FILE", record="never", aliases=["--preset"],
+        source="WeCLIP, official code",
         no_effect=[NoEffect({"base": ("cams",)}, "no CRF is run")])
     min_area: int = setting(100, "Smaller proposals do not vote, in pixels.", low=0,
                             source="segment-anything, example of SamAutomaticMaskGenerator")
@@ -50,7 +51,7 @@ class Settings(of_vpltool.Settings):
 
 
 def recorded(settings: Settings) -> dict[str, object]:
-    """What headers say of the preset: the kernels of the CRF, if one is run."""
+    """What headers say of the kernels of the CRF, if one is run."""
     return _crf().recorded(_of_crf(settings)) if settings.base == "densecrf" else {}
 
 
@@ -132,4 +133,4 @@ def _crf() -> LabelRefiner:
 
 
 def _of_crf(settings: Settings) -> of_vpltool.Settings:
-    return _crf().Settings(preset=settings.preset)
+    return _crf().Settings(kernels=settings.kernels)

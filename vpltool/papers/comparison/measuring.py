@@ -19,7 +19,7 @@ from vpltool.papers.comparison.methods import Method, Steps
 from vpltool.recipes.parse import Rounds, Step, commands_of
 from vpltool.recipes.runner import run_line
 
-MASKS = {"preset": "weclip", "confidence": 0.0}
+MASKS = {"kernels": "weclip", "confidence": 0.0}
 """How masks are made of maps; `alpha` follows from where the maps are cut."""
 
 _COLUMNS = {"cams": "CAM", "masks": "mask", "predictions": "mask"}

@@ -231,7 +231,7 @@ class Chains:
 
     def at_test(self, name: str) -> str:
         """Predictions after the CRF: WeCLIP's constants, as VPL gives none."""
-        self.call("crf", what=called("predictions", name), split=self.split, preset="weclip")
+        self.call("crf", what=called("predictions", name), split=self.split, kernels="weclip")
         return f"{name}-crf"
 
     def _prototypes(self, name: str) -> Path:
