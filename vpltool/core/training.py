@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vpltool.core import decoder, segmenter
-from vpltool.core.distributed import ALONE, Group
+from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
@@ -293,7 +293,9 @@ def train(
     """
     device = network.prototypes.device
     network.train()
-    losses_of = group.share(_losses_of_step(network, settings, group))
+    decoder.share_dropout(network, group)
+    losses_of: Callable[[CropBatch], Losses] = share_losses(
+        network, lambda batch: step_losses(network, batch, settings, group), group)
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for part in optimizer.param_groups:
@@ -309,29 +311,10 @@ def train(
         yield StepRecord(iteration, *(loss.detach() for loss in losses))
 
 
-def _losses_of_step(network: segmenter.SegmenterNetwork, settings: TrainingSettings, group: Group
-                    ) -> torch.nn.Module:
-    """Return `step_losses` as a module, whose gradients processes can share."""
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            decoder.share_dropout(network, group)
-
-        def forward(self, batch: CropBatch) -> tuple[Tensor, ...]:
-            mask, *others = step_losses(network, batch, settings, group)
-            if group.count > 1:
-                # Parameters that a step does not read must have a gradient all the same.
-                mask = mask + 0 * torch.stack([*network.scalars]).sum()
-            return mask, *others
-
-    return Step()
-
-
 def step_losses(
     network: segmenter.SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
     group: Group = ALONE,
-) -> tuple[Tensor, ...]:
+) -> Losses:
     """Losses of crops that `CropBatch.to` took to the network's device.
 
     The contrast compares all crops, and means are over all pixels: each process of a group has the
