@@ -43,7 +43,6 @@ from vpltool.core.classes import allowed_rows
 from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size
-from vpltool.core.training import TrainingSettings
 from vpltool.formats import (
     Header,
     identity_of_file,
@@ -55,6 +54,7 @@ from vpltool.formats import (
     read_tensors,
 )
 from vpltool.parallel import device as machine
+from vpltool.stages._fitting import TrainDecoderSettings, training_of
 
 SCALES = "1,0.75"
 """WeCLIP's, each seen mirrored, too."""
@@ -503,7 +503,7 @@ def decoder(bench: Bench) -> Iterator[Row]:
     def old() -> int:
         encoder = bench.encoder
         depth = len(encoder.visual.transformer.resblocks)
-        settings = TrainingSettings(few, crop=crop)
+        settings = training_of(TrainDecoderSettings(iters=few, crop=crop), torch.float32)
         shape = DecoderShape(tuple(range(depth - 1)), encoder.visual.conv1.out_channels,
                              rows.shape[1], heads=8)
         plain.train_decoder(

@@ -24,13 +24,14 @@ from conftest import Run, draw_scenes, prepare, run_chain, save_clip, write_scen
 from PIL import Image
 from reference import clip_es, inmap, weclip
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
 from vpltool.core.crf_kernels import PRESETS
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.tower import ATTENTION_BLOCKS
-from vpltool.core.training import TrainingSettings, make_optimizer
+from vpltool.core.training import WARMUP, make_optimizer
 from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
@@ -446,7 +447,7 @@ def crf_of(name: str) -> dict[str, float]:
 def optimizer_of(name: str) -> tuple[str, dict[str, Any]]:
     """Its class, and those of its settings that the peers name."""
     decoder = Decoder(DecoderShape((0,), 8, 8, width=8, heads=2), torch.eye(8), torch.arange(8))
-    made = make_optimizer(decoder, TrainingSettings(1, optimizer=name))
+    made = make_optimizer(decoder, training_with(iters=1, optimizer=name))
     return type(made).__name__, {key: made.defaults[key] for key in
                                  ("momentum", "betas", "weight_decay") if key in made.defaults}
 
@@ -498,7 +499,7 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "WeCLIP CRF": (crf_of("weclip"), weclip.CRF),
     "WeCLIP decoder": ([getattr(DecoderShape((), 1, 1), name)
                         for name in ("width", "blocks", "heads", "dropout")], [256, 3, 8, 0.1]),
-    "WeCLIP warm-up": (TrainingSettings(1).warmup, 50),
+    "WeCLIP warm-up": (WARMUP, 50),
     "WeCLIP crop": (16 * default("train-decoder", "crop"), 320),
     "WeCLIP optimizer": (optimizer_of("adamw"), ("AdamW", {"betas": (0.9, 0.999),
                                                           "weight_decay": 0.01})),

@@ -18,13 +18,13 @@ from conftest import TRAIN, Run, copy_workspace
 from PIL import Image
 from stopping import stop_after
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.core import training
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
     CropBatch,
-    TrainingSettings,
     chosen_photos,
     generator_of,
     labels_at,
@@ -155,7 +155,7 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
                                        layered: Path) -> None:
     """As if a photo were scaled, normalised and mirrored as a whole; stored layers likewise."""
     data = training_data_of(layered, source, residual=residual, max_side=max_side)
-    settings = TrainingSettings(iterations=6, batch_size=3, crop=crop)
+    settings = training_with(iters=6, batch_size=3, crop=crop)
     batches = crop_batches(data, settings, 2, device=torch.device("cpu"), workers=2)
     whole = True
     for iteration, found in zip(range(2, 6), batches, strict=True):
@@ -215,7 +215,7 @@ def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Pa
     data = training_data_of(layered, "photos", residual=True)
     side = 3 * data.frozen.encoder.vision.patch
     batches: list[CropBatch] = list(crop_batches(
-        data, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
+        data, training_with(iters=1, batch_size=2, crop=3), 0,
         device=torch.device(device), workers=1))
     assert len(batches) == 1
     assert shapes == ([(torch.uint8, (2, 3, side, side)), (torch.uint8, (2, 12, 12)),
@@ -540,7 +540,7 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
     del manifest["photos"]
     path.write_text(json.dumps(manifest))
     data = training_data_of(work.parent, "photos", residual=False, max_side=max_side)
-    settings = TrainingSettings(iterations=2, batch_size=3, crop=20)
+    settings = training_with(iters=2, batch_size=3, crop=20)
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest, **more: (

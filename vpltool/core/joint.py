@@ -24,7 +24,7 @@ from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower
-from vpltool.core.training import TrainingSettings, learning_rate
+from vpltool.core.training import StepSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
 _TOP = 0.05
@@ -33,7 +33,7 @@ _TOP = 0.05
 
 @dataclass(frozen=True)
 class JointSettings:
-    """What joint training adds to `TrainingSettings`.
+    """What joint training adds to `StepSettings`.
 
     Args:
         blocks: last blocks of the encoder that are trained; 0: all of it, with the embedding.
@@ -251,7 +251,7 @@ class Pair(nn.Module):
         self.now.requires_grad_(False).eval()
 
 
-def joint_optimizer(pair: Pair, settings: TrainingSettings) -> torch.optim.Optimizer:
+def joint_optimizer(pair: Pair, settings: StepSettings) -> torch.optim.Optimizer:
     """AdamW over the encoder and the head; vectors are free of weight decay."""
     joint, above = pair.settings, pair.now.blocks_above()
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
@@ -280,7 +280,7 @@ class JointRecord:
 
 
 def train_jointly(
-    pair: Pair, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
+    pair: Pair, optimizer: torch.optim.Optimizer, settings: StepSettings,
     batches: Iterable[PixelBatch], *, start: int = 0, group: Group = ALONE,
 ) -> Iterator[JointRecord]:
     """Run steps `start`, `start + 1`, …; see `training.train`."""
@@ -302,7 +302,7 @@ def train_jointly(
         yield JointRecord(iteration, tuple(loss.detach() for loss in losses))
 
 
-def _losses(pair: Pair, batch: PixelBatch, settings: TrainingSettings, group: Group) -> Losses:
+def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:
     """Return the weighted losses of the crops of this process."""
     joint, crop = pair.settings, settings.crop
     grid, lower = (crop, crop), settings.precision != torch.float32

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vpltool.core import decoder, segmenter
 from vpltool.core.distributed import ALONE, Group, Losses, share_losses
@@ -18,41 +18,53 @@ from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
+WARMUP = 50
+"""Steps in which the learning rate rises: WeCLIP's, official code."""
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a segmenter is trained; the defaults are the paper's, or WeCLIP's where it is silent.
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """Which crops the steps of a training see, and how fast they learn.
 
     Args:
         iterations: number of steps.
         batch_size: crops a step.
         crop: side of the crop in patches.
-        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
         lr: learning rate at the start.
         power: the rate falls as (1 − t)^power.
         warmup: steps of linear rise at the start.
-        balanced: whether background and foreground weigh the same in the cross-entropy.
-        lambda_ce: weight of the cross-entropy.
-        lambda_rsc: weight of the regional semantic contrast.
-        lambda_aff: weight of the affinity loss; a network without fused features has none.
         seed: where chance begins.
         precision: number format of the network's products, forwards and backwards; parameters
             and losses are in float32.
     """
 
     iterations: int
-    batch_size: int = 6
-    crop: int = 20
-    optimizer: str = "sgd"
-    lr: float = 0.01
-    power: float = 0.9
-    warmup: int = 50
-    balanced: bool = False
-    lambda_ce: float = 1.0
-    lambda_rsc: float = 1.0
-    lambda_aff: float = 0.0
-    seed: int = 0
-    precision: torch.dtype = field(default_factory=lambda: torch.float32)
+    batch_size: int
+    crop: int
+    lr: float
+    power: float
+    warmup: int
+    seed: int
+    precision: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(StepSettings):
+    """How a segmenter on a frozen encoder is trained.
+
+    Args:
+        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
+        balanced: whether background and foreground weigh the same in the cross-entropy.
+        lambda_ce: weight of the cross-entropy.
+        lambda_rsc: weight of the regional semantic contrast.
+        lambda_aff: weight of the affinity loss; a network without fused features has none.
+    """
+
+    optimizer: str
+    balanced: bool
+    lambda_ce: float
+    lambda_rsc: float
+    lambda_aff: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class CropBatch:
                          self.valid.to(device, non_blocking=True), shown)
 
 
-def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> list[int]:
+def chosen_photos(count: int, settings: StepSettings, iteration: int) -> list[int]:
     """Indices of the photos of a step: each photo once an epoch, in an order of its own."""
     picked = []
     for position in range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size):
@@ -109,7 +121,7 @@ def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> lis
     return picked
 
 
-def generator_of(settings: TrainingSettings, iteration: int) -> np.random.Generator:
+def generator_of(settings: StepSettings, iteration: int) -> np.random.Generator:
     """The random numbers of a step's augmentation."""
     return np.random.default_rng((settings.seed, 2, iteration))
 
@@ -251,7 +263,7 @@ def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettin
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
 
 
-def learning_rate(settings: TrainingSettings, iteration: int) -> float:
+def learning_rate(settings: StepSettings, iteration: int) -> float:
     """Rate of a step: linear warm-up, then polynomial decay."""
     decay = (1 - iteration / settings.iterations) ** settings.power
     return settings.lr * min(1.0, (iteration + 1) / max(settings.warmup, 1)) * decay

@@ -59,7 +59,7 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
             start, ranks, interrupted)
 
 
-def too_many_crops(training: learning.TrainingSettings) -> contextlib.AbstractContextManager[None]:
+def too_many_crops(training: learning.StepSettings) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the crops of a step do not fit into memory."""
     return explain_out_of_memory(
         f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
