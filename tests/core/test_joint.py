@@ -13,7 +13,7 @@ def rates(name: str, layers: tuple[int, ...], **joint: float) -> tuple[Pair, dic
     """A pair, and the factor on the learning rate of each of its parameters."""
     encoder = random_encoder(find_encoder(name, ()), 0)
     head = LightHead(layers, encoder.vision.width, 3, 8)
-    pair = Pair(encoder.vision, head, JointSettings(**joint))
+    pair = Pair(encoder.vision, head, JointSettings(average=0.999, **joint))
     optimizer = joint_optimizer(pair, training_with(iters=1))
     return pair, {id(part): group["scale"] for group in optimizer.param_groups
                   for part in group["params"]}

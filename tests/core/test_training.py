@@ -198,13 +198,13 @@ def test_every_photo_once_an_epoch(count: int, batch_size: int) -> None:
                      for number in chosen_photos(count, other, iteration)]
 
 
-SHAPE = DecoderShape(layers=(0, 1), input_width=6, dim=8, width=16, blocks=1, heads=2)
+SHAPE = DecoderShape((0, 1), 6, 8, width=16, blocks=1, heads=2, residual=False)
 
 
 def make_decoder() -> Decoder:
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(4, 8), dim=-1)
-    return Decoder(SHAPE, rows, torch.tensor([1, 2, 0, 0]))
+    return Decoder(SHAPE, rows, torch.tensor([1, 2, 0, 0]), 0.07)
 
 
 def batches(settings: TrainingSettings, start: int) -> Iterator[CropBatch]:

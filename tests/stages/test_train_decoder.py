@@ -635,8 +635,8 @@ def test_steps_in_bf16_follow_those_in_float32(method: str, run: Run, layered: P
 def test_the_folded_layers_are_the_reduced_and_fused_ones() -> None:
     """In training two linear maps are one: the same values, and the same gradients."""
     torch.manual_seed(0)
-    decoder = Decoder(DecoderShape((0, 1, 2), 24, 16, width=8, blocks=1, heads=1),
-                      torch.randn(4, 16), torch.tensor([1, 2, 0, 0])).double()
+    shape = DecoderShape((0, 1, 2), 24, 16, width=8, blocks=1, heads=1, residual=False)
+    decoder = Decoder(shape, torch.randn(4, 16), torch.tensor([1, 2, 0, 0]), 0.07).double()
     layers = torch.randn(2, 3, 5, 24, dtype=torch.double)
     found, gradients = [], []
     for reduce in (decoder._reduce, decoder._reduce_folded):

@@ -36,10 +36,10 @@ class JointSettings:
     """What joint training adds to `StepSettings`.
 
     Args:
+        average: decay of the average of the weights.
         blocks: last blocks of the encoder that are trained; 0: all of it, with the embedding.
         rank: of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0: the
             matrices themselves are trained.
-        average: decay of the average of the weights.
         doubt: a pseudo label to which the average gives less probability is ignored; 0: none is.
         lambda_tags: weight of the tags' loss.
         lambda_masks: weight of the masks' loss where soft labels are learned.
@@ -48,9 +48,9 @@ class JointSettings:
             Bao et al., ICLR 2022): what early blocks know from many photos is kept.
     """
 
+    average: float
     blocks: int = 0
     rank: int = 0
-    average: float = 0.999
     doubt: float = 0.0
     lambda_tags: float = 0.0
     lambda_masks: float = 0.0
