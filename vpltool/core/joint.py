@@ -24,7 +24,7 @@ from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower
-from vpltool.core.training import StepSettings, learning_rate
+from vpltool.core.training import StepRecord, StepSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
 _TOP = 0.05
@@ -266,24 +266,15 @@ def joint_optimizer(pair: Pair, settings: StepSettings) -> torch.optim.Optimizer
         lr=settings.lr)
 
 
-@dataclass(frozen=True)
-class JointRecord:
-    """Losses of one step: of the masks or soft labels, of the tags or of masks beside soft labels.
-
-    Args:
-        iteration: number of the step.
-        losses: on the network's device.
-    """
-
-    iteration: int
-    losses: tuple[Tensor, ...]
-
-
 def train_jointly(
     pair: Pair, optimizer: torch.optim.Optimizer, settings: StepSettings,
     batches: Iterable[PixelBatch], *, start: int = 0, group: Group = ALONE,
-) -> Iterator[JointRecord]:
-    """Run steps `start`, `start + 1`, …; see `training.train`."""
+) -> Iterator[StepRecord]:
+    """Run steps `start`, `start + 1`, …; see `training.train`.
+
+    Yields:
+        losses of the masks or soft labels, and of the tags or of masks beside soft labels.
+    """
     device = next(pair.parameters()).device
     pair.train()
     losses_of: Callable[[PixelBatch], Losses] = share_losses(
@@ -299,7 +290,7 @@ def train_jointly(
                                  1.0)
         optimizer.step()
         pair.follow(iteration)
-        yield JointRecord(iteration, tuple(loss.detach() for loss in losses))
+        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
 
 
 def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:

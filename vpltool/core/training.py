@@ -274,15 +274,7 @@ class StepRecord:
     """Losses of one step, on the network's device: who reads one waits for the step's end."""
 
     iteration: int
-    mask: Tensor
-    contrast: Tensor
-    affinity: Tensor | None = None
-
-    @property
-    def losses(self) -> tuple[Tensor, ...]:
-        """Mask loss, contrast and, where it has a weight, affinity."""
-        return tuple(loss for loss in (self.mask, self.contrast, self.affinity)
-                     if loss is not None)
+    losses: Losses
 
 
 def train(
@@ -301,7 +293,7 @@ def train(
         group: processes that share the crops of each step.
 
     Yields:
-        a record after each step.
+        the losses of each step, see `step_losses`.
     """
     device = network.prototypes.device
     network.train()
@@ -320,7 +312,7 @@ def train(
         optimizer.step()
         with torch.no_grad():
             network.log_scale.clamp_(max=float(np.log(100)))
-        yield StepRecord(iteration, *(loss.detach() for loss in losses))
+        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
 
 
 def step_losses(

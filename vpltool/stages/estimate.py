@@ -254,7 +254,7 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     times, last = [], time.perf_counter()
     optimizer = training.make_optimizer(network, used)
     for record in training.train(network, optimizer, used, iter([batch] * steps)):
-        record.mask.item()
+        record.losses[0].item()
         now = time.perf_counter()
         times.append(now - last)
         last = now
